@@ -1,7 +1,7 @@
 """Continual multimodal pretraining: training, merging, schedules, mixtures, streams, budgets.
 
-The public API is listed in `__init__.pyi`. Names are imported when they are first used, so that
-`import cmp` is quick.
+The public API is listed in `__init__.pyi`. Names are imported on first use, which keeps
+`import cmp` fast.
 """
 
 import lazy_loader
@@ -9,6 +9,6 @@ import lazy_loader
 __version__ = "0.2.0"
 
 NUMERICS = 4
-"""Part of every run's id. Raised by hand when a change may alter a run's result."""
+"""Part of every run's id. Raise it by hand when a change may alter a run's result."""
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

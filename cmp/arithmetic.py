@@ -1,8 +1,8 @@
-"""The arithmetic of the forward and the backward pass: fp32, or bf16 by autocast.
+"""Precision of the forward and backward passes: fp32, or bf16 with autocast.
 
-On a CPU for which oneDNN has no kernels in bf16, such as one with AVX2 alone, torch computes its
-products and convolutions seven times as slowly as in fp32. There they are computed in fp32, from
-operands in bf16 to results in bf16, as kernels in bf16 do inside.
+On a CPU without oneDNN kernels for bf16, such as one with AVX2 only, torch runs bf16 products and
+convolutions seven times slower than fp32 ones. On such a CPU this module computes them in fp32,
+taking and returning bf16, as bf16 kernels do internally.
 """
 
 import contextlib
@@ -25,14 +25,13 @@ _PRODUCTS = {
 
 
 class ProductsInFp32(TorchDispatchMode):
-    """A mode in which products and convolutions of bf16 tensors are computed in fp32.
+    """A dispatch mode that computes products and convolutions of bf16 tensors in fp32.
 
-    Their results are in bf16 again, so each differs from that of a kernel in bf16 by the order of
-    its sums alone.
+    Results are rounded to bf16, so they differ from a bf16 kernel's only in the order of summation.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Compute one operation."""
+        """Run one operation."""
         kwargs = kwargs or {}
         if func not in _PRODUCTS:
             return func(*args, **kwargs)
@@ -48,22 +47,22 @@ class ProductsInFp32(TorchDispatchMode):
 
 @functools.cache
 def lacks_bf16_kernels(kind: str) -> bool:
-    """Return whether devices of a kind, such as "cpu", compute bf16 much more slowly than fp32."""
+    """Return whether a kind of device, such as "cpu", is much slower in bf16 than in fp32."""
     if kind != "cpu":
         return False
-    has_library = torch.backends.mkldnn.is_available()  # some builds are without it
+    has_library = torch.backends.mkldnn.is_available()  # some builds lack it
     return not (has_library and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def bf16_products(device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the context of a backward pass, in which products of bf16 tensors are fast on any
-    device; `autocast` is that of a forward pass."""
+    """Return the context for a backward pass, which keeps bf16 products fast on any device.
+    `autocast` is its counterpart for the forward pass."""
     return ProductsInFp32() if lacks_bf16_kernels(device.type) else contextlib.nullcontext()
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the context of a forward pass: "bf16" by autocast, "fp32" as it is."""
-    if device.type == "meta":  # has no arithmetic
+    """Return the context for a forward pass: autocast for "bf16", no change for "fp32"."""
+    if device.type == "meta":  # computes nothing
         return contextlib.nullcontext()
     if precision == "bf16" and lacks_bf16_kernels(device.type):
         return _autocast_with_products_in_fp32()

@@ -1,10 +1,10 @@
-"""Update methods at equal compute: what a step costs, and how many a budget allows.
+"""Compare update methods at equal compute: what a step costs, and how many steps a budget allows.
 
 The unit is memory-adjusted FLOPs (MAFs): the FLOPs of a step times its peak memory divided by that
-of full fine-tuning. Both are counted on torch's meta device, where nothing is computed: every
-caption at the model's full length and encoded once, so that a cost is a function of (model, batch,
-method) and not of the data. Matrix products and convolutions count, those of attention too;
-elementwise work does not, as in the paper.
+of full fine-tuning. Both are counted on torch's meta device, which computes nothing. Every caption
+is encoded once at the model's full length, so a cost depends on (model, batch, method) and not on
+the data. As in the paper, matrix products and convolutions count, including those of attention;
+elementwise work does not.
 """
 
 import copy
@@ -31,11 +31,11 @@ from cmp.registry import Option, get_option
 from cmp.training import ForwardOutput, TrainState, UpdateMethod
 
 SLACK = 1e-9
-"""What rounding may add to a sum, relative to it, before it counts as an overrun."""
+"""Relative rounding error of a sum that does not yet count as an overrun."""
 MAX_BATCH = 2**20
-"""Samples of a step; torch cannot count the entries of much larger batches."""
+"""Most samples per step; torch cannot count the entries of much larger batches."""
 CLIP_PARTS = ("visual", "encode_text", "logit_scale", "context_length")
-"""What a network has whose cost is counted without `inputs`."""
+"""Attributes that a network needs if its cost is counted without `inputs`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Cost:
 
     Attributes:
         step: FLOPs of one step, forward, backward and optimiser.
-        end: FLOPs at the end of a task, once.
+        end: FLOPs at the end of each task.
         memory: Bytes at the peak of a step, in fp32.
 
     Example:
@@ -60,13 +60,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a task may cost, and what a method's steps cost of it, in memory-adjusted FLOPs.
+    """The budget of a task and the costs it pays for, in memory-adjusted FLOPs.
 
     Attributes:
-        allowed: Per task.
-        step: Per step.
-        end: Once per task, after its steps.
-        multiplier: The memory multiplier that the FLOPs were adjusted by.
+        allowed: The budget per task.
+        step: The cost per step.
+        end: The cost at the end of each task.
+        multiplier: The memory multiplier applied to the FLOPs.
     """
 
     allowed: float
@@ -76,11 +76,11 @@ class Budget:
 
     @property
     def steps(self) -> int:
-        """Steps per task that fit beside what comes at its end; 0 if none does."""
+        """Steps per task that fit beside the cost at its end, possibly 0."""
         return max(0, math.floor((self.allowed * (1 + SLACK) - self.end) / self.step))
 
     def used(self, tasks: int) -> float:
-        """Return what some tasks of `self.steps` steps cost."""
+        """Return the cost of a number of tasks with `self.steps` steps each."""
         return tasks * (self.steps * self.step + self.end)
 
 
@@ -102,7 +102,7 @@ def steps_for(budget: float, cost: Cost, full: Cost | None = None) -> int:
     Args:
         budget: Memory-adjusted FLOPs per task.
         cost: What the method costs, see `step_cost`.
-        full: What full fine-tuning costs, whose memory is the unit; `cost` itself where None.
+        full: What full fine-tuning costs; its memory is the unit. If None, `cost` itself.
 
     Example:
         >>> full = cmp.step_cost("small", batch=64)
@@ -120,19 +120,20 @@ def step_cost(
     inputs: tuple[Tensor, ...] | None = None,
     **settings: Any,
 ) -> Cost:
-    """Return what a training step costs, counted on shapes alone.
+    """Return the cost of a training step, computed from shapes alone.
 
     Args:
-        model: An open_clip name, or a network, which is left as it is; one that open_clip made
-            counts with its attention split, as `cmp.create_model` makes it and as runs train it.
+        model: An open_clip name, or a network, which is not changed. A network from open_clip is
+            counted with split attention, as `cmp.create_model` builds it and runs train it.
         batch: Samples per step.
         method: The update method.
-        inputs: Arguments of a network that is no CLIP, with `batch` samples; its outputs are
-            summed up in place of a loss, and `method` must be "full".
-        **settings: Keys of the method, such as `rank=8`.
+        inputs: For a network other than CLIP, the arguments of its forward pass, with `batch`
+            samples. The sum of its outputs replaces the loss, and `method` must be "full".
+        **settings: Settings of the method, such as `rank=8`.
 
     Raises:
-        CmpError: The network or the method cannot be made, or `batch` is no number of samples.
+        CmpError: The network or the method cannot be created, or `batch` is not a valid number of
+            samples.
 
     Example:
         >>> full = cmp.step_cost("small", batch=64)
@@ -149,12 +150,12 @@ def step_cost(
     if inputs is None:
         if missing := [name for name in CLIP_PARTS if not hasattr(meta, name)]:
             raise CmpError(
-                f"step_cost: model: a {type(model).__name__} has no {missing[0]}, so it is no "
-                "CLIP; give inputs=, the arguments of its forward pass"
+                f"step_cost: model: a {type(model).__name__} has no {missing[0]}, so it is not a "
+                "CLIP model; give inputs=, the arguments of its forward pass"
             )
         return _clip_cost(models.split_attention(meta), "small", batch, section, batch // 3)
     if method != "full":
-        raise CmpError(f"step_cost: inputs are for method 'full', not for {method!r}")
+        raise CmpError(f"step_cost: inputs work only with method 'full', not with {method!r}")
     arguments = [x.to("meta") for x in inputs]
 
     def loss() -> Tensor:
@@ -169,7 +170,7 @@ def step_cost(
 
 
 def method_cost(run_config: RunConfig) -> Cost:
-    """Return FLOPs and memory of a run's method; raise `CmpError` for what cannot be made."""
+    """Return the cost of a run's method; raise `CmpError` if it cannot be created."""
     size, method = run_config.training.batch, run_config.method
     replayed, _, _ = mixtures.batch_counts(run_config.mixture, size, empty_buffer=False)
     return _named_cost(run_config.model.name, size, method, replayed)
@@ -177,7 +178,7 @@ def method_cost(run_config: RunConfig) -> Cost:
 
 def _named_cost(name: str, batch: int, method: Method, replayed: int) -> Cost:
     option = get_option("method", method.name)
-    # only a method that needs the pool depends on what the mixture is
+    # the mixture matters only to a method that needs the pool
     return _cached_cost(name, batch, method, replayed * option.facts["needs_pool"], option)
 
 
@@ -187,7 +188,7 @@ def _cached_cost(name: str, batch: int, method: Method, replayed: int, option: O
 
 
 def _clip_cost(model: Network, name: str, batch: int, method: Method, replayed: int) -> Cost:
-    """Return the cost of a method for a network on the meta device, which is used up."""
+    """Return the cost of a method on a network on the meta device, which is modified."""
     spare = copy.deepcopy(model)
     state = shape_state(name, method, model)
     flops = count_flops(
@@ -199,7 +200,7 @@ def _clip_cost(model: Network, name: str, batch: int, method: Method, replayed: 
 
 
 def shape_state(name: str, method: Method, model: Network) -> TrainState:
-    """Return a network that is ready for its first step, but has no data.
+    """Return the state of a network that is ready for its first step but has no data.
 
     Args:
         name: The network's name in the config.
@@ -207,7 +208,7 @@ def shape_state(name: str, method: Method, model: Network) -> TrainState:
         model: The network, prepared in place.
     """
     run_config = RunConfig(model=Model(name, "random"), method=method)
-    no_data: Any = None  # no step on shapes looks at it
+    no_data: Any = None  # a step on shapes never reads it
     state = TrainState(run_config, no_data, model.train(), torch.empty(0))
     state.method.prepare(state)
     state.method.begin_task(state, 0)
@@ -215,7 +216,7 @@ def shape_state(name: str, method: Method, model: Network) -> TrainState:
 
 
 def forward_shapes(state: TrainState, batch: int, replayed: int = 0) -> ForwardOutput:
-    """Pass a batch of shapes, or on another device than meta of zeros, through the network."""
+    """Run the forward pass on a batch of shapes, or of zeros on a device other than meta."""
     model, device = state.model, state.model.logit_scale.device
     side = model.visual.image_size
     height, width = side if isinstance(side, tuple) else (side, side)
@@ -228,7 +229,7 @@ def forward_shapes(state: TrainState, batch: int, replayed: int = 0) -> ForwardO
 
 
 def total_loss(state: TrainState, output: ForwardOutput) -> Tensor:
-    """Return the loss of a batch, all terms added up."""
+    """Return the loss of a batch, summed over all terms."""
     loss = model_loss(state.model, output.image, output.text)
     return sum(state.method.losses(state, output).values(), loss)
 
@@ -241,13 +242,13 @@ def count_flops(call: Callable[[], object]) -> int:
 
 
 def _optimizer_cost(state: TrainState) -> tuple[float, int]:
-    """Return the FLOPs of the optimiser's step and the bytes of its state.
+    """Return the FLOPs of an optimiser step and the bytes of the optimiser's state.
 
-    What it does every `optimizer.gap` steps, if it has one, is shared out among them.
+    Work done every `optimizer.gap` steps, if the optimiser has a gap, is averaged over those steps.
     """
     parameters = training.trainable_parameters(state.model).values()
     if state.method.optimizer(state.config.method) is training.ADAMW:
-        return 0.0, 2 * storage_bytes(parameters)  # two moments, and no products of matrices
+        return 0.0, 2 * storage_bytes(parameters)  # two moments, and no matrix products
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     optimizer = training.create_optimizer(state)
@@ -257,8 +258,8 @@ def _optimizer_cost(state: TrainState) -> tuple[float, int]:
 
 
 def _end_flops(model: Network, name: str, method: Method, batch: int) -> float:
-    """Return the FLOPs at a task's end: those of one sample, times samples; the few products
-    between samples are left out."""
+    """Return the FLOPs at the end of a task: those of one sample times the number of samples. The
+    few products between samples are ignored."""
     measures = "batches" in get_option("method", method.name).settings
     batches = method.get("batches") if measures else 1
     one = dataclasses.replace(method, batches=1) if measures else method
@@ -271,10 +272,9 @@ def _end_flops(model: Network, name: str, method: Method, batch: int) -> float:
 
 
 def memory_account(state: TrainState, batch: int, replayed: int = 0) -> dict[str, int]:
-    """Return the bytes that a step holds at its peak, by what they are for.
+    """Return the bytes that a step needs at its peak, by purpose.
 
-    The peak is when the next loss has been computed and the gradients of the step before are still
-    there.
+    The peak comes once the next loss is computed, while the previous step's gradients still exist.
     """
     weights = [*state.model.parameters(), *state.model.buffers()]
     extra = list(state.method_state.values())
@@ -293,13 +293,14 @@ def memory_account(state: TrainState, batch: int, replayed: int = 0) -> dict[str
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of the memory behind some tensors, each piece counted once."""
+    """Return the bytes of storage behind some tensors, counting shared storage once."""
     pieces = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in tensors}
     return sum(pieces.values())
 
 
 def activation_bytes(compute: Callable[[], Tensor], held: list[Tensor]) -> int:
-    """Return the bytes that a computation keeps for its backward pass, besides what is held."""
+    """Return the bytes that a computation saves for its backward pass, other than those in
+    `held`."""
     kept: list[Tensor] = []
 
     def keep(x: Tensor) -> Tensor:
@@ -307,7 +308,7 @@ def activation_bytes(compute: Callable[[], Tensor], held: list[Tensor]) -> int:
         return x
 
     with saved_tensors_hooks(keep, lambda x: x):
-        result = compute()  # stays alive, and with it all that it keeps
+        result = compute()  # kept alive, along with all that it saves
     known = {x.untyped_storage()._cdata for x in held}
     total = storage_bytes(x for x in kept if x.untyped_storage()._cdata not in known)
     del result
@@ -320,7 +321,7 @@ def full_cost(run_config: RunConfig) -> Cost:
 
 
 def task_budget(run_config: RunConfig) -> Budget | None:
-    """Return the budget that a config sets each task; None where it sets none."""
+    """Return the budget per task that a config sets, or None."""
     section = run_config.training
     if section.budget is None:
         return None
@@ -330,10 +331,10 @@ def task_budget(run_config: RunConfig) -> Budget | None:
 
 
 def apply_budget(run_config: RunConfig) -> RunConfig:
-    """Return the config with the steps that its budget allows, and no budget.
+    """Return the config with its budget replaced by the steps that the budget allows.
 
     Raises:
-        CmpError: Not one step is allowed, or the schedule wants more steps.
+        CmpError: The budget does not pay for one step, or the schedule needs more steps.
     """
     multiple, name = run_config.training.budget, run_config.method.name
     budget = task_budget(run_config)
@@ -352,21 +353,22 @@ def apply_budget(run_config: RunConfig) -> RunConfig:
 
 
 def settle(run_config: RunConfig, corpus: Corpus) -> RunConfig:
-    """Return the config that is computed: with the steps that its budget allows or its passes take,
+    """Return the config that is actually run: with the steps that its budget or its passes give,
     and a mixture that its data can fill."""
     fitted = mixtures.fit_mixture(apply_budget(run_config), corpus)
     return mixtures.fit_steps(fitted, corpus)
 
 
 def total_steps(run_config: RunConfig) -> int:
-    """Return the steps of a run over all tasks, those of passes from its data."""
+    """Return the number of steps of a run over all tasks; `training.passes` is resolved from its
+    data."""
     if run_config.training.passes is not None:
         run_config = settle(run_config, load_data(run_config.data))
     return sum(apply_budget(run_config).steps)
 
 
 def budget_spent(budget: Budget, tasks: int) -> dict[str, float | int]:
-    """Return what a run was allowed and has used, in memory-adjusted GFLOPs, for its provenance."""
+    """Return a run's allowed and used compute, in memory-adjusted GFLOPs, for its provenance."""
     return {
         "allowed_gflops": tasks * budget.allowed / 1e9,
         "used_gflops": budget.used(tasks) / 1e9,

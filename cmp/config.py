@@ -1,7 +1,7 @@
-"""`RunConfig`: everything that decides the result of a run, and nothing else.
+"""The config of a run: everything that determines its result, and nothing else.
 
-A tree of frozen dataclasses, parsed strictly: an unknown key, a wrong type or an impossible value
-is refused with the key's name. Names of options come from `cmp.registry`.
+It is a tree of frozen dataclasses and parsed strictly: an unknown key, a wrong type or an
+impossible value raises an error that names the key. Names of options come from `cmp.registry`.
 """
 
 import copy
@@ -41,35 +41,35 @@ PolicyName = Annotated[str, AfterValidator(partial(check_name, "merge_policy"))]
 OrderName = Annotated[str, AfterValidator(partial(check_name, "order"))]
 BufferName = Annotated[str, AfterValidator(partial(check_name, "buffer"))]
 STARTS = ("annealed", "unannealed", "cosine", "random")
-"""Values of `model.start` that need no file of the user's: a base of an embedded model, or random
-weights. "cosine" bases come from another pretraining schedule; `cmpt pretrain` makes them."""
+"""Values of `model.start` that need no file from the user: a base of an embedded model, or random
+weights. "cosine" bases were pretrained with another schedule; `cmpt pretrain` makes them."""
 POOL_DATA_ROLES = ("pool", "substitute")
-"""Roles of datasets that are replayed and never scored: what the bases learned, and what could
-stand in for it."""
+"""Roles of datasets that are replayed and never scored: the bases' pretraining data, and possible
+substitutes for it."""
 NAMING_KEYS = {"stream": "order"} | dict.fromkeys(("mixture", "merging"), "policy")
 NAMING_KEYS |= dict.fromkeys(("model", "method", "schedule"), "name")
-"""The key of a section that names its option."""
+"""For each section, the key that names its option."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Method:
     """The update method: what trains, and what is added to the loss; see `cmp.methods`.
 
-    Keys that are None have the method's own default, see `get`.
+    A key that is None takes the method's own default, see `get`.
 
     Attributes:
         name: The method.
         rank: Rank of an adapter or of a projected gradient.
-        scale: Factor of an adapter's or a projected gradient's effect.
-        targets: Layers that get adapters, as parts of their names such as "q_proj"; where empty,
-            those of `cmp.methods.adapters.DEFAULT_TARGETS`.
-        fold: Whether adapters are folded into the weights after each task and begin anew.
-        gap: The distance between two projections of "galore". [steps]
-        strength: Factor of the term that is added to the loss.
-        gamma: Part of the old Fisher information that "ewc" keeps after a task.
-        fisher: Whether "ewc" squares each sample's gradient or a batch's.
-        batches: What the Fisher information is measured on. [batches]
-        damping: What "si" adds to a weight's squared way before it divides by it.
+        scale: Factor applied to the output of an adapter or to a projected gradient's step.
+        targets: Layers that get adapters, as parts of their names such as "q_proj"; if empty, those
+            of `cmp.methods.adapters.DEFAULT_TARGETS`.
+        fold: Whether adapters are folded into the weights after each task and then start afresh.
+        gap: Steps between new projections in "galore". [steps]
+        strength: Weight of the term that the method adds to the loss.
+        gamma: Fraction of the old Fisher information that "ewc" keeps after a task.
+        fisher: Whether "ewc" squares the gradient of each sample or of a batch.
+        batches: How many batches the Fisher information is measured on. [batches]
+        damping: Added by "si" to a weight's squared displacement before dividing by it.
         temperature: Temperature of "distillation", as a multiple of the pretrained model's.
 
     Example:
@@ -94,38 +94,39 @@ class Method:
         registry.check_settings("method", self.name, self)
 
     def get(self, key: str) -> Any:
-        """Return a key's value, or the method's default where the config leaves it open."""
+        """Return a key's value, or the method's default if the config does not set it."""
         value = getattr(self, key)
         return registry.get_option("method", self.name).settings[key] if value is None else value
 
     @property
     def has_adapters(self) -> bool:
-        """Whether the method trains adapters beside frozen weights."""
+        """Whether the method trains adapters and freezes the weights."""
         return registry.get_option("method", self.name).facts["adapters"]
 
 
 @dataclass(frozen=True, config=STRICT)
 class Merging:
-    """Which weights are trained on and which are deployed after a task, and how they are merged.
+    """Which weights the next task starts from, which are deployed, and how they are merged.
 
     Attributes:
         policy: Which weights are merged, see `cmp.merging.policies`.
         rule: How they are merged, see `cmp.merging.rules`.
         weight: Weight of the newer of two models in an interpolation or slerp.
-        shares: How an interpolation of all tasks' models weighs them.
-        power: Exponent of shares "power".
-        reverse: Whether the oldest model gets the newest one's share.
-        zero: Whether the weights before the stream are one of the models.
-        scale: Factor of the merged task vector; where None, 1 / the number of models for rules
-            that add task vectors up, else 1.
-        density: Part of a task vector's entries that is kept.
-        outliers: Part of its largest entries that is dropped.
-        alpha: LiNeS: factor of the first block.
-        beta: LiNeS: what the factor grows by up to the last block.
-        protect: OPCM: the leading directions of earlier models that later ones may not change, as a
-            part of the sum of singular values.
-        decay: Decay per step of the average of policy "step-ema".
-        window: The last part of a task, whose steps policies "wsm" and "wsm-last" average.
+        shares: How an interpolation weights the models of all tasks.
+        power: Exponent for `shares` "power".
+        reverse: Whether to reverse the shares, so that the oldest model gets the newest one's.
+        zero: Whether the weights from before the stream count as one of the models.
+        scale: Factor of the merged task vector. If None, 1 / the number of models for rules that
+            sum task vectors, else 1.
+        density: Fraction of a task vector's entries that is kept.
+        outliers: Fraction of a task vector's entries, the largest ones, that is dropped.
+        alpha: For LiNeS, the factor of the first block.
+        beta: For LiNeS, how much the factor grows from the first block to the last.
+        protect: For OPCM, the leading directions of earlier models that later ones must not change,
+            as a fraction of the sum of singular values.
+        decay: Decay per step of the average that policy "step-ema" keeps.
+        window: The last part of a task, over which policies "wsm" and "wsm-last" average the
+            weights.
 
     Example:
         >>> cmp.RunConfig(merging=cmp.Merging("ema", weight=0.25)).changes()
@@ -152,7 +153,7 @@ class Merging:
         merges = registry.get_option("merge_policy", self.policy).facts["merges"]
         rule = registry.get_option("merge_rule", self.rule)
         if self.rule != "interpolation" and not merges:
-            words = "merges by no rule; set merging.policy=ema, or another one that merges"
+            words = "uses no merge rule; set merging.policy=ema, or another policy that merges"
             raise ValueError(f"rule {self.rule!r}: policy {self.policy!r} {words}")
         registry.check_settings("merge_rule", self.rule, self)
         registry.check_settings("merge_policy", self.policy, self)
@@ -161,29 +162,29 @@ class Merging:
         if rule.facts["count"] and "all" in merges:
             raise ValueError(
                 f"rule {self.rule!r} takes {rule.facts['count']} models; policy {self.policy!r} "
-                "merges those of all tasks"
+                "merges the models of all tasks"
             )
         if self.weight != 0.5 and "two" not in merges and self.shares != "newest":
             raise ValueError(
-                f"weight {self.weight:g}: policy {self.policy!r} merges no two models; it takes "
-                "shares 'newest' for a weight of the newest"
+                f"weight {self.weight:g}: policy {self.policy!r} does not merge two models; use "
+                "shares 'newest' to weight the newest model"
             )
         if self.power != 1 and self.shares != "power":
-            raise ValueError(f"power {self.power:g}: only shares 'power' has one")
+            raise ValueError(f"power {self.power:g}: only shares 'power' uses it")
         if self.reverse and self.shares in ("equal", "newest"):
-            raise ValueError(f"reverse: shares {self.shares!r} have no other end")
+            raise ValueError(f"reverse: shares {self.shares!r} cannot be reversed")
 
 
 @dataclass(frozen=True, config=STRICT)
 class Model:
-    """The network and the weights it starts from.
+    """The network, and the weights that it starts from.
 
     Attributes:
-        name: An embedded model, an open_clip name, or a place such as "hf-hub:ORG/NAME".
-        start: For an embedded model a base: "annealed", "unannealed" or "cosine". For any model
+        name: An embedded model, an open_clip name, or a location such as "hf-hub:ORG/NAME".
+        start: For an embedded model, a base: "annealed", "unannealed" or "cosine". For any model,
             "random" weights, a pretrained tag of open_clip, the path of a safetensors file or
-            open_clip checkpoint, or "run:ID", the final weights of a finished run. For a model of
-            a hub also "hub", the weights beside it.
+            open_clip checkpoint, or "run:ID" for the final weights of a finished run. For a model
+            from a hub, also "hub" for the weights stored with it.
 
     Example:
         >>> cmp.RunConfig(model=cmp.Model("ViT-B-16", "laion2b_s34b_b88k")).model.name
@@ -196,13 +197,13 @@ class Model:
 
 @dataclass(frozen=True, config=STRICT)
 class Stream:
-    """The order of the adaptation classes and their cut into tasks; see `cmp.streams`.
+    """The order of the adaptation classes, and how they are split into tasks; see `cmp.streams`.
 
     Attributes:
         order: How classes are ordered.
-        reverse: Whether the order is read from its end.
-        equal: Whether tasks have equally many classes, or about equally many images.
-        tasks: How many tasks there are. [tasks]
+        reverse: Whether the order is reversed.
+        equal: Whether tasks have the same number of classes, or about the same number of images.
+        tasks: The number of tasks. [tasks]
         traits: The table of class statistics that orders such as "similarity" read.
 
     Example:
@@ -219,19 +220,20 @@ class Stream:
 
 @dataclass(frozen=True, config=STRICT)
 class Mixture:
-    """Shares of a batch from the pretraining pool, the update and the buffer; they sum to one.
+    """How much of a batch comes from the pretraining pool, the update and the buffer, summing to
+    one.
 
     Attributes:
         pretraining: Share of the pretraining pool.
         update: Share of the current update.
         buffer: Share of the buffer, which holds images of earlier updates.
-        last: The three shares in the last task, if they change, along a line from task to task.
-        replay: Part of the pool that is kept for replay.
+        last: The three shares in the last task, if they change; in between they change linearly.
+        replay: Fraction of the pool that is kept for replay.
         pool: Which images are replayed: the pretraining set, fresh images of the same kind that no
-            base learned from, or a substitute.
+            base was trained on, or a substitute.
         select: How the kept part is chosen, see `cmp.mixtures.choose_replay`.
-        policy: What the buffer keeps and how evenly it is drawn from.
-        capacity: How many images the buffer holds at most. [images]
+        policy: What the buffer keeps, and how samples are drawn from it.
+        capacity: The most images that the buffer holds. [images]
 
     Example:
         >>> mixture = cmp.Mixture(last=(0.5, 0.25, 0.25))
@@ -256,19 +258,22 @@ class Mixture:
                 raise ValueError(f"{words} must be 1, not {sum(shares):g}")
         capacity = registry.get_option("buffer", self.policy).facts["capacity"]
         if capacity == "required" and self.capacity is None:
-            raise ValueError(f"policy {self.policy!r} needs a capacity: how many images it holds")
+            raise ValueError(
+                f"policy {self.policy!r} needs a capacity, the number of images that it holds"
+            )
         if capacity == "none" and self.capacity is not None:
             raise ValueError(
-                f"capacity {self.capacity}: {self.policy!r} has none; 'reservoir' is of fixed size"
+                f"capacity {self.capacity}: {self.policy!r} has none; use 'reservoir' for a fixed "
+                "size"
             )
 
     @property
     def shares(self) -> tuple[float, float, float]:
-        """The shares of pool, update and buffer in the first task."""
+        """The shares of the pool, the update and the buffer in the first task."""
         return self.pretraining, self.update, self.buffer
 
     def at(self, task: int, tasks: int) -> "Mixture":
-        """Return the mixture of a task, whose shares do not change any more."""
+        """Return the mixture of one task, with constant shares."""
         if self.last is None:
             return self
         passed = task / max(tasks - 1, 1)
@@ -279,17 +284,17 @@ class Mixture:
 
 @dataclass(frozen=True, config=STRICT)
 class Optimizer:
-    """AdamW; weight decay acts on matrices only, gradients are clipped by their global norm.
+    """AdamW. Weight decay applies to matrices only, and gradients are clipped by their global norm.
 
     Attributes:
-        carry: Whether the moments go on from task to task; else each task starts with none. Where
-            None they go on if they can, see `RunConfig.carries_moments`.
+        carry: Whether the moments carry over from task to task, or each task starts without any. If
+            None, they carry over where they can, see `RunConfig.carries_moments`.
         beta1: Decay per step of the running mean of gradients.
         beta2: Decay per step of the running mean of squared gradients.
-        eps: What AdamW adds to the root of the latter before it divides by it.
-        weight_decay: The part of each weight that a step takes off, as a multiple of the learning
+        eps: Added by AdamW to the root of the latter before dividing by it.
+        weight_decay: The fraction of each weight that a step removes, as a multiple of the learning
             rate.
-        clip: The norm to which longer gradients are scaled down.
+        clip: The largest gradient norm; longer gradients are scaled down to it.
 
     Example:
         >>> cmp.RunConfig(optimizer=cmp.Optimizer(carry=False)).carries_moments
@@ -306,18 +311,18 @@ class Optimizer:
 
 @dataclass(frozen=True, config=STRICT)
 class Training:
-    """How long a task is trained, and in which arithmetic.
+    """How long each task is trained, and in which precision.
 
     Attributes:
         steps: Optimiser steps per task. [steps]
-        passes: How often a task shows each of its new images, on average. It gives each task steps
-            of its own in place of `steps`, see `cmp.mixtures.fit_steps`.
-        task_steps: The steps of each task, in place of `steps`; beside `passes`, those of the first
-            tasks. [steps]
+        passes: How often a task shows each of its new images, on average. It replaces `steps` and
+            gives each task its own number of steps, see `cmp.mixtures.fit_steps`.
+        task_steps: The steps of each task, instead of `steps`; with `passes`, the steps of the
+            first tasks. [steps]
         batch: Samples per step. [samples]
-        precision: The arithmetic of the forward pass.
-        budget: What a task may cost, as a multiple of `steps` of full fine-tuning; the method's
-            own number of steps follows from it, see `cmp.budgets`.
+        precision: The precision of the forward pass.
+        budget: What a task may cost, as a multiple of `steps` of full fine-tuning. It determines
+            the method's number of steps, see `cmp.budgets`.
 
     Example:
         >>> cmp.RunConfig(training=cmp.Training(steps=100, batch=128)).changes()
@@ -334,17 +339,19 @@ class Training:
     def __post_init__(self) -> None:
         if self.budget is not None and (self.passes or self.task_steps):
             key = "passes" if self.passes else "task_steps"
-            raise ValueError(f"budget {self.budget:g}: is a multiple of `steps`; leave out {key}")
+            raise ValueError(
+                f"budget {self.budget:g}: it is a multiple of `steps`; leave out {key}"
+            )
 
 
 @dataclass(frozen=True, config=STRICT)
 class Evaluation:
-    """What is scored after each task.
+    """What is scored, and on which images.
 
     Attributes:
-        split: "test", or "validation" for choices such as of a learning rate.
-        subset: Images per dataset after each task; all where None. [images]
-        full: Whether the whole split is scored as well, before and after the stream.
+        split: "test", or "validation" for choices such as the learning rate.
+        subset: Images per dataset after each task; None for all. [images]
+        full: Whether the whole split is also scored before and after the stream.
 
     Example:
         >>> tuning = cmp.Evaluation(split="validation", full=False)
@@ -362,10 +369,10 @@ class Seeds:
     """One seed per source of randomness.
 
     Attributes:
-        stream: Of the order of the classes, and so of what each task brings.
-        init: Of random weights, or the number of a base.
-        data: Of the batches, and of what is kept for replay.
-        augment: Of the crops and flips of images.
+        stream: The order of the classes, and so the content of each task.
+        init: Random initial weights, or the number of a base.
+        data: The batches, and what is kept for replay.
+        augment: The crops and flips of images.
 
     Example:
         >>> cmp.RunConfig(seeds=cmp.Seeds(stream=3)).changes()
@@ -384,7 +391,7 @@ def _section(kind: type) -> Any:
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
-    """One run: a model is taken through a stream of tasks.
+    """The config of one run, which trains a model through a stream of tasks.
 
     Attributes:
         data: A named data source, or the path of a folder of manifests; see `cmp.data.load_data`.
@@ -415,7 +422,7 @@ class RunConfig:
         if self.schedule.is_over_stream and self.merging.policy != "none":
             raise ValueError(
                 f"merging.policy {self.merging.policy!r}: with schedule {self.schedule.name!r} "
-                "training goes on from its constant phase, not from merged weights"
+                "the next task starts from the constant phase, not from merged weights"
             )
         reads_peaks = "peaks" in registry.get_option("meta_schedule", self.schedule.meta).settings
         if reads_peaks and len(self.schedule.peaks) < self.stream.tasks:
@@ -431,8 +438,8 @@ class RunConfig:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Steps of each task; with `training.passes` of the first tasks alone, until
-        `cmp.mixtures.fit_steps` has found the others."""
+        """Steps of each task. With `training.passes`, only those of the first tasks are known until
+        `cmp.mixtures.fit_steps` fills in the rest."""
         section = self.training
         if section.task_steps or section.passes is not None:
             return section.task_steps
@@ -440,27 +447,27 @@ class RunConfig:
 
     @property
     def carries_moments(self) -> bool:
-        """Whether the optimiser's moments go on from task to task.
+        """Whether the optimiser's moments carry over from task to task.
 
-        They do by default, except for adapters that begin anew with each task.
+        They do by default, unless adapters start afresh with each task.
         """
         begins_anew = self.method.has_adapters and self.method.fold
         return not begins_anew if self.optimizer.carry is None else self.optimizer.carry
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the tree as plain dicts and lists, as JSON has them."""
+        """Return the tree as plain dicts and lists, ready for JSON."""
         return _ADAPTER.dump_python(self, mode="json")
 
     def changes(self) -> dict[str, Any]:
-        """Return what differs from the defaults, by dotted key.
+        """Return the values that differ from the defaults, by dotted key.
 
-        It identifies a config, so that a new key leaves configs alone that do not use it.
+        They identify a config, so a new key does not affect configs that do not use it.
         """
         return {k: value for k, value in flat_keys(self.to_dict()) if value != defaults()[k]}
 
     def option_record(self) -> dict[str, dict[str, Any]]:
-        """Return the sources of the options that are not the package's own, by kind and name: their
-        `sha256` and `sources`. They are kept with a run, and never executed."""
+        """Return the `sha256` and `sources` of options from outside the package, by kind and name.
+        They are stored with a run and never executed."""
         leaves = dict(flat_keys(self.to_dict()))
         options = [registry.get_option(k, leaves[kind.key]) for k, kind in registry.KINDS.items()]
         return {
@@ -471,55 +478,57 @@ class RunConfig:
 
 
 def _check_steps(config: RunConfig) -> None:
-    """Raise `ValueError` where the steps of tasks do not go with the rest of the config."""
+    """Raise `ValueError` if the steps of tasks contradict the rest of the config."""
     section, tasks, known = config.training, config.stream.tasks, len(config.training.task_steps)
     if known > tasks or (0 < known < tasks and section.passes is None):
         raise ValueError(f"training.task_steps: {known} numbers for {tasks} tasks; give one each")
     last = config.mixture.last or config.mixture.shares
     if section.passes is not None and 0 in (config.mixture.update, last[1]):
-        raise ValueError(f"training.passes {section.passes:g}: batches hold no images of an update")
+        raise ValueError(
+            f"training.passes {section.passes:g}: batches contain no images of the update"
+        )
 
 
 def _check_method(config: RunConfig) -> None:
-    """Raise `ValueError` where the method does not go with the rest of the config."""
+    """Raise `ValueError` if the method contradicts the rest of the config."""
     method, policy = config.method, config.merging.policy
     if method.has_adapters and not method.fold and policy != "none":
         raise ValueError(
-            f"method.fold false with merging.policy {policy!r}: adapters that go on fit the "
-            "weights that they were trained on, not merged ones; set method.fold=true"
+            f"method.fold false with merging.policy {policy!r}: adapters that are kept fit the "
+            "weights they were trained with, not merged ones; set method.fold=true"
         )
     if method.has_adapters and registry.get_option("merge_policy", policy).facts["step_share"]:
         raise ValueError(
-            f"merging.policy {policy!r} with method {method.name!r}: it averages weights after "
-            "every step, and an adapter's are folded in at the end of a task only"
+            f"merging.policy {policy!r} with method {method.name!r}: the policy averages weights "
+            "after every step, but adapters are folded in only at the end of a task"
         )
     if method.has_adapters and method.fold and config.optimizer.carry:
         raise ValueError(
-            "optimizer.carry true with method.fold true: adapters begin anew with each task, "
-            "so there are no moments to go on from; set method.fold=false"
+            "optimizer.carry true with method.fold true: adapters start afresh with each task, "
+            "so there are no moments to carry over; set method.fold=false"
         )
     needs_pool = registry.get_option("method", method.name).facts["needs_pool"]
     mixture = config.mixture
     if needs_pool and 0 in (mixture.pretraining, (mixture.last or mixture.shares)[0]):
         raise ValueError(
-            f"mixture.pretraining 0: {method.name!r} works on replayed images of the "
-            "pretraining pool, and there are none in a batch"
+            f"mixture.pretraining 0: {method.name!r} needs replayed images of the pretraining "
+            "pool, and batches contain none"
         )
 
 
 def _explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str) -> CmpError:
-    """Return what pydantic found at a key, in a sentence.
+    """Return pydantic's finding at a key as a sentence.
 
     Args:
-        source: What is refused.
-        key: The dotted key, "" for the whole.
+        source: What was rejected.
+        key: The dotted key, or "" for the whole config.
         fault: See `cmp.files.first_fault`.
-        hint: What a key that is unknown may have been meant to be.
+        hint: A suggestion for an unknown key.
     """
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "unexpected_keyword_argument":
-        message = "there is no such key" + hint
-    elif fault["type"] != "value_error":  # which names the keys and their values itself
+        message = "unknown key" + hint
+    elif fault["type"] != "value_error":  # which names the keys and their values already
         message += f" (found {fault['input']!r:.80})"
     if fault["type"] == "dataclass_exact_type":
         message += f"; give cmp.{fault['ctx']['class_name']}(...)"
@@ -527,7 +536,7 @@ def _explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str) -
 
 
 def _refuse_in_words(kind: Any) -> None:
-    """Let a section that is made in Python refuse values as `parse` does, by a `CmpError`."""
+    """Make a section that is created in Python raise `CmpError` for bad values, as `parse` does."""
     init, names = kind.__init__, [*kind.__dataclass_fields__]
 
     @functools.wraps(init)
@@ -536,7 +545,7 @@ def _refuse_in_words(kind: Any) -> None:
             init(self, *args, **kwargs)
         except ValidationError as error:
             key, fault = first_fault(error)
-            if key.isdigit() and int(key) < len(names):  # an argument without a name
+            if key.isdigit() and int(key) < len(names):  # a positional argument
                 key = names[int(key)]
             raise _explain_fault(kind.__name__, key, fault, did_you_mean(key, names)) from error
 
@@ -556,7 +565,7 @@ SECTION_KEYS.update(
 
 @functools.cache
 def defaults() -> dict[str, Any]:
-    """Return every key and its default. A default that changes is a new `NUMERICS`."""
+    """Return every key and its default. Changing a default means a new `NUMERICS`."""
     return dict(flat_keys(RunConfig().to_dict()))
 
 
@@ -570,17 +579,17 @@ def flat_keys(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
-    """Return the config of a tree of nested dicts; what is left out keeps its default.
+    """Return the config for a tree of nested dicts; missing keys take their defaults.
 
-    `seed: n` at the top sets all seeds that are not set by name, and `recipe: NAME` every key of
-    the recipe that is not set.
+    At the top level, `seed: n` sets all seeds that are not set by name, and `recipe: NAME` sets all
+    keys of the recipe that are not set.
 
     Args:
         tree: The nested dicts.
-        source: What errors call the tree.
+        source: The name of the tree in error messages.
 
     Raises:
-        CmpError: A key is unknown or a value impossible; the message names the key.
+        CmpError: A key is unknown or a value is invalid; the message names the key.
     """
     if not isinstance(tree, Mapping):
         raise CmpError(f"{source}: expected a mapping of keys, found {tree!r:.60}")
@@ -600,7 +609,7 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
 
 
 def _near_key(key: str, tree: Mapping[str, Any]) -> str:
-    """Return a hint at the keys that an unknown one of a tree may have been meant to be."""
+    """Return a hint that suggests keys of a tree for an unknown one."""
     dotted = [name for name, _ in flat_keys(tree) if name.startswith(f"{key}.")]
     if same := [name for name in defaults() if name.rpartition(".")[2] == key and not dotted]:
         return f"; did you mean {' or '.join(map(repr, same))}?"
@@ -610,10 +619,11 @@ def _near_key(key: str, tree: Mapping[str, Any]) -> str:
 def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """Return a copy of a tree with "key=value" assignments applied.
 
-    Values are read as YAML. A recipe goes over the tree, the other assignments over the recipe.
+    Values are read as YAML. A recipe overrides the tree, and the other assignments override the
+    recipe.
 
     Raises:
-        CmpError: An assignment is no "key=value", or its value cannot be read.
+        CmpError: An assignment is not "key=value", or its value cannot be read.
     """
     result = copy.deepcopy(tree)
     for assignment in sorted(assignments, key=lambda text: not text.startswith("recipe=")):
@@ -634,7 +644,7 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise CmpError(f"{key}: {parent!r} holds a value, not further keys")
+                raise CmpError(f"{key}: {parent!r} is a value and has no keys")
         node[leaf] = value
     return result
 
@@ -643,31 +653,31 @@ _TREES = parse_yaml(Path(__file__).with_name("profiles.yaml").read_text(encoding
 PROFILES: dict[str, dict[str, Any]] = _TREES["profiles"]
 """Sizes of a run, by name."""
 FOREIGN_MODEL_PROFILES = ("gpu",)
-"""Profiles whose model is not an embedded one."""
+"""Profiles whose model is not embedded."""
 RECIPES: dict[str, dict[str, Any]] = _TREES["recipes"]
-"""Settings on top of any profile, by name."""
+"""Named settings that can be added to any profile."""
 
 
 UPDATES: dict[str, dict[str, Any]] = _TREES["updates"]
-"""What `cmpt update` starts from, for "embedded" models and for "foreign" ones."""
+"""The settings that `cmpt update` starts from, for "embedded" and "foreign" models."""
 
 
 def profile(name: str) -> dict[str, Any]:
-    """Return a copy of a profile's tree; raise `CmpError` for an unknown one."""
+    """Return a copy of a profile's tree; raise `CmpError` if there is no such profile."""
     if name not in PROFILES:
-        raise CmpError(f"profile {name!r}: there are {', '.join(PROFILES)}")
+        raise CmpError(f"profile {name!r}: unknown; the profiles are: {', '.join(PROFILES)}")
     return copy.deepcopy(PROFILES[name])
 
 
 def recipe_tree(name: str) -> dict[str, Any]:
-    """Return a copy of a recipe's tree; raise `CmpError` for an unknown one."""
+    """Return a copy of a recipe's tree; raise `CmpError` if there is no such recipe."""
     if name not in list(RECIPES):
-        raise CmpError(f"recipe: {name!r:.60}: the recipes are: {', '.join(RECIPES)}")
+        raise CmpError(f"recipe: {name!r:.60}: unknown; the recipes are: {', '.join(RECIPES)}")
     return copy.deepcopy(RECIPES[name])
 
 
 def overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return both trees in one; where both set a key, the value of `above`."""
+    """Return both trees merged; where both set a key, `above` wins."""
     result = below | dict(above)
     for key in below.keys() & above.keys():
         if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):

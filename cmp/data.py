@@ -1,5 +1,5 @@
-"""The data of a run: datasets side by side, their images as training and evaluation see them, and
-images that are decoded ahead of their use."""
+"""The data of a run: datasets in one corpus, images prepared for training and evaluation, and
+images decoded ahead of use."""
 
 import dataclasses
 import functools
@@ -20,37 +20,38 @@ from cmp.registry import entry_names, load_entry
 from cmp.values import STRICT, Count, Positive
 
 IMAGE_SIZE = 32
-"""Side of an embedded image in pixels: the resolution that the models see."""
+"""Side of an embedded image in pixels, the resolution that the models see."""
 COLUMNS = ["dataset", "split", "label", "group", "update"]
 """The columns of `Corpus.table`."""
 WHOLE_BATCH = slice(None)
-"""All samples of a batch, where a process may want some of them."""
+"""Selects all samples of a batch, where a process could select its own."""
 
 RANDOM_RANGES = (
     (-0.3, 0.3), (0.75, 1.25), (-0.15, 0.15), (-0.15, 0.15),
     (0.0, 1.0), (0.0, 0.35), (0.0, 0.35), (0.0, 0.35),
     (0.85, 1.15), (-0.08, 0.08), (0.3, 1.4),
 )  # fmt: skip
-"""Of what `augment` draws for an image: angle in radians, scale, shift to the right and down as
-parts of half the side; whether the background has a tint, how much darker each channel is then;
-contrast, brightness, saturation."""
+"""Bounds of what `augment` draws for an image: the angle in radians; the scale; the shift right and
+down as fractions of half the side; whether the background is tinted, and by how much each channel
+is darkened; contrast, brightness and saturation."""
 TINT_PROBABILITY = 0.6
 
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Preprocessing:
-    """How images become what a network sees, with the keys and values of open_clip's
+    """How images are prepared for a network, with the keys and values of open_clip's
     `PreprocessCfg`.
 
     Attributes:
         size: Pixels per side.
-        mode: The colours.
-        mean: What is taken from each channel, in [0, 1].
-        std: What each channel is then divided by.
-        interpolation: The filter; "random" is for training, and bicubic in evaluation.
-        resize_mode: "shortest" takes the square in the middle, "squash" gives up the proportions,
-            "longest" fills up what is missing to a square.
-        fill_color: What it is filled with, of each channel.
+        mode: The colour mode.
+        mean: Subtracted from each channel, in [0, 1].
+        std: Each channel is then divided by this.
+        interpolation: The resampling filter; "random" applies in training and means bicubic in
+            evaluation.
+        resize_mode: "shortest" crops the central square, "squash" ignores the aspect ratio,
+            "longest" pads to a square.
+        fill_color: The value of each channel in the padding.
     """
 
     size: Count = 224
@@ -63,14 +64,14 @@ class Preprocessing:
 
 
 class DatasetInfo(Protocol):
-    """What the core asks of a dataset's manifest.
+    """What the core reads from a dataset's manifest.
 
     Attributes:
         name: The dataset's name.
         role: "adapt", "eval", "transfer" or one of `cmp.config.POOL_DATA_ROLES`.
         task: "classification" or "retrieval".
-        prompt: Prompt of the zero-shot classifier, with one {}.
-        year: When the dataset came out.
+        prompt: The prompt of the zero-shot classifier, with one {}.
+        year: The year in which the dataset was published.
     """
 
     name: str
@@ -81,10 +82,10 @@ class DatasetInfo(Protocol):
 
 
 class ImageFiles(Protocol):
-    """Images that are decoded when they are asked for."""
+    """Images that are decoded when they are indexed."""
 
     def at(self, preprocessing: Preprocessing) -> "ImageFiles":
-        """Return the same images; indexing then gives them as a network sees them."""
+        """Return the same images, which indexing prepares for a network."""
         ...
 
     def __getitem__(self, rows: np.ndarray | Tensor) -> Tensor:
@@ -94,25 +95,25 @@ class ImageFiles(Protocol):
     def random_crops(
         self, rows: np.ndarray, side: int, generator: np.random.Generator, local: slice
     ) -> Tensor:
-        """Return a random part of each image of a batch, of those that `local` chooses, uint8
-        [B, 3, side, side]."""
+        """Return a random crop of each image of a batch that `local` selects, uint8 [B, 3, side,
+        side]."""
         ...
 
     def ahead(
         self, make: Callable[[Any], Any], keys: Sequence, device: torch.device
     ) -> Iterator[Any]:
-        """Return an iterator over what `make` makes of each key from these images, perhaps ahead of
-        its use on a device."""
+        """Return an iterator over `make`'s result for each key, possibly computed ahead of its use
+        on a device."""
         ...
 
 
 class Batch(NamedTuple):
-    """Samples of one step.
+    """The samples of one step.
 
     Attributes:
         rows: Their positions in the corpus, [B].
-        images: uint8 RGBA [B, 4, H, W], or RGB crops of files [B, 3, H, W]; where a process asked
-            for its own samples, of those alone.
+        images: uint8 RGBA [B, 4, H, W], or RGB crops of files [B, 3, H, W]; only those of a
+            process's own samples if it selected some.
         texts: Each sample's caption as a position in the corpus, [B].
         replayed: How many samples at the end come from the pretraining pool.
     """
@@ -125,21 +126,21 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """All N images of some datasets.
+    """All N images of one or more datasets.
 
     Attributes:
-        images: uint8 RGBA [N, 4, H, W], or files that are decoded when they are asked for.
-        table: A row per image: `dataset`, `split`, `label` (a class name), `group` (images that
-            are no independent observations share one) and `update` (the one that it arrives in,
-            "" where none is named).
+        images: uint8 RGBA [N, 4, H, W], or files that are decoded when they are indexed.
+        table: One row per image: `dataset`, `split`, `label` (a class name), `group` (shared by
+            images that are not independent observations) and `update` (the update it arrives in, or
+            "").
         texts: The distinct captions.
-        caption_ids: Positions in `texts`; those from `caption_starts[i]` to `caption_starts[i + 1]`
-            are the captions of image i.
+        caption_ids: Positions in `texts`. The captions of image i run from `caption_starts[i]` to
+            `caption_starts[i + 1]`.
         caption_starts: [N + 1].
         datasets: The manifests by dataset.
         classes: Class names in label order by dataset.
-        hashes: The sha256 of pixels and table by dataset; of files, of names, sizes and texts.
-        noted: By dataset of files what other programs may see in another way, see
+        hashes: By dataset, the sha256 of pixels and table; for files, of names, sizes and texts.
+        noted: By dataset of files, what other programs may read differently, see
             `cmp.readers.index.ImageIndex.noted`.
 
     Example:
@@ -160,35 +161,35 @@ class Corpus:
 
     @property
     def in_files(self) -> bool:
-        """Whether images are decoded when they are asked for."""
+        """Whether images are decoded from files when they are indexed."""
         return not isinstance(self.images, Tensor)
 
     def on(self, device: torch.device | str) -> "Corpus":
-        """Return the corpus with its images on a card, if they are in memory at all."""
+        """Return the corpus with its images on a device, if they are in memory."""
         if self.in_files or torch.device(device).type != "cuda":
             return self
         return dataclasses.replace(self, images=cast(Tensor, self.images).to(device))
 
     def check_side(self, side: int, model: str) -> None:
-        """Check that a model takes images of this size; images in files fit any model.
+        """Check that a model takes images of this corpus's size; images in files fit any model.
 
         Args:
             side: Pixels per side that the model takes.
             model: The model's name.
 
         Raises:
-            CmpError: The images have another size.
+            CmpError: The images have a different size.
         """
         if isinstance(self.images, Tensor) and side not in self.images.shape[2:]:
-            words = f"takes images of {side} pixels, the data have {self.images.shape[-1]}"
+            words = f"takes images of {side} pixels, but the data have {self.images.shape[-1]}"
             raise CmpError(f"model.name: {model!r} {words}")
 
     def rows(self, split: str, **columns: str) -> np.ndarray:
-        """Return the positions of a split's images, of those with some values in other columns.
+        """Return the positions of a split's images, filtered by values of other columns.
 
         Args:
-            split: "train", "validation", "test" or, of pools, "fresh".
-            **columns: Values by column, such as dataset="shapes".
+            split: "train", "validation", "test" or, for pools, "fresh".
+            **columns: Required values by column, such as dataset="shapes".
         """
         chosen = np.ones(len(self.table), bool)
         for column, value in {"split": split, **columns}.items():
@@ -196,7 +197,7 @@ class Corpus:
         return np.flatnonzero(chosen)
 
     def by_role(self, role: str) -> list[str]:
-        """Return the names of the datasets of a role."""
+        """Return the names of the datasets with a role."""
         return [name for name, dataset in self.datasets.items() if dataset.role == role]
 
     def captions(self, row: int) -> list[str]:
@@ -208,14 +209,14 @@ class Corpus:
 def load_data(source: str) -> Corpus:
     """Return the data of a source.
 
-    Sources are the entry points of the group `cmp.data`: functions that return a `Corpus`, and
+    Sources are entry points of the group `cmp.data`: functions that return a `Corpus`, and
     "folder", which takes the folder's path.
 
     Args:
         source: The name of a source, or the path of a folder with manifests.
 
     Raises:
-        CmpError: The data are missing, damaged, or not as their manifests say.
+        CmpError: The data are missing, damaged, or do not match their manifests.
 
     Example:
         >>> corpus = cmp.load_data("embedded")
@@ -228,7 +229,7 @@ def load_data(source: str) -> Corpus:
 
 
 def named_sources() -> list[str]:
-    """Return the names that `config.data` may have beside the path of a folder."""
+    """Return the names that `config.data` accepts besides the path of a folder."""
     return sorted({*entry_names("cmp.data")} - {"folder"})
 
 
@@ -237,13 +238,13 @@ def build_corpus(
     tables: list[pd.DataFrame],
     descriptions: list[tuple[DatasetInfo, list[str], str]],
 ) -> Corpus:
-    """Return a corpus of some datasets.
+    """Return a corpus made of one or more datasets.
 
     Args:
         images: The images of all datasets.
-        tables: A table per dataset with the columns of `Corpus.table`, of which `update` may be
-            missing, and `captions`, lists of texts.
-        descriptions: Manifest, classes and hash of each dataset, see `Corpus`.
+        tables: A table per dataset with the columns of `Corpus.table` (`update` is optional) and
+            `captions`, lists of texts.
+        descriptions: The manifest, classes and hash of each dataset, see `Corpus`.
     """
     table = pd.concat(tables, ignore_index=True)
     captions = table["captions"]
@@ -261,9 +262,9 @@ def build_corpus(
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device, for which the host does not wait.
+    """Return a tensor on a device without making the host wait.
 
-    A copy from memory that is not pinned would wait for all that a card has to do before it.
+    A copy from unpinned memory would wait for all work that is queued on a GPU.
     """
     if device.type != "cuda" or x.device.type != "cpu":
         return x.to(device)
@@ -271,7 +272,7 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
 
 
 def to_rgb(images: Tensor) -> Tensor:
-    """Return images as RGB in [0, 1], [B, 3, H, W], what is transparent over white.
+    """Return images as RGB in [0, 1], [B, 3, H, W], with transparent pixels over white.
 
     Args:
         images: uint8 RGBA [B, 4, H, W] or RGB [B, 3, H, W].
@@ -283,16 +284,17 @@ def to_rgb(images: Tensor) -> Tensor:
 def augment(
     images: Tensor, generator: torch.Generator, part: tuple[int, int] | None = None
 ) -> Tensor:
-    """Return images as RGB in [0, 1], [B, 3, H, W], changed at random.
+    """Return randomly augmented images as RGB in [0, 1], [B, 3, H, W].
 
-    RGBA images get one affine map, a background, contrast, brightness and saturation. RGB images
-    are random crops of photographs already and stay as they are.
+    RGBA images get an affine map, a background, contrast, brightness and saturation. RGB images are
+    already random crops of photographs and do not change.
 
     Args:
         images: uint8 RGBA [B, 4, H, W] or RGB [B, 3, H, W].
-        generator: All randomness, on the CPU, so that a batch is a function of its state.
-        part: Where these are some of a batch: (number of the first, number in all); they look as
-            they do in the whole batch.
+        generator: The source of all randomness, on the CPU, so that a batch is a function of its
+            state.
+        part: For part of a batch, (index of the first image, images in the batch); each image is
+            augmented as in the whole batch.
     """
     if images.shape[1] == 3:
         return to_rgb(images)
@@ -308,22 +310,23 @@ def augment(
     matrix, offset = colour_map(1 - tints[:, :, None], contrast, brightness, saturation)
     x = images.float()
     x[:, :3] *= x[:, 3:] / 255  # premultiplied, so that transparent pixels do not bleed
-    # colours first: three channels are resampled faster than four, with the same result, since
-    # both are linear
+    # colours first: resampling three channels is faster than four, and gives the same result, since
+    # both maps are linear
     x = torch.baddbmm(offset, matrix, x.flatten(2)).view_as(x[:, :3])
     grid = affine_grid(maps, *images.shape[2:])
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False).clamp_(0, 1)
 
 
 def affine_grid(maps: Tensor, height: int, width: int) -> Tensor:
-    """Return where each pixel of the output looks in the input, [B, height, width, 2].
+    """Return the input coordinates of each output pixel, [B, height, width, 2].
 
-    It is `F.affine_grid` without aligned corners as one product, fourteen times as fast on a CPU.
+    This is `F.affine_grid` without aligned corners as one matrix product, 14 times as fast on a
+    CPU.
 
     Args:
         maps: Affine maps, [B, 2, 3].
-        height: Pixels of the output.
-        width: Pixels of the output.
+        height: Height of the output in pixels.
+        width: Width of the output in pixels.
     """
     y = (2 * torch.arange(height, device=maps.device) + 1) / height - 1
     x = (2 * torch.arange(width, device=maps.device) + 1) / width - 1
@@ -336,10 +339,10 @@ def affine_grid(maps: Tensor, height: int, width: int) -> Tensor:
 def colour_map(
     background: Tensor, contrast: Tensor, brightness: Tensor, saturation: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return all changes of a pixel's colour as one affine map, four times as fast as one by one.
+    """Return all colour changes of a pixel as one affine map, four times as fast as one at a time.
 
-    Transparent pixels show the background; then colours are multiplied by the contrast, the
-    brightness is added, and the saturation moves each channel away from their mean.
+    Transparent pixels show the background. Colours are then multiplied by the contrast, the
+    brightness is added, and the saturation moves each channel away from the mean of all three.
 
     Args:
         background: [B, 3, 1].
@@ -366,24 +369,24 @@ def normalise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
 def _channels(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Return both as [2, 1, C, 1, 1], cached because a copy to a GPU waits for it."""
+    """Return both as [2, 1, C, 1, 1], cached because a copy to a GPU makes the host wait."""
     return torch.tensor([mean, std], device=device, dtype=dtype).view(2, 1, -1, 1, 1)
 
 
 def stored_images(
     corpus: Corpus, rows: np.ndarray, size: int, how: Preprocessing, device: torch.device
 ) -> Iterator[Tensor]:
-    """Return an iterator over images without augmentation, in blocks.
+    """Return an iterator over blocks of images, without augmentation.
 
     Args:
         corpus: The data.
         rows: Positions of the images.
         size: Images per block.
-        how: How images that are decoded from files are prepared.
-        device: Where they are used.
+        how: How images decoded from files are prepared.
+        device: The device that will use them.
 
     Returns:
-        uint8 RGBA [size, 4, H, W] as they are stored, or from files RGB [size, 3, side, side].
+        uint8 RGBA [size, 4, H, W] as stored, or RGB [size, 3, side, side] from files.
     """
     blocks = np.split(rows, range(size, len(rows), size))
     if isinstance(corpus.images, Tensor):

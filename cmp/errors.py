@@ -1,4 +1,4 @@
-"""The one error type for what a user can mend."""
+"""The error type for everything that a user can fix."""
 
 import contextlib
 import difflib
@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Iterator
 
 
 class CmpError(Exception):
-    """What is wrong, where (file and key), and how to mend it, in a sentence.
+    """An error whose message says what is wrong, where (file and key), and how to fix it.
 
-    The command line prints it without a traceback and exits with status 2; anything else that
-    escapes is a bug of this package.
+    The command line prints it without a traceback and exits with status 2. Any other uncaught
+    exception is a bug in this package.
 
     Example:
         >>> try:
@@ -21,38 +21,39 @@ class CmpError(Exception):
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return "; did you mean 'NAME'?" with the nearest of some names, or "" where none is near."""
+    """Return "; did you mean 'NAME'?" with the closest of some names, or "" if none is close."""
     lower = {each.lower(): each for each in sorted(names)}
     near = difflib.get_close_matches(name.lower(), lower, n=1)
     return f"; did you mean {lower[near[0]]!r}?" if near else ""
 
 
 def name_choices(name: str, names: Collection[str], there_are: str = "there are") -> str:
-    """Return "; did you mean 'NAME'? There are NAMES", without the question where none is near.
+    """Return "; did you mean 'NAME'? There are NAMES", without the question if no name is close.
 
     Args:
-        name: What was given.
-        names: What could have been.
-        there_are: How the list of them begins.
+        name: The name that was given.
+        names: The possible names.
+        there_are: How the list of names begins.
     """
     near, choices = did_you_mean(name, names), f"{there_are} {', '.join(names)}"
     return f"{near} {choices[0].upper()}{choices[1:]}" if near else f"; {choices}"
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type's name where it has none."""
+    """Return the first line of an error's message, or the name of its type if the message is
+    empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 class Diverged(CmpError):
-    """Training met a loss, a gradient or weights that are not finite.
+    """An error for a loss, a gradient or weights that are not finite.
 
     Attributes:
-        report: What is known of the step, ready for JSON.
+        report: What is known about the step, ready for JSON.
     """
 
     def __init__(self, message: str, report: dict):
-        super().__init__(message, report)  # both, so that it survives the way between processes
+        super().__init__(message, report)  # both, so that processes can send the error
         self.report = report
 
     def __str__(self) -> str:
@@ -60,9 +61,9 @@ class Diverged(CmpError):
 
 
 class Interrupted(BaseException):
-    """A run was asked to stop and did, after a whole step, with its state saved.
+    """Raised when a run was asked to stop and has stopped after a full step, with its state saved.
 
-    It is no `Exception`, since a request to stop must not be taken for a failure that one can skip.
+    It is not an `Exception`, so that code that skips failures does not swallow a request to stop.
 
     Attributes:
         signal: The signal's number; a shell's exit status is 128 more.
@@ -76,18 +77,18 @@ class Interrupted(BaseException):
         return self.args[0]
 
     def _render_traceback_(self) -> list[str]:
-        """Return what a notebook shows: no traceback, since nothing went wrong."""
+        """Return what a notebook shows; there is no traceback, since nothing went wrong."""
         return [f"{self}; in a notebook, run the cell again"]
 
 
 @contextlib.contextmanager
 def explain_errors(what: str, then: str = "", *errors: type[Exception]) -> Iterator[None]:
-    """Turn what reading raises at a bad file into a `CmpError`.
+    """Turn the errors that a bad file raises into a `CmpError`.
 
     Args:
-        what: What is wrong, in words; the error's own follow in brackets.
-        then: What follows those.
-        *errors: What may be raised beside `OSError` and `ValueError`.
+        what: What is wrong; the original message follows in brackets.
+        then: Text after the brackets.
+        *errors: Exceptions to turn besides `OSError` and `ValueError`.
     """
     try:
         yield

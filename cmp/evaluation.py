@@ -1,8 +1,8 @@
 """Zero-shot classification and retrieval, A_KA, A_ZS and their geometric mean.
 
-Every score is a mean of hits, so one table of hits holds them all. Standard errors come from the
-spread of hits between independent `group`s: all drawings of one emoji are hit or missed together,
-so they count as one observation.
+Every score is a mean of hits, so one table of hits contains them all. Standard errors come from the
+spread of hits between independent `group`s: all drawings of one emoji tend to be hit or missed
+together, so they count as one observation.
 """
 
 import contextlib
@@ -28,11 +28,12 @@ from cmp.seeds import unit_interval
 RETRIEVAL_K = 5
 ROLES = {"A_KA": "adapt", "A_ZS": "eval"}
 ENCODE_BLOCK = 256
-"""Images, texts or rows at a time; activations of more would leave the caches."""
+"""Images, texts or rows per block; activations of larger blocks would not fit the caches."""
 
 
 ShareRows = Callable[[Any, Callable[[Any], Tensor]], Tensor]
-"""What has the features of items, [items, E], computed by a function of some of them."""
+"""A function that returns the features of all items, [items, E], given one that encodes some of
+them."""
 
 
 @dataclass(frozen=True)
@@ -85,23 +86,24 @@ class Scores:
     """The result of an evaluation.
 
     Attributes:
-        hits: A row per question: `dataset`; `row`, the corpus position of the image, or of the one
-            that a text describes; `group`; `answer`, the predicted class, empty in retrieval;
-            `hit`, 0 or 1; `weight` in the dataset's score, whose weights sum to 1.
-        datasets: A row per dataset: `role`, `metric`, `score`, `standard_error` and `chance` in
-            percent, `images`, `classes`.
+        hits: One row per question: `dataset`; `row`, the corpus position of the image, or of the
+            image that a text describes; `group`; `answer`, the predicted class, empty in retrieval;
+            `hit`, 0 or 1; `weight` in the dataset's score; the weights of a dataset sum to 1.
+        datasets: One row per dataset: `role`, `metric`; `score`, `standard_error` and `chance` in
+            percent; `images`, `classes`.
     """
 
     hits: pd.DataFrame
     datasets: pd.DataFrame
 
     def aggregate(self, name: str) -> tuple[float, float]:
-        """Return (value, standard error) of "A_KA" or "A_ZS" in percent: datasets count equally."""
+        """Return (value, standard error) of "A_KA" or "A_ZS" in percent; datasets count equally."""
         chosen = self.datasets.loc[self.datasets["role"] == ROLES[name]]
         return aggregate(self.hits, list(chosen.index))
 
     def summary(self) -> dict[str, float]:
-        """Return A_KA, A_ZS and their geometric mean GM in percent, as far as they were scored."""
+        """Return A_KA, A_ZS and their geometric mean GM in percent, leaving out what was not
+        scored."""
         scored = [name for name in ROLES if ROLES[name] in set(self.datasets["role"])]
         summary = {name: self.aggregate(name)[0] for name in scored}
         if len(summary) == len(ROLES):
@@ -118,24 +120,23 @@ def evaluate(
     precision: str = "bf16",
     share_rows: ShareRows = lambda items, encode: encode(items),
 ) -> Scores:
-    """Score a network on every dataset of a corpus that has images in a split.
+    """Score a network on every dataset of a corpus with images in a split.
 
-    Each distinct text is encoded once, and so is each image. The network's training mode is left as
-    it was.
+    Each image and each distinct text is encoded once. The network's training mode does not change.
 
     Args:
         model: The network.
         name: Its name, for the tokenizer.
         corpus: The data.
         split: "test" or "validation".
-        subset: Images per dataset; all where None.
+        subset: Images per dataset; None for all.
         precision: "bf16" or "fp32".
-        share_rows: (items, encode) -> the features of all items, such as of several processes that
+        share_rows: (items, encode) -> the features of all items, for example when several processes
             encode a share each (`cmp.scale.processes.share_rows`).
 
     Raises:
-        CmpError: There is nothing to score, or features are not finite, so that the nearest prompt
-            would be an accident.
+        CmpError: There is nothing to score, or features are not finite, which would make the
+            nearest prompt arbitrary.
 
     Example:
         >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)
@@ -177,7 +178,9 @@ def encode(
         image = share_rows(rows, lambda part: image_features(model, corpus, part, precision))
         text = share_rows(texts, lambda part: text_features(model, name, part, precision))
     if not (image.isfinite().all() and text.isfinite().all()):
-        raise CmpError("evaluation: features are not finite: are the weights those of this model?")
+        raise CmpError(
+            "evaluation: features are not finite; check that the weights belong to this model"
+        )
     return Features(test_sets, image, texts, text)
 
 
@@ -207,11 +210,11 @@ def evaluation_mode(model: Network) -> Iterator[None]:
 
 @functools.lru_cache(maxsize=4)
 def list_questions(corpus: Corpus) -> pd.DataFrame:
-    """Return what an evaluation of the whole test split asks of any model.
+    """Return the questions that an evaluation of the whole test split asks any model.
 
     Returns:
-        A row per question, in the order of `Scores.hits`, with those of its columns that hold no
-        answer, and the `role` of its dataset. Callers share the table: they must not change it.
+        One row per question, in the order of `Scores.hits`, with the columns that do not depend on
+        answers, and the `role` of its dataset. Callers share the table and must not change it.
     """
     sets = make_test_sets(corpus, "test", None)
     parts = [_questions(corpus, each).assign(role=each.dataset.role) for each in sets]
@@ -219,17 +222,17 @@ def list_questions(corpus: Corpus) -> pd.DataFrame:
 
 
 def aggregate(hits: pd.DataFrame, datasets: list[str]) -> tuple[float, float]:
-    """Return the mean over datasets of their scores, and its cluster-robust standard error.
+    """Return the mean score over datasets and its cluster-robust standard error.
 
-    A group's influence is the sum of its weighted deviations from its datasets' scores, over all
-    datasets that it appears in; the error is the root of the sum of squared influences.
+    The influence of a group is the sum of its weighted deviations from the scores of the datasets
+    it appears in. The standard error is the root of the sum of squared influences.
 
     Args:
         hits: As in `Scores`.
         datasets: The datasets' names.
 
     Returns:
-        Both in percent; NaN without datasets.
+        Both in percent; NaN if there are no datasets.
     """
     if not datasets:
         return float("nan"), float("nan")
@@ -246,14 +249,14 @@ def evaluation_rows(
 ) -> np.ndarray:
     """Return the corpus positions of a dataset's evaluation images, sorted.
 
-    A subset takes from each class in turn, in an order that depends on the dataset alone: it is the
-    same at every evaluation, and a larger one holds the smaller.
+    A subset takes images from each class in turn, in an order that depends only on the dataset. It
+    is the same at every evaluation, and larger subsets contain smaller ones.
 
     Args:
         corpus: The data.
         dataset: The dataset's name.
         split: The split.
-        size: Images in the subset; all where None.
+        size: Images in the subset; None for all.
     """
     rows = corpus.rows(split, dataset=dataset)
     if size is None or size >= len(rows):
@@ -266,7 +269,7 @@ def evaluation_rows(
 
 @functools.lru_cache(maxsize=256)
 def _subset_keys(dataset: str, split: str, count: int) -> tuple[float, ...]:
-    """Return a number per image that depends on its dataset, split and place in it alone."""
+    """Return a number per image that depends only on its dataset, split and position."""
     return tuple(unit_interval("evaluation subset", dataset, split, n) for n in range(count))
 
 
@@ -293,7 +296,7 @@ def image_features(model: Network, corpus: Corpus, rows: np.ndarray, precision: 
 def text_features(model: Network, name: str, texts: list[str], precision: str) -> Tensor:
     """Return unit features of texts, [len(texts), E].
 
-    Texts go through the network by length, so that short ones are not padded to the longest.
+    Texts are encoded by length, so that short ones are not padded to the longest.
 
     Args:
         model: The network.
@@ -313,17 +316,17 @@ def text_features(model: Network, name: str, texts: list[str], precision: str) -
 def retrieval_hits(
     image: Tensor, text: Tensor, owner: Tensor, k: int = RETRIEVAL_K
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which queries have a match among their k nearest (recall@k).
+    """Return which queries have a match among their k nearest targets (recall@k).
 
     Args:
         image: Image features, [N, E].
         text: Text features, [M, E].
         owner: The image that each text describes, [M].
-        k: How many of the nearest count.
+        k: The number of nearest targets that count.
 
     Returns:
-        Hits from image to text, bool [N], where any text of an image counts; from text to image,
-        bool [M].
+        Hits from image to text, bool [N], where any text of the image counts, and from text to
+        image, bool [M].
     """
     owner, number = owner.to(image.device), torch.arange(len(image), device=image.device)
     to_text = owner[_nearest(image, text, k)] == number[:, None]
@@ -332,7 +335,7 @@ def retrieval_hits(
 
 
 def chance_of_recall(owner: np.ndarray) -> float:
-    """Return the mean of both directions' recall@`RETRIEVAL_K` where similarities are random.
+    """Return recall@`RETRIEVAL_K` under random similarities, averaged over both directions.
 
     Args:
         owner: The image that each of M texts describes, [M].
@@ -345,14 +348,14 @@ def chance_of_recall(owner: np.ndarray) -> float:
 
 
 def _nearest(queries: Tensor, targets: Tensor, k: int) -> Tensor:
-    """Return the k targets nearest to each query, [queries, k]; similarities only of some rows at a
-    time are in memory."""
+    """Return the k targets nearest to each query, [queries, k]. Only a block of similarities is in
+    memory at a time."""
     k, blocks = min(k, len(targets)), queries.split(ENCODE_BLOCK)
     return torch.cat([(block @ targets.T).topk(k, dim=1).indices for block in blocks])
 
 
 def make_test_sets(corpus: Corpus, split: str, subset: int | None) -> list[ScoredSet]:
-    """Return a test set per dataset that is scored and has images in the split."""
+    """Return a test set for each scored dataset with images in the split."""
     test_sets = []
     for name, dataset in corpus.datasets.items():
         rows = evaluation_rows(corpus, name, split, subset)
@@ -375,7 +378,8 @@ def make_test_sets(corpus: Corpus, split: str, subset: int | None) -> list[Score
 
 
 def _questions(corpus: Corpus, test_set: ScoredSet) -> pd.DataFrame:
-    """Return what a test set asks; retrieval asks both ways, half its weight each."""
+    """Return the questions of a test set. Retrieval asks in both directions, each with half the
+    weight."""
     rows, owner = test_set.rows, test_set.owner
     parts = [rows] if owner is None else [rows, rows[owner]]
     row = np.concatenate(parts)
@@ -392,8 +396,8 @@ def _questions(corpus: Corpus, test_set: ScoredSet) -> pd.DataFrame:
 def _score(
     corpus: Corpus, test_set: ScoredSet, image: Tensor, text: Tensor
 ) -> tuple[pd.DataFrame, dict[str, object]]:
-    """Return the hits of a test set from the features of its images and texts, and its dataset's
-    row in the table of scores."""
+    """Return the hits of a test set, from the features of its images and texts, and its row in the
+    table of scores."""
     name, rows, owner = test_set.dataset.name, test_set.rows, test_set.owner
     if owner is None:
         metric, chance = "top-1", 1 / len(test_set.texts)

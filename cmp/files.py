@@ -1,5 +1,4 @@
-"""What is read from files: YAML, JSON, records and tables, each checked; and files and folders that
-are written whole or not at all."""
+"""Checked reading of YAML, JSON, records and tables, and atomic writing of files and folders."""
 
 import contextlib
 import fcntl
@@ -27,17 +26,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 DIGESTS = "SHA256SUMS"
-"""The name of the list of sha256 of the files beside it."""
+"""The name of a file that lists the sha256 of the files beside it."""
 MAX_TEXT_BYTES, MAX_YAML_BYTES = 2**30, 2**24
-"""Largest text that is read, such as a list of images, and YAML, which is written by hand."""
+"""Size limits for text in general, such as a list of images, and for YAML, which is written by
+hand."""
 READ_BYTES = 1 << 24
-"""Bytes of a file that are hashed at once."""
+"""Bytes of a file that are hashed at a time."""
 PARTIAL_PREFIX = ".cmp-partial-"
-"""What the names of folders begin with in which something is being written."""
+"""Prefix of folders in which something is being written."""
 SHORT_ID = 12
-"""Characters of a run's id that name its folder and are shown to people."""
+"""Characters of a run's id that name its folder and are shown to users."""
 WEIGHTS = "weights.safetensors"
-"""The file of a stored run's final weights, where they were kept."""
+"""The file of a stored run's final weights, if they were kept."""
 
 
 def child_path(folder: Path, name: str, suffix: str = "") -> Path:
@@ -49,32 +49,33 @@ def child_path(folder: Path, name: str, suffix: str = "") -> Path:
         suffix: What follows the name, such as ".parquet".
 
     Raises:
-        CmpError: The name is of another form, so that the path could lie elsewhere.
+        CmpError: The name has other characters, so the path could lie elsewhere.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
-        words = "it may hold letters, digits, - and _"
-        raise CmpError(f"{name!r:.60}: not the name of anything in {folder}; {words}")
+        words = "use letters, digits, - and _"
+        raise CmpError(f"{name!r:.60}: not a valid name in {folder}; {words}")
     return folder / f"{name}{suffix}"
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without aliases and repeated keys; 1e-3 is a number, as in JSON and YAML 1.2."""
+    """A safe YAML loader that rejects aliases and repeated keys; 1e-3 is a number, as in JSON and
+    YAML 1.2."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # it can stand for endless or immense values
+        if self.check_event(yaml.AliasEvent):  # it could expand to endless or huge values
             mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError("an alias is not taken; write the value out", mark)
+            raise yaml.MarkedYAMLError("aliases are not allowed; write the value out", mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         if repeated := [key for key, count in counts.items() if count > 1]:
-            raise yaml.MarkedYAMLError(f"{repeated[0]!r} stands there twice", node.start_mark)
+            raise yaml.MarkedYAMLError(f"{repeated[0]!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 _UNQUOTED_DAY = re.compile(r"(?m)^[^#\n]{0,1000}?([\w-]{1,100})['\"]?:\s+(\d{4}-\d\d?-\d\d?)")
-"""A key and a day as YAML takes it for a date, which JSON could not hold."""
+"""A key with an unquoted day, which YAML reads as a date and JSON cannot represent."""
 _FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 _StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
@@ -83,15 +84,15 @@ def parse_yaml(text: str) -> Any:
     """Return the value of a YAML text.
 
     Raises:
-        ValueError: It has none, or one that JSON could not hold.
+        ValueError: The text is not valid, or its value cannot be represented in JSON.
     """
     try:
         value = yaml.load(text, _StrictLoader)
-        json.dumps(value)  # refuses dates, bytes, sets and whole numbers too long to print
+        json.dumps(value)  # rejects dates, bytes, sets and integers too long to print
     except (yaml.YAMLError, RecursionError, TypeError) as error:
         raise ValueError(str(error)) from error
-    except (ArithmeticError, AttributeError, LookupError) as error:  # PyYAML at `!!bool maybe`
-        raise ValueError(f"a value is not what its tag or form says ({error!r})") from error
+    except (ArithmeticError, AttributeError, LookupError) as error:  # from `!!bool maybe`
+        raise ValueError(f"a value does not match its tag or form ({error!r})") from error
     return value
 
 
@@ -99,9 +100,9 @@ def parse_record(text: str, kind: type[T]) -> T:
     """Return a JSON text as an instance of a pydantic dataclass.
 
     Raises:
-        ValueError: It does not fit; the message names the key.
+        ValueError: The text does not fit the class; the message names the key.
     """
-    from pydantic import TypeAdapter, ValidationError  # takes as long as all else in this module
+    from pydantic import TypeAdapter, ValidationError  # slow to import
 
     try:
         return TypeAdapter(kind).validate_json(text)
@@ -111,14 +112,14 @@ def parse_record(text: str, kind: type[T]) -> T:
 
 
 def first_fault(error: Any) -> tuple[str, dict[str, Any]]:
-    """Return the dotted key, "" for the whole, and the entry of a fault that pydantic found: of a
-    misspelt key, or else the first, which may be the one that is missing for it."""
+    """Return the dotted key ("" for the whole record) and the entry of a fault that pydantic found.
+    A misspelt key comes first, since it can also cause a "missing" fault."""
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     return ".".join(map(str, fault["loc"])), fault
 
 
 def sync_to_disk(path: Path) -> None:
-    """Wait until a file's or a folder's content is on the disk."""
+    """Wait until the content of a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -127,58 +128,60 @@ def sync_to_disk(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, where they are missing.
+    """Create a folder and its parents if they are missing.
 
     Raises:
-        CmpError: The disk refuses.
+        CmpError: The folder cannot be created.
     """
-    with explain_errors(f"{folder}: cannot be made a folder"):
+    with explain_errors(f"{folder}: cannot be created as a folder"):
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def check_target(target: Path, is_kind: Callable[[int], bool] = stat.S_ISREG) -> None:
-    """Refuse to replace what is not of the kind that is to be written.
+    """Raise an error if a target exists and is not of the kind to be written.
 
-    Links are refused wherever they lead: to replace one would leave its goal as it was, and to
-    follow it would change a file that nobody named.
+    Links are never accepted: replacing one would leave the file behind it unchanged, and following
+    it would change a file that nobody named.
 
     Args:
         target: The file or folder, which may be missing.
-        is_kind: Whether the mode of what is there allows it to be replaced.
+        is_kind: Returns whether something with this mode may be replaced.
 
     Raises:
-        CmpError: Something else is there, or the disk takes no such name.
+        CmpError: Something else exists there, or the name is not valid on this disk.
     """
     try:
         mode = os.lstat(target).st_mode
     except FileNotFoundError:
         return
-    except (OSError, ValueError) as error:  # a name too long; a NUL in it is a ValueError
+    except (OSError, ValueError) as error:  # the name is too long; a NUL in it is a ValueError
         raise CmpError(f"{str(target)!r:.200}: cannot be written ({error})") from error
     if not is_kind(mode):
         raise CmpError(
-            f"{target}: is there, as a link, a folder, a device or the like, and is not replaced; "
-            "give another name"
+            f"{target}: already exists as a link, a folder, a device or the like, and is not "
+            "replaced; give another name"
         )
 
 
 def check_held_files(folder: Path, names: Collection[str]) -> None:
-    """Refuse to replace a folder that holds more than what is written anew.
+    """Raise an error if replacing a folder would delete other files.
 
     Args:
         folder: The folder, which may be missing.
-        names: The names of the files that may be in it.
+        names: The names of the files that may be replaced.
 
     Raises:
-        CmpError: It holds another file or folder, which would be lost.
+        CmpError: The folder contains another file or folder, which would be lost.
     """
     held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if others := held - {*names}:
-        raise CmpError(f"{folder}: holds {min(others)!r}, which would be lost; name a new folder")
+        raise CmpError(
+            f"{folder}: contains {min(others)!r}, which would be lost; name a new folder"
+        )
 
 
 def file_digest(path: Path, progress: Callable[[int], object] = lambda count: None) -> str:
-    """Return the sha256 of a file, telling `progress` how many bytes were read."""
+    """Return the sha256 of a file, calling `progress` with the number of bytes of each read."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(READ_BYTES):
@@ -189,7 +192,8 @@ def file_digest(path: Path, progress: Callable[[int], object] = lambda count: No
 
 @contextlib.contextmanager
 def report_disk_errors(what: str, kept: str = "nothing was changed") -> Iterator[None]:
-    """Turn errors of the disk, those of safetensors too, into a `CmpError` that says what stays."""
+    """Turn disk errors, including those of safetensors, into a `CmpError` that says what was
+    kept."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -198,13 +202,13 @@ def report_disk_errors(what: str, kept: str = "nothing was changed") -> Iterator
 
 @contextlib.contextmanager
 def partial_folder(parent: Path) -> Iterator[Path]:
-    """Make a hidden folder to write in, on the disk of the result, and delete it at the end.
+    """Create a hidden folder to write in, on the same disk as the result, and delete it at the end.
 
-    It is locked meanwhile. One that nobody locks was left by a process that was killed; those are
-    deleted first.
+    It is locked while in use. A folder without a lock was left by a killed process; such folders
+    are deleted first.
 
     Args:
-        parent: Where the result will lie; it is made where it is missing.
+        parent: The folder of the result, created if it is missing.
     """
     make_folder(parent)
     delete_leftovers(parent)
@@ -212,19 +216,18 @@ def partial_folder(parent: Path) -> Iterator[Path]:
         while True:
             folder = Path(tempfile.mkdtemp(dir=parent, prefix=PARTIAL_PREFIX))
             stack.enter_context(lock_folder(folder))
-            if folder.exists():  # else another process took it for a leftover before it was locked
+            if folder.exists():  # else another process deleted it before it was locked
                 break
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
 
 
 def delete_folder(folder: Path, own: Iterable[Path]) -> None:
-    """Delete a folder as far as it can be: what somebody else has put into it stays, with a
-    warning.
+    """Delete a folder and its own files; if it contains other files, keep them and warn.
 
     Args:
         folder: The folder.
-        own: The files in it that may go.
+        own: The files in it that may be deleted.
     """
     own = [*own]
     with contextlib.suppress(OSError):
@@ -235,14 +238,16 @@ def delete_folder(folder: Path, own: Iterable[Path]) -> None:
     others = sorted(path.name for path in folder.glob("*") if path not in own)
     if others:
         names = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
-        words = f"stays, since cmpt has not written all that is in it ({names}); move or delete it"
+        words = (
+            f"kept, since it contains files that cmpt did not write ({names}); move or delete it"
+        )
         warnings.warn(f"{folder}: {words}", stacklevel=3)
 
 
 def delete_leftovers(parent: Path) -> None:
-    """Delete what killed processes have left of `partial_folder` in a folder.
+    """Delete the partial folders that killed processes left in a folder.
 
-    What `atomic_folder` was about to replace is put back.
+    A folder that `atomic_folder` was about to replace is restored.
     """
     for folder in parent.glob(f"{PARTIAL_PREFIX}*"):
         with lock_folder(folder, wait=False) as is_locked, contextlib.suppress(OSError):
@@ -255,7 +260,8 @@ def delete_leftovers(parent: Path) -> None:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Lock a folder; yield whether that is so: another process may have it, or none can."""
+    """Lock a folder and yield whether that worked; another process may hold the lock, or locks may
+    not be supported."""
     handle, is_locked = None, False
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -270,16 +276,16 @@ def lock_folder(folder: Path, wait: bool = True) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Write a file, whole or not at all.
+    """Write a file atomically: whole or not at all.
 
     Args:
-        target: The file; one that is there is replaced, anything else refused.
+        target: The file. An existing file is replaced; anything else is an error.
 
     Yields:
-        A path to write to, which becomes the target at the end and is deleted after an error.
+        A path to write to. It becomes the target at the end, or is deleted after an error.
 
     Raises:
-        CmpError: The disk refuses, and the target is as before; or see `check_target`.
+        CmpError: Writing failed and the target is unchanged; or see `check_target`.
     """
     check_target(target)
     with report_disk_errors(f"{target}:"), partial_folder(target.parent) as folder:
@@ -291,25 +297,25 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file atomically."""
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Write a folder, whole or not at all.
+    """Write a folder atomically: whole or not at all.
 
-    A kill at the very end may leave none; then `delete_leftovers` puts back the one before.
+    A kill at the very end may leave no folder; `delete_leftovers` then restores the previous one.
 
     Args:
-        target: The folder; one that is there is replaced, anything else refused.
+        target: The folder. An existing folder is replaced; anything else is an error.
 
     Yields:
-        An empty folder to fill; it becomes the target at the end, and is deleted after an error.
+        An empty folder to fill. It becomes the target at the end, or is deleted after an error.
 
     Raises:
-        CmpError: The disk refuses, and the target is as before; or see `check_target`.
+        CmpError: Writing failed and the target is unchanged; or see `check_target`.
     """
     check_target(target, stat.S_ISDIR)
     with report_disk_errors(f"{target}:"), partial_folder(target.parent) as partial:
@@ -319,7 +325,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         yield folder
         for path in [*folder.rglob("*"), folder]:
             sync_to_disk(path)
-        if target.exists():  # stands aside until the new one is there
+        if target.exists():  # kept aside until the new one is in place
             os.rename(target, previous)
         try:
             os.rename(folder, target)
@@ -332,10 +338,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def listed_file(target: Path) -> Iterator[Path]:
-    """Write a file as `atomic_file` does, and its sha256 into the list beside it.
+    """Write a file as `atomic_file` does, and add its sha256 to the list beside it.
 
-    For a moment the list has both the old sha256 and the new one, so that the file is never taken
-    for damaged. `sha256sum --check` reads the list, too.
+    For a moment the list contains both the old and the new sha256, so that the file never looks
+    damaged. `sha256sum --check` can also read the list.
     """
     place = target.with_name(DIGESTS)
     with contextlib.ExitStack() as stack:
@@ -350,17 +356,17 @@ def listed_file(target: Path) -> Iterator[Path]:
 
 
 def write_tensors(tensors: "dict[str, Tensor]", header: dict, folder: Path, name: str) -> Path:
-    """Write NAME-HASH.safetensors, HASH of its content, and return its path.
+    """Write NAME-HASH.safetensors, where HASH is that of its content, and return its path.
 
-    It is whole and on the disk before it gets its name.
+    The file gets its name only once it is complete and on the disk.
 
     Args:
         tensors: The tensors.
-        header: Text for its header.
-        folder: Where it will lie; it is made where it is missing.
-        name: What its name begins with.
+        header: Texts for its header.
+        folder: The folder of the file, created if it is missing.
+        name: The first part of the file's name.
     """
-    from safetensors.torch import save_file  # imports torch, which most commands do without
+    from safetensors.torch import save_file  # imports torch, which most commands do not need
 
     tensors = {name: x.detach().contiguous() for name, x in tensors.items()}
     with partial_folder(folder) as place:
@@ -374,7 +380,7 @@ def write_tensors(tensors: "dict[str, Tensor]", header: dict, folder: Path, name
 
 
 def check_digest(path: Path, remedy: str) -> None:
-    """Raise `CmpError` unless a file is what the list beside it says.
+    """Raise `CmpError` unless a file matches its sha256 in the list beside it.
 
     Args:
         path: The file.
@@ -384,20 +390,20 @@ def check_digest(path: Path, remedy: str) -> None:
         lines = path.with_name(DIGESTS).read_text(encoding="utf-8").splitlines()
         is_known = f"{file_digest(path)}  {path.name}" in lines
     if not is_known:
-        raise CmpError(f"{path}: damaged: not the file that is in {DIGESTS} beside it; {remedy}")
+        raise CmpError(f"{path}: damaged: does not match its hash in {DIGESTS}; {remedy}")
 
 
 def check_record(tree: Any, kind: type[T], source: str, remedy: str = "") -> T:
-    """Return a tree of keys as an instance of a pydantic dataclass, or a tuple or dict of them.
+    """Return a tree of keys as a pydantic dataclass, or as a tuple or dict of them.
 
     Args:
         tree: The tree.
-        kind: What it must fit.
-        source: What errors begin with, before the key.
-        remedy: What they end with.
+        kind: The class that it must fit.
+        source: The beginning of error messages, before the key.
+        remedy: The end of error messages.
 
     Raises:
-        CmpError: It does not fit.
+        CmpError: The tree does not fit.
     """
     try:
         return parse_record(json.dumps(tree), kind)
@@ -409,16 +415,16 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
     """Return the text of a file.
 
     Args:
-        path: A regular file; a pipe might never end, and a device never does.
-        limit: Its largest size in bytes.
+        path: A regular file, since a pipe or a device may never end.
+        limit: The largest size allowed, in bytes.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is no regular file, too large, or not in UTF-8.
+        OSError: The file cannot be read.
+        ValueError: The file is not a regular file, is too large, or is not UTF-8.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-        raise ValueError(f"it is no regular file of at most {limit:,} bytes")
+        raise ValueError(f"not a regular file of at most {limit:,} bytes")
     return path.read_text(encoding="utf-8")
 
 
@@ -426,7 +432,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Return the tree of keys in a YAML file.
 
     Raises:
-        CmpError: The file cannot be read, or has no keys at its top.
+        CmpError: The file cannot be read, or has no keys at the top level.
     """
     try:
         text = read_text(path, MAX_YAML_BYTES)
@@ -439,12 +445,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CmpError(f"{path}: {_explain_yaml(error, text)}") from error
     if not isinstance(tree, dict):
-        raise CmpError(f"{path}: cannot be read as YAML with keys at the top")
+        raise CmpError(f"{path}: expected YAML with keys at the top level")
     return tree
 
 
 def _explain_yaml(error: ValueError, text: str) -> str:
-    """Say in one line what in a text is not taken, and where."""
+    """Return a line that says what in a YAML text is invalid, and where."""
     if "date" in str(error) and (found := _UNQUOTED_DAY.search(text)):
         return f'{found[1]}: put it in quotes: "{found[2]}"'
     words, cause = " ".join(str(error).split()), error.__cause__
@@ -468,10 +474,11 @@ def parse_json(text: str) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON; Python would take the last of several values of a key."""
+    """Return a JSON object as a dict; Python itself would silently keep the last value of a
+    repeated key."""
     counts = Counter(key for key, _ in pairs)
     if len(counts) < len(pairs):
-        raise ValueError(f"{max(counts, key=counts.__getitem__)!r} stands there twice")
+        raise ValueError(f"{max(counts, key=counts.__getitem__)!r} is given twice")
     return dict(pairs)
 
 
@@ -482,15 +489,15 @@ def read_table(
 
     Args:
         path: The file.
-        columns: What each column that must be there holds: str, int, float, list for anything, or
-            `pd.Categorical` for long texts that repeat, each of which is then held once.
-        optional: The same of columns that may be missing.
+        columns: The type of each required column: str, int, float, list for anything, or
+            `pd.Categorical` for long texts that repeat, to store each only once.
+        optional: The same for columns that may be missing.
 
     Raises:
         OSError: The file cannot be read.
         ValueError: It is not a table, or lacks a column.
     """
-    import pandas as pd  # takes half a second, and most commands read no table
+    import pandas as pd  # takes half a second to import, and most commands read no table
     import pyarrow
     from pandas.api import types
 
@@ -504,7 +511,7 @@ def read_table(
     try:
         table = pd.read_parquet(path, read_dictionary=repeated)
     except (pyarrow.ArrowException, LookupError, MemoryError, TypeError) as error:
-        raise ValueError(f"{path.name}: no readable table ({error!r:.200})") from error
+        raise ValueError(f"{path.name}: cannot be read as a table ({error!r:.200})") from error
     held = {name: kind for name, kind in (optional or {}).items() if name in table}
     for name, kind in {**columns, **held}.items():
         if [*table].count(name) != 1 or (kind in checks and not checks[kind](table[name])):

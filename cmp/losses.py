@@ -1,4 +1,4 @@
-"""The losses that models are pretrained with, over unit features of images and texts."""
+"""The losses that models are pretrained with, on unit features of images and texts."""
 
 from typing import cast
 
@@ -10,7 +10,7 @@ from cmp.models import Network
 
 
 def model_loss(model: Network, image: Tensor, text: Tensor) -> Tensor:
-    """Return the loss that a network was made for, over unit features [B, E]."""
+    """Return the loss that a network was pretrained with, on unit features [B, E]."""
     if uses_sigmoid_loss(model):
         return sigmoid_loss(image, text, model.logit_scale, cast(Tensor, model.logit_bias))
     return contrastive_loss(image, text, model.logit_scale)
@@ -30,13 +30,14 @@ def contrastive_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor
 
 
 def sigmoid_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
-    """Return SigLIP's loss, of every image-text pair by itself (Zhai et al. 2023, section 3.2).
+    """Return SigLIP's loss, which treats every image-text pair separately (Zhai et al. 2023,
+    section 3.2).
 
     Args:
         image: Unit image features, [B, E].
         text: Unit text features of the same samples, [B, E].
         logit_scale: Log of the inverse temperature.
-        logit_bias: What is added to every logit.
+        logit_bias: Added to every logit.
     """
     logits = logit_scale.exp() * image @ text.T + logit_bias  # [B, B]
     sign = 2 * torch.eye(len(logits), device=logits.device) - 1
@@ -44,5 +45,5 @@ def sigmoid_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: T
 
 
 def uses_sigmoid_loss(model: nn.Module) -> bool:
-    """Return whether a network was made for `sigmoid_loss`: it has a bias beside the scale."""
+    """Return whether a network uses `sigmoid_loss`: then it has a logit bias as well as a scale."""
     return getattr(model, "logit_bias", None) is not None

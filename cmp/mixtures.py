@@ -1,7 +1,7 @@
-"""Which samples make the batch at (task, step).
+"""Choose the samples of the batch at (task, step).
 
-A batch mixes the pretraining pool P, the current update D and a buffer B of earlier updates.
-Every choice is a function of (config, task, step): nothing is carried along.
+A batch mixes the pretraining pool P, the current update D and a buffer B of earlier updates. Every
+choice is a function of (config, task, step), so there is no state.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ from cmp.seeds import numpy_generator, unit_interval
 from cmp.values import MAX_COUNT
 
 MANY_SAMPLES = 10_000
-"""Up to which batches are tried one by one."""
+"""Largest batch size that is tried one by one."""
 MIN_STEPS = 10
-"""The fewest steps of a task whose steps follow from `training.passes`."""
+"""Fewest steps of a task when `training.passes` sets its steps."""
 MIN_BATCH = 2
-"""The fewest samples of a batch: its loss tells one from another."""
+"""Fewest samples in a batch, since its loss contrasts samples with each other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,9 @@ class Pools:
         pretraining: The kept part of the pretraining pool.
         update: The images that arrive in this task.
         buffer: Images of earlier tasks; empty in the first one.
-        groups: The group number of each buffer image, where groups are drawn from equally often.
-        counts: How many samples of a batch come from pretraining pool, update and buffer.
+        groups: The group number of each buffer image, if groups are drawn equally often.
+        counts: How many samples of a batch come from the pretraining pool, the update and the
+            buffer.
     """
 
     pretraining: np.ndarray
@@ -54,12 +55,13 @@ class Pools:
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """How many images pretraining pool, update and buffer hold."""
+        """The number of images in the pretraining pool, the update and the buffer."""
         return len(self.pretraining), len(self.update), len(self.buffer)
 
     @functools.cached_property
     def members(self) -> list[np.ndarray] | None:
-        """The buffer's positions by group, if it has any, sorted out once and not at every step."""
+        """The buffer's positions by group, if it has groups, computed once instead of at every
+        step."""
         if self.groups is None:
             return None
         order = np.argsort(self.groups, kind="stable")
@@ -70,8 +72,8 @@ class Pools:
 def batch_counts(mixture: Mixture, batch: int, empty_buffer: bool) -> tuple[int, int, int]:
     """Return how many samples of a batch come from (P, D, B).
 
-    Counts are rounded down; the remainder goes to the first pools that take part. While the buffer
-    is empty, its samples are split between P and D, as far as they take part.
+    Counts are rounded down, and the remainder goes to the first pools with a share. While the
+    buffer is empty, its samples are split between P and D, if these have a share.
 
     Args:
         mixture: The config section.
@@ -90,8 +92,8 @@ def batch_counts(mixture: Mixture, batch: int, empty_buffer: bool) -> tuple[int,
 
 
 def empty_shares(mixture: Mixture, batch: int, empty_buffer: bool) -> list[str]:
-    """Return the shares above zero of which a batch has no sample, as "mixture.update 0.01"; while
-    the buffer is empty its share goes to the others.
+    """Return the nonzero shares that give a batch no sample, such as "mixture.update 0.01". While
+    the buffer is empty, its share goes to the others.
 
     Args:
         mixture: The config section.
@@ -108,15 +110,15 @@ def empty_shares(mixture: Mixture, batch: int, empty_buffer: bool) -> list[str]:
 
 
 def check_shares(batch: int, mixtures: Iterable[tuple[Mixture, bool]], label: str) -> None:
-    """Check that a batch has a sample of every share above zero.
+    """Check that every nonzero share gives a batch at least one sample.
 
     Args:
         batch: Samples per batch.
-        mixtures: Those of some tasks, each with whether the buffer is empty.
-        label: What an error calls the batch.
+        mixtures: Pairs of a task's mixture and whether its buffer is empty.
+        label: The name of the batch in error messages.
 
     Raises:
-        CmpError: It names the share and the smallest batch that has samples of all.
+        CmpError: A share gives no sample; the message names it and the smallest batch that works.
     """
     distinct = list(dict.fromkeys(mixtures))
     empty = [
@@ -130,7 +132,7 @@ def check_shares(batch: int, mixtures: Iterable[tuple[Mixture, bool]], label: st
         enough = math.ceil(1 / least)
         sizes = range(2, min(enough, MANY_SAMPLES))
         fit = (n for n in sizes if not any(empty_shares(m, n, first) for m, first in distinct))
-        advice = f"the smallest batch that has some is {next(fit, enough)}, or {advice}"
+        advice = f"use a batch of {next(fit, enough)}, or {advice}"
     raise CmpError(f"{label}: {batch} has no sample of {empty[0]}; {advice}")
 
 
@@ -165,7 +167,7 @@ def make_batch(
     side: int = IMAGE_SIZE,
     local: slice = WHOLE_BATCH,
 ) -> Batch:
-    """Return the samples of (task, step), each with one of its captions.
+    """Return the batch of (task, step), each sample with one of its captions.
 
     Args:
         config: The run's config.
@@ -173,8 +175,8 @@ def make_batch(
         pools: What the task may draw from.
         task: The task's number, from 0.
         step: The step within the task, from 0.
-        side: Pixels per side of images that are decoded from files.
-        local: The samples whose images are wanted, such as those of one process.
+        side: Pixels per side of images decoded from files.
+        local: The samples whose images are needed, such as those of one process.
     """
     seed = config.seeds.data
     rows = batch_rows(pools, pools.counts, seed, task, step)
@@ -192,9 +194,9 @@ def make_batch(
 
 
 class BatchLoader:
-    """The batches of a run, made ahead of their step where images have to be decoded.
+    """The batches of a run, prepared ahead of their step if images must be decoded.
 
-    It has no state that would have to be saved: any process makes the same batch of (task, step).
+    It has no state to save: every process makes the same batch of (task, step).
     """
 
     def __init__(self, config: RunConfig, corpus: Corpus, side: int, device: torch.device):
@@ -223,7 +225,7 @@ class MixtureSampler(Sampler[list[int]]):
     """A torch batch sampler that mixes three datasets in fixed shares.
 
     It yields lists of indices into `ConcatDataset([pool, update, buffer])`, for the `batch_sampler`
-    of a `DataLoader`. Each dataset is gone through without repetition before it starts again.
+    of a `DataLoader`. Every item of a dataset is used once before any is used again.
 
     Example:
         >>> pool, update, buffer = range(100), range(40), range(60)
@@ -253,13 +255,14 @@ class MixtureSampler(Sampler[list[int]]):
             batch: Samples per batch.
             steps: Batches per task.
             seed: Seed of the draws.
-            task: The task's number; another one gives other draws.
+            task: The task's number; different tasks give different draws.
 
         Raises:
-            CmpError: The shares are not three parts of one, or a batch has no sample of one.
+            CmpError: The shares are not three numbers that sum to one, or one gives a batch no
+                sample.
         """
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-            words = "expected those of pool, update and buffer, which sum to one"
+            words = "give those of pool, update and buffer, which must sum to one"
             raise CmpError(f"MixtureSampler: shares {tuple(shares)}: {words}")
         sizes = np.cumsum([0, len(pool), len(update), len(buffer)])
         self.pools = Pools(*(np.arange(a, b) for a, b in itertools.pairwise(sizes)))
@@ -278,7 +281,8 @@ class MixtureSampler(Sampler[list[int]]):
 
 
 def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
-    """Return the largest batch up to `batch` that asks no pool for more than it holds."""
+    """Return the largest batch size, at most `batch`, that takes no more from any pool than it
+    holds."""
     sizes = pools.sizes
 
     def fits(candidate: int) -> bool:
@@ -289,10 +293,11 @@ def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
 
 
 def fit_mixture(config: RunConfig, corpus: Corpus) -> RunConfig:
-    """Return the config with a mixture that its data can fill; warn if that is another.
+    """Return the config with a mixture that its data can fill; warn if it has to change.
 
-    Where no set has the role pool, update and buffer take its share, in the ratio of their own. A
-    mixture of the pool alone, of another pool, or with `last` is left to be refused.
+    If no dataset has the role pool, the update and the buffer take over its share, in proportion to
+    their own. A mixture with only the pool, with another pool, or with `last` is left as it is and
+    fails later.
 
     Raises:
         CmpError: The method needs a pool.
@@ -304,25 +309,24 @@ def fit_mixture(config: RunConfig, corpus: Corpus) -> RunConfig:
     update, buffer = update / (update + buffer), buffer / (update + buffer)
     tree = config.to_dict()
     tree["mixture"] |= {"pretraining": 0.0, "update": update, "buffer": buffer}
-    words = f"nothing from before is replayed; batches are {update:.0%} update, {buffer:.0%} buffer"
-    warnings.warn(f"mixture.pretraining: no set has role pool, so {words}", stacklevel=2)
-    return parse(tree, "data without a set of role pool")
+    words = f"no pretraining data is replayed; batches are {update:.0%} update, {buffer:.0%} buffer"
+    warnings.warn(f"mixture.pretraining: no dataset has the role pool, so {words}", stacklevel=2)
+    return parse(tree, "data without a dataset of role pool")
 
 
 def small_counts(
     mixture: Mixture, batch: int, sizes: tuple[int, int, int], passes: float
 ) -> tuple[int, int, int]:
-    """Return how many samples of a batch come from (P, D, B), where `training.passes` gives each
-    task its steps.
+    """Return how many samples of a batch come from (P, D, B) when `training.passes` sets the steps.
 
-    They are those of `batch_counts` as long as the pools hold them. Of an update that is so small
-    that `MIN_STEPS` would show it too often, a batch takes fewer images, and buffer and pool fill
-    it up, in the ratio of their shares. A batch that they cannot fill is smaller.
+    These are the counts of `batch_counts` if the pools hold enough. If an update is so small that
+    `MIN_STEPS` would show it too often, a batch takes fewer of its images, and the buffer and the
+    pool fill the batch, in proportion to their shares. If they cannot, the batch is smaller.
 
     Args:
-        mixture: The config section, of one task.
+        mixture: The config section for one task.
         batch: Samples per batch.
-        sizes: How many images pool, update and buffer hold.
+        sizes: The number of images in the pool, the update and the buffer.
         passes: How often the task shows each image of the update, on average.
     """
     held_p, held_d, held_b = sizes
@@ -340,8 +344,8 @@ def small_counts(
 def fit_steps(config: RunConfig, corpus: Corpus) -> RunConfig:
     """Return the config with the steps that `training.passes` gives each task.
 
-    A task shows each image of its update that often on average, rounded up, and has `MIN_STEPS`
-    steps at least. Tasks whose steps `training.task_steps` gives keep them.
+    A task has enough steps to show each image of its update that often on average, rounded up, and
+    at least `MIN_STEPS`. Steps given by `training.task_steps` do not change.
     """
     passes, known = config.training.passes, config.training.task_steps
     if passes is None or len(known) == config.stream.tasks:
@@ -354,11 +358,11 @@ def fit_steps(config: RunConfig, corpus: Corpus) -> RunConfig:
 
 
 def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
-    """Return what each task may draw from, see also `fit_mixture`.
+    """Return the pools that each task may draw from; see also `fit_mixture`.
 
     Raises:
-        CmpError: A batch would take more samples of a pool than it holds, or none of one that has
-            a share.
+        CmpError: A batch would take more samples from a pool than it holds, or none from a pool
+            that has a share.
 
     Example:
         >>> pools = cmp.task_pools(cmp.RunConfig(), cmp.load_data("embedded"))
@@ -388,7 +392,8 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
 def _task_counts(
     config: RunConfig, pools: list[Pools], shares: list[Mixture]
 ) -> list[tuple[int, int, int]]:
-    """Return the samples of a batch from (P, D, B) in each task; refuse what pools cannot give."""
+    """Return the samples per batch from (P, D, B) in each task; raise `CmpError` if the pools are
+    too small."""
     batch, passes = config.training.batch, config.training.passes
     has_none = [len(each.buffer) == 0 for each in pools]
     check_shares(batch, zip(shares, has_none, strict=True), "training.batch")
@@ -400,14 +405,14 @@ def _task_counts(
         if (least := min(map(sum, counts))) < MIN_BATCH:
             task = [*map(sum, counts)].index(least)
             raise CmpError(
-                f"training.passes: task {task} has {least} images to learn from, and a loss that "
-                f"compares them needs {MIN_BATCH}; give it more, or a pool to replay"
+                f"training.passes: task {task} has {least} images to train on, and a contrastive "
+                f"loss needs {MIN_BATCH}; add images, or a pool to replay"
             )
         return counts
     largest = min(map(largest_batch, pools, shares, [batch] * len(pools)))
     if largest < batch:
         raise CmpError(
-            f"training.batch: {batch} takes more samples of a pool than it holds; "
+            f"training.batch: {batch} takes more samples from a pool than it holds; "
             f"training.batch={largest} fits this stream and mixture"
         )
     return list(map(batch_counts, shares, [batch] * len(pools), has_none))
@@ -421,12 +426,12 @@ def _permutation(size: int, name: str, seed: int, task: int, epoch: int) -> np.n
 def sample(pool: np.ndarray, count: int, name: str, seed: int, task: int, step: int) -> np.ndarray:
     """Return `count` samples of a pool for one step, [count].
 
-    The steps of a task read an endless sequence of permutations of the pool, each from its own
-    random stream, so that any step is computed without those before it.
+    The steps of a task read an endless sequence of permutations of the pool. Each permutation has
+    its own random stream, so any step can be computed without the earlier ones.
 
     Args:
         pool: Positions to draw from.
-        count: How many.
+        count: The number of samples.
         name: Name of the random stream.
         seed: The data seed.
         task: The task's number.
@@ -435,7 +440,7 @@ def sample(pool: np.ndarray, count: int, name: str, seed: int, task: int, step: 
     if count == 0:
         return pool[:0]
     if len(pool) == 0:
-        raise CmpError(f"mixture.{name}: the batch wants {count} samples of an empty pool")
+        raise CmpError(f"mixture.{name}: a batch needs {count} samples from an empty pool")
     drawn, (epoch, first) = [], divmod(step * count, len(pool))
     while count > 0:
         places = _permutation(len(pool), name, seed, task, epoch)[first : first + count]
@@ -447,27 +452,27 @@ def sample(pool: np.ndarray, count: int, name: str, seed: int, task: int, step: 
 def sample_evenly(
     members: list[np.ndarray], count: int, seed: int, task: int, step: int
 ) -> np.ndarray:
-    """Return samples of the buffer so that each group, and each image within it, has its turn.
+    """Return samples of the buffer, taking groups in turn, and in turn the images of each group.
 
     Args:
         members: The positions of each group, see `Pools.members`.
-        count: How many; seed, task, step: as in `sample`.
+        count: The number of samples. `seed`, `task` and `step` are as in `sample`.
     """
     groups = sample(np.arange(len(members)), count, "groups", seed, task, step)
     rounds = np.arange(step * count, (step + 1) * count) // len(members)
     permutation, drawn = _group_permutations(seed, task), np.empty(count, np.int64)
     for index, (group, turn) in enumerate(zip(groups.tolist(), rounds.tolist(), strict=True)):
-        epoch, place = divmod(turn, len(members[group]))  # another image until all have been
+        epoch, place = divmod(turn, len(members[group]))  # a new image until all have been used
         drawn[index] = members[group][permutation(len(members[group]), group, epoch)[place]]
     return drawn
 
 
 @functools.lru_cache(maxsize=1)
 def _group_permutations(seed: int, task: int) -> Callable[[int, int, int], np.ndarray]:
-    """Return a function of (size, group, epoch) that keeps the permutations of one task's groups.
+    """Return a function of (size, group, epoch) that caches the permutations of one task's groups.
 
-    Together they are about as long as the buffer and all that is drawn from it, whatever the sizes
-    of groups; a limit on their number would be too low for many, or too high for large ones.
+    Together they are about as long as the buffer plus all draws from it, whatever the group sizes.
+    A limit on their number would be too low for many small groups or too high for large ones.
     """
 
     @functools.cache
@@ -478,21 +483,21 @@ def _group_permutations(seed: int, task: int) -> Callable[[int, int, int], np.nd
 
 
 def choose_lowest(keys: Sequence[np.ndarray], count: int | None) -> np.ndarray:
-    """Return the sorted positions of the `count` items that come first by the last key, then by
-    the one before it, and so on.
+    """Return the sorted positions of the `count` items that come first by the last key, with ties
+    broken by the key before it, and so on.
 
-    An item that is chosen from a set is also chosen from any subset that holds it, so a buffer that
-    chooses this way never takes back what it dropped.
+    An item chosen from a set is also chosen from any subset that contains it, so a buffer that uses
+    this never brings back an item that it dropped.
 
     Args:
-        keys: Arrays of equal length; the last one counts first.
-        count: How many; None for all.
+        keys: Arrays of equal length; the last one is the primary key.
+        count: The number of items; None for all.
     """
     return np.sort(np.lexsort(keys)[:count])
 
 
 def rank_within_groups(groups: np.ndarray, priority: np.ndarray) -> np.ndarray:
-    """Return each item's rank within its group by rising priority, from 0, [n]."""
+    """Return each item's rank within its group by increasing priority, from 0, [n]."""
     return pd.Series(priority).groupby(groups).rank("first").to_numpy(np.int64) - 1
 
 
@@ -512,7 +517,7 @@ class BufferHistory:
 
 
 def buffer_history(updates: list[np.ndarray], labels: np.ndarray) -> BufferHistory:
-    """Return what arrived in some updates.
+    """Return the history of a list of updates.
 
     Args:
         updates: Corpus positions per update.
@@ -525,31 +530,31 @@ def buffer_history(updates: list[np.ndarray], labels: np.ndarray) -> BufferHisto
 
 
 BufferContent = tuple[np.ndarray, np.ndarray | None]
-"""Which images of a `BufferHistory` are kept, as sorted positions in it; and the group number of
-each, where groups are drawn from equally often."""
+"""The images of a `BufferHistory` that are kept, as sorted positions in it, and the group number of
+each if groups are drawn equally often."""
 
 
 @register("buffer", "unlimited")
 def unlimited_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """Keep all that arrived; every image is drawn equally often."""
+    """Keep every image; all images are drawn equally often."""
     return np.arange(len(history.rows)), None
 
 
 @register("buffer", "reservoir", capacity="required")
 def reservoir_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """Keep a uniform sample of fixed size; every image is drawn equally often."""
+    """Keep a uniform sample of fixed size; all images are drawn equally often."""
     return choose_lowest([_random_keys("buffer", seed, history.rows)], capacity), None
 
 
 @register("buffer", "class-balanced", capacity="optional")
 def class_balanced_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """Keep equally many images of each class; every class is drawn equally often."""
+    """Keep the same number of images of each class; all classes are drawn equally often."""
     return _balanced_buffer(history, history.label, capacity, seed)
 
 
 @register("buffer", "task-balanced", capacity="optional")
 def task_balanced_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """Keep equally many images of each update; every update is drawn equally often."""
+    """Keep the same number of images of each update; all updates are drawn equally often."""
     return _balanced_buffer(history, history.task, capacity, seed)
 
 
@@ -563,7 +568,7 @@ def _balanced_buffer(
 
 
 def _random_keys(name: str, seed: int, items: np.ndarray) -> np.ndarray:
-    """Return a random number per item that depends on the item, the name and the seed alone."""
+    """Return a random number per item that depends only on the item, the name and the seed."""
     return numpy_generator(name, seed).random(int(items.max(initial=0)) + 1)[items]
 
 
@@ -571,8 +576,8 @@ def check_option(option: Option) -> None:
     """Check a buffer on a small history.
 
     Raises:
-        CmpError: It keeps images that never arrived, more than its capacity, or groups that do not
-            match.
+        CmpError: It keeps images that never arrived, keeps more than its capacity, or returns
+            groups that do not match.
     """
     history = BufferHistory(np.arange(0, 24, 2), np.arange(12) // 4, np.arange(12) % 5)
     capacity = None if option.facts["capacity"] == "none" else 6
@@ -587,13 +592,13 @@ def check_option(option: Option) -> None:
 
 
 ROLE_OF_POOL = {"pretraining": "pool", "fresh": "pool", "substitute": "substitute"}
-"""By `mixture.pool`: the role of the datasets that are replayed."""
+"""For each value of `mixture.pool`, the role of the datasets that are replayed."""
 
 
 def is_kept_concept(labels: Iterable[str], seed: int) -> np.ndarray:
-    """Return whether each class name lies in the half of all names that "concepts" may replay.
+    """Return whether each class name is in the half of all names that "concepts" may replay.
 
-    It depends on the name and the seed alone, so that every pool is split alike.
+    This depends only on the name and the seed, so every pool is split in the same way.
     """
     return np.array([_is_kept(name, seed) for name in labels], bool)
 
@@ -604,29 +609,33 @@ def _is_kept(name: str, seed: int) -> bool:
 
 
 def replay_pool(corpus: Corpus, mixture: Mixture, seed: int) -> np.ndarray:
-    """Return the part of the pool that is kept for replay, as sorted corpus positions.
+    """Return the sorted corpus positions of the part of the pool that is kept for replay.
 
     Raises:
-        CmpError: The batch wants a pool that these data do not have.
+        CmpError: The mixture needs a pool that these data do not have.
     """
     pool, kept = choose_replay(corpus, mixture, seed)
     return pool[kept]
 
 
 def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the corpus positions of the whole pool, and the positions in it that are kept.
+    """Return the corpus positions of the whole pool, and which positions in it are kept.
 
-    Selection "random" keeps any image with the same chance; "concepts" any but those of half of the
-    class names, see `is_kept_concept`, and where fewer remain than `mixture.replay` asks for, all
-    of these; "clustered" equally many of each cluster of image features, as far as it has them;
-    "aligned" those whose captions a base finds nearest to them.
+    Selection "random" keeps every image with the same probability. "concepts" excludes half of the
+    class names, see `is_kept_concept`, and keeps all remaining images if they are fewer than
+    `mixture.replay` asks for. "clustered" keeps the same number from each cluster of image
+    features, as far as possible. "aligned" keeps the images closest to their captions according to
+    a base.
     """
     rows = corpus.rows("fresh" if mixture.pool == "fresh" else "train")
     replayed = corpus.by_role(ROLE_OF_POOL[mixture.pool])
     pool = rows[corpus.table["dataset"].iloc[rows].isin(replayed).to_numpy()]
     if len(pool) == 0:
         if mixture.pretraining > 0 or (mixture.last and mixture.last[0] > 0):
-            raise CmpError(f"mixture.pool: {mixture.pool!r}: there is no such pool in these data")
+            raise CmpError(
+                f"mixture.pool: {mixture.pool!r}: these data have no such pool; choose another, "
+                "or set mixture.pretraining=0"
+            )
         return pool, pool
     size = max(1, round(mixture.replay * len(pool)))
     priority = np.argsort(numpy_generator("replay", seed).permutation(len(pool)))
@@ -641,5 +650,8 @@ def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarr
         else:
             keys.append(-statistics["alignment"].to_numpy())
     if size == 0:
-        raise CmpError("mixture.select: 'concepts': all images of the pool are of one class name")
+        raise CmpError(
+            "mixture.select: 'concepts': all images of the pool have one class name; choose "
+            "another selection"
+        )
     return pool, choose_lowest(keys, size)

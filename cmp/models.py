@@ -1,7 +1,7 @@
-"""Networks of open_clip: made, loaded, asked for features, and written.
+"""Create, load and export open_clip networks, and compute their features.
 
-Their attention is split into one matrix per projection, so that adapters, freezing and merging can
-name each. Weights come from this package's files, or from any checkpoint that open_clip reads.
+Attention is split into one matrix per projection, so that adapters, freezing and merging can
+address each one. Weights come from this package's files or any checkpoint that open_clip reads.
 """
 
 import contextlib
@@ -34,32 +34,33 @@ from cmp.registry import entry_names, load_entry
 
 MAX_LOGIT_SCALE = math.log(100)
 HUB_PREFIXES = ("hf-hub:", "local-dir:")
-"""Names of models that are not open_clip's own: their config and weights are found there."""
+"""Prefixes of model names that are locations of a config and weights, not names known to
+open_clip."""
 HUB = "hub"
-"""The start of a run whose model comes with weights of its own."""
+"""The value of `model.start` for the weights that come with a model from a hub."""
 RUN_PREFIX = "run:"
-"""What the start of a run begins with that goes on from a finished one; its id follows."""
+"""Prefix of `model.start` for the weights of a finished run; its id follows."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 TOO_MANY_LAYERS = re.compile(r'"layers"\s*:[\s\d,\[]*\d{4}')
-_SHOWN_TENSORS = 3  # tensors that an error names
-_TEXT_MULTIPLE = 16  # numbers of texts that `pack_texts` packs: a CPU compiles kernels per shape
+_SHOWN_TENSORS = 3  # tensors named in an error
+_TEXT_MULTIPLE = 16  # `pack_texts` pads to this, as a CPU compiles kernels for each shape
 
 
 MANY_TEXTS = 50_000
-"""Texts that take seconds to tokenize."""
+"""Number of texts that take seconds to tokenize."""
 
 
 class Network(nn.Module):
-    """What the package expects of a network, for annotations: `open_clip.CLIP` and
-    `open_clip.CustomTextCLIP` have it, with their attention split.
+    """The interface that the package expects of a network, for annotations. `open_clip.CLIP` and
+    `open_clip.CustomTextCLIP` provide it once their attention is split.
 
     Attributes:
         visual: The image tower, with `image_size`, `image_mean`, `image_std` and `preprocess_cfg`.
         logit_scale: Logarithm of the inverse temperature, [].
-        logit_bias: Added to the logits by a network for the sigmoid loss, []; None in others.
-        context_length: Tokens of the longest text.
+        logit_bias: Added to the logits in networks with a sigmoid loss, []; None in others.
+        context_length: The most tokens in a text.
         encode_text: Tokens [N, L] -> text features [N, E].
-        set_grad_checkpointing: Switches the recomputation of activations on or off.
+        set_grad_checkpointing: Turns recomputation of activations on or off.
     """
 
     visual: Any
@@ -71,14 +72,14 @@ class Network(nn.Module):
 
 
 def create_model(name: str, seed: int = 0) -> Network:
-    """Return a network with random weights, its attention split.
+    """Return a network with random weights and split attention.
 
     Args:
-        name: An embedded model, any architecture of open_clip, or a hub's model.
-        seed: The weights depend on name and seed alone.
+        name: An embedded model, any open_clip architecture, or a model from a hub.
+        seed: The weights depend only on the name and this seed.
 
     Raises:
-        CmpError: There is no such model, or it cannot be made on this machine.
+        CmpError: There is no such model, or it cannot be created on this machine.
 
     Example:
         >>> model = cmp.create_model("small", seed=1)
@@ -89,14 +90,14 @@ def create_model(name: str, seed: int = 0) -> Network:
 
 
 def create_fused_model(name: str, seed: int = 0) -> nn.Module:
-    """Return the network of `create_model` as open_clip makes it, its attention fused."""
+    """Return the network of `create_model` as open_clip builds it, with fused attention."""
     with torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(seed)
         return _open_clip_model(name)
 
 
 def create_on_meta(name: str) -> Network:
-    """Return a network on the meta device, with shapes but no values, however large it is."""
+    """Return a network on the meta device: shapes without values, whatever the size."""
     with torch.device("meta"):
         return split_attention(_open_clip_model(name, device="meta"))
 
@@ -104,31 +105,31 @@ def create_on_meta(name: str) -> Network:
 def _open_clip_model(name: str, **options: Any) -> nn.Module:
     embedded = ", ".join(family_names())  # importing a family registers its models with open_clip
     if name not in (names := open_clip.list_models()) and not is_hub(name):
-        words = f"embedded are {embedded}{did_you_mean(name, names)}"
-        raise CmpError(f"model.name: open_clip knows no {name!r}; {words}")
+        words = f"the embedded models are {embedded}{did_you_mean(name, names)}"
+        raise CmpError(f"model.name: {name!r} is not an open_clip model; {words}")
     settings = Path(name.removeprefix("local-dir:"), "open_clip_config.json")
     try:
         if settings.is_file() and TOO_MANY_LAYERS.search(settings.read_text(encoding="utf-8")):
             raise ValueError("more than 999 layers")  # they would be made without end
         with quiet_logging():
             model = open_clip.create_model(name, load_weights=False, output_dict=True, **options)
-    except Exception as error:  # a package or hub is missing, or whatever a config of others does
+    except Exception as error:  # a missing package or hub, or anything in a third-party config
         reason = first_line(error)
-        raise CmpError(f"model.name: {name!r} cannot be made here ({reason:.300})") from error
+        raise CmpError(f"model.name: {name!r} cannot be created here ({reason:.300})") from error
     check_attention(model)
     return model
 
 
 def check_attention(model: nn.Module) -> None:
-    """Check that no attention would stay fused, which adapters and merging would pass over.
+    """Check that all attention can be split, since adapters and merging would miss fused layers.
 
     Raises:
-        CmpError: One is of a class that is unknown here, as those of open_clip 4 are.
+        CmpError: An attention layer has an unknown class, such as those of open_clip 4.
     """
     for name, module in model.named_modules():
         if hasattr(module, "in_proj_weight") and not isinstance(module, nn.MultiheadAttention):
             raise CmpError(
-                f"model.name: {name} is of a class of open_clip {open_clip.__version__} whose "
+                f"model.name: {name} has a class of open_clip {open_clip.__version__} whose "
                 "projections cannot be split; install 'open_clip_torch>=3,<4', or choose another "
                 "model"
             )
@@ -138,7 +139,8 @@ def check_attention(model: nn.Module) -> None:
 def quiet_logging() -> Iterator[None]:
     """Silence warnings while open_clip works.
 
-    It warns that weights are random, which is meant here, and hubs warn of each failed attempt.
+    It warns that weights are random, which is intended here, and hubs warn about each failed
+    attempt.
     """
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -149,20 +151,22 @@ def quiet_logging() -> Iterator[None]:
 
 
 def family_of(name: str) -> Any:
-    """Return the family of a model; None for open_clip's own.
+    """Return the family of a model, or None for open_clip's own models.
 
-    Families are the entry points of the group "cmp.models": modules with `NAMES`,
-    `tokenizer(name)`, `base_path(name, start, seed)`, `find_base`, which takes the same and refuses
-    a base that is missing or damaged, and `read_weights(path)`, which returns its tensors by name.
+    Families are entry points of the group "cmp.models". They are modules with `NAMES`,
+    `tokenizer(name)`, `base_path(name, start, seed)`, `find_base`, which takes the same arguments
+    and raises an error if the base is missing or damaged, and `read_weights(path)`, which returns
+    tensors by name.
     """
     families = (load_entry("cmp.models", entry) for entry in entry_names("cmp.models"))
     return next((family for family in families if name in family.NAMES), None)
 
 
 def known_name(name: str) -> str:
-    """Return the embedded model that a hub's or a folder's model is, by its config; else the name.
+    """Return the embedded model with the config of a hub's or folder's model, or else the name
+    itself.
 
-    Its own tokenizer is then used, since open_clip would give tokens of CLIP's larger vocabulary.
+    An embedded model needs its own tokenizer, since open_clip would use CLIP's larger vocabulary.
     """
     if not is_hub(name):
         return name
@@ -171,18 +175,18 @@ def known_name(name: str) -> str:
 
 
 def family_names() -> list[str]:
-    """Return the models of all families."""
+    """Return the names of the models of all families."""
     return [x for name in entry_names("cmp.models") for x in load_entry("cmp.models", name).NAMES]
 
 
 def default_device(name: str, device: str | None = None) -> str:
-    """Return the device that was given; else the CPU for an embedded model, a card for any other.
+    """Return the given device, or by default the CPU for an embedded model and a GPU for any other.
 
-    A CPU would take months for a run of the paper's size. A name that is no model's gets the CPU,
-    where it is refused by name.
+    A run of the paper's size would take months on a CPU. An unknown model gets the CPU, and loading
+    it then raises an error that names it.
 
     Raises:
-        CmpError: The device is of a kind that nothing here computes on.
+        CmpError: This kind of device is not supported.
     """
     if device:
         check_device_name(device)
@@ -201,10 +205,11 @@ def load_model(config: Model, seed: int) -> Network:
 
     Args:
         config: The config section.
-        seed: The init seed: of random weights, or the number of a shipped base.
+        seed: The init seed, for random weights, or the number of a shipped base.
 
     Raises:
-        CmpError: The network cannot be made, or its weights are missing or of another network.
+        CmpError: The network cannot be created, or its weights are missing or belong to another
+            network.
 
     Example:
         >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)  # a base of "small"
@@ -220,7 +225,7 @@ def load_model(config: Model, seed: int) -> Network:
 
 
 def fetch_weights(config: Model, seed: int) -> Path | None:
-    """Return the file of the weights that a run starts from, downloaded if need be.
+    """Return the file with the weights that a run starts from, downloading it if necessary.
 
     Args:
         config: The config section.
@@ -230,7 +235,8 @@ def fetch_weights(config: Model, seed: int) -> Path | None:
         The file; None for random weights.
 
     Raises:
-        CmpError: The weights are missing and cannot be downloaded, or of another kind of model.
+        CmpError: The weights are missing and cannot be downloaded, or belong to another kind of
+            model.
     """
     name, start = config.name, config.start
     if start == "random":
@@ -240,7 +246,7 @@ def fetch_weights(config: Model, seed: int) -> Path | None:
         return locate_weights(name, start)
     if family := family_of(name):
         return family.find_base(name, start, seed)
-    create_on_meta(name)  # which refuses what is no model
+    create_on_meta(name)  # raises an error for an unknown model
     raise CmpError(
         f"model.start: {start!r}: {name!r} has no bases; give a pretrained tag, the path of a "
         "file, or random"
@@ -248,12 +254,12 @@ def fetch_weights(config: Model, seed: int) -> Path | None:
 
 
 def check_start(name: str, start: str) -> None:
-    """Raise `CmpError` for a start that no model of this kind has, whatever is on this machine."""
+    """Raise `CmpError` for a start that no model of this kind can have, whatever files exist."""
     if start == HUB and not is_hub(name):
         begin = " or ".join(HUB_PREFIXES)
         raise CmpError(
-            f"model.start: {HUB!r} is for models of a hub, whose names begin {begin}, not for "
-            f"{name!r}; give a pretrained tag, the path of a file, or random"
+            f"model.start: {HUB!r} is for models from a hub, whose names begin with {begin}, not "
+            f"for {name!r}; give a pretrained tag, the path of a file, or random"
         )
     if is_hub(name) and start in STARTS and start != "random":
         raise CmpError(
@@ -267,24 +273,24 @@ def load_from_file(name: str, path: Path) -> Network:
 
     Args:
         name: The model.
-        path: A safetensors file with attention fused or split, or a checkpoint of open_clip.
+        path: A safetensors file with fused or split attention, or an open_clip checkpoint.
 
     Raises:
-        CmpError: The file cannot be read, or is of another architecture.
+        CmpError: The file cannot be read, or belongs to another architecture.
     """
     fused, names, metadata = create_fused_model(name), set(), {}
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 names, metadata = set(file.keys()), file.metadata() or {}
-        is_split = any(  # as this package splits attention
+        is_split = any(  # the names of this package's split attention
             isinstance(layer, nn.MultiheadAttention) and f"{n}.{PROJECTIONS[0]}.weight" in names
             for n, layer in fused.named_modules()
         )
         if not is_split:
             factory.load_checkpoint(cast(Any, fused), str(path))
         _follow_preprocessing(fused, json.loads(metadata.get("preprocess_cfg", "{}")))
-    except Exception as error:  # whatever readers and converters raise at what is no checkpoint
+    except Exception as error:  # readers and converters raise all kinds of errors
         raise CmpError(f"{path}: {_explain_mismatch(path, fused, error)}") from error
     model, family = split_attention(fused), family_of(name)
     if is_split:
@@ -293,7 +299,7 @@ def load_from_file(name: str, path: Path) -> Network:
 
 
 def _follow_preprocessing(model: Any, settings: dict[str, Any]) -> None:
-    """Prepare images for a network by some of open_clip's settings, and else as before."""
+    """Change how images are prepared for a network, by some of open_clip's settings."""
     merged = open_clip.transform.merge_preprocess_dict(model.visual.preprocess_cfg, settings)
     open_clip.model.set_model_preprocess_cfg(model, merged)
 
@@ -310,8 +316,8 @@ def tokenizer(name: str) -> Callable[[list[str]], Tensor]:
 def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
     """Return the tokens of n texts, int64 [n, context_length].
 
-    They are kept for the next call and must not be changed. Those of `MANY_TEXTS` or more are kept
-    in the build folder, too, as int32.
+    They are cached and must not be changed. For `MANY_TEXTS` texts or more, they are also cached in
+    the build folder, as int32.
 
     Args:
         name: The model.
@@ -333,13 +339,17 @@ def preprocessing(model: Network) -> Preprocessing:
     """Return how images are prepared for a network.
 
     Raises:
-        CmpError: They are not square, or open_clip's record of the network cannot be followed.
+        CmpError: The images are not square, or open_clip's settings for the network are not
+            supported.
     """
     side, width = np.broadcast_to(model.visual.image_size, 2).tolist()
     if side != width:
-        raise CmpError(f"model.name: takes images of {side} x {width}, which are not square")
+        raise CmpError(
+            f"model.name: takes images of {side} x {width}, but only square images are supported; "
+            "choose another model"
+        )
     settings = model.visual.preprocess_cfg | {"size": side}
-    with explain_errors("model.name: preprocess_cfg: cannot be followed", "", TypeError):
+    with explain_errors("model.name: preprocess_cfg: not supported", "", TypeError):
         return files.parse_record(json.dumps(settings), Preprocessing)
 
 
@@ -356,12 +366,12 @@ def encode_image(model: Network, pixels: Tensor) -> Tensor:
 def encode_text(model: Network, tokens: Tensor) -> Tensor:
     """Return unit text features, [N, E], in fp32 or fp64.
 
-    Texts go through CLIP's own text tower in pairs, which changes no feature and saves most of the
-    padding. Any other tower, and one of fused attention, gets them as open_clip passes them.
+    CLIP's own text tower gets texts in pairs, which leaves features unchanged and saves most of the
+    padding. Other towers, and those with fused attention, get them as in open_clip.
 
     Args:
         model: The network.
-        tokens: [N, L], best on the CPU, where they are packed.
+        tokens: [N, L], preferably on the CPU, where they are packed.
     """
     tokens = tokens.long()
     device = model.logit_scale.device
@@ -373,7 +383,7 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
         and isinstance(clip.text_projection, Tensor)
         and not isinstance(clip.transformer.resblocks[0].attn, nn.MultiheadAttention)
     )
-    if not can_pack or device.type == "meta":  # lengths are values, which meta tensors lack
+    if not can_pack or device.type == "meta":  # meta tensors have no values, so no lengths
         return encode_text_unpacked(model, tokens)
     rows, position, mask, ends = pack_texts(tokens.cpu())
     if device.type != "cpu":
@@ -385,7 +395,7 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
 
 
 def encode_text_unpacked(model: Network, tokens: Tensor) -> Tensor:
-    """Return what `encode_text` returns, with one padded text per row."""
+    """Return the same as `encode_text`, computed with one padded text per row."""
     return _unit_length(model.encode_text(to_device(tokens, model.logit_scale.device)))
 
 
@@ -395,19 +405,20 @@ def _unit_length(features: Tensor) -> Tensor:
 
 
 def pack_texts(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Put texts two to a row, the longest with the shortest, so that rows are about equally long.
+    """Pack two texts into each row, the longest with the shortest, so that rows have similar
+    lengths.
 
-    Each of the R rows holds two texts. M, the length of the longest row, is rounded up to an even
-    number and N to a multiple of 16, since a CPU compiles kernels for every new shape.
+    There are R rows of two texts. M, the length of the longest row, is rounded up to an even
+    number, and N to a multiple of 16, since a CPU compiles kernels for every new shape.
 
     Args:
-        tokens: [N, L], each text ended by its largest token.
+        tokens: [N, L]; each text ends with its largest token.
 
     Returns:
         The rows' tokens, [R, M].
         Their positions in their texts, [R, M].
-        What is added to attention scores so that a token sees only its own text up to itself,
-        [R, 1, M, M].
+        A mask to add to attention scores, so that a token sees only its own text up to itself, [R,
+        1, M, M].
         The place of each text's end in the flattened rows, [N].
     """
     count = len(tokens)
@@ -430,8 +441,8 @@ def pack_texts(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 class SplitAttention(nn.Module):
-    """Self-attention with separate projections q, k, v and out; the outputs are those of the fused
-    `nn.MultiheadAttention` whose weights it takes over."""
+    """Self-attention with separate projections q, k, v and out. It takes over the weights of a
+    fused `nn.MultiheadAttention` and gives the same outputs."""
 
     q_proj: nn.Linear
     k_proj: nn.Linear
@@ -453,8 +464,8 @@ class SplitAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights=False, attn_mask=None
     ) -> tuple[Tensor, None]:
-        """Return the output, shaped as the inputs: [B, L, width], or [L, B, width] where not
-        `batch_first`; None stands for the attention weights of `nn.MultiheadAttention`."""
+        """Return the output, shaped like the inputs ([B, L, width], or [L, B, width] if not
+        `batch_first`), and None in place of the attention weights of `nn.MultiheadAttention`."""
         if not self.batch_first:
             query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
         size = (self.heads, -1)  # of the last dimension: heads, width / heads
@@ -465,7 +476,8 @@ class SplitAttention(nn.Module):
         return (x if self.batch_first else x.transpose(0, 1)), None
 
     def joined(self) -> dict[str, Tensor]:
-        """Return the projections' weights and biases as `nn.MultiheadAttention` has them."""
+        """Return the weights and biases of the projections in the layout of
+        `nn.MultiheadAttention`."""
         layers = [getattr(self, name) for name in PROJECTIONS]
         return {
             f"in_proj_{kind}": torch.cat([getattr(layer, kind).detach() for layer in layers])
@@ -473,7 +485,7 @@ class SplitAttention(nn.Module):
         }
 
     def fused(self) -> nn.MultiheadAttention:
-        """Return the attention that this one took the weights of."""
+        """Return the fused attention with the same weights."""
         width, layer = self.out_proj.in_features, getattr(self, PROJECTIONS[0])
         options: Any = {"batch_first": self.batch_first, "device": "meta"}
         fused = nn.MultiheadAttention(width, self.heads, **options).train(self.training)
@@ -493,17 +505,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    # on a CPU two plain products beat the fused kernel, whose backward is slow in bf16; and a
+    # on a CPU, two plain products beat the fused kernel, whose backward pass is slow in bf16, and
     # softmax over rows as short as texts is three times as fast with queries as the last dimension
     scores = k @ (q * q.shape[-1] ** -0.5).mT  # [B, heads, keys, queries]
     return (scores if mask is None else scores + mask.mT).softmax(-2).mT @ v
 
 
 def split_attention(model: nn.Module) -> Network:
-    """Replace every fused attention of an open_clip network in place, and return the network.
+    """Split every fused attention of an open_clip network in place, and return the network.
 
     Raises:
-        CmpError: It is a CoCa, whose attention has keys of another width, or see `check_attention`.
+        CmpError: The network is a CoCa, whose attention has keys of another width; or see
+            `check_attention`.
     """
     check_attention(model)
     for module in list(model.modules()):
@@ -516,7 +529,7 @@ def split_attention(model: nn.Module) -> Network:
 
 
 def join_attention(model: Network) -> Network:
-    """Undo `split_attention`, in place: the network is of open_clip's own layers again."""
+    """Undo `split_attention` in place, restoring open_clip's own layers."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, SplitAttention):
@@ -525,8 +538,8 @@ def join_attention(model: Network) -> Network:
 
 
 def set_train_mode(model: nn.Module) -> None:
-    """Put a network into training mode, all but the batch norms that do not train as a whole: the
-    statistics of what is frozen stay. A norm without parameters follows the layer around it."""
+    """Put a network into training mode, except batch norms that are not fully trainable, so that
+    frozen layers keep their statistics. A norm without parameters follows the layer around it."""
     model.train()
     for layer, around in batch_norms(model).items():
         parameters = [*layer.parameters()] or [*around.parameters()]
@@ -534,7 +547,7 @@ def set_train_mode(model: nn.Module) -> None:
 
 
 def batch_norms(model: nn.Module) -> dict[nn.Module, nn.Module]:
-    """Return the layers of a network that keep running statistics, each with what it is part of."""
+    """Return the layers of a network that keep running statistics, each with its parent module."""
     norms: dict[nn.Module, nn.Module] = {}
     for around in model.modules():
         for layer in around.children():
@@ -546,15 +559,15 @@ def batch_norms(model: nn.Module) -> dict[nn.Module, nn.Module]:
 def load_weights(
     model: nn.Module, path: Path, read: Callable[[Path], dict[str, Tensor]] = load_file
 ) -> None:
-    """Read a safetensors file of all its tensors into an fp32 network.
+    """Load a safetensors file with all tensors of an fp32 network into it.
 
     Args:
         model: The network.
         path: The file.
-        read: How its tensors are read.
+        read: Reads the tensors of a file.
 
     Raises:
-        CmpError: The file cannot be read, or does not hold exactly this network's tensors.
+        CmpError: The file cannot be read, or does not contain exactly this network's tensors.
     """
     try:
         model.load_state_dict(read(path))
@@ -564,10 +577,10 @@ def load_weights(
 
 
 def export_weights(model: Network, path: Path) -> None:
-    """Write a network as open_clip loads it: safetensors in fp32, attention fused.
+    """Write a network in a form that open_clip loads: fp32 safetensors with fused attention.
 
-    `open_clip.create_model_and_transforms(NAME, pretrained=FILE)` reads the file. How images are
-    prepared stands in its metadata, which `load_from_file` reads and open_clip does not.
+    `open_clip.create_model_and_transforms(NAME, pretrained=FILE)` reads the file. Its metadata
+    record how images are prepared, which `load_from_file` reads and open_clip ignores.
     """
     weights = dict(model.state_dict())
     for name, module in model.named_modules():
@@ -580,8 +593,8 @@ def export_weights(model: Network, path: Path) -> None:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return the sha256 of a network's tensors, see `tensors_digest`; fused attention counts as if
-    it were split."""
+    """Return the sha256 of a network's tensors, see `tensors_digest`. Fused and split attention
+    give the same digest."""
     weights = dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
@@ -593,7 +606,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of tensors, with names, types and shapes, sorted by name."""
+    """Return the sha256 of tensors with their names, types and shapes, sorted by name."""
     digest = hashlib.sha256()
     for name, x in sorted(tensors.items()):
         digest.update(f"{name} {x.dtype} {list(x.shape)}\n".encode())
@@ -602,25 +615,25 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def is_hub(name: str) -> bool:
-    """Return whether a model's name says where its config and its weights are."""
+    """Return whether a model's name is the location of its config and weights."""
     return name.startswith(HUB_PREFIXES)
 
 
 def pretrained_tag(name: str, start: str) -> dict[str, Any]:
-    """Return open_clip's record of a pretrained tag of a model; empty where there is none."""
+    """Return open_clip's entry for a pretrained tag of a model, or {} if there is none."""
     return {} if is_hub(name) else open_clip.get_pretrained_cfg(name, start)
 
 
 def locate_weights(name: str, start: str) -> Path:
-    """Return the file of pretrained weights, downloaded if need be.
+    """Return the file of pretrained weights, downloading it if necessary.
 
     Args:
         name: The model.
-        start: The path of a file, a pretrained tag of open_clip, `HUB`, or `RUN_PREFIX` and an id.
+        start: The path of a file, an open_clip pretrained tag, `HUB`, or `RUN_PREFIX` and an id.
 
     Raises:
-        CmpError: There is no such file or tag, its weights are of another model, or they cannot be
-            downloaded.
+        CmpError: There is no such file or tag, its weights belong to another model, or they cannot
+            be downloaded.
     """
     tag = pretrained_tag(name, start)
     if tag:
@@ -628,10 +641,10 @@ def locate_weights(name: str, start: str) -> Path:
         if tag.get("quick_gelu", False) != quick:
             other = name.removesuffix("-quickgelu") + ("" if quick else "-quickgelu")
             raise CmpError(
-                f"model.name: the weights {start!r} are of the other kind of GELU than {name!r}; "
-                f"use model.name={other}"
+                f"model.name: the weights {start!r} were trained with another GELU than {name!r} "
+                f"uses; use model.name={other}"
             )
-    # a file that open_clip downloads by its address is left to it, which compares its sha256
+    # open_clip downloads files by URL itself, and checks their sha256
     may_be_cached = tag.get("hf_hub") or not tag
     try:
         with quiet_logging():
@@ -641,23 +654,24 @@ def locate_weights(name: str, start: str) -> Path:
                 return Path(pretrained.download_pretrained(tag))
             if start == HUB and name.startswith("hf-hub:"):
                 return Path(pretrained.download_pretrained_from_hf(name.partition(":")[2]))
-    except (OSError, RuntimeError, ValueError) as error:  # urllib's and the hub's are among them
+    except (OSError, RuntimeError, ValueError) as error:  # including those of urllib and the hub
         reason = first_line(error)
         raise CmpError(
-            f"model.start: the weights {start!r} of {name!r} are not here and cannot be fetched "
-            f"({reason:.200}); fetch them where there is a network, or give a file's path"
+            f"model.start: the weights {start!r} of {name!r} are not on this machine and cannot "
+            f"be downloaded ({reason:.200}); download them on a machine with network access, or "
+            "give the path of a file"
         ) from error
     if start == HUB:
-        raise CmpError(f"model.name: {name!r}: there are no weights in that folder")
+        raise CmpError(f"model.name: {name!r}: no weights in that folder")
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
     raise CmpError(
-        f"model.start: {start!r}: neither a file, nor a finished run, nor a pretrained tag of "
-        f"{name!r}; open_clip has for it: {tags}"
+        f"model.start: {start!r}: not a file, a finished run or a pretrained tag of {name!r}; "
+        f"open_clip's tags for it: {tags}"
     )
 
 
 def cached_weights(name: str, start: str) -> Path | None:
-    """Return the file of pretrained weights if it is on this machine; nothing is downloaded.
+    """Return the file of pretrained weights if it is on this machine, without downloading.
 
     Args:
         name: The model.
@@ -677,16 +691,16 @@ def cached_weights(name: str, start: str) -> Path | None:
             paths = [try_to_load_from_cache(repository, file) for file in names]
         except ValueError as error:
             raise CmpError(f"model.name: {name!r:.200}: {error}") from error
-    else:  # open_clip keeps what it downloads by its address in a folder of its own
+    else:  # open_clip keeps files that it downloads by URL in its own folder
         paths = [f"~/.cache/clip/{Path(tag['url']).name}" if tag else start]
     candidates = (Path(path).expanduser() for path in paths if isinstance(path, str))
     return next((path for path in candidates if path.is_file()), None)
 
 
 def _explain_mismatch(path: Path, fused: nn.Module, error: Exception) -> str:
-    """Return what is wrong with a checkpoint, in a sentence."""
+    """Return a sentence that says how a checkpoint differs from the model."""
     model, file = {name: list(x.shape) for name, x in fused.state_dict().items()}, {}
-    with contextlib.suppress(Exception):  # it cannot be read at all, as the given error says
+    with contextlib.suppress(Exception):  # an unreadable file: the error says why
         weights: Any = factory.load_state_dict(str(path), weights_only=True)
         file = {name: list(x.shape) for name, x in weights.items()}
     differences = [
@@ -697,11 +711,11 @@ def _explain_mismatch(path: Path, fused: nn.Module, error: Exception) -> str:
     if file and differences:
         more = len(differences) - _SHOWN_TENSORS
         shown = "; ".join(differences[:_SHOWN_TENSORS]) + (f" and {more} more" if more > 0 else "")
-        return f"the weights of another architecture: {shown}"
+        return f"the weights belong to another architecture: {shown}"
     return unreadable_checkpoint(error)
 
 
 def unreadable_checkpoint(error: Exception) -> str:
-    """Return what is wrong with a file that a reader of checkpoints refuses, in a sentence."""
+    """Return a sentence that says why a checkpoint cannot be read."""
     reason = " ".join(str(error).split()) or type(error).__name__
-    return f"no checkpoint that could be read as tensors alone ({reason:.160})"
+    return f"cannot be read as a checkpoint that contains only tensors ({reason:.160})"

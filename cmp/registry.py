@@ -1,7 +1,7 @@
-"""Options by name: those of the package, and those that a notebook or a file adds.
+"""Register options by name, from this package, a notebook or a file.
 
 A schedule, meta schedule, merge rule, merge policy, method, order or buffer is one decorated
-function (or object). From then on its name is valid in a config, on the command line, in the
+function (or object). Once it is registered, its name works in configs, on the command line, in the
 explorers and when a run is resumed.
 """
 
@@ -27,8 +27,8 @@ class Kind(NamedTuple):
     """A kind of option.
 
     Attributes:
-        home: The module that registers the package's own options and has `check_option`, which
-            refuses an option whose declared properties do not hold.
+        home: The module that registers the package's own options. Its `check_option` raises an
+            error if an option's declared properties do not hold.
         key: The config key that names an option of this kind.
         facts: The properties that an option may declare, each with its default.
     """
@@ -73,12 +73,12 @@ class Option:
         kind: One of `KINDS`.
         name: The name in configs.
         value: The function or object.
-        settings: The config keys of its section that it reads, each with the value that holds
-            where the config leaves the key open (None for the config's own default).
-        facts: Its declared properties, see `Kind.facts`.
+        settings: The config keys of its section that it reads, each with the value to use if the
+            config does not set the key (None for the config's own default).
+        facts: The declared properties, see `Kind.facts`.
         module: The module that registered it.
-        sources: Source text of the functions and constants that it consists of and refers to, by
-            name, for an option that is not the package's own; empty otherwise.
+        sources: For an option from outside the package, the source text of the functions and
+            constants that it uses, by name; otherwise empty.
     """
 
     kind: str
@@ -91,13 +91,13 @@ class Option:
 
     @property
     def digest(self) -> str:
-        """sha256 of the sources, which enters the id of runs that use the option."""
+        """The sha256 of the sources, which is part of the id of runs that use the option."""
         text = "\n".join(f"# {name}\n{self.sources[name]}" for name in sorted(self.sources))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 SECTION_KEYS: dict[str, list[str]] = {}
-"""The keys of each section of a config, which `cmp.config` enters."""
+"""The keys of each config section, filled in by `cmp.config`."""
 _entry_points = functools.cache(lambda group: {x.name: x for x in entry_points(group=group)})
 _options: dict[str, dict[str, Option]] = {kind: {} for kind in KINDS}
 
@@ -107,8 +107,8 @@ def register(
 ) -> Callable[[T], T]:
     """Return a decorator that registers a function or object under a name.
 
-    A cell of a notebook may be run again: an option that is defined anew under the same function
-    name replaces the one before.
+    A notebook cell may be run again: a new definition with the same function name replaces the
+    previous one.
 
     Args:
         kind: "schedule", "meta_schedule", "merge_rule", "merge_policy", "method", "order" or
@@ -149,13 +149,13 @@ def register(
 
 
 def _add_foreign(option: Option) -> None:
-    """Add an option that is not the package's own, or raise `CmpError` and leave all as it was."""
+    """Add an option from outside the package, or raise `CmpError` without changing anything."""
     options = options_of(option.kind)
     before = options.get(option.name)
     if before and not _is_redefined(before, option):
         owner = "the package" if is_own(before.module) else "another definition"
         raise CmpError(
-            f"{option.kind} {option.name!r}: {owner} has this name already; choose another"
+            f"{option.kind} {option.name!r}: {owner} already uses this name; choose another"
         )
     section = KINDS[option.kind].key.partition(".")[0]
     for key in option.settings.keys() - SECTION_KEYS[section]:
@@ -169,15 +169,15 @@ def _add_foreign(option: Option) -> None:
 
 
 def options_of(kind: str) -> dict[str, Option]:
-    """Return the registered options of a kind by name, the package's own among them."""
+    """Return all registered options of a kind by name, including the package's own."""
     if kind not in KINDS:
         raise CmpError(_unknown("kind of option", kind, KINDS))
-    importlib.import_module(KINDS[kind].home)  # where they register themselves
+    importlib.import_module(KINDS[kind].home)  # registers them
     return _options[kind]
 
 
 def get_option(kind: str, name: str) -> Option:
-    """Return a registered option; raise `CmpError` for an unknown name."""
+    """Return a registered option; raise `CmpError` if the name is unknown."""
     options = options_of(kind)
     if name not in options:
         raise CmpError(f"{KINDS[kind].key}: {_unknown(kind.replace('_', ' '), name, options)}")
@@ -189,8 +189,8 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
 
     Args:
         kind: One of `KINDS`.
-        setting: Only options that read this config key.
-        **facts: Only options that declare these properties.
+        setting: Return only options that read this config key.
+        **facts: Return only options that declare these properties.
 
     Example:
         >>> cmp.option_names("merge_rule", base=False)
@@ -207,7 +207,7 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
 
 
 def check_name(kind: str, name: str) -> str:
-    """Return a name if it is registered; raise `ValueError` that lists the names otherwise."""
+    """Return a name if it is registered; otherwise raise `ValueError` with the valid names."""
     options = options_of(kind)
     if name not in options:
         raise ValueError(_unknown(kind.replace("_", " "), name, options))
@@ -215,7 +215,7 @@ def check_name(kind: str, name: str) -> str:
 
 
 def check_settings(kind: str, name: str, section: Any) -> None:
-    """Check that a config section sets only what its option reads.
+    """Check that a config section sets only keys that its option reads.
 
     Args:
         kind: One of `KINDS`.
@@ -231,7 +231,7 @@ def check_settings(kind: str, name: str, section: Any) -> None:
         for key in option.settings:
             if key not in read and getattr(section, key) != fields[key].default:
                 users = ", ".join(option_names(kind, key))
-                raise ValueError(f"{key}: {name!r} has none, only {users}")
+                raise ValueError(f"{key}: not used by {name!r}, only by {users}")
 
 
 def load_plugin(path: Path) -> None:
@@ -248,40 +248,40 @@ def load_plugin(path: Path) -> None:
         >>> cmp.load_plugin(path)
     """
     place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
-    name = f"cmp_plugin_{path.stem}_{place[:12]}"  # files of one name are not the same plugin
+    name = f"cmp_plugin_{path.stem}_{place[:12]}"  # files with the same name are different plugins
     try:
         spec = spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise CmpError("the name of a plugin must end in .py")
         module = sys.modules[name] = module_from_spec(spec)
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # anything that the user's code raises
         sys.modules.pop(name, None)
         kind = "" if isinstance(error, CmpError) else f"{type(error).__name__}: "
         raise CmpError(f"--plugin {path}: {kind}{error}") from error
 
 
 def entry_names(group: str) -> list[str]:
-    """Return the names of a group's installed entry points, none of which is loaded."""
+    """Return the names of a group's installed entry points without loading them."""
     return list(_entry_points(group))
 
 
 def load_entry(group: str, name: str) -> Any:
-    """Return what an installed entry point names.
+    """Load an installed entry point and return its object.
 
     Args:
         group: "cmp.data" (functions that return a `Corpus`), "cmp.models" (modules of a model
-            family, see `cmp.models.family_of`) or "cmp.statistics" (the module that has tables of
-            class statistics).
-        name: The entry point.
+            family, see `cmp.models.family_of`) or "cmp.statistics" (the module with tables of class
+            statistics).
+        name: The name of the entry point.
 
     Raises:
-        CmpError: It is not installed, or cannot be loaded.
+        CmpError: The entry point is not installed or cannot be loaded.
     """
     try:
         return _entry_points(group)[name].load()
-    except Exception as error:  # it is not installed, or whatever the code of others raises
-        why = f"cannot be loaded ({type(error).__name__}: {error}); install its package anew"
+    except Exception as error:  # not installed, or anything that third-party code raises
+        why = f"cannot be loaded ({type(error).__name__}: {error}); reinstall its package"
         raise CmpError(f"entry point {name!r} of {group!r}: {why}, or uninstall it") from error
 
 
@@ -290,7 +290,7 @@ def _unknown(what: str, name: str, names: Collection[str]) -> str:
 
 
 def _is_redefined(old: Option, new: Option) -> bool:
-    """Whether a definition takes the place of an earlier one: a notebook's cell was run again."""
+    """Whether a definition replaces an earlier one because a notebook cell was run again."""
     names = [getattr(option.value, "__qualname__", "") for option in (old, new)]
     kinds = [type(option.value) for option in (old, new)]
     return old.module == new.module and names[0] == names[1] and kinds[0] is kinds[1]

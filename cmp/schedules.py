@@ -1,8 +1,8 @@
-"""The learning rate at (task, step): pure functions, as multiples of the peak.
+"""The learning rate at (task, step), as pure functions that return multiples of the peak.
 
-A schedule is a curve within a task under a peak that a meta schedule gives each task; any two
-combine. Tasks are t = 0, ..., T - 1; task t has N steps n = 0, ..., N - 1, of which the first W
-warm up and the last C cool down.
+A schedule is a curve within a task, scaled by a peak that a meta schedule gives each task. Any two
+can be combined. Tasks are t = 0, ..., T - 1; task t has N steps n = 0, ..., N - 1, where the first
+W warm up and the last C cool down.
 """
 
 import dataclasses
@@ -29,36 +29,36 @@ from cmp.registry import (
 from cmp.values import STRICT, Positive, Share, Steps
 
 FLOOR = 1e-3
-"""Lowest rate of the curves that never reach zero, as a multiple of the peak (eta_min / eta)."""
+"""The lowest rate of curves that never reach zero, as a multiple of the peak (eta_min / eta)."""
 CHECKED_TASKS = 200
-"""Tasks that `idle_task` looks at; the time for that grows with their square."""
+"""Number of tasks that `idle_task` checks; its time grows with the square of it."""
 WARMUP = ("warmup", "warmup_steps")
 COOLDOWN = ("cooldown", "cooldown_steps")
 
 CurveName = Annotated[str, AfterValidator(functools.partial(check_name, "schedule"))]
 MetaName = Annotated[str, AfterValidator(functools.partial(check_name, "meta_schedule"))]
 DEFAULT_SHARES = {"warmup": 0.1, "cooldown": 0.25}
-"""Parts of a task that warm up and cool down where a schedule does not say."""
+"""Default fractions of a task for warmup and cooldown."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class Schedule:
-    """The learning rate at (task, step); `cmp.schedules` has the formulas.
+    """The learning rate at (task, step); see `cmp.schedules` for the formulas.
 
     Attributes:
         name: The curve within a task, up to `peak`.
         meta: How the peak changes from task to task.
         peak: The highest learning rate.
-        warmup: The part of a task that warms up; a tenth where neither this nor `warmup_steps` is
+        warmup: The fraction of a task for warmup; a tenth if neither this nor `warmup_steps` is
             given.
-        warmup_steps: How long a task warms up, in place of `warmup`. [steps]
-        cooldown: The part of a task that cools down; a quarter where neither this nor
+        warmup_steps: Length of the warmup, instead of `warmup`. [steps]
+        cooldown: The fraction of a task for cooldown; a quarter if neither this nor
             `cooldown_steps` is given.
-        cooldown_steps: How long a task cools down, in place of `cooldown`. [steps]
-        shift: How long after its warmup "rsqrt" takes up its decay. [steps]
+        cooldown_steps: Length of the cooldown, instead of `cooldown`. [steps]
+        shift: Steps between the warmup and the decay of "rsqrt". [steps]
         level: The constant phase of "infinite", as a multiple of the peak.
         decay: The factor per task of meta schedule "geometric".
-        peaks: The peaks of meta schedule "free", per task, as multiples of `peak`.
+        peaks: The peak of each task in meta schedule "free", as a multiple of `peak`.
 
     Example:
         >>> cmp.Schedule("wsd", cooldown=0.5).durations(100)  # steps of warmup and cooldown
@@ -83,25 +83,30 @@ class Schedule:
         for kind in DEFAULT_SHARES:
             share, steps = getattr(self, kind), getattr(self, f"{kind}_steps")
             if share is not None and steps is not None:
-                raise ValueError(f"{kind} {share:g} and {kind}_steps {steps}: give one of them")
+                raise ValueError(
+                    f"{kind} {share:g} and {kind}_steps {steps}: give only one of them"
+                )
         curve = get_option("meta_schedule", self.meta).facts["curve"]
         if curve not in (None, self.name):
-            raise ValueError(f"meta {self.meta!r} goes with {curve!r}, not with {self.name!r}")
+            raise ValueError(f"meta {self.meta!r} works with {curve!r}, not with {self.name!r}")
         if self.is_over_stream and self.meta != "none":
-            raise ValueError(f"meta {self.meta!r}: {self.name!r} is one curve over the stream")
+            raise ValueError(
+                f"meta {self.meta!r}: {self.name!r} is one curve over the whole stream; set "
+                "schedule.meta=none"
+            )
 
     @property
     def is_over_stream(self) -> bool:
-        """Whether the curve is one for the whole stream, with a branch for each task."""
+        """Whether there is one curve for the whole stream, with a branch for each task."""
         return get_option("schedule", self.name).facts["over_stream"]
 
     def durations(self, steps: int) -> tuple[int, int]:
         """Return the steps of warmup and of cooldown in a task of `steps` steps.
 
-        Parts of a task are rounded up; rounding alone never makes them too long.
+        Fractions of a task are rounded up, but rounding alone never makes them too long.
 
         Raises:
-            ValueError: They are longer than the task.
+            ValueError: Together they are longer than the task.
         """
         settings = get_option("schedule", self.name).settings
         counts = []
@@ -115,7 +120,8 @@ class Schedule:
             raise ValueError(f"warmup {warmup} + cooldown {cooldown} steps in a task of {steps}")
         if self.is_over_stream and cooldown >= steps:
             raise ValueError(
-                f"cooldown {cooldown} steps of {steps}: {self.name!r} has nothing to go on from"
+                f"cooldown {cooldown} steps of {steps}: {self.name!r} leaves no step for the next "
+                "task to start from"
             )
         return warmup, min(cooldown, steps - warmup)
 
@@ -125,12 +131,12 @@ SECTION_KEYS["schedule"] = [*Schedule.__dataclass_fields__]
 
 @dataclasses.dataclass(frozen=True)
 class TaskSchedule:
-    """One task of a stream as a schedule sees it.
+    """A task of a stream, as a schedule function receives it.
 
     Attributes:
         schedule: The config section.
         t: The task's number, from 0.
-        steps: Optimiser steps of every task of the stream, of later ones as far as they are known.
+        steps: Optimiser steps of every task of the stream, or of the tasks known so far.
         peak: The task's peak as a multiple of `schedule.peak`.
 
     Example:
@@ -151,7 +157,7 @@ class TaskSchedule:
 
     @property
     def T(self) -> int:
-        """Tasks of the stream, or `t + 1` where steps are one number for an endless stream."""
+        """Tasks of the stream, or `t + 1` in an endless stream, where `steps` is one number."""
         return len(self.steps)
 
     @functools.cached_property
@@ -175,7 +181,7 @@ class TaskSchedule:
 
 @functools.lru_cache(maxsize=4096)
 def _durations(schedule: Schedule, steps: int, curve: Option) -> tuple[int, int]:
-    return schedule.durations(steps)  # which also depends on the settings of the curve
+    return schedule.durations(steps)  # also depends on the curve's settings
 
 
 @register("schedule", "constant")
@@ -186,16 +192,16 @@ def constant(task: TaskSchedule, n: int) -> float:
 
 @register("schedule", "linear", settings=WARMUP)
 def linear(task: TaskSchedule, n: int) -> float:
-    """Return a line from the peak that would reach zero after the last step."""
+    """Decay linearly from the peak, reaching zero after the last step."""
     return task.peak * (task.N - n) / max(task.N - task.warmup, 1)
 
 
 @register("schedule", "cosine", settings=WARMUP, warmup_target=lambda task: _above_floor(task.peak))
 def cosine(task: TaskSchedule, n: int) -> float:
-    """Return half a cosine from the peak to the floor at the last step.
+    """Decay along half a cosine from the peak to the floor at the last step.
 
-    With meta schedule "cosine-dynamic" it is the part in this task of one half cosine that is
-    stretched over all tasks so far, each of which counts alike.
+    With meta schedule "cosine-dynamic", one half cosine is stretched over all tasks so far, which
+    count equally, and this task follows its part of it.
     """
     length, step = task.N - task.warmup, n - task.warmup + 1
     if task.schedule.meta != "cosine-dynamic":
@@ -210,15 +216,15 @@ def _rsqrt_start(task: TaskSchedule) -> float:
 
 @register("schedule", "rsqrt", settings=(*WARMUP, *COOLDOWN, "shift"), warmup_target=_rsqrt_start)
 def rsqrt(task: TaskSchedule, n: int) -> float:
-    """Return 1 / sqrt(steps) in units of the warmup, times a line to zero during the cooldown."""
+    """Decay as 1 / sqrt(steps), in units of the warmup, and linearly to zero in the cooldown."""
     cooled = min(1.0, (task.N - 1 - n) / task.cooldown) if task.cooldown else 1.0
     return _rsqrt_decay(task, n) * cooled
 
 
 def _rsqrt_decay(task: TaskSchedule, n: int) -> float:
-    """Return `rsqrt` without its cooldown; with meta schedule "rsqrt-recovered" the decay goes on
-    from task to task, neither warmups nor cooldowns count as its steps, and its unit is the warmup
-    of the first task."""
+    """Return `rsqrt` without its cooldown. With meta schedule "rsqrt-recovered", the decay
+    continues from task to task, warmup and cooldown steps do not count, and the unit is the first
+    task's warmup."""
     unit, shift = max(task.warmup, 1), task.schedule.shift
     if task.schedule.meta == "rsqrt-recovered":
         unit = max(task.durations(0)[0], 1)
@@ -228,23 +234,23 @@ def _rsqrt_decay(task: TaskSchedule, n: int) -> float:
 
 @register("schedule", "wsd", settings=(*WARMUP, *COOLDOWN))
 def wsd(task: TaskSchedule, n: int) -> float:
-    """Return the peak, then a line that would reach zero after the last step."""
+    """Stay at the peak, then decay linearly, reaching zero after the last step."""
     return task.peak * min(1.0, (task.N - n) / max(task.cooldown, 1))
 
 
 @register("schedule", "wsd-sqrt", settings=(*WARMUP, *COOLDOWN))
 def wsd_sqrt(task: TaskSchedule, n: int) -> float:
-    """Return the peak, then 1 - sqrt(the part of the cooldown that is over)."""
+    """Stay at the peak, then decay as 1 - sqrt(the completed fraction of the cooldown)."""
     passed = max(n - (task.N - task.cooldown), 0)
     return task.peak * (1 - math.sqrt(passed / max(task.cooldown, 1)))
 
 
 @register("schedule", "infinite", settings=(*WARMUP, *COOLDOWN, "level"), over_stream=True)
 def infinite(task: TaskSchedule, n: int) -> float:
-    """Return one curve over the stream: half a cosine from the peak to `level` within the first
-    task, then `level`.
+    """Follow one curve over the stream: half a cosine from the peak to `level` in the first task,
+    then constant at `level`.
 
-    The last steps of each task are a branch that cools down to zero; see `branch_step`.
+    The last steps of each task form a branch that cools down to zero; see `branch_step`.
     """
     first = task.steps[0] - sum(task.durations(0))
     trunk = task.N - task.cooldown
@@ -265,20 +271,20 @@ def _above_floor(share: float) -> float:
 
 @register("meta_schedule", "none")
 def meta_none(task: TaskSchedule) -> float:
-    """Return the same peak for every task."""
+    """Use the same peak for every task."""
     return 1.0
 
 
 @register("meta_schedule", "cosine")
 def meta_cosine(task: TaskSchedule) -> float:
-    """Return where a half cosine that is stretched over all tasks so far stands at the task's
-    start. Tasks count alike, as if each had the steps of the first one."""
+    """Return the value at the task's start of a half cosine stretched over all tasks so far. Tasks
+    count equally, as if each had the steps of the first one."""
     return _peak_of_cosine(task, task.steps[0] - task.durations(0)[0])
 
 
 @register("meta_schedule", "cosine-dynamic", curve="cosine")
 def meta_cosine_dynamic(task: TaskSchedule) -> float:
-    """Return the same of the half cosine that "cosine" then follows through the task."""
+    """Return the value at the task's start of the half cosine that "cosine" then follows."""
     return _peak_of_cosine(task, task.N - task.warmup)
 
 
@@ -290,7 +296,7 @@ def _peak_of_cosine(task: TaskSchedule, length: int) -> float:
 
 @register("meta_schedule", "rsqrt")
 def meta_rsqrt(task: TaskSchedule) -> float:
-    """Return where 1 / sqrt(steps), its warmup stretched as well, stands at the task's start. Its
+    """Return the value at the task's start of 1 / sqrt(steps), with its warmup stretched too. The
     unit is the warmup of the first task."""
     unit = max(task.durations(0)[0], 1)
     units = task.sum_before(lambda N, W, C: max(W, 1)) + unit
@@ -299,8 +305,8 @@ def meta_rsqrt(task: TaskSchedule) -> float:
 
 @register("meta_schedule", "rsqrt-continued")
 def meta_rsqrt_continued(task: TaskSchedule) -> float:
-    """Return where one 1 / sqrt(steps) over the stream stands, warmups and cooldowns left out. Its
-    unit is the warmup of the first task."""
+    """Return the value of one 1 / sqrt(steps) over the stream, not counting warmups and cooldowns.
+    The unit is the warmup of the first task."""
     unit = max(task.durations(0)[0], 1)
     passed = task.sum_before(lambda N, W, C: N - C - max(W, 1)) + unit
     return math.sqrt(unit / max(passed, unit))
@@ -308,13 +314,13 @@ def meta_rsqrt_continued(task: TaskSchedule) -> float:
 
 @register("meta_schedule", "rsqrt-recovered", curve="rsqrt")
 def meta_rsqrt_recovered(task: TaskSchedule) -> float:
-    """Return the full peak; the decay goes on over the stream within `rsqrt`."""
+    """Return the full peak; `rsqrt` itself continues its decay over the stream."""
     return 1.0
 
 
 @register("meta_schedule", "geometric", settings=("decay",))
 def meta_geometric(task: TaskSchedule) -> float:
-    """Return `decay` times the peak of the task before."""
+    """Return `decay` times the previous task's peak."""
     return task.schedule.decay**task.t
 
 
@@ -329,19 +335,19 @@ def relative_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
 
     Args:
         schedule: The config section.
-        steps: Steps of each task; one number where all have as many.
+        steps: Steps of each task, or one number if all are equal.
         task: The task's number, from 0.
         step: The step within the task, from 0.
 
     Raises:
-        ValueError: Warmup and cooldown are longer than a task.
+        ValueError: Warmup and cooldown together are longer than a task.
     """
     tasks = (steps,) * (task + 1) if isinstance(steps, int) else steps
     return task_curve(schedule, tasks, task)(step)
 
 
 def task_curve(schedule: Schedule, steps: Sequence[int], task: int) -> Callable[[int], float]:
-    """Return what gives the learning rate at each step of a task, as a multiple of the peak.
+    """Return a function of the step that gives a task's learning rate as a multiple of the peak.
 
     Args:
         schedule: The config section.
@@ -349,7 +355,7 @@ def task_curve(schedule: Schedule, steps: Sequence[int], task: int) -> Callable[
         task: The task's number, from 0.
 
     Raises:
-        ValueError: Warmup and cooldown are longer than a task.
+        ValueError: Warmup and cooldown together are longer than a task.
     """
     curve = get_option("schedule", schedule.name)
     info = TaskSchedule(schedule, task, tuple(steps))
@@ -382,11 +388,11 @@ def learning_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
 
 
 def idle_task(schedule: Schedule, steps: tuple[int, ...]) -> int | None:
-    """Return the first task whose learning rate is zero throughout, None where all tasks learn.
+    """Return the first task with a learning rate of zero at every step, or None.
 
     Args:
         schedule: The config section.
-        steps: Steps of each task, of which the first `CHECKED_TASKS` are looked at.
+        steps: Steps of each task; only the first `CHECKED_TASKS` are checked.
     """
     options = get_option("schedule", schedule.name), get_option("meta_schedule", schedule.meta)
     return _idle_task(schedule, steps[:CHECKED_TASKS], *options)
@@ -394,7 +400,7 @@ def idle_task(schedule: Schedule, steps: tuple[int, ...]) -> int | None:
 
 @functools.lru_cache(maxsize=4096)
 def _idle_task(schedule: Schedule, every: tuple[int, ...], *options: Option) -> int | None:
-    for t, steps in enumerate(every):  # the options are in the key, as another may get the name
+    for t, steps in enumerate(every):  # options are in the cache key: a name may be redefined
         rate, (warmup, _) = task_curve(schedule, every, t), schedule.durations(steps)
         probes = (min(warmup, steps - 1), 0, steps // 2, steps - 1)
         if not any(schedule.peak * rate(step) for step in probes):
@@ -403,7 +409,7 @@ def _idle_task(schedule: Schedule, every: tuple[int, ...], *options: Option) -> 
 
 
 def learning_rates(schedule: Schedule, tasks: int, steps: int) -> np.ndarray:
-    """Return the learning rates of a stream of equal tasks, [tasks, steps]."""
+    """Return the learning rates of a stream of equally long tasks, [tasks, steps]."""
     every = (steps,) * tasks
     return np.array([task_rates(schedule, every, t) for t in range(tasks)])
 
@@ -411,8 +417,8 @@ def learning_rates(schedule: Schedule, tasks: int, steps: int) -> np.ndarray:
 def branch_step(schedule: Schedule, steps: int) -> int | None:
     """Return the step at which each task branches off to cool down.
 
-    The cooled branch is deployed, and the next task goes on from before it. None for schedules
-    that deploy what they go on from.
+    The cooled branch is deployed, and the next task continues from the branch point. Returns None
+    for schedules without branches.
 
     Args:
         schedule: The config section.
@@ -424,19 +430,19 @@ def branch_step(schedule: Schedule, steps: int) -> int | None:
 def lr_scheduler(
     optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int | Sequence[int]
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Return a torch scheduler for a training loop of your own.
+    """Return a torch scheduler for your own training loop.
 
-    Call its `step()` after each of the optimiser's steps. The learning rate of each parameter
-    group takes the place of `schedule.peak`. Past the last task the rate stays at its last value.
+    Call its `step()` after each optimiser step. The learning rate of each parameter group replaces
+    `schedule.peak`. After the last task, the rate stays at its last value.
 
     Args:
-        optimizer: The optimiser whose groups hold the peaks.
-        schedule: The schedule; a loop with "infinite" goes back to each `branch_step` itself.
-        steps: Steps of each task; one number for an endless stream of equal tasks, or, with meta
-            schedule "free", for as many tasks as there are peaks.
+        optimizer: The optimiser; the learning rates of its groups are the peaks.
+        schedule: The schedule. With "infinite", your loop must return to each `branch_step` itself.
+        steps: Steps of each task. One number means an endless stream of equal tasks or, with meta
+            schedule "free", one task per peak.
 
     Raises:
-        CmpError: A task has no steps, or fewer than it warms up and cools down; or there are more
+        CmpError: A task has no steps, or fewer than its warmup and cooldown; or there are more
             tasks than peaks.
 
     Example:
@@ -450,14 +456,16 @@ def lr_scheduler(
     is_endless = not isinstance(given, Iterable)
     tasks = [given] if is_endless else [*given]
     if not tasks or not all(isinstance(each, int | np.integer) and each > 0 for each in tasks):
-        words = "give the steps of a task, a whole number from 1 on, or a list of one for each task"
+        words = (
+            "give the steps of a task, a whole number from 1, or a list with one number per task"
+        )
         raise CmpError(f"lr_scheduler: steps: {steps!r}: {words}")
     tasks, peaks = [int(each) for each in tasks], schedule.peaks
     if "peaks" in get_option("meta_schedule", schedule.meta).settings:
         if is_endless:
             tasks, is_endless = tasks * len(peaks), False
         if not 0 < len(tasks) <= len(peaks):
-            words = f"{len(peaks)} peaks for {len(tasks)} tasks; give one for each task"
+            words = f"{len(peaks)} peaks for {len(tasks)} tasks; give one per task"
             raise CmpError(f"lr_scheduler: schedule.peaks: {words}")
     try:
         for each in {*tasks}:
@@ -480,8 +488,8 @@ def check_option(option: Option) -> None:
     """Check a schedule or meta schedule on a small stream.
 
     Raises:
-        CmpError: A rate is not a number from 0 to 1, or a curve that is declared continuous jumps
-            by more than a tenth of the peak within 100 steps.
+        CmpError: A rate is not a number from 0 to 1, or a curve declared continuous jumps by more
+            than a tenth of the peak within 100 steps.
     """
     meta = option.kind == "meta_schedule"
     names = (option.facts["curve"] or "constant", option.name) if meta else (option.name, "none")
@@ -495,12 +503,12 @@ def check_option(option: Option) -> None:
         for rate in rates:
             if not isinstance(rate, int | float) or not 0 <= rate <= 1:
                 raise CmpError(
-                    f"{option.kind} {option.name!r}: {rate!r} in task {t}: a rate is a multiple of "
+                    f"{option.kind} {option.name!r}: {rate!r} in task {t}: return a multiple of "
                     "the peak, from 0 to 1"
                 )
         jumps = [abs(b - a) for a, b in itertools.pairwise(rates)]
         if not meta and option.facts["continuous"] and max(jumps) > 0.1:
             raise CmpError(
                 f"schedule {option.name!r}: jumps by {max(jumps):.2f} within 100 steps; declare "
-                "continuous=False if it is meant to"
+                "continuous=False if that is intended"
             )

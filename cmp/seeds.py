@@ -1,7 +1,7 @@
 """Named, counter-based randomness.
 
-Every random draw is a function of a name, a seed and counters (task, step, ...). Nothing is carried
-from one draw to the next, so a run can be entered at any step, and two seeds differ in every task.
+Every random draw is a function of a name, a seed and counters (task, step, ...). Draws do not
+depend on earlier draws, so a run can start at any step, and two seeds differ in every task.
 """
 
 import hashlib
@@ -11,22 +11,23 @@ import torch
 
 
 def digest(*parts: str | int) -> bytes:
-    """Return the SHA-256 of some parts, separated so that ("a", "bc") and ("ab", "c") differ."""
+    """Return the SHA-256 of the parts, with separators so that ("a", "bc") and ("ab", "c")
+    differ."""
     return hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
 
 
 def unit_interval(*parts: str | int) -> float:
-    """Return a number in [0, 1) that depends on the parts alone, for splits by concept."""
+    """Return a number in [0, 1) that depends only on the parts, for splits by concept."""
     return int.from_bytes(digest(*parts)[:8], "big") / 2**64
 
 
 def numpy_generator(name: str, seed: int, *counters: str | int) -> np.random.Generator:
-    """Return a fresh Philox generator for this (name, seed, counters)."""
+    """Return a new Philox generator for this (name, seed, counters)."""
     key = int.from_bytes(digest(name, seed, *counters)[:16], "big")
     return np.random.Generator(np.random.Philox(key=key))
 
 
 def torch_generator(name: str, seed: int, *counters: str | int) -> torch.Generator:
-    """Return a fresh CPU generator for this (name, seed, counters)."""
+    """Return a new CPU generator for this (name, seed, counters)."""
     state = int.from_bytes(digest(name, seed, *counters)[:8], "big") >> 1
     return torch.Generator().manual_seed(state)

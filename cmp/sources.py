@@ -1,6 +1,7 @@
-"""The sources of an option of the user's: all that it consists of and refers to.
+"""Collect the source code of a user's option: everything that it consists of or refers to.
 
-Their hash is part of the id of runs that use the option, and they are stored with it, as a record.
+The hash of the sources is part of the id of runs that use the option. The sources are stored with
+such runs as a record.
 """
 
 import contextlib
@@ -22,25 +23,26 @@ from cmp.errors import CmpError
 
 
 def is_own(module: object) -> bool:
-    """Return whether a module, by its name, is of this package."""
+    """Return whether a module name belongs to this package."""
     return str(module).partition(".")[0] == "cmp"
 
 
 Part = tuple[str, Any]
-"""Something that an option consists of or refers to, with its name."""
+"""The name and value of something that an option consists of or refers to."""
 
 
 def collect_sources(value: Any, module: str, settings: Any, facts: Any) -> dict[str, str]:
-    """Return the sources of what an option consists of and refers to, by name.
+    """Return the sources of everything that an option consists of or refers to, by name.
 
-    Of functions and classes of the user's the sources, of all others the names; of constants the
-    values, as text; of what was there already the name.
+    The user's functions and classes give their source, other functions and classes their name, and
+    constants their value as text. Something that was collected before gives the name of its first
+    occurrence.
 
     Args:
-        value: The function or object that is registered.
+        value: The registered function or object.
         module: The module that registers it.
-        settings: The config keys that it reads.
-        facts: Its declared properties.
+        settings: The config keys that the option reads.
+        facts: The option's declared properties.
     """
     root = module.partition(".")[0]
     todo: list[Part] = [("facts", facts), ("settings", settings), ("value", value)]
@@ -65,7 +67,7 @@ def collect_sources(value: Any, module: str, settings: Any, facts: Any) -> dict[
                 label = getattr(part, "__qualname__", name) if is_users else name
                 if is_users and inspect.isfunction(part):
                     label = add(label, _read_source(part))
-                seen[id(part)] = label, part  # which keeps the part, and so its id
+                seen[id(part)] = label, part  # keeps the part alive, so its id stays unique
                 todo += _parts(name, part, root)
             text = f"as {seen[id(part)][0]}"
         if text not in ("{}", f"as {name}"):
@@ -74,17 +76,18 @@ def collect_sources(value: Any, module: str, settings: Any, facts: Any) -> dict[
 
 
 def _home(part: Any) -> str:
-    """Return the name of a module, or of that which a function, class or object's class is from."""
+    """Return the name of a module, or of the module that defines a function, a class or an object's
+    class."""
     if inspect.ismodule(part):
         return part.__name__
-    if inspect.isfunction(part):  # to which a decorator may have given the name of another
+    if inspect.isfunction(part):  # a decorator may have changed its `__module__`
         return part.__globals__.get("__name__", "")
     return str(getattr(part, "__module__", None) or type(part).__module__)
 
 
 def _is_users(part: Any, root: str) -> bool:
-    """Whether something is from the package `root`, which registers an option, or else neither
-    from this package, nor from Python, nor from an installed package."""
+    """Whether something is the user's: from `root`, the package that registers the option, or from
+    neither this package, nor Python, nor an installed package."""
     home = _home(part)
     first = home.partition(".")[0]
     files = [getattr(sys.modules.get(name), "__file__", None) for name in (home, first)]
@@ -94,15 +97,16 @@ def _is_users(part: Any, root: str) -> bool:
 
 
 def _is_named(part: Any) -> bool:
-    """Whether the name of something says all of it: a function or class that has no state."""
+    """Whether its name identifies something completely, as with a function or class without
+    state."""
     bound = getattr(part, "__self__", None)
     has_state = getattr(part, "__closure__", None) or not (bound is None or inspect.ismodule(bound))
     return hasattr(part, "__name__") and not has_state
 
 
 def _parts(name: str, value: Any, root: str) -> list[Part]:
-    """Return what a function or class refers to, or what an object consists of."""
-    if inspect.ismodule(value) or isinstance(value, logging.Logger):  # which decides no result
+    """Return the parts that a function or class refers to, or that an object consists of."""
+    if inspect.ismodule(value) or isinstance(value, logging.Logger):  # does not affect results
         return []
     if inspect.isfunction(value):
         return _references(value, root)
@@ -121,11 +125,11 @@ def _parts(name: str, value: Any, root: str) -> list[Part]:
 
 
 def _state(name: str, value: Any) -> dict[str, Any]:
-    """Return an object's class and what a copy of it would keep, which is all that it holds."""
+    """Return an object's class and the state that a copy of it would have."""
     try:
         made = value.__reduce_ex__(4)
-    except Exception as error:  # such as of a lock, or of an open file
-        raise _unreadable(name, f"what this {type(value).__name__} holds") from error
+    except Exception as error:  # as for a lock or an open file
+        raise _unreadable(name, f"the state of this {type(value).__name__}") from error
     _, args, state, *items = (None, made, None) if isinstance(made, str) else (*made, None)
     state = state if isinstance(state, dict) else {"state": state}
     held = {"class": type(value), "args": args} | state
@@ -133,7 +137,7 @@ def _state(name: str, value: Any) -> dict[str, Any]:
 
 
 def _class_members(part: type) -> list[Part]:
-    """Return a class's own functions and constants, and the classes it is made from."""
+    """Return a class's own functions and constants, and its base classes and metaclass."""
     members: dict[str, Any] = {base.__name__: base for base in part.__bases__}
     for key, member in vars(part).items():
         if isinstance(member, functools.cached_property):
@@ -147,10 +151,10 @@ def _class_members(part: type) -> list[Part]:
 
 
 def _references(function: Any, root: str) -> list[Part]:
-    """Return what a function refers to: its defaults and closure; and if it is the user's, its
-    globals, and what it may take from the user's modules among these."""
+    """Return what a function refers to: its defaults and closure and, for a user's function, its
+    globals and what it may use from the user's modules among them."""
     codes, loaded, names = [function.__code__], [], []
-    for code in codes:  # which grows
+    for code in codes:  # grows during the loop
         codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
         steps = dis.get_instructions(code)
         loaded += [step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
@@ -158,7 +162,7 @@ def _references(function: Any, root: str) -> list[Part]:
     outer = function.__globals__ if _is_users(function, root) else {}
     referred = [(name, outer[name]) for name in loaded if name in outer]
     modules = []
-    for _, part in referred:  # which grows
+    for _, part in referred:  # grows during the loop
         if inspect.ismodule(part) and part not in modules and _is_users(part, root):
             modules.append(part)
             referred += [(name, vars(part)[name]) for name in names if name in vars(part)]
@@ -170,11 +174,11 @@ def _references(function: Any, root: str) -> list[Part]:
 
 
 def _constant_text(value: Any) -> str | None:
-    """Return a constant as text that is another one for another constant, such as JSON; None for
-    anything that is none, or is made of other things than constants."""
+    """Return a constant as text, such as JSON, that differs for different constants. Return None
+    for anything that is not a constant or does not consist of constants."""
     with contextlib.suppress(TypeError, ValueError):
         return json.dumps(value, sort_keys=True)
-    import numpy as np  # which, as torch, is there by now
+    import numpy as np  # imported by now, as is torch
     import torch
 
     if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
@@ -200,6 +204,6 @@ def _read_source(function: Any) -> str:
 
 def _unreadable(name: str, what: str = "its source") -> CmpError:
     return CmpError(
-        f"{name}: {what} cannot be read, so runs that use it could not be told apart; define it in "
-        "a cell or in a file, and a lock, an open file or the like inside a function"
+        f"{name}: {what} cannot be read, so runs that use it cannot be distinguished; define it "
+        "in a cell or a file, and create locks, open files and the like inside a function"
     )

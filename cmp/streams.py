@@ -1,5 +1,5 @@
-"""The order in which classes arrive, and its cut into tasks; or updates as data name
-them."""
+"""The order in which classes arrive and how it is split into tasks, or the updates that the data
+define."""
 
 import collections
 import functools
@@ -30,16 +30,16 @@ def adaptation_rows(corpus: Corpus) -> np.ndarray:
 
 
 def update_names(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    """Return the update of each image, [len(rows)]; raise `CmpError` if one names none."""
+    """Return the update of each image, [len(rows)]; raise `CmpError` if an image has none."""
     names = corpus.table["update"].iloc[rows].astype(str).to_numpy()
     if len(unnamed := rows[names == ""]):
         image = corpus.table["group"].iloc[unnamed[0]]
-        raise CmpError(f"stream.order: {image} has no update in its table, nor in its manifest")
+        raise CmpError(f"stream.order: {image} has no update in its table or manifest; add one")
     return names
 
 
 def class_order(corpus: Corpus, stream: Stream, seed: int) -> list[str]:
-    """Return the classes, or the updates that the data name, in order of arrival.
+    """Return the classes, or the updates that the data define, in order of arrival.
 
     Args:
         corpus: The data.
@@ -47,8 +47,8 @@ def class_order(corpus: Corpus, stream: Stream, seed: int) -> list[str]:
         seed: The stream seed.
 
     Raises:
-        CmpError: The table of statistics lacks a class, or an imported list names one that the
-            corpus does not have.
+        CmpError: The table of statistics lacks a class, or an imported list names a class that is
+            not in the corpus.
     """
     option = get_option("order", stream.order)
     measured = option.facts["statistics"]
@@ -70,7 +70,9 @@ def _class_order(
     if not is_partial:
         if missing := set(entries) - set(table.index):
             words = f"lacks {len(missing)} classes, such as {min(missing)!r}"
-            raise CmpError(f"stream.traits: {traits!r} {words}; `cmpt stream make` measures all")
+            raise CmpError(
+                f"stream.traits: {traits!r} {words}; measure them with `cmpt stream make`"
+            )
         table = table.loc[list(entries)]
     positions = np.asarray(option.value(table, seed))
     return tuple(table.index[positions[::-1] if reverse else positions])
@@ -79,35 +81,37 @@ def _class_order(
 def cut_into_tasks(
     order: list[str], tasks: int, images: np.ndarray | None = None
 ) -> list[list[str]]:
-    """Cut an order into consecutive tasks.
+    """Split an order into consecutive tasks.
 
     Args:
         order: n classes.
         tasks: T, the number of tasks.
-        images: Images per class, [n]. If given, tasks hold about equally many images: each ends
-            where the sum of images is nearest to its share, and holds at least one class.
-            Otherwise they hold n // T classes, the first n % T of them one more.
+        images: Images per class, [n]. If given, tasks have about the same number of images: each
+            has at least one class and ends where the sum of images is closest to its share.
+            Otherwise tasks have n // T classes, and the first n % T tasks have one more.
 
     Raises:
         CmpError: There are fewer classes than tasks.
     """
     if tasks > len(order):
-        fix = f"set stream.tasks={len(order)}, or less"
+        fix = f"set stream.tasks={len(order)} or less"
         if not order:
-            fix = "data of `role: adapt` bring some"
-        raise CmpError(f"stream.tasks: {tasks} tasks cannot share {len(order)} classes; {fix}")
+            fix = "add data with `role: adapt`"
+        raise CmpError(
+            f"stream.tasks: {tasks} tasks need as many classes, but there are {len(order)}; {fix}"
+        )
     if images is None:
         return [part.tolist() for part in np.array_split(np.array(order, object), tasks)]
     total = np.cumsum([0, *images])
     wanted = total[-1] * np.arange(tasks + 1) / tasks
     bounds = np.abs(total[:, None] - wanted).argmin(axis=0)
-    room = np.arange(tasks + 1)  # at least one class for each task before and after a bound
+    room = np.arange(tasks + 1)  # at least one class for each task before and after a boundary
     bounds = np.maximum.accumulate(bounds - room).clip(0, len(order) - tasks) + room
     return [order[a:b] for a, b in itertools.pairwise(bounds)]
 
 
 def task_classes(corpus: Corpus, stream: Stream, seed: int) -> list[list[str]]:
-    """Return the classes of each task; in updates that the data name, a class may come again."""
+    """Return the classes of each task. In updates that the data define, a class may occur again."""
     if get_option("order", stream.order).facts["updates"]:
         return [sorted({*class_names(corpus, rows)}) for rows in task_rows(corpus, stream, seed)]
     order = class_order(corpus, stream, seed)
@@ -131,17 +135,17 @@ def task_rows(corpus: Corpus, stream: Stream, seed: int) -> list[np.ndarray]:
     return [arriving[task == number] for number in range(stream.tasks)]
 
 
-# Orders: (statistics of n classes by entry, stream seed) -> positions in order of arrival, [n].
-# Where the statistics leave a choice, the seed decides, so that every order has replicates.
+# Orders: (statistics of n classes by entry, stream seed) -> positions in order of arrival, [n]. The
+# seed breaks ties in the statistics, so that every order has replicates.
 
 
 def statistics_tables() -> Any:
-    """Return the module that has tables of class statistics, see `cmp.readers.class_tables`."""
+    """Return the module with tables of class statistics, see `cmp.readers.class_tables`."""
     return load_entry("cmp.statistics", "tables")
 
 
 def class_statistics(name: str) -> pd.DataFrame:
-    """Return the table of class statistics of a name, indexed by entry; not to be changed."""
+    """Return a named table of class statistics, indexed by entry. Callers must not change it."""
     return statistics_tables().class_statistics(name)
 
 
@@ -149,10 +153,10 @@ def statistic(table: pd.DataFrame, name: str) -> np.ndarray:
     """Return a column of class statistics as an array, [n].
 
     Raises:
-        CmpError: The table does not hold it for every class.
+        CmpError: The table does not have a value for every class.
     """
     if name not in table:
-        columns = ", ".join(table.columns) or "no statistics at all"
+        columns = ", ".join(table.columns) or "no statistics"
         raise CmpError(f"stream.traits: no {name!r} in this table, only {columns}")
     column = table.loc[:, name]
     if name != "year" and column.isna().any():
@@ -161,7 +165,7 @@ def statistic(table: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def sort_positions(scores: np.ndarray, seed: int) -> np.ndarray:
-    """Return positions by rising score, [n]; ties in random order, NaN last."""
+    """Return positions by increasing score, [n], with ties in random order and NaN last."""
     ties = numpy_generator("stream/ties", seed).permutation(len(scores))
     return np.lexsort((ties, scores))
 
@@ -174,37 +178,38 @@ def random_order(table: pd.DataFrame, seed: int) -> np.ndarray:
 
 @register("order", "easy-accuracy", statistics=True)
 def easy_accuracy_order(table: pd.DataFrame, seed: int) -> np.ndarray:
-    """Sort by falling zero-shot accuracy of the base."""
+    """Sort by the base's zero-shot accuracy, highest first."""
     return sort_positions(-statistic(table, "accuracy"), seed)
 
 
 @register("order", "easy-loss", statistics=True)
 def easy_loss_order(table: pd.DataFrame, seed: int) -> np.ndarray:
-    """Sort by rising zero-shot cross-entropy of the base."""
+    """Sort by the base's zero-shot cross-entropy, lowest first."""
     return sort_positions(statistic(table, "loss"), seed)
 
 
 @register("order", "easy-alignment", statistics=True)
 def easy_alignment_order(table: pd.DataFrame, seed: int) -> np.ndarray:
-    """Sort by falling cosine between the base's features of images and of their prompt."""
+    """Sort by the cosine between the base's features of images and of their prompt, highest
+    first."""
     return sort_positions(-statistic(table, "alignment"), seed)
 
 
 @register("order", "frequency", statistics=True)
 def frequency_order(table: pd.DataFrame, seed: int) -> np.ndarray:
-    """Sort by how often a corpus of texts names a class, the rarest first."""
+    """Sort by how often a text corpus names a class, rarest first."""
     return sort_positions(statistic(table, "frequency"), seed)
 
 
 @register("order", "similarity", statistics=True)
 def similarity_order(table: pd.DataFrame, seed: int) -> np.ndarray:
-    """Follow each class by the most similar one that is left, by the embedding of its name."""
+    """Follow each class with the most similar remaining one, by the embedding of its name."""
     return nearest_path(statistic(table, "embedding"), numpy_generator("stream/path", seed))
 
 
 @register("order", "dataset", statistics=True)
 def dataset_order(table: pd.DataFrame, seed: int) -> np.ndarray:
-    """Let one dataset follow the other, by year; the classes of each are shuffled."""
+    """Order datasets by year, and shuffle the classes of each."""
     dataset = table.index.str.partition("+++").get_level_values(0)
     names, place = np.unique(dataset, return_inverse=True)
     year = np.full(len(names), np.nan)
@@ -215,24 +220,24 @@ def dataset_order(table: pd.DataFrame, seed: int) -> np.ndarray:
 
 @register("order", "time", statistics=True)
 def time_order(table: pd.DataFrame, seed: int) -> np.ndarray:
-    """Sort by the year of the dataset; the classes of one year are shuffled together."""
+    """Sort by the year of the dataset, and shuffle all classes of a year together."""
     return sort_positions(statistic(table, "year"), seed)
 
 
 @register("order", "listed", statistics=True, partial=True, seeded=False)
 def listed_order(table: pd.DataFrame, seed: int) -> np.ndarray:
-    """Follow an imported list, whatever the seed."""
+    """Follow an imported list, independently of the seed."""
     return np.argsort(statistic(table, "position"), kind="stable")
 
 
 @register("order", "given", updates=True, seeded=False)
 def given_order(table: pd.DataFrame, seed: int) -> np.ndarray:
-    """Sort the updates that the data name by their names, numbers in them by their size."""
+    """Sort the updates that the data define by name, comparing numbers in names by value."""
     return np.argsort([*map(update_key, table.index)], kind="stable")
 
 
 def update_key(name: str) -> str:
-    """Return what the name of an update is sorted by, whose numbers count by their size."""
+    """Return the sort key of an update's name, in which numbers compare by value."""
     return re.sub(r"\d+", lambda number: number[0].zfill(20), name)
 
 
@@ -240,37 +245,40 @@ def check_option(option: Option) -> None:
     """Check an order on a small table.
 
     Raises:
-        CmpError: It is no permutation, or the seed makes no difference although it should.
+        CmpError: It does not return a permutation, or ignores the seed although declared seeded.
     """
     if option.facts["statistics"]:
-        return  # which columns it reads is known only once it sees a real table
+        return  # its columns are only known for a real table
     table = pd.DataFrame(index=pd.Index([f"digits+++{number}" for number in range(12)]))
     orders = [np.asarray(option.value(table, seed)) for seed in range(3)]
     for order in orders:
         if sorted(order.ravel().tolist()) != list(range(12)):
-            raise CmpError(f"order {option.name!r}: returns {order}, no permutation of 0 to 11")
+            raise CmpError(
+                f"order {option.name!r}: returned {order}: expected a permutation of 0 to 11"
+            )
     if option.facts["seeded"] and all((order == orders[0]).all() for order in orders):
-        words = "the seed makes no difference; declare seeded=False if it is meant not to"
+        words = "the seed makes no difference; declare seeded=False if that is intended"
         raise CmpError(f"order {option.name!r}: {words}")
 
 
-# The path of "similarity" never holds all pairs: each point keeps a list of its nearest, and only
-# a path that has used up such a list looks at everything that is left. 18,381 points of 512
-# dimensions take seconds.
+# The path of "similarity" never stores all pairs. Each point keeps a list of its nearest
+# neighbours, and a path searches all remaining points only when a list is used up. 18,381 points in
+# 512 dimensions take seconds.
 
 PATH_STARTS, PATH_NEIGHBOURS, PATH_BLOCK = 16, 128, 256
 PATH_SCALE = 4000
-"""Unit vectors are rounded to whole multiples of 1 / PATH_SCALE. Products of such vectors are whole
-numbers below 2^24, which float32 holds exactly, so a path is the same on every machine."""
+"""Unit vectors are rounded to multiples of 1 / PATH_SCALE. Products of such vectors are integers
+below 2^24, which float32 represents exactly, so paths are the same on every machine."""
 
 
 def nearest_path(embeddings: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Return the best of `PATH_STARTS` greedy nearest-neighbour paths, as positions [n].
 
-    The best path has the largest sum of cosines between neighbours. Ties go to the lower position.
+    The best path has the largest sum of cosines between neighbours. Ties are broken by the lower
+    position.
 
     Args:
-        embeddings: [n, width], of any length but zero.
+        embeddings: [n, width], with nonzero rows of any length.
         random: Draws the starting points.
     """
     points = np.asarray(embeddings, np.float32)
@@ -282,14 +290,15 @@ def nearest_path(embeddings: np.ndarray, random: np.random.Generator) -> np.ndar
 
 
 def _neighbours(points: np.ndarray, count: int) -> np.ndarray:
-    """Return the `count` nearest others of each point, nearest first, [n, count]."""
+    """Return the `count` nearest neighbours of each point, nearest first, [n, count]."""
     nearest = np.empty((len(points), count), np.int32)
     positions = np.arange(len(points))
     for start in range(0, len(points), PATH_BLOCK):
         block = slice(start, start + PATH_BLOCK)
         cosine = points[block] @ points.T
         cosine[np.arange(len(cosine)), positions[block]] = -np.inf
-        # the cosine and, below it, the position: one key that always breaks ties the same way
+        # one key from the cosine and, in lower digits, the position, so that ties always break the
+        # same way
         key = cosine.astype(np.float64) * len(points) - positions
         chosen = np.argpartition(-key, count - 1, axis=1)[:, :count] if count else nearest[block]
         order = np.argsort(-np.take_along_axis(key, chosen, 1), axis=1)

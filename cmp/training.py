@@ -1,8 +1,9 @@
-"""Training: one step, the loop over a task, and what a step needs.
+"""Train a network: one step, the loop over a task, and the state of a run.
 
-`train_step` is one optimisation step, top to bottom. `train_task` is the loop around it. What a
-step needs is in a `TrainState`; an `UpdateMethod` changes a step by its hooks, and an `Execution`
-says how it is computed: here one batch at a time, on one device. `cmp.scale` has other ways.
+`train_step` is one optimisation step, from top to bottom. `train_task` is the loop around it. A
+`TrainState` contains what a step needs, an `UpdateMethod` changes the step through its hooks, and
+an `Execution` computes it: here one batch at a time, on one device. `cmp.scale` has other
+executions.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def train_step(
     """Take one optimisation step and return its loss and gradient norm.
 
     Args:
-        state: The network and all that belongs to it, changed in place.
+        state: The network and its run, changed in place.
         optimizer: The optimiser.
         batch: The batch of (task, step).
         task: The task's number, from 0.
@@ -48,8 +49,8 @@ def train_step(
         rate: The learning rate.
 
     Raises:
-        Diverged: The loss or the gradient is not finite, and the weights are as before the step.
-            Where checks are deferred, as on a card, it may be the step before that was not finite.
+        Diverged: The loss or the gradient is not finite; the weights are unchanged. If checks are
+            deferred, as on a GPU, the error may be about the previous step.
 
     Example:
         >>> state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))
@@ -59,7 +60,7 @@ def train_step(
     """
     model, method, execution = state.model, state.method, state.execution
     optimizer.zero_grad()
-    seen = execution.encode(state, batch, task, step)  # both towers: unit features [B, E]
+    seen = execution.encode(state, batch, task, step)  # unit features of both towers, [B, E]
     terms = {"contrastive": model_loss(model, seen.image, seen.text)} | method.losses(state, seen)
     loss = functools.reduce(torch.add, terms.values())
     with bf16_products(loss.device):
@@ -84,22 +85,23 @@ def train_task(
     optimizer: torch.optim.Optimizer | None = None,
     first: int = 0,
 ) -> None:
-    """Train a network in place through one task, or through what is left of it.
+    """Train a network in place on one task, or on the rest of it.
 
-    Over all tasks in order this trains as `cmp.run` does, to the bit, where the config has no
-    budget, merges no weights and its schedule is not one curve over the stream.
+    Called for all tasks in order, this gives exactly the weights of `cmp.run`, provided that the
+    config sets no budget, does not merge weights, and its schedule is not one curve over the
+    stream.
 
     Args:
-        state: The network and all that belongs to it.
-        pools: What the task may draw from.
+        state: The network and its run.
+        pools: The pools that the task may draw from.
         task: The task's number, from 0.
         after_step: Called with (step, result) after each step.
-        optimizer: Another optimiser; where None the state's own, whose moments go on from task to
+        optimizer: The optimiser. If None, the state's own, whose moments carry over from task to
             task if the config says so.
-        first: The step to go on from.
+        first: The step to start from.
 
     Raises:
-        Diverged: A loss or gradient is not finite, or the task ends in weights that are not.
+        Diverged: A loss, a gradient or the final weights are not finite.
 
     Example:
         >>> config = cmp.RunConfig(training=cmp.Training(steps=2, batch=8))
@@ -127,7 +129,7 @@ def train_task(
         return encode_batch(state, batch, task, steps + number)
 
     execution.wait()
-    for layer in batch_norms(state.model):  # a measurement leaves their statistics alone
+    for layer in batch_norms(state.model):  # a measurement must not change their statistics
         layer.eval()
     with execution.outside_steps():
         method.end_task(state, encode_further)
@@ -147,20 +149,20 @@ class Features:
     text: Tensor
 
     def finish_backward(self) -> None:
-        """Finish a backward pass through the features. Nothing is left to do where they are part of
-        one graph with the weights."""
+        """Finish the backward pass through the features. There is nothing to do if they share one
+        graph with the weights."""
 
 
 @dataclass(frozen=True)
 class ForwardOutput(Features):
-    """What the network saw of a batch, and the features it gave.
+    """The network's inputs for a batch, and the resulting features.
 
     Attributes:
         image: Unit image features, [B, E].
         text: Unit text features, [B, E].
         pixels: Augmented and normalised images, [B, 3, H, W].
         tokens: Tokens of the distinct captions, [D, L].
-        place: Each sample's caption among them, [B].
+        place: The index of each sample's caption in `tokens`, [B].
         replayed: How many samples at the end come from the pretraining pool.
 
     Example:
@@ -177,11 +179,11 @@ class ForwardOutput(Features):
 
 
 class StepResult(NamedTuple):
-    """The numbers of one step; they stay on the device, so that nothing waits for it.
+    """The result of a step. The tensors stay on the device, so that the host does not wait.
 
     Attributes:
-        loss: Before the step.
-        gradient_norm: Before clipping.
+        loss: The loss before the step, [].
+        gradient_norm: The norm of the gradient before clipping, [].
         rate: The learning rate.
 
     Example:
@@ -195,41 +197,41 @@ class StepResult(NamedTuple):
 
 
 class Execution:
-    """How steps are computed: a batch at a time, on one device, by one process.
+    """How steps are computed: one batch at a time, on one device, in one process.
 
-    `cmp.scale.execution.ExecutionConfig` overrides what micro-batches, several processes, compiled
-    towers and checks that wait for no card do differently.
+    `cmp.scale.execution.ExecutionConfig` overrides this for micro-batches, several processes,
+    compiled towers and deferred checks.
     """
 
     sees_whole_batch = True
     """Whether a step sees its whole batch at once."""
 
     def prepare(self, state: TrainState) -> None:
-        """Make a network ready, before its method prepares it.
+        """Prepare a network before its method does.
 
         Raises:
-            CmpError: Several processes compute this run; each would train by itself.
+            CmpError: There are several processes, and each would train separately.
         """
         processes = torch.distributed
         is_shared = processes.is_available() and processes.is_initialized()
         if is_shared and processes.get_world_size() > 1:
             raise CmpError(
-                "make_train_state: several processes compute this run; give "
+                "make_train_state: several processes would each train separately; give "
                 "execution=cmp.scale.execution.ExecutionConfig()"
             )
 
     def own_samples(self, batch: int) -> slice:
-        """Return which of the samples of a batch this process loads."""
+        """Return the samples of a batch that this process loads."""
         return WHOLE_BATCH
 
     def encode(self, state: TrainState, batch: Batch, task: int, step: int) -> Features:
-        """Return the features of a batch, from which its loss is computed."""
+        """Return the features of a batch."""
         return encode_batch(state, batch, task, step)
 
     def check(
         self, optimizer: torch.optim.Optimizer, finite: Tensor, report: Callable[[], Diverged]
     ) -> None:
-        """Raise the error that `report` returns unless a step is finite, before it is taken."""
+        """Raise the error that `report` returns if a step is not finite, before taking it."""
         if not finite:
             raise report()
 
@@ -237,7 +239,7 @@ class Execution:
         """Wait until the last step has been checked."""
 
     def outside_steps(self) -> contextlib.AbstractContextManager:
-        """Return the context of all that is computed between training steps."""
+        """Return the context for everything computed between training steps."""
         return contextlib.nullcontext()
 
 
@@ -248,22 +250,22 @@ ADAMW = functools.partial(torch.optim.AdamW, fused=True)
 
 @dataclass(frozen=True)
 class UpdateMethod:
-    """An update method; a hook that is left out does nothing.
+    """An update method. Hooks that are not given do nothing.
 
     Attributes:
-        prepare: (state), once, before anything is restored: chooses what trains, adds to the
-            network, fills `method_state`; draws by `cmp.seeds` only.
-        begin_task: (state, task), before the task's first step, whatever weights it starts from.
-        losses: (state, output), after each forward pass: terms by name that are added to the
-            contrastive loss. When a batch is seen in parts, `output` has its features only.
+        prepare: (state), called once, before anything is restored. It selects the trainable
+            parameters, adds modules and fills `method_state`; random draws must use `cmp.seeds`.
+        begin_task: (state, task), called before the task's first step, with the weights in place.
+        losses: (state, output) -> terms by name to add to the contrastive loss, called after each
+            forward pass. If the batch is processed in parts, `output` has only its features.
         whole_batch_reason: (section) -> why the method needs the whole batch at once, or "". A
-            method with `losses` that does not say is taken to need it.
-        optimizer: (section) -> a function that takes AdamW's arguments.
-        after_backward: (state), when the gradients are there, before they are clipped.
-        step: (state, optimizer), when they are clipped.
-        end_task: (state, encode_further), after the task's last step; `encode_further(n)` passes
-            further batches of the task through the network, n = 0, 1, ... Batch norms use their
-            statistics there and leave them alone.
+            method with `losses` but without this hook is assumed to need it.
+        optimizer: (section) -> a function with AdamW's arguments that returns an optimiser.
+        after_backward: (state), called before the gradients are clipped.
+        step: (state, optimizer), called after clipping, to take the optimiser's step.
+        end_task: (state, encode_further), called after the task's last step. `encode_further(n)`
+            encodes further batches of the task, n = 0, 1, ..., without changing the statistics of
+            batch norms.
 
     Example:
         >>> def freeze_text(state):
@@ -283,17 +285,17 @@ class UpdateMethod:
 
 @dataclass(frozen=True)
 class TrainState:
-    """A network as one run trains it.
+    """A network in training, and the run that it belongs to.
 
     Attributes:
         config: The run's config.
         corpus: The run's data.
         model: The network.
         tokens: Tokens of every caption of the corpus, [texts, L].
-        method_state: What the method carries from step to step beside weights and moments, by
-            name. It is saved and restored with them, so it never holds views of weights.
-        frozen_models: Other networks that the method looks at. They are functions of the weights
-            that the run starts from, and so not saved.
+        method_state: Tensors that the method keeps between steps besides weights and moments, by
+            name. They are saved and restored, so they must not be views of weights.
+        frozen_models: Other networks that the method uses. They depend only on the weights that the
+            run starts from, so they are not saved.
         execution: How a step is computed.
 
     Example:
@@ -312,20 +314,20 @@ class TrainState:
 
     @functools.cached_property
     def loader(self) -> BatchLoader:
-        """Where batches come from."""
+        """The loader of batches."""
         device = self.model.logit_scale.device
         side = models.preprocessing(self.model).size
         return BatchLoader(self.config, self.corpus, side, device)
 
     @functools.cached_property
     def method(self) -> UpdateMethod:
-        """The update method."""
+        """The update method of the run."""
         value = get_option("method", self.config.method.name).value
         return value if isinstance(value, UpdateMethod) else UpdateMethod(prepare=value)
 
     @functools.cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """What takes the steps: fresh at the start of a run, and of each task that carries no
+        """The optimiser, created anew at the start of the run and of each task without carried
         moments."""
         return create_optimizer(self)
 
@@ -337,20 +339,20 @@ def make_train_state(
     device: str | torch.device = "cpu",
     execution: Execution | None = None,
 ) -> TrainState:
-    """Return a network that is ready for the first step of a run.
+    """Return the state of a network that is ready for the first step of a run.
 
     Args:
         config: The run's config.
         corpus: The run's data.
-        model: Trained in place, its attention split; the weights that `config.model` names where
-            None.
-        device: Where the network lives.
-        execution: How a step is computed, such as a `cmp.scale.execution.ExecutionConfig`; where
-            None a batch at a time, by this process alone.
+        model: The network, trained in place with its attention split. If None, the network and
+            weights that `config.model` names.
+        device: The device of the network.
+        execution: How steps are computed, such as a `cmp.scale.execution.ExecutionConfig`. If None,
+            one batch at a time, in this process only.
 
     Raises:
-        CmpError: The model takes images of another size than the data's, cannot be loaded, or
-            cannot be computed in this way.
+        CmpError: The model cannot be loaded, takes images of a different size, or does not work
+            with this execution.
 
     Example:
         >>> config = cmp.RunConfig(method=cmp.Method("bitfit"))
@@ -366,8 +368,8 @@ def make_train_state(
     state = TrainState(config, corpus.on(device), model, tokens, execution=execution)
     if not execution.sees_whole_batch and (why := whole_batch_reason(state)):
         raise CmpError(
-            f"method.name: {config.method.name!r} {why}; leave out --micro-batch and compute in "
-            "one process, or choose another method"
+            f"method.name: {config.method.name!r} {why}; leave out --micro-batch and use one "
+            "process, or choose another method"
         )
     execution.prepare(state)
     state.method.prepare(state)
@@ -376,25 +378,25 @@ def make_train_state(
 
 
 def whole_batch_reason(state: TrainState) -> str:
-    """Return why the method of a run needs the whole batch at once, "" if it does not."""
+    """Return why the method of a run needs the whole batch at once, or "" if it does not."""
     method = state.method
     if method.whole_batch_reason:
         return method.whole_batch_reason(state.config.method)
     has_losses = method.losses is not UpdateMethod.losses
-    return "has losses that may look at the whole batch" if has_losses else ""
+    return "has losses that may need the whole batch" if has_losses else ""
 
 
 def encode_batch(
     state: TrainState, batch: Batch, task: int, step: int, part: tuple[int, int] | None = None
 ) -> ForwardOutput:
-    """Pass the batch of (task, step) through both towers of the network, its images augmented.
+    """Augment the images of the batch of (task, step) and encode it with both towers.
 
     Args:
-        state: The network and its run; each distinct caption is encoded once and then gathered.
+        state: The network and its run. Each distinct caption is encoded only once.
         batch: The samples.
         task: The task's number, from 0.
         step: The step within the task, from 0.
-        part: Where these samples are some of a batch: (number of the first, number in all).
+        part: For part of a batch, (index of the first sample, samples in the whole batch).
     """
     model, config = state.model, state.config
     device = model.logit_scale.device
@@ -410,7 +412,7 @@ def encode_batch(
 
 
 def create_optimizer(state: TrainState) -> torch.optim.Optimizer:
-    """Return a fresh optimiser over what trains: AdamW, or the method's own.
+    """Return a new optimiser over the trainable parameters: AdamW, or the method's own.
 
     Example:
         >>> state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))
@@ -424,12 +426,13 @@ def create_optimizer(state: TrainState) -> torch.optim.Optimizer:
 def build_adamw(
     model: nn.Module, config: Optimizer, factory: OptimizerFactory = ADAMW
 ) -> torch.optim.Optimizer:
-    """Return AdamW over what trains; it decays matrices only, not biases, norms or logit scale.
+    """Return AdamW over the trainable parameters, decaying only matrices and not biases, norms or
+    the logit scale.
 
     Args:
         model: The network.
         config: The config section.
-        factory: Another optimiser that takes AdamW's arguments.
+        factory: Another optimiser with AdamW's arguments.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -440,27 +443,28 @@ def build_adamw(
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return what trains, by name."""
+    """Return the trainable parameters by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
 def clamp_logit_scale(model: Network) -> None:
-    """Keep the logit scale within CLIP's bounds, in place; a sigmoid loss has no such bounds."""
+    """Clamp the logit scale to CLIP's bounds in place; with a sigmoid loss there are no bounds."""
     if not uses_sigmoid_loss(model):
         model.logit_scale.clamp_(0, models.MAX_LOGIT_SCALE)
 
 
 def check_weights_finite(state: TrainState, task: int, steps: int) -> None:
-    """Check weights that are kept or scored; during a task the next loss would tell.
+    """Check that weights about to be kept or scored are finite; during a task, the next loss shows
+    it.
 
     Args:
-        state: The network and all that belongs to it.
+        state: The network and its run.
         task: The task's number.
-        steps: Steps of the task that are done.
+        steps: Completed steps of the task.
 
     Raises:
-        Diverged: They are not finite, or the last step was not.
+        Diverged: The weights or the last step are not finite.
     """
     state.execution.wait()
     with torch.no_grad():
@@ -476,7 +480,8 @@ def check_weights_finite(state: TrainState, task: int, steps: int) -> None:
 def divergence_error(
     batch: Batch, task: int, step: int, terms: dict[str, Tensor], norm: Tensor, rate: float
 ) -> Diverged:
-    """Return the error of a step whose loss or gradient is not finite, with a report of it."""
+    """Return the error for a step with a loss or gradient that is not finite, including a
+    report."""
     loss = sum(term.item() for term in terms.values())
     report = {
         "task": task,

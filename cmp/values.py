@@ -1,4 +1,4 @@
-"""The values that settings take: how they are parsed, and within which bounds."""
+"""Types for the values of settings, with their bounds."""
 
 from typing import Annotated
 

@@ -1,8 +1,8 @@
-"""Benchmarks: how fast alternatives are, measured in turn within one process.
+"""Benchmarks, which compare the speed of alternatives in turn within one process.
 
 A benchmark is a function of (names, corpus, rounds, batch): the models, the embedded benchmark, how
-often each alternative runs, and samples per batch, None for the benchmark's own. It returns a
-`cmp.bench.report.Report`. One that needs no models, data or batch leaves them unused.
+often each alternative runs, and the samples per batch, or None for the default. It returns a
+`cmp.bench.report.Report`, and may ignore arguments that it does not need.
 """
 
 import importlib
@@ -21,7 +21,7 @@ BENCHMARKS = {
     "trace": ("trace", ("ViT-B-16",)),
     "gpu": ("gpu", ("small", "bench-mid", "ViT-B-16")),
 }
-"""Name -> (module of this room, which has a function of that name; models by default)."""
+"""Name -> (module of this package with a function of that name, default models)."""
 
 
 def run_benchmark(name: str, models: list[str] | None, rounds: int, batch: int | None):
@@ -29,9 +29,9 @@ def run_benchmark(name: str, models: list[str] | None, rounds: int, batch: int |
 
     Args:
         name: One of `BENCHMARKS`.
-        models: The models; those of the benchmark where None.
-        rounds: Times that each alternative runs.
-        batch: Samples per step; the benchmark's where None.
+        models: The models; if None, the benchmark's default.
+        rounds: The number of times that each alternative runs.
+        batch: The samples per step; if None, the benchmark's default.
 
     Returns:
         A `cmp.bench.report.Report`.
@@ -42,7 +42,7 @@ def run_benchmark(name: str, models: list[str] | None, rounds: int, batch: int |
     from cmp.embedded import packed
 
     if name not in BENCHMARKS:
-        raise CmpError(f"no benchmark is called {name!r}; there are {', '.join(BENCHMARKS)}")
+        raise CmpError(f"no benchmark is called {name!r}; choose from {', '.join(BENCHMARKS)}")
     module, defaults = BENCHMARKS[name]
     measure = getattr(importlib.import_module(f"cmp.bench.{module}"), name)
     return measure(models or list(defaults), packed.load_embedded(), rounds, batch)

@@ -1,4 +1,4 @@
-"""What a checkpoint costs, against the time between two of them."""
+"""Measure the cost of a checkpoint relative to the time between two of them."""
 
 import tempfile
 import time
@@ -23,14 +23,14 @@ COLUMNS = ("model", "% of the time", "ms", "10-90 %", "ms until it goes on", "MB
 
 
 def checkpoint(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure a checkpoint within a task, on this disk: whole, and how long training waits where
-    a thread writes it."""
+    """Measure a checkpoint within a task on this disk: its total time, and how long training waits
+    if a thread writes it."""
     rows = []
     for name in names:
         setting = networks.setting(name, corpus, batch, steps=1)
         state = networks.train_state(setting, BF16)
         optimizer = build_adamw(state.model, setting.config.optimizer)
-        train_task(state, setting.pools, TASK, optimizer=optimizer)  # so that there are moments
+        train_task(state, setting.pools, TASK, optimizer=optimizer)  # creates moments
         with (
             tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder,
             CheckpointManager("benchmark") as manager,
@@ -68,13 +68,13 @@ def make_save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> Callable[[], None]:
-    """Return a function that saves the state as a run does, with two checkpoints kept.
+    """Return a function that saves the state as a run does, keeping two checkpoints.
 
     Args:
-        manager: Keeps the checkpoints.
+        manager: Saves the checkpoints.
         tree: The run's config.
         model: The network.
-        optimizer: Its optimiser.
+        optimizer: The network's optimiser.
     """
 
     def save() -> None:

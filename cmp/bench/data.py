@@ -1,4 +1,4 @@
-"""Reading data: a table of a hundred thousand rows, a tar of ten thousand images, and JPEGs."""
+"""Measure reading a table of a hundred thousand rows, a tar of ten thousand images, and JPEGs."""
 
 import functools
 import tarfile
@@ -21,12 +21,12 @@ from cmp.seeds import numpy_generator
 
 ROWS, MEMBERS, IMAGES, SIDE = 100_000, 10_000, 2_000, 224
 SIZE = (298, SIDE)
-"""Pixels of a photograph whose shorter side was made `SIDE` beforehand."""
+"""Pixels of a photograph that was resized in advance to `SIDE` on its shorter side."""
 COLUMNS = ("what", "time / plain", "ms", "a second", "plain ms")
 
 
 def photographs(folder: Path, count: int) -> None:
-    """Write JPEG files of smooth colours and a little noise, as large as photographs are."""
+    """Write JPEG files with smooth colours and a little noise, as large as photographs."""
     for number in range(count):
         noise = numpy_generator("bench/photograph", 0, number)
         coarse = Image.fromarray(noise.integers(0, 256, (24, 32, 3), np.uint8))
@@ -36,13 +36,13 @@ def photographs(folder: Path, count: int) -> None:
 
 
 def manifest(kind: str, path: str) -> FileSet:
-    """Return the manifest of what is measured here."""
+    """Return the manifest of the data for this benchmark."""
     about = {"name": "bench", "title": "A benchmark", "role": "pool", "licence": "none"}
     return FileSet.model_validate(about | {"reader": {"kind": kind, "path": path}})
 
 
 def table(folder: Path) -> dict[str, Callable[[], object]]:
-    """Return what reads and checks a CSV file, and pandas, which only reads it."""
+    """Return a function that reads and checks a CSV file, and one in which pandas only reads it."""
     names = [str(folder / f"{n % IMAGES}.jpg") for n in range(ROWS)]
     frame = pd.DataFrame({"filepath": names, "title": [f"photograph {n}" for n in range(ROWS)]})
     frame.to_csv(folder / "table.csv", index=False)
@@ -53,7 +53,8 @@ def table(folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def stream(folder: Path) -> dict[str, Callable[[], object]]:
-    """Return what reads every sample of a tar, and every member by `tarfile`."""
+    """Return a function that reads every sample of a tar, and one that reads every member with
+    `tarfile`."""
     path = folder / "shard.tar"
     with tarfile.open(path, "w") as archive:
         for number in range(MEMBERS):
@@ -71,8 +72,8 @@ def stream(folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def decode(folder: Path, batch: int) -> dict[str, Callable[[], object]]:
-    """Return what makes batches of random crops of JPEGs, and torchvision's transforms of the same
-    kind; both end in bytes, which go to the device as they are."""
+    """Return a function that makes batches of random crops of JPEGs, and one with torchvision's
+    equivalent transforms. Both give bytes, which go to the device as they are."""
     paths = [folder / f"{number}.jpg" for number in range(IMAGES)]
     index = collection.read_index(manifest("csv", "files.csv"), _write_list(folder))
     files = images.image_files([index])
@@ -108,7 +109,7 @@ def _write_list(folder: Path) -> Path:
 
 
 def data(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure reading, each kind against the plain way, on files that are made here."""
+    """Measure each kind of reading against the plain way, on generated files."""
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         photographs(folder, IMAGES)
@@ -132,7 +133,7 @@ def data(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Re
                 }
             )
     notes = [
-        "plain: pandas.read_csv alone; tarfile; torchvision's RandomResizedCrop and PILToTensor",
+        "plain: only pandas.read_csv; tarfile; torchvision's RandomResizedCrop and PILToTensor",
         f"JPEGs of {SIZE[0]} x {SIZE[1]} pixels, {mean / 1e3:.0f} KB each",
     ]
     return Report("data", "reading data", COLUMNS, rows, notes)

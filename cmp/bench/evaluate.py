@@ -1,4 +1,5 @@
-"""Evaluation: images a second, a whole checkpoint, and retrieval at the size of MSCOCO's test."""
+"""Measure evaluation: images per second, a whole checkpoint, and retrieval at the size of MSCOCO's
+test set."""
 
 import concurrent.futures
 import functools
@@ -23,10 +24,10 @@ COLUMNS = ("what", "times as fast", "ms", "images/s", "MB")
 
 
 def retrieval_features(images: int = IMAGES) -> tuple[Tensor, Tensor, Tensor]:
-    """Return features as `evaluation.retrieval_hits` takes them, with five texts near each image.
+    """Return features for `evaluation.retrieval_hits`, with five texts near each image.
 
     Args:
-        images: How many images.
+        images: The number of images.
 
     Returns:
         Unit features of images [N, `WIDTH`] and texts [M, `WIDTH`], and each text's image [M].
@@ -39,11 +40,11 @@ def retrieval_features(images: int = IMAGES) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def retrieval_memory() -> float:
-    """Return the MB by which retrieval raises a fresh process's resident set.
+    """Return the MB by which retrieval increases the resident set of a new process.
 
-    The system's own high-water mark, reset when the features are ready, sees what torch and its
-    libraries allocate by themselves, and needs no sampling. A process of its own, because memory
-    that was freed before would be used again and not show.
+    The system's high-water mark, reset when the features are ready, includes allocations of torch
+    and its libraries and needs no sampling. A new process is needed because this one would reuse
+    freed memory, which would not show.
 
     Raises:
         CmpError: The system is not Linux.
@@ -54,7 +55,7 @@ def retrieval_memory() -> float:
             return pool.submit(_resident_growth, torch.get_num_threads()).result()
         except OSError as error:
             raise CmpError(
-                f"the memory of retrieval can be measured on Linux only ({error})"
+                f"the memory of retrieval can only be measured on Linux ({error})"
             ) from error
 
 
@@ -65,14 +66,14 @@ def _resident_growth(threads: int) -> float:
 
     torch.set_num_threads(threads)
     features = retrieval_features()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark is now what is resident
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = status("VmRSS")
     evaluation.retrieval_hits(*features)
     return (status("VmHWM") - before) * 1024 / 1e6
 
 
 def evaluate(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure test images through a model, its evaluation, and retrieval."""
+    """Measure encoding test images, a model's evaluation, and retrieval."""
     images = corpus.rows("test")[:batch]
     rows = []
     for name in names:
@@ -108,7 +109,7 @@ def evaluate(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -
 def _compare(
     calls: dict[str, Callable[[], object]], rounds: int, images: int | None = None
 ) -> list[dict[str, object]]:
-    """Return a row per call; the first is what the others are compared with."""
+    """Return one row per call; the first is the baseline of the others."""
     seconds = timing.interleaved(calls, rounds)
     base, *_ = seconds.values()
     rows = []
@@ -120,7 +121,7 @@ def _compare(
 
 
 def _products(image: Tensor, text: Tensor) -> None:
-    """Compute the products that retrieval cannot do without, and nothing else."""
+    """Compute only the matrix products that retrieval needs."""
     for block in image.split(evaluation.ENCODE_BLOCK):
         block @ text.T
     for block in text.split(evaluation.ENCODE_BLOCK):

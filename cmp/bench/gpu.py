@@ -1,5 +1,5 @@
-"""A training step as runs take it on a GPU: its time and memory, whether the host ever waits for
-the device within it, and how fast whole tasks go on JPEG files.
+"""Measure training steps of runs on a GPU: time and memory, whether the host ever waits for the
+device within a step, and the speed of whole tasks on JPEG files.
 """
 
 import contextlib
@@ -38,11 +38,11 @@ DEVICE = "cuda"
 STEPS = 10
 """Steps that are timed together, so that the device's queue is full."""
 TASKS, RUN_STEPS = 2, 40
-"""Of a run; the first half of a task's steps is not timed."""
+"""Steps per task of a run; the first half is not timed."""
 READY = 2
-"""Batches that are decoded beforehand and used in turn, where the step alone is timed."""
+"""Batches that are decoded in advance and used in turn when only the step is timed."""
 IMAGES_PER_SAMPLE = 6
-"""Pictures that are written for each sample of a batch, so that every pool holds enough."""
+"""Images written per sample of a batch, so that every pool has enough."""
 PACKAGE = Path(bench.__file__).parents[1]
 COLUMNS = (
     "path", "times as fast", "ms a step", "samples/s", "peak MB", "% of peak", "waits at",
@@ -53,7 +53,7 @@ PATHS = {
     "bf16": ("bf16", ExecutionConfig()),
     "bf16, compiled": ("bf16", COMPILED),
 }
-"""Name -> `training.precision`, and how a step is computed."""
+"""Name -> `training.precision`, and how steps are computed."""
 
 
 def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
@@ -64,17 +64,17 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
     """
     if not torch.cuda.is_available():
         raise CmpError(
-            "cmpt bench gpu needs a CUDA device, and torch finds none: use a machine with an "
-            "NVIDIA GPU and a CUDA build of torch; cmpt bench step measures the CPU"
+            "cmpt bench gpu needs a CUDA device, but torch finds none: use a machine with an "
+            "NVIDIA GPU and a CUDA build of torch, or cmpt bench step for the CPU"
         )
     rows = measure_all(names, corpus, rounds, batch)
     notes = [
-        "% of peak: of the products per second of one large matrix product on this card, in the "
-        "same arithmetic; torch's settings of precision are left as they are, as runs leave them",
-        "models that are not embedded: 298 x 224 JPEGs, a caption of 24 tokens on average for each",
-        f"a run: {RUN_STEPS // 2} steps of a task, the run's own loader decoding; the other rows "
-        "have their images decoded beforehand, on the host",
-        "waits at: where the host first waits for the device within a step; it never should",
+        "% of peak: relative to one large matrix product on this GPU in the same precision; "
+        "torch's precision settings are not changed, as in runs",
+        "models that are not embedded: 298 x 224 JPEGs, with captions of 24 tokens on average",
+        f"a run: {RUN_STEPS // 2} steps of a task, with decoding by the run's loader; images of "
+        "other rows are decoded in advance, on the host",
+        "waits at: where the host first waits for the device within a step, which it never should",
     ]
     return Report("gpu", torch.cuda.get_device_name(), COLUMNS, rows, notes)
 
@@ -82,7 +82,7 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
 def measure_all(
     names: list[str], corpus: Corpus, rounds: int, batch: int | None
 ) -> list[dict[str, object]]:
-    """Return the rows of some models; the arguments are those of a benchmark."""
+    """Return the rows of the given models, with the arguments of a benchmark."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
         for name in names:
@@ -99,10 +99,10 @@ def prepare(
     """Return the config and the data of a model's runs.
 
     Args:
-        name: One of `networks.MODELS`, or any other model of open_clip.
+        name: One of `networks.MODELS`, or any other open_clip model.
         corpus: The embedded benchmark, for embedded models.
-        batch: Samples per batch; as `networks.SIZES` says where None.
-        folder: Where JPEGs for any other model are written.
+        batch: Samples per batch; if None, the value in `networks.SIZES`.
+        folder: The folder for the JPEGs of other models.
         captions: A key of `pictures.LENGTHS`.
     """
     size = batch or networks.SIZES.get(name, networks.SIZE)
@@ -118,7 +118,7 @@ def prepare(
 
 
 def make_state(run_config: RunConfig, corpus: Corpus, path: str) -> TrainState:
-    """Return the state of a run that computes its steps by one of `PATHS`."""
+    """Return the state of a run that computes its steps with one of `PATHS`."""
     precision, execution = PATHS[path]
     training = dataclasses.replace(run_config.training, precision=precision)
     run_config = dataclasses.replace(run_config, training=training)
@@ -126,7 +126,7 @@ def make_state(run_config: RunConfig, corpus: Corpus, path: str) -> TrainState:
 
 
 def measure(run_config: RunConfig, corpus: Corpus, rounds: int) -> list[dict[str, object]]:
-    """Return a row per path of one model; the first is what the others are compared with."""
+    """Return one row per path of a model; the first is the baseline of the others."""
     steppers, memory, flops = {}, {}, {}
     name, batch = run_config.model.name, run_config.training.batch
     for path in paths_of(name):
@@ -160,7 +160,7 @@ def measure(run_config: RunConfig, corpus: Corpus, rounds: int) -> list[dict[str
 
 
 def paths_of(name: str) -> list[str]:
-    """Return those of `PATHS` that fit a card; a real model at its batch does in bf16 only."""
+    """Return those of `PATHS` that fit a GPU; a real model at its batch size fits only in bf16."""
     return [path for path in PATHS if name != networks.LARGE or PATHS[path][0] == "bf16"]
 
 
@@ -184,7 +184,7 @@ def make_stepper(state: TrainState) -> Callable[[], StepResult]:
 
 
 def whole_task(run_config: RunConfig, corpus: Corpus, path: str) -> dict[str, object]:
-    """Return a row for a task of a run, whose loader decodes its images."""
+    """Return a row for a task of a run, with images decoded by its loader."""
     state = make_state(run_config, corpus, path)
     pools = mixtures.task_pools(run_config, corpus)[TASK]
     seconds: list[float] = []
@@ -202,11 +202,11 @@ def task_step_seconds(
     pools: Pools,
     after_step: Callable[[int, StepResult], None] = lambda step, result: None,
 ) -> float:
-    """Train one task of a run, its data from the run's own loader.
+    """Train one task of a run on data from the run's loader.
 
     Args:
-        state: The network and all that belongs to it, changed in place.
-        pools: What the task may draw from.
+        state: The network and its run, changed in place.
+        pools: The pools that the task may draw from.
         after_step: Called after each step.
 
     Returns:
@@ -225,18 +225,18 @@ def task_step_seconds(
 
 
 def synchronize() -> None:
-    """Wait until the device has done all that it was given, if it is a GPU."""
+    """Wait until the GPU, if there is one, has finished all queued work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def allocated_bytes() -> int:
-    """Return the bytes of all tensors on the GPU; 0 without one."""
+    """Return the bytes of all tensors on the GPU, or 0 without one."""
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
 def peak_bytes(call: Callable[[], object], times: int = 2) -> int:
-    """Return the most bytes that tensors on the GPU took during some calls; 0 without one."""
+    """Return the peak bytes of tensors on the GPU during a number of calls, or 0 without one."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     for _ in range(times):
@@ -246,7 +246,7 @@ def peak_bytes(call: Callable[[], object], times: int = 2) -> int:
 
 
 def make_block(step: Callable[[], object]) -> Callable[[], None]:
-    """Return a function that takes `STEPS` steps and returns when the device is done."""
+    """Return a function that takes `STEPS` steps and waits for the device."""
 
     def steps() -> None:
         for _ in range(STEPS):
@@ -257,9 +257,9 @@ def make_block(step: Callable[[], object]) -> Callable[[], None]:
 
 
 def first_wait(step: Callable[[], object]) -> str | None:
-    """Return where in the package a step makes the host wait, as `file.py:line`; None if nowhere.
+    """Return where in the package a step makes the host wait, as `file.py:line`, or None.
 
-    torch raises at the first operation that synchronises; whatever comes behind is not seen.
+    torch raises an error at the first synchronising operation, so later ones are not found.
     """
     synchronize()
     with forbid_waits():
@@ -276,7 +276,7 @@ def first_wait(step: Callable[[], object]) -> str | None:
 
 @contextlib.contextmanager
 def forbid_waits() -> Iterator[None]:
-    """Within, an operation that makes the host wait for the GPU raises."""
+    """Make operations raise an error within this context if the host would wait for the GPU."""
     switch = torch.cuda.set_sync_debug_mode if torch.cuda.is_available() else lambda mode: None
     switch("error")
     try:

@@ -1,4 +1,5 @@
-"""The training loop against its bare core: what batches, augmentation, schedule and checks cost."""
+"""Measure the training loop against its bare core, for the cost of batches, augmentation, schedule
+and checks."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -19,19 +20,19 @@ from cmp.seeds import torch_generator
 from cmp.training import build_adamw, train_task
 
 STEPS = 8
-"""Steps of one task, the unit that is timed."""
+"""Steps per task, which is the unit that is timed."""
 COLUMNS = ("model", "loop / bare", "ms a step", "bare ms a step")
 
 
 def make_loop(setting: Setting) -> Callable[[], None]:
-    """Return a function that trains one task through `training.train_task`."""
+    """Return a function that trains one task with `training.train_task`."""
     state = networks.train_state(setting, BF16)
     return lambda: train_task(state, setting.pools, TASK)
 
 
 def make_bare(setting: Setting) -> Callable[[], None]:
-    """Return a function that takes as many steps on batches that are ready: forward, backward,
-    clipped AdamW."""
+    """Return a function that takes as many steps on prepared batches: forward, backward, clipped
+    AdamW."""
     model, tokens = networks.network(setting, BF16)
     inputs = []
     for step, batch in enumerate(islice(setting.batches(), setting.config.training.steps)):
@@ -58,16 +59,19 @@ def make_bare(setting: Setting) -> Callable[[], None]:
 
 
 def loop(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure `training.train_task` against the bare steps, in bf16.
+    """Measure `training.train_task` against bare steps in bf16.
 
     Raises:
-        CmpError: A model takes images of another size than those that are stored.
+        CmpError: A model takes images of a different size from those stored.
     """
     rows = []
     for name in names:
         setting = networks.setting(name, corpus, batch, STEPS)
         if setting.side != corpus.images.shape[-1]:
-            raise CmpError(f"--model: the loop enlarges no images, and {name!r} takes another size")
+            raise CmpError(
+                f"--model: {name!r} takes images of a different size, and this benchmark does not "
+                "resize them; choose another model"
+            )
         calls = {"bare": make_bare(setting), "loop": make_loop(setting)}
         seconds = timing.interleaved(calls, rounds)
         rows.append(

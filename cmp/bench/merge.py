@@ -1,7 +1,8 @@
-"""What merging costs, against copying as many bytes as it has to read and write.
+"""Measure merging against copying as many bytes as it has to read and write.
 
-The floor of an operation is its bytes over the speed of a copy of one whole model, measured in the
-same round. A rule that needs a number of a whole tensor first (slerp) reads its models twice.
+The floor of an operation is its bytes divided by the speed of copying one whole model, measured in
+the same round. A rule that first needs a statistic of a whole tensor (slerp) reads its models
+twice.
 """
 
 import contextlib
@@ -29,17 +30,17 @@ from cmp.seeds import torch_generator
 
 COLUMNS = ("operation", "x the floor", "10-90 %", "target", "ms", "GB")
 SLOW_ROUNDS = 3
-"""Rounds of what takes seconds."""
+"""Rounds for operations that take seconds."""
 COPIES, STREAMED, DENSITY = 5, 20, 0.2
 
 
 class Operation(NamedTuple):
-    """What is timed.
+    """A timed operation.
 
     Attributes:
-        call: Does it once.
-        models: Models that it reads and writes, which its floor counts by.
-        target: The multiple of the floor that it should take at most, "" for none.
+        call: Performs it once.
+        models: The number of models that it reads and writes, for its floor.
+        target: The largest acceptable multiple of the floor, or "".
     """
 
     call: Callable[[], object]
@@ -48,7 +49,7 @@ class Operation(NamedTuple):
 
 
 def merge(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure rules on state dicts of a model's shapes with random entries."""
+    """Measure rules on state dicts with a model's shapes and random entries."""
     rows, notes = [], []
     for name in names:
         base = random_like(models.create_fused_model(name).state_dict())
@@ -65,13 +66,13 @@ def merge(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> R
 
 
 def random_like(weights: Weights) -> Weights:
-    """Return noise in the shapes of a state dict, fp32."""
+    """Return fp32 noise with the shapes of a state dict."""
     noise = torch_generator("bench merge", 0)
     return {name: torch.randn(x.shape, generator=noise) for name, x in weights.items()}
 
 
 def moved(base: Weights, number: int) -> Weights:
-    """Return weights that are a little off others."""
+    """Return slightly perturbed weights."""
     noise = torch_generator("bench merge", 1, number)
     return {k: torch.randn(x.shape, generator=noise).mul_(0.01).add_(x) for k, x in base.items()}
 
@@ -83,14 +84,14 @@ def merge_finite(
     out: Weights | None = None,
     **settings: Any,
 ) -> Weights:
-    """Merge weights that are known to be finite, as a run does after it has checked them."""
+    """Merge weights that are known to be finite, as a run does after checking them."""
     option = get_option("merge_rule", rule)
     options = make_options(option, len(models), **settings)
     return dict(apply.iter_merged(option, models, base, options, out, finite=True))
 
 
 def in_memory(tuned: list[Weights], base: Weights, rounds: int) -> list[dict[str, Any]]:
-    """Return rows of merges in memory, into tensors that are there already."""
+    """Return the rows for merges in memory, into existing tensors."""
     pair, out = tuned[:2], {name: torch.empty_like(x) for name, x in base.items()}
     half, into = {"weights": (0.5, 0.5)}, {"out": out}
     memory = {"average": out}
@@ -118,7 +119,7 @@ def in_memory(tuned: list[Weights], base: Weights, rounds: int) -> list[dict[str
 
 
 def measure(operations: dict[str, Operation], base: Weights, rounds: int) -> list[dict[str, Any]]:
-    """Return a row per operation, against a copy in the same round."""
+    """Return one row per operation, relative to a copy in the same round."""
     flat = torch.cat([x.reshape(-1) for x in base.values()])
     space, size = torch.empty_like(flat), 4e-9 * len(flat)
     calls = {name: operation.call for name, operation in operations.items()}
@@ -138,10 +139,10 @@ def table_row(
 
     Args:
         name: The operation.
-        seconds: What it took in each round, [rounds].
-        floor: What it takes at least in each round, [rounds].
-        gigabytes: What it reads and writes.
-        target: The multiple of the floor that it should take at most.
+        seconds: The time in each round, [rounds].
+        floor: The floor in each round, [rounds].
+        gigabytes: The amount that it reads and writes.
+        target: The largest acceptable multiple of the floor.
     """
     low, middle, high = np.quantile(seconds / floor, [0.1, 0.5, 0.9])
     milliseconds = 1e3 * float(np.median(seconds))
@@ -150,11 +151,10 @@ def table_row(
 
 
 def from_files(tuned: list[Weights], rounds: int) -> tuple[str, list[dict[str, Any]]]:
-    """Measure the mean of 20 files, tensor by tensor; as many of them differ as there are models.
+    """Measure the mean of 20 files, tensor by tensor, with as many distinct files as models.
 
     Returns:
-        A note on the memory that it takes beside the files' own pages, which the system may drop,
-        and the rows.
+        A note on the memory used besides the files' pages, which the system may drop, and the rows.
     """
     rule = get_option("merge_rule", "interpolation")
     with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
@@ -181,8 +181,8 @@ def from_files(tuned: list[Weights], rounds: int) -> tuple[str, list[dict[str, A
 
 
 def anonymous_megabytes() -> float:
-    """Return the memory of this process that no file stands behind; 0 where the system does not
-    say."""
+    """Return this process's memory that is not backed by files, in MB, or 0 if the system does not
+    report it."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
@@ -191,7 +191,8 @@ def anonymous_megabytes() -> float:
 def trimming(
     pair: list[Weights], base: Weights, rounds: int
 ) -> tuple[timing.Ratio, dict[str, Any]]:
-    """Compare TIES of two models with the same by kthvalue over each whole task vector."""
+    """Compare TIES of two models with an implementation that uses kthvalue on each whole task
+    vector."""
     out = {name: torch.empty_like(x) for name, x in base.items()}
     calls = {
         "fast": lambda: apply.merge("ties", pair, base, out=out, density=DENSITY),
@@ -205,14 +206,14 @@ def trimming(
 
 
 def copy_seconds(base: Weights, rounds: int) -> np.ndarray:
-    """Return the seconds of a copy of a whole model, in rounds of its own, [rounds]."""
+    """Return the seconds of copying a whole model, in separate rounds, [rounds]."""
     flat = torch.cat([x.reshape(-1) for x in base.values()])
     space = torch.empty_like(flat)
     return timing.interleaved({"copy": lambda: space.copy_(flat)}, rounds)["copy"]
 
 
 def plain_ties(models: list[Weights], base: Weights, density: float) -> Tensor:
-    """Return TIES as it is usually written, as one vector: whole task vectors, a kthvalue each."""
+    """Return TIES as it is usually implemented, on whole task vectors with one kthvalue each."""
     start = torch.cat([x.reshape(-1) for x in base.values()])
     taus = torch.stack([torch.cat([x.reshape(-1) for x in m.values()]) - start for m in models])
     rank = len(start) - round(density * len(start)) + 1

@@ -1,7 +1,7 @@
-"""What is trained in a benchmark: a model, real batches, and the pieces of the fast path.
+"""Build what benchmarks train: a model, real batches, and the pieces of the fast path.
 
-`bench-nano`, `bench-micro` and `bench-mid` are plain vision transformers that nothing else uses;
-they are known to open_clip once this module is imported.
+`bench-nano`, `bench-micro` and `bench-mid` are plain vision transformers used only here. Importing
+this module registers them with open_clip.
 """
 
 import dataclasses
@@ -33,27 +33,27 @@ open_clip.add_model_config(CONFIGS)
 
 BENCH = tuple(sorted(path.stem for path in CONFIGS.glob("*.json")))
 LARGE = "ViT-B-16"
-"""A real model; a GPU is wanted for it."""
+"""A real model, which needs a GPU."""
 MODELS = (*models.family_names(), *BENCH, LARGE)
 SIZES = {"bench-mid": 64, LARGE: 512}
-"""Samples per step where it is not `SIZE`."""
+"""Samples per step, if not `SIZE`."""
 SIZE = 128
 FULL_VOCABULARY = 49408
 TASK = 1
-"""The first task with a buffer: a third of the batch comes from each pool."""
+"""The first task with a buffer, in which each pool gives a third of the batch."""
 RATE = 1e-4
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """Which pieces of the fast path a step has; with none it is plain open_clip.
+    """The pieces of the fast path that a step uses; without any, it is plain open_clip.
 
     Attributes:
-        compact: Only the vocabulary in use.
-        split: Attention by two plain products.
-        paired: Two texts to a row, which takes split attention.
-        distinct: Each caption encoded once.
-        fused: One call for the whole of AdamW.
+        compact: Only the used vocabulary.
+        split: Attention as two plain products.
+        paired: Two texts per row, which needs split attention.
+        distinct: Each caption is encoded once.
+        fused: A single call for all of AdamW.
         bf16: Products in bfloat16.
     """
 
@@ -66,7 +66,7 @@ class Pieces:
 
     @property
     def precision(self) -> str:
-        """The precision as `cmp.arithmetic.autocast` takes it."""
+        """The precision, as an argument of `cmp.arithmetic.autocast`."""
         return "bf16" if self.bf16 else "fp32"
 
 
@@ -77,13 +77,13 @@ BF16 = dataclasses.replace(FP32, bf16=True)
 
 @dataclass(frozen=True)
 class Setting:
-    """A model and the batches that it is trained on.
+    """A model and its training batches.
 
     Attributes:
         name: The model's name.
         config: The run's config.
         corpus: The run's data.
-        pools: What the task's batches draw from.
+        pools: The pools that the task's batches draw from.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Setting:
         return open_clip.get_model_config(self.name)["vision_cfg"]["image_size"]
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the batches of the task without end, images enlarged to what the model takes."""
+        """Yield the batches of the task endlessly, with images enlarged to the model's size."""
         for step in itertools.count():
             batch = mixtures.make_batch(self.config, self.corpus, self.pools, TASK, step)
             yield batch._replace(images=enlarge(batch.images, self.side))
@@ -109,24 +109,26 @@ class Setting:
 
 
 def enlarge(x: Tensor, side: int) -> Tensor:
-    """Return uint8 images [B, 4, H, W] as [B, 4, side, side]; the same where that is their side."""
+    """Resize uint8 images [B, 4, H, W] to [B, 4, side, side] unless they have that size."""
     return x if x.shape[-1] == side else F.interpolate(x, size=(side, side))
 
 
 def setting(name: str, corpus: Corpus, batch: int | None = None, steps: int = 1) -> Setting:
-    """Return a model's setting: the batches of the `cpu` profile, thirds of each pool.
+    """Return a model's setting, with batches of the `cpu` profile and a third from each pool.
 
     Args:
-        name: One of `MODELS`; for the large one the whole pool is replayed, so that its batch fits.
+        name: One of `MODELS`. For the large one, the whole pool is replayed, to fill its batch.
         corpus: The data.
-        batch: Samples per batch, as `SIZES` says where None.
+        batch: Samples per batch; if None, the value in `SIZES`.
         steps: Steps per task.
 
     Raises:
         CmpError: The model is unknown.
     """
     if name not in MODELS:
-        raise CmpError(f"--model: {name!r} is no model for benchmarks; choose {', '.join(MODELS)}")
+        raise CmpError(
+            f"--model: {name!r} is not a benchmark model; choose from {', '.join(MODELS)}"
+        )
     size = batch or SIZES.get(name, SIZE)
     settings = [f"model.name={name}", f"training.batch={size}", f"training.steps={steps}"]
     settings += ["mixture.replay=1.0"] * (name == LARGE)
@@ -137,7 +139,7 @@ def setting(name: str, corpus: Corpus, batch: int | None = None, steps: int = 1)
 def network(setting: Setting, pieces: Pieces) -> tuple[nn.Module, Tensor]:
     """Return a model with random weights, and the tokens of all captions [texts, L].
 
-    Without the compact vocabulary a model has all rows of CLIP's and reads CLIP's own tokens.
+    Without the compact vocabulary, a model has all rows of CLIP's vocabulary and uses its tokens.
     """
     model = models.create_fused_model(setting.name)
     tokens = models.tokenizer(setting.name)(setting.corpus.texts)
@@ -152,7 +154,7 @@ def network(setting: Setting, pieces: Pieces) -> tuple[nn.Module, Tensor]:
 
 
 def train_state(setting: Setting, pieces: Pieces) -> TrainState:
-    """Return such a model as `training.train_task` takes it."""
+    """Return the model of `network` as a state for `training.train_task`."""
     return TrainState(setting.config, setting.corpus, *network(setting, pieces))
 
 
@@ -163,13 +165,13 @@ def loss_of(
     generator: torch.Generator,
     pieces: Pieces,
 ) -> Tensor:
-    """Return the loss of a batch by the way that `pieces` say; they all give the same value.
+    """Return the loss of a batch, computed with the given pieces; all give the same value.
 
     Args:
         model: The network.
         batch: The batch.
         tokens: Tokens of all captions, [texts, L].
-        generator: Randomness of the augmentation.
+        generator: The randomness of the augmentation.
         pieces: The pieces of the fast path.
     """
     x = augment(batch.images, generator)
@@ -191,8 +193,8 @@ def loss_of(
 def stepper(setting: Setting, pieces: Pieces) -> Callable[[], None]:
     """Return a function that takes the next training step.
 
-    A step makes and augments a batch, computes its loss and gradients, clips them, and takes a step
-    of AdamW, with the logit scale kept within its bounds.
+    A step makes and augments a batch, computes its loss and gradients, clips them, takes a step of
+    AdamW, and clamps the logit scale.
 
     Args:
         setting: The model and its batches.
@@ -224,9 +226,9 @@ def stepper(setting: Setting, pieces: Pieces) -> Callable[[], None]:
 
 
 def step_flops(setting: Setting, pieces: Pieces) -> int:
-    """Return the FLOPs of one step's products and convolutions, forward and backward.
+    """Return the FLOPs of a step's products and convolutions, forward and backward.
 
-    Counted with split attention in any case: torch's counter does not see the fused one on a CPU.
+    Attention is always counted as split, since torch's counter misses fused attention on a CPU.
     """
     pieces = dataclasses.replace(pieces, split=True, bf16=False)
     model, tokens = network(setting, pieces)

@@ -1,7 +1,7 @@
-"""A collection of JPEG files, each with a caption of its own, as a run reads its data.
+"""Generate a collection of JPEG files, each with its own caption, for runs to read.
 
-Pictures and captions say nothing, but they are as large and as long as real ones: a step on them
-decodes, crops and encodes as much as a step on a web crawl does.
+Images and captions are meaningless but have realistic sizes and lengths, so a step decodes, crops
+and encodes as much as on a web crawl.
 """
 
 import json
@@ -19,25 +19,25 @@ WORDS = (
     "dog cat bird horse tree house street river car boat blue red green old new small large near "
     "under over with and the of on in man woman child sky water table chair light stone wall"
 )
-"""Words that are one token each in CLIP's vocabulary."""
+"""Words with one token each in CLIP's vocabulary."""
 LENGTHS = {"short": (11, 33), "long": (75, 75)}
-"""The fewest and the most words of a caption. With the marks of its start and end a short one has
-24 tokens on average, as alt texts of the web have; a long one fills the 77 of CLIP's context."""
+"""The fewest and the most words of a caption. Including start and end tokens, a short one has 24
+tokens on average, like alt texts on the web, and a long one fills CLIP's context of 77."""
 SETS = {"updates": ("adapt", 0.45), "crawl": ("pool", 0.4), "known": ("eval", 0.15)}
-"""Name -> role, and share of the images."""
+"""Name -> role and share of the images."""
 CLASSES = ("fox", "owl", "oak", "elm", "ant", "bee", "cod", "yak")
 
 
 def write_collection(folder: Path, count: int, captions: str = "short") -> Path:
-    """Write pictures and the manifests of three sets, unless they are there.
+    """Write images and the manifests of three datasets, unless they exist.
 
     Args:
-        folder: Where they are written.
-        count: How many pictures there are in all.
+        folder: The folder to write to.
+        count: The total number of images.
         captions: A key of `LENGTHS`.
 
     Returns:
-        The folder, which `config.data` may name.
+        The folder, a valid value of `config.data`.
     """
     files = folder / "pictures"
     if not (folder / f"{[*SETS][-1]}.yaml").exists():
@@ -48,12 +48,12 @@ def write_collection(folder: Path, count: int, captions: str = "short") -> Path:
 
 
 def write_sets(folder: Path, count: int, captions: str) -> None:
-    """Write a table and a manifest for each of `SETS`; the last one comes last, so that a
-    collection which has it is whole.
+    """Write a table and a manifest for each of `SETS`, in order, so that a collection with the last
+    one is complete.
 
     Args:
-        folder: Where `pictures` are.
-        count: How many there are.
+        folder: The folder that contains `pictures`.
+        count: The number of images.
         captions: A key of `LENGTHS`.
     """
     noise, (least, most) = numpy_generator("bench/captions", 0), LENGTHS[captions]
@@ -73,11 +73,11 @@ def write_sets(folder: Path, count: int, captions: str) -> None:
 
 
 def load_collection(folder: Path, count: int, captions: str = "short") -> Corpus:
-    """Return the data of such a collection, which is written if it is not there.
+    """Return the data of a generated collection, writing it if necessary.
 
     Args:
-        folder: Where it is.
-        count: How many pictures there are in all.
+        folder: The folder of the collection.
+        count: The total number of images.
         captions: A key of `LENGTHS`.
     """
     return load_data(str(write_collection(folder, count, captions)))

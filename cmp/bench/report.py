@@ -1,4 +1,4 @@
-"""The results of a benchmark: a table for the reader, a JSON file for the record."""
+"""Report the results of a benchmark as a table and a JSON file."""
 
 import dataclasses
 import json
@@ -21,8 +21,8 @@ class Report:
         name: The benchmark.
         title: The table's title.
         columns: The table's columns.
-        rows: A dict per row; what is missing stays empty.
-        notes: Sentences that are printed below the table.
+        rows: One dict per row; missing cells stay empty.
+        notes: Sentences to print below the table.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Report:
 
 
 def _text(value: Any) -> str:
-    """Return three digits of a number, all of a large one."""
+    """Return a number with three digits, or all digits of a large one."""
     if isinstance(value, int | float):
         return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
     return str(value)

@@ -1,4 +1,4 @@
-"""A training step against plain open_clip's, and what each piece of the difference gives."""
+"""Measure a training step against plain open_clip's, and the contribution of each piece."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ COLUMNS = ("path", "times as fast", "ms", "samples/s", "GFLOP", "% of peak")
 
 
 def measure(setting: Setting, paths: dict[str, Pieces], rounds: int) -> list[dict[str, object]]:
-    """Return a row per path; the first is what the others are compared with."""
+    """Return one row per path; the first is the baseline of the others."""
     steppers = {name: networks.stepper(setting, pieces) for name, pieces in paths.items()}
     seconds = timing.interleaved(steppers, rounds)
     base, *_ = seconds.values()
@@ -49,7 +49,7 @@ def measure(setting: Setting, paths: dict[str, Pieces], rounds: int) -> list[dic
 
 
 def describe(setting: Setting, first: Pieces) -> str:
-    """Return a note on the batches and on the size of the model that is compared with."""
+    """Return a note on the batches and on the size of the baseline model."""
     plain, fast = (networks.network(setting, pieces)[0] for pieces in (first, FP32))
     size = sum(p.numel() for p in plain.parameters())
     return (
@@ -62,9 +62,9 @@ def describe(setting: Setting, first: Pieces) -> str:
 
 
 def step(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure our step in bf16 and in fp32 against plain open_clip's in fp32, model by model.
+    """Measure our step in bf16 and fp32 against plain open_clip's in fp32, for each model.
 
-    An embedded model's own vocabulary is part of what it is, so plain open_clip has it too.
+    The vocabulary of an embedded model is part of the model, so plain open_clip uses it, too.
     """
     rows, notes = [], []
     for name in names:
@@ -77,7 +77,7 @@ def step(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Re
 
 
 def pieces(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure steps as one piece after another is added to plain open_clip, with all of CLIP's
+    """Measure steps while adding one piece after another to plain open_clip with CLIP's full
     vocabulary."""
     paths, current = {"plain fp32": PLAIN}, PLAIN
     for key, label in LABELS.items():

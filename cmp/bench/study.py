@@ -1,4 +1,5 @@
-"""A small study on two processes against one, from nothing to all runs stored."""
+"""Measure a small study with two processes against one, from the start until all runs are
+stored."""
 
 import os
 import tempfile
@@ -19,16 +20,16 @@ from cmp.project import build_folder
 COLUMNS = ("model", "1 / 2 jobs", "1 job s", "2 jobs s", "first s")
 RUNS = 8
 ROUNDS = 3
-"""Rounds at most; one takes a minute."""
+"""Most rounds; one takes a minute."""
 BATCH = 32
 """Samples per batch, as in the `quick` profile."""
 
 
 def study(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure the wall clock of `RUNS` runs in fresh build folders.
+    """Measure the wall-clock time of `RUNS` runs in new build folders.
 
-    Before the rounds each alternative runs once, and the first of them all starts the server that
-    workers come from.
+    Each alternative runs once before the rounds, and the very first run starts the server that
+    forks workers.
     """
     rows = []
     for name in names:
@@ -47,19 +48,19 @@ def study(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> R
                 "first s": first,
             }
         )
-    notes = ["first s: one run alone, with the start of all that workers need"]
+    notes = ["first s: a single run, including the start of everything that workers need"]
     return Report("study", f"a study of {RUNS} runs", COLUMNS, rows, notes)
 
 
 def _make_config(name: str, batch: int, seed: int) -> RunConfig:
-    """Return a run of the `quick` profile, of half as many steps."""
+    """Return a run of the `quick` profile with half as many steps."""
     settings = [f"model.name={name}", "model.start=random", "training.steps=10"]
     settings += [f"training.batch={batch}", f"seed={seed}"]
     return config.parse(config.override(config.profile("quick"), settings), "benchmark")
 
 
 def _make_study(configs: list[RunConfig], jobs: int) -> Callable[[], None]:
-    """Return a function that computes a study in a fresh build folder, which has the data."""
+    """Return a function that computes a study in a new build folder with the data."""
 
     def compute() -> None:
         data, before = build_folder().absolute() / "data", os.environ.get("CMP_BUILD")

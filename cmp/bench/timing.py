@@ -1,8 +1,8 @@
-"""How everything is timed: alternatives in turn within one process, compared round by round.
+"""Time alternatives in turn within one process, and compare them round by round.
 
-What else a machine does changes its speed by tens of percent from minute to minute, for all
-alternatives of a round alike. So times are compared within rounds, and the median of those ratios
-is the result; milliseconds are only given for orientation.
+Other work on a machine changes its speed by tens of percent from minute to minute, but affects all
+alternatives of a round equally. So times are compared within rounds, and the result is the median
+of these ratios. Milliseconds are given only for orientation.
 """
 
 import time
@@ -14,17 +14,17 @@ import torch
 from tqdm import tqdm
 
 SIDE = {"cpu": 2048, "cuda": 8192}
-"""Rows and columns of the matrices whose product stands for the peak."""
+"""Size of the square matrices whose product defines the peak."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast something is.
+    """How many times faster something is.
 
     Attributes:
         median: The median over rounds.
-        low: Their 10 % quantile.
-        high: Their 90 % quantile.
+        low: The 10% quantile.
+        high: The 90% quantile.
     """
 
     median: float
@@ -36,9 +36,10 @@ class Ratio:
 
 
 def clock() -> float:
-    """Return seconds: of this process's work on one thread, of the wall on several or with a GPU.
+    """Return a time in seconds: CPU time of this process on one thread, or wall-clock time on
+    several threads or with a GPU.
 
-    On one thread both are the same on a quiet machine; work of others then does not count.
+    On one thread, both are the same on a quiet machine, and CPU time excludes other processes.
     """
     if torch.get_num_threads() > 1 or torch.cuda.is_available():
         return time.perf_counter()
@@ -52,13 +53,13 @@ def interleaved(
 ) -> dict[str, np.ndarray]:
     """Return the seconds of each alternative in each round, [rounds].
 
-    Each is called once before, unmeasured. The order moves on by one every round, so that none
-    always follows the same other.
+    Each is first called once without timing. The order rotates by one every round, so that none
+    always follows the same one.
 
     Args:
-        alternatives: What to call, by name.
-        rounds: How often.
-        clock: Returns seconds; the wall clock where waiting for the disk counts.
+        alternatives: The functions to call, by name.
+        rounds: The number of rounds.
+        clock: Returns the time in seconds; use the wall clock if waiting for the disk counts.
     """
     names = list(alternatives)
     for call in alternatives.values():
@@ -74,17 +75,17 @@ def interleaved(
 
 
 def times_faster(base: np.ndarray, other: np.ndarray) -> Ratio:
-    """Return how many times as fast `other` is, from the seconds of both in the same rounds."""
+    """Return how many times faster `other` is, from the seconds of both in the same rounds."""
     low, median, high = np.quantile(base / other, [0.1, 0.5, 0.9])
     return Ratio(float(median), float(low), float(high))
 
 
 def matmul_peak(dtype: torch.dtype, device: str = "cpu") -> float:
-    """Return the FLOP/s of the best of some products of square matrices.
+    """Return the best FLOP/s of several products of square matrices.
 
     Args:
-        dtype: Their type.
-        device: Where they are; on a CPU on the threads that torch has.
+        dtype: The type of the matrices.
+        device: The device; on a CPU, all of torch's threads are used.
     """
     side = SIDE[device]
     noise = torch.Generator().manual_seed(0)

@@ -1,12 +1,12 @@
-"""What a training step launches on a card, counted without one, and how long that may take.
+"""Count the kernels that a training step launches on a GPU, without one, and predict their time.
 
 A whole step of a run is traced on the meta device: both towers, the loss and the backward pass in
-bf16 as CUDA's autocast has them, then clipping and AdamW. Each operation that launches a kernel is
-kept with the bytes that it reads and writes, and with its FLOPs by torch's own counter. The
+bf16 as with CUDA's autocast, then clipping and AdamW. Each operation that launches a kernel is
+recorded with the bytes that it reads and writes and its FLOPs according to torch's counter. The
 compiled step is estimated from the same operations: within a tower, and in the backward pass,
-operations between two products become one kernel, which reads what comes from outside of it and
-writes what is wanted outside of it. Nothing is measured, and kernels are taken to reach the rates
-below; `cmpt bench gpu` measures.
+operations between two products are fused into one kernel, which reads its external inputs and
+writes the outputs used elsewhere. Nothing is measured, and kernels are assumed to reach the rates
+below. For measurements, use `cmpt bench gpu`.
 """
 
 import math
@@ -31,38 +31,38 @@ from cmp.models import Network
 from cmp.scale import compiling
 
 PEAK = 989e12
-"""FLOP/s of dense bf16 products of an H100, by its maker."""
+"""FLOP/s of dense bf16 products of an H100, as stated by its maker."""
 PRODUCT_RATE = 0.8 * 798e12
-"""FLOP/s that a step's products are taken to reach: most of what one large product was seen at."""
+"""Assumed FLOP/s of a step's products: most of the rate measured for one large product."""
 BANDWIDTH = 3.0e12
-"""Bytes/s read and written, as a copy was seen to reach."""
+"""Bytes/s read and written, as measured for a copy."""
 LAUNCH, HOST = 2e-6, 6e-6
-"""Seconds that a kernel takes at least; and those that the host needs for one."""
+"""Minimum seconds per kernel, and seconds that the host needs to launch one."""
 CHUNK = 320 * 65536
-"""Entries of many tensors that one launch of a fused optimiser works on."""
+"""Entries of tensors that one launch of a fused optimiser processes."""
 CAPTIONS = (24, 77)
-"""Tokens of a caption, on average, that are traced; at most the context's."""
+"""Average number of tokens per traced caption; at most the context length."""
 COLUMNS = ("step", "ms", "products", "samples/s", "% of peak", "kernels", "GB", "host")
 aten = torch.ops.aten
 ALLOCATIONS = {aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.lift_fresh}
 LOW = {F.linear, F.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__}
 FULL = {F.layer_norm, F.softmax, F.log_softmax, F.cross_entropy, F.group_norm, torch.exp}
-"""What CUDA's autocast computes in bf16 and in fp32; anything else in the types that come."""
+"""Operations that CUDA's autocast computes in bf16 and in fp32; others keep their input types."""
 
 Value = tuple[int, int]
-"""A tensor's content: its storage, and how often that was written to."""
+"""A tensor's content: its storage, and how often it was written."""
 
 
 @dataclass
 class Kernel:
-    """An operation that launches a kernel, or several that are fused into one.
+    """An operation that launches a kernel, or several operations fused into one.
 
     Attributes:
-        reads: Bytes by value that goes in.
-        writes: Bytes by value that comes out.
-        flops: FLOPs of products; 0 for other operations.
-        is_fusible: Whether a compiler may join it with others.
-        region: The compiled part of the step that it belongs to, "" if to none.
+        reads: The bytes of each input value.
+        writes: The bytes of each output value.
+        flops: The FLOPs of products; 0 for other operations.
+        is_fusible: Whether a compiler may fuse it with others.
+        region: The compiled part of the step that it belongs to, or "".
     """
 
     reads: dict[Value, int]
@@ -73,24 +73,24 @@ class Kernel:
 
     @property
     def bytes(self) -> int:
-        """Bytes read and written."""
+        """The bytes read and written."""
         return sum(self.reads.values()) + sum(self.writes.values())
 
     @property
     def seconds(self) -> float:
-        """How long it is taken to last."""
+        """The assumed duration in seconds."""
         return max(self.flops / PRODUCT_RATE, self.bytes / BANDWIDTH, LAUNCH)
 
     def joins(self, other: "Kernel") -> bool:
-        """Return whether a compiler may make one kernel of both."""
+        """Return whether a compiler may fuse both into one kernel."""
         return self.is_fusible and other.is_fusible and self.region == other.region != ""
 
 
 class CudaAutocast(TorchFunctionMode):
-    """CUDA's autocast to bf16 for meta tensors, which have none of their own, and its attention."""
+    """CUDA's bf16 autocast and attention for meta tensors, which have no autocast."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call a function with its arguments in the type that autocast gives it."""
+        """Call a function with its arguments cast as autocast would."""
         kwargs = kwargs or {}
         is_attention = func is F.scaled_dot_product_attention
         dtype = torch.bfloat16 if func in LOW or is_attention else torch.float32
@@ -109,12 +109,12 @@ class CudaAutocast(TorchFunctionMode):
 
 @dataclass
 class Recorder(TorchDispatchMode):
-    """Keeps each kernel of what is computed within it.
+    """A mode that records each kernel computed within it.
 
     Attributes:
-        kernels: In the order in which they are launched.
-        casts: Of a value that is another one in a wider type: that other one.
-        region: The compiled part of the step that is being computed, "" for none.
+        kernels: The kernels in launch order.
+        casts: For each value that is a cast to a wider type, the original value.
+        region: The compiled part of the step being computed, or "".
     """
 
     kernels: list[Kernel] = field(default_factory=list)
@@ -124,10 +124,10 @@ class Recorder(TorchDispatchMode):
     def __post_init__(self) -> None:
         super().__init__()
         self._versions: dict[int, int] = defaultdict(int)
-        self._alive: list[Any] = []  # storages, so that no address is used twice
+        self._alive: list[Any] = []  # storages, so that addresses are not reused
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Compute an operation on shapes, and keep it if it launches a kernel."""
+        """Compute an operation on shapes, and record it if it launches a kernel."""
         kwargs = kwargs or {}
         inputs = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
         reads = {self._value(x): touched_bytes(x) for x in inputs}
@@ -148,7 +148,7 @@ class Recorder(TorchDispatchMode):
         columns = packet is aten.sum and outputs[0].shape[-1:] == inputs[0].shape[-1:]
         is_fusible = not (flops or columns or packet is aten.embedding_dense_backward)
         kernels = [Kernel(reads, writes, flops, is_fusible, self.region)]
-        if packet is aten.native_layer_norm_backward:  # sums over rows take a kernel of their own
+        if packet is aten.native_layer_norm_backward:  # sums over rows take their own kernel
             of_rows, *of_columns = writes.items()
             kernels = [
                 Kernel(reads, dict([of_rows]), 0, True, self.region),
@@ -164,20 +164,20 @@ class Recorder(TorchDispatchMode):
 
 
 def touched_bytes(x: Tensor) -> int:
-    """Return the bytes of a tensor's entries, those that it repeats by a stride of 0 once."""
+    """Return the bytes of a tensor's entries, counting those repeated with stride 0 once."""
     sizes = [size for size, stride in zip(x.shape, x.stride(), strict=True) if stride]
     return math.prod(sizes) * x.element_size()
 
 
 def group_kernels(kernels: list[Kernel]) -> list[int]:
-    """Return the number of the group of each kernel: fusible ones of one region that hang together
-    with no product in between are in the same."""
+    """Return the group number of each kernel. Fusible kernels of a region that are connected
+    without a product in between form a group."""
     level, group, made = [0] * len(kernels), list(range(len(kernels))), {}
     for number, kernel in enumerate(kernels):
         sources = [made[value] for value in kernel.reads if value in made]
         near = [s for s in sources if kernel.joins(kernels[s])]
         steps = [level[s] + (s not in near) for s in sources]
-        level[number] = max(steps, default=0)  # what goes through a product is a level further
+        level[number] = max(steps, default=0)  # a product starts the next level
         same = {group[s] for s in near if level[s] == level[number]}
         group = [number if other in same else other for other in group]
         made |= dict.fromkeys(kernel.writes, number)
@@ -185,11 +185,11 @@ def group_kernels(kernels: list[Kernel]) -> list[int]:
 
 
 def fuse(kernels: list[Kernel], casts: dict[Value, Value]) -> list[Kernel]:
-    """Return the kernels that a compiler may make of some, one for each of `group_kernels`.
+    """Return the fused kernels that a compiler may make, one for each group of `group_kernels`.
 
     Args:
-        kernels: In the order in which they are launched.
-        casts: See `Recorder`; a fused kernel reads the narrower type and casts by itself.
+        kernels: The kernels in launch order.
+        casts: See `Recorder`. A fused kernel reads the narrower type and casts it itself.
     """
     group = group_kernels(kernels)
     made = {value: number for number, kernel in enumerate(kernels) for value in kernel.writes}
@@ -213,13 +213,13 @@ def fuse(kernels: list[Kernel], casts: dict[Value, Value]) -> list[Kernel]:
 
 
 def trace_step(model: Network, batch: int, caption: int) -> Recorder:
-    """Return the kernels of one training step of a network on the meta device.
+    """Record the kernels of one training step of a network on the meta device.
 
     Args:
         model: The network.
-        batch: Samples, each with a caption of its own.
-        caption: Tokens of a caption on average; lengths are spread evenly from half of it to one
-            and a half, as far as the context goes.
+        batch: The number of samples, each with its own caption.
+        caption: The average number of tokens per caption. Lengths are spread evenly between half
+            and one and a half times the average, up to the context length.
     """
     clip, side = cast(Any, model), models.preprocessing(model).size
     spread = min(caption // 2, model.context_length - caption)
@@ -244,8 +244,8 @@ def trace_step(model: Network, batch: int, caption: int) -> Recorder:
 
 
 def encode_packed(model: Network, packed: list[Tensor]) -> Tensor:
-    """Return what `models.encode_text` does with texts that are packed already, see `pack_texts`;
-    it cannot pack on the meta device, where lengths are unknown."""
+    """Encode texts that are already packed, as `models.encode_text` does after `pack_texts`, which
+    does not work on the meta device, where lengths are unknown."""
     clip, (rows, position, mask, ends) = cast(Any, model), packed
     x = clip.token_embedding(rows) + clip.positional_embedding[position]
     x = clip.transformer(x, attn_mask=mask).flatten(0, 1)[ends]
@@ -268,13 +268,13 @@ def update_kernels(model: nn.Module) -> list[Kernel]:
 def table_row(
     name: str, kernels: list[Kernel], batch: int, is_replayed: bool = False
 ) -> dict[str, Any]:
-    """Return a row of the table: what a step's kernels come to.
+    """Return a row of the table that sums up a step's kernels.
 
     Args:
-        name: What the row is called.
-        kernels: Of the step.
-        batch: Its samples.
-        is_replayed: Whether the host launches what is compiled as CUDA graphs, each at once.
+        name: The name of the row.
+        kernels: The kernels of the step.
+        batch: The number of samples of the step.
+        is_replayed: Whether the host launches compiled parts as CUDA graphs, with one launch each.
     """
     seconds, flops = sum(k.seconds for k in kernels), sum(k.flops for k in kernels)
     products = sum(k.seconds for k in kernels if k.flops)
@@ -304,10 +304,10 @@ def trace(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> R
             )
     notes = [
         *flops,
-        f"assumed of an H100: products at {PRODUCT_RATE / 1e12:.0f} TFLOP/s, {BANDWIDTH / 1e12} "
-        f"TB/s, {LAUNCH * 1e6:.0f} us a kernel at least; % of peak: of {PEAK / 1e12:.0f} TFLOP/s",
-        "products: ms of them; GB: read and written outside of them; host: ms of launching at "
-        f"{HOST * 1e6:.0f} us a kernel, while the card works, and none for a small network's "
-        "compiled towers, which are CUDA graphs; nothing is measured",
+        f"assumed for an H100: products at {PRODUCT_RATE / 1e12:.0f} TFLOP/s, {BANDWIDTH / 1e12} "
+        f"TB/s, at least {LAUNCH * 1e6:.0f} us per kernel; % of peak: of {PEAK / 1e12:.0f} TFLOP/s",
+        "products: their ms; GB: read and written outside products; host: ms for launches at "
+        f"{HOST * 1e6:.0f} us per kernel, while the GPU works, without a small network's compiled "
+        "towers, which are CUDA graphs; nothing is measured",
     ]
     return Report("trace", "a training step on an H100, predicted", COLUMNS, rows, notes)

@@ -1,4 +1,4 @@
-"""`cmpt`, the command line. The module of a command is imported when the command is called."""
+"""The command line, `cmpt`. The module of a command is imported when the command is called."""
 
 import ast
 import contextlib
@@ -35,21 +35,22 @@ PANELS = {
     "Tools": {"merge": "tools.merge", "budget": "budget.budget", "plan": "tools.plan",
               "doctor": "tools.doctor", "pretrain": "tools.pretrain", "bench": "tools.bench"},
 }  # fmt: skip
-"""By heading of the help: command -> module of this package, and the function or group in it."""
+"""For each heading of the help, command -> module of this package, and its function or group."""
 COMMANDS = {name: place for panel in PANELS.values() for name, place in panel.items()}
 
 
 class LazyGroup(TyperGroup):
-    """A group that imports a command's module when the command is called: it takes seconds."""
+    """A group that imports a command's module only when the command is called, since imports take
+    seconds."""
 
     def resolve_command(self, ctx, args):
-        """Return the name of the command that `args` begin with, the command, and the rest."""
+        """Return the name of the command at the start of `args`, the command, and the rest."""
         name, _, rest = super().resolve_command(ctx, args)
         return name, load_command(name), rest
 
 
 def load_command(name: str) -> TyperCommand | TyperGroup:
-    """Import a command, or a group of them."""
+    """Import a command or a group of commands."""
     module, _, attribute = COMMANDS[name].partition(".")
     command = getattr(importlib.import_module(f"cmp.cli.{module}"), attribute)
     parent = typer.Typer()
@@ -61,7 +62,7 @@ def load_command(name: str) -> TyperCommand | TyperGroup:
 
 
 def help_text(name: str) -> str:
-    """Return the help of a command, or of a group, without importing its module."""
+    """Return the help of a command or group without importing its module."""
     module, _, attribute = COMMANDS[name].partition(".")
     tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -79,13 +80,12 @@ for _panel, _names in PANELS.items():
 def main() -> None:
     """Run the command line.
 
-    An error that the user can correct is printed as one line, with exit status 2. A run that was
-    stopped by a signal ends with status 128 plus the signal's number, as usual in shells; the first
-    of several processes says so. Anything else is a fault of this package, or of one that it uses:
-    it is reported, with status 70, which is `EX_SOFTWARE` in sysexits.h. With CMP_DEBUG=1 it is
-    shown as Python shows it.
+    An error that the user can fix is printed as one line, with exit status 2. A run stopped by a
+    signal exits with 128 plus the signal's number, as usual in shells; with several processes, the
+    first prints a message. Any other error is a bug in this package or in one that it uses. It is
+    reported with status 70 (`EX_SOFTWARE` in sysexits.h), or as a traceback with CMP_DEBUG=1.
     """
-    if not hasattr(cmp, "__version__"):  # an `__init__.py` that is not ours
+    if not hasattr(cmp, "__version__"):  # another package's `__init__.py`
         complain(foreign_sentence(foreign_owners()))
         sys.exit(2)
     warnings.showwarning = lambda message, *_: complain(message)
@@ -99,10 +99,10 @@ def main() -> None:
 
 
 def run_command() -> None:
-    """Run the command that was typed, and end as `main` says."""
+    """Run the given command, and exit as described in `main`."""
     try:
         app()
-    except (CmpError, OSError) as error:  # such as a disk that is full
+    except (CmpError, OSError) as error:  # such as a full disk
         complain(error)
         sys.exit(2)
     except ModuleNotFoundError as error:
@@ -120,14 +120,13 @@ def run_command() -> None:
 
 
 def report_fault(error: Exception) -> str:
-    """Write what helps to find a fault to a file of the build folder: the versions, the command and
-    the traceback, and no data.
+    """Write a report of a bug to the build folder: versions, command and traceback, without data.
 
     Returns:
-        A sentence that says what to send, also where the file cannot be written.
+        A sentence that says what to send to the maintainers.
     """
     what = "".join(traceback.format_exception_only(error)).partition("\n")[0]
-    fault = f"a fault of this program, not of your command ({what:.300})"
+    fault = f"a bug in this program, not a mistake in your command ({what:.300})"
     try:
         from cmp.files import write_atomic
         from cmp.project import build_folder
@@ -142,21 +141,21 @@ def report_fault(error: Exception) -> str:
         name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
         path = build_folder().absolute() / "reports" / name
         write_atomic(path, "\n".join(lines) + "\n")
-    except Exception as refused:  # a full disk, or whatever the first fault has left
+    except Exception as refused:  # a full disk, or a consequence of the first error
         why = f"no report could be written ({type(refused).__name__})"
-        return f"{fault}; {why}: run the command again with CMP_DEBUG=1, and send what it prints"
-    return f"{fault}; please send {path} to the maintainers, and say what you did before"
+        return f"{fault}; {why}: run the command again with CMP_DEBUG=1 and send the output"
+    return f"{fault}; please send {path} to the maintainers, and describe what you did"
 
 
 def extras_with(module: str) -> str:
     """Return the extra that installs a module, such as "[experiments]".
 
     Returns:
-        Nothing for a package that every installation has; all extras but those for clusters and
-        tests for a module that comes with a package of theirs.
+        "" for a package that is always installed; all extras except those for clusters and tests if
+        the module comes with one of their packages.
     """
     package = canonicalize_name(module.partition(".")[0])
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # run without installing
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not installed
         for requirement in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or ()):
             if canonicalize_name(requirement.name) == package:
                 extra = re.search(r'extra == "(\w+)"', str(requirement.marker))
@@ -165,7 +164,7 @@ def extras_with(module: str) -> str:
 
 
 def complain(message: object) -> None:
-    """Print a sentence on standard error."""
+    """Print a sentence to standard error."""
     typer.echo(f"cmpt: {message}", err=True)
 
 
@@ -180,14 +179,14 @@ def _root(version: bool = False, plugin: list[Path] | None = None) -> None:
     if version:
         typer.echo(f"cmpt {cmp.__version__}")
         raise typer.Exit
-    if build := os.environ.get("CMP_BUILD"):  # kernels and workers have other current folders
+    if build := os.environ.get("CMP_BUILD"):  # kernels and workers have a different current folder
         os.environ["CMP_BUILD"] = os.path.abspath(os.path.expanduser(build))
     if plugin:
         from cmp.registry import load_plugin
 
         for path in plugin:
             if not path.is_file():
-                raise CmpError(f"--plugin {path}: there is no such regular file")
+                raise CmpError(f"--plugin {path}: no such regular file")
             load_plugin(path)
         os.environ["CMP_PLUGINS"] = os.pathsep.join(str(path.absolute()) for path in plugin)
 

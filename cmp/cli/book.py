@@ -1,5 +1,4 @@
-"""`cmpt study`, `book`, `site` and `lab`: compute the runs, notebooks and pages of the book, and
-open it."""
+"""The commands `study`, `book`, `site` and `lab`, which compute and open the book."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,11 +32,11 @@ def study(
 
     Args:
         names: Names of studies, such as front.
-        profile: Size of the runs: quick, cpu or gpu. Default: what the study is written for.
-        jobs: Number of runs at a time, each on one thread. Default: 2, or one per card.
+        profile: Size of the runs: quick, cpu or gpu. Default: that of the study.
+        jobs: Number of runs at a time, each on one thread. Default: 2, or one per GPU.
         backend: Where runs are computed: local, or ray for the cluster at RAY_ADDRESS.
         device: Device: cpu or cuda. Default: cuda for profile gpu, otherwise cpu.
-        shard: Compute only the i-th of n parts of the runs, written i/n. Default: all runs.
+        shard: Compute only part i of n of the runs, given as i/n. Default: all runs.
         publish: Write the metrics of each study to book/results once all its runs are computed.
         pause: Pause all studies of this build folder after the runs in progress.
         resume: Continue the studies that --pause stopped.
@@ -52,9 +51,9 @@ def study(
         workers.pause_studies(pause)
         return
     if not names:
-        raise CmpError("study: name one or more, such as front")
+        raise CmpError("study: give the name of one or more studies, such as front")
     if backend not in studies.BACKENDS:
-        raise CmpError(f"--backend: {backend!r}: there are {', '.join(studies.BACKENDS)}")
+        raise CmpError(f"--backend: {backend!r}: choose from {', '.join(studies.BACKENDS)}")
     grids = [studies.load_study(name) for name in names]
     profiles = {profile} if profile else {grid.profile for grid in grids}
     if len(profiles) > 1:
@@ -63,7 +62,7 @@ def study(
         )
     [profile] = profiles
     if publish and (profile != "cpu" or shard):
-        why = f"the book argues from the cpu profile, not from {profile!r}"
+        why = f"the book uses the cpu profile, not {profile!r}"
         raise CmpError(f"--publish: {'a shard is not the whole study' if shard else why}")
     if publish and not (project_folder() / "book" / "studies").is_dir():
         raise CmpError("--publish: writes to book/results; run this in a checkout of the project")
@@ -72,7 +71,8 @@ def study(
     is_foreign, plans = profile in config.FOREIGN_MODEL_PROFILES, {}
     for grid in grids:
         restored = results.restore_runs(grid, dry_run)
-        # a full run takes hours: of a study for smaller runs, the live settings once each
+        # full runs take hours, so for studies written for smaller runs, compute each live setting
+        # once
         is_live_only = is_foreign and grid.profile != profile
         runs = grid.configs(profile, 1, live_only=True) if is_live_only else grid.configs(profile)
         if dry_run and is_foreign:
@@ -82,7 +82,7 @@ def study(
         plans[grid.name] = plan = studies.plan_study(part, device)
         typer.echo(f"{grid.question}\nstudy {grid.name}, {profile}: {plan}")
         if dry_run and restored:
-            typer.echo(f"{restored} published runs would be stored first, and not computed")
+            typer.echo(f"{restored} published runs would be stored first instead of computed")
     if not dry_run:
         compute_programme(plans, jobs or workers.default_jobs(device), device, backend, publish)
 
@@ -90,22 +90,23 @@ def study(
 def compute_programme(
     plans: "dict[str, StudyPlan]", jobs: int, device: str, backend: str, publish: bool
 ) -> None:
-    """Compute the runs of several studies, with one progress bar; one that fails stops no other.
+    """Compute the runs of several studies with one progress bar. A failed study does not stop
+    others.
 
     Args:
-        plans: What computing each study takes.
-        jobs: Runs at a time.
+        plans: The work of each study.
+        jobs: The number of runs at a time.
         device: "cpu" or "cuda".
         backend: One of `cmp.experiments.studies.BACKENDS`.
-        publish: Whether each study is published as soon as it is computed.
+        publish: Whether to publish each study as soon as it is computed.
 
     Raises:
-        CmpError: At the end, if studies failed; says which and why.
+        CmpError: At the end, if studies failed; the message says which and why.
     """
     from cmp.experiments import results, studies, workers
 
     if workers.pause_file().exists():
-        typer.echo("studies are paused; `cmpt study --resume` lets them go on")
+        typer.echo("studies are paused; run `cmpt study --resume` to continue them")
     times = [times for plan in plans.values() for times in plan.todo.items()]
     weights = {run: max(1, round(seconds)) for run, seconds in times}
     failures: list[str] = []
@@ -133,23 +134,24 @@ def book(
     dry_run: bool = False,
     publish: bool = False,
 ) -> None:
-    """Execute the chapters with papermill, except for notebooks that are up to date.
+    """Execute the chapters with papermill, skipping notebooks that are up to date.
 
     Args:
         profile: Size of the runs: quick, cpu or gpu.
         chapter: Number of a chapter, such as 01; repeat for more. Default: all chapters.
         parameter: Set a parameter of the chapters, as name=value; repeat for more. Several values,
-            as name=value,value, make a grid of one chapter: a notebook per point, and an index.
-        seeds: Streams of each point of a grid.
+            as name=value,value, make a grid for one chapter, with a notebook per point and an
+            index.
+        seeds: Number of streams per point of a grid.
         jobs: Number of chapters at a time.
-        publish: Write the notebooks that are committed, with the default parameters.
+        publish: Write the committed notebooks, with the default parameters.
 
     Example:
         cmpt book --chapter 04 -P peak=0.0008,0.0016 --seeds 3
     """
     if publish:
         if parameter or dry_run:
-            raise CmpError("--publish runs the defaults: leave out -P and --dry-run")
+            raise CmpError("--publish: uses the default parameters; leave out -P and --dry-run")
         shared.import_lab("run").commit_notebooks(chapter, jobs)
         return
     given = parameter or []
@@ -158,7 +160,7 @@ def book(
     parameters = dict(assignment.split("=", 1) for assignment in given)
     if seeds > 1 or any("," in text for text in parameters.values()):
         if len(chapter or []) != 1:
-            raise CmpError("a grid is of one chapter: add --chapter, such as --chapter 04")
+            raise CmpError("-P: a grid needs one chapter; add --chapter, such as --chapter 04")
         grids = shared.import_lab("grids")
         grids.run_grid(profile, *chapter, parameters, seeds, jobs, dry_run)
         return
@@ -166,13 +168,14 @@ def book(
 
 
 def site(picture: bool = False, predictions: bool = False, pdf: bool = False) -> None:
-    """Build the book as static pages; the first build fetches the theme's packages.
+    """Build the book as static pages. The first build downloads the theme's packages.
 
     Args:
-        picture: Draw the pictures of the first page and of README, and build nothing.
-        predictions: Train what the first screen shows, about a minute for each of its settings,
-            store its predictions, and build nothing.
-        pdf: Print the book and the card "Keep CLIP current", too, by a chromium that is installed.
+        picture: Only draw the pictures of the first page and of README.
+        predictions: Only train the models of the first screen, about a minute for each setting, and
+            store their predictions.
+        pdf: Also print the book and the card "Keep CLIP current" to PDF, with an installed
+            chromium.
 
     Example:
         cmpt site
@@ -198,20 +201,20 @@ def lab(
     reset: str | None = None,
     prepare: bool = False,
 ) -> None:
-    """Open the chapters in JupyterLab, as copies of your own that updates of the book leave alone.
+    """Open your own copies of the chapters in JupyterLab. Updates of the book do not change them.
 
     Args:
-        arguments: Options of JupyterLab, after --, such as -- --port 9000.
+        arguments: Options for JupyterLab, after --, such as -- --port 9000.
         diff: Show how your copy of a chapter, such as 04, differs from the book's.
-        reset: Take the book's version of a chapter, and keep yours beside it.
-        prepare: Make the copies and open nothing.
+        reset: Replace your copy of a chapter with the book's version, and keep yours beside it.
+        prepare: Make the copies without opening them.
 
     Example:
         cmpt lab --diff 04
     """
     reader = shared.import_lab("reader")
     if diff:
-        typer.echo(reader.diff_chapter(diff) or "your copy is the book's")
+        typer.echo(reader.diff_chapter(diff) or "your copy is the same as the book's")
         return
     if reset:
         typer.echo(f"your version, if you had one: {reader.reset_chapter(reset)}")

@@ -1,4 +1,4 @@
-"""`cmpt budget`: the cost of methods and models, counted from shapes."""
+"""The command `budget`, which computes the cost of methods and models from shapes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from cmp.experiments.forecast import GIGA
 from cmp.registry import option_names
 
 MAX_TOTAL = 1e15
-"""GFLOPs in all, a thousand times what any model was trained with."""
+"""Largest total in GFLOPs, a thousand times more than any model was trained with."""
 
 TABLE4_NOTE = Path(__file__).with_name("table4.txt").read_text(encoding="utf-8").rstrip()
 
@@ -28,20 +28,20 @@ def budget(
     table4: bool = False,
     models: bool = False,
 ) -> None:
-    """Compare FLOPs, memory and steps of the methods under one compute budget.
+    """Compare FLOPs, memory and steps of methods under one compute budget.
 
-    Costs are counted from shapes, so nothing is trained.
+    Costs are computed from shapes, without training.
 
     Args:
-        model: Name of an embedded model, or of any model of open_clip; or hf-hub:ORG/NAME, or
-            local-dir:FOLDER, a folder as open_clip writes it.
+        model: An embedded or open_clip model, hf-hub:ORG/NAME, or local-dir:FOLDER for a folder in
+            open_clip's format.
         batch: Samples per step.
         total: Budget of the whole stream, in memory-adjusted GFLOPs. Default: that of a cpu run.
         tasks: Number of updates that share the budget.
         method: A method with its settings, such as lora,rank=64; repeat for more. Default: all
             methods.
-        table4: Compare the paper's Table 4 with our counts and print nothing else.
-        models: Print the cost of full fine-tuning for real models and nothing else.
+        table4: Only compare the paper's Table 4 with our counts.
+        models: Only print the cost of full fine-tuning for real models.
 
     Example:
         cmpt budget --method full --method lora,rank=4
@@ -50,11 +50,13 @@ def budget(
         raise CmpError(f"--total: {total:g} GFLOPs: must be above 0, and at most {MAX_TOTAL:g}")
     if models:
         if table4 or method:
-            raise CmpError("--models is of full fine-tuning: leave out --method and --table4")
+            raise CmpError("--models: only for full fine-tuning; leave out --method and --table4")
         print_models(total or paper.TABLE4_TOTAL)
     elif table4:
         if method or total is not None:
-            raise CmpError("--table4 has its own methods and total: leave out --method and --total")
+            raise CmpError(
+                "--table4: has its own methods and total; leave out --method and --total"
+            )
         print_table4()
     else:
         print_methods(model, batch, total, tasks, method)
@@ -63,8 +65,8 @@ def budget(
 def print_methods(
     model: str, batch: int, total: float | None, tasks: int, methods: Sequence[str] | None
 ) -> None:
-    """Print what methods cost under one total, in memory-adjusted GFLOPs; without a choice of
-    methods, what all that the model takes cost, and why others are left out."""
+    """Print the costs of methods under one total, in memory-adjusted GFLOPs. By default, print all
+    methods that work with the model, and why others are left out."""
     refused: dict[str, str] = {}
     full = paper.method_cost(model, batch, "full").step / GIGA
     if total is None:
@@ -75,17 +77,17 @@ def print_methods(
     table = paper.budget_table(model, batch, steps, names, has_card, left_out)
     title = f"{model}, batch {batch}: {total:,.4g} memory-adjusted GFLOPs over {tasks} tasks"
     shared.print_table(("method", *table.columns), table.itertuples(), title)
-    kind = "measured on this card" if has_card else "accounted for"
+    kind = "measured on this GPU" if has_card else "computed"
     typer.echo(
-        f"per step: GFLOPs, memory ({kind}, in fp32), GMAFs = GFLOPs x memory / full's\n"
-        "per task: GMAFs at its end, charged once, its steps and samples"
+        f"per step: GFLOPs, memory ({kind}, in fp32), GMAFs = GFLOPs x memory / full's\nper task: "
+        "GMAFs at its end, charged once; steps; samples"
     )
     for name, reason in refused.items():
         typer.echo(f"left out: {name}: {reason}")
 
 
 def print_table4() -> None:
-    """Print the paper's rows at T = 20: its steps by its rule and by ours, and what we count."""
+    """Print the paper's rows at T = 20: steps by its rule and by ours, and our counts."""
     run, has_card = (paper.TABLE4_MODEL, paper.TABLE4_BATCH), torch.cuda.is_available()
     full = paper.method_cost(*run, "full", has_card)
     allowed, rows = paper.TABLE4_TOTAL * GIGA / paper.TABLE4_TASKS, []
@@ -104,7 +106,7 @@ def print_table4() -> None:
 
 
 def print_models(total: float) -> None:
-    """Print what `total` GFLOPs of full fine-tuning buy for real models."""
+    """Print how far `total` GFLOPs of full fine-tuning go for real models."""
     columns = ("model", "million", "GFLOPs", "GB", "steps", "samples")
     title = f"batches of {paper.TABLE4_BATCH}: {total:,.4g} GFLOPs"
     shared.print_table(columns, paper.model_catalogue(total=total).itertuples(), title)

@@ -14,7 +14,7 @@ from cmp.readers.manifest import FileSet, Role, load_manifests
 
 
 def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive = None) -> None:
-    """Build embedded datasets that are missing or out of date: fetch, render and pack them.
+    """Download, render and pack embedded datasets that are missing or out of date.
 
     Args:
         names: Names of embedded datasets. Default: all.
@@ -79,10 +79,10 @@ def show(name: str, sheet: Path | None = None) -> None:
 
 
 def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
-    """Check which datasets are present, absent, partial, of wrong counts, or faulty.
+    """Check whether datasets are present, absent, partial, faulty or have wrong counts.
 
-    The exit status is 1 if a dataset is there but cannot be used as it is. Notes on what can be
-    used, such as pictures that are both trained on and scored, do not change it.
+    The exit status is 1 if a dataset is present but cannot be used as it is. Notes on usable
+    datasets, such as images that are both trained on and scored, do not change it.
 
     Args:
         name: Datasets to check: embedded, fomo, or a folder of manifests.
@@ -99,7 +99,7 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
         broken = [dataset.name for dataset in datasets if not packed.is_intact(dataset)]
         for dataset in broken:
             typer.echo(f"{dataset}: not built or damaged; run `cmpt data build {dataset}`")
-        typer.echo(f"{len(datasets) - len(broken)} of {len(datasets)} embedded sets are intact")
+        typer.echo(f"{len(datasets) - len(broken)} of {len(datasets)} embedded datasets are intact")
         raise typer.Exit(bool(broken))
     states = [collection.dataset_state(*place, decode) for place in load_manifests(name)]
     columns = ("set", "role", "classes", "train", "val.", "test", "B/32 %", "state")
@@ -117,12 +117,12 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
         typer.echo(f"note: {sentence}")
     usable = sum(s.state == "present" or s.state.startswith("usable") for s in states)
     absent = sum(s.state == "absent" for s in states)
-    typer.echo(f"{usable} of {len(states)} sets can be used, {absent} are absent")
+    typer.echo(f"{usable} of {len(states)} datasets can be used, {absent} are absent")
     raise typer.Exit(0 if usable and usable + absent == len(states) else 1)
 
 
 def _state_row(dataset: FileSet, counts: dict[str, int], state: str) -> tuple[str, ...]:
-    """Return what there is of a set, out of what its manifest counts."""
+    """Return a table row on a dataset: what was found, out of the counts in its manifest."""
     cells = []
     for key in ("classes", "train", "validation", "test"):
         wanted = getattr(dataset.counts, key) if dataset.counts else None
@@ -133,14 +133,14 @@ def _state_row(dataset: FileSet, counts: dict[str, int], state: str) -> tuple[st
 
 
 def init(folder: Path, role: Role = "adapt", write: bool = True) -> None:
-    """Write a manifest for a folder of your own data, with blanks for you to fill in.
+    """Write a manifest for a folder of your own data, with blanks to fill in.
 
-    Several sets lie side by side, each in a folder of its own with its manifest.
+    To use several datasets, put each with its manifest into its own folder, side by side.
 
     Args:
-        folder: Folder of pictures, tars or tables.
-        role: What the pictures are for: adapt (they arrive in the stream), eval (scored as A_ZS,
-            never trained on), transfer (scored by itself), pool (replayed) or substitute (replayed
+        folder: Folder of images, tars or tables.
+        role: Purpose of the images: adapt (they arrive in the stream), eval (scored as A_ZS, never
+            trained on), transfer (scored separately), pool (replayed) or substitute (replayed
             instead of a pool).
         write: Write the manifest; --no-write only prints it.
 
@@ -153,7 +153,7 @@ def init(folder: Path, role: Role = "adapt", write: bool = True) -> None:
     typer.echo(f"{words}\n{text}")
     if write:
         infer.write_manifest(path, text)
-        typer.echo(f"written: {path}; `cmpt data check {folder}` checks it")
+        typer.echo(f"written: {path}; check it with `cmpt data check {folder}`")
 
 
 app = shared.make_group(__doc__, build, list_, show, check, init)

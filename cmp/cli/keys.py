@@ -1,4 +1,5 @@
-"""`cmpt config`: the keys of a run's config, as the docstrings of `cmp.config` explain them."""
+"""The command `config`, which explains the keys of a run's config from the docstrings of
+`cmp.config`."""
 
 import dataclasses
 import inspect
@@ -19,7 +20,7 @@ from cmp.registry import KINDS, option_names
 OPTIONS = {kind.key: name for name, kind in KINDS.items()}
 """Config key -> the kind of option that it names."""
 TYPES = {"integer": "whole number", "boolean": "true or false", "string": "text"}
-"""What the types of a JSON schema are called where their own name is not plain."""
+"""Plain names for types of a JSON schema."""
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most",
           "exclusiveMaximum": "below"}  # fmt: skip
 
@@ -27,7 +28,7 @@ BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mos
 def show(section: shared.OptionalArgument = None) -> None:
     """Print the keys of a run's config with their types, units, defaults and meanings.
 
-    `cmpt run` takes them as KEY=VALUE, or in a file of settings. seed=N sets all seeds at once, and
+    Give them to `cmpt run` as KEY=VALUE or in a file. seed=N sets all seeds at once, and
     recipe=NAME sets the keys of a recipe.
 
     Args:
@@ -48,8 +49,8 @@ def show(section: shared.OptionalArgument = None) -> None:
 
 
 def describe_sections() -> Iterator[tuple[str, list[str], dict[str, str]]]:
-    """Yield each section of a config: its name, what it is about, and its keys with what they are;
-    a key that is in no section is one of its own."""
+    """Yield each section of a config: its name, its description, and its keys with their
+    descriptions. A key outside all sections forms its own."""
     explained = shared.describe_names(inspect.getdoc(config.RunConfig), "Attributes")
     for name, field in config.RunConfig.__dataclass_fields__.items():
         if dataclasses.is_dataclass(field.type):
@@ -71,12 +72,12 @@ def describe_sections() -> Iterator[tuple[str, list[str], dict[str, str]]]:
 
 
 def describe_key(key: str, annotation: Any, text: str) -> str:
-    """Return what a key is: its type, its unit and its default, and below what it means.
+    """Return the description of a key: its type, unit and default, and below it the meaning.
 
     Args:
         key: The dotted key.
         annotation: The type in its dataclass.
-        text: Its docstring, which may end in a unit, as "Steps per task. [steps]".
+        text: The key's docstring, which may end in a unit, as in "Steps per task. [steps]".
     """
     meaning, unit = re.fullmatch(r"(.*?)(?: \[(.+)\])?", text).groups()
     if key in OPTIONS:
@@ -91,7 +92,7 @@ def describe_key(key: str, annotation: Any, text: str) -> str:
 
 
 def describe_type(schema: Mapping[str, Any]) -> str:
-    """Return what values a JSON schema allows, in words."""
+    """Return a text on the values that a JSON schema allows."""
     if "anyOf" in schema:
         return " or ".join(map(describe_type, schema["anyOf"]))
     if "enum" in schema:

@@ -18,9 +18,9 @@ from cmp.runs import launch, logs, store
 
 
 def ls() -> None:
-    """List every stored and every unfinished run, with its differences from the `cpu` profile.
+    """List all stored and unfinished runs, with their differences from the `cpu` profile.
 
-    Stored runs come first, the oldest of them at the top.
+    Stored runs come first, from oldest to newest.
 
     Example:
         cmpt results ls
@@ -29,11 +29,11 @@ def ls() -> None:
     for run_id in store.stored_ids():
         try:
             rows.append(_row(store.load_run(run_id), ""))
-        except CmpError as error:  # damaged, or of a version with other settings
+        except CmpError as error:  # damaged, or from a version with other settings
             left_out.append(f"left out: {error}")
     for progress in store.unfinished_runs():
         try:
-            if store.is_stored(progress.run):  # a kill may come before checkpoints are removed
+            if store.is_stored(progress.run):  # a kill may leave checkpoints behind
                 continue
             run = store.run_so_far(progress, progress.task)
             rows.append(_row(run, f"{progress.task} of {run.config.stream.tasks} updates"))
@@ -47,7 +47,7 @@ def ls() -> None:
 
 
 def _row(run: store.StoredRun, unfinished: str) -> tuple[str, ...]:
-    """Return the row of `ls` of a run, or of one as far as it has come."""
+    """Return a run's row in `ls`; the run may be unfinished."""
     [last] = store.final_scores(store.trajectory(run.metrics)).itertuples()
     words = " ".join(f"{k}={value}" for k, value in launch.changes_to_cpu(run.config).items())
     scores = [shared.score_text(score) for score in (last.A_KA, last.A_ZS, last.GM)]
@@ -73,20 +73,20 @@ def show(run_id: str) -> None:
             typer.echo(f"{name:18} {first:.4g} {logs.sparkline(known)} {last:.4g}")
     if damaged:
         path = logs.log_path(run.id)
-        typer.echo(f"{path}: {damaged} lines are damaged or half written, and left out", err=True)
+        typer.echo(f"{path}: {damaged} lines are damaged or incomplete, and were skipped", err=True)
 
 
 def rm(run_id: str) -> None:
-    """Delete a run with its weights, its log and its checkpoints; nothing is asked.
+    """Delete a run with its weights, log and checkpoints, without asking.
 
-    Published runs of the book and runs that are being computed are refused. What went on from the
-    run (model.start=run:ID) can then be neither verified nor resumed.
+    Published runs of the book and runs in progress cannot be deleted. Runs that started from a
+    deleted run (model.start=run:ID) can no longer be verified or resumed.
 
     Example:
         cmpt results rm 3f2a
     """
     name, size = results.delete_run(run_id)
-    typer.echo(f"run {name}: deleted, {size / 1e6:,.1f} MB are free again")
+    typer.echo(f"run {name}: deleted, {size / 1e6:,.1f} MB freed")
 
 
 def verify(
@@ -102,7 +102,7 @@ def verify(
     Args:
         run_id: Id of a stored run, or its first digits. Default: a sample of the published runs.
         sample: Number of published runs to draw at random, if no id is given.
-        seed: Seed of that draw.
+        seed: Seed of the draw.
         device: Device: cpu or cuda. Default: the one on which the run was computed.
 
     Example:
@@ -112,7 +112,7 @@ def verify(
     if not chosen:
         raise CmpError(
             f"{results.RESULTS}: nothing is published; run this in a checkout of the project, or "
-            "publish a study by `cmpt study NAME --publish`"
+            "publish a study with `cmpt study NAME --publish`"
         )
     answers = set()
     for run in chosen:

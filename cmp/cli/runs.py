@@ -1,4 +1,4 @@
-"""`cmpt run`, `resume`, `eval` and `export`: train models on streams, and score them."""
+"""The commands `run`, `resume`, `eval` and `export`, which train, score and export models."""
 
 import signal
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from cmp.scale.execution import ExecutionConfig, copy_to_host
 from cmp.training import StepResult, make_train_state
 
 EXPORTERS = {"transformers": hugging_face.export_transformers, "onnx": onnx_files.export_onnx}
-"""By format, what writes a network in it and checks it."""
+"""Format -> the function that writes a network in this format and checks it."""
 
 
 def run(
@@ -43,19 +43,19 @@ def run(
     tensorboard: Path | None = None,
     stop_after: shared.OptionalPositive = None,
 ) -> None:
-    """Take a model through a stream of updates: train, evaluate, store.
+    """Train a model on a stream of updates, evaluate it, and store the run.
 
-    A stored run is looked up, and a stopped run continues from its last checkpoint.
-    `torchrun -m cmp run ...` shares each batch between processes.
+    A stored run is loaded, and a stopped run continues from its last checkpoint.
+    `torchrun -m cmp run ...` splits each batch between processes.
 
-    model.start=run:ID begins a new stream with the final weights of a finished run, and with
-    nothing else of it: its data are replayed only if their manifests now say `role: pool`.
+    model.start=run:ID begins a new stream from the final weights of a finished run. Only the
+    weights are used: the run's data are replayed only if their manifests now say `role: pool`.
 
     Args:
         what: A profile (quick, cpu or gpu), or a file of settings, NAME.yaml.
         tensorboard: Write TensorBoard files to this folder, in addition to the log. Default: none.
-        stop_after: Stop after this many updates, to try settings. The same command without it goes
-            on. Default: the whole stream.
+        stop_after: Stop after this many updates, to try settings. Run the same command without this
+            option to continue. Default: the whole stream.
 
     Example:
         cmpt run cpu method.name=lora schedule.peak=0.005
@@ -75,7 +75,10 @@ def run(
             if not stop_after:
                 raise
             if processes.rank() == 0:
-                typer.echo("stopped; `cmpt results ls` has the scores, `cmpt resume` goes on")
+                typer.echo(
+                    "stopped; see the scores with `cmpt results ls`, and continue with `cmpt "
+                    "resume`"
+                )
 
 
 def resume(
@@ -87,13 +90,13 @@ def resume(
     compile: bool | None = None,
     keep_weights: bool | None = None,
 ) -> None:
-    """Continue a run that was stopped or killed, from its last checkpoint.
+    """Continue a stopped or killed run from its last checkpoint.
 
-    Options that are not given stay as they were, CMP_WORKERS and --tensorboard included.
+    Options that are not given stay the same, including CMP_WORKERS and --tensorboard.
 
     Args:
-        threads: Number of torch threads. Default: as many as the run began with.
-        device: Device: cpu or cuda. Each of several processes takes one card. Default: the device
+        threads: Number of torch threads. Default: the number with which the run began.
+        device: Device: cpu or cuda. With several processes, each uses one GPU. Default: the device
             on which the run began.
         micro_batch: Samples to process at a time. Default: as before.
 
@@ -109,7 +112,7 @@ def resume(
     store.check_sources(progress.run, progress.options)
     run_config = config.parse(progress.config, f"checkpoint of {name}")
     if pretraining.is_pretraining(run_config):
-        raise CmpError(f"{name} is a pretraining: the same `cmpt pretrain` goes on with it")
+        raise CmpError(f"{name} is a pretraining; continue it with the same `cmpt pretrain`")
     execution, keep, board = launch.take_launch(options)
     device = shared.recorded_device(progress.machine, device)
     with processes.init_distributed(device) as local_device:
@@ -117,13 +120,13 @@ def resume(
         resolved = resolve_run(run_config)
         if resolved.id != progress.run:
             raise CmpError(
-                f"{name} was begun with other data, other starting weights or another version of "
-                "this package; `cmpt run` begins it anew"
+                f"{name} began with other data, other starting weights or another version of this "
+                "package; use `cmpt run` to start again"
             )
         if processes.rank() == 0:
             words = [f"{key} {value}" for key, value in sorted(options.items())]
             words = ", ".join([f"{torch.get_num_threads()} thread(s)", *words])
-            typer.echo(f"{name} goes on: {local_device}, {words}")
+            typer.echo(f"{name} continues: {local_device}, {words}")
         compute_run(resolved, local_device, execution, keep, board)
 
 
@@ -140,12 +143,12 @@ def evaluate(
     """Score a model zero-shot on every dataset, with standard errors over concepts.
 
     Args:
-        model: Name of an embedded model, or of any model of open_clip; or hf-hub:ORG/NAME, or
-            local-dir:FOLDER, a folder as open_clip writes it.
-        start: Weights to score: annealed or unannealed, of an embedded model; a pretrained tag of
-            open_clip, the path of a file, or random. Default: annealed; of a hub or a folder, its
-            own.
-        weights: Score this file, of open_clip or of a run. Default: the base.
+        model: An embedded or open_clip model, hf-hub:ORG/NAME, or local-dir:FOLDER for a folder in
+            open_clip's format.
+        start: Weights to score: annealed or unannealed for an embedded model; otherwise a
+            pretrained tag of open_clip, the path of a file, or random. Default: annealed, or the
+            weights of the hub or folder.
+        weights: File of weights to score, from open_clip or a run. Default: the base.
         split: Images to score: test, or validation for choosing settings.
         device: Device: cpu or cuda. Default: cpu for embedded models, otherwise cuda.
 
@@ -156,7 +159,7 @@ def evaluate(
     forecast.check_device(device := models.default_device(model, device))
     start = start or (models.HUB if models.is_hub(model) else config.Model().start)
     if weights and not weights.is_file():  # a pipe may never end
-        raise CmpError(f"--weights {weights}: there is no such regular file")
+        raise CmpError(f"--weights {weights}: no such regular file")
     if weights:
         network = models.load_from_file(model, weights)
     else:
@@ -175,7 +178,7 @@ def evaluate(
         error = shared.score_text(scores.aggregate(key)[1]) if key in evaluation.ROLES else ""
         rows.append((key, "", "", shared.score_text(summary.get(key)), error, "", "", ""))
     columns = ("dataset", "role", "metric", "score", "s.e.", "chance", "n", "ways")
-    title = f"{model}, {weights or f'{start} base {seed}'}, {split}, in per cent"
+    title = f"{model}, {weights or f'{start} base {seed}'}, {split}, in percent"
     shared.print_table(columns, rows, title)
 
 
@@ -184,19 +187,18 @@ def export(
     out: shared.OutFile,
     to: Literal["open_clip", "hf", "transformers", "onnx"] = "open_clip",
 ) -> None:
-    """Write a run's final weights, or a model of a hub, in a format that other libraries load.
+    """Export a run's final weights, or a model from a hub, for other libraries.
 
-    Of a run that is not finished, the model after its last finished task is written. What is
-    written for transformers and as ONNX is compared with the network, and stays only if the
-    features are equal.
+    For an unfinished run, the model after its last finished task is exported. Exports for
+    transformers and ONNX are compared with the network, and kept only if the features are equal.
 
     Args:
-        model: Id of a run, or its first digits; or a model with its weights: hf-hub:ORG/NAME, or a
-            folder as open_clip or `--to hf` writes it.
+        model: Id of a run or its first digits, or a model with weights: hf-hub:ORG/NAME, or a
+            folder written by open_clip or `--to hf`.
         out: File to write, NAME.safetensors, for open_clip; otherwise a folder.
-        to: Format: open_clip; hf, a folder of the Hugging Face hub with a model card, which
-            open_clip loads; transformers, for CLIPModel and SiglipModel; or onnx, a file for
-            pictures and one for texts.
+        to: Format: open_clip; hf, a folder for the Hugging Face hub with a model card, which
+            open_clip loads; transformers, for CLIPModel and SiglipModel; or onnx, one file for
+            images and one for texts.
 
     Example:
         cmpt export 3f2a -o new.safetensors
@@ -216,25 +218,28 @@ def export(
         write_export(name, network, out, to)
     elif to == "hf":
         if found is None:
-            words = f"a model card is made of a run, and {name!r} is none"
+            words = f"a model card describes a run, and {name!r} is not a run"
             raise CmpError(f"--to hf: {words}; give the id of a run, or choose another format")
         hub.write_hub_folder(found, network, load_data(found.config.data), out)
         loading = f'open_clip.create_model_from_pretrained("local-dir:{out}")'
         typer.echo(f"written: {out}\nmodel, preprocess = {loading}")
     else:
         if out.suffix != ".safetensors":
-            raise CmpError(f"{out}: name it FILE.safetensors: open_clip tells the format by that")
+            raise CmpError(
+                f"{out}: use a name that ends in .safetensors, since open_clip recognises the "
+                "format by it"
+            )
         with atomic_file(out) as partial:
             models.export_weights(network, partial)
         typer.echo(f"written: {out}\n{loading_code(name, network, out)}")
     if name in models.family_names() and to not in EXPORTERS:
-        typer.echo("open_clip knows that name once cmp.embedded.models is imported")
+        typer.echo("import cmp.embedded.models first, so that open_clip knows this model")
     for sentence in hub.served_otherwise(found) if found else ():
         typer.echo(f"note: {sentence}")
 
 
 def report_unfinished(run: store.StoredRun) -> None:
-    """Say so if a run that is exported has not come to its end."""
+    """Print a note if an exported run is not finished."""
     done = run.metrics["task"].max()
     if done < (tasks := run.config.stream.tasks):
         words = f"is not finished: this is its model after {done} of {tasks} tasks"
@@ -242,31 +247,32 @@ def report_unfinished(run: store.StoredRun) -> None:
 
 
 def write_export(name: str, network: models.Network, out: Path, to: str) -> None:
-    """Write a network in a format that is checked, and print how to load it and what it lacks."""
+    """Export a network in a format that is checked, and print how to load it and what is
+    missing."""
     written = EXPORTERS[to](name, network, out)
     image, text = written.differences
     typer.echo(f"written: {out}\n{written.loading}")
-    words = f"differ from the network's by at most {image:.1g} (pictures) and {text:.1g} (texts)"
+    words = f"differ from the network's by at most {image:.1g} (images) and {text:.1g} (texts)"
     typer.echo(f"checked: features {words}")
     for sentence in written.notes:
         typer.echo(f"note: {sentence}")
 
 
 def loading_code(name: str, model: models.Network, file: Path) -> str:
-    """Return the lines of Python by which open_clip loads exported weights, and prepares images."""
+    """Return Python code with which open_clip loads exported weights and prepares images."""
     call = f"model, _, preprocess = open_clip.create_model_and_transforms({name!r}, "
     if models.is_hub(name):
         return f"{call}load_weights=False)\nopen_clip.load_checkpoint(model, {str(file)!r})"
     usual, own = (asdict(how) for how in (Preprocessing(), models.preprocessing(model)))
-    keys = ("mean", "std", "interpolation", "resize_mode")  # others there is no argument for
+    keys = ("mean", "std", "interpolation", "resize_mode")  # the only ones with arguments
     changes = [f", image_{key}={own[key]!r}" for key in keys if own[key] != usual[key]]
     return f"{call}pretrained={str(file)!r}{''.join(changes)})"
 
 
 def progress_observer(bar: tqdm, batch: int, stop_after: int | None = None) -> Observer:
-    """Return an observer that moves a progress bar; every 20th step it shows how many pictures of
-    batches of that size are seen in a second, and a loss of at most 40 steps before, so that no
-    step waits for a card. After `stop_after` tasks it asks the run to stop."""
+    """Return an observer that updates a progress bar. Every 20 steps it shows the images per second
+    at this batch size and a loss at most 40 steps old, so that no step waits for a GPU. After
+    `stop_after` tasks, it asks the run to stop."""
     losses: list[Callable[[], torch.Tensor]] = []
 
     def step(task: int, step: int, result: StepResult, network: torch.nn.Module) -> None:
@@ -276,23 +282,23 @@ def progress_observer(bar: tqdm, batch: int, stop_after: int | None = None) -> O
             if len(losses) > 1:
                 about = bar.format_dict
                 speed = about["rate"] or (bar.n - bar.initial) / about["elapsed"]
-                words = f"{speed * batch:,.0f} pictures/s, loss {losses.pop(0)():.3f}"
+                words = f"{speed * batch:,.0f} images/s, loss {losses.pop(0)():.3f}"
                 bar.set_postfix_str(words)
 
     def after_task(done: int, scores: evaluation.Scores) -> None:
         words = ", ".join(f"{key} {value:.1f}" for key, value in scores.summary().items())
         bar.write(f"{f'after update {done}' if done else 'before the stream'}: {words}")
         if done == stop_after:
-            signal.raise_signal(signal.SIGINT)  # which saves the state and ends the run
+            signal.raise_signal(signal.SIGINT)  # saves the state and ends the run
 
-    def resumed(steps: int) -> None:  # steps done before say nothing about the speed now
+    def resumed(steps: int) -> None:  # earlier steps do not count for the speed
         bar.n, bar.initial = bar.n + steps, bar.initial + steps
 
     return Observer(step, after_task, resumed)
 
 
 def read_config(what: str, settings: list[str]) -> config.RunConfig:
-    """Return the config of a profile or a YAML file, with key=value settings on top."""
+    """Return the config of a profile or a YAML file, changed by key=value settings."""
     return config.parse(config.override(read_settings(what), settings), what)
 
 
@@ -304,13 +310,13 @@ def compute_run(
     board: Path | None,
     stop_after: int | None = None,
 ) -> None:
-    """Compute a run, from its last checkpoint on, or look it up, and print its scores.
+    """Compute or load a run, and print its scores.
 
-    Of several processes the first alone prints.
+    With several processes, only the first prints.
     """
     is_first = processes.rank() == 0
     if (is_kept := launch.is_kept(run.id, keep_weights)) and is_first:
-        typer.echo("this run is stored; nothing to compute")
+        typer.echo("this run is already stored; nothing to compute")
     with tqdm(total=run.steps, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
         observer = progress_observer(bar, run.config.training.batch, stop_after)
         stored = launch.compute(
@@ -321,10 +327,11 @@ def compute_run(
 
 
 def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConfig) -> None:
-    """Print what a run would do and on what, computing nothing; exit with 1 if it cannot start."""
+    """Print what a run would do without computing anything; exit with status 1 if it cannot
+    start."""
     for key, value in run_config.changes().items():
         typer.echo(f"{key}: {value}")
-    typer.echo("Other keys have their defaults (`cmpt results show` prints all of them later).")
+    typer.echo("Other keys have their defaults (`cmpt results show` prints all keys later).")
     checks = preflight.check_run(run_config, device, execution)
     has_data = checks[0].state == preflight.PRESENT
     corpus = preflight.load_run_data(run_config) if has_data else None
@@ -338,16 +345,16 @@ def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConf
         passes = ", ".join(f"{number:.1f}" for number in report["passes"])
         typer.echo(f"images of each update: {', '.join(map(str, report['images']))}")
         typer.echo(f"times that an image is seen in its own update: {passes}")
-        typer.echo(f"images that are replayed from the pool: {len(pools[0].pretraining)}")
+        typer.echo(f"images replayed from the pool: {len(pools[0].pretraining)}")
         for line in preflight.missing_images(run_config.data):
             typer.echo(line)
     report_checks(checks)
     if corpus is None or not identity.has_start(run_config):
-        return typer.echo("run: its id is known once the weights that it starts from are here")
+        return typer.echo("run: its id is known once its starting weights are on this machine")
     make_train_state(run_config, corpus, execution=replace(execution, compile_towers=False))
     run_id = identity.run_id_of(run_config, corpus)
     saved = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
-    state = "goes on from its last checkpoint" if saved else "to be computed"
+    state = "continues from its last checkpoint" if saved else "to be computed"
     typer.echo(f"run {run_id[:SHORT_ID]}: {'stored' if store.is_stored(run_id) else state}")
 
 
@@ -357,12 +364,12 @@ def report_checks(checks: list[preflight.Check]) -> None:
         typer.echo(f"{check.what:10}{check.state:10}{check.sentence}")
     bad = [x.what for x in checks if x.state in (preflight.MISSING, preflight.DAMAGED)]
     if bad:
-        typer.echo(f"This cannot start. Not here, damaged or too small: {', '.join(bad)}.")
+        typer.echo(f"This cannot start. Missing, damaged or too small: {', '.join(bad)}.")
         raise typer.Exit(1)
 
 
 def print_config(run_config: config.RunConfig) -> None:
-    """Print a config, a line per key."""
+    """Print a config, one line per key."""
     for key, value in config.flat_keys(run_config.to_dict()):
         typer.echo(f"{key}: {value}")
 

@@ -1,6 +1,7 @@
-"""What commands share: options, help from docstrings, tables, and access to the book's package.
+"""Shared parts of commands: options, help from docstrings, tables, and access to the book's
+package.
 
-This module imports nothing heavy, so that `cmpt --help` is quick.
+This module has no heavy imports, so that `cmpt --help` is fast.
 """
 
 import copy
@@ -20,7 +21,7 @@ import typer
 from cmp.errors import CmpError
 
 Positive = Annotated[int, typer.Option(min=1)]
-Threads = Annotated[int, typer.Option(min=1, max=1024)]  # libraries of threads crash at more
+Threads = Annotated[int, typer.Option(min=1, max=1024)]  # thread libraries crash with more
 Batch = Annotated[int | None, typer.Option(min=2, max=2**20)]
 OptionalPositive = Annotated[int | None, typer.Option(min=1)]
 NotNegative = Annotated[int, typer.Option(min=0)]
@@ -33,39 +34,39 @@ OutFile = Annotated[Path, typer.Option("--out", "-o")]
 DESCRIPTIONS = {
     "settings": "Config keys to change, such as schedule.peak=0.0005.",
     "run_id": "Id of a run, or its first digits.",
-    "threads": "Number of torch threads. Another number changes the last bits of results.",
-    "device": "Device: cpu or cuda. Each of several processes takes one card. Default: cpu for "
+    "threads": "Number of torch threads. It affects the last bits of results.",
+    "device": "Device: cpu or cuda. With several processes, each uses one GPU. Default: cpu for "
     "embedded models, otherwise cuda.",
-    "micro_batch": "Samples to process at a time, if a whole batch exceeds the memory. "
+    "micro_batch": "Samples to process at a time, if a whole batch does not fit in memory. "
     "Default: the whole batch.",
-    "checkpoint_activations": "Recompute activations: less memory, about a third more time.",
-    "compile": "Compile both towers with torch, on a card. The first steps take about a minute.",
-    "keep_weights": "Store the final weights also of an embedded model, for `cmpt export`.",
+    "checkpoint_activations": "Recompute activations: less memory, but about a third more time.",
+    "compile": "Compile both towers with torch, on a GPU. The first steps take about a minute.",
+    "keep_weights": "Also store the final weights of an embedded model, for `cmpt export`.",
     "dry_run": "Print the plan without computing anything.",
     "seed": "Number of the base model.",
     "data": "Source of the data: embedded, fomo, or a folder of manifests.",
 }
-"""Help of parameters that several commands have; a command's docstring may say otherwise."""
+"""Help for parameters of several commands; a command's docstring may override it."""
 
 ROLE_NAMES = {
     "pool": "pretraining pool",
     "substitute": "stand-in for the pool",
     "adapt": "adaptation (A_KA)",
     "eval": "retention (A_ZS)",
-    "transfer": "transfer (reported apart)",
+    "transfer": "transfer (reported separately)",
 }
-"""What tables call the roles of datasets, in their order."""
+"""The names of dataset roles in tables, in order."""
 
 
 def make_group(docstring: str, *functions: Callable[..., None]) -> typer.Typer:
-    """Make a group of commands.
+    """Return a group of commands.
 
     Args:
-        docstring: Of the group's module.
-        functions: The commands, called as the functions are, but for an underscore at the end.
+        docstring: The docstring of the group's module.
+        functions: The commands, named like the functions, without an underscore at the end.
 
     Returns:
-        The group, whose help is that of the docstrings.
+        The group, with help from the docstrings.
     """
     group = typer.Typer(no_args_is_help=True, help=split_docstring(docstring)[0])
     for function in functions:
@@ -74,9 +75,9 @@ def make_group(docstring: str, *functions: Callable[..., None]) -> typer.Typer:
 
 
 def take_help(function: Callable) -> str:
-    """Turn a function's parameters into options and arguments that its docstring describes.
+    """Turn a function's parameters into options and arguments, with help from its docstring.
 
-    A parameter without a default is an argument; one that is False by default is a flag.
+    A parameter without a default becomes an argument, and one with the default False a flag.
 
     Returns:
         The docstring's text, with its example.
@@ -95,7 +96,8 @@ def take_help(function: Callable) -> str:
 
 
 def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
-    """Return the text of a Google docstring, with its example, and what it says of parameters."""
+    """Return the text of a Google docstring, with its example, and the descriptions of
+    parameters."""
     text, sections = _split_sections(docstring)
     if "Example" in sections:
         text += f"\n\nExample: {sections['Example']}"
@@ -103,7 +105,8 @@ def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
 
 
 def describe_names(docstring: str, section: str) -> dict[str, str]:
-    """Return what a section of a Google docstring, "Args" or "Attributes", says of each name."""
+    """Return the description of each name in a section, "Args" or "Attributes", of a Google
+    docstring."""
     lines = _split_sections(docstring)[1].get(section, "")
     descriptions = re.findall(r"^(\w+): (.*(?:\n .*)*)", lines, re.M)
     return {name: " ".join(words.split()) for name, words in descriptions}
@@ -115,18 +118,18 @@ def _split_sections(docstring: str) -> tuple[str, dict[str, str]]:
 
 
 def check_out(out: Path) -> None:
-    """Raise `CmpError` if there is no folder for a file or folder that is to be written."""
+    """Raise `CmpError` if the folder for an output does not exist."""
     if not out.parent.is_dir():
-        raise CmpError(f"--out {out}: there is no folder {out.parent}; make it first")
+        raise CmpError(f"--out {out}: the folder {out.parent} does not exist; create it first")
 
 
 def recorded_device(machine: Mapping[str, Any], device: str | None) -> str:
-    """Return the device that was given, or the kind that a machine's record names."""
+    """Return the given device, or by default the kind of device in a machine's record."""
     return device or ("cpu" if machine.get("device") == "cpu" else "cuda")
 
 
 def import_lab(name: str) -> ModuleType:
-    """Import a module of the book's package, which is in a checkout of the project only.
+    """Import a module of the book's package, which exists only in a checkout of the project.
 
     Args:
         name: The module within `lab`, such as "figures".
@@ -147,11 +150,11 @@ def import_lab(name: str) -> ModuleType:
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object] | None], title: str | None = None
 ) -> None:
-    """Print a table that fits 80 characters without cutting a number.
+    """Print a table that fits into 80 characters, without truncating numbers.
 
     Args:
-        columns: Headers. Columns of numbers are aligned right.
-        rows: The cells, text or numbers; None draws a line.
+        columns: The headers. Columns of numbers are right-aligned.
+        rows: The cells, as text or numbers; None draws a line.
         title: The heading.
     """
     from rich import box, console, table
@@ -168,12 +171,12 @@ def print_table(
 
 
 def score_text(score: float | None) -> str:
-    """Return a score with one decimal; a dash where there is none, None or NaN."""
+    """Return a score with one decimal, or a dash for None or NaN."""
     return "-" if score is None or math.isnan(score) else f"{score:.1f}"
 
 
 def _cell(value: object) -> str:
-    """Return a cell's text: four digits of a number, all of a large one."""
+    """Return a cell as text: numbers with four digits, or all digits of large ones."""
     if isinstance(value, float) and abs(value) < 1000:
         return f"{value:.4g}"
     return f"{value:,.0f}" if isinstance(value, int | float) else str(value)

@@ -55,20 +55,20 @@ def make(
     data: str = "embedded",
     threads: shared.Threads = 2,
 ) -> None:
-    """Measure classes with a base model, for orders.
+    """Measure class statistics with a base model, for orders.
 
-    Of each class: accuracy, loss, alignment, frequency, year and embedding.
+    They are accuracy, loss, alignment, frequency, year and embedding of each class.
 
     Args:
         name: Name of the table, for the key stream.traits.
-        model: Name of the model whose base measures.
-        counts: A .csv file of class,count with the number of texts that name each class. Default:
-            counts from the pool's captions.
+        model: Name of the model whose base is used.
+        counts: A .csv file with columns class,count: the number of texts that name each class.
+            Default: counts from the pool's captions.
 
     Example:
         cmpt stream make mine --model small --seed 0
     """
-    statistics.new_statistics_path(name)  # refused before the work, and not after
+    statistics.new_statistics_path(name)  # fails before the work, not after
     torch.set_num_threads(threads)
     corpus, section = load_data(data), config.parse({"model": {"name": model}}).model
     known = None if counts is None else read_counts(counts)
@@ -78,7 +78,7 @@ def make(
 
 
 def read_counts(path: Path) -> dict[str, int]:
-    """Return how often a corpus names each class, from a CSV file of `class` and `count`."""
+    """Return how often a text corpus names each class, from a CSV file with `class` and `count`."""
     with explain_errors(f"{path}: expected the columns class,count", "", LookupError):
         table = pd.read_csv(StringIO(read_text(path)), keep_default_na=False)
         return {str(name): int(count) for name, count in table[["class", "count"]].to_numpy()}
@@ -101,10 +101,10 @@ def import_(file: Path, name: str, tasks: shared.Positive = 20) -> None:
     datasets = len({entry.partition("+++")[0] for entry in order})
     typer.echo(f"{len(order)} classes of {datasets} datasets: {path}")
     if tasks > len(order):
-        return typer.echo(f"too few for {tasks} tasks; set stream.tasks to {len(order)} at most")
+        return typer.echo(f"too few for {tasks} tasks; set stream.tasks to at most {len(order)}")
     sizes = Counter(len(block) for block in streams.cut_into_tasks(order, tasks))
     words = ", ".join(f"{count} of {size}" for size, count in sizes.items())
-    typer.echo(f"cut into {tasks} tasks: {words}")
+    typer.echo(f"split into {tasks} tasks: {words}")
 
 
 app = shared.make_group(__doc__, show, make, import_)

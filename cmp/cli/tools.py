@@ -1,4 +1,4 @@
-"""`cmpt merge`, `plan`, `doctor`, `pretrain` and `bench`: tools around a run."""
+"""The commands `merge`, `plan`, `doctor`, `pretrain` and `bench`, which support runs."""
 
 import itertools
 import tempfile
@@ -39,29 +39,29 @@ def merge(
 ) -> None:
     """Merge safetensors files into one, tensor by tensor.
 
-    The metadata of the new file name the files that it was merged from. With --try, nothing is
-    written: the merge is made with each value, and scored on the validation images of --data.
+    The metadata of the new file name the merged files. With --try, nothing is written: merges with
+    each value are scored on the validation images of --data.
 
     Args:
         rule: Merge rule: interpolation, slerp, task-arithmetic, lines, model-stock, magmax, random,
             ties, dare, dare-ties, breadcrumbs, breadcrumbs-ties, opcm, tsv, or a rule of a plugin.
-            opcm decomposes each matrix once per model, tsv once more: of two ViT-B/16, about a
-            minute or two on one core; all others take seconds.
+            opcm decomposes each matrix once per model, and tsv once more: one or two minutes for
+            two ViT-B/16 on one core. All others take seconds.
         models: Safetensors files to merge, newest first.
         out: File to write.
-        base: Weights from which the models were trained, for rules on task vectors.
+        base: Weights that the models were trained from, for rules on task vectors.
         weights: Weight of each model, such as 0.7,0.3. Default: equal weights.
         scale: Factor of the merged task vector. Default: that of the rule.
         density: Fraction of a task vector's entries to keep, 0 to 1. Default: 0.3.
         outliers: Fraction of the largest entries to drop, 0 to 1. Default: 0.01.
         alpha: Factor of the first block, for rule lines. Default: 0.5.
         beta: Increase of the factor from the first to the last block, for rule lines. Default: 0.5.
-        protect: Leading directions of earlier models that later ones may not change, for rule opcm,
-            as a fraction of the sum of singular values. Default: 0.5.
-        seed: Seed of rules that draw at random.
+        protect: Leading directions of earlier models that later ones must not change, for rule
+            opcm, as a fraction of the sum of singular values. Default: 0.5.
+        seed: Seed for rules with random draws.
         candidates: Values of a setting to compare, such as density=0.1,0.3, or
             weight=0.1,0.25,0.5 for the weight of the newest model; repeat for combinations.
-        model: Network of the files, for --try: an embedded model, or any model of open_clip.
+        model: Network of the files, for --try: an embedded or open_clip model.
         data: Data to score on, for --try: embedded, fomo, or a folder of manifests.
         device: Device for scoring: cpu or cuda. Default: cpu for embedded models, otherwise cuda.
 
@@ -70,7 +70,7 @@ def merge(
     """
     if bool(candidates) == bool(out):
         raise CmpError(
-            "give either -o FILE, to write a merge, or --try KEY=VALUES, to compare some"
+            "give either -o FILE to write a merge or --try KEY=VALUES to compare settings"
         )
     torch.set_num_threads(threads)
     settings = {"scale": scale, "density": density, "outliers": outliers, "alpha": alpha,
@@ -79,7 +79,7 @@ def merge(
     given |= {"weights": parse_weights(weights), "draw": (seed,)}
     if out is None:
         if model is None:
-            raise CmpError("--try: name the network of the files with --model, such as small")
+            raise CmpError("--try: give the network of the files with --model, such as small")
         try_settings(rule, models, base, given, candidates or [], model, data, device)
         return
     shared.check_out(out)
@@ -99,17 +99,17 @@ def try_settings(
     data: str,
     device: str | None,
 ) -> None:
-    """Score merges with each combination of some settings on validation images, in a table.
+    """Score merges with each combination of settings on validation images, and print a table.
 
     Args:
         rule: The rule.
-        paths: The files to merge, newest first, which are scored, too.
-        base: Weights from which they were trained.
-        given: Settings that all merges share.
-        candidates: Values to compare, "key=value,value", of one key each.
+        paths: The files to merge, newest first. They are also scored.
+        base: The weights that they were trained from.
+        given: The settings shared by all merges.
+        candidates: The values to compare, as "key=value,value" for one key each.
         model: The network of the files.
         data: The data to score on.
-        device: Where to score.
+        device: The device for scoring.
 
     Raises:
         CmpError: A candidate cannot be read, or the rule does not take it.
@@ -119,7 +119,7 @@ def try_settings(
 
     option, trials = get_option("merge_rule", rule), candidate_settings(candidates, len(paths))
     merged_bytes([*paths, *([base] if base else [])])
-    for trial in trials.values():  # before anything is computed
+    for trial in trials.values():  # before computing anything
         make_options(option, len(paths), **given | trial)
     device, corpus, rows = models.default_device(model, device), load_data(data), []
 
@@ -153,15 +153,15 @@ def try_settings(
 
 
 def candidate_settings(candidates: Sequence[str], count: int) -> dict[str, dict[str, Any]]:
-    """Return the settings of each combination of candidates, by what a table calls it.
+    """Return the settings of each combination of candidates, by its label in the table.
 
     Args:
-        candidates: "key=value,value" of one key each; "weight" is the newest model's, and the
-            others share the rest.
-        count: How many models are merged.
+        candidates: "key=value,value" for one key each. "weight" is that of the newest model, and
+            the others share the rest.
+        count: The number of models to merge.
 
     Raises:
-        CmpError: A candidate is not of this form.
+        CmpError: A candidate does not have this form.
     """
     choices = []
     for text in candidates:
@@ -182,15 +182,15 @@ def candidate_settings(candidates: Sequence[str], count: int) -> dict[str, dict[
 
 
 def merged_bytes(paths: Sequence[Path]) -> int:
-    """Return how many bytes a merge reads and writes; raise `CmpError` for a missing file."""
+    """Return how many bytes a merge reads and writes; raise `CmpError` if a file is missing."""
     if missing := [path for path in paths if not path.is_file()]:  # a pipe may never end
-        raise CmpError(f"{missing[0]}: cannot be read: there is no such regular file")
+        raise CmpError(f"{missing[0]}: cannot be read: no such regular file")
     sizes = [path.stat().st_size for path in paths]
     return sum(sizes) + sizes[0]
 
 
 def parse_weights(text: str | None) -> list[float] | None:
-    """Return the numbers of `--weights`; raise `CmpError` where they are none."""
+    """Return the numbers in `--weights`; raise `CmpError` if they are not numbers."""
     try:
         return text and [float(number) for number in text.split(",")]
     except ValueError as error:
@@ -213,11 +213,11 @@ def plan(
 ) -> None:
     """Plan a run for your model, data and compute, and print it as a file for `cmpt run`.
 
-    Comments in the file give its costs, the scores of similar runs, and the reasons.
+    Comments in the file give costs, scores of similar runs, and reasons.
 
     Args:
-        model: Name of an embedded model, or of any model of open_clip; or hf-hub:ORG/NAME, or
-            local-dir:FOLDER, a folder as open_clip writes it.
+        model: An embedded or open_clip model, hf-hub:ORG/NAME, or local-dir:FOLDER for a folder in
+            open_clip's format.
         updates: Number of updates.
         images: Mean number of images per update. Default: that of the benchmark.
         gpu_hours: Compute budget for training all updates, in hours on the device. Give this or
@@ -228,10 +228,10 @@ def plan(
         new: What is new in the updates: both (names and looks), or names, which adds a note.
         pool: Fraction of the pretraining data, or of your own pool, to replay, 0 to 1. Default: 0.5
             for embedded models, otherwise 1.
-        other_pool: There are only public data to replay, and no pretraining data.
+        other_pool: Only public data are available for replay, and no pretraining data.
         buffer: Number of images of earlier updates that can be stored. Default: all.
-        start: Weights to begin with: a pretrained tag of open_clip, or the path of a file. Default:
-            those of the paper, or the first that open_clip lists; of a hub or a folder, its own.
+        start: Starting weights: a pretrained tag of open_clip, or the path of a file. Default:
+            those of the paper, the first that open_clip lists, or those of the hub or folder.
 
     Example:
         cmpt plan --model ViT-B-16 --gpu-hours 8 --updates 20
@@ -252,12 +252,12 @@ def doctor(
     micro_batch: shared.OptionalPositive = None,
     checkpoint_activations: bool = False,
 ) -> None:
-    """Check the set-up, and with --profile everything that a run needs.
+    """Check the setup, and with --profile everything that a run needs.
 
     The exit status is 1 if anything is missing or damaged.
 
     Args:
-        profile: quick, cpu, gpu, or a file of settings, NAME.yaml. Default: the set-up alone.
+        profile: quick, cpu, gpu, or a file of settings, NAME.yaml. Default: only check the setup.
 
     Example:
         cmpt doctor --profile gpu
@@ -285,7 +285,7 @@ def pretrain(
     out: Path | None = None,
     threads: shared.Threads = 1,
 ) -> None:
-    """Pretrain a base model on the pool, and compare it with the one that ships.
+    """Pretrain a base model on the pool, and compare it with the shipped one.
 
     The annealed and the unannealed weights are written, each with a model card. The exit status is
     1 if a score differs from the shipped model's by more than the tolerance.
@@ -332,15 +332,15 @@ def bench(
 ) -> None:
     """Measure the speed of alternatives, and write the result to a JSON file.
 
-    The alternatives run in turn within this process. Each number is the median over rounds, with
-    the range from 10 to 90% of the rounds.
+    The alternatives run in turn in this process. Each number is the median over rounds, with the 10
+    to 90% range.
 
     Args:
         name: Benchmark: step, pieces, loop, evaluate, checkpoint, study, merge, data, gpu or
             trace.
         model: Name of a model; repeat for more. Default: the models of the benchmark.
         rounds: Number of times that each alternative runs.
-        batch: Samples per step, at least 2. Default: 128; 64 for bench-mid, 512 for ViT-B-16.
+        batch: Samples per step, at least 2. Default: 128; 64 for bench-mid; 512 for ViT-B-16.
 
     Example:
         cmpt bench step --model small

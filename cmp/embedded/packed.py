@@ -1,4 +1,4 @@
-"""Packed datasets: memory-mapped images and a table on disk, written whole or not at all."""
+"""Write and read packed datasets: memory-mapped images and a table, written atomically."""
 
 import functools
 import hashlib
@@ -23,30 +23,30 @@ from cmp.values import STRICT
 
 SAMPLE_COLUMNS = {"split": str, "label": str, "group": str, "source": str, "captions": list}
 """Column of a dataset's table -> type. `group` is what an image shows (an emoji's codepoint, shared
-by all its drawings), by which standard errors are clustered; `source` its identity in its package;
-`captions` the texts that training draws from."""
+by all its drawings), used to cluster standard errors. `source` identifies an image in its package.
+Training draws from the texts in `captions`."""
 FRESH_SHARE = 0.2
-"""Part of the pool that no base learned from."""
+"""Fraction of the pool that no base was trained on."""
 
 
 Samples = tuple[Sequence[np.ndarray] | np.ndarray, list[tuple]]
-"""What a recipe makes: images, uint8 [4, 32, 32] each, RGBA with straight alpha; and in their order
-tuples with the values of `SAMPLE_COLUMNS`."""
+"""The result of a recipe: images, each uint8 [4, 32, 32], RGBA with straight alpha; and in the same
+order, tuples with the values of `SAMPLE_COLUMNS`."""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
 class StoreHeader:
-    """What `store.json` says of the files beside it.
+    """The content of `store.json`, which describes the files beside it.
 
     Attributes:
-        format: The layout, `STORE_FORMAT`.
+        format: The version of the layout, `STORE_FORMAT`.
         fingerprint: What the store was made from, see `manifest.store_fingerprint`.
-        images_sha256: Hex digest of the pixels.
-        table_sha256: Hex digest of the table's content, which runs are known by; it is computed
+        images_sha256: The hex digest of the pixels.
+        table_sha256: The hex digest of the table's content, which is part of run ids and computed
             again at each start.
-        classes: Class names in the order of labels.
-        file_sha256: Hex digest of the table's file, which is not parsed if it is another one:
-            damage there can end the process.
+        classes: The class names in the order of labels.
+        file_sha256: The hex digest of the table's file. A file with another digest is not parsed,
+            since damage can crash the process.
     """
 
     format: int
@@ -62,7 +62,7 @@ class PackedDataset(NamedTuple):
 
     Attributes:
         dataset: The manifest.
-        header: What the store says of itself.
+        header: The content of `store.json`.
         images: uint8 [N, 4, 32, 32], memory-mapped.
         table: One row per image, see `SAMPLE_COLUMNS`.
     """
@@ -73,7 +73,7 @@ class PackedDataset(NamedTuple):
     table: pd.DataFrame
 
     def data_hash(self) -> str:
-        """Return a sha256 that stands for the pixels and the table."""
+        """Return a sha256 that covers the pixels and the table."""
         content = self.header.images_sha256 + self.header.table_sha256
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -83,13 +83,13 @@ def load_embedded() -> Corpus:
     """Return the embedded benchmark.
 
     Raises:
-        CmpError: If a dataset is not built or damaged.
+        CmpError: If a dataset is not built, or damaged.
     """
     return join_packed([read_packed(dataset) for dataset in manifest.embedded_manifests().values()])
 
 
 def join_packed(datasets: list[PackedDataset]) -> Corpus:
-    """Put packed datasets side by side.
+    """Join packed datasets into a corpus.
 
     Args:
         datasets: The datasets, in the order of the corpus.
@@ -105,8 +105,8 @@ def join_packed(datasets: list[PackedDataset]) -> Corpus:
 
 
 def splits_of(packed: PackedDataset) -> pd.Series:
-    """Return each image's split. A fifth of the pool is "fresh": no base learned from it, so that
-    it can be replayed as more of the same data."""
+    """Return each image's split. A fifth of the pool is "fresh": no base was trained on it, so it
+    can be replayed as additional data of the same kind."""
     name, split = packed.dataset.name, packed.table["split"]
     if packed.dataset.role != "pool":
         return split
@@ -115,21 +115,22 @@ def splits_of(packed: PackedDataset) -> pd.Series:
 
 
 def write_packed(dataset: manifest.Dataset, samples: Samples) -> None:
-    """Write a dataset to disk, whole or not at all.
+    """Write a dataset to disk atomically.
 
     Args:
         dataset: The manifest.
-        samples: What its recipe made.
+        samples: The result of its recipe.
 
     Raises:
-        CmpError: If the counts are not the manifest's, or if the disk refuses.
+        CmpError: If the counts are not the manifest's, or writing fails.
     """
     images = np.ascontiguousarray(samples[0])
     table = pd.DataFrame(samples[1], columns=list(SAMPLE_COLUMNS))
     counts, expected = count_images(table), dataset.counts.model_dump()
     if counts != expected:
         raise CmpError(
-            f"{dataset.name}.yaml: counts: the recipe made {counts}, the manifest says {expected}"
+            f"{dataset.name}.yaml: counts: the recipe gives {counts}, but the manifest says "
+            f"{expected}"
         )
     with atomic_folder(manifest.store_path(dataset.name)) as folder:
         np.save(folder / "images.npy", images)
@@ -150,7 +151,7 @@ def _table_digest(table: pd.DataFrame) -> str:
 
 
 def is_intact(dataset: manifest.Dataset) -> bool:
-    """Return whether a dataset is built and can be read; every byte of the images is looked at.
+    """Return whether a dataset is built and can be read, checking every byte of the images.
 
     Args:
         dataset: The manifest.
@@ -173,23 +174,24 @@ def read_packed(dataset: manifest.Dataset) -> PackedDataset:
     folder, remedy = manifest.store_path(dataset.name), f"run `cmpt data build {dataset.name}`"
     if not manifest.is_built(dataset):
         raise CmpError(
-            f"{folder}: the dataset {dataset.name!r} is not built, or from another manifest; "
-            f"run `cmpt data build`, or `cmpt data build {dataset.name}` for it alone"
+            f"{folder}: the dataset {dataset.name!r} is not built, or was built from another "
+            f"manifest; run `cmpt data build`, or `cmpt data build {dataset.name}` for this "
+            "dataset only"
         )
     errors = (TypeError, MemoryError, OverflowError, TokenError)
     with explain_errors(f"{folder}: damaged", f"; {remedy}", *errors):
         header = parse_record((folder / "store.json").read_text(), StoreHeader)
         if header.file_sha256 != file_digest(folder / "samples.parquet"):
-            raise ValueError("samples.parquet is not what was written")
+            raise ValueError("samples.parquet is damaged")
         images = np.lib.format.open_memmap(folder / "images.npy", mode="r")  # refuses pickles
         table = read_table(folder / "samples.parquet", SAMPLE_COLUMNS)
     if images.shape != (len(table), 4, IMAGE_SIZE, IMAGE_SIZE) or images.dtype != np.uint8:
-        raise CmpError(f"{folder}: images.npy and samples.parquet disagree; {remedy}")
+        raise CmpError(f"{folder}: images.npy and samples.parquet do not match; {remedy}")
     for name, content, written in (
         ("images.npy", hashlib.sha256(images).hexdigest(), header.images_sha256),
         ("samples.parquet", _table_digest(table), header.table_sha256),
         ("store.json", sorted(table["label"].unique()), header.classes),
     ):
         if content != written:
-            raise CmpError(f"{folder}: {name} is not what was written; {remedy}")
+            raise CmpError(f"{folder}: {name} is damaged; {remedy}")
     return PackedDataset(dataset, header, images, table)

@@ -1,4 +1,4 @@
-"""Contact sheets of a dataset's images."""
+"""Draw contact sheets of a dataset's images."""
 
 from pathlib import Path
 
@@ -14,7 +14,8 @@ SHEET_COUNT, SHEET_COLUMNS, SHEET_ZOOM, LABEL_HEIGHT, SHEET_GAP = 64, 8, 4, 12, 
 
 
 def contact_sheet(packed: PackedDataset, path: Path) -> None:
-    """Write random images of a dataset with their labels, four times enlarged over white.
+    """Write a sheet of random images of a dataset with their labels, enlarged four times over
+    white.
 
     Args:
         packed: The dataset.

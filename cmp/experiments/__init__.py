@@ -1,1 +1,1 @@
-"""Studies: grids of runs, computed once and stored, and what their results say."""
+"""Compute studies, which are grids of runs, and evaluate their results."""

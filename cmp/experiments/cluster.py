@@ -1,8 +1,9 @@
-"""Runs as Ray tasks, on one machine or a cluster; Ray is an extra: `pip install "ray>=2.40,<3"`.
+"""Compute runs as Ray tasks on one machine or a cluster. Ray is an extra:
+`pip install "ray>=2.40,<3"`.
 
-Each node computes in its own build folder, where `cmpt data build` has been called (or which all
-nodes share), and hands the finished run back to the process that started it, which stores it; with
-its final weights, if it keeps them.
+Each node computes in its own build folder, where `cmpt data build` must have been run (or which all
+nodes share). It returns the finished run, with final weights if they are kept, to the process that
+started it, which stores the run.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from cmp.runs import identity, launch, store
 from cmp.runs.checkpoints import StopRequest
 
 STOP_SECONDS = 20
-"""Seconds that runs are given to finish their step and save, once a stop was requested."""
+"""Seconds that runs have to finish their step and save after a stop is requested."""
 
 
 def run_on_ray(
@@ -36,30 +37,30 @@ def run_on_ray(
     finished: Callable[[RunConfig], None],
     stop: StopRequest,
 ) -> workers.Failures:
-    """Compute runs on the Ray cluster that `RAY_ADDRESS` names, or on this machine without one.
+    """Compute runs on the Ray cluster at `RAY_ADDRESS`, or on this machine if it is not set.
 
-    A run takes one core, and a GPU where `device` is one. A run whose node or worker is lost starts
-    again elsewhere, from its checkpoint where the nodes share a build folder.
+    A run takes one core, and one GPU if `device` is "cuda". If its node or worker is lost, a run
+    restarts elsewhere, from its checkpoint if the nodes share a build folder.
 
     Args:
-        todo: The runs.
-        jobs: How many are computed at a time.
+        todo: The runs to compute.
+        jobs: The number of runs at a time.
         device: "cpu" or "cuda".
         finished: Called with each run that did not fail.
-        stop: Whether a signal came.
+        stop: Records whether a signal was received.
 
     Returns:
-        Why runs failed.
+        The reasons why runs failed.
 
     Raises:
-        CmpError: Ray is not installed, or no cluster can be reached.
-        Interrupted: A signal came; the runs are saved.
+        CmpError: Ray is not installed, or the cluster cannot be reached.
+        Interrupted: A signal was received; the runs are saved.
     """
     with _connected(jobs) as ray:
         task, references = _ray_task(ray, device), set()
 
         def start(run_config: RunConfig) -> Any:
-            # without the weights the node, too, is asked for them, and says what is missing
+            # without the weights, the node looks for them and says what is missing
             reference = task.remote(identity.known_id(run_config), run_config, device)
             references.add(reference)
             return reference
@@ -72,7 +73,7 @@ def run_on_ray(
         try:
             return workers.compute_all(todo, jobs, start, wait, finished, stop)
         except Interrupted:
-            # they save themselves, as on SIGINT; first to stop are those that would start otherwise
+            # they save themselves, as on SIGINT; stop waiting tasks first, or they would start
             waiting = list(references)
             for reference in reversed(waiting):
                 ray.cancel(reference)
@@ -82,31 +83,33 @@ def run_on_ray(
 
 @contextlib.contextmanager
 def _connected(jobs: int) -> Iterator[ModuleType]:
-    """Yield Ray, connected; a cluster that is started here ends here."""
+    """Connect to Ray and yield it; a cluster that is started here is also stopped here."""
     address, handler = os.environ.get("RAY_ADDRESS"), signal.getsignal(signal.SIGTERM)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if not address:  # the only way to 127.0.0.1; Ray reads it when it is imported
+    if not address:  # needed for 127.0.0.1; Ray reads it on import
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError as error:
-        raise CmpError('backend ray: Ray is not installed; `pip install "ray>=2.40,<3"`') from error
+        raise CmpError(
+            'backend ray: Ray is not installed; run `pip install "ray>=2.40,<3"`'
+        ) from error
     if ray.is_initialized():
         yield ray
         return
     options = {} if address else {"num_cpus": jobs, "include_dashboard": False}
     try:
         host, _, port = (address or "").removeprefix("ray://").rpartition(":")
-        if port.isdecimal():  # an error where nothing answers; Ray itself would try for minutes
+        if port.isdecimal():  # fail if nothing answers; Ray would retry for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-    except SystemExit as error:  # how Ray ends at SIGTERM
+    except SystemExit as error:  # Ray's reaction to SIGTERM
         raise Interrupted("stopped before a run began", signal.SIGTERM) from error
-    except Exception as error:  # Ray raises all kinds, plain `Exception` too
+    except Exception as error:  # Ray raises all kinds of errors
         message = f"backend ray: {address or 'a local cluster'}: {first_line(error)}"
         raise CmpError(message) from error
     finally:
-        if signal.getsignal(signal.SIGTERM) is not handler:  # Ray took it over
+        if signal.getsignal(signal.SIGTERM) is not handler:  # Ray replaced it
             signal.signal(signal.SIGTERM, handler)
     try:
         yield ray
@@ -117,7 +120,7 @@ def _connected(jobs: int) -> Iterator[ModuleType]:
 def _ray_task(ray: ModuleType, device: str) -> Any:
     """Return `_compute_on_node` as a Ray task.
 
-    Ray's own retries are off: they have no end for a run that is larger than the memory.
+    Ray's own retries are off, since they never end for a run that exceeds the memory.
     """
     gpus = 0 if device == "cpu" else 1
     if gpus > ray.cluster_resources().get("GPU", 0):
@@ -130,17 +133,17 @@ def _ray_task(ray: ModuleType, device: str) -> Any:
 
 
 def _outcome(ray: ModuleType, reference: Any) -> workers.Outcome:
-    """Store a task's run, or return why there is none, or what became of its node or worker."""
+    """Store a task's run, or return why it failed or how its node or worker was lost."""
     try:
         result = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:  # `_compute_on_node` could not even be called
+    except ray.exceptions.RayTaskError as error:  # `_compute_on_node` could not be called
         return workers.failure_reason(error.cause or error)
-    except ray.exceptions.RayError as error:  # whose text has pages of advice
+    except ray.exceptions.RayError as error:  # its message has pages of advice
         return workers.LostRun(f"lost {workers.ATTEMPTS} times, last time: {first_line(error)}")
     if isinstance(result, str):
         return result
     run, model = result
-    if not store.is_stored(run.id):  # by the worker, in a shared build folder
+    if not store.is_stored(run.id):  # else the worker did, in a shared build folder
         store.save_run(run, model)
     return None
 
@@ -148,13 +151,15 @@ def _outcome(ray: ModuleType, reference: Any) -> workers.Outcome:
 def _compute_on_node(
     run_id: str, run_config: RunConfig, device: str
 ) -> tuple[store.StoredRun, Network | None] | str:
-    """Return a run with its final network, None if it is not kept; or why it failed."""
+    """Return a run with its final network (None if it is not kept), or why it failed."""
     torch.set_num_threads(1)
     try:
         workers.load_plugins()
         store.fetch_start(run_config)
         if identity.run_id_of(run_config) != run_id:
-            raise CmpError(f"node {platform.node()}: other data, bases or version of cmp than here")
+            raise CmpError(
+                f"node {platform.node()}: its data, bases or version of cmp differ from those here"
+            )
         run = launch.run_one(run_config, device=device, wait=True)
         return run, store.final_model(run) if launch.is_kept(run.id, weights=True) else None
     except (Exception, Interrupted) as error:

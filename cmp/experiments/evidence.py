@@ -1,4 +1,5 @@
-"""What the published studies say of a plan: where runs like it ended, and what each choice does."""
+"""Find evidence for a plan in the published studies: scores of similar runs, and effects of
+choices."""
 
 import functools
 from collections.abc import Callable
@@ -15,29 +16,29 @@ from cmp.project import book_folder
 
 CHOICES_FILE = book_folder() / "choices.yaml"
 SIZES = ("stream.tasks", "training.steps", "training.budget", "training.batch")
-"""Keys that say how much is trained; all others but seeds and scoring say how."""
+"""Keys for how much is trained. All others except seeds and evaluation are for how."""
 SLACK = 1.1
-"""Factor by which a plan may lie beyond the smallest and largest stored runs and be inside."""
+"""Factor by which a plan may exceed the range of stored runs and still count as inside."""
 SHARES = ("mixture.pretraining", "mixture.update", "mixture.buffer")
-"""Three keys that count as one choice."""
+"""Three keys that count as a single choice."""
 MAX_DIFFERENCES = 2
-"""Choices in which the nearest stored setting may differ and still stand for a plan."""
-SIGNS = {1: "+", -1: "−", 0: "no difference that is seen"}
+"""Number of choices in which the nearest stored setting may differ from a plan."""
+SIGNS = {1: "+", -1: "−", 0: "no detectable difference"}
 UNSEEN = "not decided yet"
-"""What is said in place of a sign where there is no interval."""
+"""The text used instead of a sign if there is no interval."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the stored setting ended that is nearest to a plan.
+    """The final scores of the stored setting nearest to a plan.
 
     Attributes:
-        study: Its study.
-        setting: Its name.
-        scores: A row per aggregate: `mean`, `low` and `high` (a t-interval over bases, NaN where
-            there is none yet), and all in `words`.
-        n: Number of streams.
-        differs: The choices in which the plan differs, in words.
+        study: The study of the setting.
+        setting: The name of the setting.
+        scores: One row per aggregate: `mean`, `low` and `high` (a t-interval over bases, NaN if
+            there is none yet), and `words`, a text with all of them.
+        n: The number of streams.
+        differs: The choices in which the plan differs, as text.
     """
 
     study: str
@@ -49,12 +50,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Published runs.
+    """The published runs.
 
     Attributes:
-        trajectory: Of all studies, see `cmp.experiments.scores.study_trajectory`; a setting is
-            called study/setting.
-        runs: The config of one replicate, by study/setting.
+        trajectory: The trajectories of all studies, see `cmp.experiments.scores.study_trajectory`,
+            with settings named study/setting.
+        runs: The config of one replicate of each study/setting.
     """
 
     trajectory: pd.DataFrame
@@ -62,19 +63,19 @@ class Evidence:
 
     @functools.cached_property
     def differences(self) -> Callable[[str, str], dict[str, scores.Estimate]]:
-        """A function of two settings that returns the first minus the second, by aggregate, as
-        `cmp.experiments.scores.paired_differences` does. It computes each pair once."""
+        """A function of two settings that returns the first minus the second, by aggregate, like
+        `cmp.experiments.scores.paired_differences`, and caches the result."""
         return functools.cache(functools.partial(scores.paired_differences, self.trajectory))
 
     def outside(self, run: config.RunConfig, full_steps: float) -> str:
-        """Return why stored runs say nothing of a run of this size; empty if they do.
+        """Return why stored runs are no evidence for a run of this size, or "" if they are.
 
         Args:
             run: The run.
-            full_steps: What an update of it costs, in steps of full fine-tuning.
+            full_steps: The cost of an update of the run, in steps of full fine-tuning.
         """
         if not self.runs:
-            return "no study is published here, so effects and advice are left out"
+            return "no studies are published here, so effects and advice are left out"
         similar = [each for each in self.runs.values() if each.model.name == run.model.name]
         if not similar:
             return f"no study has runs of {run.model.name}"
@@ -87,24 +88,26 @@ class Evidence:
             low, high = min(stored), max(stored)
             if not low / SLACK <= own <= high * SLACK:
                 span = f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
-                return f"stored runs of {run.model.name} have {span} {words}, this one {own:,.0f}"
+                return (
+                    f"stored runs of {run.model.name} have {span} {words}, and this one {own:,.0f}"
+                )
         return ""
 
     def nearest(self, run: config.RunConfig, full_steps: float) -> Place | None:
-        """Return where the stored setting ended that is most like a run.
+        """Return the final scores of the stored setting most similar to a run.
 
-        Settings are compared by their choices first, then by their size.
+        Settings are compared first by their choices and then by their size.
 
         Args:
             run: The run.
-            full_steps: What an update of it costs, in steps of full fine-tuning.
+            full_steps: The cost of an update of the run, in steps of full fine-tuning.
 
         Returns:
-            None if every setting differs in more than `MAX_DIFFERENCES` choices.
+            The place, or None if every setting differs in more than `MAX_DIFFERENCES` choices.
         """
         own, samples, candidates = training_choices(run), _full_samples(run, full_steps), []
         for name, stored in self.runs.items():
-            if stored.model.name == run.model.name and stored.stream.tasks > 1:  # not joint
+            if stored.model.name == run.model.name and stored.stream.tasks > 1:  # no joint
                 other = training_choices(stored)
                 keys = [key for key in sorted(own) if own[key] != other[key]]
                 distance = abs(np.log(_full_samples(stored) / samples))
@@ -126,7 +129,8 @@ class Evidence:
 
 
 def training_choices(run: config.RunConfig) -> dict[str, object]:
-    """Return how a run trains, by dotted key: all but its model, sizes, seeds and scoring."""
+    """Return how a run trains, by dotted key: everything except its model, sizes, seeds and
+    evaluation."""
     ignored = ("seeds.", "evaluation.", "model.name", *SIZES)
     leaves = config.flat_keys(run.to_dict())
     return {key: value for key, value in leaves if not key.startswith(ignored)}
@@ -134,14 +138,14 @@ def training_choices(run: config.RunConfig) -> dict[str, object]:
 
 def _full_samples(run: config.RunConfig, full_steps: float | None = None) -> float:
     """Return the samples of full fine-tuning that a run's compute buys."""
-    if full_steps is None:  # `budget` is in multiples of full fine-tuning's cost
+    if full_steps is None:  # `budget` is in multiples of the cost of full fine-tuning
         full_steps = run.training.steps * (run.training.budget or 1.0)
     return run.stream.tasks * full_steps * run.training.batch
 
 
 def gather_evidence() -> Evidence:
-    """Return what is published at this moment, which may be nothing; files are read again only if
-    one has changed."""
+    """Return the currently published runs, possibly none. Files are read again only if one has
+    changed."""
     files = sorted(results.RESULTS.glob("*.parquet"))
     return _gather(tuple((file.stem, file.stat().st_mtime_ns) for file in files))
 
@@ -160,14 +164,14 @@ def _gather(stamps: tuple[tuple[str, int], ...]) -> Evidence:
 
 @checked_dataclass(frozen=True, config=values.STRICT)
 class Choice:
-    """A contrast of published settings that shows what a choice does.
+    """A contrast of published settings that shows the effect of a choice.
 
     Attributes:
-        words: The choice.
+        words: The choice as text.
         setting: The setting that makes the choice, as study/setting.
         against: The setting that it is compared with.
-        fact: The fact of a plan in which the choice arises, see `plan_facts`.
-        reason: What is said of a rejected choice beside its numbers.
+        fact: The fact of a plan for which the choice is relevant, see `plan_facts`.
+        reason: The text on a rejected choice, besides its numbers.
     """
 
     words: str
@@ -179,20 +183,20 @@ class Choice:
 
 @functools.cache
 def load_choices() -> dict[str, tuple[Choice, ...]]:
-    """Return what a plan may choose ("chosen") and reject ("rejected").
+    """Return the choices that a plan may make ("chosen") and reject ("rejected").
 
     Raises:
-        CmpError: The file is missing or not well-formed.
+        CmpError: The file is missing or invalid.
     """
     return check_record(read_yaml(CHOICES_FILE), dict[str, tuple[Choice, ...]], f"{CHOICES_FILE}: ")
 
 
 def plan_facts(run: config.RunConfig, other_pool: bool) -> dict[str, bool]:
-    """Return whether the facts that choices depend on hold of a plan.
+    """Return which of the facts that choices depend on hold for a plan.
 
     Args:
         run: The planned run.
-        other_pool: Whether public data would stand in for the pretraining data.
+        other_pool: Whether public data replace the pretraining data.
     """
     mixture, merging, has_pool = run.mixture, run.merging, run.mixture.pretraining > 0
     is_ema, tenth = merging.policy == "ema", merging.weight == 0.1
@@ -215,17 +219,17 @@ def plan_facts(run: config.RunConfig, other_pool: bool) -> dict[str, bool]:
 def effects_of(
     choices: tuple[Choice, ...], facts: dict[str, bool], known: Evidence, numbers: bool
 ) -> pd.DataFrame:
-    """Return what those choices that arise in a plan did in the stored runs.
+    """Return the effects, in stored runs, of the choices that are relevant for a plan.
 
     Args:
-        choices: Of `load_choices`.
-        facts: The plan's, see `plan_facts`.
-        known: The published runs; a choice of a setting that is not published is left out.
-        numbers: Whether the stored runs are of the plan's size; otherwise signs are given alone.
+        choices: The choices from `load_choices`.
+        facts: The facts of the plan, see `plan_facts`.
+        known: The published runs. Choices with unpublished settings are left out.
+        numbers: Whether stored runs have the size of the plan; otherwise only signs are given.
 
     Returns:
-        A row per choice: what it holds, the difference in each aggregate in words, `study`, and
-        `size`, the magnitude of that in the geometric mean.
+        One row per choice: its fields, the difference in each aggregate as text, `study`, and
+        `size`, the magnitude of the difference in the geometric mean.
     """
     rows = []
     for choice in choices:
@@ -240,7 +244,7 @@ def effects_of(
 
 
 def describe_difference(change: scores.Estimate, numbers: bool) -> str:
-    """Return a difference in words: with its interval, or its sign alone."""
+    """Return a difference as text, with its interval or only its sign."""
     if numbers:
         return change.in_words()
     if np.isnan(change.half):

@@ -1,4 +1,4 @@
-"""How long runs will take, from stored runs, from a few steps measured now, or from FLOPs."""
+"""Forecast how long runs take, from stored runs, from a few measured steps, or from FLOPs."""
 
 import dataclasses
 import functools
@@ -25,21 +25,22 @@ from cmp.training import StepResult, create_optimizer, make_train_state, train_t
 
 GIGA = 1e9
 USABLE_MEMORY = 0.9
-"""The part of a device's memory that a step may take."""
+"""Fraction of a device's memory that a step may use."""
 COPIES = 2
-"""Networks that EMA-Merge keeps beside the one that trains; see `cmp.merging.policies`."""
+"""Copies of the network that EMA-Merge keeps besides the trained one; see
+`cmp.merging.policies`."""
 SAVES = 3
-"""Checkpoints on the disk at once: the last two, and the next while it is written."""
+"""Checkpoints on the disk at a time: the last two, and the next one while it is written."""
 
 
 class Device(NamedTuple):
-    """A device as the forecasts assume it.
+    """The assumed properties of a device.
 
     Attributes:
-        peak: FLOP/s of dense products in bf16, by its maker.
-        utilisation: The part of the peak that training reaches.
-        memory: Bytes.
-        about: Where the numbers come from.
+        peak: FLOP/s of dense bf16 products, as stated by its maker.
+        utilisation: The fraction of the peak that training reaches.
+        memory: The memory in bytes.
+        about: The source of the numbers.
     """
 
     peak: float
@@ -49,26 +50,27 @@ class Device(NamedTuple):
 
     @property
     def speed(self) -> float:
-        """FLOP/s that training is assumed to reach."""
+        """The FLOP/s that training is assumed to reach."""
         return self.peak * self.utilisation
 
 
 _CSV = pd.read_csv(Path(__file__).with_name("devices.csv"), index_col="name")
 DEVICES = {row[0]: Device(*row[1:]) for row in _CSV.itertuples()}
-"""By name. 40% of an H100 is 4e14 FLOP/s, at which the paper states its budget in hours."""
+"""Devices by name. 40% of an H100 is 4e14 FLOP/s, the rate for which the paper states its budget in
+hours."""
 
 ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
 UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
 MEASURED_STEPS = 4
-"""Steps that are measured where no such run is stored; the first is not counted."""
+"""Steps to measure if no such run is stored; the first is not counted."""
 
 _IRRELEVANT = ("model.start", "stream.", "mixture.", "schedule.", "optimizer.", "seeds.")
 _IRRELEVANT += ("method.strength", "merging.weight")
-"""Keys that do not move the time of a step."""
+"""Keys that do not affect the time of a step."""
 
 
 def check_device(device: str) -> None:
-    """Raise `CmpError` if torch cannot compute on a device, such as "cuda" without a card."""
+    """Raise `CmpError` if torch cannot use a device, such as "cuda" without a GPU."""
     models.check_device_name(device)
     try:
         torch.zeros(1, device=device)
@@ -84,13 +86,13 @@ def training_flops(run_config: RunConfig) -> float:
 
 
 def device_name(device: str) -> str:
-    """Return what a run's provenance calls a device: "cpu", or the card's name."""
+    """Return the name of a device in a run's provenance: "cpu", or the name of the GPU."""
     return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def device_facts(device: str) -> Device:
-    """Return what is assumed of a device: of a core, or of the card that has its name; of a card
-    that is not listed what is assumed of an H100."""
+    """Return the assumed properties of a device: a core, or the GPU of this name. An unlisted GPU
+    is treated as an H100."""
     if device == "cpu":
         return DEVICES["core"]
     name = device_name(device).lower().replace(" ", "-")
@@ -98,29 +100,29 @@ def device_facts(device: str) -> Device:
 
 
 def forecast_sentence(run_config: RunConfig, device: str = "cuda") -> str:
-    """Return how long a run's training may take on a device, or on an H100 in place of a card that
-    is not here; nothing is measured."""
+    """Return how long a run's training may take on a device, without measuring. A missing GPU is
+    replaced by an H100."""
     is_here = device == "cpu" or torch.cuda.is_available()
     facts = device_facts(device) if is_here else DEVICES["h100"]
     return (
-        f"about {round_time(training_flops(run_config) / facts.speed)} of training, an estimate "
-        f"from FLOPs ({facts.about}); reading images and evaluations come on top"
+        f"about {round_time(training_flops(run_config) / facts.speed)} of training, estimated "
+        f"from FLOPs ({facts.about}), plus time for reading images and evaluations"
     )
 
 
 def round_time(seconds: float) -> str:
-    """Return the nearest of a ladder of round times, by ratio: "20 s", "2 min"."""
+    """Return a time rounded, by ratio, to a scale of round times such as "20 s" and "2 min"."""
     ladder = {f"{step} {unit}": step * size for unit, size in UNITS.items() for step in ROUND_TIMES}
     return min(ladder, key=lambda words: abs(math.log(ladder[words] / max(seconds, 0.1))))
 
 
 def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[float]:
-    """Return the forecast of each run, in seconds of one core, or of a device that is no CPU.
+    """Return the forecast of each run, in seconds of one core or of a GPU.
 
-    It comes from stored runs of the same kind. Where there are none, a few steps of an embedded
-    model are measured; of another model they would take minutes, so FLOPs have to do.
+    It is based on stored runs of the same kind. If there are none, a few steps of an embedded model
+    are measured. For other models, measuring would take minutes, so FLOPs are used.
     """
-    if not configs:  # the whole store need not be read
+    if not configs:  # no need to read the store
         return []
     seconds, families = _stored_step_seconds(device), models.family_names()
     for run_config in configs:
@@ -131,7 +133,8 @@ def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[floa
 
 
 def _timing_key(run_config: RunConfig) -> str:
-    """Return what the time of a step depends on, evaluations shared out, as text."""
+    """Return everything that the time of a step depends on, including its share of evaluations, as
+    text."""
     changes = run_config.changes().items()
     relevant = {key: value for key, value in changes if not key.startswith(_IRRELEVANT)}
     return json.dumps([run_config.stream.tasks, relevant], sort_keys=True)
@@ -143,7 +146,7 @@ def _stored_step_seconds(device: str) -> dict[str, float]:
     for run_id in store.stored_ids():
         try:
             record, run_config = store.load_record(run_id)
-        except CmpError:  # damaged or of an older format: it says nothing about time
+        except CmpError:  # damaged, or in an older format
             continue
         provenance = record.provenance
         if provenance["threads"] == 1 and provenance.get("device") == device_name(device):
@@ -153,17 +156,18 @@ def _stored_step_seconds(device: str) -> dict[str, float]:
 
 
 def _estimate_step(run_config: RunConfig, device: str) -> float:
-    """Return the seconds of a step by its FLOPs; nothing is computed, and scoring comes on top."""
+    """Return the seconds of a step estimated from its FLOPs, without evaluations."""
     return training_flops(run_config) / device_facts(device).speed / budgets.total_steps(run_config)
 
 
 def _measure_step(run_config: RunConfig, device: str) -> float:
-    """Return the seconds per step of a run on one thread, all else shared out over its steps.
+    """Return the seconds per step of a run on one thread, including each step's share of everything
+    else.
 
-    A few steps and one evaluation of each size are measured; random weights take as long as any.
+    A few steps and one evaluation of each size are measured, with random weights.
     """
     name, precision = run_config.model.name, run_config.training.precision
-    # on one thread the processor's own time, which other processes do not prolong
+    # on one thread, use CPU time, which other processes do not affect
     clock = time.process_time if device == "cpu" else time.perf_counter
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -185,7 +189,8 @@ def _measure_step(run_config: RunConfig, device: str) -> float:
 def _step_seconds(
     run_config: RunConfig, model: torch.nn.Module, device: str, clock: Callable[[], float]
 ) -> tuple[float, float]:
-    """Return the seconds of a step of the last task, and of the method's work at a task's end."""
+    """Return the seconds of a step of the last task, and of the method's work at the end of a
+    task."""
     open_ended = {"budget": None, "passes": None, "task_steps": ()}
     training = dataclasses.replace(run_config.training, steps=MEASURED_STEPS, **open_ended)
     short = dataclasses.replace(run_config, training=training)
@@ -202,8 +207,7 @@ def _step_seconds(
 
 
 def memory_account(name: str, batch: int, method: Method) -> dict[str, int]:
-    """Return the bytes of a training step in fp32 by what they hold, see
-    `cmp.budgets.memory_account`."""
+    """Return the bytes of a training step in fp32 by purpose, see `cmp.budgets.memory_account`."""
     return _cached_account(name, batch, method, get_option("method", method.name))
 
 
@@ -214,7 +218,7 @@ def _cached_account(name: str, batch: int, method: Method, option: Option) -> di
 
 
 def checkpoint_bytes(run: RunConfig) -> int:
-    """Return the bytes of a run's checkpoints on the disk; any merge is taken for EMA-Merge."""
+    """Return the bytes of a run's checkpoints on the disk, treating every merge as EMA-Merge."""
     parts = memory_account(run.model.name, run.training.batch, run.method)
     copies = 1 + COPIES * (run.merging.policy != "none")
     return SAVES * (copies * parts["weights"] + parts["optimizer"])
@@ -223,8 +227,8 @@ def checkpoint_bytes(run: RunConfig) -> int:
 def step_memory(run: RunConfig) -> float:
     """Return the bytes at the peak of a run's step.
 
-    In bf16, what is kept for the backward pass takes half of fp32: ViT-B-16 at batch 512 then comes
-    to 46.9 GB, and Table 4 has 46.6.
+    In bf16, activations take half the bytes of fp32. ViT-B-16 at batch 512 then takes 46.9 GB;
+    Table 4 says 46.6.
     """
     parts = memory_account(run.model.name, run.training.batch, run.method)
     saved = parts["activations"] / 2 if run.training.precision == "bf16" else 0.0
@@ -232,7 +236,7 @@ def step_memory(run: RunConfig) -> float:
 
 
 def measured_memory(run_config: RunConfig) -> float:
-    """Return the bytes at the peak of two fp32 steps on this machine's CUDA card."""
+    """Return the peak bytes of two fp32 steps on this machine's GPU."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     name, size = run_config.model.name, run_config.training.batch

@@ -1,7 +1,7 @@
-"""The guidelines: what the paper found, what this book measured, and so what to do.
+"""Combine what the paper found and what this book measured into guidelines.
 
-`book/advice.yaml` states the paper's finding and the advice; what was measured is read from the
-published studies, so that another result is another text.
+`book/advice.yaml` states the paper's finding and the advice. Measurements are read from the
+published studies, so the text follows the results.
 """
 
 import functools
@@ -29,15 +29,15 @@ UNTUNED = "Rates were tuned for the book's network alone; the others took the sa
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Network:
-    """A technique on a network.
+    """A technique applied to a network.
 
     Attributes:
         network: The network.
-        technique: What is tried on it, in words.
+        technique: The technique, as text.
         study: The study.
-        setting: Its setting.
-        front: Plain fine-tuning of that network at a few peaks, whose front the gain is from; the
-            book's own front where empty.
+        setting: The setting in the study.
+        front: Plain fine-tuning of that network at a few peaks, for the front of the gain; if
+            empty, the book's own front.
     """
 
     network: Text
@@ -52,13 +52,13 @@ class Guideline:
     """A guideline of the paper.
 
     Attributes:
-        name: As claims name it, see `cmp.experiments.verdicts.Claim`.
+        name: The name used by claims, see `cmp.experiments.verdicts.Claim`.
         paper: What the paper found.
-        scale: At which scale.
+        scale: The scale of the paper's experiments.
         advice: What to do.
-        follows: Whose evidence the advice rests on: "both", or "paper" alone.
-        open: What would have to be measured to know more.
-        networks: Techniques on networks, the book's own first.
+        follows: The evidence for the advice: "both", or only "paper".
+        open: What remains to be measured.
+        networks: Techniques on networks, starting with the book's own.
     """
 
     name: Text
@@ -72,20 +72,20 @@ class Guideline:
 
 @functools.cache
 def load_guidelines() -> dict[str, Guideline]:
-    """Return the guidelines by name; raise `CmpError` that names the key at fault."""
+    """Return the guidelines by name; raise `CmpError` that names an invalid key."""
     guidelines = check_record(read_yaml(ADVICE), dict[str, tuple[Guideline, ...]], f"{ADVICE}: ")
     return {each.name: each for each in guidelines.get("guidelines", ())}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the published studies say of a guideline.
+    """The results of the published studies on a guideline.
 
     Attributes:
-        sentences: A sentence per primary claim.
-        networks: A sentence per technique and network, as the guideline lists them.
-        disagrees: Whether a decided claim of the paper's came out other than it has it, or the sign
-            of a technique's gain differs between networks where it is above a point.
+        sentences: One sentence per primary claim.
+        networks: One sentence per technique and network, in the guideline's order.
+        disagrees: Whether a decided claim contradicts the paper, or the gain of a technique, if
+            above a point, differs in sign between networks.
     """
 
     sentences: tuple[str, ...]
@@ -94,7 +94,7 @@ class Measured:
 
 
 def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
-    """Return what was measured.
+    """Return the measurements for a guideline.
 
     Args:
         guideline: The guideline.
@@ -116,8 +116,8 @@ def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
 
 
 def _measure_network(network: Network) -> tuple[str, bool | None]:
-    """Return what a technique keeps on a network, in words, and whether that is positive; None
-    where it is not measured, not yet by all streams, or no more than a point."""
+    """Return the gain of a technique on a network as text, and whether it is positive. The latter
+    is None if the gain is not measured, lacks streams, or is at most a point."""
     if network.front:
         front = FrontOf(network.study, network.front, local=True, least=MIN_SIGN)
     else:
@@ -135,7 +135,7 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
 
 
 def guideline_box(name: str) -> dict[str, tuple[str, ...]]:
-    """Return the rows of a guideline's box: `ROWS` -> paragraphs."""
+    """Return the rows of a guideline's box, `ROWS` -> paragraphs."""
     guideline = load_guidelines()[name]
     measured = measure_guideline(guideline, judged_claims())
     follows_paper = guideline.follows == "paper" or measured.disagrees
@@ -150,7 +150,7 @@ def guideline_box(name: str) -> dict[str, tuple[str, ...]]:
 
 
 def judged_claims() -> pd.DataFrame:
-    """Return the verdicts of the book's claims, read again only if a result has changed."""
+    """Return the verdicts on the book's claims, recomputed only if a result has changed."""
     stamps = [(path.name, path.stat().st_mtime_ns) for path in results.RESULTS.glob("*.parquet")]
     return _judged(tuple(sorted(stamps)))
 

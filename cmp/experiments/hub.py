@@ -1,7 +1,7 @@
-"""A run's model as a folder for the Hugging Face hub, in the layout that open_clip writes.
+"""Write a run's model as a folder for the Hugging Face hub, in open_clip's layout.
 
-`open_clip.create_model_from_pretrained("local-dir:FOLDER")` loads it, and from the hub
-"hf-hub:ORG/NAME" once the folder is uploaded. The model card is made of what is stored of the run.
+`open_clip.create_model_from_pretrained` loads it as "local-dir:FOLDER", or as "hf-hub:ORG/NAME"
+once the folder is uploaded. The model card is made from the stored run.
 """
 
 import json
@@ -21,22 +21,22 @@ from cmp.runs import store
 WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
 CARD_FILE = "README.md"
 CARD = read_yaml(Path(__file__).with_name("model_card.yaml"))["card"]
-"""The card with places for values, in Markdown."""
+"""The template of the card in Markdown."""
 
 
 def write_hub_folder(
     run: store.StoredRun, model: models.Network, corpus: Corpus, folder: Path
 ) -> None:
-    """Write a run's model, its config and its card, whole or not at all.
+    """Write a run's model, its config and its card atomically.
 
     Args:
         run: The run.
-        model: Its model, see `cmp.runs.store.find_model`.
-        corpus: Its data, for their licences.
-        folder: The folder; one that holds nothing but these three files is replaced.
+        model: The run's model, see `cmp.runs.store.find_model`.
+        corpus: The run's data, for their licences.
+        folder: The folder. It is replaced if it contains nothing but these three files.
 
     Raises:
-        CmpError: The folder holds other files, or the disk refuses.
+        CmpError: The folder contains other files, or cannot be written.
     """
     check_held_files(folder, {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE})
     about = {
@@ -51,17 +51,16 @@ def write_hub_folder(
 
 
 def served_otherwise(run: store.StoredRun) -> list[str]:
-    """Say which pictures of a run's data open_clip's own transform sees in another way.
+    """Report images of a run's data that open_clip's own transform reads differently.
 
     Args:
-        run: The run, whose provenance counts those pictures.
+        run: The run; its provenance counts these images.
     """
     sentences = notes.served_otherwise(run.provenance.get("pictures", {}))
     if run.config.model.name in models.family_names():
         sentences.append(
-            "what was transparent in embedded data lay over white in evaluation, while open_clip's "
-            "own transform drops the transparency: lay pictures over white before you give them to "
-            "it"
+            "transparent parts of embedded images were evaluated over white, but open_clip's own "
+            "transform drops the transparency: put images over white first"
         )
     return sentences
 
@@ -71,14 +70,14 @@ def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
 
     Args:
         run: The run.
-        corpus: Its data.
-        folder: What the model's folder is called.
+        corpus: The run's data.
+        folder: The name of the model's folder.
     """
     about, scope = run.config, "full" if (run.metrics["scope"] == "full").any() else "subset"
     data = [(n, x.role, getattr(x, "licence", "unknown")) for n, x in corpus.datasets.items()]
     changes = [(key, str(value)) for key, value in about.changes().items()]
     name, tokenizer = about.model.name, f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")'
-    if name in models.family_names():  # whose networks and tokens are the package's own
+    if name in models.family_names():  # with the package's own networks and tokens
         tokenizer = "import cmp.embedded.models\n\n"
         tokenizer += f'tokenizer = cmp.models.tokenizer("{name}")'
     return CARD.format(
@@ -95,7 +94,7 @@ def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
 
 
 def _scores(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return the scores before and after the stream, a row per dataset and aggregate."""
+    """Return the scores before and after the stream, one row per dataset and aggregate."""
     ends = metrics[metrics["task"].isin([0, metrics["task"].max()])]
     columns = {0: "before", metrics["task"].max(): "after"}
     table = ends.pivot(index=["role", "dataset"], columns="task", values="score")

@@ -1,8 +1,8 @@
-"""The paper's Table 4, and tables of what methods and real models cost.
+"""The paper's Table 4, and tables of the costs of methods and real models.
 
-Table 4 is of ViT-B/16, batch 512, and 1.8e9 memory-adjusted GFLOPs over 20 tasks. The
-column that the paper heads "Per-Task GFlops" is of one step. EWC's holds 98 batches of Fisher
-information beside each step's own, though they are measured once per task.
+Table 4 is for ViT-B/16 with batch 512 and 1.8e9 memory-adjusted GFLOPs over 20 tasks. The column
+"Per-Task GFlops" is actually per step. For EWC, it charges 98 batches of Fisher information to each
+step, although they are measured once per task.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ class Table4Row(NamedTuple):
     """A row of Table 4.
 
     Attributes:
-        gflops: GFLOPs of a step.
-        memory: GB at the peak of a step.
+        gflops: The GFLOPs of a step.
+        memory: The GB at the peak of a step.
         multiplier: The memory multiplier as printed.
-        steps: Steps per task at T = 20.
-        method: The method that we compare with, as `cmpt budget --method` takes it.
+        steps: The steps per task at T = 20.
+        method: Our corresponding method, in the form of `cmpt budget --method`.
     """
 
     gflops: float
@@ -41,13 +41,14 @@ class Table4Row(NamedTuple):
 
 _CSV = pd.read_csv(Path(__file__).with_name("table4.csv"), index_col="label")
 TABLE4 = {row[0]: Table4Row(*row[1:]) for row in _CSV.itertuples()}
-"""By method. The row of full fine-tuning is that of ZS-, FT- and EMA-Merge too; GaLore has none."""
+"""Rows by method. The row of full fine-tuning also applies to ZS-, FT- and EMA-Merge. GaLore has no
+row."""
 
 
 def rule_steps(row: Table4Row, tasks: int = TABLE4_TASKS) -> int:
     """Return the steps per task of a row by the paper's rule.
 
-    They are rounded, and what comes at a task's end is charged to each of its steps.
+    They are rounded, and the cost at the end of a task is charged to each of its steps.
     """
     return round(TABLE4_TOTAL / (tasks * row.gflops * row.multiplier))
 
@@ -64,7 +65,7 @@ def table4_steps(run_config: config.RunConfig) -> int | None:
 
 
 def budget_charged_once(row: Table4Row) -> budgets.Budget:
-    """Return a row's budget from the paper's numbers, with a task's end charged once."""
+    """Return a row's budget from the paper's numbers, charging the end of a task once."""
     step = min(row.gflops, TABLE4["full"].gflops)
     end = FISHER_BATCHES * step if row.gflops > step else 0.0
     adjusted = (step * row.multiplier, end * row.multiplier)
@@ -74,15 +75,16 @@ def budget_charged_once(row: Table4Row) -> budgets.Budget:
 def model_catalogue(
     names: tuple[str, ...] = CATALOGUE_MODELS, total: float = TABLE4_TOTAL
 ) -> pd.DataFrame:
-    """Return what full fine-tuning of real models costs at the paper's batch, counted on shapes.
+    """Return the cost of full fine-tuning of real models at the paper's batch, computed from
+    shapes.
 
     Args:
-        names: open_clip's names.
+        names: The models' names in open_clip.
         total: A budget in GFLOPs.
 
     Returns:
-        A row per model: `parameters` (millions), `GFLOPs` per sample, forward and backward, `GB` at
-        the peak of a step in fp32, and the `steps` and `samples` that `total` buys.
+        One row per model: `parameters` (millions), `GFLOPs` per sample, forward and backward, `GB`
+        at the peak of a step in fp32, and the `steps` and `samples` that `total` buys.
     """
     rows, batch = {}, TABLE4_BATCH
     for name in names:
@@ -101,8 +103,8 @@ def method_cost(model: str, batch: int, text: str, measured: bool = False) -> bu
     Args:
         model: The network's name.
         batch: Samples per step.
-        text: The method as `cmpt budget --method` takes it, such as "lora,rank=64".
-        measured: Whether its memory is measured on this machine's CUDA card.
+        text: The method in the form of `cmpt budget --method`, such as "lora,rank=64".
+        measured: Whether to measure its memory on this machine's GPU.
     """
     tree = {"model": {"name": model, "start": "random"}, "training": {"batch": batch}}
     assignments = [f"method.{setting}" for setting in f"name={text}".split(",")]
@@ -119,21 +121,21 @@ def budget_table(
     measured: bool = False,
     refused: dict[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Return how many steps each method has for the cost of some steps of full fine-tuning.
+    """Return how many steps each method gets for the cost of a number of full fine-tuning steps.
 
     Args:
         model: The network's name.
         batch: Samples per step.
         full_steps: Steps of full fine-tuning per task that the budget pays for.
-        methods: As `method_cost` takes them.
-        measured: Whether memory is measured on this machine's CUDA card.
-        refused: Gets the reasons of methods that the network does not take, which are then left
-            out; None raises instead.
+        methods: The methods, in the form of `method_cost`.
+        measured: Whether to measure memory on this machine's GPU.
+        refused: Receives the reasons why methods do not work with the network, which are then left
+            out. If None, they raise an error.
 
     Returns:
-        A row per method: `GFLOPs` and `GB` of a step, `x full` (its memory over that of full
-        fine-tuning), `GMAFs` (memory-adjusted GFLOPs of a step), `at end` (of what comes once per
-        task), `steps` and `samples` per task.
+        One row per method: `GFLOPs` and `GB` of a step, `x full` (its memory relative to full
+        fine-tuning), `GMAFs` (memory-adjusted GFLOPs of a step), `at end` (GMAFs at the end of a
+        task), and `steps` and `samples` per task.
     """
     full, rows = method_cost(model, batch, "full", measured), {}
     for text in methods:

@@ -1,4 +1,4 @@
-"""`cmpt plan`: from what one has and wants to a run's file, its costs, and the reasons for it."""
+"""Plan a run (`cmpt plan`): turn a request into a file for `cmpt run`, with costs and reasons."""
 
 import bisect
 import textwrap
@@ -22,64 +22,66 @@ from cmp.files import read_yaml
 
 _WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))
 KEEP: dict[str, str] = _WORDS["keep"]
-"""What must be kept of the model's zero-shot knowledge."""
+"""How much of the model's zero-shot knowledge must be kept."""
 NEW: dict[str, str] = _WORDS["new"]
 """What is new in the updates."""
 PROBLEMS: dict[str, str] = _WORDS["problems"]
-"""Why no run can fulfil a request, where that takes more than a line."""
+"""Longer explanations of why no run can fulfil a request."""
 NOTES: dict[str, str] = _WORDS["notes"]
-"""What a reader of a plan must know, by the fact in which it arises, see `_notes`."""
+"""Notes for the reader of a plan, by the fact that they depend on, see `_notes`."""
 CLASSES, ARRIVING = 522, 6375
-"""The embedded stream: its classes, and the images of all its updates."""
+"""The classes of the embedded stream, and the images of all its updates."""
 FOMO = 1_760_000
-"""Images of all updates of FoMo-in-Flux."""
+"""The images of all updates of FoMo-in-Flux."""
 MANY_STEPS = 80
-"""From so many steps per update on, an average of embedded models takes half of each, else a
-quarter: on the validation side a half was the better at 160 steps and a quarter at 20 and 40,
-whatever the number of updates (studies `tuning-2` to `tuning-4`). Between, nothing was tuned."""
+"""From this many steps per update, an average of embedded models takes half of each update, and
+otherwise a quarter. On validation data, a half was better at 160 steps and a quarter at 20 and 40,
+for any number of updates (studies `tuning-2` to `tuning-4`). Nothing was tuned in between."""
 MERGED_PEAK = 0.0024
-"""The peak of an embedded model whose updates are merged (study `tuning-2`)."""
+"""The peak for an embedded model with merged updates (study `tuning-2`)."""
 MAX_PASSES = 20
-"""Times that a plan of a real model shows an image in its own update, at most: about twice what
-was measured. The paper's runs show it 2.8 times, and those of our study `scaling` 10.5 at most."""
+"""How often a plan for a real model may show an image in its own update: about twice the measured
+range. It is 2.8 times in the paper's runs and at most 10.5 in our study `scaling`."""
 TAGS = {"ViT-B-16": "laion2b_s34b_b88k", "ViT-B-32": "laion2b_s34b_b79k"}
-"""Pretrained weights of the paper; of another model those that open_clip lists first."""
+"""The paper's pretrained weights; for other models, the first that open_clip lists."""
 REAL = config.profile("gpu")
-"""Whose data, peak, optimiser and evaluation the plan of a real model has: the paper's."""
+"""The profile of the paper, whose data, peak, optimiser and evaluation a plan for a real model
+uses."""
 MIN_STEPS = 10
-"""Steps of an update that a plan has at least: of fewer, warmup and cooldown take most."""
+"""Fewest steps per update in a plan; with fewer, warmup and cooldown take most of them."""
 BATCHES = (512, 256, 128, 64, 32)
-"""Batches of a real model: the largest that fits, at most the paper's."""
+"""Batch sizes for a real model: the largest that fits is used, at most the paper's."""
 LINE_WIDTH = 98
 
 
 MAX_COMPUTE = 1e15
-"""GPU hours or memory-adjusted GFLOPs, more than there are."""
+"""Upper bound on GPU hours or memory-adjusted GFLOPs, more than exist."""
 
 
 class ImpossibleRequest(CmpError):
-    """No run can fulfil a request; the message says why, and what would have to change."""
+    """An error for a request that no run can fulfil. The message says why, and what would have to
+    change."""
 
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """What one has and wants.
+    """The request for a plan.
 
     Attributes:
-        model: An embedded model's or an open_clip name, or a place such as "hf-hub:ORG/NAME".
-        updates: How many updates there will be.
-        images: Images of each, on average; None for those of the embedded stream, or of
+        model: The name of an embedded or open_clip model, or a location such as "hf-hub:ORG/NAME".
+        updates: The number of updates.
+        images: The mean number of images per update. If None, that of the embedded stream or of
             FoMo-in-Flux.
-        gpu_hours: Hours on `device` for training all updates; or
-        gmafs: memory-adjusted GFLOPs in all, the paper's unit.
+        gpu_hours: The hours on `device` for training all updates; or
+        gmafs: The total memory-adjusted GFLOPs, the paper's unit.
         device: One of `cmp.experiments.forecast.DEVICES`.
         keep: One of `KEEP`.
         new: One of `NEW`.
-        pool: The part of the pool that is to be replayed, 0 to 1; None for half of an embedded
-            model's, as in the studies, and all of a real one's, which is the user's own.
-        other_pool: Whether there are only public data to replay, and no pretraining data.
-        buffer: Images of earlier updates that can be kept; None for all.
-        start: The weights to begin with, as in `model.start`; None for the usual ones.
+        pool: The fraction of the pool to replay, 0 to 1. If None, half for an embedded model, as in
+            the studies, and everything for a real one, with the user's own pool.
+        other_pool: Whether only public data are available for replay, and no pretraining data.
+        buffer: The number of images of earlier updates that can be kept; None for all.
+        start: The starting weights, as in `model.start`; None for the default.
     """
 
     model: str = "small"
@@ -97,52 +99,53 @@ class PlanRequest:
 
     @property
     def embedded(self) -> bool:
-        """Whether the model, and so the stream, is of the embedded benchmark."""
+        """Whether the model, and so the stream, belongs to the embedded benchmark."""
         return self.model in models.family_names()
 
     @property
     def arriving(self) -> float:
-        """Images of an update."""
+        """The number of images per update."""
         total = ARRIVING if self.embedded else FOMO
         return total / self.updates if self.images is None else float(self.images)
 
     @property
     def replay(self) -> float:
-        """The part of the pool that is replayed; none of public data by an embedded model, which
-        hardly retained more with these than without (chapter 07)."""
+        """The fraction of the pool that is replayed. An embedded model replays no public data,
+        which hardly improved its retention (chapter 07)."""
         if self.embedded and self.other_pool:
             return 0.0
         return (0.5 if self.embedded else 1.0) if self.pool is None else self.pool
 
 
 def _problems(request: PlanRequest) -> Iterator[str]:
-    """Yield why no run can fulfil a request; each holds for a request that passed those before."""
+    """Yield the reasons why no run can fulfil a request. Each check assumes that the earlier ones
+    passed."""
     for key, names in (("device", DEVICES), ("keep", KEEP), ("new", NEW)):
         if (value := getattr(request, key)) not in names:
             yield f"{key} {value!r}{name_choices(value, [*names])}"
     is_hub = models.is_hub(request.model)
     if is_hub:
         models.check_start(request.model, request.start or models.HUB)
-        models.create_on_meta(request.model)  # which says why it cannot be made
+        models.create_on_meta(request.model)  # raises an error that says why
     elif not request.embedded and request.model not in (names := open_clip.list_models()):
         near = did_you_mean(request.model, names)
-        words = f"embedded are {', '.join(models.family_names())}{near}"
-        yield f"model {request.model!r}: open_clip knows no such model; {words}"
+        words = f"the embedded models are {', '.join(models.family_names())}{near}"
+        yield f"model {request.model!r}: not an open_clip model; {words}"
     if (request.gpu_hours is None) == (request.gmafs is None):
-        yield "give the compute in one unit: GPU hours, or memory-adjusted GFLOPs"
+        yield "give the compute either in GPU hours or in memory-adjusted GFLOPs"
     compute = request.gmafs if request.gpu_hours is None else request.gpu_hours
     if not 0 < compute <= MAX_COMPUTE:
-        yield f"compute {compute:g}: without any, nothing can be trained; at most {MAX_COMPUTE:g}"
+        yield f"compute {compute:g}: must be above 0, and at most {MAX_COMPUTE:g}"
     if not 1 <= request.updates <= values.MAX_COUNT:
         yield PROBLEMS["updates"].format(updates=request.updates, most=values.MAX_COUNT)
     if not 0 <= request.replay <= 1:
-        yield f"pool {request.replay:g}: the part of the pool that is replayed is 0 to 1"
+        yield f"pool {request.replay:g}: give the fraction of the pool to replay, from 0 to 1"
     if request.embedded and request.updates > CLASSES:
         yield PROBLEMS["classes"].format(updates=request.updates, classes=CLASSES)
     if not 2 <= request.arriving <= values.MAX_COUNT:
         yield PROBLEMS["images"].format(images=request.arriving)
     if request.buffer is not None and not 0 <= request.buffer <= values.MAX_COUNT:
-        yield f"buffer {request.buffer}: a number of images, 0 if none can be kept"
+        yield f"buffer {request.buffer}: give a number of images, 0 if none can be kept"
     if request.keep == "all" and request.replay == 0:
         yield PROBLEMS["keep all"]
     needs_tag = not (request.embedded or request.start or is_hub)
@@ -151,7 +154,8 @@ def _problems(request: PlanRequest) -> Iterator[str]:
 
 
 def plan_costs(request: PlanRequest, run: config.RunConfig) -> dict[str, float]:
-    """Return what a run's training costs on the request's device, by quantity; scoring excluded."""
+    """Return the costs of a run's training on the request's device by quantity, without
+    evaluation."""
     flops = forecast.training_flops(run)
     return {
         "FLOPs": flops,
@@ -171,17 +175,17 @@ class Plan:
     """A planned run.
 
     Attributes:
-        request: What it is for.
-        tree: Its settings that differ from the defaults, as a file for `cmpt run` has them.
-        run: Its config.
-        costs: What it costs, by quantity, see `plan_costs`.
-        place: Where stored runs like it ended, or None.
+        request: The request.
+        tree: The settings that differ from the defaults, in the form of a file for `cmpt run`.
+        run: The config.
+        costs: The costs by quantity, see `plan_costs`.
+        place: The final scores of similar stored runs, or None.
         outside: Why there is no place.
-        effects: What each choice did in the stored runs, largest first: `choice`, `A_KA` and `A_ZS`
-            in words, and the `study`.
-        rejected: Why each alternative was rejected; of embedded models alone, whose runs tell.
-        advice: What the guidelines say, of other models.
-        notes: Sentences that a reader must know.
+        effects: The effect of each choice in stored runs, largest first: `choice`, `A_KA` and
+            `A_ZS` as text, and the `study`.
+        rejected: Why each alternative was rejected, only for embedded models, which have evidence.
+        advice: The guidelines' advice, for other models.
+        notes: Notes for the reader.
     """
 
     request: PlanRequest
@@ -197,15 +201,15 @@ class Plan:
 
 
 def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
-    """Return the run that the studies advise.
+    """Return the run that the studies suggest for a request.
 
     Args:
-        request: What one has and wants.
+        request: The request.
         known: The published runs, see `cmp.experiments.evidence.gather_evidence`.
 
     Raises:
-        ImpossibleRequest: There is no such run.
-        CmpError: The model is embedded, and no study is published.
+        ImpossibleRequest: No run can fulfil the request.
+        CmpError: The model is embedded, but no study is published.
     """
     for problem in _problems(request):
         raise ImpossibleRequest(problem)
@@ -218,7 +222,7 @@ def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
     outside = known.outside(run, full_steps)
     place = None if outside else known.nearest(run, full_steps)
     facts = evidence.plan_facts(run, request.other_pool)
-    choices = evidence.load_choices() if known.runs else {}  # of the same book
+    choices = evidence.load_choices() if known.runs else {}  # from the same book
     guidelines = load_guidelines() if known.runs and not request.embedded else {}
     chosen, rejected = (
         evidence.effects_of(choices.get(kind, ()), facts, known, numbers=not outside)
@@ -227,7 +231,7 @@ def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
     effects = chosen.sort_values("size", ascending=False, kind="stable", ignore_index=True)
     return Plan(
         request, tree, run, plan_costs(request, run), place,
-        outside or ("" if place else "no stored setting is like this plan"),
+        outside or ("" if place else "no stored setting is similar to this plan"),
         effects.rename(columns={"words": "choice"})[["choice", "A_KA", "A_ZS", "study"]],
         {row.words: _rejection(row) for row in rejected.itertuples()} if request.embedded else {},
         {name: guideline.advice for name, guideline in guidelines.items()},
@@ -236,15 +240,16 @@ def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
 
 
 def _rejection(row: Any) -> str:
-    """Return what a rejected choice did, where that was measured, and the reason."""
+    """Return the effect of a rejected choice, if it was measured, and the reason."""
     words = f"{row.setting!r} minus {row.against!r}: A_KA {row.A_KA}, A_ZS {row.A_ZS}, GM {row.GM}"
     return f"{words} (study {row.study}){'; ' if row.reason else ''}{row.reason}"
 
 
 def choose_settings(request: PlanRequest) -> dict[str, Any]:
-    """Return the settings that the studies advise, without sizes.
+    """Return the settings that the studies suggest, without sizes.
 
-    An average takes half of each update, the default of the paper's code, where no study chose.
+    An average takes half of each update, the default of the paper's code, unless a study chose
+    otherwise.
     """
     tree: dict[str, Any] = {} if request.embedded else {"data": REAL["data"]}
     usual = models.HUB if models.is_hub(request.model) else TAGS.get(request.model)
@@ -264,10 +269,10 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
 
 
 def _choose_mixture(request: PlanRequest) -> dict[str, Any]:
-    """Return equal shares of what there is, and what of it is kept: of the embedded pool, half of
-    the names, as in the studies.
+    """Return a mixture with equal shares of the available data, and what to keep of the pool: for
+    the embedded pool, half of the names, as in the studies.
 
-    A single update has no earlier ones in its stream: a pool of the user's own holds these.
+    The stream of a single update has no earlier ones; the user's own pool contains them.
     """
     has_earlier = request.buffer != 0 and not (request.embedded and request.updates == 1)
     sources = {"pretraining": request.replay > 0, "update": True, "buffer": has_earlier}
@@ -284,10 +289,10 @@ def _choose_mixture(request: PlanRequest) -> dict[str, Any]:
 
 
 def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with a batch that fits, the steps that the compute allows, and the weight
-    of an average that goes with these.
+    """Add a batch that fits, the steps that the compute allows, and a suitable weight for the
+    average to the settings.
 
-    Where the chosen method does not fit, the image tower is locked, which takes less memory.
+    If the chosen method does not fit, the image tower is locked, which takes less memory.
     """
     memory, parse = DEVICES[request.device].memory, config.parse
     fits = lambda tree: forecast.step_memory(parse(tree)) <= USABLE_MEMORY * memory  # noqa: E731
@@ -295,7 +300,7 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
     batches = [size for size in BATCHES if size <= most and not request.embedded] or [most]
     for part in ({}, {"method": {"name": "locked-image"}}):
         trees = [settings | {"training": {"batch": size, "steps": 1}} | part for size in batches]
-        first = bisect.bisect_left(trees, True, key=fits)  # an account takes half a second
+        first = bisect.bisect_left(trees, True, key=fits)  # each check takes half a second
         if first < len(trees):
             run = parse(trees[first])
             steps, limit = _affordable_steps(request, run), values.MAX_COUNT
@@ -314,8 +319,8 @@ def _usual_batch(request: PlanRequest) -> int:
 
 
 def _largest_batch(request: PlanRequest, mixture: config.Mixture) -> int:
-    """Return the largest batch, up to the usual one, that takes no more of an update or of the
-    buffer than these hold; the pool is taken to be large enough."""
+    """Return the largest batch, at most the usual one, that an update and the buffer can fill,
+    assuming a large enough pool."""
     usual = _usual_batch(request)
     pool, update = np.empty(usual), np.empty(min(usual, int(request.arriving)))
     pools = [mixtures.Pools(pool, update, update[:size]) for size in (0, request.buffer)]
@@ -335,21 +340,21 @@ def _affordable_steps(request: PlanRequest, run: config.RunConfig) -> int:
         facts = {"updates": request.updates, "model": request.model, "batch": run.training.batch}
         facts |= {"steps": f"{steps or 'no'} step{'s' * (steps > 1)}", "least": MIN_STEPS}
         facts["most"] = (
-            f"{most:,} update{'s' * (most > 1)} at most" if most else "not even one update"
+            f"at most {most:,} update{'s' * (most > 1)}" if most else "not even one update"
         )
         raise ImpossibleRequest(PROBLEMS["few steps"].format(**facts))
     if budget.steps > values.MAX_COUNT:
-        raise ImpossibleRequest(f"{budget.steps:.3g} steps per update: more than a run can count")
+        raise ImpossibleRequest(f"{budget.steps:.3g} steps per update are more than a run can have")
     return budget.steps
 
 
 def _update_share(run: config.RunConfig) -> int:
-    """Return how many images of a batch are of the update, once there is a buffer."""
+    """Return how many images of a batch come from the update, once there is a buffer."""
     return mixtures.batch_counts(run.mixture, run.training.batch, empty_buffer=False)[1]
 
 
 def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
-    """Return the sentences that a reader of a plan must know."""
+    """Return the notes for the reader of a plan."""
     steps = run.training.steps
     bought = steps if request.embedded else _affordable_steps(request, run)
     passes_per_step = _update_share(run) / request.arriving
@@ -376,14 +381,15 @@ def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
 
 
 def plan_as_yaml(plan: Plan, comments: bool = True) -> str:
-    """Return a plan's file for `cmpt run`; what it costs and why stands in comments above."""
+    """Return a plan as a file for `cmpt run`, with its costs and reasons in comments at the top."""
     text = yaml.safe_dump(plan.tree, sort_keys=False)
     if not comments:
         return text
     costs = ", ".join(f"{amount:.3g} {what}" for what, amount in plan.costs.items())
     paragraphs = [
         plan_summary(plan),
-        f"Training takes {costs} ({DEVICES[plan.request.device].about}); scoring comes on top.",
+        f"Training takes {costs} ({DEVICES[plan.request.device].about}); scoring takes additional "
+        "time.",
         place_sentence(plan),
         *(f"Note: {note}" for note in plan.notes),
         *(
@@ -398,7 +404,7 @@ def plan_as_yaml(plan: Plan, comments: bool = True) -> str:
 
 
 def plan_summary(plan: Plan) -> str:
-    """Return a plan in a sentence."""
+    """Return a summary of a plan in one sentence."""
     run, mixture, method = plan.run, plan.run.mixture, plan.run.method.name
     trained = "everything trained" if method == "full" else f"trained by {method}"
     tasks, steps, batch = run.stream.tasks, run.training.steps, run.training.batch
@@ -411,7 +417,7 @@ def plan_summary(plan: Plan) -> str:
 
 
 def place_sentence(plan: Plan) -> str:
-    """Return where stored runs like a plan ended, or that there are none."""
+    """Return a sentence on the scores of stored runs similar to a plan, or that there are none."""
     if plan.place is None:
         signs = f" {_WORDS['signs']}" * (len(plan.effects) > 0)
         return _WORDS["no place"].format(reason=plan.outside) + signs

@@ -1,4 +1,5 @@
-"""What is said before a run starts: whether all it needs is here, and what it would do."""
+"""Check before a run starts that everything it needs is available, and describe what it would
+do."""
 
 import importlib.metadata
 import math
@@ -28,19 +29,19 @@ from cmp.scale.execution import ExecutionConfig
 
 PRESENT, MISSING, DAMAGED, OPTIONAL = "here", "missing", "damaged", "optional"
 TO_FETCH = "to fetch"
-"""The state of what a run fetches by itself."""
+"""The state of something that a run downloads itself."""
 SHARED_MEMORY, AHEAD = Path("/dev/shm"), 2
-"""Where decoding processes hand images over, and the batches that each has ready."""
+"""Where decoding processes pass on images, and the number of batches that each prepares."""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 class Check(NamedTuple):
-    """One thing that is needed.
+    """The check of something that is needed.
 
     Attributes:
-        what: Its name.
+        what: What is checked.
         state: `PRESENT`, `MISSING`, `DAMAGED`, `OPTIONAL` or `TO_FETCH`.
-        sentence: What there is, or how to get it.
+        sentence: What was found, or how to get it.
     """
 
     what: str
@@ -49,9 +50,9 @@ class Check(NamedTuple):
 
 
 def load_run_data(run_config: RunConfig) -> Corpus:
-    """Return the data of a run; raise `CmpError` if its model takes images of another size.
+    """Return the data of a run; raise `CmpError` if its model takes images of a different size.
 
-    Of several processes the first decodes them, and the others find what it kept.
+    With several processes, the first decodes the data, and the others use its cached results.
     """
     with processes.first_process_first():
         corpus, name = load_data(run_config.data), run_config.model.name
@@ -72,7 +73,7 @@ def check_setup() -> list[Check]:
 def check_run(
     run_config: RunConfig, device: str, execution: ExecutionConfig | None = None
 ) -> list[Check]:
-    """Check what a run needs, whether a step fits the card and the checkpoints the disk, and how
+    """Check what a run needs, whether a step fits the GPU and checkpoints fit the disk, and how
     long the run may take."""
     memory = _check_memory(run_config, device, execution or ExecutionConfig())
     time = forecast.forecast_sentence(run_config, device)
@@ -90,7 +91,7 @@ def check_needs(run_config: RunConfig, device: str) -> list[Check]:
 
 
 def missing_needs(run_config: RunConfig, device: str) -> list[str]:
-    """Return a line for each thing that a run needs and that is not here, or damaged."""
+    """Return one line for each thing that a run needs and that is missing or damaged."""
     words = {MISSING: "absent", TO_FETCH: "absent", DAMAGED: DAMAGED}
     faulty = [check for check in check_needs(run_config, device) if check.state in words]
     return [f"{words[check.state]}: {check.what}: {check.sentence}" for check in faulty]
@@ -99,7 +100,7 @@ def missing_needs(run_config: RunConfig, device: str) -> list[str]:
 def _check_data(run_config: RunConfig | None) -> Check:
     """Check the data of a run, or the embedded benchmark."""
     try:
-        from cmp.embedded import packed  # which takes the packages of an extra
+        from cmp.embedded import packed  # needs the packages of an extra
 
         corpus = load_run_data(run_config) if run_config else packed.load_embedded()
         if run_config:
@@ -111,13 +112,13 @@ def _check_data(run_config: RunConfig | None) -> Check:
 
 
 def _check_batches(run_config: RunConfig) -> Check:
-    """Check that no batch takes more of the pool, an update or the buffer than it holds."""
+    """Check that no batch takes more from the pool, an update or the buffer than it holds."""
     try:
         pools = mixtures.task_pools(run_config, load_run_data(run_config))
     except CmpError as error:
         return Check("batches", MISSING, str(error).removeprefix("training.batch: "))
     sizes = [len(pool.update) for pool in pools]
-    return Check("batches", PRESENT, f"updates bring {min(sizes)} to {max(sizes)} images")
+    return Check("batches", PRESENT, f"updates have {min(sizes)} to {max(sizes)} images")
 
 
 def _check_weights(run_config: RunConfig) -> Check:
@@ -134,14 +135,16 @@ def _check_weights(run_config: RunConfig) -> Check:
         return Check("weights", PRESENT, sentence)
     if start in STARTS:
         other = "only embedded models have bases; set model.start to a tag, a file, or random"
-        command = f"`cmpt pretrain {name} --seed {run_config.seeds.init}` makes them"
+        command = f"run `cmpt pretrain {name} --seed {run_config.seeds.init}` to make them"
         sentence += f": {command if models.family_of(name) else other}"
     elif start == models.HUB or tag:
-        sentence += f": the run fetches them from {tag.get('hf_hub', 'its address') or name}"
+        sentence += f": the run downloads them from {tag.get('hf_hub', 'its URL') or name}"
         return Check("weights", TO_FETCH, sentence)
     else:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        sentence = f"{start!r}: neither a file nor a tag of {name!r}; open_clip has for it: {tags}"
+        sentence = (
+            f"{start!r}: neither a file nor a tag of {name!r}; open_clip's tags for it: {tags}"
+        )
     return Check("weights", MISSING, sentence)
 
 
@@ -149,22 +152,22 @@ def _check_card(device: str) -> Check:
     if device == "cpu":
         return Check("device", PRESENT, f"the CPU, {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
-        return Check("device", MISSING, "torch finds no CUDA card, or is built without CUDA")
+        return Check("device", MISSING, "torch finds no GPU, or was built without CUDA")
     count, card = torch.cuda.device_count(), torch.cuda.get_device_properties(device)
     kinds = {torch.cuda.get_device_name(number) for number in range(count)}
     if len(kinds) > 1:
-        words = f"cards of different kinds, {', '.join(sorted(kinds))}: CUDA_VISIBLE_DEVICES"
+        words = f"different kinds of GPU, {', '.join(sorted(kinds))}: set CUDA_VISIBLE_DEVICES"
         return Check(
-            "device", OPTIONAL, f"{words} chooses, as their results differ in the last bits"
+            "device", OPTIONAL, f"{words} to choose, as their results differ in the last bits"
         )
     many = f"{count} times " if count > 1 else ""
     return Check("device", PRESENT, f"{many}{card.name}, {card.total_memory / GIGA:.0f} GB")
 
 
 def _check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig) -> Check:
-    """Compare what a step holds with the card, or the machine; find what would fit.
+    """Compare the memory of a step with that of the GPU or machine, and find what would fit.
 
-    No forecast knows what is saved by activations that are computed again.
+    The memory saved by recomputing activations cannot be forecast.
     """
     is_here = device == "cpu" or torch.cuda.is_available()
     if not is_here:
@@ -176,12 +179,12 @@ def _check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig
     batch = size = execution.micro_batch or run_config.training.batch
     while size >= 4 and _step_bytes(run_config, size) > USABLE_MEMORY * memory:
         size //= 2
-    words = f"a step holds {_step_bytes(run_config, batch) / GIGA:.0f} GB at once"
-    sentence = f"{words} in {run_config.training.precision}, {card} has {memory / GIGA:.0f} GB"
+    words = f"a step needs {_step_bytes(run_config, batch) / GIGA:.0f} GB"
+    sentence = f"{words} in {run_config.training.precision}, and {card} has {memory / GIGA:.0f} GB"
     if size == batch:
         return Check("memory", PRESENT, sentence)
-    part = f"--micro-batch {size} holds {_step_bytes(run_config, size) / GIGA:.0f} GB"
-    remedy = "--checkpoint-activations keeps less for a backward pass"
+    part = f"--micro-batch {size} needs {_step_bytes(run_config, size) / GIGA:.0f} GB"
+    remedy = "--checkpoint-activations stores less for the backward pass"
     is_certain = is_here and not execution.checkpoint_activations
     return Check("memory", MISSING if is_certain else OPTIONAL, f"{sentence}; {part}, and {remedy}")
 
@@ -193,33 +196,33 @@ def _step_bytes(run_config: RunConfig, batch: int) -> float:
 
 
 def _check_shared_memory(run_config: RunConfig, device: str) -> Check:
-    """Check that the images which processes decode ahead fit where they hand them over."""
+    """Check that images decoded ahead fit into shared memory."""
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.exists() else math.inf
     side = models.preprocessing(models.create_on_meta(run_config.model.name)).size
     batch = 3 * side * side * run_config.training.batch
     workers = worker_count(torch.device(device))
     needed = AHEAD * workers * batch
-    words = f"{workers} processes decode ahead, {needed / GIGA:.1f} GB in {SHARED_MEMORY}"
+    words = f"{workers} decoding processes need {needed / GIGA:.1f} GB in {SHARED_MEMORY}"
     if needed < free:
         return Check("decoding", PRESENT, words)
     most = int(free / AHEAD / batch)
     return Check(
-        "decoding", MISSING, f"{words}, where {free / GIGA:.1f} are free: CMP_WORKERS={most}"
+        "decoding", MISSING, f"{words}, which has {free / GIGA:.1f} free: set CMP_WORKERS={most}"
     )
 
 
 def _check_packages() -> Check:
-    """Check the packages that the installed distribution requires, extras apart."""
+    """Check the packages that the installed distribution requires, without extras."""
     try:
         requirements = map(Requirement, importlib.metadata.requires(DISTRIBUTION) or [])
     except importlib.metadata.PackageNotFoundError:
-        return Check("packages", MISSING, f"{DISTRIBUTION}: `pip install -e .` installs it")
+        return Check("packages", MISSING, f"{DISTRIBUTION}: run `pip install -e .`")
     if owners := foreign_owners():
         return Check("packages", DAMAGED, foreign_sentence(owners))
     core = [each for each in requirements if not each.marker or each.marker.evaluate({"extra": ""})]
     missing = [str(requirement) for requirement in core if not _is_installed(requirement)]
     if missing:
-        return Check("packages", MISSING, f"{', '.join(missing)}: `pip install` installs them")
+        return Check("packages", MISSING, f"{', '.join(missing)}: use `pip install`")
     versions = f"torch {torch.__version__}, open_clip {open_clip.__version__}"
     return Check("packages", PRESENT, f"all {len(core)}, {versions}")
 
@@ -236,14 +239,14 @@ def _check_bases() -> Check:
     counts = {name: len(embedded_models.base_seeds(name)) for name in embedded_models.NAMES}
     sentence = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
     if not counts.get("small"):
-        return Check("bases", MISSING, sentence or "none: `cmpt pretrain small` makes one")
+        return Check("bases", MISSING, sentence or "none: run `cmpt pretrain small` to make one")
     folders = embedded_models.base_folders("annealed")
     paths = [path for folder in folders for path in folder.glob("*.safetensors")]
     return _check_base_files("bases", paths, sentence)
 
 
 def _check_base_files(what: str, bases: list[Path], sentence: str) -> Check:
-    """Check that bases are as they were written."""
+    """Check that bases are not damaged."""
     try:
         for path in bases:
             embedded_models.check_base(path)
@@ -253,16 +256,16 @@ def _check_base_files(what: str, bases: list[Path], sentence: str) -> Check:
 
 
 def _check_disk(run_config: RunConfig | None) -> Check:
-    """Check that there is a gigabyte, or as much as a run's checkpoints and models take."""
+    """Check that there is a gigabyte free, or as much as a run's checkpoints and models take."""
     needed, target = GIGA, build_folder()
-    if run_config:  # the model of the last task, the one before it, and the final one
+    if run_config:  # the models of the last two tasks, and the final one
         model, batch = run_config.model.name, run_config.training.batch
         part = forecast.memory_account(model, batch, run_config.method)
         needed += forecast.checkpoint_bytes(run_config) + 3 * part["weights"]
     existing = next(path for path in [target, *target.absolute().parents] if path.exists())
     free = shutil.disk_usage(existing).free
     words = f"{free / GIGA:.0f} GB free at {target}"
-    words += f", checkpoints and weights take {needed / GIGA:.0f}" if run_config else ""
+    words += f", and checkpoints and weights take {needed / GIGA:.0f}" if run_config else ""
     return Check("disk", PRESENT if free > needed else MISSING, words)
 
 
@@ -273,7 +276,7 @@ def _check_browser() -> Check:
 
 
 def describe_run(run_config: RunConfig) -> list[str]:
-    """Return what a run would do, line by line: its steps, its batches and what they cost."""
+    """Return lines that describe what a run would do: its steps, its batches and their cost."""
     tasks, batch = run_config.stream.tasks, run_config.training.batch
     steps = budgets.apply_budget(run_config).steps
     paper_steps = paper.table4_steps(run_config)
@@ -287,17 +290,18 @@ def describe_run(run_config: RunConfig) -> list[str]:
     each = " to ".join(map(str, sorted({min(steps), max(steps)}))) if steps else "some"
     is_foreign = run_config.model.name not in embedded_models.NAMES
     return [
-        f"{tasks} tasks of {each} steps{rule}, {sum(steps)} in all",
-        f"batches of {batch}: {pool} of the pretraining pool, {update} of the update, {buffer} of "
-        f"the buffer; {first[0]} and {first[1]} in the first task, which has none",
+        f"{tasks} tasks of {each} steps{rule}, {sum(steps)} in total",
+        f"batches of {batch}: {pool} from the pretraining pool, {update} from the update, "
+        f"{buffer} from the buffer; {first[0]} and {first[1]} in the first task, which has no "
+        "buffer",
         f"{adjusted.step / GIGA:.6g} memory-adjusted GFLOPs per step (memory multiplier "
-        f"{adjusted.multiplier:.4f}), {total / GIGA:.4g} in all",
+        f"{adjusted.multiplier:.4f}), {total / GIGA:.4g} in total",
         *([f"forecast: {forecast.forecast_sentence(run_config)}"] if is_foreign else []),
     ]
 
 
 def count_images(corpus: Corpus) -> list[tuple[str, str, int, int, int, int]]:
-    """Return the name, role, classes, and images by split of each dataset of a run."""
+    """Return the name, role, classes, and images per split of each dataset of a run."""
     rows = []
     for name, dataset in corpus.datasets.items():
         counts = (len(corpus.rows(x, dataset=name)) for x in ("train", "validation", "test"))
@@ -306,7 +310,7 @@ def count_images(corpus: Corpus) -> list[tuple[str, str, int, int, int, int]]:
 
 
 def missing_images(source: str) -> list[str]:
-    """Return a line for each dataset of a collection that is not whole; no image is decoded."""
+    """Return one line for each incomplete dataset of a collection, without decoding images."""
     if source != "fomo" and source in named_sources():
         return []
     states = [dataset_state(dataset, root, False) for dataset, root in load_manifests(source)]
@@ -315,7 +319,7 @@ def missing_images(source: str) -> list[str]:
 
 
 def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> list[str]:
-    """Return what a study would compute, setting by setting, and then what is not here for it."""
+    """Return what a study would compute, setting by setting, followed by what is missing for it."""
     lines, missing = [f"runs: {len(configs)}"], {}
     for (setting, replicate), run_config in configs.items():
         lines.append(f"{setting}, replicate {replicate}")

@@ -1,4 +1,4 @@
-"""Making a base: a pretraining run, its two checkpoints, and the model card beside each."""
+"""Pretrain bases: a run, its two checkpoints, and a model card for each."""
 
 import dataclasses
 import json
@@ -30,9 +30,9 @@ from cmp.training import StepResult
 
 _TREES = read_yaml(Path(__file__).with_name("pretraining.yaml"))
 PRETRAINING: dict[str, Any] = _TREES["recipe"]
-"""Pretraining is a run of one task from random weights on the pool alone."""
+"""Pretraining is a run with one task, from random weights, on the pool only."""
 PRETRAINING_OF: dict[str, list[str]] = _TREES["models"]
-"""Where a model's pretraining differs from `PRETRAINING`, as key=value."""
+"""How a model's pretraining differs from `PRETRAINING`, as key=value."""
 TABLE_HEAD = """| weights | steps | seconds | A_KA | A_ZS |
 |---|---|---|---|---|
 """
@@ -44,7 +44,7 @@ CardScores = Annotated[dict[Literal["A_KA", "A_ZS"], CardScore], Field(min_lengt
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="ignore", strict=True, allow_inf_nan=False))
 class ModelCard:
-    """The keys that a model card must have, among others; see `make_card`."""
+    """The required keys of a model card; see `make_card` for all keys."""
 
     weights: str
     steps: int
@@ -62,11 +62,11 @@ def pretraining_config(name: str, seed: int, *assignments: str) -> config.RunCon
         *assignments: Changes to the recipe, as "key=value".
 
     Raises:
-        CmpError: The model is not embedded, or a change is impossible.
+        CmpError: The model is not embedded, or a change is invalid.
     """
     if name not in models.family_names():
         raise CmpError(
-            f"{name!r} is not an embedded model; those are {', '.join(models.family_names())}"
+            f"{name!r} is not an embedded model; choose from {', '.join(models.family_names())}"
         )
     changes = [f"model.name={name}", *PRETRAINING_OF.get(name, ()), *assignments]
     tree = config.override(PRETRAINING | {"seed": seed}, changes)
@@ -74,7 +74,8 @@ def pretraining_config(name: str, seed: int, *assignments: str) -> config.RunCon
 
 
 def is_pretraining(run_config: config.RunConfig) -> bool:
-    """Return whether a run makes a base: all but its length and schedule is as in the recipe."""
+    """Return whether a run makes a base, that is, follows the recipe except for length and
+    schedule."""
     name, seed = run_config.model.name, run_config.seeds.init
     usual = name in models.family_names() and pretraining_config(name, seed)
     parts = ("data", "model", "stream", "mixture", "method", "merging", "seeds")
@@ -84,17 +85,17 @@ def is_pretraining(run_config: config.RunConfig) -> bool:
 def pretrain(
     run_config: config.RunConfig, corpus: Corpus, folder: Path, observer: Observer
 ) -> dict[str, Card]:
-    """Run a pretraining and write its checkpoints and their cards.
+    """Run a pretraining, and write its checkpoints and their cards.
 
-    The un-annealed base is the checkpoint before the cooldown; a schedule of another family than
-    the recipe's makes one base, called after it. Weights are stored in 8 bits and scored as stored.
-    A pretraining that was stopped goes on where it was.
+    The unannealed base is the checkpoint before the cooldown. A schedule other than the recipe's
+    makes a single base, named after the schedule. Weights are stored in 8 bits and scored as
+    stored. A stopped pretraining resumes where it was.
 
     Args:
         run_config: See `pretraining_config`.
         corpus: The embedded benchmark.
-        folder: Where weights and cards go.
-        observer: Hears of the progress.
+        folder: The folder for weights and cards.
+        observer: Receives the progress.
 
     Returns:
         The cards by start.
@@ -113,7 +114,7 @@ def pretrain(
 
     def resumed(steps: int) -> None:
         if steps >= kept and "unannealed" in paths:
-            manager.load_base(kept)  # an error comes before anything is computed
+            manager.load_base(kept)  # raises an error before anything is computed
         observer.resumed(steps)
 
     hooks = dataclasses.replace(observer, step=after_step, resumed=resumed)
@@ -149,8 +150,8 @@ def make_card(
         run_config: The pretraining.
         corpus: The embedded benchmark.
         weights: The file of the weights.
-        steps: Steps that were done when they were stored.
-        result: Of the pretraining.
+        steps: The number of steps before they were stored.
+        result: The result of the pretraining.
     """
     model = models.load_from_file(run_config.model.name, weights)
     scores = evaluation.evaluate(model, run_config.model.name, corpus)
@@ -173,20 +174,19 @@ def make_card(
 
 
 def read_card(weights: Path) -> Card:
-    """Return the card of a weights file; raise `CmpError` if there is none that can be used, or
-    if it is not what was written."""
-    with explain_errors(f"{weights}: no readable model card beside it"):
+    """Return the card of a weights file; raise `CmpError` if it is missing, invalid or damaged."""
+    with explain_errors(f"{weights}: cannot read the model card beside it"):
         path = weights.with_suffix(".json")
-        check_digest(path, "get it from the project again, or make it by `cmpt pretrain`")
+        check_digest(path, "get it from the project again, or make it with `cmpt pretrain`")
         text = path.read_text(encoding="utf-8")
         parse_record(text, ModelCard)
         return parse_json(text)
 
 
 def bases_overview(*folders: Path) -> str:
-    """Return a Markdown page on the bases of some folders: how each was made and what it scores.
+    """Return a Markdown page on the bases in some folders: how each was made, and its scores.
 
-    The text above the table is that of the README.md in one of the folders.
+    The text above the table comes from the README.md in one of the folders.
     """
     pages = [folder / "README.md" for folder in folders if (folder / "README.md").exists()]
     text = pages[0].read_text().partition(TABLE_HEAD)[0] if pages else "# Pretrained bases\n\n"
@@ -195,7 +195,7 @@ def bases_overview(*folders: Path) -> str:
         if path.with_suffix(".json").exists():
             try:
                 card = read_card(path)
-            except CmpError:  # made by an earlier version, which wrote no sha256, or damaged
+            except CmpError:  # damaged, or made by an earlier version without sha256
                 rows.append(f"| `{path.name}` | its card cannot be read | | | |\n")
                 continue
             scores = card["scores"].values()
@@ -206,7 +206,8 @@ def bases_overview(*folders: Path) -> str:
 
 
 def compare_cards(card: Card, shipped: Card) -> tuple[bool, str]:
-    """Return whether a card reproduces a shipped one within its tolerance, and a sentence."""
+    """Return whether a card reproduces a shipped one within its tolerance, and a sentence that says
+    so."""
     pairs = {
         key: (card["scores"][key]["value"], score["value"])
         for key, score in shipped["scores"].items()

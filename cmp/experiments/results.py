@@ -1,11 +1,11 @@
-"""Published results: one Parquet file per study, a row per (run, task, scope, dataset).
+"""Publish results as one Parquet file per study, with one row per (run, task, scope, dataset).
 
-Rows of scope "full" at both ends of a stream hold, as packed bits, which questions were answered
-right, in the order of `cmp.evaluation.list_questions`. From these come rows of two more scopes:
-A_ZS on the class names that replay "kept", and on those that it was "lacking".
+Rows of scope "full" at both ends of a stream contain, as packed bits, which questions were answered
+correctly, in the order of `cmp.evaluation.list_questions`. Rows of two more scopes are derived from
+them: A_ZS on class names that replay "kept", and on those that it was "lacking".
 
-Chapters argue from these. Each run's config, weights' hash and provenance stand beside its rows, so
-anyone can compute it again and compare.
+The chapters are based on these results. The config, weights hash and provenance of each run are
+stored in its rows, so anyone can compute it again and compare.
 """
 
 import dataclasses
@@ -43,35 +43,37 @@ RESULTS = book_folder() / "results"
 MAX_BYTES = 2_000_000
 KEPT, LACKING = "kept", "lacking"
 RUN_COLUMNS = {"run": str, "weights": str, "config": pd.Categorical, "provenance": pd.Categorical}
-"""What stands in every row of a run: its id, its final weights' hash, and two JSON texts."""
+"""Columns with the same value in every row of a run: its id, the hash of its final weights, and two
+JSON texts."""
 
 
 def results_file(name: str) -> Path:
-    """Return the file of a study's published results, whether it exists or not."""
+    """Return the path of a study's published results, which may not exist."""
     return child_path(RESULTS, name, ".parquet")
 
 
 def is_published(name: str) -> bool:
-    """Return whether a study has published results, of whatever `NUMERICS`."""
+    """Return whether a study has published results, for any `NUMERICS`."""
     return results_file(name).exists()
 
 
 def published_metrics(name: str) -> pd.DataFrame:
-    """Return the published metrics of a study, settings in the order of its grid.
+    """Return the published metrics of a study, with settings in the order of its grid.
 
     Returns:
         The metrics, with `setting`, `replicate`, `run` (the id) and `config` (a JSON text); see the
         module's docstring for `hits` and for what `scope` may be.
 
     Raises:
-        CmpError: There are none, or they are of another `NUMERICS` and so stale.
+        CmpError: There are none, or they are stale because they have another `NUMERICS`.
     """
     frame = _read_results(name)
     numerics = {json.loads(text)["numerics"] for text in frame["provenance"].unique()}
     if numerics != {cmp.NUMERICS}:
         raise CmpError(
-            f"results of study {name}: of NUMERICS {', '.join(map(str, sorted(numerics)))}, "
-            f"but this is {cmp.NUMERICS}; `cmpt study {name} --publish` computes them again"
+            f"results of study {name}: they have NUMERICS "
+            f"{', '.join(map(str, sorted(numerics)))}, but this is {cmp.NUMERICS}; run `cmpt "
+            f"study {name} --publish` to compute them again"
         )
     order = {name: number for number, name in enumerate(studies.load_study(name).settings)}
     frame = frame.drop(columns=["weights", "provenance"])
@@ -80,7 +82,7 @@ def published_metrics(name: str) -> pd.DataFrame:
 
 def _read_results(name: str) -> pd.DataFrame:
     path = results_file(name)
-    remedy = f"write it by `cmpt study {name} --publish`"
+    remedy = f"write it with `cmpt study {name} --publish`"
     if not path.exists():
         raise CmpError(f"{path}: not published; use a checkout of the project, or {remedy}")
     check_digest(path, remedy)
@@ -96,13 +98,16 @@ def _read_results(name: str) -> pd.DataFrame:
 
 
 def setting_configs(published: pd.DataFrame) -> dict[str, config.RunConfig]:
-    """Return the config of one run of each setting; raise `CmpError` where there are none.
+    """Return the config of one run of each setting; raise `CmpError` if they have none.
 
     Args:
-        published: As `published_metrics` returns it.
+        published: The result of `published_metrics`.
     """
     if missing := {"setting", "replicate", "config"} - set(published):
-        raise CmpError(f"published: no column {', '.join(sorted(missing))}")
+        raise CmpError(
+            f"published: no column {', '.join(sorted(missing))}; use the result of "
+            "`published_metrics`"
+        )
     trees = published.groupby("setting", sort=False)["config"].first()
     return {
         name: config.parse(json.loads(tree), f"setting {name!r}") for name, tree in trees.items()
@@ -112,12 +117,12 @@ def setting_configs(published: pd.DataFrame) -> dict[str, config.RunConfig]:
 def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
     """Write a study's metrics to `book/results/NAME.parquet`, sorted.
 
-    Replicates are published as soon as all settings have them. Runs that are not in the store are
-    taken from the file that was published before, if they are the same.
+    A replicate is published once all settings have it. Runs that are not in the store are taken
+    from the previously published file, if they are the same.
 
     Raises:
-        CmpError: Every replicate lacks runs, the study mixes a validation split with others, or
-            the file is too large.
+        CmpError: No replicate is complete, the study mixes validation with other splits, or the
+            file is too large.
     """
     path, configs = results_file(study.name), study.configs(profile)
     grid = {key: identity.run_id_of(each) for key, each in configs.items()}
@@ -128,8 +133,8 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
     splits = {run_config.evaluation.split for run_config in configs.values()}
     if "validation" in splits and len(splits) > 1:
         raise CmpError(
-            f"study {study.name}: scores of a validation split are published by themselves, as "
-            "the grounds of a choice"
+            f"study {study.name}: validation scores justify a choice, and must be in a study of "
+            "their own"
         )
     missing = {key: run_id for key, run_id in grid.items() if run_id not in runs}
     partial = {replicate for _, replicate in missing}
@@ -148,14 +153,14 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
         table.to_parquet(partial, index=False, compression="zstd", compression_level=19)
         if (size := partial.stat().st_size) > MAX_BYTES:
             raise CmpError(
-                f"{path}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:g}: cut the grid"
+                f"{path}: {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:g}: reduce the grid"
             )
     return path
 
 
 def _metrics_with_hits(run: StoredRun) -> pd.DataFrame:
-    """Return a run's metrics with a column `hits` and, where the replayed half of the pool is of
-    some names only, the scores on these names and on the others."""
+    """Return a run's metrics with a column `hits` and, if only half of the pool's names are
+    replayed, the scores on these names and on the others."""
     ends = {f"{task}/" for task in (0, run.config.stream.tasks)}
     hits = {name: x for name, x in run.hits.items() if name.startswith(tuple(ends))}
     if not hits or run.config.evaluation.split != "test":
@@ -182,15 +187,15 @@ def _metrics_with_hits(run: StoredRun) -> pd.DataFrame:
 
 @functools.lru_cache(maxsize=4)
 def question_counts(corpus: Corpus) -> dict[str, int]:
-    """Return how many questions each dataset of a test asks, in the order of `list_questions`."""
+    """Return the number of test questions of each dataset, in the order of `list_questions`."""
     return list_questions(corpus).groupby("dataset", sort=False).size().to_dict()
 
 
 @functools.lru_cache(maxsize=64)
 def name_groups(corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
-    """Return which questions of a test are about class names that replay "kept" or was "lacking".
+    """Return which test questions are about class names that replay "kept" or was "lacking".
 
-    Names that an update brings, too, are in neither group.
+    Names that also arrive in an update are in neither group.
 
     Args:
         corpus: The data.
@@ -204,11 +209,11 @@ def name_groups(corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
 
 
 def unpack_hits(packed: bytes, count: int) -> np.ndarray:
-    """Return the hits of a dataset, bool, from the bits of a row of published metrics.
+    """Return the hits of a dataset, bool, from the packed bits in a row of published metrics.
 
     Args:
         packed: The bits.
-        count: How many questions the dataset asks, see `question_counts`.
+        count: The number of questions of the dataset, see `question_counts`.
     """
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=count).astype(bool)
 
@@ -219,7 +224,7 @@ def published_runs(name: str) -> list[StoredRun]:
     for run_id, rows in _read_results(name).groupby("run", sort=False):
         weights, tree, provenance = rows.iloc[0][["weights", "config", "provenance"]]
         run_config = config.parse(json.loads(tree), f"results of study {name}")
-        # two settings that come to the same config are one run, with rows for each
+        # two settings with the same config are one run, with rows for each
         rows = rows[~rows["scope"].isin([KEPT, LACKING])]
         metrics = rows.drop(columns=[*RUN_KEYS, *RUN_COLUMNS])
         metrics = metrics.drop_duplicates(METRIC_KEYS, ignore_index=True)
@@ -236,17 +241,17 @@ def published_runs(name: str) -> list[StoredRun]:
 
 
 def restore_runs(study: studies.Study, dry_run: bool = False) -> int:
-    """Store the published runs of a study that are not in the store, if they are not stale: what
-    was published elsewhere need not be computed here.
+    """Store published runs of a study that are neither in the store nor stale, so that they need
+    not be computed here.
 
-    It warns of a file that cannot be read.
+    If the file cannot be read, warn.
 
     Args:
         study: The study.
-        dry_run: Whether the runs are counted only.
+        dry_run: Whether to only count the runs.
 
     Returns:
-        How many there are.
+        The number of these runs.
     """
     try:
         published = published_runs(study.name) if is_published(study.name) else []
@@ -266,11 +271,11 @@ def restore_runs(study: studies.Study, dry_run: bool = False) -> int:
 
 
 def sample_published(count: int, seed: int) -> list[StoredRun]:
-    """Return a random sample of the published runs whose starting weights are on this machine.
+    """Return a random sample of published runs with starting weights on this machine.
 
     Args:
-        count: Runs at most.
-        seed: Another seed is another sample.
+        count: The largest number of runs.
+        seed: The seed of the sample.
     """
     names = sorted(path.stem for path in RESULTS.glob("*.parquet"))
     published = [run for name in names for run in published_runs(name)]
@@ -282,12 +287,13 @@ def sample_published(count: int, seed: int) -> list[StoredRun]:
 def verify_published(
     run: StoredRun, observer: Observer = NO_OBSERVER, device: str = "cpu"
 ) -> Verdict:
-    """Compute a run again and compare; one of another `NUMERICS` or other data is different."""
+    """Compute a run again and compare. A run with another `NUMERICS` or other data counts as
+    different."""
     forecast.check_device(device)
     store.check_sources(run.id, run.provenance.get("options", {}))
     corpus = load_data(run.config.data)
     if identity.run_id_of(run.config, corpus) != run.id:
-        reason = "its id is of another NUMERICS, other data or other starting weights: it is stale"
+        reason = "its id has another NUMERICS, other data or other starting weights, so it is stale"
         return Verdict("different", reason)
     return store.verify_run(run, corpus, observer, device)
 
@@ -296,26 +302,27 @@ def delete_run(prefix: str) -> tuple[str, int]:
     """Delete a stored or unfinished run: its result, weights, log and checkpoints.
 
     Args:
-        prefix: Its id, or the first digits.
+        prefix: The run's id, or its first digits.
 
     Returns:
-        The short id, and the bytes that are free again.
+        The short id, and the number of bytes freed.
 
     Raises:
-        CmpError: Not one run has this id, it is published, or a process is computing it.
+        CmpError: The id does not match exactly one run, the run is published, or a process is
+            computing it.
     """
     places = (build_folder() / "runs", build_folder() / "checkpoints")
     run_ids = {path.name for place in places for path in place.glob("[0-9a-f]*/")}
     names = [name for name in run_ids if name.startswith(prefix[:SHORT_ID])]
     if len(names) != 1 or not prefix:
-        words = f"{len(names) or 'no'} runs have this id; `cmpt results ls` shows them all"
+        words = f"{len(names) or 'no'} runs have this id; `cmpt results ls` lists all runs"
         raise CmpError(f"{prefix!r}: {words}")
     [name] = names
     if len(prefix) > SHORT_ID and not unfinished_runs(prefix):
-        store.find_run(prefix)  # which compares the digits that the folder's name lacks
+        store.find_run(prefix)  # compares the digits that the folder's name lacks
     for path in RESULTS.glob("*.parquet"):
         if pd.read_parquet(path, columns=["run"])["run"].str.startswith(name).any():
-            raise CmpError(f"run {name}: published in {path}, so it is kept")
+            raise CmpError(f"run {name}: published in {path}, so it cannot be deleted")
     with CheckpointManager(name) as manager:
         folder, log = store.run_folder(name), logs.log_path(name)
 

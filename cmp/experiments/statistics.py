@@ -1,6 +1,6 @@
-"""What a base measures of classes and images, and how often a run shows each image.
+"""Measure class statistics with a base, and count how often a run shows each image.
 
-One base measures for all replicates, so that an order depends on the stream's seed alone.
+The same base is used for all replicates, so an order depends only on the stream's seed.
 """
 
 import collections
@@ -27,19 +27,20 @@ PRECISION = "fp32"
 def measure_classes(
     model: nn.Module, name: str, corpus: Corpus, counts: dict[str, int] | None = None
 ) -> pd.DataFrame:
-    """Return what a model measures of every class of the adaptation datasets.
+    """Return statistics of every class of the adaptation datasets, measured with a model.
 
     Args:
         model: The model.
         name: Its name, for its tokenizer.
-        corpus: The data; training images are measured.
-        counts: How many texts of a corpus name each class; the pool's captions where None.
+        corpus: The data; statistics are of training images.
+        counts: How many texts of a text corpus name each class; if None, counted in the pool's
+            captions.
 
     Returns:
-        A row per class, sorted by `entry`: zero-shot `accuracy` in percent, `loss` (mean
+        One row per class, sorted by `entry`: zero-shot `accuracy` in percent, `loss` (mean
         cross-entropy among the classes of its dataset, in nats), `alignment` (mean cosine between
-        image and prompt), `frequency`, `year` of its dataset (NaN if unknown), and `embedding`, of
-        its prompt, of unit length.
+        image and prompt), `frequency`, `year` of its dataset (NaN if unknown), and `embedding` of
+        its prompt, with unit length.
 
     Raises:
         CmpError: `counts` lacks a class.
@@ -66,13 +67,13 @@ def measure_classes(
         captions = [text for row in np.concatenate(rows) for text in corpus.captions(row)]
         counts = class_frequencies(table["label"], captions)
     if missing := [label for label in table["label"] if label not in counts]:
-        raise CmpError(f"counts: none of {missing[0]!r}; every class needs one, 0 at least")
+        raise CmpError(f"counts: no count of {missing[0]!r}; give one for every class, possibly 0")
     return table.assign(frequency=table.pop("label").map(counts).astype(int))
 
 
 def _image_decisions(image: Tensor, text: Tensor, target: Tensor, scale: float) -> pd.DataFrame:
-    """Return `accuracy`, `loss` and `alignment` of images [N, E] whose class, of text [C, E], is
-    `target` [N].
+    """Return `accuracy`, `loss` and `alignment` of images [N, E] with classes `target` [N] among
+    texts [C, E].
     """
     cosine = image @ text.T  # [N, C]
     columns = {
@@ -84,7 +85,7 @@ def _image_decisions(image: Tensor, text: Tensor, target: Tensor, scale: float) 
 
 
 def class_frequencies(labels: pd.Series, texts: list[str]) -> dict[str, int]:
-    """Return how many texts name each class: its words in a row, upper or lower case."""
+    """Return how many texts contain the name of each class, ignoring case."""
     lines = "\n".join(f" {_words(text)} " for text in texts)
     patterns = {label: f"^.* {_words(label)} " for label in set(labels)}
     return {label: len(re.findall(pattern, lines, re.M)) for label, pattern in patterns.items()}
@@ -106,11 +107,11 @@ def sample_counts(config: RunConfig, corpus: Corpus) -> np.ndarray:
 
 
 def stream_report(config: RunConfig, corpus: Corpus) -> pd.DataFrame:
-    """Return what arrives in each task of a run.
+    """Return a summary of what arrives in each task of a run.
 
     Returns:
-        A row per task, from 1: `classes`, `datasets` and `images` that arrive, `buffer` (images in
-        it) and `passes` (how often the task goes over its own images).
+        One row per task, from 1: `classes`, `datasets` and `images` that arrive, `buffer` (images
+        in it) and `passes` (how often the task goes over its own images).
     """
     rows, config = [], budgets.settle(config, corpus)
     blocks = streams.task_classes(corpus, config.stream, config.seeds.stream)
@@ -124,49 +125,47 @@ def stream_report(config: RunConfig, corpus: Corpus) -> pd.DataFrame:
 
 
 MAX_STREAM_BYTES = 64 * 2**20
-"""Largest stream file that is read; the reference's are below one million bytes."""
+"""Largest stream file to read, in bytes; the reference's files are below one million."""
 
 
 def read_stream_file(path: Path) -> list[str]:
-    """Return the classes of a stream file of the published reference, in order of arrival.
+    """Return the classes in a stream file of the published reference, in order of arrival.
 
     Args:
-        path: A JSON list of distinct "DATASET+++class".
+        path: A JSON list of distinct "DATASET+++class" entries.
 
     Raises:
-        CmpError: It is anything else; the message names the entry.
+        CmpError: The file has another format; the message names the entry.
     """
     with explain_errors(f"{path}: cannot be read as a stream"):
         entries = parse_json(read_text(path, MAX_STREAM_BYTES))
     if not isinstance(entries, list) or not entries:
-        raise CmpError(f'{path}: a stream is a JSON list of "DATASET+++class", not {entries!r:.60}')
+        raise CmpError(f'{path}: must be a JSON list of "DATASET+++class", not {entries!r:.60}')
     first: dict[str, int] = {}
     for number, entry in enumerate(entries, start=1):
         parts = entry.split("+++") if isinstance(entry, str) else []
         if len(parts) != 2 or not all(parts):
-            raise CmpError(f'{path}: entry {number}: {entry!r:.60} is no "DATASET+++class"')
+            raise CmpError(f'{path}: entry {number}: {entry!r:.60} is not "DATASET+++class"')
         if first.setdefault(entry, number) != number:
-            raise CmpError(
-                f"{path}: entry {number}: {entry!r} is there already, as entry {first[entry]}"
-            )
+            raise CmpError(f"{path}: entry {number}: {entry!r} is the same as entry {first[entry]}")
     return entries
 
 
 def new_statistics_path(name: str) -> Path:
-    """Return where a table of class statistics is written.
+    """Return the path for a new table of class statistics.
 
     Raises:
-        CmpError: It cannot be called so, or this package has a table of that name, which is read
-            before any other.
+        CmpError: The name is invalid, or belongs to a table of this package, which takes
+            precedence.
     """
     path = class_tables.statistics_path(name)
     if path.parent == STATISTICS:
-        raise CmpError(f"{name!r}: a table of this name comes with the package; choose another")
+        raise CmpError(f"{name!r}: the package has a table with this name; choose another name")
     return path
 
 
 def write_statistics(table: pd.DataFrame, name: str) -> Path:
-    """Write a table of class statistics, and its sha256 beside it, and return its path."""
+    """Write a table of class statistics with its sha256 beside it, and return its path."""
     path = new_statistics_path(name)
     with listed_file(path) as partial:
         table.to_parquet(partial, index=False)

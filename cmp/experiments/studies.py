@@ -1,18 +1,19 @@
-"""A study: a grid of settings and replicates, each run computed once and then looked up.
+"""Define and compute studies: grids of settings and replicates, with each run computed once.
 
-`book/studies/NAME.yaml` states its grid: what each setting changes in the profile (`joint: true`
-makes it the joint upper bound, `replicates: n` gives a sweep fewer replicates, `draw: k` takes
-another stream of the same data), how many replicates there are, and which settings are `live`, that
-is, recomputed in `quick`. Settings are paired: replicate r of each takes the same base and stream.
-A study that `explores` or tunes has bases 0 and 1 and streams of its own; all others have bases 2
-to 11, in turn.
+`book/studies/NAME.yaml` defines the grid: what each setting changes in the profile (`joint: true`
+makes it the joint upper bound, `replicates: n` gives a sweep fewer replicates, `draw: k` uses
+another stream of the same data), the number of replicates, and which settings are `live`, that is,
+recomputed in `quick`. Settings are paired: replicate r of each uses the same base and stream. A
+study that `explores` or tunes uses bases 0 and 1 and separate streams. All others use bases 2 to 11
+in turn.
 
-A setting may hold `product` or `zip`, keys with lists of values: it stands for every combination of
-them, or for the first values, the second values and so on. Each is named after its values: `full`
-with `product: {schedule.peak: [0.001, 0.002]}` becomes "full, peak 0.001" and "full, peak 0.002".
+A setting may contain `product` or `zip` with lists of values for keys. It is expanded to every
+combination of them, or to the first values, the second values and so on, and each is named after
+its values: `full` with `product: {schedule.peak: [0.001, 0.002]}` becomes "full, peak 0.001" and
+"full, peak 0.002".
 
-`common` holds changes that all settings share. Choices, such as of a learning rate, are studies of
-their own that explore, on the validation split; what is claimed of settings stands in
+`common` contains changes shared by all settings. Choices, such as that of a learning rate, are made
+in separate exploring studies on the validation split. The claims about settings are in
 `book/claims.yaml`, see `cmp.experiments.verdicts`.
 """
 
@@ -45,31 +46,32 @@ STUDIES = book_folder() / "studies"
 MAX_LIVE = 4
 MAX_REPLICATES = 1000
 EXPLORING, CONFIRMING = (0, 2), (2, 10)
-"""The first base of replicates that explore or confirm, and how many bases they take in turn."""
+"""The first base of replicates that explore or confirm, and the number of bases used in turn."""
 FIRST_EXPLORING_SEED = 1000
-"""Of streams, batches and augmentation; those that confirm begin at 0, so that no two meet."""
+"""The first seed of streams, batches and augmentation for exploring. Confirming seeds start at 0,
+so the two never overlap."""
 DRAW = 10_000
-"""What `draw: 1` adds to a stream's seed: other streams than those of any replicate."""
+"""Added by `draw: 1` to a stream's seed, which gives streams that no replicate uses."""
 BAND, BAND_RUNS = "quick-", 10
-"""What the name of a `band_of` a study begins with, and the runs of each of its settings."""
+"""Prefix of the name of a `band_of` a study, and the number of runs of each of its settings."""
 BACKENDS = {"local": workers.run_locally, "ray": cluster.run_on_ray}
-"""Functions of (configs, jobs, device, called with each run, noted signals) that return why runs
-failed."""
+"""Functions of (configs, jobs, device, callback for each run, recorded signals) that return why
+runs failed."""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Study:
-    """A study: the keys of its file, see the module's docstring.
+    """A study, with the keys of its file; see the module's docstring.
 
     Attributes:
         question: What the study asks.
-        replicates: Replicates of a setting that has no number of its own.
+        replicates: The default number of replicates of a setting.
         live: The settings that are recomputed in `quick`.
-        settings: Changes to the profile by setting, with `joint` and the like; `load_study`
-            writes out `common` and lists of values in them.
-        common: Changes that all settings share.
-        explores: Whether the study explores or tunes, on bases and streams that no claim rests on.
-        profile: The profile that its values are written for.
+        settings: Changes to the profile by setting, including `joint` and the like. `load_study`
+            expands `common` and lists of values.
+        common: Changes shared by all settings.
+        explores: Whether the study explores or tunes, on bases and streams that no claim uses.
+        profile: The profile for which its values are written.
         name: The name of its file, such as "orders".
     """
 
@@ -84,20 +86,20 @@ class Study:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many replicates each setting has."""
+        """The number of replicates of each setting."""
         settings = self.settings.items()
         return {name: changes.get("replicates", self.replicates) for name, changes in settings}
 
     def configs(
         self, profile: str, replicates: int | None = None, live_only: bool = False
     ) -> dict[tuple[str, int], RunConfig]:
-        """Return the configs by (setting, replicate), settings in the order of the grid.
+        """Return the configs by (setting, replicate), with settings in the order of the grid.
 
         Args:
-            profile: A profile's name; one with a model of its own leaves out settings that name an
+            profile: A profile's name. A profile with another model leaves out settings that name an
                 embedded model, and translates the others, see `translate_changes`.
-            replicates: Replicates of every setting, in place of the grid's numbers.
-            live_only: Whether to return the live settings only.
+            replicates: The number of replicates of every setting, instead of the grid's numbers.
+            live_only: Whether to return only live settings.
         """
         names = self.live if live_only else self.settings
         names = [name for name in names if is_translatable(self.settings[name], profile)]
@@ -125,7 +127,7 @@ class Study:
         return joint_training(run_config) if joint else run_config
 
     def _seeds(self, profile: str, replicate: int) -> dict[str, int]:
-        """Return the seeds of a replicate; `quick` starts from the base that every wheel has."""
+        """Return the seeds of a replicate; `quick` starts from the base included in every wheel."""
         first, count = EXPLORING if self.explores else CONFIRMING
         seed = replicate + FIRST_EXPLORING_SEED * self.explores
         base = 0 if profile == "quick" else first + replicate % count
@@ -136,25 +138,25 @@ def load_study(name: str) -> Study:
     """Return a study; "quick-NAME" is the band of study NAME, see `band_of`.
 
     Raises:
-        CmpError: There is no such study, or its file is not well-formed; names file and key.
+        CmpError: There is no such study, or its file is invalid; the message names file and key.
     """
     if name.startswith(BAND):
         return band_of(load_study(name.removeprefix(BAND)))
     path = child_path(STUDIES, name, ".yaml")
     if not path.exists():
         names = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
-        raise CmpError(f"{path}: no such study; there are {names or 'none'}")
+        raise CmpError(f"{path}: no such study; the studies are {names or 'none'}")
     status = path.stat()
     return _read_study(path, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=64)
 def _read_study(path: Path, *stamp: int) -> Study:
-    """Return the study of a file, read once for as long as the file's stamp stays."""
+    """Return the study in a file, cached until the file's stamp changes."""
     *keys, _ = Study.__dataclass_fields__
     tree, remedy = read_yaml(path), f"; the keys of a study are {', '.join(keys)}"
     if "name" in tree:
-        raise CmpError(f"{path}: name: is the file's name{remedy}")
+        raise CmpError(f"{path}: name: the study is named by its file; leave it out{remedy}")
     study = check_record(tree | {"name": path.stem}, Study, f"{path}: ", remedy)
     settings = {}
     for name, changes in study.settings.items():
@@ -164,22 +166,22 @@ def _read_study(path: Path, *stamp: int) -> Study:
             raise CmpError(f"{source}: replicates: must be 1 to {MAX_REPLICATES}")
         expanded = expand_setting(name, changes, source)
         if twice := settings.keys() & expanded.keys():
-            raise CmpError(f"{source}: {min(twice)!r} stands there already")
+            raise CmpError(f"{source}: {min(twice)!r} is defined twice; rename one")
         settings |= expanded
     if unknown := [name for name in study.live if name not in settings]:
         raise CmpError(
-            f"{path}: live: {unknown[0]!r} is no setting; there are {', '.join(settings)}"
+            f"{path}: live: {unknown[0]!r} is not a setting; the settings are {', '.join(settings)}"
         )
     study = dataclasses.replace(study, settings=settings)
     study.configs(
         "quick" if study.profile == "cpu" else study.profile, 1
-    )  # refuses impossible settings
+    )  # raises an error for invalid settings
     return study
 
 
 def band_of(study: Study) -> Study:
-    """Return the study of what readers compute in `quick`, with more seeds: among these runs, a
-    reader's own is compared with runs of its size."""
+    """Return a study of the runs that readers compute in `quick`, with more seeds, so that a
+    reader's run can be compared with runs of its size."""
     sizes = dict(config.flat_keys(PROFILES["quick"])) | {"seeds.init": 0}
     settings = {
         name: sizes | study.settings[name] | {"replicates": BAND_RUNS} for name in study.live
@@ -189,15 +191,15 @@ def band_of(study: Study) -> Study:
 
 
 def expand_setting(name: str, changes: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
-    """Return the settings that a setting's `product` or `zip` stands for, by name.
+    """Expand a setting's `product` or `zip`, and return the resulting settings by name.
 
     Args:
         name: The setting's name.
-        changes: Its keys; without `product` and `zip` it stands for itself.
-        source: What errors call it.
+        changes: The setting's keys. Without `product` and `zip`, it is returned unchanged.
+        source: The name of the setting in error messages.
 
     Raises:
-        CmpError: Its lists cannot be combined.
+        CmpError: The lists cannot be combined.
     """
     swept = [key for key in ("product", "zip") if key in changes]
     if not swept:
@@ -206,14 +208,14 @@ def expand_setting(name: str, changes: dict[str, Any], source: str) -> dict[str,
     lists = changes[swept[0]]
     if len(swept) == 2 or not isinstance(lists, dict) or not lists:
         raise CmpError(
-            f"{source}: {swept[-1]}: must stand alone and hold keys with lists of values"
+            f"{source}: {swept[-1]}: must be the only one, with keys and lists of values"
         )
     if not all(isinstance(values, list) and values for values in lists.values()):
-        raise CmpError(f"{source}: {swept[0]}: every key must hold a list of values")
+        raise CmpError(f"{source}: {swept[0]}: every key must have a list of values")
     if twice := sorted(fixed.keys() & lists.keys()):
-        raise CmpError(f"{source}: {swept[0]}: {twice[0]}: is set beside it, too")
+        raise CmpError(f"{source}: {swept[0]}: {twice[0]}: also set outside it; remove one")
     if swept == ["zip"] and len({len(values) for values in lists.values()}) > 1:
-        raise CmpError(f"{source}: zip: all lists must be of one length")
+        raise CmpError(f"{source}: zip: all lists must have the same length")
     combine = zip if swept == ["zip"] else itertools.product
     rows = [dict(zip(lists, row, strict=True)) for row in combine(*lists.values())]
     words = [[f"{key.rpartition('.')[2]} {value}" for key, value in row.items()] for row in rows]
@@ -221,15 +223,15 @@ def expand_setting(name: str, changes: dict[str, Any], source: str) -> dict[str,
         ", ".join([name, *parts]): fixed | row for parts, row in zip(words, rows, strict=True)
     }
     if len(expanded) < len(rows):
-        raise CmpError(f"{source}: {swept[0]}: the same values stand there twice")
+        raise CmpError(f"{source}: {swept[0]}: the same values occur twice; remove one")
     return expanded
 
 
 class StudyPlan(NamedTuple):
-    """What computing a study takes.
+    """The work that computing a study takes.
 
     Attributes:
-        runs: Number of runs of the grid.
+        runs: The number of runs in the grid.
         todo: The runs that are not stored, each with its forecast in seconds of one core.
     """
 
@@ -238,7 +240,7 @@ class StudyPlan(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """The forecast of all, in seconds of one core."""
+        """The total forecast, in seconds of one core."""
         return sum(self.todo.values())
 
     def __str__(self) -> str:
@@ -248,7 +250,8 @@ class StudyPlan(NamedTuple):
 
 
 def plan_study(configs: list[RunConfig], device: str = "cpu") -> StudyPlan:
-    """Return what computing some runs takes; raise `CmpError` for a device that is not here."""
+    """Return the work that computing runs takes; raise `CmpError` if the device is not
+    available."""
     forecast.check_device(device)
     todo = missing_runs(configs)
     seconds = forecast.forecast_seconds(todo, device)
@@ -256,7 +259,8 @@ def plan_study(configs: list[RunConfig], device: str = "cpu") -> StudyPlan:
 
 
 def missing_runs(configs: list[RunConfig]) -> list[RunConfig]:
-    """Return the configs whose run is not stored, each once: two settings may come to the same."""
+    """Return the configs of runs that are not stored, without duplicates, since settings may
+    coincide."""
     ids = {each: identity.known_id(each) for each in configs}
     return [each for each, run_id in ids.items() if not run_id or not store.is_stored(run_id)]
 
@@ -269,25 +273,26 @@ def compute_runs(
     finished: Callable[[RunConfig], Any] | None = None,
     stop: StopRequest | None = None,
 ) -> None:
-    """Compute the runs that are missing, with a progress bar.
+    """Compute the missing runs, with a progress bar.
 
-    Finished runs are stored at once and unfinished ones have checkpoints, so a study that is
-    stopped or killed goes on where it was. A run that fails stops no other.
+    Finished runs are stored immediately and unfinished ones have checkpoints, so a stopped or
+    killed study continues where it was. A failed run does not stop the others.
 
     Args:
         configs: The runs.
-        jobs: How many are computed at a time.
+        jobs: The number of runs at a time.
         device: "cpu" or "cuda".
         backend: One of `BACKENDS`.
-        finished: Called with each run that is done, in place of a bar over these runs.
-        stop: Notes signals; by default they are noted here, which only the main thread can.
+        finished: Called with each finished run, instead of a progress bar over these runs.
+        stop: Records signals. By default, they are recorded here, which works only in the main
+            thread.
 
     Raises:
-        Interrupted: A signal came; unfinished runs are saved.
-        CmpError: At the end, if runs failed; says which and why.
+        Interrupted: A signal was received; unfinished runs are saved.
+        CmpError: At the end, if runs failed; the message says which and why.
     """
     for run_config in {(each.model, each.seeds.init): each for each in configs}.values():
-        with contextlib.suppress(CmpError):  # its runs fail, and say why
+        with contextlib.suppress(CmpError):  # its runs fail and say why
             store.fetch_start(run_config)
     todo = missing_runs(configs)
     if not todo:
@@ -303,17 +308,17 @@ def compute_runs(
 
 
 def shard_runs(configs: list[RunConfig], text: str) -> list[RunConfig]:
-    """Return part i of n of some runs.
+    """Return part i of n of a list of runs.
 
-    Every part is fixed by the grid, not by what is stored, so parts that are computed at the same
-    time share nothing.
+    Parts depend only on the grid and not on stored runs, so parts computed at the same time do not
+    overlap.
 
     Args:
         configs: The runs.
         text: "i/n", with i from 1 to n.
 
     Raises:
-        CmpError: The text is another.
+        CmpError: The text has another form.
     """
     match = re.fullmatch(r"(\d{1,4})/(\d{1,4})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -332,19 +337,19 @@ def collect_metrics(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
 
 
 def is_translatable(changes: dict[str, Any], name: str) -> bool:
-    """Return whether a study's changes can be asked of a profile.
+    """Return whether a study's changes can be applied to a profile.
 
-    A profile with a model of its own takes no embedded model by name.
+    A profile with another model does not allow an embedded model by name.
     """
     names_model = any(key.startswith("model.") for key in changes)
     return not (names_model and name in FOREIGN_MODEL_PROFILES)
 
 
 def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a study's changes in a profile's own terms.
+    """Return a study's changes, translated for a profile.
 
-    Studies are written for `cpu`. For a profile with a model of its own, a peak, steps and tasks
-    stay the same multiples of the profile's.
+    Studies are written for `cpu`. For a profile with another model, peaks, steps and tasks are
+    scaled to the same multiples of the profile's values.
 
     Args:
         changes: Values by dotted key.
@@ -365,7 +370,7 @@ def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def joint_training(run_config: RunConfig) -> RunConfig:
-    """Return the upper bound of a run: all its classes in one task of as many steps.
+    """Return the upper bound of a run: all its classes in one task with as many steps in total.
 
     Raises:
         CmpError: The task would have too many steps.
@@ -373,7 +378,10 @@ def joint_training(run_config: RunConfig) -> RunConfig:
     tree = run_config.to_dict()
     steps, most = run_config.stream.tasks * run_config.training.steps, values.MAX_COUNT
     if steps > most:
-        raise CmpError(f"training.steps: {steps} in the one task of joint training; at most {most}")
+        raise CmpError(
+            f"training.steps: joint training would have {steps} in one task; at most {most} are "
+            "allowed"
+        )
     tree["mixture"] |= {"pretraining": 1 / 3, "update": 2 / 3, "buffer": 0.0}
     tree["training"]["steps"], tree["stream"]["tasks"] = steps, 1
     return config.parse(tree, "joint training")

@@ -1,12 +1,12 @@
-"""The primary claims of the book and what their runs came to.
+"""Judge the primary claims of the book from the results of their runs.
 
-`book/claims.yaml` was committed before the runs that it speaks of. All its claims are one family:
-each has one interval, a t-interval over the ten bases that tuned nothing, at the level of
-`claims_level`, which every other interval of a measured value has, too. `read_interval` says how it
-is read.
+`book/claims.yaml` was committed before the runs of its claims. All claims form one family. Each has
+one interval, a t-interval over the ten bases that were not used for tuning, at the level of
+`claims_level`, like every other interval of a measured value. `read_interval` defines how it is
+read.
 
-A crossed interval stands beside it that counts the concepts of the test as a sample, too. The
-verdict is about this test set; what is said of other concepts rests on the crossed one.
+A second, crossed interval also treats the concepts of the test as a sample. The verdict is about
+this test set; statements about other concepts are based on the crossed interval.
 """
 
 import contextlib
@@ -48,15 +48,15 @@ from cmp.runs.store import RUN_KEYS
 from cmp.values import STRICT
 
 REPLICATES = 20
-"""What each setting of a claim must have."""
+"""The number of replicates that each setting of a claim must have."""
 MATTERS = 1.0
-"""Points that a reader would care about, in A_KA, in A_ZS and in a gain alike."""
+"""Points that matter to a reader, in A_KA, in A_ZS or in a gain."""
 HELPS, HURTS, SAME = "helps", "hurts", "no difference that matters"
 HELPS_OPEN, HURTS_OPEN, OPEN = "helps, size open", "hurts, size open", "open"
 NOT_COMPUTED, NOT_COVERED, NO_FRONT = "not computed yet", "outside the front", "no front"
 SPREAD_SETTINGS = 3
 LOOKED_AT = range(9)
-"""Replicates that were published when the analysis was last changed, see chapter A2."""
+"""Replicates already published when the analysis was last changed, see chapter A2."""
 
 Text = Annotated[str, Field(min_length=1)]
 Settings = Annotated[
@@ -72,11 +72,11 @@ class FrontOf:
 
     Attributes:
         study: The study.
-        settings: Its settings, one per peak.
-        check: Another peak between them, whose gain would be 0 if the front were right; chapter 01
-            shows it.
-        local: Whether a few peaks around what is measured will do, see `cmp.experiments.fronts`.
-        least: How many peaks will do, where that is another number.
+        settings: The settings of the study, one per peak.
+        check: A further peak between them, with a gain of 0 if the front is right; see chapter 01.
+        local: Whether a few peaks around the measured setting are enough, see
+            `cmp.experiments.fronts`.
+        least: The fewest peaks allowed, if not the default.
     """
 
     study: Text
@@ -91,11 +91,12 @@ class Term:
     """One side of a contrast.
 
     Attributes:
-        of: A setting; for a spread several, whose standard deviation counts.
-        times: Its coefficient.
-        at: The "end" of the stream, or the mean over the middle half of its updates, on the "way".
+        of: A setting; for a spread, several settings, whose standard deviation is used.
+        times: The coefficient.
+        at: "end" for the end of the stream, or "way" for the mean over the middle half of its
+            updates.
         front: The front that a gain is measured from.
-        study: The study of the setting, where it is not the claim's.
+        study: The study of the setting, if it is not the claim's.
     """
 
     of: Settings
@@ -107,23 +108,23 @@ class Term:
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Claim:
-    """A claim that was made before its runs.
+    """A claim made before its runs.
 
     Attributes:
         name: A short name.
-        guideline: The guideline that it speaks of.
-        study: The study with its settings.
-        source: Whether the paper makes the claim, or this book.
-        sentence: The claim in words.
+        guideline: The guideline that the claim is about.
+        study: The study with the claim's settings.
+        source: Whether the paper or this book makes the claim.
+        sentence: The claim as a sentence.
         measure: "gain" (see `cmp.experiments.fronts`), "A_KA", "A_ZS", "GM" (the geometric mean of
-            both, for settings so far from the front that it says nothing of them), or "spread": the
-            standard deviation of A_KA over settings.
-        terms: What is added up.
-        expected: The sign that is claimed, or that nothing that matters differs.
-        half_width: Half the interval's width as planned from exploration, in points.
-        why: Why the plan is wider than `MATTERS`, where it is.
-        names: The class names whose A_ZS counts: all of pretraining's, or those that replay kept or
-            was lacking.
+            both, for settings that the front does not cover), or "spread": the standard deviation
+            of A_KA over settings.
+        terms: The terms of the sum.
+        expected: The claimed sign, or that there is no difference that matters.
+        half_width: The half-width of the interval in points, as planned from exploration.
+        why: Why the planned half-width exceeds `MATTERS`, if it does.
+        names: The class names for A_ZS: all names of pretraining, or those that replay kept or was
+            lacking.
     """
 
     name: Text
@@ -140,18 +141,22 @@ class Claim:
 
     def __post_init__(self) -> None:
         if self.half_width > MATTERS and not self.why:
-            raise ValueError(f"{self.name!r}: half_width: above {MATTERS:g}, and no `why`")
+            raise ValueError(
+                f"{self.name!r}: half_width: above {MATTERS:g}; give a reason in `why`"
+            )
         if self.names != "all" and self.measure not in ("gain", "A_ZS"):
-            raise ValueError(f"{self.name!r}: names: {self.measure} is not measured by names")
+            raise ValueError(
+                f"{self.name!r}: names: {self.measure} is not measured by name; leave it out"
+            )
         for term in self.terms:
             if (len(term.of) >= SPREAD_SETTINGS) != (self.measure == "spread"):
                 raise ValueError(
-                    f"{self.name!r}: of: a spread takes {SPREAD_SETTINGS} settings or more, all "
-                    "else takes one"
+                    f"{self.name!r}: of: give at least {SPREAD_SETTINGS} settings for a spread, "
+                    "and one for any other measure"
                 )
             if term.at == "way" and self.measure != "spread":
                 raise ValueError(
-                    f"{self.name!r}: at: {self.measure} is measured at the end of the stream"
+                    f"{self.name!r}: at: {self.measure} is only measured at the end of the stream"
                 )
 
     def study_of(self, term: Term) -> str:
@@ -161,13 +166,13 @@ class Claim:
 
 @checked_dataclass(frozen=True, config=STRICT)
 class ClaimsFile:
-    """A family of claims, and the fronts that their gains are measured from.
+    """A family of claims, and the fronts from which their gains are measured.
 
     Attributes:
         fronts: The fronts by name.
         claims: The claims.
-        planned: How many claims the family has at most, where some are committed later than others;
-            their intervals have the level of so many from the start.
+        planned: The largest number of claims in the family, if some are committed later. It
+            determines the level of the intervals from the start.
     """
 
     fronts: dict[str, FrontOf]
@@ -185,11 +190,11 @@ class ClaimsFile:
 
 
 def load_claims(path: Path = CLAIMS) -> ClaimsFile:
-    """Return a family of primary claims; raise `CmpError` that names the key at fault."""
+    """Return a family of primary claims; raise `CmpError` that names an invalid key."""
     known = check_record(read_yaml(path), ClaimsFile, f"{path}: ")
     names = [claim.name for claim in known.claims]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise CmpError(f"{path}: claims: two are named {twice[0]!r}")
+        raise CmpError(f"{path}: claims: two have the name {twice[0]!r}")
     for front in known.fronts.values():
         settings = [*front.settings, *filter(None, [front.check])]
         _check_settings(front.study, settings, str(path))
@@ -198,29 +203,29 @@ def load_claims(path: Path = CLAIMS) -> ClaimsFile:
         for term in claim.terms:
             _check_settings(claim.study_of(term), term.of, source)
             if claim.measure == "gain" and term.front not in known.fronts:
-                raise CmpError(f"{source}: no front {term.front!r}")
+                raise CmpError(f"{source}: no front {term.front!r}; define it under fronts")
     return known
 
 
 def _check_settings(study: str, names: Sequence[str], source: str) -> None:
-    """Raise `CmpError` unless a study that confirms has settings, with replicates enough."""
+    """Raise `CmpError` unless a confirming study has the settings with enough replicates."""
     grid = studies.load_study(study)
     if grid.explores:
-        raise CmpError(f"{source}: study {study!r} explores: its runs tuned what is claimed")
+        raise CmpError(f"{source}: study {study!r} explores, so its runs cannot confirm a claim")
     for name in names:
         if name not in grid.settings:
             raise CmpError(f"{source}: study {study!r} has no setting {name!r}")
         count = planned_streams(study, name)
         if count < REPLICATES:
             raise CmpError(
-                f"{source}: {name!r} of study {study!r} has {count} replicates; a claim takes "
+                f"{source}: {name!r} of study {study!r} has {count} replicates; a claim needs "
                 f"{REPLICATES}"
             )
 
 
 def read_interval(low: float, high: float) -> str:
-    """Return what an interval says, in the order in which it is asked: beyond a point, within a
-    point, beyond zero, or nothing yet."""
+    """Return the reading of an interval, testing in this order: beyond a point, within a point,
+    beyond zero, or open."""
     if low > MATTERS or high < -MATTERS:
         return HELPS if low > 0 else HURTS
     if low >= -MATTERS and high <= MATTERS:
@@ -231,23 +236,23 @@ def read_interval(low: float, high: float) -> str:
 
 
 def reading_in_words(row: Mapping[str, Any]) -> str:
-    """Return the reading of a row of `judge_claims`; a spread, or one loss beside another, neither
-    helps nor hurts, and is larger or smaller."""
+    """Return the reading of a row of `judge_claims` as text. A spread, or a difference of two
+    losses, is larger or smaller instead of helping or hurting."""
     if row["measure"] not in ("spread", "GM"):
         return row["reading"]
     return row["reading"].replace(HELPS, "larger").replace(HURTS, "smaller")
 
 
 def run_scores(published: pd.DataFrame) -> pd.DataFrame:
-    """Return what each run of a study came to.
+    """Return the scores of each run of a study.
 
     Args:
         published: As `cmp.experiments.results.published_metrics` returns it.
 
     Returns:
-        A row per (setting, replicate): `A_KA`, `A_ZS` and `GM` at the end, on the whole test; A_ZS
-        on the names that replay `kept` and was `lacking`; `way`, the mean A_KA over the middle half
-        of the updates, NaN where the whole test was scored at the ends alone; `peak` and `base`.
+        One row per (setting, replicate): final `A_KA`, `A_ZS` and `GM` on the whole test; A_ZS on
+        the names that replay `kept` and was `lacking`; `way`, the mean A_KA over the middle half of
+        the updates, NaN if the whole test was scored only at the ends; `peak` and `base`.
     """
     table = store.trajectory(published)
     table["progress"] = table["task"] / table.groupby(RUN_KEYS)["task"].transform("max")
@@ -265,25 +270,26 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
 
 @functools.lru_cache(maxsize=32)
 def _published(study: str, stamp: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the published metrics of a study and what its runs came to."""
+    """Return the published metrics of a study and its `run_scores`."""
     published = results.published_metrics(study)
     return published, run_scores(published)
 
 
 def published_scores(study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the published metrics of a study and its `run_scores`, read again if it changed."""
+    """Return the published metrics of a study and its `run_scores`, cached until the file
+    changes."""
     return _published(study, results.results_file(study).stat().st_mtime_ns)
 
 
 class NotComputed(CmpError):
-    """A run that a value takes is planned, and not published yet."""
+    """An error for a value with planned runs that are not published yet."""
 
 
 def setting_scores(study: str, setting: str) -> pd.DataFrame:
     """Return the rows of `run_scores` of a setting, by replicate.
 
     Raises:
-        NotComputed: It is not published yet.
+        NotComputed: The setting is not published yet.
         CmpError: There is no such study or setting.
     """
     if results.is_published(study):
@@ -308,14 +314,14 @@ def gain_of(
         study: The study.
         setting: The setting.
         front: The front.
-        names: Whose A_ZS counts, see `Claim`.
-        less: Points of A_KA that the setting gives away, so that it is compared where the front is
-            less steep.
-        replicates: Those to use, all by default.
+        names: The class names for A_ZS, see `Claim`.
+        less: Points of A_KA to subtract from the setting, to compare it where the front is less
+            steep.
+        replicates: The replicates to use; all by default.
 
     Raises:
         NotComputed: Runs of the setting or of the front are not published yet.
-        CmpError: The front says nothing of the setting.
+        CmpError: The front does not cover the setting.
     """
     own = _by_names(setting_scores(study, setting), names)
     own["A_KA"] -= less
@@ -331,7 +337,7 @@ def gain_of(
 
 
 def estimate_gain(study: str, setting: str, gain: fronts.Gain) -> Estimate:
-    """Return a gain of `gain_of` with its interval, at the level of the claims."""
+    """Return a gain of `gain_of` with its interval at the level of the claims."""
     value, streams = float(gain.values.mean()), len(gain.values)
     planned = planned_streams(study, setting)
     return estimate_from_bases(value, gain.pseudo, streams, planned)
@@ -344,14 +350,14 @@ def _by_names(scores: pd.DataFrame, names: str) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Contrast:
-    """What a contrast, or a term of one, came to.
+    """The result of a contrast, or of one of its terms.
 
     Attributes:
-        values: Per replicate.
-        pseudo: Per base, independent of each other.
-        bound: 1 where the estimate is a lower bound, as a gain in it is, -1 where it is an upper
-            one, as such a gain is subtracted, and else 0.
-        parts: Settings in it: (study, setting, weight in A_ZS, weight in A_KA).
+        values: The value of each replicate.
+        pseudo: The pseudo-value of each base, independent of each other.
+        bound: 1 if the estimate is a lower bound because a gain in it is, -1 if it is an upper
+            bound because such a gain is subtracted, and otherwise 0.
+        parts: The settings in it: (study, setting, weight in A_ZS, weight in A_KA).
     """
 
     values: pd.Series
@@ -370,9 +376,7 @@ def _measure(claim: Claim, known: ClaimsFile) -> _Contrast:
     ]
     bounds = {term.bound for term in terms if term.bound}
     if len(bounds) > 1:
-        raise fronts.OutsideFrontError(
-            "one of its gains is a lower bound, and another such is subtracted"
-        )
+        raise fronts.OutsideFrontError("it adds one lower bound of a gain and subtracts another")
     return _Contrast(
         functools.reduce(operator.add, (term.values for term in terms)),
         functools.reduce(operator.add, (term.pseudo for term in terms)),
@@ -382,7 +386,7 @@ def _measure(claim: Claim, known: ClaimsFile) -> _Contrast:
 
 
 def _measure_gain(claim: Claim, term: Term, front: FrontOf) -> _Contrast:
-    """Return a gain; concepts count in it as in the setting and in the front's nearest peak."""
+    """Return a gain. Its concept error is that of the setting and the front's nearest peak."""
     [setting], times, study = term.of, term.times, claim.study_of(term)
     gain = gain_of(study, setting, front, claim.names)
     parts = [
@@ -394,7 +398,7 @@ def _measure_gain(claim: Claim, term: Term, front: FrontOf) -> _Contrast:
 
 
 def _measure_scores(claim: Claim, term: Term) -> _Contrast:
-    """Return a score, or the spread of A_KA over settings, in which concepts are not counted."""
+    """Return a score, or the spread of A_KA over settings, which has no concept error."""
     times, study = term.times, claim.study_of(term)
     if claim.measure == "spread":
         values, base = spread_of(study, term)
@@ -403,7 +407,7 @@ def _measure_scores(claim: Claim, term: Term) -> _Contrast:
     scores = setting_scores(study, setting)
     values = scores[claim.measure if claim.names == "all" else claim.names]
     bases = values.groupby(scores["base"]).mean()
-    slope = float(np.sqrt(scores["A_KA"].mean() / scores["A_ZS"].mean()))  # of the mean, in A_ZS
+    slope = float(np.sqrt(scores["A_KA"].mean() / scores["A_ZS"].mean()))  # 2 dGM/dA_ZS
     weights = {"A_ZS": (1.0, 0.0), "A_KA": (0.0, 1.0), "GM": (slope / 2, 1 / slope / 2)}
     retention, accumulation = weights[claim.measure]
     part = (study, setting, times * retention, times * accumulation)
@@ -411,7 +415,7 @@ def _measure_scores(claim: Claim, term: Term) -> _Contrast:
 
 
 def spread_of(study: str, term: Term) -> tuple[pd.Series, pd.Series]:
-    """Return the standard deviation of A_KA over the settings of a term, and the base, of each
+    """Return the standard deviation of A_KA over the settings of a term, and the base, for each
     replicate that all settings have."""
     column = "way" if term.at == "way" else "A_KA"
     tables = {name: setting_scores(study, name) for name in term.of}
@@ -420,23 +424,22 @@ def spread_of(study: str, term: Term) -> tuple[pd.Series, pd.Series]:
 
 
 def judge_claims(known: ClaimsFile) -> pd.DataFrame:
-    """Return the verdict of every primary claim, from the published results.
+    """Return the verdict on every primary claim, from the published results.
 
     Args:
         known: The claims.
 
     Returns:
-        A row per claim, by name: `guideline`, `study`, `source`, `claimed` (its sentence),
-        `measure`, `expected`, `reading`, `agrees` (whether the reading is the one that was
-        expected; empty where it is open), `n`, `estimate`, `low` and `high` (over bases, in
-        points), `level`, `p` (of a two-sided t-test over bases) and `p holm` (the same, adjusted by
-        Holm's method over the family), `low crossed` and `high crossed` (at the same level),
-        `planned` and `half` (of the interval's width), `bound` (1: lower, -1: upper, 0: none),
-        `estimate later` (without the replicates of `LOOKED_AT`, along the same front), and
-        `sentence`.
+        One row per claim, by name: `guideline`, `study`, `source`, `claimed` (its sentence),
+        `measure`, `expected`, `reading`, `agrees` (whether the reading was expected; empty if
+        open), `n`, `estimate`, `low` and `high` (over bases, in points), `level`, `p` (of a
+        two-sided t-test over bases) and `p holm` (adjusted by Holm's method over the family),
+        `low crossed` and `high crossed` (at the same level), `planned` and `half` (half-widths),
+        `bound` (1: lower, -1: upper, 0: none), `estimate later` (without the replicates in
+        `LOOKED_AT`, on the same front), and `sentence`.
 
     Raises:
-        CmpError: Published runs are of bases that tuned what is claimed.
+        CmpError: Published runs use bases that tuned the claim's settings.
     """
     rows = {claim.name: _judge(claim, known) for claim in known.claims}
     judged = pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
@@ -448,11 +451,11 @@ def judge_claims(known: ClaimsFile) -> pd.DataFrame:
 def adjust_by_holm(p_values: pd.Series, count: int) -> pd.Series:
     """Return p-values adjusted by Holm's method.
 
-    If every sign whose adjusted value is below 0.05 is called decided, the chance that any of them
+    If signs with an adjusted value below 0.05 are called decided, the probability that any of them
     is wrong is at most 0.05.
 
     Args:
-        p_values: The p-values; NaN where a claim is not measured yet.
+        p_values: The p-values; NaN if a claim is not measured yet.
         count: The size of the family.
     """
     ordered = p_values.dropna().sort_values()
@@ -490,7 +493,7 @@ def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
         crossed = t_factor(len(contrast.pseudo), level) * float(np.hypot(error, concepts))
     row |= {"half": half, "low": estimate - half, "high": estimate + half}
     row["p"] = 2 * float(stats.t.sf(abs(estimate) / error, len(contrast.pseudo) - 1))
-    if contrast.bound * estimate < 0:  # a bound says nothing of what lies beyond it
+    if contrast.bound * estimate < 0:  # a bound is no evidence against values beyond it
         row["p"] = 1.0
     row |= {"low crossed": estimate - crossed, "high crossed": estimate + crossed}
     low = -np.inf if contrast.bound < 0 else row["low"]
@@ -501,10 +504,10 @@ def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
 
 
 def _missing_runs(claim: Claim, known: ClaimsFile) -> str:
-    """Return which runs of a claim are not published yet, in words, or "".
+    """Return a text on a claim's runs that are not published yet, or "".
 
     Raises:
-        CmpError: What is published cannot confirm it.
+        CmpError: The published runs cannot confirm the claim.
     """
     used = [(claim.study_of(term), setting) for term in claim.terms for setting in term.of]
     if claim.measure == "gain":
@@ -518,8 +521,8 @@ def _missing_runs(claim: Claim, known: ClaimsFile) -> str:
         rows = scores.loc[[setting]] if setting in scores.index.unique("setting") else scores[:0]
         if not rows["base"].between(first, first + count - 1).all():
             raise CmpError(
-                f"claim {claim.name!r}: {setting!r} of study {study}: runs of bases that tuned the "
-                "setting cannot confirm it"
+                f"claim {claim.name!r}: {setting!r} of study {study}: its runs use bases that "
+                "tuned the setting, so they cannot confirm the claim"
             )
         if len(rows) < REPLICATES:
             return f"{len(rows)} of {REPLICATES} replicates of {setting!r} are published"
@@ -528,14 +531,14 @@ def _missing_runs(claim: Claim, known: ClaimsFile) -> str:
 
 def _agrees(reading: str, expected: str, low: float, high: float) -> str:
     is_small = {"above 0": low > 0, "below 0": high < 0}.get(expected, False)
-    if reading == OPEN or (reading == SAME and is_small):  # a small effect of the sign expected
+    if reading == OPEN or (reading == SAME and is_small):  # a small effect with the expected sign
         return ""
     signs = {HELPS: "above 0", HELPS_OPEN: "above 0", HURTS: "below 0", HURTS_OPEN: "below 0"}
     return "yes" if signs.get(reading, "no difference") == expected else "no"
 
 
 def _sentence(row: dict[str, Any], claim: Claim) -> str:
-    """Return a verdict in words."""
+    """Return a verdict as a sentence."""
     what = {"gain": "points of A_ZS at equal A_KA", "spread": "points of spread"}
     unit, at_least = what.get(claim.measure, f"points of {claim.measure}"), ""
     if claim.names != "all":
@@ -559,7 +562,7 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
 
 
 def _range_in_words(low: float, high: float, bound: int) -> str:
-    """Return an interval as a text, without the end that a bound leaves open."""
+    """Return an interval as text, without the end that a bound leaves open."""
     words = f"{low:.1f} to {high:.1f}"
     if bound:
         words = f"from {low:.1f} up" if bound > 0 else f"up to {high:.1f}"
@@ -567,14 +570,15 @@ def _range_in_words(low: float, high: float, bound: int) -> str:
 
 
 def concept_error(parts: list[tuple[str, str, float, float]], names: str = "all") -> float:
-    """Return the standard error that concepts add to a contrast, if they are a sample.
+    """Return the standard error that concepts add to a contrast if they are a sample.
 
-    Each concept's influence is the sum of its questions' weighted differences, less their dataset's
-    mean, averaged over replicates; the error is the root of the sum of squared influences.
+    The influence of a concept is the sum of its questions' weighted differences, minus their
+    dataset's mean, averaged over replicates. The error is the root of the sum of squared
+    influences.
 
     Args:
-        parts: Settings: (study, setting, weight in A_ZS, weight in A_KA).
-        names: Whose A_ZS counts, see `Claim`.
+        parts: The settings: (study, setting, weight in A_ZS, weight in A_KA).
+        names: The class names for A_ZS, see `Claim`.
     """
     total, weights = 0.0, 0.0
     for study, setting, retention, accumulation in parts:
@@ -590,8 +594,8 @@ def concept_error(parts: list[tuple[str, str, float, float]], names: str = "all"
 
 @functools.lru_cache(maxsize=4)
 def concepts_of(corpus: Corpus) -> np.ndarray:
-    """Return the number of each test question's concept: what shares a class or a group, as the
-    drawings of one emoji in several datasets do, is one concept."""
+    """Return the concept number of each test question. Questions that share a class or a group,
+    such as drawings of one emoji in several datasets, have the same concept."""
     questions = list_questions(corpus)
     names = corpus.table["label"].astype(str).to_numpy()[questions["row"]]
     group = pd.factorize(questions["group"])[0]
@@ -601,8 +605,7 @@ def concepts_of(corpus: Corpus) -> np.ndarray:
 
 
 def _final_hits(study: str, setting: str) -> tuple[Corpus, np.ndarray, tuple[int, ...]]:
-    """Return the data, the hits at the end [replicates, questions] and the data seeds of a
-    setting."""
+    """Return the data, the final hits [replicates, questions] and the data seeds of a setting."""
     published = published_scores(study)[0]
     rows = published[(published["setting"] == setting) & (published["scope"] == "full")]
     rows = store.after_last_task(rows)
@@ -616,8 +619,8 @@ def _final_hits(study: str, setting: str) -> tuple[Corpus, np.ndarray, tuple[int
 
 @functools.lru_cache(maxsize=8)
 def _weigh_questions(corpus: Corpus, seeds: tuple[int, ...], names: str) -> dict[str, np.ndarray]:
-    """Return of each question its dataset's and concept's number, whether it counts in A_ZS, and
-    its `weights` in the aggregates, [seeds, questions]."""
+    """Return for each question the numbers of its dataset and concept, whether it counts in A_ZS,
+    and its `weights` in the aggregates, [seeds, questions]."""
     questions = list_questions(corpus)
     dataset, concept = pd.factorize(questions["dataset"])[0], concepts_of(corpus)
     is_retention = (questions["role"] == ROLES["A_ZS"]).to_numpy()
@@ -641,20 +644,20 @@ def _weigh_questions(corpus: Corpus, seeds: tuple[int, ...], names: str) -> dict
 def gains_table(
     front: FrontOf, settings: dict[str, Sequence[str]], shared: bool = False
 ) -> pd.DataFrame:
-    """Return what each of some published settings buys.
+    """Return the gains of published settings.
 
-    Their intervals have the level of the claims; verdicts are those of `judge_claims` alone.
+    Intervals have the level of the claims, but only `judge_claims` gives verdicts.
 
     Args:
         front: The front.
         settings: The settings of each study.
-        shared: Use only the replicates that all these settings have, so that the rows compare on
-            the same streams; there are no intervals then.
+        shared: Whether to use only replicates that all these settings have, so that rows are
+            compared on the same streams. There are no intervals then.
 
     Returns:
-        A row per setting, the largest gain first: `study`, `setting`, `A_KA`, `A_ZS`, `gain` with
-        `low` and `high` (over bases, NaN where there is no interval yet), `mirror`, `is_bound`,
-        `n`, `preliminary` (such as "2 of 20 streams", "" with all), and `reason` where there is no
+        One row per setting, largest gain first: `study`, `setting`, `A_KA`, `A_ZS`, `gain` with
+        `low` and `high` (over bases, NaN if there is no interval yet), `mirror`, `is_bound`, `n`,
+        `preliminary` (such as "2 of 20 streams", or "" if complete), and `reason` if there is no
         gain.
     """
     places = [(study, name) for study, names in settings.items() for name in names]
@@ -680,8 +683,8 @@ def gains_table(
 
 
 def shared_replicates(places: Iterable[Sequence[str]]) -> pd.Index:
-    """Return the replicates that all of some settings have, each given as study and setting; what
-    is not published is left out."""
+    """Return the replicates that all given settings have, each a study and a setting, ignoring
+    unpublished ones."""
     replicates = []
     for study, name in places:
         with contextlib.suppress(NotComputed):
@@ -690,10 +693,10 @@ def shared_replicates(places: Iterable[Sequence[str]]) -> pd.Index:
 
 
 def claim_correlations(known: ClaimsFile) -> pd.DataFrame:
-    """Return how the estimates of claims on gains err together, as they share a front."""
+    """Return the error correlations of claims on gains, which share a front."""
     pseudo = {}
     for claim in known.claims:
         if claim.measure == "gain" and not _missing_runs(claim, known):
-            with contextlib.suppress(CmpError):  # it is outside the front
+            with contextlib.suppress(CmpError):  # the setting is outside the front
                 pseudo[claim.name] = _measure(claim, known).pseudo
     return pd.DataFrame(pseudo).corr()

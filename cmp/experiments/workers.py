@@ -1,4 +1,5 @@
-"""Runs in one-thread worker processes of this machine, where a lost worker costs its run only."""
+"""Compute runs in one-thread worker processes on this machine; a lost worker affects only its
+run."""
 
 import contextlib
 import multiprocessing
@@ -27,21 +28,21 @@ from cmp.runs.checkpoints import SIGNALS, StopRequest
 from cmp.scale.decoding import JOBS
 
 ATTEMPTS = 5
-"""Times that a run is started or resumed before its lost workers are taken for its own fault."""
+"""Times that a run is started or resumed before losing workers counts as its failure."""
 
 
 Failures = dict[RunConfig, str]
-"""Why runs failed."""
+"""The reasons why runs failed."""
 
 
 def list_devices(device: str) -> list[str]:
-    """Return the devices that workers share out: of "cuda" every card that is visible."""
+    """Return the devices for workers; for "cuda", all visible GPUs."""
     cards = torch.cuda.device_count() if device == "cuda" else 0
     return [f"cuda:{number}" for number in range(cards)] or [device]
 
 
 def default_jobs(device: str) -> int:
-    """Return how many runs are computed at a time: two on a CPU, or one per card."""
+    """Return how many runs to compute at a time: two on a CPU, or one per GPU."""
     return 2 if device == "cpu" else len(list_devices(device))
 
 
@@ -54,21 +55,21 @@ def run_locally(
 ) -> Failures:
     """Compute runs in worker processes.
 
-    A worker that dies (out of memory, killed) is replaced and its run goes on from its checkpoint.
-    Workers spread evenly over the cards of "cuda".
+    A worker that dies (out of memory, killed) is replaced, and its run resumes from its checkpoint.
+    With "cuda", workers are spread evenly over the GPUs.
 
     Args:
-        todo: The runs.
-        jobs: Number of workers.
+        todo: The runs to compute.
+        jobs: The number of workers.
         device: "cpu" or "cuda".
         finished: Called with each run that did not fail.
-        stop: Whether a signal came.
+        stop: Records whether a signal was received.
 
     Returns:
-        Why runs failed.
+        The reasons why runs failed.
 
     Raises:
-        Interrupted: A signal came; the workers have saved their runs.
+        Interrupted: A signal was received; the workers have saved their runs.
     """
     devices = list_devices(device)
     with _worker_pool() as pool:
@@ -79,7 +80,7 @@ def run_locally(
             if worker is None:
                 counts = Counter(other.device for other in pool)
                 pool.append(worker := _Worker(min(devices, key=lambda d: counts[d]), jobs))
-            with contextlib.suppress(OSError):  # it is dead, as its pipe will say next
+            with contextlib.suppress(OSError):  # the worker is dead, as its pipe will show
                 worker.pipe.send(run_config)
             busy[worker.pipe] = worker
             return worker.pipe
@@ -97,11 +98,11 @@ def run_locally(
 
 
 class LostRun(Exception):
-    """The process that computed a run is gone; the message says what became of it."""
+    """An error for a run whose process died; the message says how."""
 
 
 Outcome = str | LostRun | None
-"""How a run ended: None if it is stored, why it failed, or how its process was lost."""
+"""The outcome of a run: None if it is stored, why it failed, or how its process was lost."""
 
 
 def compute_all(
@@ -112,23 +113,24 @@ def compute_all(
     finished: Callable[[RunConfig], None],
     stop: StopRequest,
 ) -> Failures:
-    """Compute runs by whatever means; a run that is lost starts again, `ATTEMPTS` times in all.
+    """Compute runs with the given functions, starting a lost run again up to `ATTEMPTS` times in
+    total.
 
-    While studies are paused (`pause_file`), runs in progress go on to their end and none is begun.
+    While studies are paused (`pause_file`), runs in progress finish and no new ones begin.
 
     Args:
-        todo: The runs.
-        jobs: How many are computed at a time.
+        todo: The runs to compute.
+        jobs: The number of runs at a time.
         start: Starts a run and returns a handle.
-        wait: Waits a little for some handles and yields those that have ended, with their outcome.
+        wait: Waits briefly for handles, and yields those that have ended with their outcome.
         finished: Called with each run that did not fail.
-        stop: Whether a signal came.
+        stop: Records whether a signal was received.
 
     Returns:
-        Why runs failed.
+        The reasons why runs failed.
 
     Raises:
-        Interrupted: A signal came before all had ended.
+        Interrupted: A signal was received before all runs had ended.
     """
     queue, attempts, failures = list(reversed(todo)), Counter(), {}
     running: dict[Any, RunConfig] = {}
@@ -150,17 +152,17 @@ def compute_all(
                 queue.append(run_config)
         if stop.signal and (queue or running):
             message = f"stopped with {len(queue) + len(running)} runs to go"
-            raise Interrupted(f"{message}; the same command goes on", stop.signal)
+            raise Interrupted(f"{message}; repeat the command to continue", stop.signal)
     return failures
 
 
 def pause_file() -> Path:
-    """Return the file that pauses all studies of a build folder for as long as it exists."""
+    """Return the file that pauses all studies of a build folder while it exists."""
     return build_folder() / "paused"
 
 
 def pause_studies(pause: bool) -> None:
-    """Let all studies of this build folder wait, or go on."""
+    """Pause or resume all studies of this build folder."""
     if pause:
         write_atomic(pause_file(), "")
     else:
@@ -173,8 +175,8 @@ def failure_reason(error: BaseException) -> str:
         return str(error)
     try:
         text = " ".join(str(error).split())
-    except Exception:  # of an exception that cannot even be shown
-        text = "(it has no text)"
+    except Exception:  # from an exception that cannot be printed
+        text = "(no message)"
     return f"{type(error).__name__}: {text}"
 
 
@@ -184,16 +186,16 @@ def worker_environment() -> dict[str, str]:
 
 
 def load_plugins() -> None:
-    """Run the files that `CMP_PLUGINS` names, which register options."""
+    """Load the plugins named in `CMP_PLUGINS`."""
     for path in filter(None, os.environ.get("CMP_PLUGINS", "").split(os.pathsep)):
         load_plugin(Path(path))
 
 
 class _Worker:
-    """A process that computes the runs it is handed, one after another.
+    """A process that computes runs one after another.
 
-    Each worker has a pipe of its own, and no lock is shared: whenever one is killed, the others and
-    this process go on.
+    Each worker has its own pipe, and there are no shared locks, so if one is killed, the others and
+    this process continue.
     """
 
     def __init__(self, device: str, jobs: int):
@@ -201,34 +203,34 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         environment = worker_environment() | {"CMP_BUILD": str(build_folder().absolute())}
         arguments = (theirs, device, environment | {JOBS: str(jobs)})
-        # it may have children of its own, which decode images; `_worker_pool` ends it
+        # not a daemon, as it may have children that decode images; `_worker_pool` ends it
         self.process = context.Process(target=_worker_main, args=arguments, daemon=False)
         self.process.start()
         theirs.close()
 
     def signal(self, number: int) -> bool:
-        """Send the process a signal, 0 for none, and return whether it runs.
+        """Send the process a signal (0 for none), and return whether it is running.
 
-        The server that began it may be gone: it dies of a signal to all processes of a job.
+        The server that started it may have died from a signal to all processes of a job.
         """
-        self.process.is_alive()  # which reaps it if it has ended
+        self.process.is_alive()  # reaps it if it has ended
         with contextlib.suppress(OSError):
             os.kill(self.process.pid, number)
             return True
         return False
 
     def death(self) -> str:
-        """Return what the process died of, and how often the run's workers did."""
+        """Return why the process died, and how often the run's workers died."""
         self.process.join()
         code = self.process.exitcode
         cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-        return f"its worker died {ATTEMPTS} times, last {cause}; is there enough memory?"
+        return f"its worker died {ATTEMPTS} times, last {cause}; check that there is enough memory"
 
 
 def _context(device: str) -> BaseContext:
-    """Return how workers start: from a server that has imported everything, where that is safe.
+    """Return how workers start: if it is safe, from a server that has imported everything.
 
-    The server outlives a study, so the next one in the same process starts at once.
+    The server outlives a study, so the next one in the same process starts immediately.
     """
     if device != "cpu" or sys.platform != "linux":
         return multiprocessing.get_context("spawn")
@@ -239,10 +241,10 @@ def _context(device: str) -> BaseContext:
 
 @contextlib.contextmanager
 def _worker_pool() -> Iterator[list[_Worker]]:
-    """Yield a list for workers, who end when it is left, those with a run once that is saved.
+    """Yield a list for workers, and end them on exit, after saving their runs.
 
-    They are asked again every second, as one may have been between two runs. However long it takes,
-    a second Ctrl-C ends this process.
+    They are asked again every second, since a worker may have been between two runs. A second
+    Ctrl-C ends this process at any time.
     """
     pool: list[_Worker] = []
     try:
@@ -270,13 +272,13 @@ def _worker_main(pipe: Connection, device: str, environment: dict[str, str]) -> 
     torch.set_num_threads(1)
     if device != "cpu":
         torch.cuda.set_device(device)
-    with contextlib.suppress(EOFError, OSError):  # the parent is gone, or done
+    with contextlib.suppress(EOFError, OSError):  # the parent has died or finished
         while True:
             pipe.send(_attempt_run(pipe.recv(), device))
 
 
 def _attempt_run(run_config: RunConfig, device: str) -> str | None:
-    """Compute a run and return why it failed, if it did; a run that is stopped ends the worker."""
+    """Compute a run, and return why it failed or None. If the run is stopped, end the worker."""
     try:
         launch.run_one(run_config, device=device, wait=True)
     except Interrupted as stop:
@@ -287,11 +289,12 @@ def _attempt_run(run_config: RunConfig, device: str) -> str | None:
 
 
 def stop_gently(wait_for_parent: Callable[[], Any]) -> None:
-    """Let signals act on this process's runs only, so that no second one breaks off a save.
+    """Let signals affect only the runs of this process, so that a second one does not interrupt a
+    save.
 
     Args:
-        wait_for_parent: Returns once the parent is gone. From then on the process is asked to stop
-            and save, again and again, as it may be between two runs.
+        wait_for_parent: Returns once the parent has died. From then on, the process is repeatedly
+            asked to stop and save, since it may be between two runs.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,5 +1,5 @@
-"""Model merging: which weights are combined, and how.
+"""Merge models: choose which weights to combine, and how.
 
-`policies` says which, `rules` how; `apply` applies a rule to state dicts, `files` to files, and
-`ranks` finds what rules keep that trim whole models.
+`policies` choose the weights and `rules` combine them. `apply` applies a rule to state dicts and
+`files` to files. `ranks` finds the entries to keep for rules that trim whole models.
 """

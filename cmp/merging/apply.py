@@ -1,14 +1,14 @@
-"""Rules applied to whole models: state dicts, or anything that gives tensors by name.
+"""Apply merge rules to whole models: state dicts, or any mapping from names to tensors.
 
-A merge goes down one path: `merge` looks up the rule, checks its settings (`rules.make_options`)
-and the models (`check_models`), and `iter_merged` then merges one tensor after the other on the
-device of the newest model. A tensor is merged in blocks that stay in the cache, so that next to
-nothing is allocated.
+Every merge takes the same path: `merge` looks up the rule, checks its settings
+(`rules.make_options`) and the models (`check_models`), and `iter_merged` merges one tensor at a
+time on the device of the newest model. A tensor is merged in blocks that fit the cache, which
+allocates almost no memory.
 
-Rules apply to parameters. Other tensors are recognised by their type and name: integers and
-booleans are the newest model's; running means and variances are averaged, whatever the rule, since
-choosing among them or adding up their differences may leave the range that they can have.
-`logit_scale` is merged like any parameter.
+Rules apply to parameters. Other tensors are recognised by type and name. Integers and booleans are
+taken from the newest model. Running means and variances are averaged under every rule, since
+selecting entries or adding differences could give invalid values. `logit_scale` is merged like any
+parameter.
 """
 
 import functools
@@ -37,9 +37,9 @@ from cmp.registry import Option, get_option
 
 StateDict = Mapping[str, Tensor]
 RUNNING_STATISTICS = ("running_mean", "running_var")
-"""Ends of the names of tensors that are averaged, whatever the rule."""
+"""Name endings of tensors that every rule averages."""
 BLOCK_SIZES = {"linear": 1 << 20, "entries": 1 << 16}
-"""Entries that are merged together: by the bytes that a rule needs of each in the cache."""
+"""Entries per block, by the bytes of cache that a rule needs per entry."""
 
 
 def merge(
@@ -49,22 +49,22 @@ def merge(
     out: Weights | None = None,
     **settings: Any,
 ) -> Weights:
-    """Merge state dicts by a rule.
+    """Merge state dicts with a rule.
 
     Args:
         rule: A registered rule, such as "ties".
-        models: State dicts with equal names and shapes, newest first, on any one device.
+        models: State dicts with the same names and shapes, newest first, all on one device.
         base: The weights before the stream, for rules on task vectors.
-        out: Tensors to write the result into, not shared with the arguments.
-        **settings: `weights`, `draw`, and those of `cmp.merging.rules.MERGE_SETTINGS` that the
-            rule reads, such as `density`.
+        out: Tensors to write the result into, which must not share memory with the arguments.
+        **settings: `weights`, `draw`, and the settings in `cmp.merging.rules.MERGE_SETTINGS` that
+            the rule reads, such as `density`.
 
     Returns:
-        New tensors by name, of the newest model's types; the arguments are not changed.
+        New tensors by name, with the newest model's types. The arguments are not changed.
 
     Raises:
-        CmpError: The rule cannot merge these, see `check_models`, a setting is impossible or of
-            other rules, or an entry is not finite.
+        CmpError: The rule cannot merge these models (see `check_models`), a setting is invalid or
+            not read by the rule, or an entry is not finite.
 
     Example:
         >>> zero, a, b = ({"w": torch.tensor([x, 1.0])} for x in (0.0, 4.0, -2.0))
@@ -80,61 +80,64 @@ def merge(
 def check_models(
     rule: Option, models: Sequence[Any], base: Any = None, labels: Sequence[str] = ()
 ) -> None:
-    """Check that a rule can merge some models.
+    """Check that a rule can merge the given models.
 
     Args:
         rule: The rule.
-        models: The models, newest first; of a file, its outline.
+        models: The models, newest first; for files, their outlines.
         base: The weights before the stream.
-        labels: What errors call the models and, last, the base.
+        labels: The names of the models and, last, the base in error messages.
 
     Raises:
-        CmpError: Their number does not fit the rule, a base is missing or too many, one of them is
-            no state dict with values, or their tensors differ in name, shape or kind of number.
+        CmpError: The rule does not take this number of models, the base is missing or not needed, a
+            model is not a state dict with values, or tensors differ in name, shape or kind of
+            number.
     """
     wanted = rule.facts["count"]
     if not models or (wanted and len(models) != wanted):
         expected = f"exactly {wanted}" if wanted else "at least 1"
-        raise CmpError(f"{rule.name}: {len(models)} models given; it merges {expected}")
+        raise CmpError(f"{rule.name}: merges {expected}, but got {len(models)} models")
     if (base is None) == rule.facts["base"]:
         wants = "needs a base, the weights before the stream: --base FILE, or base= in Python"
-        raise CmpError(f"{rule.name}: {wants if base is None else 'takes no base'}")
+        raise CmpError(f"{rule.name}: {wants if base is None else 'takes no base; leave it out'}")
     everything = [*models, *([] if base is None else [base])]
     names = labels or [f"model {number}" for number in range(1, len(models) + 1)] + ["base"]
     for label, model in zip(names, everything, strict=False):
         if not isinstance(model, Mapping):
             words = "give its state_dict(), or use cmp.merge_files for files"
-            raise CmpError(f"merge: {label}: a {type(model).__name__} is no state dict; {words}")
+            raise CmpError(f"merge: {label}: a {type(model).__name__} is not a state dict; {words}")
         for name, x in model.items():
             if not isinstance(x, Tensor):
-                words = f"a {type(x).__name__} is no tensor; convert it"
+                words = f"a {type(x).__name__} is not a tensor; convert it"
                 raise CmpError(f"merge: {label}: {name}: {words}")
             if x.is_meta:
-                words = "on the meta device it has no values; load them"
+                words = "has no values on the meta device; load them"
                 raise CmpError(f"merge: {label}: {name}: {words}")
         if model is not everything[0]:
             check_same_tensors(names[0], everything[0], label, model)
 
 
 def check_same_tensors(first: str, one: StateDict, second: str, other: StateDict) -> None:
-    """Check that two models have tensors of the same names, shapes and kinds of number.
+    """Check that two models have tensors with the same names, shapes and kinds of number.
 
     Raises:
-        CmpError: It names the tensor and both models.
+        CmpError: They differ; the message names the tensor and both models.
     """
     if different := sorted(one.keys() ^ other.keys()):
         name = different[0]
         has, lacks = (first, second) if name in one else (second, first)
         raise CmpError(
-            f"{name}: {has} has it, {lacks} has not; {len(different)} tensors differ, so these are "
-            "not models of one kind"
+            f"{name}: in {has} but not in {lacks}; {len(different)} tensors differ, so these are "
+            "different kinds of model"
         )
     for name, x in one.items():
         y = other[name]
         if x.shape != y.shape:
-            raise CmpError(f"{name}: shape {list(x.shape)} in {first}, {list(y.shape)} in {second}")
+            raise CmpError(
+                f"{name}: shape {list(x.shape)} in {first}, but {list(y.shape)} in {second}"
+            )
         if x.is_floating_point() != y.is_floating_point():
-            raise CmpError(f"{name}: {x.dtype} in {first}, {y.dtype} in {second}")
+            raise CmpError(f"{name}: {x.dtype} in {first}, but {y.dtype} in {second}")
 
 
 def iter_merged(
@@ -147,21 +150,21 @@ def iter_merged(
     outline: StateDict | None = None,
     scratch: "Scratch | None" = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, merged tensor) one by one; nothing is kept.
+    """Yield (name, merged tensor) one at a time, without keeping them.
 
-    A rule that keeps the norm has the task vectors of all tensors merged before the first of them
-    can be scaled, and `scratch` keeps them until then.
+    A rule that keeps the norm must merge the task vectors of all tensors before it can scale the
+    first one. `scratch` stores them until then.
 
     Args:
         rule: The rule.
-        models: The models, newest first, which were checked.
+        models: The models, already checked, newest first.
         base: The weights before the stream, for rules on task vectors.
         options: The rule's settings.
         out: Tensors to write the result into.
-        finite: Whether all entries are known to be finite, which is checked otherwise.
-        outline: Tensors of the models' names, shapes and types whose values nobody reads, where
-            the models' own take time to get.
-        scratch: Where merged task vectors wait; in memory where None.
+        finite: Whether all entries are known to be finite. If not, they are checked.
+        outline: Tensors with the models' names, shapes and types, whose values are not read, for
+            models whose own tensors are slow to load.
+        scratch: Storage for merged task vectors; if None, they stay in memory.
     """
     shapes = models[0] if outline is None else outline
     parameters = {
@@ -202,10 +205,10 @@ def iter_merged(
 
 
 class Scratch(Protocol):
-    """What keeps tensors in order until they are read again, such as a list."""
+    """Storage that keeps tensors in order until they are read again, such as a list."""
 
     def append(self, x: Tensor, /) -> None:
-        """Keep a tensor."""
+        """Store a tensor."""
         ...
 
     def __iter__(self) -> Iterator[Tensor]: ...
@@ -213,14 +216,14 @@ class Scratch(Protocol):
 
 @dataclass(frozen=True)
 class Versions:
-    """One tensor of all models.
+    """One tensor in all of its versions.
 
     Attributes:
-        name: Its name.
-        models: Its versions in the models, newest first.
-        base: That before the stream, where task vectors are merged.
-        out: Where the result goes.
-        dtype: The type that they are merged in.
+        name: The tensor's name.
+        models: The versions in the models, newest first.
+        base: The version before the stream, if task vectors are merged.
+        out: The tensor to write the result into.
+        dtype: The type to merge in.
         finite: Whether all entries are known to be finite.
     """
 
@@ -235,7 +238,7 @@ class Versions:
         """Return the models' tensors, or their task vectors if there is a base, [models, *shape].
 
         Raises:
-            NotFiniteError: A source holds NaN or infinity.
+            NotFiniteError: A source contains NaN or infinity.
         """
         entries = torch.stack([x.to(self.dtype) for x in self.models])
         if self.base is not None:
@@ -244,16 +247,16 @@ class Versions:
         return entries
 
     def write(self, merged: Tensor) -> None:
-        """Write what a whole tensor became, on top of theta_0 if there is one."""
+        """Write a merged tensor, added to theta_0 if there is one."""
         self.out.copy_(merged if self.base is None else merged.add_(self.base))
         self.check(self.out)
 
     def check(self, result: Tensor) -> None:
-        """Check that all entries of a result, or of a source, are finite.
+        """Check that all entries of a result and of its sources are finite.
 
         Raises:
-            NotFiniteError: A source holds NaN or infinity.
-            CmpError: The sources are finite and the result overflows.
+            NotFiniteError: A source contains NaN or infinity.
+            CmpError: The sources are finite, but the result overflows.
         """
         if self.finite or math.isfinite(result.sum().item()) or bool(result.isfinite().all()):
             return
@@ -268,7 +271,7 @@ class Versions:
 def write_weighted_sum(versions: Versions, factors: Sequence[float]) -> None:
     """Write sum_i factor_i tensor_i, or base + sum_i factor_i (tensor_i - base).
 
-    Differences are added up before the base is, since they are small beside it.
+    Differences are summed before the base is added, since they are small compared with it.
 
     Args:
         versions: The tensor.
@@ -290,7 +293,7 @@ def write_weighted_sum(versions: Versions, factors: Sequence[float]) -> None:
             for block, factor in blocks:
                 sums.add_(torch.sub(block, origin, out=moved), alpha=factor)
             sums.add_(origin)
-        elif len(blocks) > 1:  # two at once, since a pass over the memory is what takes time
+        elif len(blocks) > 1:  # two at once, since memory bandwidth is the bottleneck
             (x, beta), (y, alpha), *others = blocks
             torch.addr(x[None], one, y, beta=beta, alpha=alpha, out=sums[None])
             for block, factor in others:
@@ -308,7 +311,7 @@ def write_weighted_sum(versions: Versions, factors: Sequence[float]) -> None:
 def write_entries(
     rule: Option, versions: Versions, options: MergeOptions, bounds: Sequence[MagnitudeBounds]
 ) -> None:
-    """Write what a rule makes of the entries of one tensor, on top of theta_0 if there is one."""
+    """Merge one tensor entry by entry and write it, added to theta_0 if there is one."""
     target, start, size = versions.out.view(-1), versions.base, BLOCK_SIZES["entries"]
     start = None if start is None else start.reshape(-1)
     models = [x.reshape(-1) for x in versions.models]
@@ -328,7 +331,7 @@ def write_entries(
 
 
 def merge_whole(rule: Option, entries: Tensor, name: str, options: MergeOptions) -> Tensor:
-    """Return what a rule makes of one tensor in its own shape, [models, *shape]."""
+    """Return one tensor merged in its own shape, from [models, *shape]."""
     return rule.value(entries, BlockContext(options, [KEEP_ALL] * len(entries), name, 0))
 
 
@@ -341,19 +344,20 @@ def merge_task_vectors(
     finite: bool,
     scratch: Scratch,
 ) -> float:
-    """Merge the task vectors of all parameters, and return the factor that they need.
+    """Merge the task vectors of all parameters, and return the factor to scale them by.
 
     Args:
         rule: A rule that keeps the norm.
         models: The models, newest first.
         base: The weights before the stream.
-        parameters: Tensors of the names and shapes of those that are merged.
+        parameters: Tensors with the names and shapes of those to merge.
         options: The rule's settings.
         finite: Whether all entries are known to be finite.
-        scratch: Takes the merged task vectors, in the order of `parameters`.
+        scratch: Receives the merged task vectors, in the order of `parameters`.
 
     Returns:
-        `scale` times the mean norm of the models' task vectors, over the norm of the merged one.
+        `scale` times the mean norm of the models' task vectors, divided by the norm of the merged
+        one.
     """
     squares, merged_square = [0.0] * len(models), 0.0
     for name in parameters:
@@ -375,17 +379,17 @@ def square_norm(x: Tensor) -> float:
 
 
 _BLOCK_NUMBER = re.compile(r"(.*?)\.(\d+(?:\.\d+)*)\.")
-"""The first run of numbers in a name: what is numbered, and which one of it."""
+"""The first run of numbers in a name: the numbered part, and its number."""
 
 
 @functools.lru_cache(maxsize=8)
 def layer_depth(names: tuple[str, ...]) -> dict[str, float]:
     """Return each parameter's depth l / (L - 1) among the L blocks of its tower, from 0 to 1.
 
-    The blocks of a tower are what it has the most of, in the order of their numbers: of
-    "visual.trunk.stages.1.0.weight" the stack is "visual.trunk.stages", the number (1, 0). ResNets'
-    "layer1" counts as number 1 of "layer". All else, such as stem, embeddings and projections, has
-    depth 0.
+    The blocks of a tower are its most frequent numbered parts, in the order of their numbers: in
+    "visual.trunk.stages.1.0.weight", the stack is "visual.trunk.stages" and the number (1, 0).
+    "layer1" of a ResNet counts as number 1 of "layer". Everything else, such as the stem,
+    embeddings and projections, has depth 0.
     """
     depth = dict.fromkeys(names, 0.0)
     towers: dict[bool, dict[str, dict[str, tuple[int, ...]]]] = {True: {}, False: {}}
@@ -406,16 +410,15 @@ def check_option(option: Option) -> None:
     """Check a merge rule on two small tensors.
 
     Raises:
-        CmpError: Its properties do not go together, its result has another shape or is not finite,
-            or models that are all equal merge into something else although it is declared
-            idempotent.
+        CmpError: Its properties contradict each other, its result has the wrong shape or is not
+            finite, or it is declared idempotent but changes models that are all equal.
     """
     facts = option.facts
     if facts["keeps_norm"] and not (facts["base"] and facts["matrix"]):
         words = "keeps_norm=True needs base=True and matrix=True"
         raise CmpError(f"merge_rule {option.name!r}: {words}")
     if facts["linear"] and facts["matrix"]:
-        words = "linear=True returns factors, matrix=True a tensor; declare one of them"
+        words = "linear=True returns factors and matrix=True a tensor; declare only one of them"
         raise CmpError(f"merge_rule {option.name!r}: {words}")
     count, entries = option.facts["count"] or 3, torch.linspace(-1, 1, 24)
     models = [entries * (1 + number) for number in range(count)]
@@ -431,7 +434,7 @@ def check_option(option: Option) -> None:
         returned, expected = f"shape {list(output.shape)}", f"shape {list(models[0].shape)}"
     if returned != expected or not torch.as_tensor(output).isfinite().all():
         raise CmpError(
-            f"merge_rule {option.name!r}: returns {returned} for {count} models of 24 entries; "
+            f"merge_rule {option.name!r}: returned {returned} for {count} models of 24 entries; "
             f"expected {expected}, all finite"
         )
     model = base or {"x": entries}
@@ -439,6 +442,6 @@ def check_option(option: Option) -> None:
         merged = merge(option.name, [model] * count, base)["x"]
         if not torch.allclose(merged, model["x"], atol=1e-5):
             raise CmpError(
-                f"merge_rule {option.name!r}: equal models merge into something else; declare "
-                "idempotent=False if that is meant"
+                f"merge_rule {option.name!r}: changes models that are all equal; declare "
+                "idempotent=False if that is intended"
             )

@@ -1,4 +1,4 @@
-"""Merges of safetensors files: tensor by tensor, in the memory of a few of them."""
+"""Merge safetensors files tensor by tensor, with only a few tensors in memory."""
 
 import contextlib
 import json
@@ -21,16 +21,16 @@ DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL",
 }  # fmt: skip
-"""Types of tensors in a merge. Integers of 8 and 16 bits are quantised weights, which a rule would
-take for counters."""
+"""Tensor types that can be merged. Integers of 8 and 16 bits are quantised weights, which a rule
+would mistake for counters."""
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 ByteCounter = Callable[[int], object]
 PREPROCESSING = "preprocess_cfg"
-"""Of a file's metadata: what `cmp.models.export_weights` writes and `load_from_file` follows."""
+"""The metadata key that `cmp.models.export_weights` writes and `load_from_file` reads."""
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """A safetensors file as tensors by name, each read when it is asked for.
+    """A safetensors file as a mapping of tensors, each read when it is accessed.
 
     Attributes:
         path: The file.
@@ -42,7 +42,7 @@ class TensorFile(Mapping[str, Tensor]):
         """Read the header.
 
         Raises:
-            CmpError: A tensor is of a type that no rule merges.
+            CmpError: A tensor has a type that no rule can merge.
         """
         self.path, self.file = path, file
         self.metadata: dict[str, str] = file.metadata() or {}
@@ -70,23 +70,23 @@ class TensorFile(Mapping[str, Tensor]):
 
 @contextlib.contextmanager
 def open_tensors(path: Path) -> Iterator[TensorFile]:
-    """Open a safetensors file; raise `CmpError` that names a file that is none, or one with tensors
-    of a type that no rule merges."""
-    with explain_errors(f"{path}: no readable safetensors file", "", SafetensorError):
+    """Open a safetensors file; raise `CmpError` if it cannot be read or has tensors of a type that
+    no rule can merge."""
+    with explain_errors(f"{path}: cannot be read as a safetensors file", "", SafetensorError):
         file = safe_open(path, framework="pt")
     with file:
         yield TensorFile(path, file)
 
 
 class ScratchFile:
-    """Tensors in a file without a name, which are read in the order in which they were kept."""
+    """Tensors in an unnamed file, read in the order in which they were stored."""
 
     def __init__(self, file: BinaryIO):
         self.file = file
         self.outline: list[Tensor] = []
 
     def append(self, x: Tensor, /) -> None:
-        """Keep a tensor."""
+        """Store a tensor."""
         self.outline.append(torch.empty((), dtype=x.dtype).expand(x.shape))
         self.file.write(bytes_of(x))
 
@@ -100,13 +100,13 @@ class ScratchFile:
 
 @contextlib.contextmanager
 def open_scratch(folder: Path) -> Iterator[ScratchFile]:
-    """Open a file for tensors that wait, which vanishes afterwards."""
+    """Open a temporary file for tensors, which is deleted afterwards."""
     with tempfile.TemporaryFile(dir=folder) as file:
         yield ScratchFile(file)
 
 
 def bytes_of(x: Tensor) -> memoryview:
-    """Return the bytes of a tensor, which are its own where it is on the CPU and in one piece."""
+    """Return the bytes of a tensor, without a copy if it is contiguous and on the CPU."""
     return x.cpu().reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -118,18 +118,18 @@ def merge_files(
     progress: ByteCounter = lambda count: None,
     **settings: Any,
 ) -> None:
-    """Merge safetensors files into one, whole or not at all; its metadata say how it was made.
+    """Merge safetensors files into one atomically, recording in its metadata how it was made.
 
     Args:
         rule: A registered rule.
         paths: The models, newest first.
         out: The file to write.
         base: The weights before the stream, for rules on task vectors.
-        progress: Called with counts of bytes as they are hashed and then written.
-        **settings: As `cmp.merge` takes them.
+        progress: Called with the number of bytes of each read and write.
+        **settings: The settings of `cmp.merge`.
 
     Raises:
-        CmpError: As `cmp.merging.apply.merge` does, naming files; `out` is then as it was.
+        CmpError: See `cmp.merging.apply.merge`; the message names files, and `out` is unchanged.
 
     Example:
         >>> paths = [folder / "a.safetensors", folder / "b.safetensors"]
@@ -140,7 +140,7 @@ def merge_files(
     parents = [*paths, *([] if base is None else [base])]
     check_target(out)
     if out.exists() and any(path.exists() and out.samefile(path) for path in parents):
-        raise CmpError(f"{out}: is one of the models; write to another file")
+        raise CmpError(f"{out}: this is one of the models; write to another file")
     option = get_option("merge_rule", rule)
     options = make_options(option, len(paths), **settings)
     with contextlib.ExitStack() as stack:
@@ -172,18 +172,18 @@ def merge_files(
 
 
 def shared_preprocessing(models: Sequence[TensorFile]) -> dict[str, str]:
-    """Return the metadata that say how images are prepared for some models, if a file has them.
+    """Return the image preprocessing that the metadata of some models record, if any do.
 
-    A file without it, such as one of open_clip, says nothing against the others.
+    Files without this metadata, such as those of open_clip, are compatible with all others.
 
     Raises:
-        CmpError: Two models have images prepared differently; it names both files.
+        CmpError: Two models prepare images differently; the message names both files.
     """
     records = {x.metadata[PREPROCESSING]: x.path for x in models if PREPROCESSING in x.metadata}
     if len(records) > 1:
         (one, first), (other, second), *_ = records.items()
-        words = "their images are prepared differently"
-        raise CmpError(f"{first} and {second}: {words}: {one:.300} and {other:.300}")
+        words = "prepare images differently"
+        raise CmpError(f"{first} and {second} {words}: {one:.300} and {other:.300}")
     return {PREPROCESSING: next(iter(records))} if records else {}
 
 
@@ -194,16 +194,16 @@ def write_safetensors(
     tensors: Iterator[tuple[str, Tensor]],
     progress: ByteCounter = lambda count: None,
 ) -> None:
-    """Write a safetensors file as its tensors come.
+    """Write a safetensors file one tensor at a time.
 
-    The format: the header's length in 8 bytes, the header as JSON that is padded to 8, the data.
+    Format: the header's length in 8 bytes, the header as JSON padded to a multiple of 8, the data.
 
     Args:
-        file: Where to write.
-        like: Tensors that have the order, types and shapes of those to come.
-        metadata: Text for the header.
+        file: The file to write to.
+        like: Tensors in the same order, with the types and shapes of those to write.
+        metadata: Texts for the header.
         tensors: (name, tensor) in that order.
-        progress: Called with counts of bytes.
+        progress: Called with the number of bytes of each write.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0

@@ -1,9 +1,9 @@
-"""Which weights the next task starts from, and which are deployed and scored.
+"""Choose the weights that the next task starts from, and those that are deployed and scored.
 
-A policy is a function of a `TaskEnd` that returns `MergedWeights`. The package's own are pairs of
-choices: where training goes on, and what is deployed. Weights live on the CPU, except for a
-per-step average, which lives where the network does; they are merged there, too, one tensor at a
-time.
+A policy is a function of a `TaskEnd` that returns `MergedWeights`. The package's own policies are
+pairs of choices: what the next task starts from, and what is deployed. Weights are on the CPU,
+except for a per-step average, which is on the network's device. They are merged on that device, one
+tensor at a time.
 """
 
 import math
@@ -25,12 +25,12 @@ Memory = dict[str, Weights]
 
 
 class MergedWeights(NamedTuple):
-    """What a policy chose.
+    """The weights that a policy chose.
 
     Attributes:
-        memory: What it remembers from now on.
+        memory: What the policy remembers for later tasks.
         start: The weights that the next task starts from.
-        deployed: The weights that are scored; may be the same. Neither is to be changed.
+        deployed: The weights that are scored, possibly the same. Neither may be changed.
 
     Example:
         >>> @cmp.register("merge_policy", "keep-zero")
@@ -45,15 +45,16 @@ class MergedWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class TaskEnd:
-    """What has happened after a task.
+    """The state of a run at the end of a task.
 
     Attributes:
         merging: The config section.
-        memory: What the policy remembers, with "zero", the weights before the stream.
-        trained: The weights that the task ended in.
-        done: How many tasks are done, at least one.
-        seed: Seed of rules that draw at random; `done` and the choice's name enter, too.
-        device: Where models are merged.
+        memory: What the policy remembers, including "zero", the weights before the stream.
+        trained: The weights at the end of the task.
+        done: The number of completed tasks, at least one.
+        seed: The seed for rules with random draws, which also depend on `done` and the choice's
+            name.
+        device: The device to merge models on.
 
     Example:
         >>> @cmp.register("merge_policy", "halfway", merges=("two",))
@@ -75,25 +76,25 @@ class TaskEnd:
         return get_option("merge_rule", self.merging.rule)
 
     def merge(self, models: list[Weights], choice: str, **changed: Any) -> Weights:
-        """Merge models, newest first, by the config's rule.
+        """Merge models with the config's rule.
 
         Args:
-            models: The models.
-            choice: What the merge is for; two choices draw differently.
-            **changed: Settings that differ from the config's, as `cmp.merge` takes them.
+            models: The models, newest first.
+            choice: The purpose of the merge; different choices have different random draws.
+            **changed: Settings of `cmp.merge` that differ from the config's.
         """
         options = options_of(self.merging, **{"draw": (self.seed, self.done, choice), **changed})
         return _merge_by(self, self.rule, models, options)
 
     def merge_pair(self, newer: Weights, older: Weights, choice: str) -> Weights:
-        """Merge two models; `merging.weight` is the newer one's."""
+        """Merge two models, giving `merging.weight` to the newer one."""
         weight = self.merging.weight
         weights = (weight, 1 - weight) if "weight" in self.rule.settings else None
         return self.merge([newer, older], choice, weights=weights)
 
 
 def _merge_by(end: TaskEnd, rule: Option, models: list[Weights], options: MergeOptions) -> Weights:
-    """Merge models on the device, one tensor at a time; they and the result are on the CPU."""
+    """Merge models on the device one tensor at a time; the models and the result are on the CPU."""
     base = end.memory["zero"] if rule.facts["base"] else None
     check_models(rule, models, base)
     moved = [MovedWeights(model, end.device) for model in models]
@@ -103,7 +104,7 @@ def _merge_by(end: TaskEnd, rule: Option, models: list[Weights], options: MergeO
 
 
 class MovedWeights(UserDict[str, Tensor]):
-    """Weights whose tensors are copied to a device when they are asked for."""
+    """Weights whose tensors are copied to a device when they are accessed."""
 
     def __init__(self, weights: Weights, device: torch.device | str):
         super().__init__(weights)
@@ -114,23 +115,23 @@ class MovedWeights(UserDict[str, Tensor]):
 
 
 ChoiceOutput = tuple[Memory, Weights]
-"""What a choice adds to the memory, and the weights that it chose."""
+"""What a choice adds to the memory, and the chosen weights."""
 
 
 def patched_weights(end: TaskEnd) -> ChoiceOutput:
-    """Choose f(theta_t, theta_0): the task's weights merged with those before the stream."""
+    """Choose f(theta_t, theta_0): the task's weights merged with those from before the stream."""
     return {}, end.merge_pair(end.trained, end.memory["zero"], "patched")
 
 
 def running_average(end: TaskEnd) -> ChoiceOutput:
-    """Choose m_t = f(theta_t, m_{t-1}) from m_0 = theta_0, in constant memory."""
+    """Choose m_t = f(theta_t, m_{t-1}), starting from m_0 = theta_0, in constant memory."""
     before = end.memory.get("average", end.memory["zero"])
     average = end.merge_pair(end.trained, before, "average")
     return {"average": average}, average
 
 
 def unrolled_average(end: TaskEnd) -> ChoiceOutput:
-    """Choose m_t = f(theta_t, m_{t-1}) from m_1 = theta_1, in constant memory."""
+    """Choose m_t = f(theta_t, m_{t-1}), starting from m_1 = theta_1, in constant memory."""
     if end.done == 1:
         return {"unrolled": copy_weights(end.trained)}, end.trained
     average = end.merge_pair(end.trained, end.memory["unrolled"], "unrolled")
@@ -138,13 +139,13 @@ def unrolled_average(end: TaskEnd) -> ChoiceOutput:
 
 
 def merge_everything(end: TaskEnd) -> ChoiceOutput:
-    """Choose f(theta_t, ..., theta_1), with `merging.zero` also of theta_0.
+    """Choose f(theta_t, ..., theta_1), including theta_0 with `merging.zero`.
 
-    It needs constant memory where a running mean or maximum stands for all models before; for
-    other rules and weights the end of each task is remembered.
+    Memory is constant if a running mean or maximum can replace all earlier models. For other rules
+    and weights, the final weights of every task are kept.
     """
     count, merging = end.done + end.merging.zero, end.merging
-    # where older models' weights shrink in proportion, their mean stands for all of them
+    # if the shares of older models shrink in proportion, their mean can replace them
     if merging.rule == "interpolation" and merging.shares != "newest" and not merging.reverse:
         return running_mean(end, merge_weights(merging, count)[0])
     if end.rule.facts["running"] == "sum":
@@ -162,11 +163,11 @@ def merge_everything(end: TaskEnd) -> ChoiceOutput:
 
 
 def running_mean(end: TaskEnd, share: float) -> ChoiceOutput:
-    """Choose the mean of all models so far, from that of all before.
+    """Choose the mean of all models so far, computed from the previous mean.
 
     Args:
-        end: What has happened.
-        share: The newest model's part of the mean.
+        end: The state at the end of the task.
+        share: The newest model's share of the mean.
     """
     if end.done == 1 and not end.merging.zero:
         return {"all": copy_weights(end.trained)}, end.trained
@@ -178,7 +179,7 @@ def running_mean(end: TaskEnd, share: float) -> ChoiceOutput:
 
 
 def copy_weights(weights: Weights) -> Weights:
-    """Return the same weights in tensors of their own, as a memory is saved."""
+    """Return a copy of weights without shared storage, so that a memory can be saved."""
     return {name: x.clone() for name, x in weights.items()}
 
 
@@ -191,12 +192,12 @@ CHOICES: dict[str, Callable[[TaskEnd], ChoiceOutput]] = {
     "all": merge_everything,
     "steps": lambda end: ({}, end.memory["average"]),
 }
-"""What a policy may choose: theta_0, the weights before the stream; theta_t, those that the task
-ended in; a merge; or the average over steps that `update_step_average` keeps."""
+"""What a policy may choose: theta_0, the weights before the stream; theta_t, those at the end of
+the task; a merge; or the average over steps that `update_step_average` keeps."""
 
 
 class MergePolicy(NamedTuple):
-    """Where training goes on and what is deployed, as names of `CHOICES`."""
+    """What the next task starts from and what is deployed, as names in `CHOICES`."""
 
     start: str
     deploy: str
@@ -219,13 +220,14 @@ _POLICIES = {
     for name in ("zero-all", "zero-unrolled", "last-all", "last-unrolled", "all-all", "all-last",
                  "all-unrolled", "unrolled-all", "unrolled-last")
 }  # fmt: skip
-"""First the paper's EMA-, ZS- and FT-Merge. In "ft" training goes on from the merged weights, as in
-the paper's published code, in "ft-last" from those that the task ended in, as its text can be read.
+"""First the paper's EMA-, ZS- and FT-Merge. In "ft", the next task starts from the merged weights,
+as in the paper's published code; in "ft-last", it starts from the weights at the end of the task,
+as the paper's text can be read.
 
-Then points of the grid of "How to merge your models over time", as START-DEPLOY; "zero-all" is what
-is called offline merging."""
+Then points of the grid in "How to merge your models over time", named START-DEPLOY; "zero-all" is
+its offline merging."""
 _MERGES = {"average": "two", "patched": "two", "unrolled": "two", "all": "all"}
-"""Whether a choice merges two models or those of all tasks."""
+"""Whether a choice merges two models or the models of all tasks."""
 
 register("merge_policy", "none", merges=())(None)
 for _name, _choices in _POLICIES.items():
@@ -235,18 +237,19 @@ for _name, _choices in _POLICIES.items():
 
 
 def ema_share(merging: Merging, step: int, steps: int) -> float:
-    """Return the share of a step's weights in E <- decay E + (1 - decay) theta, from theta_0."""
+    """Return a step's share in E <- decay E + (1 - decay) theta, starting from theta_0."""
     return 1 - merging.decay
 
 
 def window_share(merging: Merging, step: int, steps: int) -> float:
-    """Return the share of a step's weights in the mean of a task's last steps so far (WSM).
+    """Return a step's share in the mean over the last steps of a task so far (WSM).
 
-    The mean of the weights after each of the last C steps at a constant rate is theta_{N-C} +
-    sum_j (C - j + 1) / C Delta_j: each of the C updates enters as far as under a rate that falls
-    along a line to zero, as in schedule "wsd" with a cooldown of C steps. With a rate that is
-    constant after its warm-up (`schedule.name=wsd schedule.cooldown=0`) the merge stands in for the
-    decay. Cost: a pass over the weights in each of those steps. Memory: one copy of the weights.
+    At a constant rate, the mean of the weights after each of the last C steps is theta_{N-C} +
+    sum_j (C - j + 1) / C Delta_j. Each of the C updates gets the weight that it would have under a
+    rate that decays linearly to zero, as in schedule "wsd" with a cooldown of C steps. With a rate
+    that is constant after the warmup (`schedule.name=wsd schedule.cooldown=0`), the merge therefore
+    replaces the decay. Cost: one pass over the weights in each of those steps. Memory: one copy of
+    the weights.
 
     Source: "WSM: Decay-Free Learning Rate Schedule via Checkpoint Merging for LLM Pre-training"
     (arXiv 2507.17634), section 3, with the mean as the merge and a checkpoint at every step.
@@ -266,10 +269,11 @@ for _name, _start, _key, _share in (
 
 
 def apply_policy(end: TaskEnd) -> MergedWeights:
-    """Apply the policy that a config names, one other than "none", after a task.
+    """Apply a config's policy, other than "none", at the end of a task.
 
     Args:
-        end: What has happened; at first the memory is {"zero": the weights before the stream}.
+        end: The state at the end of the task. The initial memory is {"zero": the weights before the
+            stream}.
     """
     return get_option("merge_policy", end.merging.policy).value(end)
 
@@ -278,16 +282,16 @@ def apply_policy(end: TaskEnd) -> MergedWeights:
 def update_step_average(
     merging: Merging, memory: Memory, weights: Callable[[], Weights], step: int, steps: int
 ) -> None:
-    """Update the average of a policy over steps, in place.
+    """Update a policy's average over steps in place.
 
-    E <- (1 - share) E + share theta, from theta_0; integers are the network's.
+    E <- (1 - share) E + share theta, starting from theta_0. Integers are copied from the network.
 
     Args:
-        merging: The config section; nothing happens where its policy gives the step no share.
+        merging: The config section. If its policy gives the step no share, nothing happens.
         memory: What the policy remembers.
-        weights: Returns the network's weights, called only where they are needed.
-        step: The step of the task that was made, from 0.
-        steps: How many steps the task has.
+        weights: Returns the network's weights; called only if they are needed.
+        step: The completed step within the task, from 0.
+        steps: The number of steps of the task.
     """
     share_of = get_option("merge_policy", merging.policy).facts["step_share"]
     if not share_of or not (share := share_of(merging, step, steps)):
@@ -307,7 +311,7 @@ def check_option(option: Option) -> None:
     """Check a merge policy after one task of a small model.
 
     Raises:
-        CmpError: It does not return `MergedWeights` with the model's tensors.
+        CmpError: The policy does not return `MergedWeights` with the model's tensors.
     """
     zero = {"x": torch.zeros(3)}
     end = TaskEnd(Merging(option.name), {"zero": zero}, {"x": torch.ones(3)}, 1, 0)

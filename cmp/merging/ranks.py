@@ -1,8 +1,8 @@
-"""Exact ranks of the magnitudes of whole task vectors, without sorting or holding them.
+"""Find exact ranks of the magnitudes of whole task vectors, without sorting or storing them.
 
-Rules that trim keep the largest entries of a whole model, so before the first tensor is merged they
-must know how large an entry has to be. On a CPU a sample brackets each threshold, and one pass over
-all entries then selects it exactly.
+Rules that trim keep the largest entries of a whole model, so they need the threshold before merging
+the first tensor. On a CPU, a sample brackets each threshold, and one pass over all entries then
+selects it exactly.
 """
 
 import math
@@ -16,9 +16,9 @@ from torch import Tensor
 from cmp.merging.rules import KEEP_ALL, MagnitudeBounds, NotFiniteError, compute_dtype
 
 THRESHOLD_BLOCK = 1 << 16
-"""Entries of a task vector that are looked at together, so that they stay in the cache."""
+"""Entries of a task vector per block, few enough to stay in the cache."""
 THRESHOLD_SAMPLE = 1 << 20
-"""About how many entries a sample has."""
+"""Approximate number of entries in a sample."""
 BlockIterator = Callable[[], Iterable[tuple[int, np.ndarray]]]
 
 
@@ -29,15 +29,15 @@ def magnitude_thresholds(
     density: float,
     outliers: float = 0.0,
 ) -> list[MagnitudeBounds]:
-    """Return which entries of each task vector to keep, by the exact rank of their magnitudes.
+    """Return bounds on the entries of each task vector to keep, by exact rank of magnitude.
 
     Args:
         models: The weights after training.
-        base: The weights before.
-        outline: The tensors that count, on the device of the models; their values are not read.
-        density: The part of all entries that is kept, at least one entry and those that are as
-            large as the smallest of them.
-        outliers: The part that is dropped at the top before.
+        base: The weights before training.
+        outline: The tensors to include, on the models' device; their values are not read.
+        density: The fraction of all entries to keep: at least one entry, and all that tie with the
+            smallest one kept.
+        outliers: The fraction of the largest entries to drop first.
 
     Raises:
         NotFiniteError: An entry is NaN or infinite.
@@ -66,16 +66,16 @@ def entries_at_ranks(
     ranks: Sequence[int],
     count: int,
 ) -> list[list[np.floating]]:
-    """Return the entries of some ranks of each task vector's magnitudes.
+    """Return the magnitudes at some ranks of each task vector.
 
-    Every tensor is read twice at most, the base's too.
+    Every tensor, including the base's, is read at most twice.
 
     Args:
         models: The weights after training.
-        base: The weights before.
-        outline: The tensors that count, on the device of the models.
+        base: The weights before training.
+        outline: The tensors to include, on the models' device.
         ranks: The ranks, from 0 for the smallest.
-        count: How many entries a task vector has.
+        count: The number of entries of a task vector.
     """
     if next(iter(outline.values())).device.type != "cpu":
         whole: list[list[Tensor]] = [[] for _ in models]
@@ -83,7 +83,7 @@ def entries_at_ranks(
             whole[number].append(block.clone())
         vectors = [torch.cat(each) for each in whole]
         return [[x.kthvalue(r + 1).values.cpu().view(1).numpy()[0] for r in ranks] for x in vectors]
-    # on a CPU numpy compares, counts and sorts several times as fast as torch
+    # on a CPU, numpy compares, counts and sorts several times as fast as torch
     stride = max(1, count // THRESHOLD_SAMPLE)
     parts: list[list[np.ndarray]] = [[] for _ in models]
     for number, block in iter_magnitudes(models, base, outline, stride):
@@ -105,9 +105,10 @@ def iter_magnitudes(
     names: Iterable[str],
     stride: int = 1,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (number of the model, magnitudes of its task vector) in blocks, in fp32 at least.
+    """Yield (index of the model, magnitudes of its task vector) in blocks, at least in fp32.
 
-    A block is overwritten by the next. `stride` takes every so many entries of each tensor only.
+    Each block overwrites the previous one. `stride` is the step between entries taken from a
+    tensor.
     """
     for name in names:
         start = base[name].reshape(-1)[::stride].contiguous()
@@ -126,15 +127,15 @@ def iter_magnitudes(
 def select_ranks(
     blocks: BlockIterator, ranks: Sequence[int], count: int, samples: Sequence[np.ndarray]
 ) -> list[list[np.floating]]:
-    """Return, of each vector, the entries at some ranks in ascending order, exactly.
+    """Return the exact entries of each vector at some ranks in ascending order.
 
     Args:
-        blocks: Goes through all entries of all vectors, as (number of the vector, entries).
+        blocks: Iterates over all entries of all vectors, as (index of the vector, entries).
         ranks: The ranks, from 0.
-        count: How many entries each vector has.
-        samples: Some of each vector's entries, sorted. They bracket a rank by eight standard
-            errors. The entry is selected from what lies within the bracket, or from everything
-            where the bracket missed it.
+        count: The number of entries of each vector.
+        samples: A sorted sample of each vector's entries, which brackets a rank by eight standard
+            errors. The entry is selected from those within the bracket, or from all entries if the
+            bracket misses it.
     """
     brackets = [[Bracket(rank, *sampled_range(x, rank / count)) for rank in ranks] for x in samples]
     for number, block in blocks():
@@ -149,8 +150,8 @@ def select_ranks(
 
 
 def sampled_range(sample: np.ndarray, share: float) -> tuple[float, float]:
-    """Return two numbers between which a vector very likely has the entry at a share of its ranks,
-    judged by a sorted sample of it."""
+    """Return bounds that very likely contain a vector's entry at a share of its ranks, estimated
+    from a sorted sample."""
     place = share * len(sample)
     margin = 4 * (len(sample) * share * (1 - share)) ** 0.5 + 2
     first, last = int(place - margin), int(place + margin) + 1
@@ -160,14 +161,14 @@ def sampled_range(sample: np.ndarray, share: float) -> tuple[float, float]:
 
 @dataclass
 class Bracket:
-    """The search for the entry of one rank among those that lie between two numbers.
+    """A search for the entry at one rank among those between two bounds.
 
     Attributes:
         rank: The rank, from 0.
-        low: The entry is at least this, if the bracket does not miss it.
-        high: It is at most this.
-        before: How many of the entries seen so far are lower than the bracket.
-        within: The entries seen so far that lie in the bracket.
+        low: The lower bound of the entry, unless the bracket misses it.
+        high: The upper bound of the entry.
+        before: The number of entries so far that are below the bracket.
+        within: The entries so far that are within the bracket.
     """
 
     rank: int
@@ -177,21 +178,21 @@ class Bracket:
     within: list[np.ndarray] = field(default_factory=list)
 
     def add(self, block: np.ndarray) -> None:
-        """Look at further entries."""
+        """Add further entries to the search."""
         above = block >= self.low
         self.before += int(block.size - np.count_nonzero(above))
         self.within.append(block[np.flatnonzero(above & (block <= self.high))])
 
     def has_missed(self) -> bool:
-        """Return whether the entry lies outside, once all entries have been looked at."""
+        """Return whether the entry is outside the bracket, once all entries were added."""
         return not self.before <= self.rank < self.before + sum(map(len, self.within))
 
     def reset(self) -> "Bracket":
-        """Widen the bracket to all entries, and forget those seen so far."""
+        """Widen the bracket to all entries, and forget those added so far."""
         self.low, self.high, self.before, self.within = -np.inf, np.inf, 0, []
         return self
 
     def entry(self) -> np.floating:
-        """Return the entry of the rank."""
+        """Return the entry at the rank."""
         place = self.rank - self.before
         return np.partition(np.concatenate(self.within), place)[place]

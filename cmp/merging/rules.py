@@ -1,17 +1,17 @@
-"""How weights are merged: a rule says it of one tensor, or of a block of its entries.
+"""Rules for merging weights, each defined on one tensor or a block of its entries.
 
 theta_0 is the base, the weights before the stream; tau_i = theta_i - theta_0 is a task vector.
-Models and their weights stand newest first, everywhere. `cmp.merging.apply` applies a rule to whole
-state dicts.
+Models and their weights are always ordered newest first. `cmp.merging.apply` applies a rule to
+whole state dicts.
 
-A rule that is registered with `linear=True` is a function of (models, base, options, depth) that
-returns one factor per model: the result is the weighted sum of the models, or, if it is registered
-with `base=True`, theta_0 plus that of the task vectors. Any other rule is a function of (entries,
-block): `entries` [models, n] are task vectors if it is registered with `base=True`, else the
-weights themselves; it may change them and returns the merged entries [n]. Where a rule is
-registered with `matrix=True`, the entries are whole tensors in their own shape, [models, *shape],
-and so is what it returns. With `keeps_norm=True` the merged task vector of the whole model is then
-scaled to the mean norm of the models' task vectors, times `scale`.
+A rule registered with `linear=True` is a function of (models, base, options, depth) that returns
+one factor per model. The result is the weighted sum of the models or, with `base=True`, theta_0
+plus the weighted sum of the task vectors. Any other rule is a function of (entries, block). Its
+`entries` [models, n] are task vectors with `base=True`, and weights otherwise. It may change them,
+and returns the merged entries [n]. With `matrix=True`, the entries are whole tensors in their own
+shape, [models, *shape], and the result is a tensor of that shape. With `keeps_norm=True`, the
+merged task vector of the whole model is then scaled to the mean norm of the models' task vectors,
+times `scale`.
 """
 
 import functools
@@ -34,43 +34,43 @@ from cmp.seeds import torch_generator
 
 Weights = dict[str, Tensor]
 Factors = list[float]
-"""What a linear rule returns: one per model, newest first."""
+"""The result of a linear rule: one factor per model, newest first."""
 Draw = tuple[Any, ...]
-"""Seed and counters of a random draw: a whole number, then numbers and words."""
+"""The seed and counters of a random draw: an integer, followed by numbers and strings."""
 _PARALLEL_TOLERANCE = 1e-6
-"""How near to 1 the magnitude of a cosine is where an arc is no more than a line."""
+"""How close to 1 the magnitude of a cosine must be to treat an arc as a straight line."""
 PRODUCT_BLOCK = 1 << 20
 
 
 MERGE_SETTINGS = ("scale", "density", "outliers", "alpha", "beta", "protect")
-"""Keys of `cmp.config.Merging` that rules read tensor by tensor."""
+"""Keys of `cmp.config.Merging` that rules read for each tensor."""
 
 
 class NotFiniteError(CmpError):
-    """A tensor of a model holds NaN or infinity.
+    """An error for a tensor with NaN or infinity.
 
     Attributes:
         name: The tensor's name.
     """
 
     def __init__(self, name: str):
-        super().__init__(f"{name}: holds NaN or infinite values; mend that model first")
+        super().__init__(f"{name}: contains NaN or infinite values; fix that model first")
         self.name = name
 
 
 @dataclass(frozen=True, config=STRICT)
 class MergeOptions(Merging):
-    """The settings of one merge: a config's section, and what is said of this merge alone.
+    """The settings of one merge: those of the config section, plus those of this merge.
 
     Attributes:
-        weights: One per model, newest first, summing to 1; where None, the section's shares.
-        draw: Seed and counters of rules that draw at random.
+        weights: One weight per model, newest first, summing to 1. If None, the section's shares.
+        draw: The seed and counters for rules with random draws.
     """
 
     weights: tuple[float, ...] | None = None
     draw: Draw = (0,)
 
-    def __post_init__(self) -> None:  # only the rule, as there may be no run and no policy
+    def __post_init__(self) -> None:  # only the rule, as there may be no policy
         if check := get_option("merge_rule", self.rule).facts["check"]:
             check(self)
 
@@ -81,7 +81,7 @@ class MergeOptions(Merging):
     def sum_scale(self, count: int) -> float:
         """Return the scale of a sum of task vectors.
 
-        The default makes it their mean, so that merging again and again does not let it grow.
+        By default this gives their mean, so that repeated merging does not make it grow.
         """
         return self.scale or 1 / count
 
@@ -93,24 +93,24 @@ def make_options(
     draw: Draw = (0,),
     **settings: Any,
 ) -> MergeOptions:
-    """Return the options of a merge, checked.
+    """Return the validated options of a merge.
 
     Args:
         rule: The rule.
-        count: How many models it merges.
-        weights: One per model, newest first; equal ones where None.
-        draw: Seed and counters of rules that draw at random.
-        **settings: Those of `MERGE_SETTINGS` that the rule reads.
+        count: The number of models.
+        weights: One weight per model, newest first; equal weights if None.
+        draw: The seed and counters for rules with random draws.
+        **settings: The settings in `MERGE_SETTINGS` that the rule reads.
 
     Raises:
-        CmpError: The rule does not read a key, or a value is impossible.
+        CmpError: The rule does not read a key, or a value is invalid.
     """
     known = [key for key in MERGE_SETTINGS if key in rule.settings]
     if unread := [key for key in settings if key not in known]:
         takes, advice = known, ""
         if "weight" in rule.settings:
             takes = ["weights", *known]
-            advice = "; give weights=(0.9, 0.1): one per model, newest first"
+            advice = "; give weights=(0.9, 0.1), one per model, newest first"
         listed = ", ".join(takes) or "no settings"
         raise CmpError(f"merge: {rule.name!r} takes {listed}, not {unread[0]!r}{advice}")
     if weights is not None:
@@ -129,27 +129,30 @@ def check_weights(rule: Option, count: int, weights: Sequence[float]) -> None:
     """Check the weights of `count` models.
 
     Raises:
-        CmpError: The rule takes none, or they do not match the models or sum to 1.
+        CmpError: The rule takes no weights, or they do not match the models or sum to 1.
     """
     listed = f"weights {', '.join(f'{weight:g}' for weight in weights)}"
     if "weight" not in rule.settings:
         users = ", ".join(option_names("merge_rule", "weight"))
-        raise CmpError(f"{listed}: {rule.name!r} has none, only {users}")
+        raise CmpError(f"{listed}: not used by {rule.name!r}, only by {users}")
     if len(weights) != count:
-        raise CmpError(f"{listed}: {len(weights)} of them for {count} models")
+        raise CmpError(f"{listed}: {len(weights)} weights for {count} models")
     if not abs(sum(weights) - 1) <= 1e-6:  # also true of NaN
         raise CmpError(f"{listed}: must sum to 1, not {sum(weights):g}")
     if rule.facts["count"] == 2 and min(weights) < 0:
-        raise CmpError(f"{listed}: {rule.name!r} goes from one model to the other, not beyond")
+        raise CmpError(
+            f"{listed}: {rule.name!r} only interpolates between the two models; give weights from "
+            "0 to 1"
+        )
 
 
 def options_of(section: Merging, **others: Any) -> MergeOptions:
-    """Return the options that a config section sets; `others` are further fields."""
+    """Return the options that a config section sets, with `others` as further fields."""
     return MergeOptions(**(vars(section) | others))
 
 
 class MagnitudeBounds(NamedTuple):
-    """Which entries are kept: those whose magnitude is above `below` and at most `most`."""
+    """Bounds on the entries to keep: magnitudes above `below` and at most `most`."""
 
     below: float
     most: float
@@ -159,13 +162,13 @@ KEEP_ALL = MagnitudeBounds(0.0, math.inf)
 
 
 class BlockContext(NamedTuple):
-    """Where a rule works.
+    """The context of the block that a rule merges.
 
     Attributes:
         options: The rule's settings.
-        bounds: What to keep of each task vector, for rules that trim.
+        bounds: The entries to keep of each task vector, for rules that trim.
         name: The tensor's name.
-        number: The number of the block within the tensor.
+        number: The index of the block within the tensor.
     """
 
     options: MergeOptions
@@ -188,8 +191,8 @@ def interpolation(models: list[Tensor], base: None, options: MergeOptions, depth
 def slerp(models: list[Tensor], base: None, options: MergeOptions, depth: float) -> Factors:
     """Return the factors of a point on the arc between two models, per tensor.
 
-    Where the two are parallel, as an arc and a line are then one in fp32, or opposite, where there
-    is no arc, the point lies on the straight line.
+    The point is on the straight line if the two are parallel, where arc and line coincide in fp32,
+    or opposite, where there is no arc.
     """
     newer, older = options.weights_of(2)
     cosine = cosine_similarity(inner_products(models), 0, 1)
@@ -211,7 +214,7 @@ def task_arithmetic(
 def lines(models: list[Tensor], base: Tensor, options: MergeOptions, depth: float) -> Factors:
     """Return the factors of LiNeS: task arithmetic whose scale grows with the block's depth.
 
-    The factor is alpha + beta l / (L - 1) in block l of L, and alpha outside of blocks.
+    The factor is alpha + beta l / (L - 1) in block l of L, and alpha outside the blocks.
     """
     scale = options.sum_scale(len(models)) * (options.alpha + options.beta * depth)
     return [scale] * len(models)
@@ -221,9 +224,9 @@ def lines(models: list[Tensor], base: Tensor, options: MergeOptions, depth: floa
 def model_stock(models: list[Tensor], base: Tensor, options: MergeOptions, depth: float) -> Factors:
     """Return the factors of theta_0 + t mean(tau_i) (Jang et al. 2024).
 
-    t = k cos / ((k - 1) cos + 1) with cos the mean cosine between two of the k task vectors of a
-    tensor, at least 0. Models that equal the base in a tensor are no samples of fine-tuning and are
-    left out, so that the first merge with theta_0 itself keeps what was learned.
+    t = k cos / ((k - 1) cos + 1), where cos is the mean cosine between pairs of the k task vectors
+    of a tensor, at least 0. Models that equal the base in a tensor are not samples of fine-tuning
+    and are ignored, so that the first merge with theta_0 itself keeps what was learned.
     """
     product = inner_products(models, base)
     moved = [index for index in range(len(models)) if product[index, index] > 0]
@@ -238,8 +241,8 @@ def model_stock(models: list[Tensor], base: Tensor, options: MergeOptions, depth
 
 @register("merge_rule", "magmax", ("scale",), base=True, running="maximum")
 def magmax(taus: Tensor, block: BlockContext) -> Tensor:
-    """Take each entry from the task vector of largest magnitude; scale 1 by default."""
-    best = taus[0]  # among equals the newest
+    """Take each entry from the task vector with the largest magnitude; scale 1 by default."""
+    best = taus[0]  # the newest wins ties
     for tau in taus[1:]:
         best = torch.where(tau.abs() > best.abs(), tau, best)
     return best.mul(block.options.scale or 1)
@@ -247,7 +250,7 @@ def magmax(taus: Tensor, block: BlockContext) -> Tensor:
 
 @register("merge_rule", "random", ("scale",), base=True, draws=True)
 def random(taus: Tensor, block: BlockContext) -> Tensor:
-    """Take each entry from a task vector at random, as a baseline; scale 1 by default."""
+    """Take each entry from a random task vector, as a baseline; scale 1 by default."""
     noise = torch_generator("pick", *block.draw())
     row = torch.randint(len(taus), (1, taus.shape[1]), generator=noise)
     return taus.gather(0, row.to(taus.device))[0].mul_(block.options.scale or 1)
@@ -262,7 +265,7 @@ def ties(taus: Tensor, block: BlockContext) -> Tensor:
 
 @register("merge_rule", "dare", ("scale", "density"), base=True, draws=True)
 def dare(taus: Tensor, block: BlockContext) -> Tensor:
-    """Drop entries at random, rescale the others and add them up."""
+    """Drop entries at random, rescale the others and sum them."""
     kept = drop_randomly(taus, block.options.density, block.draw())
     return kept.sum(0).mul_(block.options.sum_scale(len(taus)))
 
@@ -275,14 +278,14 @@ def dare_ties(taus: Tensor, block: BlockContext) -> Tensor:
 
 
 def check_kept(settings: Merging) -> None:
-    """Check that a rule does not keep and drop more than all entries together.
+    """Check that the kept and dropped fractions do not exceed all entries.
 
     Raises:
-        ValueError: It does.
+        ValueError: They do.
     """
     density, outliers = settings.density, settings.outliers
     if outliers + density > 1:
-        raise ValueError(f"density {density:g} + outliers {outliers:g} are more than all entries")
+        raise ValueError(f"density {density:g} + outliers {outliers:g} exceed 1")
 
 
 @register(
@@ -294,7 +297,7 @@ def check_kept(settings: Merging) -> None:
     check=check_kept,
 )
 def breadcrumbs(taus: Tensor, block: BlockContext) -> Tensor:
-    """Drop the largest entries and the small ones, and add up what is between."""
+    """Drop the largest and the small entries, and sum the rest."""
     return trim(taus, block.bounds).sum(0).mul_(block.options.sum_scale(len(taus)))
 
 
@@ -307,28 +310,27 @@ def breadcrumbs(taus: Tensor, block: BlockContext) -> Tensor:
     check=check_kept,
 )
 def breadcrumbs_ties(taus: Tensor, block: BlockContext) -> Tensor:
-    """Drop the largest entries and the small ones, then elect signs as in TIES; scale 1 by
-    default."""
+    """Drop the largest and the small entries, then elect signs as in TIES; scale 1 by default."""
     return ties(taus, block)
 
 
 @register("merge_rule", "opcm", ("scale", "protect"), base=True, matrix=True, keeps_norm=True)
 def opcm(taus: Tensor, block: BlockContext) -> Tensor:
-    """Add each model's task vector without what lies along the models before it (OPCM).
+    """Add each model's task vector after projecting out the earlier models (OPCM).
 
     From the oldest model to the newest, D_1 = tau_1 and D_t = D_{t-1} + P(tau_t). For a matrix with
-    D_{t-1} = U S V^T, P takes u_i (u_i^T tau_t v_j) v_j^T out of tau_t where i = j, and where i and
-    j are both among the first singular values whose sum is at most `protect` times the sum of all.
-    The result is theta_0 + s D_T with one s for the whole model, which gives it the mean norm of
-    the tau_t, times `scale`.
+    D_{t-1} = U S V^T, P removes u_i (u_i^T tau_t v_j) v_j^T from tau_t if i = j, or if i and j are
+    both among the first singular values whose sum is at most `protect` times the total. The result
+    is theta_0 + s D_T, with one s for the whole model that scales D_T to the mean norm of the
+    tau_t, times `scale`.
 
-    A tensor that `is_matrix` does not call a matrix is added as it is, P(tau) = tau, as upstream
-    does with all but the weights of linear layers. So is one whose D_{t-1} is zero. The order of
-    the models matters.
+    A tensor that is not a matrix according to `is_matrix` is added unchanged, P(tau) = tau, as
+    upstream does for everything except weights of linear layers. So is one with a D_{t-1} of zero.
+    The order of the models matters.
 
-    Cost: one singular value decomposition per matrix and model but the oldest, about 10 m n
+    Cost: one singular value decomposition per matrix and model except the oldest, about 10 m n
     min(m, n) operations for m x n entries. Memory: the task vectors of one tensor, and the merged
-    task vector of the whole model, which waits for s (from files, on the disk).
+    task vector of the whole model until s is known (on disk if the models are files).
 
     Source: Tang et al. 2025, "Merging Models on the Fly Without Retraining: A Sequential Approach
     to Scalable Continual Model Merging", section 4; fusion_bench has it as `opcm`.
@@ -340,9 +342,9 @@ def opcm(taus: Tensor, block: BlockContext) -> Tensor:
 
 
 def remove_known(tau: Tensor, merged: Tensor, block: BlockContext) -> Tensor:
-    """Return a task vector without what lies along the leading directions of another, see `opcm`.
+    """Return a task vector with the leading directions of another projected out, see `opcm`.
 
-    Only the directions that the other has, [m, n], can be taken out, so that thin matrices do.
+    Thin matrices suffice, since only directions that the other, [m, n], has can be removed.
     """
     u, s, vh = decompose(merged)
     first = s.cumsum(0) <= block.options.protect * s.sum()
@@ -354,20 +356,21 @@ def remove_known(tau: Tensor, merged: Tensor, block: BlockContext) -> Tensor:
 
 @register("merge_rule", "tsv", ("scale",), base=True, matrix=True)
 def tsv(taus: Tensor, block: BlockContext) -> Tensor:
-    """Add up the leading singular vectors of each task vector, made orthogonal (TSV-Merge).
+    """Sum the leading singular vectors of all task vectors, made orthogonal (TSV-Merge).
 
-    Of a matrix [m, n] in each of k models, tau_i = U_i S_i V_i^T, the first r = min(m, n) // k
-    singular vectors and values are kept. With U and V those of all models side by side, and S their
-    values, the result is theta_0 + `scale` O(U) S O(V)^T. O(U) is the matrix with orthonormal
-    columns that is nearest to U: A B^T for U = A Sigma B^T.
+    For a matrix [m, n] in each of k models, tau_i = U_i S_i V_i^T, the first r = min(m, n) // k
+    singular vectors and values are kept. With those of all models concatenated into U, S and V, the
+    result is theta_0 + `scale` O(U) S O(V)^T. O(U) is the nearest matrix to U with orthonormal
+    columns: A B^T for U = A Sigma B^T.
 
-    A tensor that `is_matrix` does not call a matrix, or with r = 0, becomes the mean of the task
-    vectors, as upstream does with all that have not two dimensions. Directions whose singular value
-    is zero, up to rounding, are left out, since they are any: k equal models give the best
-    approximation of rank r. The order of the models does not matter; scale 1 by default.
+    For a tensor that is not a matrix according to `is_matrix`, or with r = 0, the result is the
+    mean of the task vectors, as upstream does for all tensors without exactly two dimensions.
+    Directions with a singular value of zero, up to rounding, are arbitrary and ignored, so k equal
+    models give the best approximation of rank r. The order of the models does not matter; scale 1
+    by default.
 
     Cost: k + 2 singular value decompositions per matrix, about 10 m n min(m, n) operations each.
-    Memory: the task vectors of one tensor, and as much again.
+    Memory: twice the task vectors of one tensor.
 
     Source: Gargiulo et al. 2025, "Task Singular Vectors: Reducing Task Interference in Model
     Merging" (CVPR), section 4.2; fusion_bench has it as `TaskSingularVectorMerging`.
@@ -389,7 +392,8 @@ def tsv(taus: Tensor, block: BlockContext) -> Tensor:
 def decompose(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return U [m, r], S [r] and V^T [r, n] of a matrix, r = min(m, n).
 
-    A matrix with more columns than rows is turned, which on a CPU takes two thirds of the time.
+    A matrix with more columns than rows is transposed first, which on a CPU takes two thirds of the
+    time.
     """
     if x.shape[0] >= x.shape[1]:
         return torch.linalg.svd(x, full_matrices=False)
@@ -398,21 +402,21 @@ def decompose(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def nearest_orthonormal(x: Tensor) -> Tensor:
-    """Return the nearest matrix whose rows, or columns if they are fewer, are orthonormal; of those
-    that depend on each other only the directions that they have together."""
+    """Return the nearest matrix with orthonormal rows, or columns if those are fewer. Linearly
+    dependent rows keep only the directions that they span."""
     u, s, vh = decompose(x)
     kept = is_present(s, x.shape)
     return u[:, kept] @ vh[kept]
 
 
 def is_present(s: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return which singular values of a matrix are not zero, up to rounding."""
+    """Return which singular values of a matrix are nonzero, up to rounding."""
     return s > s[:1] * max(shape) * torch.finfo(s.dtype).eps if len(s) else s > 0
 
 
 def is_matrix(name: str, x: Tensor) -> bool:
-    """Return whether a tensor is a linear map: it has two dimensions and is no table of embeddings,
-    whose rows are looked up one by one."""
+    """Return whether a tensor is a linear map: it has two dimensions and is not an embedding table,
+    which is indexed by row."""
     return x.ndim == 2 and "embed" not in name
 
 
@@ -434,24 +438,24 @@ def inner_products(models: Sequence[Tensor], base: Tensor | None = None) -> np.n
 
 
 def _align_memory(x: Tensor) -> Tensor:
-    """Return the tensor on a 64-byte boundary, as torch allocates it but a file may not: the last
-    bits of an inner product depend on that."""
+    """Return the tensor aligned to 64 bytes, as torch allocates it but a file may not: the last
+    bits of an inner product depend on the alignment."""
     return x if x.data_ptr() % 64 == 0 else x.clone()
 
 
 def compute_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
-    """Return the type to compute in: fp32, or fp64 where a tensor is."""
+    """Return the type to compute in: fp64 if a tensor has it, else fp32."""
     return functools.reduce(torch.promote_types, {x.dtype for x in tensors}, torch.float32)
 
 
 def cosine_similarity(product: np.ndarray, one: int, other: int) -> float:
-    """Return the cosine between two models, from `inner_products`; 1 where one of them is zero."""
+    """Return the cosine between two models from `inner_products`, or 1 if one of them is zero."""
     norms = math.sqrt(product[one, one]) * math.sqrt(product[other, other])
     return min(1.0, max(-1.0, float(product[one, other]) / norms)) if norms else 1.0
 
 
 def trim(taus: Tensor, bounds: Sequence[MagnitudeBounds]) -> Tensor:
-    """Set the entries that the bounds exclude to zero, in place."""
+    """Set entries outside the bounds to zero in place."""
     for tau, (below, most) in zip(taus, bounds, strict=True):
         tau.copy_(F.hardshrink(tau, below))
         if most < math.inf:
@@ -460,12 +464,13 @@ def trim(taus: Tensor, bounds: Sequence[MagnitudeBounds]) -> Tensor:
 
 
 def drop_randomly(taus: Tensor, density: float, draw: Draw) -> Tensor:
-    """Keep each entry with probability `density` and divide it by that, else drop it, in place.
+    """Keep each entry with probability `density` and divide it by that, or else set it to zero, in
+    place.
 
     Args:
         taus: Task vectors, [models, n].
         density: The probability.
-        draw: Seed and counters; the same entries are dropped for the same draw.
+        draw: The seed and counters; the same draw drops the same entries.
     """
     for index, tau in enumerate(taus):
         noise = torch.rand(tau.shape, generator=torch_generator("dare", *draw, index))
@@ -476,7 +481,7 @@ def drop_randomly(taus: Tensor, density: float, draw: Draw) -> Tensor:
 def elect_signs(taus: Tensor) -> Tensor:
     """Return the mean of the entries that agree with the sign of their sum, [n]."""
     sign = taus.sum(0).sign_()
-    agree = torch.mul(taus, sign).gt_(0)  # 1 or 0; a product with a sign never underflows
+    agree = torch.mul(taus, sign).gt_(0)  # 1 or 0; multiplying by a sign never underflows
     count = agree.sum(0).clamp_(min=1)
     return taus.mul_(agree).sum(0).div_(count)
 
@@ -484,16 +489,16 @@ def elect_signs(taus: Tensor) -> Tensor:
 def merge_weights(merging: Merging, count: int) -> list[float]:
     """Return the weights of models in an interpolation, newest first.
 
-    They are the offline weightings of "How to merge your models over time" (Dziadzio et al. 2024).
+    These are the offline weightings of "How to merge your models over time" (Dziadzio et al. 2024).
 
     Args:
-        merging: The config section; with `reverse` the oldest model has the newest one's weight.
-        count: How many models.
+        merging: The config section. With `reverse`, the oldest model gets the newest one's weight.
+        count: The number of models.
 
     Returns:
-        Newest first, summing to 1.
+        The weights, summing to 1.
     """
-    numbers = range(count, 0, -1)  # of the models, from 1 for the oldest
+    numbers = range(count, 0, -1)  # numbers of the models, 1 for the oldest
     others = (1 - merging.weight) / max(count - 1, 1)
     weightings: dict[str, list[float]] = {
         "equal": [1.0] * count,

@@ -1,7 +1,7 @@
-"""Update methods: what trains, and what is added to the loss.
+"""Update methods, which choose what trains and what is added to the loss.
 
-A module per method, each registered under its name. `parameters`, `adapters` and `importance` hold
-what several methods share.
+Each method has a module and is registered under its name. `parameters`, `adapters` and `importance`
+contain what several methods share.
 """
 
 import importlib

@@ -1,8 +1,7 @@
-"""Adapters: small matrices beside frozen weights, and how the two are merged.
+"""Adapters: small trainable matrices added to frozen weights, and merging the two.
 
-A layer keeps its name and its weight; its adapter is a child module, so that a state dict holds
-both. `merged_state_dict` gives the weights that the two amount to, which are scored, merged and
-saved.
+A layer keeps its name and weight, and its adapter is a child module, so a state dict contains both.
+`merged_state_dict` returns the combined weights, which are scored, merged and saved.
 """
 
 import contextlib
@@ -19,37 +18,37 @@ from cmp.seeds import torch_generator
 from cmp.training import TrainState, UpdateMethod
 
 SETTINGS: dict[str, Any] = {"rank": 5, "scale": 1.0, "targets": (), "fold": True}
-"""Config keys of every adapter method, and their values where the config leaves them open."""
+"""The config keys of every adapter method, with their default values."""
 DEFAULT_TARGETS = (
     "q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj",
     "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2",
 )  # fmt: skip
-"""Layers that get adapters by default, beside all convolutions: attention and both layers of the
-MLP, as open_clip and timm call them."""
+"""Layers that get adapters by default, in addition to all convolutions: attention and both layers
+of the MLP, as named in open_clip and timm."""
 
 
 class Adapter(nn.Module):
-    """What a method puts beside one layer; a convolution's weight is read as [out, in * k * k]."""
+    """The adapter of one layer. A convolution's weight is treated as a matrix [out, in * k * k]."""
 
     def __init__(self, weight: Tensor, rank: int, scale: float):
-        """Take the shape and device of a layer's weight."""
+        """Initialise with the shape and device of a layer's weight."""
         super().__init__()
         self.rank, self.scale = rank, scale
 
     def begin(self, weight: Tensor, generator: torch.Generator) -> None:
-        """Take start values, drawn on the CPU, that have no effect on the layer."""
+        """Draw initial values on the CPU that have no effect on the layer."""
         raise NotImplementedError
 
     def reset(self, weight: Tensor) -> None:
-        """Have no effect on the layer from now on."""
+        """Reset the adapter so that it has no effect on the layer."""
         raise NotImplementedError
 
     def merged_weight(self, weight: Tensor) -> Tensor:
-        """Return the weight that layer and adapter amount to."""
+        """Return the combined weight of layer and adapter."""
         raise NotImplementedError
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the output of layer and adapter, [..., in] -> [..., out]."""
+        """Return the combined output of layer and adapter, [..., in] -> [..., out]."""
         raise NotImplementedError
 
 
@@ -76,8 +75,8 @@ ADAPTED = {nn.Linear: AdaptedLinear, nn.Conv2d: AdaptedConv2d}
 
 @torch.no_grad()
 def init_uniform(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Fill a matrix [out, in] with values within 1 / sqrt(in) of zero, as torch initialises a
-    linear layer."""
+    """Fill a matrix [out, in] uniformly within 1 / sqrt(in) of zero, as torch initialises a linear
+    layer."""
     return x.copy_((2 * torch.rand(x.shape, generator=generator) - 1) * x.shape[1] ** -0.5)
 
 
@@ -86,7 +85,7 @@ def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Li
 
     Args:
         model: The network.
-        targets: Parts of names; all convolutions and `DEFAULT_TARGETS` where empty.
+        targets: Parts of names; if empty, all convolutions and `DEFAULT_TARGETS`.
 
     Raises:
         CmpError: No layer has a target in its name.
@@ -96,7 +95,7 @@ def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Li
     for target in targets:
         if not any(f".{target}." in f".{name}." for name in layers):
             parts = {part for name in layers for part in name.split(".") if not part.isdigit()}
-            hint = did_you_mean(target, parts) or f"; there are {', '.join(sorted(parts))}"
+            hint = did_you_mean(target, parts) or f"; choose from {', '.join(sorted(parts))}"
             raise CmpError(f"method.targets: no layer has {target!r} in its name{hint}")
     return {
         name: layer
@@ -109,12 +108,12 @@ def target_layers(model: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Li
 def attach(
     model: nn.Module, make: Callable[[Tensor], Adapter], rank: int, targets: tuple[str, ...]
 ) -> None:
-    """Put adapters beside layers, in place, and freeze everything else.
+    """Attach adapters to layers in place, and freeze everything else.
 
     Args:
         model: The network.
-        make: Makes the adapter of a layer's weight.
-        rank: The rank, to be checked.
+        make: Creates the adapter for a layer's weight.
+        rank: The rank, which is checked.
         targets: As in `target_layers`.
 
     Raises:
@@ -138,7 +137,7 @@ def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear | AdaptedConv2d]
 
 @torch.no_grad()
 def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of the weights under their own names, adapters merged in."""
+    """Return a copy of the weights under their original names, with adapters merged in."""
     weights = {name: x.detach().clone() for name, x in model.state_dict().items()}
     for name, layer in adapted_layers(model).items():
         weights[f"{name}.weight"] = layer.adapter.merged_weight(layer.weight).clone()
@@ -149,7 +148,7 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_merged(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Load weights as `merged_state_dict` gives them; adapters have no effect from then on."""
+    """Load weights from `merged_state_dict`, and reset adapters to have no effect."""
     adapters = {name: x for name, x in model.state_dict().items() if ".adapter." in name}
     model.load_state_dict(adapters | weights)
     for layer in adapted_layers(model).values():
@@ -158,7 +157,8 @@ def load_merged(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 @contextlib.contextmanager
 def merged(model: nn.Module) -> Iterator[None]:
-    """Within, adapters are merged into the weights; afterwards all is as before, to the bit."""
+    """Merge adapters into the weights within this context, and restore everything exactly
+    afterwards."""
     if not adapted_layers(model):
         yield
         return
@@ -171,7 +171,8 @@ def merged(model: nn.Module) -> Iterator[None]:
 
 
 def merge_and_unload(model: Network) -> Network:
-    """Merge adapters into the weights for good, in place, and return the layers without them."""
+    """Merge adapters into the weights permanently, and return the network with its original
+    layers."""
     load_merged(model, merged_state_dict(model))
     plain = {kind: own for own, kind in ADAPTED.items()}
     for layer in adapted_layers(model).values():
@@ -181,7 +182,7 @@ def merge_and_unload(model: Network) -> Network:
 
 
 def begin_task(state: TrainState, task: int) -> None:
-    """Merge adapters into the weights and start them again, unless they go on between tasks."""
+    """Merge adapters into the weights and restart them, unless they are kept between tasks."""
     if task and not state.config.method.fold:
         return
     if task:
@@ -192,7 +193,7 @@ def begin_task(state: TrainState, task: int) -> None:
 
 
 def adapter_method(kind: Callable[[Tensor, int, float], Adapter]) -> UpdateMethod:
-    """Return the method that trains adapters of a kind, (weight, rank, scale) -> adapter."""
+    """Return the method that trains one kind of adapter, (weight, rank, scale) -> adapter."""
 
     def prepare(state: TrainState) -> None:
         section = state.config.method

@@ -1,4 +1,4 @@
-"""BitFit: only biases train, those of norms too, in both towers (Ben Zaken et al. 2022)."""
+"""BitFit: only biases train, including those of norms, in both towers (Ben Zaken et al. 2022)."""
 
 from cmp.methods.parameters import train_only
 from cmp.registry import register
@@ -7,6 +7,6 @@ from cmp.training import TrainState
 
 @register("method", "bitfit")
 def prepare(state: TrainState) -> None:
-    """Freeze all parameters but those that are called a bias."""
+    """Freeze all parameters except biases, which are found by name."""
     names = [name for name, _ in state.model.named_parameters()]
     train_only(state.model, [name for name in names if name.endswith("bias")])

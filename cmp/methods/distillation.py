@@ -1,9 +1,9 @@
 """Distillation in feature space, after ZSCL (Zheng et al. 2023).
 
-On the replayed samples of the pretraining pool, images keep the similarities to texts that they had
-for the pretrained network, and texts those to images: L + strength (KL(p_teacher | p_student) of
-images against texts + the same of texts against images), with p the softmax of similarities at
-`temperature` times the pretrained network's own temperature.
+On replayed samples of the pretraining pool, the similarities between images and texts stay close to
+those of the pretrained network: L + strength (KL(p_teacher | p_student) of images against texts +
+the same of texts against images), where p is the softmax of similarities at `temperature` times the
+pretrained network's own temperature.
 """
 
 import copy
@@ -19,18 +19,18 @@ from cmp.training import ForwardOutput, TrainState, UpdateMethod
 
 
 def prepare(state: TrainState) -> None:
-    """Keep a frozen copy of the network as it is before the stream."""
+    """Keep a frozen copy of the network from before the stream."""
     state.frozen_models["teacher"] = copy.deepcopy(state.model).requires_grad_(False).eval()
 
 
 def divergence(student: Tensor, teacher: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
-    """Return the mean KL divergence from a teacher's to a student's similarities to some targets.
+    """Return the mean KL divergence between a teacher's and a student's similarities to targets.
 
     Args:
         student: Features, [P, E].
         teacher: The teacher's features of the same samples, [P, E].
-        targets: What both are compared with, [P, E].
-        scale: Inverse temperature.
+        targets: The features that both are compared with, [P, E].
+        scale: The inverse temperature.
     """
     student_log = F.log_softmax(scale * student @ targets.T, dim=1)
     teacher_log = F.log_softmax(scale * teacher @ targets.T, dim=1)
@@ -38,7 +38,7 @@ def divergence(student: Tensor, teacher: Tensor, targets: Tensor, scale: Tensor)
 
 
 def losses(state: TrainState, output: ForwardOutput) -> dict[str, Tensor]:
-    """Return how far both towers are from the pretrained network on the replayed samples."""
+    """Return the divergence of both towers from the pretrained network on replayed samples."""
     section, teacher = state.config.method, state.frozen_models["teacher"]
     first = len(output.pixels) - output.replayed
     tokens = output.tokens[output.place[first:].to(output.tokens.device)]
@@ -55,6 +55,6 @@ register("method", "distillation", {"strength": 1.0, "temperature": 2.0}, needs_
     UpdateMethod(
         prepare,
         losses=losses,
-        whole_batch_reason=lambda section: "looks at the pixels of the whole batch",
+        whole_batch_reason=lambda section: "needs the pixels of the whole batch",
     )
 )

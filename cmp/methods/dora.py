@@ -1,6 +1,6 @@
-"""DoRA: each row of W + scale B A is brought to a trained length m (Liu et al. 2024).
+"""DoRA: each row of W + scale B A is rescaled to a trained length m (Liu et al. 2024).
 
-m starts as the lengths of W's rows; the length that a row has is held fixed in the gradient.
+m starts as the lengths of W's rows. The gradient treats a row's current length as constant.
 """
 
 import torch
@@ -13,7 +13,7 @@ from cmp.registry import register
 
 
 def row_norms(weight: Tensor) -> Tensor:
-    """Return the lengths of a weight's rows, read as a matrix, [out]; above zero."""
+    """Return the row lengths of a weight treated as a matrix, [out], all above zero."""
     norms = torch.linalg.vector_norm(weight.detach().float().flatten(1), dim=1)
     return norms.clamp_min(torch.finfo(torch.float32).tiny)
 
@@ -38,10 +38,10 @@ class DoraAdapter(LoraAdapter):
         return direction * gain.view(-1, *[1] * (weight.ndim - 1))
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Return the output through the merged weight.
+        """Return the output of the merged weight.
 
-        Scaling outputs instead would keep all of them for the gradient of m: half as much memory
-        again for a third less of the products.
+        Scaling the outputs instead would save a third of the products, but needs half as much
+        memory again, to keep all outputs for the gradient of m.
         """
         return F.linear(x, self.merged_weight(weight), bias)
 

@@ -1,8 +1,8 @@
 """EWC: L + (strength / 2) sum F (theta - theta*)^2 (Kirkpatrick et al. 2017).
 
-theta* are the weights that a task starts from, F is the diagonal of the Fisher information, with
-F <- gamma F + F_new after each task. The Fisher pass sees the temperature that training sees,
-1 / exp(logit_scale). It reads the `batches` batches that would come next in the task, at its end.
+theta* are the weights that a task starts from. F is the diagonal of the Fisher information, with F
+<- gamma F + F_new after each task. The Fisher pass uses the temperature of training, 1 /
+exp(logit_scale), and reads the `batches` batches that would come next in the task.
 """
 
 import functools
@@ -25,15 +25,17 @@ Gradients = Iterator[tuple[Tensor, ...]]
 
 
 def batch_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) -> Gradients:
-    """Yield the gradient of a batch's mean loss, as the reference squares it."""
+    """Yield the gradient of a batch's mean loss, which is what the reference implementation
+    squares."""
     output = forward()
     yield gradients(state, model_loss(state.model, output.image, output.text))
 
 
 def sample_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) -> Gradients:
-    """Yield each sample's own gradient, with the features of the others held fixed.
+    """Yield the gradient of each sample, with the features of the others held fixed.
 
-    This is the diagonal by which the Fisher information is defined, for one more forward pass.
+    This follows the definition of the Fisher information's diagonal, at the cost of another forward
+    pass.
     """
     model, precision = state.model, state.config.training.precision
     with torch.no_grad():
@@ -47,19 +49,19 @@ def sample_gradients(state: TrainState, forward: Callable[[], ForwardOutput]) ->
 
 
 FISHERS = {"sample": sample_gradients, "batch": batch_gradients}
-"""By `method.fisher`: the gradients of one batch whose squares are averaged."""
+"""For each `method.fisher`, the gradients of a batch whose squares are averaged."""
 
 
 def sample_loss(
     image: Tensor, text: Tensor, output: ForwardOutput, index: int, logit_scale: Tensor
 ) -> Tensor:
-    """Return what one sample adds to the contrastive loss of its batch.
+    """Return one sample's contribution to the contrastive loss of its batch.
 
     Args:
         image: The sample's image feature, [1, E].
         text: Its text feature, [1, E].
         output: The batch.
-        index: The sample's place in it.
+        index: The sample's position in the batch.
         logit_scale: Log of the inverse temperature.
     """
     own = torch.arange(len(output.image), device=image.device)[:, None] == index
@@ -71,14 +73,14 @@ def sample_loss(
 
 
 def gradients(state: TrainState, loss: Tensor) -> tuple[Tensor, ...]:
-    """Return the gradient of what trains, zeros where the loss does not depend on it."""
+    """Return the gradients of trainable parameters, zero where the loss does not depend on them."""
     parameters = list(training.trainable_parameters(state.model).values())
     with bf16_products(loss.device):
         return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
 
 def end_task(state: TrainState, encode_further: EncodeFurther) -> None:
-    """Measure the Fisher information of this task and add it to that of the tasks before."""
+    """Measure the Fisher information of this task and add it to that of earlier tasks."""
     config, total, count = state.config, None, 0
     for number in range(config.method.get("batches")):
         samples = FISHERS[config.method.fisher](state, functools.partial(encode_further, number))
@@ -92,23 +94,23 @@ def end_task(state: TrainState, encode_further: EncodeFurther) -> None:
 
 
 def losses(state: TrainState, output: Features) -> dict[str, Tensor]:
-    """Return the penalty on moving what mattered."""
+    """Return the penalty on moving important parameters."""
     return {"ewc": state.config.method.get("strength") / 2 * importance.penalty(state)}
 
 
 def prepare(state: TrainState) -> None:
-    """Start with importance zero; raise `CmpError` for the sample-wise loss of a sigmoid model."""
+    """Set importance to zero; raise `CmpError` for sample-wise gradients of a sigmoid model."""
     if state.config.method.fisher == "sample" and uses_sigmoid_loss(state.model):
         raise CmpError(
-            "method.fisher: 'sample' is of CLIP's softmax loss, and this model has a sigmoid loss; "
-            "set method.fisher=batch"
+            "method.fisher: 'sample' needs CLIP's softmax loss, but this model has a sigmoid "
+            "loss; set method.fisher=batch"
         )
     importance.prepare(state)
 
 
 def whole_batch_reason(section: configs.Method) -> str:
     """Return why the method needs the whole batch at once, if it does."""
-    return "takes the gradient of a whole batch" if section.fisher == "batch" else ""
+    return "needs the gradient of a whole batch" if section.fisher == "batch" else ""
 
 
 register("method", "ewc", {"strength": 1.0, "gamma": 1.0, "fisher": "sample", "batches": 4})(

@@ -1,11 +1,12 @@
-"""GaLore: AdamW in a few directions of each matrix's gradient (Zhao et al. 2024).
+"""GaLore: AdamW on a low-rank projection of each matrix's gradient (Zhao et al. 2024).
 
-A gradient G [long, short], transposed if need be, is seen as R = G P [long, rank]. P [short, rank]
-spans the leading singular directions of a gradient, computed again every `gap` steps. Moments are
-of R, so they are small; the step goes back through P. Convolutions are read as matrices.
+A gradient G [long, short], transposed if necessary, is projected to R = G P [long, rank]. P [short,
+rank] spans the leading singular directions of a gradient and is recomputed every `gap` steps.
+Moments are kept for R, so they are small, and the step is projected back through P. Convolutions
+are treated as matrices.
 
-Singular vectors are unique up to their signs at best, so moments would mean something else after
-each new basis. Each is therefore turned within its span to be as near as possible to the old one.
+Singular vectors are unique only up to sign, at best, so old moments would not fit a new basis. Each
+new basis is therefore rotated within its span to be as close as possible to the old one.
 """
 
 import functools
@@ -26,22 +27,23 @@ def leading_directions(gradient: Tensor, rank: int) -> Tensor:
 
 
 def align(basis: Tensor, old: Tensor) -> Tensor:
-    """Return the orthonormal basis of the same span that is nearest to an old one (Procrustes)."""
+    """Return the orthonormal basis of the same span that is closest to an old one (Procrustes)."""
     left, _, right = torch.linalg.svd(basis.T @ old)
     return basis @ (left @ right)
 
 
 class ProjectedAdamW(torch.optim.Optimizer):
-    """AdamW with projected matrices; a vector's step is AdamW's own, decay acts on the weights."""
+    """AdamW with projected matrices. Vectors take AdamW's own step, and decay applies to the
+    weights."""
 
     def __init__(self, groups: Any, rank: int, gap: int, scale: float, **defaults: Any):
         """Prepare the optimiser.
 
         Args:
             groups: Parameter groups.
-            rank: Directions per matrix.
-            gap: Steps between two projections.
-            scale: Factor of a matrix's step.
+            rank: The number of directions per matrix.
+            gap: Steps between new projections.
+            scale: Factor applied to a matrix's step.
             **defaults: AdamW's own arguments.
         """
         super().__init__(groups, defaults)
@@ -57,7 +59,7 @@ class ProjectedAdamW(torch.optim.Optimizer):
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
-        count = int(state.get("step", 0))  # on the CPU until it comes from a checkpoint
+        count = int(state.get("step", 0))  # on the CPU unless restored from a checkpoint
         projected = is_matrix(parameter)
         wide = projected and len(parameter) < parameter[0].numel()
         if projected:
@@ -79,15 +81,15 @@ class ProjectedAdamW(torch.optim.Optimizer):
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Return whether a parameter is projected: one of a single row, such as the positions [1, N, W]
-    of timm's towers, is a vector."""
+    """Return whether a parameter is projected. One with a single row, such as the positions [1, N,
+    W] of timm's towers, counts as a vector."""
     return parameter.ndim > 1 and len(parameter) > 1
 
 
 def adam_update(
     state: dict[str, Tensor], gradient: Tensor, count: int, betas: tuple[float, float], eps: float
 ) -> Tensor:
-    """Update Adam's moments at its `count`-th step and return its direction."""
+    """Update Adam's moments at step `count` and return the direction of the step."""
     mean = state["exp_avg"].lerp_(gradient, 1 - betas[0])
     square = state["exp_avg_sq"].mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
     root = (square / (1 - betas[1] ** count)).sqrt_().add_(eps)
@@ -97,11 +99,13 @@ def adam_update(
 def prepare(state: TrainState) -> None:
     """Train everything; raise `CmpError` for a rank that a matrix cannot have."""
     matrices = {name: p for name, p in trainable_parameters(state.model).items() if is_matrix(p)}
-    check_rank(state.config.method.get("rank"), matrices, " for 'galore', which projects them all")
+    check_rank(
+        state.config.method.get("rank"), matrices, " for 'galore', which projects all matrices"
+    )
 
 
 def optimizer(section: configs.Method) -> functools.partial:
-    """Return `ProjectedAdamW` as a config sets it."""
+    """Return `ProjectedAdamW` with the settings of a config."""
     rank, gap, scale = (section.get(key) for key in ("rank", "gap", "scale"))
     return functools.partial(ProjectedAdamW, rank=rank, gap=gap, scale=scale)
 

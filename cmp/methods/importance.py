@@ -1,7 +1,7 @@
-"""What EWC and SI share: parameters are held where they were, the more they matter.
+"""Shared by EWC and SI: a penalty on moving parameters that grows with their importance.
 
-`TrainState.method_state` holds "importance/NAME" and "anchor/NAME" for each parameter NAME that
-trains, on the network's device.
+`TrainState.method_state` contains "importance/NAME" and "anchor/NAME" for each trainable parameter
+NAME, on the network's device.
 """
 
 import torch
@@ -11,19 +11,20 @@ from cmp.training import TrainState, trainable_parameters
 
 
 def prepare(state: TrainState) -> None:
-    """Start with importance zero; the anchor comes with the first task."""
+    """Set importance to zero; the first task sets the anchor."""
     for name, parameter in trainable_parameters(state.model).items():
         state.method_state[f"importance/{name}"] = torch.zeros_like(parameter)
 
 
 def set_anchor(state: TrainState) -> None:
-    """Hold parameters where a task starts: at the merged weights, where a policy merges."""
+    """Anchor parameters at the weights a task starts from, which are merged ones if a policy
+    merges."""
     for name, parameter in trainable_parameters(state.model).items():
         state.method_state[f"anchor/{name}"] = parameter.detach().clone()
 
 
 class _QuadraticPenalty(torch.autograd.Function):
-    """sum of importance * (theta - anchor)^2 over one parameter, at half of autograd's work."""
+    """The sum of importance * (theta - anchor)^2 over one parameter, at half of autograd's cost."""
 
     @staticmethod
     def forward(ctx, parameter: Tensor, importance: Tensor, anchor: Tensor) -> Tensor:

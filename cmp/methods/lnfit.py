@@ -11,7 +11,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm)
 
 @register("method", "lnfit")
 def prepare(state: TrainState) -> None:
-    """Freeze all parameters but those of norms, found by type and not by name."""
+    """Freeze all parameters except those of norms, which are found by type, not by name."""
     norms = [(n, m) for n, m in state.model.named_modules() if isinstance(m, NORMS)]
     train_only(state.model, [f"{n}.{key}" for n, m in norms for key, _ in m.named_parameters()])
     for _, module in norms:
@@ -20,10 +20,10 @@ def prepare(state: TrainState) -> None:
 
 
 def _require_input_gradient(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    """Let the first norm, behind frozen layers, have a gradient for its input as well.
+    """Make the input of the first norm, behind frozen layers, require a gradient.
 
-    Without one torch 2.13 ends in a segmentation fault, in the backward pass of a trained GroupNorm
-    over channels_last on a CPU.
+    Without it, torch 2.13 crashes with a segmentation fault in the backward pass of a trained
+    GroupNorm with channels_last on a CPU.
     """
     [x] = inputs
     return (x if x.requires_grad else x.detach().requires_grad_(),)

@@ -1,4 +1,5 @@
-"""LoRA: W + scale B A, with A [rank, in] drawn and B [out, rank] zero (Hu et al. 2021)."""
+"""LoRA: W + scale B A, with A [rank, in] random and B [out, rank] zero at first (Hu et al.
+2021)."""
 
 import torch
 from torch import Tensor, nn

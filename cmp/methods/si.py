@@ -1,9 +1,9 @@
 """SI: L + strength sum Omega (theta - theta_prev)^2 (Zenke et al. 2017).
 
-A parameter matters by what its movement through a task gave: Omega += max(w, 0) /
-((theta - theta_prev)^2 + damping), where w is the path integral of the loss, the sum over steps of
--g dtheta. g is the gradient of the loss without SI's own penalty, before it is clipped, and dtheta
-what the optimiser changed.
+A parameter's importance is how much its movement during tasks reduced the loss: Omega += max(w, 0)
+/ ((theta - theta_prev)^2 + damping), where w is the path integral of the loss, the sum over steps
+of -g dtheta. g is the gradient of the loss without SI's own penalty, before clipping, and dtheta is
+the optimiser's change.
 """
 
 import torch
@@ -22,7 +22,7 @@ def begin_task(state: TrainState, task: int) -> None:
 
 
 def losses(state: TrainState, output: Features) -> dict[str, Tensor]:
-    """Return the penalty on moving what mattered."""
+    """Return the penalty on moving important parameters."""
     return {"si": state.config.method.get("strength") * importance.penalty(state)}
 
 
@@ -50,7 +50,7 @@ def step(state: TrainState, optimizer: torch.optim.Optimizer) -> None:
 
 @torch.no_grad()
 def end_task(state: TrainState, encode_further: EncodeFurther) -> None:
-    """Add what mattered in this task to the importance."""
+    """Add this task's importance to the total."""
     kept, damping = state.method_state, state.config.method.get("damping")
     for name, parameter in trainable_parameters(state.model).items():
         gained = kept[f"path/{name}"].clamp_min(0)
@@ -63,7 +63,7 @@ register("method", "si", {"strength": 1000.0, "damping": 1.0})(
         importance.prepare,
         begin_task,
         losses,
-        whole_batch_reason=lambda section: "",  # the penalty looks at the weights alone
+        whole_batch_reason=lambda section: "",  # the penalty depends only on weights
         after_backward=after_backward,
         step=step,
         end_task=end_task,

@@ -1,7 +1,7 @@
 """VeRA: W + scale diag(b) B diag(d) A, with A and B drawn once and shared by all layers of a shape;
 only the vectors d [rank] and b [out] train (Kopiczko et al. 2024).
 
-d starts at 0.1 and b at zero, as in VeRA's own paper; the reference has it the other way round.
+d starts at 0.1 and b at zero, as in the VeRA paper; the reference implementation does the opposite.
 """
 
 from typing import cast
@@ -19,11 +19,11 @@ INITIAL_SCALE = 0.1
 
 
 KAIMING = 6**0.5
-"""Kaiming's uniform distribution, of which the random matrices are, is within sqrt(6 / fan_in)."""
+"""The random matrices have Kaiming's uniform distribution, which is bounded by sqrt(6 / fan_in)."""
 
 
 class VeraAdapter(adapters.Adapter):
-    """d and b of one layer; A and B are no part of its state."""
+    """d and b of one layer. A and B are not part of its state."""
 
     down: Tensor
     up: Tensor
@@ -34,13 +34,14 @@ class VeraAdapter(adapters.Adapter):
         self.outer = nn.Parameter(weight.new_zeros(len(weight)))
 
     def share(self, down: Tensor, up: Tensor) -> None:
-        """Take A [rank, in] and B [out, rank], which other layers may hold too."""
+        """Set A [rank, in] and B [out, rank], which layers may share."""
         self.register_buffer("down", down, persistent=False)
         self.register_buffer("up", up, persistent=False)
 
     @torch.no_grad()
     def begin(self, weight: Tensor, generator: torch.Generator) -> None:
-        """Set d and b to their start; A and B stay for the whole run, so nothing is drawn."""
+        """Set d and b to their initial values. Nothing is drawn, since A and B are fixed for the
+        whole run."""
         self.inner.fill_(INITIAL_SCALE)
         self.reset(weight)
 
@@ -63,7 +64,7 @@ _BASE_METHOD = adapters.adapter_method(VeraAdapter)
 
 
 def prepare(state: TrainState) -> None:
-    """Attach adapters, with one A and one B per shape of layer."""
+    """Attach adapters, with one A and one B per layer shape."""
     _BASE_METHOD.prepare(state)
     shared: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     for layer in adapters.adapted_layers(state.model).values():

@@ -1,7 +1,7 @@
-"""Tables of class statistics, by which classes are ordered and pool images selected.
+"""Read tables of class statistics, used to order classes and select pool images.
 
-They are measured once, with one base, and kept: an order must be the same on every machine and for
-every base, and accuracies that are measured again would not be.
+They are measured once, with one base, and stored. An order must be the same on every machine and
+for every base, but accuracies measured again would differ.
 """
 
 import functools
@@ -17,23 +17,23 @@ from cmp.project import build_folder
 from cmp.readers.manifest import STATISTICS
 
 ENDING = "-classes.parquet"
-"""What follows the name of a table of classes in that of its file."""
+"""Suffix of the file of a class table, after the table's name."""
 CLASS_COLUMNS = {
     "accuracy": float, "loss": float, "alignment": float, "frequency": int, "year": float,
     "position": int, "embedding": list,
 }  # fmt: skip
-"""Columns that a table of classes may hold beside `entry`."""
+"""Columns that a class table may have besides `entry`."""
 POOL_COLUMNS = {"dataset": str, "place": int, "alignment": float, "cluster": int}
-"""Columns of the table of the embedded pools; place is an image's number in its dataset."""
+"""Columns of the table of the embedded pools; `place` is the index of an image in its dataset."""
 
 
 def _folders() -> tuple[Path, Path]:
-    """Return the folders of tables: of those of this package, and of those made on this machine."""
+    """Return two folders of tables: the package's own, and those made on this machine."""
     return STATISTICS, build_folder() / "traits"
 
 
 def statistics_path(name: str) -> Path:
-    """Return where a table of classes is, or would be made.
+    """Return the path of a class table, which may not exist yet.
 
     Args:
         name: The table's name, as in `stream.traits`.
@@ -43,28 +43,28 @@ def statistics_path(name: str) -> Path:
 
 
 def statistics_stamp(name: str) -> tuple[Path, int]:
-    """Return the file of a table of classes and when it was written (0 if never), for caches."""
+    """Return the file of a class table and when it was written (0 if never), as a cache key."""
     path = statistics_path(name)
     return path, path.stat().st_mtime_ns if path.exists() else 0
 
 
 def class_statistics(name: str) -> pd.DataFrame:
-    """Return the statistics of some classes, indexed by entry and sorted; not to be changed.
+    """Return a class table, indexed by entry and sorted. Callers must not change it.
 
     Raises:
-        CmpError: There is no such table, it is not what was written, or it lists a class twice.
+        CmpError: There is no such table, it is damaged, or it lists a class twice.
     """
     return _class_statistics(*statistics_stamp(name))
 
 
 @functools.lru_cache(maxsize=8)
 def _class_statistics(path: Path, written: int) -> pd.DataFrame:
-    remedy = "`cmpt stream make` or `cmpt stream import` makes"
+    remedy = "use `cmpt stream make` or `cmpt stream import` to make"
     if not path.exists():
         tables = [path.name for folder in _folders() for path in folder.glob(f"*{ENDING}")]
         names = ", ".join(sorted({name.removesuffix(ENDING) for name in tables})) or "none"
-        raise CmpError(f"traits: no table {path.name}; there are {names}; {remedy} one")
-    again = "install this package again" if path.parent == STATISTICS else f"{remedy} it again"
+        raise CmpError(f"traits: no table {path.name}; the tables are {names}; {remedy} one")
+    again = "reinstall this package" if path.parent == STATISTICS else f"{remedy} it again"
     check_digest(path, again)
     with explain_errors(f"{path}: cannot be read", f"; {again}"):
         table = read_table(path, {"entry": str}, CLASS_COLUMNS)
@@ -74,12 +74,12 @@ def _class_statistics(path: Path, written: int) -> pd.DataFrame:
 
 
 def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:
-    """Return `alignment` and `cluster` of images of the embedded pools, in the order of `rows`.
+    """Return `alignment` and `cluster` of embedded pool images, in the order of `rows`.
 
     Raises:
-        CmpError: An image is of another pool, or the table is not what was written.
+        CmpError: An image belongs to another pool, or the table is damaged.
     """
-    path, again = STATISTICS / "embedded-pool.parquet", "install this package again"
+    path, again = STATISTICS / "embedded-pool.parquet", "reinstall this package"
     check_digest(path, again)
     with explain_errors(f"{path}: cannot be read", f"; {again}"):
         table = read_table(path, POOL_COLUMNS)
@@ -91,7 +91,7 @@ def pool_statistics(corpus: Corpus, rows: np.ndarray) -> pd.DataFrame:
     if (missing := statistics["alignment"].isna()).any():
         dataset = missing.index[missing][0][0]
         raise CmpError(
-            f"mixture.select: images of {dataset!r} have no measured alignment or cluster, only "
-            "those of the embedded pools; choose 'random' or 'concepts'"
+            "mixture.select: alignment and cluster are only measured for the embedded pools, not "
+            f"for {dataset!r}; choose 'random' or 'concepts'"
         )
     return statistics.reset_index(drop=True)

@@ -1,4 +1,4 @@
-"""A collection of image files, read and checked set by set, as a `cmp.data.Corpus`."""
+"""Read and check a collection of image files, and join it into a `cmp.data.Corpus`."""
 
 import dataclasses
 import functools
@@ -26,22 +26,21 @@ READERS: dict[str, Callable[[FileSet, Path], ImageIndex]] = {
     "pairs": pairs.read_pairs,
     "fomo": fomo.read_fomo,
 }
-"""`reader.kind` -> reader of files. A table in memory is read by `tables.read_frame`."""
+"""`reader.kind` -> the function that reads files. `tables.read_frame` reads a table in memory."""
 
-NOTHING_LEFT = "no image is left that could be used"
+NOTHING_LEFT = "no usable image is left"
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetState:
-    """What there is of a set.
+    """The state of a dataset on this machine.
 
     Attributes:
         dataset: The manifest.
-        state: "present", "absent", "partial" (files are missing), "wrong counts", "faulty",
-            "empty" (no image is left), or "usable, N skipped" where the manifest says to skip
-            faults.
-        reason: Why it is not present, in words.
-        index: What was found, if anything.
+        state: "present", "absent", "partial" (files are missing), "wrong counts", "faulty", "empty"
+            (no usable image is left), or "usable, N skipped" if the manifest says to skip faults.
+        reason: Why it is not "present".
+        index: The images found, if any.
     """
 
     dataset: FileSet
@@ -51,18 +50,18 @@ class DatasetState:
 
 
 def load_fomo() -> Corpus:
-    """Return FoMo-in-Flux, from `fomo` in the build folder."""
+    """Return FoMo-in-Flux from `fomo` in the build folder."""
     return load_folder("fomo")
 
 
 def load_folder(source: str) -> Corpus:
-    """Return a collection; it is read once, until a manifest changes.
+    """Return a collection, cached until a manifest changes.
 
     Args:
-        source: Name or path, see `manifest.manifest_folders`.
+        source: A name or path, see `manifest.manifest_folders`.
 
     Raises:
-        CmpError: If anything of it cannot be used, see `load_collection`.
+        CmpError: If any of it cannot be used, see `load_collection`.
     """
     paths = [path for path, _ in manifest_files(source)]
     return _load_folder(source, tuple((path, path.stat().st_mtime_ns) for path in paths))
@@ -70,19 +69,19 @@ def load_folder(source: str) -> Corpus:
 
 @functools.lru_cache(maxsize=4)
 def _load_folder(source: str, modified: tuple[tuple[Path, int], ...]) -> Corpus:
-    """A collection, cached by its manifests and the times they were modified."""
+    """Return a collection, cached by its manifests and their modification times."""
     indexes, with_embedded = load_collection(source)
     return corpus_from_indexes(split_by_update(indexes), with_embedded)
 
 
 def split_by_update(indexes: list[ImageIndex]) -> list[ImageIndex]:
-    """Return sets cut into what arrives with each update, in the order of updates.
+    """Split datasets by the update in which images arrive, and return the parts in that order.
 
-    What is in no update comes first. So images of later updates lie behind those of earlier ones,
-    and what is drawn for these does not change when later ones arrive.
+    Images without an update come first. Later updates therefore have higher positions, and the
+    random draws for earlier updates do not change when later ones arrive.
 
     Args:
-        indexes: The sets.
+        indexes: The datasets.
     """
     names = {name for index in indexes for name in index.table["update"]}
     parts = [
@@ -94,16 +93,16 @@ def split_by_update(indexes: list[ImageIndex]) -> list[ImageIndex]:
 
 
 def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) -> Corpus:
-    """Join sets of image files into a corpus.
+    """Join datasets of image files into a corpus.
 
     Args:
-        indexes: The sets, checked; several parts of one set, such as what arrived later, may lie
-            behind each other.
-        with_embedded: Whether the embedded pool and retention sets are added. All images are then
-            in memory at 32 pixels, as the embedded ones are.
+        indexes: The checked datasets. A dataset may have several parts, such as images that arrived
+            later.
+        with_embedded: Whether to add the embedded pool and retention sets. All images are then held
+            in memory at 32 pixels, like the embedded ones.
 
     Raises:
-        CmpError: If a set has the name of an embedded one that is added.
+        CmpError: If a dataset has the same name as an added embedded one.
     """
     tables = [_corpus_table(index) for index in indexes]
     sets = _parts_by_set(indexes)
@@ -115,7 +114,7 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
     embedded = load_data("embedded")
     names = [name for name, dataset in embedded.datasets.items() if dataset.role != "adapt"]
     if taken := {index.dataset.name for index in indexes} & set(names):
-        raise CmpError(f"{min(taken)}: name: an embedded dataset has this name, too; change it")
+        raise CmpError(f"{min(taken)}: name: an embedded dataset has the same name; choose another")
     rows = np.flatnonzero(embedded.table["dataset"].isin(names))
     stored = embedded.table.iloc[rows].astype({"dataset": str, "split": str, "label": str})
     files = images.image_files(indexes)
@@ -136,7 +135,7 @@ def _parts_by_set(indexes: list[ImageIndex]) -> dict[str, list[ImageIndex]]:
 
 
 def _describe(parts: list[ImageIndex]) -> tuple[FileSet, list[str], str]:
-    """Return the manifest, the classes and the hash of a set of some parts."""
+    """Return the manifest, classes and hash of a dataset from its parts."""
     if len(parts) == 1:
         return parts[0].dataset, parts[0].classes, parts[0].data_hash()
     classes = sorted({name for part in parts for name in part.classes})
@@ -149,7 +148,7 @@ def _join_parts(parts: list[ImageIndex]) -> ImageIndex:
 
 
 def _corpus_table(index: ImageIndex) -> pd.DataFrame:
-    """A set's table as a corpus has it; every image is a group of its own."""
+    """Return a dataset's table in the form of a corpus; every image is its own group."""
     name = index.dataset.name
     group = name + "/" + index.table["source"].astype(str)
     columns = ["split", "label", "captions", "update"]
@@ -157,16 +156,16 @@ def _corpus_table(index: ImageIndex) -> pd.DataFrame:
 
 
 def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
-    """Read and check the sets of a collection; absent ones are left out, with a warning.
+    """Read and check the datasets of a collection, leaving out absent ones with a warning.
 
     Args:
-        source: Name or path, see `manifest.manifest_folders`.
+        source: A name or path, see `manifest.manifest_folders`.
 
     Returns:
-        The sets, and whether the embedded sets are wanted beside them.
+        The datasets, and whether to add the embedded ones.
 
     Raises:
-        CmpError: If all sets are absent, or if one has wrong counts or faults.
+        CmpError: If all datasets are absent, or one has wrong counts or faults.
     """
     located = load_manifests(source)
     indexes, absent = [], []
@@ -181,40 +180,45 @@ def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
         indexes.append(check_images(index))
     if absent:
         names = f"{', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}"
-        message = f"data: {len(absent)} of {len(located)} sets of {source!r} are absent: {names}"
+        message = (
+            f"data: {len(absent)} of {len(located)} datasets of {source!r} are absent: {names}"
+        )
         if not indexes:
-            raise CmpError(f"{message}; `cmpt data check {source}` says more")
-        warnings.warn(f"{message}; scores are of the others alone", stacklevel=2)
+            raise CmpError(f"{message}; run `cmpt data check {source}` for details")
+        warnings.warn(f"{message}; scores cover only the others", stacklevel=2)
     if leaked := notes.leaked_pictures(indexes):
-        more = f" (`cmpt data check {source}` names {len(leaked) - 1} more)" * (len(leaked) > 1)
+        more = f" (`cmpt data check {source}` lists {len(leaked) - 1} more)" * (len(leaked) > 1)
         warnings.warn(f"{leaked[0]}{more}", stacklevel=2)
     return indexes, any(dataset.beside for dataset, _ in located)
 
 
 def read_index(dataset: FileSet, root: Path) -> ImageIndex:
-    """List the images of a set and its faults; nothing is decoded.
+    """Return the images of a dataset and its faults, without decoding.
 
     Args:
         dataset: The manifest.
         root: The folder that its paths start from.
 
     Raises:
-        CmpError: If the set cannot be read at all.
+        CmpError: If the dataset cannot be read at all.
     """
     if dataset.reader.kind not in READERS:
-        raise CmpError(f"{dataset.name}: reader.kind: {dataset.reader.kind!r} reads no files")
+        raise CmpError(
+            f"{dataset.name}: reader.kind: {dataset.reader.kind!r} does not read files; choose "
+            "another kind"
+        )
     with explain_errors(f"{dataset.name}: cannot be read"):
         return READERS[dataset.reader.kind](dataset, root)
 
 
 def check_images(index: ImageIndex) -> ImageIndex:
-    """Decode every image of a set once, and leave out what cannot be used.
+    """Decode every image of a dataset once, and leave out unusable ones.
 
     Args:
-        index: The set.
+        index: The dataset.
 
     Returns:
-        The set without damaged images.
+        The dataset without unusable images.
 
     Raises:
         CmpError: If there are faults and the manifest does not say `faults: skip`, or if no image
@@ -231,12 +235,12 @@ def check_images(index: ImageIndex) -> ImageIndex:
 
 
 def dataset_state(dataset: FileSet, root: Path, decode: bool = True) -> DatasetState:
-    """Find out what there is of a set, however often it was looked at before.
+    """Determine the state of a dataset from its files, ignoring caches.
 
     Args:
         dataset: The manifest.
         root: The folder that its paths start from.
-        decode: Whether every image is decoded, too.
+        decode: Whether to decode every image.
     """
     try:
         index = read_index(dataset, root)
@@ -265,10 +269,10 @@ def dataset_state(dataset: FileSet, root: Path, decode: bool = True) -> DatasetS
 
 
 def count_differences(index: ImageIndex) -> str:
-    """Say where a set's counts differ from its manifest's, or "".
+    """Return how a dataset's counts differ from its manifest's, or "".
 
     Args:
-        index: The set.
+        index: The dataset.
     """
     expected, counts = index.dataset.counts, index.counts()
     if not expected:

@@ -1,4 +1,4 @@
-"""Files of images: what is known of them without reading, and their bytes."""
+"""Check image files without reading them, and read their bytes."""
 
 import contextlib
 import hashlib
@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 
 def keep_value(path: Path, make: Callable[[], Any]) -> Any:
-    """Return a value that is kept in a file; make it where there is none, or a damaged one.
+    """Return a value cached in a file, computing it if the file is missing or damaged.
 
     Args:
-        path: The file: a sha256, and below it the JSON that it is of.
-        make: Makes the value, which is returned as JSON gives it back.
+        path: The file, which contains a sha256 followed by the JSON that it belongs to.
+        make: Computes the value, which is returned as it comes back from JSON.
 
     Raises:
-        CmpError: The disk refuses a new file.
+        CmpError: The file cannot be written.
     """
     with contextlib.suppress(OSError, ValueError):
         digest, _, text = files.read_text(path).partition("\n")
@@ -36,12 +36,12 @@ def keep_value(path: Path, make: Callable[[], Any]) -> Any:
 
 
 class Stamp(NamedTuple):
-    """What is known of a file without reading it.
+    """What is known about a file without reading it.
 
     Attributes:
-        size: Size in bytes, -1 where there is no file.
-        changed: When it changed, or another number that does not stay the same then.
-        problem: Why it must not be read, as the kind of a fault.
+        size: The size in bytes, or -1 if there is no file.
+        changed: The time of the last change, or another number that changes with the file.
+        problem: Why the file must not be read, as the kind of a fault.
     """
 
     size: int
@@ -50,25 +50,26 @@ class Stamp(NamedTuple):
 
 
 NO_FILE = Stamp(-1, problem="missing file")
-OUTSIDE = Stamp(-1, problem="path lies outside")
-LINK = Stamp(-1, problem="link to a file outside of the set's folder; copy the file into it")
+OUTSIDE = Stamp(-1, problem="path outside the folder")
+LINK = Stamp(-1, problem="link to a file outside the dataset's folder; copy the file into it")
 
 
 def is_inside(path: Path | str, folder: Path | str) -> bool:
-    """Return whether a path lies in a folder, or is it, once all links are followed."""
+    """Return whether a path is a folder or inside it, after following all links."""
     real = os.path.realpath(folder)
     return os.path.commonpath([real, os.path.realpath(path)]) == real
 
 
 def file_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
-    """Return what is known of a file in a folder.
+    """Return what is known about a file in a folder, without reading it.
 
-    One that is written over at the same size, its time set back, has changed as well.
+    A file that is overwritten at the same size and with its old time also counts as changed.
 
     Args:
-        root: The folder, which nothing outside is looked at for, through links neither.
-        name: The file's path, relative to the folder or with it.
-        known: Whether folders in it lie there once links are followed, filled in for the next file.
+        root: The folder. Nothing outside it is accessed, not even through links.
+        name: The file's path, relative to the folder or including it.
+        known: A cache, filled in here: whether subfolders are inside the folder after following
+            links.
     """
     inside = name.removeprefix(f"{root}/")
     if inside.startswith("/") or ".." in inside.split("/"):
@@ -82,36 +83,37 @@ def file_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
         if not known[folder] or (is_link and not is_inside(path, root)):
             return LINK
         status = os.stat(path) if is_link else status
-    except (OSError, ValueError):  # a NUL in the name, or half a character
+    except (OSError, ValueError):  # a NUL or a surrogate in the name
         return NO_FILE
     if not stat.S_ISREG(status.st_mode):
-        return NO_FILE._replace(problem="no regular file")
+        return NO_FILE._replace(problem="not a regular file")
     return Stamp(status.st_size, status.st_ctime_ns)
 
 
 ReadImage = Callable[[int], bytes]
-"""Returns the file of an image by its position among those that a reader found, or raises `OSError`
-or `ValueError`. Other processes must be able to have it, so it is no function inside another."""
+"""A function that returns the file of an image, given its position among those that a reader found,
+or raises `OSError` or `ValueError`. It must be picklable, so it cannot be a nested function."""
 
 
 def read_file(root: Path, names: list[str], position: int) -> bytes:
-    """Return one of some files.
+    """Return the content of one of several files.
 
     Args:
         root: The folder that relative paths start from.
-        names: Paths of the images.
-        position: Which one.
+        names: The paths of the files.
+        position: The index of the image.
     """
     return (root / names[position]).read_bytes()
 
 
 def read_span(files: list[Path], spans: np.ndarray, position: int) -> bytes:
-    """Return one of the images that lie uncompressed inside larger files, such as tars.
+    """Return one of the images stored uncompressed inside larger files, such as tars.
 
     Args:
         files: The larger files.
-        spans: int64 [N, 3], of each image the number of its file, its offset and size in bytes.
-        position: Which one.
+        spans: int64 [N, 3]: for each image, the index of its file, and its offset and size in
+            bytes.
+        position: The index of the image.
     """
     number, offset, size = map(int, spans[position])
     with files[number].open("rb", buffering=0) as file:

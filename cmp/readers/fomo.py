@@ -1,10 +1,10 @@
-"""FoMo-in-Flux in its authors' layout.
+"""Read FoMo-in-Flux in its original layout.
 
-`FOLDER/` holds the images, or `FOLDER.tar` does, with members `FOLDER/...`. They are listed in
-`00_info/FOLDER_train.json` and `FOLDER_test.json`, or in `FOLDER_train_224.json` for images made
-smaller beforehand, which then lie in `FOLDER/FOLDER_train_224/`. A list maps a path in the folder
-to `target`, a number, `default_caption` and, where that is null, `synthetic_merged_caption`.
-`00_info/FOLDER_classnames.json` lists the names by target; sets for retrieval have none.
+The images are in `FOLDER/`, or in `FOLDER.tar` with members `FOLDER/...`. They are listed in
+`00_info/FOLDER_train.json` and `FOLDER_test.json`, or in `FOLDER_train_224.json` for images resized
+in advance, which are in `FOLDER/FOLDER_train_224/`. A list maps a path in the folder to `target`, a
+number, `default_caption` and, if that is null, `synthetic_merged_caption`.
+`00_info/FOLDER_classnames.json` lists the names by target; retrieval datasets have none.
 """
 
 import dataclasses
@@ -24,13 +24,13 @@ from cmp.readers.manifest import FileSet
 
 
 class AbsentError(CmpError):
-    """Nothing of a set is there."""
+    """An error for a dataset that is completely missing."""
 
 
 def _listed_images(dataset: FileSet, info: Path) -> Iterator[tuple[str, str, dict]]:
-    """(split, path, what is said of it) of all images; of the smaller ones where they are there."""
+    """Yield (split, path, entry) for each image, preferring the resized images if they exist."""
     for split in dataset.allowed_splits():
-        if split != "validation":  # the authors have none
+        if split != "validation":  # the dataset has none
             name = f"{dataset.reader.folder}_{split}"
             small = info / f"{name}_224.json"
             use_small = dataset.reader.resized and small.is_file()
@@ -40,25 +40,25 @@ def _listed_images(dataset: FileSet, info: Path) -> Iterator[tuple[str, str, dic
 
 
 def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
-    """Index the images that a set's lists name.
+    """Index the images in a dataset's lists.
 
     Args:
         dataset: A manifest whose reader is a `FomoReader`.
         root: The folder of the collection.
 
     Returns:
-        The index; listed images that are missing are faults.
+        The index. Listed images that are missing are faults.
 
     Raises:
-        AbsentError: If neither the set's folder nor its tar is there.
+        AbsentError: If neither the dataset's folder nor its tar exists.
         CmpError: If a list or the tar cannot be read.
     """
     folder = dataset.reader.folder
     images, archive = root / folder, root / f"{folder}.tar"
     if not images.is_dir() and not archive.is_file():
         raise AbsentError(
-            f"{dataset.name}: neither its folder nor its tar lies in {root}; the authors offer it "
-            "as a tar, linked from the README of their code, fomo_in_flux"
+            f"{dataset.name}: neither its folder nor its tar is in {root}; get the tar from the "
+            "link in the README of fomo_in_flux"
         )
     info = root / "00_info"
     class_names = info / f"{folder}_classnames.json"
@@ -72,14 +72,14 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
     for split, name, about in _listed_images(dataset, info):
         target, source = about.get("target"), f"{folder}/{name}"
         if classes and not (type(target) is int and 0 <= target < len(classes)):
-            faults.append(Fault("target is no class", source))
+            faults.append(Fault("target is not a class", source))
         else:
             spans.append(held.get(name, (0, 0, -1)))
             stamp = Stamp(spans[-1][2], changed, "missing file")
             stamp = file_stamp(images, name, known) if in_folder else stamp
             label = classes[target].strip() if classes else None
             caption = about.get("default_caption")
-            if caption is None:  # where both are null, an image is only named
+            if caption is None:  # if both are null, the image has only its class name
                 caption = about.get("synthetic_merged_caption")
             rows.append(Row(source, stamp, split, label, caption))
             targets.add(target if classes else 0)
@@ -95,5 +95,5 @@ def _load_info(path: Path, kind: type) -> Any:
     with explain_errors(f"{path}: cannot be read"):
         content = parse_json(read_text(path))
     if not isinstance(content, kind):
-        raise CmpError(f"{path}: must hold a JSON {kind.__name__}")
+        raise CmpError(f"{path}: must contain a JSON {kind.__name__}")
     return content

@@ -1,4 +1,4 @@
-"""Image files as arrays: whole, or a random part of them, at the side that a model takes."""
+"""Decode image files to arrays of a model's size, whole or as random crops."""
 
 import contextlib
 import dataclasses
@@ -31,27 +31,28 @@ from cmp.scale import decoding
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS, LARGE = 100_000_000, 10_000_000
-"""Pixels that an image may have, and above which no two are checked at a time: they fill memory."""
+"""Most pixels that an image may have, and most pixels for checking images in parallel, as larger
+ones fill memory."""
 _large_images = threading.Lock()
 CROP_AREA, CROP_RATIO = (0.9, 1.0), (3 / 4, 4 / 3)
-"""Ranges of a training crop: its share of the image's area, and its width over its height, as in
-the reference."""
+"""Ranges of a training crop, as in the reference: its share of the image's area, and its aspect
+ratio (width / height)."""
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError,
                  LookupError, TypeError, Image.DecompressionBombError)  # fmt: skip
-"""What Pillow raises at a damaged file, and at one that unpacks to too much."""
+"""Errors that Pillow raises for damaged files and decompression bombs."""
 MAX_RATIO = 16
-"""How many times as long as wide an image may be before its ends are cut off."""
+"""The aspect ratio above which the ends of an image are cut off."""
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM,
     5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }  # fmt: skip
-"""Orientation in EXIF data -> what turns a picture upright."""
+"""Orientation in EXIF data -> the transpose that turns an image upright."""
 USUAL = PictureReader()
-"""How pictures are seen where a manifest does not say."""
+"""How images are read if the manifest does not say."""
 CHECK_BLOCK = 64
-"""Images that are checked at a time."""
+"""Images that are checked per block."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # see `MAX_PIXELS`
 warnings.filterwarnings("ignore", "Corrupt EXIF data")  # see `orientation`
@@ -59,16 +60,16 @@ warnings.filterwarnings("ignore", "Palette images with Transparency")  # see `co
 
 
 def open_image(content: bytes, min_side: int = 0) -> Image.Image:
-    """Open an image without decoding it yet.
+    """Open an image without decoding it.
 
     Args:
         content: The file.
         min_side: If positive, a JPEG may be decoded at a half, a quarter or an eighth of its size,
-            as long as its sides are no shorter than this many pixels.
+            as long as no side gets shorter than this many pixels.
 
     Raises:
         DecompressionBombError: If it has more than `MAX_PIXELS` pixels.
-        CmpError: Pillow is told to take damaged images for whole ones.
+        CmpError: If Pillow is set to accept truncated images.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise CmpError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES hides damage; set it to False")
@@ -76,7 +77,7 @@ def open_image(content: bytes, min_side: int = 0) -> Image.Image:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError(
-            f"{width} x {height} pixels; at most {MAX_PIXELS:,} are taken"
+            f"{width} x {height} pixels; at most {MAX_PIXELS:,} are allowed"
         )
     if min_side and image.format == "JPEG" and min(image.size) >= 2 * min_side:
         scale = min_side / min(image.size)
@@ -85,24 +86,24 @@ def open_image(content: bytes, min_side: int = 0) -> Image.Image:
 
 
 def see_image(content: bytes, reader: PictureReader, min_side: int = 0) -> Image.Image:
-    """Open an image as its set's manifest says that it is seen: of 8 bits a value, and upright.
+    """Open an image with 8 bits per value, and upright if its dataset's manifest says so.
 
     Args:
         content: The file.
-        reader: Whether its EXIF data turn it.
+        reader: Says whether to apply the orientation in EXIF data.
         min_side: See `open_image`.
     """
     image = open_image(content, min_side)
     turn = None
     if reader.exif == "apply":
-        image.load()  # whereupon Pillow has turned a TIFF itself, always
+        image.load()  # Pillow itself turns a TIFF upright here
         turn = TURNS.get(orientation(image))
     image = scale_grey(image)
     return image if turn is None else image.transpose(turn)
 
 
 def orientation(image: Image.Image) -> int:
-    """Return the orientation in an image's EXIF data, 1 where they name none or are damaged."""
+    """Return the orientation in an image's EXIF data, or 1 if it is missing or damaged."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except (*DECODE_ERRORS, struct.error):
@@ -110,25 +111,25 @@ def orientation(image: Image.Image) -> int:
 
 
 def grey_depth(image: Image.Image) -> int:
-    """Return how many bits a grey value has where Pillow keeps more than 8 of them, else 0.
+    """Return the bits per grey value if Pillow keeps more than 8, and 0 otherwise.
 
-    Values of 32 bits are not among them: no file says what range they have.
+    Values of 32 bits do not count, since files do not record their range.
     """
     if image.mode.startswith("I;16"):
-        return getattr(image, "tag_v2", {}).get(258, (16,))[0]  # a TIFF's BitsPerSample
+        return getattr(image, "tag_v2", {}).get(258, (16,))[0]  # BitsPerSample of a TIFF
     return 16 if image.mode == "I" and image.format in ("PNG", "PPM") else 0
 
 
 def scale_grey(image: Image.Image) -> Image.Image:
-    """Return a grey image of up to 16 bits a value with the higher 8 of them, any other as it is.
+    """Reduce a grey image of up to 16 bits per value to its upper 8; return others unchanged.
 
-    So Pillow takes colours of 16 bits; grey values it would cut off at 255, which is white.
+    Pillow does this for 16-bit colours, but would clip grey values at 255, which is white.
     """
     if not (depth := grey_depth(image)):
         return image
     values = np.asarray(image)
     grey = Image.fromarray((values >> (depth - 8)).astype(np.uint8))
-    if (hidden := image.info.get("transparency")) is not None:  # the value that is transparent
+    if (hidden := image.info.get("transparency")) is not None:  # the transparent value
         grey.putalpha(Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8)))
     return grey
 
@@ -139,11 +140,11 @@ def has_alpha(image: Image.Image) -> bool:
 
 
 def convert_to_rgb(image: Image.Image, transparency: str = "white") -> Image.Image:
-    """Convert an image of 8 bits a value to RGB.
+    """Convert an image with 8 bits per value to RGB.
 
     Args:
-        image: An image of any mode. The one colour that an RGB image may declare transparent is
-            left, as open_clip's own transform leaves it.
+        image: An image of any mode. The colour that an RGB image may declare transparent is kept,
+            as in open_clip's own transform.
         transparency: See `manifest.PictureReader`.
     """
     if image.mode == "RGB":
@@ -155,17 +156,17 @@ def convert_to_rgb(image: Image.Image, transparency: str = "white") -> Image.Ima
 
 
 def prepare_image(content: bytes, how: Preprocessing, reader: PictureReader = USUAL) -> np.ndarray:
-    """Decode an image as a network sees it in evaluation, as open_clip's `image_transform` does.
+    """Decode an image for evaluation, as open_clip's `image_transform` does.
 
-    Three things are otherwise. Grey values of 16 bits are scaled to 8, where open_clip cuts them
-    off at 255. What is transparent is white, and EXIF data may turn an image, as `reader` says. The
-    ends of an image that is more than `MAX_RATIO` times as long as wide are cut off before it is
-    resized, since it would take any amount of memory.
+    There are three differences. 16-bit grey values are scaled to 8 bits, where open_clip clips them
+    at 255. Depending on `reader`, transparent parts become white, and EXIF data may turn an image.
+    The ends of an image with an aspect ratio above `MAX_RATIO` are cut off before resizing, which
+    would otherwise need unlimited memory.
 
     Args:
         content: The file.
-        how: How it is resized.
-        reader: How it is seen.
+        how: How the image is resized.
+        reader: How the image is read.
 
     Returns:
         uint8 [3, how.size, how.size].
@@ -188,13 +189,13 @@ def prepare_image(content: bytes, how: Preprocessing, reader: PictureReader = US
 def random_crop(
     content: bytes, numbers: np.ndarray, side: int, reader: PictureReader = USUAL
 ) -> np.ndarray:
-    """Decode a random part of an image, for training.
+    """Decode a random crop of an image, for training.
 
     Args:
         content: The file.
-        numbers: Four numbers in [0, 1) that decide the part's area, shape, and where it lies.
-        side: Side of the result in pixels.
-        reader: How it is seen.
+        numbers: Four numbers in [0, 1) that determine the area, shape and position of the crop.
+        side: The side of the result in pixels.
+        reader: How the image is read.
 
     Returns:
         uint8 [3, side, side].
@@ -213,15 +214,16 @@ def random_crop(
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles:
-    """The images of some sets in the order of a corpus, decoded on demand; a `data.ImageFiles`.
+    """The images of several datasets in the order of a corpus, decoded on demand; a
+    `data.ImageFiles`.
 
     Attributes:
-        readers: What returns the files of each set.
-        set_ids: int [N], the number of each image's set.
-        positions: int [N], the position of each image in its set.
+        readers: For each dataset, the function that returns its files.
+        set_ids: int [N], the index of each image's dataset.
+        positions: int [N], the position of each image in its dataset.
         sources: object [N], each image's name.
-        seen: How the images of each set are seen.
-        preprocessing: How what `files[rows]` gives is prepared.
+        seen: How the images of each dataset are read.
+        preprocessing: How `files[rows]` prepares images.
     """
 
     readers: list[ReadImage]
@@ -236,22 +238,22 @@ class ImageFiles:
         return self.decode(rows.tolist(), functools.partial(prepare_image, how=self.preprocessing))
 
     def at(self, preprocessing: Preprocessing) -> "ImageFiles":
-        """Return the same images prepared in another way.
+        """Return the same images with different preprocessing.
 
         Args:
-            preprocessing: How what indexing gives is prepared.
+            preprocessing: How indexing prepares images.
         """
         return dataclasses.replace(self, preprocessing=preprocessing)
 
     def ahead(
         self, make: Callable[[Any], Any], keys: Sequence, device: torch.device
     ) -> Iterator[Any]:
-        """Return an iterator over items that decoding processes make ahead.
+        """Return an iterator over items that decoding processes prepare ahead.
 
         Args:
-            make: Makes the item of a key from these images.
+            make: Returns the item for a key, from these images.
             keys: The keys in order.
-            device: Where the items are used.
+            device: The device that will use the items.
         """
         return decoding.prefetch(make, keys, decoding.worker_count(device), device)
 
@@ -266,31 +268,32 @@ class ImageFiles:
     def random_crops(
         self, rows: np.ndarray, side: int, generator: np.random.Generator, local: slice
     ) -> Tensor:
-        """Return a random part of each image, a function of the rows and the generator's state.
+        """Return a random crop of each image, as a function of the rows and the generator's state.
 
         Args:
-            rows: int [B], rows of a batch in the corpus.
+            rows: int [B], the corpus rows of a batch.
             side: Side in pixels.
-            generator: Source of all randomness.
-            local: Samples of the batch that are decoded; they look as they do in the whole batch.
+            generator: The source of all randomness.
+            local: The samples to decode; each is cropped as in the whole batch.
 
         Returns:
-            uint8 [B, 3, side, side], or fewer with `local`.
+            uint8 [B, 3, side, side], or fewer images with `local`.
         """
         numbers = generator.random((len(rows), 4))[local]
         crop = functools.partial(random_crop, side=side)
         return self.decode(rows[local].tolist(), crop, numbers)
 
     def decode(self, rows: Iterable[int], make: Callable[..., np.ndarray], *numbers) -> Tensor:
-        """Return what `make` makes of each file, stacked.
+        """Apply `make` to each file, and return the stacked results.
 
-        Files are read in the order that they lie in, whatever that of the rows: a row group of a
-        table is then read once, not once for each of its images.
+        Files are read in their order on disk, not in the order of the rows, so that a row group of
+        a table is read once and not once per image.
 
         Args:
-            rows: Rows in the corpus.
-            make: Takes a file's content, its row of each of `numbers`, and its set's `reader`.
-            *numbers: Arrays with a row per image.
+            rows: The rows in the corpus.
+            make: Called with a file's content, its row of each of `numbers`, and its dataset's
+                `reader`.
+            *numbers: Arrays with one row per image.
 
         Raises:
             CmpError: A file cannot be decoded.
@@ -298,7 +301,7 @@ class ImageFiles:
         rows, images = list(rows), {}
         for place in np.lexsort((self.positions[rows], self.set_ids[rows])):
             source, reader = self.sources[rows[place]], self.seen[self.set_ids[rows[place]]]
-            changed = ", though its set was checked; has it changed since?"
+            changed = ", although its dataset was checked; it may have changed since"
             with explain_errors(f"{source}: cannot be read", changed, *DECODE_ERRORS):
                 content = self.read(rows[place])
                 images[place] = make(content, *(x[place] for x in numbers), reader=reader)
@@ -306,10 +309,10 @@ class ImageFiles:
 
 
 def image_files(indexes: list[ImageIndex]) -> ImageFiles:
-    """Put the images of some sets one after the other.
+    """Join the images of several datasets.
 
     Args:
-        indexes: The sets.
+        indexes: The datasets.
     """
     tables = [index.table for index in indexes]
     return ImageFiles(
@@ -322,19 +325,19 @@ def image_files(indexes: list[ImageIndex]) -> ImageFiles:
 
 
 def usable_images(index: ImageIndex, decode_again: bool = False) -> tuple[ImageIndex, list[Fault]]:
-    """Leave out the images of a set that cannot be decoded, or are listed in two splits.
+    """Leave out images of a dataset that cannot be decoded or are listed in two splits.
 
-    Every image is decoded once. The result is kept in the build folder, and looked up for as long
-    as no file changes. An image that is listed in two splits stays in training alone; only those
-    of FoMo-in-Flux are its authors', and left as they are.
+    Every image is decoded once. The result is cached in the build folder until a file changes. An
+    image listed in two splits stays only in training, except in FoMo-in-Flux, whose splits are left
+    as published.
 
     Args:
-        index: The set.
-        decode_again: Whether to decode even where a result is kept.
+        index: The dataset.
+        decode_again: Whether to decode even if there is a cached result.
 
     Returns:
-        The set with its `content` and the columns `digest`, `pixels`, `look` and `traits` filled
-        in, and a fault for each image that is left out.
+        The dataset, with its `content` and the columns `digest`, `pixels`, `look` and `traits`
+        filled in, and a fault for each image that is left out.
     """
     path = build_folder() / "checked" / f"images-{index.data_hash('changed')}.json"
     if decode_again:
@@ -364,14 +367,14 @@ def _examine(
         {"max_workers": math.ceil(decoding.usable_cores())},
     )
     bar |= {"desc": f"check {index.dataset.name}", "leave": False, "delay": 1, "tqdm_class": tqdm}
-    blocks = thread_map(check_block, starts, **bar)  # Pillow frees the lock
+    blocks = thread_map(check_block, starts, **bar)  # Pillow releases the GIL
     results = [result for block in blocks for result in block]
     images = pd.DataFrame(results, columns=CheckedImage._fields)
     split = index.table["split"].map(list(get_args(Split)).index)
     if index.dataset.reader.kind != "fomo":
         repeated = split > split.groupby(images["digest"]).transform("min")
         repeated &= index.table["given"] & (images["fault"] == "")
-        images.loc[repeated, "fault"] = "image of another split, too"
+        images.loc[repeated, "fault"] = "image also in another split"
     bad = images["fault"][images["fault"] != ""]
     content = hashlib.sha256("".join(images["digest"].drop(bad.index)).encode())
     hashes = {name: [int(x[:15] or "0", 16) for x in images[name]] for name in HASHES}
@@ -432,12 +435,12 @@ def hash_look(rgb: Image.Image) -> str:
 
 
 def picture_traits(image: Image.Image) -> int:
-    """Decode an image; return which of `index.TRAITS` it has, a bit each.
+    """Decode an image, and return which of `index.TRAITS` it has, one bit each.
 
     Args:
-        image: An image that was opened.
+        image: An opened image.
     """
-    wide = any(";16" in str(tile.args) for tile in image.tile)  # gone once it is decoded
+    wide = any(";16" in str(tile.args) for tile in image.tile)  # lost after decoding
     image.load()
     has = dict.fromkeys(TRAITS, False)
     has["grey16"] = grey_depth(image) > 0
@@ -453,11 +456,11 @@ def picture_traits(image: Image.Image) -> int:
 def decode_rgba(content: bytes, reader: PictureReader = USUAL) -> np.ndarray:
     """Decode an image and fit it into the embedded benchmark's square, centred.
 
-    Filtering happens on premultiplied colours, so that transparent pixels do not bleed.
+    Premultiplied colours are filtered, so that transparent pixels do not bleed.
 
     Args:
         content: A PNG, JPEG or WebP file.
-        reader: How it is seen; a network sees it over white later, where it stays transparent.
+        reader: How the image is read. Parts that stay transparent are later put over white.
 
     Returns:
         uint8 [4, 32, 32], RGBA.

@@ -1,4 +1,4 @@
-"""`cmpt data init`: write a manifest by looking at what lies in a folder."""
+"""Write a manifest from the content of a folder (`cmpt data init`)."""
 
 import itertools
 import json
@@ -17,35 +17,35 @@ from cmp.readers.manifest import SPLIT_SHARES, Role, find_manifests, refuse_two_
 from cmp.readers.tables import check_width, list_columns, read_csv, split_folders, walk_files
 
 MAX_FILES = 100_000
-"""Files that are looked at."""
+"""Most files to inspect."""
 LOOKED_AT = 20
-"""Texts beside pictures that are read, to see whether they are captions."""
+"""Texts beside images that are read to see whether they are captions."""
 _WORDS = read_yaml(Path(__file__).with_name("infer.yaml"))
 COLUMN_NAMES: dict[str, list[str]] = _WORDS["columns"]
-"""Key of the manifest -> names of columns that are recognised."""
+"""Key of the manifest -> recognised column names."""
 ROLES: dict[str, str] = _WORDS["roles"]
-"""Role -> what a set of it is for."""
+"""Role -> the purpose of a dataset with this role."""
 
 Inference = tuple[dict[str, str], str, list[str]]
-"""(the reader's keys, what was found in words, columns of a table that no key names)."""
+"""(the reader's keys, a description of what was found, unused columns of a table)."""
 
 
 def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
-    """Describe a folder of tars, of a table, or of pictures by a manifest.
+    """Write the text of a manifest for a folder with tars, a table or images.
 
     Args:
         folder: The folder.
-        role: What its pictures are for; the manifest of what arrives in the stream also shows
-            what they may be scored and replayed beside.
+        role: The purpose of its images. A manifest for data that arrive in the stream also shows
+            which data can be scored and replayed with them.
 
     Returns:
-        Where the manifest belongs, its text, and what was found in words.
+        The path for the manifest, its text, and a description of what was found.
 
     Raises:
-        CmpError: If the folder holds none of these, or if manifests would lie at two levels.
+        CmpError: If the folder contains none of these, or manifests would be at two levels.
     """
     if not folder.is_dir():
-        raise CmpError(f"{folder}: no folder lies there")
+        raise CmpError(f"{folder}: no such folder")
     path = folder / "manifest.yaml"
     refuse_two_levels(find_manifests(Path(os.path.abspath(folder)).parent, "*.yaml"), [path])
     refuse_two_levels([path], find_manifests(folder, "*/*.yaml"))
@@ -53,15 +53,16 @@ def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
 
 
 def describe_folder(folder: Path, role: Role = "adapt") -> tuple[str, str]:
-    """Return the text of a manifest of a folder, and what was found in words; see
+    """Return the text of a manifest for a folder, and a description of what was found; see
     `infer_manifest`."""
     infer = (_infer_tars, _infer_pairs, _infer_table, _infer_folder)
     inference = next(filter(None, (each(folder) for each in infer)), None)
     if not inference:
         loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
-        also = f"; its {loose} pictures lie in no class's folder" if loose else ""
+        also = f"; {loose} images are not in a class folder" if loose else ""
         raise CmpError(
-            f"{folder}: no tars, no table with a column of images, and no folders of pictures{also}"
+            f"{folder}: contains no tars, no table with a column of images, and no folders of "
+            f"images{also}"
         )
     reader, words, unused = inference
     labelled = reader["kind"] == "folder" or "label" in reader
@@ -75,15 +76,15 @@ def describe_folder(folder: Path, role: Role = "adapt") -> tuple[str, str]:
 
 
 def _describe_unused(reader: dict[str, str], unused: list[str]) -> str:
-    """A line on the columns that no key names, with the keys that could, or ""."""
+    """Return a line about unused columns and the keys that could name them, or ""."""
     keys = {"label": "classes", "caption": "captions"}
-    missing = [f"the column of {keys[key]} by `{key}:`" for key in keys if key not in reader]
+    missing = [f"the column of {keys[key]} as `{key}:`" for key in keys if key not in reader]
     hint = f"; name {' or '.join(missing)} in `reader`" if missing else ""
     return f"\nnot used: {list_columns(unused)}{hint}" if unused else ""
 
 
 def write_manifest(path: Path, text: str) -> None:
-    """Write a manifest where there is none.
+    """Write a manifest unless the file exists.
 
     Args:
         path: The file.
@@ -93,20 +94,22 @@ def write_manifest(path: Path, text: str) -> None:
         CmpError: If the file exists, or cannot be written.
     """
     if path.exists():
-        raise CmpError(f"{path}: is there already; `--no-write` only prints what would be written")
+        raise CmpError(
+            f"{path}: already exists; use `--no-write` to print the manifest without writing"
+        )
     write_atomic(path, text)
 
 
 def _infer_tars(folder: Path) -> Inference | None:
     for pattern in ("*.tar", "*/*.tar"):
         if tars := sorted(folder.glob(pattern)):
-            words = f"{len(tars)} tars, the first of them {tars[0].name}"
+            words = f"{len(tars)} tars, the first being {tars[0].name}"
             return {"kind": "tars", "path": pattern}, words, []
     return None
 
 
 def _infer_pairs(folder: Path) -> Inference | None:
-    """Pictures of which most have a caption beside them; a few of those are read."""
+    """Recognise images with captions beside most of them, reading a few captions."""
     paths = dict.fromkeys(itertools.islice(walk_files(folder), MAX_FILES))
     pictures = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
     paired = [path for path in pictures if pairs.text_names(path, paths)]
@@ -114,8 +117,8 @@ def _infer_pairs(folder: Path) -> Inference | None:
     captions = [pairs.read_texts(folder, path, paths, {})[1][1] for path in some]
     if 2 * len(paired) <= len(pictures) or 2 * sum(map(bool, captions)) <= len(some):
         return None
-    words = f"{len(pictures)} pictures, a caption beside {len(paired)} of them, as img2dataset"
-    return {"kind": "pairs", "path": "."}, f"{words} writes them; folders are no classes", []
+    words = f"{len(pictures)} images, with captions beside {len(paired)} of them, as img2dataset"
+    return {"kind": "pairs", "path": "."}, f"{words} writes them; folders are not classes", []
 
 
 def _infer_table(folder: Path) -> Inference | None:
@@ -146,6 +149,6 @@ def _infer_folder(folder: Path) -> Inference | None:
     classes = [names[depth] for names in parts if len(names) > depth + 1]
     if not classes:
         return None
-    words = f"{len(classes)} pictures of {len(set(classes))} classes"
+    words = f"{len(classes)} images of {len(set(classes))} classes"
     words += f", split into {', '.join(splits)}" if splits else ""
     return {"kind": "folder", "path": "."}, words, []

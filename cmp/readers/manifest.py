@@ -1,7 +1,7 @@
-"""The schema of manifests of image files: the reader's own data, and FoMo-in-Flux.
+"""The schema of manifests for image files: user data and FoMo-in-Flux.
 
-A collection is a folder of manifests; `config.data` is its name or its path. Ten lines are enough
-for a set:
+A collection is a folder of manifests, and `config.data` is its name or path. Ten lines are enough
+for a dataset:
 
     name: pictures
     title: What the shop sells
@@ -31,28 +31,29 @@ from cmp.readers.files import is_inside
 
 _IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
 MANIFESTS = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "data_manifests"
-"""The manifests that come with this package: inside it in a wheel, beside it in a checkout."""
+"""The manifests shipped with this package, inside a wheel or beside it in a checkout."""
 STATISTICS = MANIFESTS / "traits"
-"""Tables of class statistics that come with this package."""
+"""Tables of class statistics shipped with this package."""
 
 SPLIT_SHARES: dict[str, dict[str, float]] = {
     "pool": {"train": 1.0}, "substitute": {"train": 1.0},
     "eval": {"validation": 0.2, "test": 0.8}, "transfer": {"test": 1.0},
     "adapt": {"train": 0.7, "validation": 0.1, "test": 0.2},
 }  # fmt: skip
-"""Role -> the splits that its sets may have, and their shares where the files do not say."""
+"""Role -> the splits that its datasets may have, and their shares if the files do not define
+splits."""
 
 
 def _check_prompt(prompt: str) -> str:
-    """Return the prompt if it has exactly one placeholder, without a format of its own."""
+    """Return the prompt if it has exactly one placeholder, without a format spec."""
     fields = [field for _, *field in string.Formatter().parse(prompt) if field[0] is not None]
     if fields != [["", "", None]]:
-        raise ValueError(f"{prompt!r:.80} must hold exactly one {{}}")
+        raise ValueError(f"{prompt!r:.80} must contain exactly one {{}}")
     return prompt
 
 
 def _check_name(name: str) -> str:
-    """Return the name if results and ids of runs can hold it."""
+    """Return the name if it is valid in results and run ids."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
         words = "at most 100 letters, digits, - and _, the first a letter or digit"
         raise ValueError(f"{name!r:.80} must be {words}")
@@ -63,7 +64,8 @@ SetName = Annotated[str, AfterValidator(_check_name)]
 DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 UpdateName = Annotated[Text, BeforeValidator(lambda x: str(x) if type(x) is int else x)]
-"""The month or number of an update, or a day in quotes, which would be no text without them."""
+"""The month or number of an update, or a day in quotes, which YAML would read as a date without
+them."""
 Prompt = Annotated[Text, AfterValidator(_check_prompt)]
 SplitShare = Annotated[float, Field(ge=0, le=1)]
 Split = Literal["train", "validation", "test"]
@@ -72,17 +74,17 @@ Year = Annotated[int, Field(ge=1900, le=2100)]
 
 
 class StrictModel(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
-    """A frozen pydantic model that refuses unknown keys, and numbers that are none."""
+    """A frozen pydantic model that rejects unknown keys, NaN and infinity."""
 
 
 class PictureReader(StrictModel):
-    """How the pictures of a set are seen, whatever its layout; all readers have these keys.
+    """How the images of a dataset are read. All readers have these keys.
 
     Attributes:
-        transparency: "white" lays what is transparent over white. "as-open-clip" drops the
-            transparency, as open_clip's own transform does: the colours below it show.
-        exif: "ignore" takes pictures as they are stored, as open_clip's own transform does; "apply"
-            turns them upright, as their EXIF data say.
+        transparency: "white" puts transparent parts over white. "as-open-clip" drops the
+            transparency, as open_clip's own transform does, which shows the colours below.
+        exif: "ignore" reads images as stored, as open_clip's own transform does. "apply" turns them
+            upright by their EXIF data.
     """
 
     transparency: Literal["white", "as-open-clip"] = "white"
@@ -90,12 +92,12 @@ class PictureReader(StrictModel):
 
 
 class FolderReader(PictureReader):
-    """Images in a folder per class: `class/picture.jpg`, or `train/class/picture.jpg`.
+    """Images in one folder per class: `class/picture.jpg`, or `train/class/picture.jpg`.
 
     Attributes:
         kind: "folder".
-        path: The folder, relative to the manifest's. One that lies elsewhere must hold pictures
-            above all, see `tables.pictures_folder`.
+        path: The folder, relative to the manifest's. A folder elsewhere must contain mostly images,
+            see `tables.pictures_folder`.
     """
 
     kind: Literal["folder"]
@@ -107,13 +109,13 @@ class TableReader(PictureReader):
 
     Attributes:
         kind: "csv" (also for TSV), "parquet" or "frame".
-        path: The file, or a pattern of several.
-        image: Column of the image: a path that starts from the table's folder, or the bytes of
-            the file.
-        caption: Column of the caption, a text or a list of texts.
-        label: Column of the class name.
-        split: Column of the split.
-        update: Column of the update that an image arrives in, see `FileSet.update`.
+        path: The file, or a pattern for several.
+        image: The column of the image: a path relative to the table's folder, or the bytes of the
+            file.
+        caption: The column of the caption, a text or a list of texts.
+        label: The column of the class name.
+        split: The column of the split.
+        update: The column of the update in which an image arrives, see `FileSet.update`.
     """
 
     kind: Literal["csv", "parquet", "frame"]
@@ -126,7 +128,7 @@ class TableReader(PictureReader):
 
 
 class TarReader(PictureReader):
-    """Tars as webdataset writes them: `key.jpg`, `key.txt` (caption), `key.cls`, `key.json`.
+    """Tars in the format of webdataset: `key.jpg`, `key.txt` (caption), `key.cls`, `key.json`.
 
     Attributes:
         kind: "tars".
@@ -138,10 +140,10 @@ class TarReader(PictureReader):
 
 
 class PairReader(PictureReader):
-    """Images with texts beside them, as img2dataset writes: `00000/000001.jpg` with `.txt`.
+    """Images with texts beside them, in the format of img2dataset: `00000/000001.jpg` with `.txt`.
 
-    The texts are as in tars: `.txt` (caption), `.cls` (label), `.json` (with the keys "caption"
-    and "label").
+    The texts are the same as in tars: `.txt` (caption), `.cls` (label), `.json` (with the keys
+    "caption" and "label").
 
     Attributes:
         kind: "pairs".
@@ -168,7 +170,7 @@ class FomoReader(PictureReader):
 
 
 FILE_ENDINGS = {"csv": (".csv", ".tsv"), "parquet": (".parquet",), "tars": (".tar",)}
-"""`reader.kind` -> what files of it that lie outside of the manifest's folder must be called."""
+"""`reader.kind` -> the endings that files outside the manifest's folder must have."""
 READERS = (FolderReader, TableReader, TarReader, PairReader, FomoReader)
 Reader = Annotated[
     FolderReader | TableReader | TarReader | PairReader | FomoReader, Field(discriminator="kind")
@@ -176,11 +178,11 @@ Reader = Annotated[
 READER_OF_KIND: dict[str, type[PictureReader]] = {
     kind: reader for reader in READERS for kind in get_args(reader.model_fields["kind"].annotation)
 }
-"""`reader.kind` -> the reader that says which other keys there are."""
+"""`reader.kind` -> the reader, which defines the other keys."""
 
 
 class Counts(StrictModel):
-    """How many classes and images a set must have.
+    """The number of classes and images that a dataset must have.
 
     Attributes:
         classes: Number of classes.
@@ -196,13 +198,13 @@ class Counts(StrictModel):
 
 
 class SetManifest(StrictModel):
-    """What every set says of itself.
+    """The part of a manifest that all datasets have.
 
     Attributes:
-        title: One line on it.
+        title: A one-line description.
         role: "adapt", "eval", "transfer", "pool" or "substitute".
-        year: Year in which the set, or the one that it is made after, first came out;
-            time-incremental streams go by it.
+        year: The year in which the dataset, or the one it is modelled on, was first published, used
+            by time-incremental streams.
     """
 
     title: Text
@@ -211,24 +213,25 @@ class SetManifest(StrictModel):
 
 
 class FileSet(SetManifest):
-    """One set of image files: what it is for, and how it is read.
+    """A dataset of image files: its purpose, and how to read it.
 
     Attributes:
-        name: The set's name in results.
-        task: By default "classification" if images have labels, else "retrieval".
+        name: The dataset's name in results.
+        task: By default "classification" if images have labels, and "retrieval" otherwise.
         images: What the images look like.
-        prompt: Prompt of the zero-shot classifier, and caption of an image that has none.
-        licence: Whose images these are.
-        reader: Where the images are, and in which layout.
-        splits: Split -> share, for images whose split is not given; else see `SPLIT_SHARES`. A pool
-            may keep those that it had as an "adapt" set: its "train" images alone are replayed, and
-            the others are neither trained on nor scored. Without splits it is replayed whole.
-        update: The update that the set arrives in, such as 2026-01, where its images name none
-            themselves; `stream.order=given` makes each update a task.
-        faults: "refuse" the set if anything of it cannot be used, or "skip" what cannot.
+        prompt: The prompt of the zero-shot classifier, and the caption of images without one.
+        licence: The licence of the images.
+        reader: The location and layout of the images.
+        splits: Split -> share, for images without a given split; the default is in `SPLIT_SHARES`.
+            A pool may keep its splits as a former "adapt" dataset: then only its "train" images are
+            replayed, and the others are neither trained on nor scored. Without splits, the whole
+            pool is replayed.
+        update: The update in which the dataset arrives, such as 2026-01, unless its images name
+            updates themselves. `stream.order=given` makes each update a task.
+        faults: "refuse" the dataset if any of it cannot be used, or "skip" what cannot.
         beside: "embedded" adds the embedded pool and retention sets, for the embedded models.
-        counts: What must be found, if that is known.
-        zero_shot: Published zero-shot score of OpenCLIP's ViT-B/32, in percent.
+        counts: The expected counts, if known.
+        zero_shot: The published zero-shot score of OpenCLIP's ViT-B/32, in percent.
     """
 
     name: SetName
@@ -247,53 +250,60 @@ class FileSet(SetManifest):
     @pydantic.model_validator(mode="after")
     def _check_splits(self) -> "FileSet":
         if self.splits and abs((total := sum(self.splits.values())) - 1) > 1e-6:
-            raise ValueError(f"splits: the shares must add up to 1, not to {total:g}")
+            raise ValueError(f"splits: the shares must sum to 1, not {total:g}")
         alien = set(self.splits) - set(self.allowed_splits())
         if alien and self.role not in POOL_DATA_ROLES:
             allowed = " and ".join(self.allowed_splits())
-            raise ValueError(f"splits: a held-out set has no {min(alien)!r}, only {allowed}")
+            raise ValueError(
+                f"splits: a held-out dataset cannot have {min(alien)!r}, only {allowed}"
+            )
         return self
 
     def allowed_splits(self) -> list[str]:
-        """Return the splits that a set of this role may have; images of others are left out."""
+        """Return the splits that a dataset with this role may have. Images of other splits are left
+        out."""
         return list(SPLIT_SHARES[self.role])
 
     def find_files(self, root: Path) -> list[Path]:
-        """Return the files that the reader's pattern fits, sorted.
+        """Return the files that match the reader's pattern, sorted.
 
         Args:
             root: The folder that the pattern starts from, unless it is absolute.
 
         Raises:
-            CmpError: If there is none, if the pattern would search folders beyond the root, if it
-                fits files elsewhere that are not called as files of the reader's kind, or links
-                that lead out of the root.
+            CmpError: If there are none, if the pattern would search folders outside the root, or if
+                it matches links that lead out of the root or files outside it without the reader's
+                endings.
         """
         pattern, parts = self.reader.path, Path(self.reader.path).parts
         if "**" in parts and (os.path.isabs(pattern) or ".." in parts):
-            raise CmpError(f"{self.name}: reader.path: {pattern!r:.80}: ** stays within {root}")
+            raise CmpError(
+                f"{self.name}: reader.path: {pattern!r:.80}: ** works only within {root}"
+            )
         pattern = os.path.join(glob.escape(str(root)), pattern)
         paths = map(Path, glob.iglob(pattern, recursive=True, include_hidden=True))
         files = sorted(path for path in paths if path.is_file())
         if not files:
-            raise CmpError(f"{self.name}: reader.path: there is no file {pattern:.200}")
+            raise CmpError(f"{self.name}: reader.path: no file matches {pattern:.200}")
         endings, what = FILE_ENDINGS[self.reader.kind], f"{self.name}: reader.path: {pattern:.200}"
         for path in [path for path in files if not is_inside(path, root)]:
             if is_inside(path.parent, root):
-                words = "is a link that leads out of the manifest's folder; put the file into it"
+                words = "is a link out of the manifest's folder; copy the file into it"
                 raise CmpError(f"{self.name}: reader.path: {path} {words}")
-            if path.suffix.lower() not in endings:  # which it is not said to be, nor its name told
-                words = "fits files outside of the manifest's folder that are not called"
-                raise CmpError(f"{what} {words} *{endings[0]}; name such files alone")
+            if path.suffix.lower() not in endings:  # the message names neither
+                words = "matches files outside the manifest's folder that do not match"
+                raise CmpError(
+                    f"{what} {words} *{endings[0]}; use a pattern that matches only such files"
+                )
         return files
 
 
 def manifest_folders(source: str) -> list[tuple[Path, Path]]:
-    """Return where the manifests of a collection are, and their data.
+    """Return the folders of a collection's manifests and data.
 
     Args:
         source: A collection of this package, such as "fomo", or the path of a folder. The data of
-            "fomo" are in `fomo` of the build folder, where more manifests may be.
+            "fomo" are in `fomo` in the build folder, which may contain more manifests.
 
     Returns:
         (folder of manifests, folder of data) pairs.
@@ -301,15 +311,15 @@ def manifest_folders(source: str) -> list[tuple[Path, Path]]:
     Raises:
         CmpError: If `source` is neither.
     """
-    from cmp.data import named_sources  # which imports torch
+    from cmp.data import named_sources  # imports torch
 
     if source in named_sources() and source != "embedded":
         data = build_folder() / source
         return [(MANIFESTS / source, data), (data, data)]
     folder = Path(os.path.expanduser(source))
-    if not os.path.isdir(folder):  # which takes any text
+    if not os.path.isdir(folder):  # works for any text
         names = ", ".join(named_sources())
-        raise CmpError(f"data: {source!r:.200} is no folder of manifests, nor one of {names}")
+        raise CmpError(f"data: {source!r:.200} is neither a folder of manifests nor one of {names}")
     return [(folder, folder)]
 
 
@@ -320,11 +330,11 @@ def load_manifests(source: str) -> list[tuple[FileSet, Path]]:
         source: See `manifest_folders`.
 
     Returns:
-        (set, folder that its paths are relative to) pairs, in the order of the files.
+        (manifest, folder that its paths are relative to) pairs, in the order of the files.
 
     Raises:
-        CmpError: If there is no manifest, if one is faulty, if two sets have the same name, or if
-            manifests lie at two levels.
+        CmpError: If there is no manifest, one is faulty, two datasets have the same name, or
+            manifests are at two levels.
     """
     for folder, _ in manifest_folders(source):
         refuse_two_levels(find_manifests(folder, "*.yaml"), find_manifests(folder, "*/*.yaml"))
@@ -332,17 +342,20 @@ def load_manifests(source: str) -> list[tuple[FileSet, Path]]:
     for path, data in manifest_files(source):
         dataset = read_manifest(path, FileSet)
         if dataset.name in located:
-            raise CmpError(f"{path}: name: {dataset.name!r} is the name of another set, too")
+            raise CmpError(
+                f"{path}: name: another dataset is also called {dataset.name!r}; choose another "
+                "name"
+            )
         located[dataset.name] = (dataset, data)
     if not located:
-        raise CmpError(f"{source}: no manifests (*.yaml); `cmpt data init {source}` writes one")
+        raise CmpError(f"{source}: no manifests (*.yaml); write one with `cmpt data init {source}`")
     return list(located.values())
 
 
 def manifest_files(source: str) -> list[tuple[Path, Path]]:
     """Return the manifests of a collection, each with the folder that its paths start from.
 
-    They lie in the collection's folder or, where it has none, each in the folder of its own data.
+    They are in the collection's folder or, if that has none, each in the folder of its data.
 
     Args:
         source: See `manifest_folders`.
@@ -355,11 +368,11 @@ def manifest_files(source: str) -> list[tuple[Path, Path]]:
 
 
 def find_manifests(folder: Path, pattern: str) -> list[Path]:
-    """Return the files that hold the keys of a manifest, faulty or not; other YAML is passed over.
+    """Return the files with the keys of a manifest, valid or not, skipping other YAML files.
 
     Args:
         folder: The folder.
-        pattern: Which files in it.
+        pattern: The pattern for files in the folder.
     """
     return sorted(path for path in folder.glob(pattern) if _is_manifest(path))
 
@@ -372,23 +385,23 @@ def _is_manifest(path: Path) -> bool:
 
 
 def refuse_two_levels(upper: list[Path], lower: list[Path]) -> None:
-    """Refuse manifests both in a folder and in folders inside it.
+    """Raise an error if there are manifests both in a folder and in folders inside it.
 
-    Those inside would not be read, and their pictures would be taken for classes of the set above:
-    what is to be held out would be trained on.
+    The inner manifests would not be read, and their images would count as classes of the outer
+    dataset, so that held-out images would be trained on.
 
     Args:
         upper: The manifests in the folder.
-        lower: Those in the folders inside.
+        lower: The manifests in the inner folders.
 
     Raises:
         CmpError: If there are both.
     """
     if upper and lower:
         raise CmpError(
-            f"{upper[0]} and {lower[0]}: the manifests of a collection must lie at one level, or "
-            "pictures of the second would count as the first's; put each set, with its manifest, "
-            "into a folder of its own beside the others"
+            f"{upper[0]} and {lower[0]}: the manifests of a collection must be at one level, or "
+            "images of the second would count as the first's; give each dataset, with its "
+            "manifest, its own folder beside the others"
         )
 
 
@@ -406,7 +419,8 @@ def read_manifest(path: Path, schema: type[Model]) -> Model:
         An instance of `schema`.
 
     Raises:
-        CmpError: If the file cannot be read or does not fit; names the first faulty key.
+        CmpError: If the file cannot be read or does not fit; the message names the first invalid
+            key.
     """
     try:
         return schema.model_validate(read_yaml(path))
@@ -417,35 +431,35 @@ def read_manifest(path: Path, schema: type[Model]) -> Model:
 
 
 def _explain_fault(fault: dict[str, Any], schema: type[BaseModel]) -> str:
-    """Say what pydantic found in words that need no knowledge of it, and what to write instead."""
+    """Return pydantic's finding in plain words, with what to write instead."""
     what, about, value = fault["type"], fault.get("ctx", {}), fault["input"]
-    if what == "value_error":  # which names the keys and their values itself
+    if what == "value_error":  # which names the keys and their values already
         return str(about["error"])
     if what == "missing":
         return "is missing"
     if what == "extra_forbidden":
         known = _known_keys(fault["loc"], schema)
-        return f"there is no such key{_suggest(str(fault['loc'][-1]), known, 'keys')}"
+        return f"unknown key{_suggest(str(fault['loc'][-1]), known, 'keys')}"
     if what == "union_tag_not_found":
         known = READER_OF_KIND if fault["loc"] == ("reader",) else ()
-        return f"its key {about['discriminator']} is missing{_suggest('', known, 'kinds')}"
+        return f"the key {about['discriminator']} is missing{_suggest('', known, 'kinds')}"
     if what == "union_tag_invalid":
         known = re.findall(r"'(.*?)'", about["expected_tags"])
         near = _suggest(about["tag"], known, "kinds")
-        return f"{about['discriminator']}: there is no {about['tag']!r:.80}{near}"
+        return f"{about['discriminator']}: unknown value {about['tag']!r:.80}{near}"
     if what in ("dict_type", "model_type", "model_attributes_type"):
-        return f"must hold keys of its own (found {value!r:.80})"
+        return f"must have keys below it (found {value!r:.80})"
     return f"{re.sub(r'^[A-Z][a-z]+ should', 'must', fault['msg'])} (found {value!r:.80})"
 
 
 def _known_keys(loc: tuple[Any, ...], schema: type[BaseModel]) -> Collection[str]:
-    """The keys that there are beside an unknown one, so far as this module knows them."""
+    """Return the valid keys beside an unknown one, if this module knows them."""
     if loc[0] == "reader" and len(loc) > 2:
         known = READER_OF_KIND[loc[1]].model_fields
-        return sorted(known, key=PictureReader.model_fields.__contains__)  # a kind's own come first
+        return sorted(known, key=PictureReader.model_fields.__contains__)  # its own first
     return schema.model_fields if len(loc) == 1 else ()
 
 
 def _suggest(name: str, known: Collection[str], what: str) -> str:
-    """The nearest of the known names, and all of them."""
+    """Return a hint with the closest of the known names, and all of them."""
     return name_choices(name, known, f"the {what} are") if known else ""

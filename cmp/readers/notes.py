@@ -1,5 +1,5 @@
-"""What keeps the scores of some sets from saying what they seem to: equal pictures, few of them,
-and pictures that another program would see in another way."""
+"""Report what makes scores misleading: duplicate images, too few images, and images that other
+programs read differently."""
 
 import os
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ from cmp.files import read_yaml
 from cmp.readers.index import TRAITS, ImageIndex
 
 SEEN_OTHERWISE: dict[str, str] = read_yaml(Path(__file__).with_name("notes.yaml"))
-"""Trait, and how the manifest says to see it where it may -> what a model's user must know."""
+"""Trait, with the manifest's setting if there is one -> what a model's user must know."""
 HIGH_CHANCE = 0.1
-"""The chance level of retrieval from which on it is told."""
+"""The chance level of retrieval from which it is reported."""
 
 
 def notes_on(indexes: list[ImageIndex]) -> list[str]:
-    """Return what `cmpt data check` notes of the sets of a collection, sentence by sentence.
+    """Return the notes of `cmpt data check` on the datasets of a collection, one sentence each.
 
     Args:
-        indexes: The sets; equal pictures are looked for among those that were checked.
+        indexes: The datasets. Duplicates are found only among checked images.
     """
     checked = [index for index in indexes if "digest" in index.table]
     sentences = [sentence for index in checked for sentence in seen_otherwise(index)]
@@ -33,18 +33,18 @@ def notes_on(indexes: list[ImageIndex]) -> list[str]:
 
 
 def read_elsewhere(index: ImageIndex) -> list[str]:
-    """Say that a set's pictures lie outside of its manifest's folder, where its path says so."""
+    """Return a sentence if a dataset's images are outside its manifest's folder."""
     path = getattr(index.dataset.reader, "path", ".")
     if not (os.path.isabs(path) or ".." in path.split("/")):
         return []
-    return [f"{index.dataset.name}: reader.path: leads out of the manifest's folder, to {path}"]
+    return [f"{index.dataset.name}: reader.path: points outside the manifest's folder, to {path}"]
 
 
 def seen_otherwise(index: ImageIndex) -> list[str]:
-    """Say which pictures of a set another program may see in another way than training does.
+    """Report images of a dataset that other programs may read differently from training.
 
     Args:
-        index: The set, checked.
+        index: The checked dataset.
     """
     traits, noted = index.table["traits"].to_numpy(), index.noted()
     if not noted:
@@ -59,14 +59,14 @@ def seen_otherwise(index: ImageIndex) -> list[str]:
 def served_otherwise(
     noted: dict[str, dict[str, Any]], names: Mapping[str, str] | None = None
 ) -> list[str]:
-    """Say which pictures of a run's data open_clip's own transform sees in another way.
+    """Report images of a run's data that open_clip's own transform reads differently.
 
     Args:
-        noted: By dataset, see `index.ImageIndex.noted`.
-        names: Of each trait a picture that has it, to be named.
+        noted: Counts by dataset, see `index.ImageIndex.noted`.
+        names: For each trait, the name of an image that has it.
 
     Returns:
-        A sentence for each set and trait.
+        One sentence for each dataset and trait.
     """
     sentences = []
     for dataset, found in noted.items():
@@ -80,15 +80,15 @@ def served_otherwise(
 
 
 def leaked_pictures(indexes: list[ImageIndex]) -> list[str]:
-    """Say which pictures are both trained on, or replayed, and scored.
+    """Report images that are both scored and trained on or replayed.
 
-    Pictures are equal if their files are, byte for byte.
+    Images are equal if their files are equal byte for byte.
 
     Args:
-        indexes: All sets of a collection, checked.
+        indexes: All checked datasets of a collection.
 
     Returns:
-        A sentence for each two sets that share such pictures, or a set and itself.
+        One sentence for each pair of datasets that share such images, or for a dataset and itself.
     """
     if not indexes:
         return []
@@ -97,21 +97,21 @@ def leaked_pictures(indexes: list[ImageIndex]) -> list[str]:
     scored = table.loc[table["split"] != "train"]
     shared = scored.merge(trained, on="digest", suffixes=("", "_trained"))
     return [
-        f"{name}: pictures to score that are training pictures of {other}, too: {len(part)}, such "
-        f"as {part['source'].iloc[0]} and {part['source_trained'].iloc[0]}; they test what was "
-        "learned by heart, so take them out of one of the two"
+        f"{name}: test images that are also training images of {other}: {len(part)}, such as "
+        f"{part['source'].iloc[0]} and {part['source_trained'].iloc[0]}; they test memorisation, "
+        "so remove them from one of the two"
         for (name, other), part in shared.groupby(["set", "set_trained"], sort=False)
     ]
 
 
 def repeated_pictures(index: ImageIndex) -> list[str]:
-    """Say which training pictures are in a set again under another name.
+    """Report training images that a dataset contains again under another name.
 
     Args:
-        index: The set, checked.
+        index: The checked dataset.
 
     Returns:
-        A sentence, or none.
+        One sentence, or none.
     """
     table = index.table.loc[index.table["split"] == "train"].drop_duplicates(["digest", "source"])
     part = table.loc[table["digest"].duplicated(keep=False)].sort_values("digest", kind="stable")
@@ -121,22 +121,22 @@ def repeated_pictures(index: ImageIndex) -> list[str]:
     torn = int((by_digest["label"].nunique() > 1).sum())
     classes = f", {torn} of them in several classes" if torn else ""
     return [
-        f"{index.dataset.name}: training pictures with several names: {by_digest.ngroups}{classes}"
-        f", such as {part['source'].iloc[0]} and {part['source'].iloc[1]}; each name is drawn as "
-        "often as any other"
+        f"{index.dataset.name}: training images with several names: {by_digest.ngroups}{classes}, "
+        f"such as {part['source'].iloc[0]} and {part['source'].iloc[1]}; they are drawn once for "
+        "each name"
     ]
 
 
 def limits_of_recall(index: ImageIndex) -> list[str]:
-    """Say where R@5 of a set for retrieval is high by chance, or cannot be 100 %.
+    """Report if R@5 of a retrieval dataset is high by chance or cannot reach 100%.
 
-    Of pictures or captions that are equal, any model ranks one as high as the other.
+    Every model ranks equal images or captions equally high.
 
     Args:
-        index: The set; equal pictures are found only if it was checked.
+        index: The dataset. Duplicates are found only if it was checked.
 
     Returns:
-        A sentence for each limit.
+        One sentence for each limit.
     """
     rows = index.table.loc[index.table["split"] == "test"].reset_index(drop=True)
     if index.dataset.task != "retrieval" or rows.empty:
@@ -146,12 +146,14 @@ def limits_of_recall(index: ImageIndex) -> list[str]:
     keys = [key for key in ("digest", "captions") if key in questions]
     equal = [questions.groupby(key)["owner"].transform("nunique") for key in keys]
     ceiling = (RETRIEVAL_K / pd.concat(equal, axis=1).max(axis=1)).clip(upper=1).mean()
-    what, sentences = f"{index.dataset.name}: R@{RETRIEVAL_K} of {len(rows)} test pictures is", []
+    what, sentences = f"{index.dataset.name}: R@{RETRIEVAL_K} of {len(rows)} test images is", []
     if chance >= HIGH_CHANCE:
-        sentences.append(f"{what} {100 * chance:.0f} % by chance; with more of them it tells more")
+        sentences.append(
+            f"{what} {100 * chance:.0f}% by chance; more of them would make it more informative"
+        )
     if ceiling < 1:
         sentences.append(
-            f"{what} about {100 * ceiling:.0f} % at best, as more than {RETRIEVAL_K} of them share "
+            f"{what} about {100 * ceiling:.0f}% at best, as more than {RETRIEVAL_K} of them share "
             "a caption or are equal"
         )
     return sentences

@@ -1,6 +1,6 @@
-"""Folders of images with texts of the same name beside them, as img2dataset writes them.
+"""Read folders of images with texts of the same name beside them, as written by img2dataset.
 
-The texts are those that tars hold, see `tars`: `.txt`, `.cls` and `.json`.
+The texts are the same as in `tars`: `.txt`, `.cls` and `.json`.
 """
 
 import functools
@@ -18,18 +18,18 @@ from cmp.readers.tars import MAX_TEXT_BYTES, TEXT_SUFFIXES, decode_text, label_a
 def read_pairs(dataset: FileSet, root: Path) -> ImageIndex:
     """Index the images of a folder, at any depth, with the texts beside them.
 
-    Where top folders are called like splits, see `tables.split_folders`, they are.
+    Top folders with the names of splits are splits, see `tables.split_folders`.
 
     Args:
         dataset: A manifest whose reader is a `PairReader`.
         root: The folder that its path starts from.
 
     Returns:
-        The index; images without a caption are faults, and so is what is neither an image nor a
-        text, unless it lies in no folder, as the tables of img2dataset do.
+        The index. Faults are images without a caption, and files that are neither images nor texts,
+        unless they are at the top level, like the tables of img2dataset.
 
     Raises:
-        CmpError: If there is no such folder, or see `tables.pictures_folder`.
+        CmpError: If there is no such folder; or see `tables.pictures_folder`.
     """
     folder, is_foreign = pictures_folder(dataset, root, TEXT_SUFFIXES)
     splits = {path.name for path in split_folders(folder)}
@@ -42,7 +42,7 @@ def read_pairs(dataset: FileSet, root: Path) -> ImageIndex:
             split = top if top in splits and slash else ""
             rows.append(Row(path, stamp, split, label, caption))
         elif slash and not path.lower().endswith(TEXT_SUFFIXES):
-            faults.append(Fault("no picture, by its name", "" if is_foreign else path))
+            faults.append(Fault("not an image file name", "" if is_foreign else path))
     read = functools.partial(read_file, folder, [row.source for row in rows])
     return build_index(dataset, rows, read, faults)
 
@@ -50,16 +50,16 @@ def read_pairs(dataset: FileSet, root: Path) -> ImageIndex:
 def read_texts(
     folder: Path, image: str, paths: Collection[str], known: dict[str, bool]
 ) -> tuple[Stamp, tuple[str | None, object]]:
-    """Return what is known of an image's file, and what the texts beside it say.
+    """Return what is known about an image's file, and the content of the texts beside it.
 
     Args:
         folder: The folder.
-        image: The image's path in it.
+        image: The image's path in the folder.
         paths: All paths in the folder.
         known: See `files.file_stamp`.
 
     Returns:
-        The stamp, of a text that must not be read where there is one; label and caption, see
+        The stamp, which is that of a text if one must not be read; and label and caption, see
         `tars.label_and_caption`.
     """
     stamp, texts = file_stamp(folder, image, known), {}

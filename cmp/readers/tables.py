@@ -1,4 +1,4 @@
-"""Images in a folder per class, as torchvision's ImageFolder has them, and images in tables."""
+"""Read images in one folder per class, as in torchvision's ImageFolder, and images in tables."""
 
 import functools
 import itertools
@@ -30,23 +30,23 @@ from cmp.readers.manifest import FileSet
 COLUMN_KEYS = ("image", "caption", "label", "split", "update")
 """The keys of a `manifest.TableReader` that name columns."""
 MAX_COLUMNS = 10_000
-"""Columns that a table may have; pandas takes seconds for more, whatever they hold."""
+"""Most columns that a table may have; pandas takes seconds to read more."""
 NAMED_COLUMNS = 20
-"""Columns that a message names at most."""
+"""Most columns that a message names."""
 LOOKED_AT = 10_000
-"""How many files are looked at to see whether a folder outside its manifest's holds pictures."""
-BESIDE_PICTURE = "text beside a picture, which `kind: pairs` takes for its caption"
-"""The kind of fault that is what img2dataset writes, read as a folder per class."""
+"""Files to inspect to see whether a folder outside the manifest's contains images."""
+BESIDE_PICTURE = "text beside an image; use `kind: pairs` to read it as a caption"
+"""The kind of fault for img2dataset's format read as one folder per class."""
 OWN_FOLDER = " (write it relative to the table's folder)"
-ABOVE_PICTURES = " (the manifest and its table belong into a folder above all pictures)"
+ABOVE_PICTURES = " (put the manifest and its table into a folder above all images)"
 
 
 def walk_files(folder: Path | str, prefix: str = "") -> Iterator[str]:
-    """Yield all that lies below a folder, sorted, except hidden files; links are not followed.
+    """Yield all files below a folder, sorted, without hidden ones and without following links.
 
     Args:
         folder: The folder.
-        prefix: What the paths start with, beside the folder itself.
+        prefix: A prefix for the paths, instead of the folder.
     """
     visible = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
     for entry in sorted(visible, key=lambda entry: entry.name):
@@ -57,7 +57,7 @@ def walk_files(folder: Path | str, prefix: str = "") -> Iterator[str]:
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """Return the folders right inside a folder, sorted, without hidden ones.
+    """Return the folders directly inside a folder, sorted, without hidden ones.
 
     Args:
         folder: The folder.
@@ -66,9 +66,9 @@ def visible_folders(folder: Path) -> list[Path]:
 
 
 def split_folders(folder: Path) -> list[Path]:
-    """Return the folders right inside a folder if all, or several, are called like splits.
+    """Return the folders directly inside a folder if all, or several, have names of splits.
 
-    One alone among others is a class, such as trains.
+    A single one among others is a class, such as trains.
 
     Args:
         folder: The folder.
@@ -79,44 +79,44 @@ def split_folders(folder: Path) -> list[Path]:
 
 
 def is_picture_name(path: str) -> bool:
-    """Return whether a file is called as pictures are."""
+    """Return whether a file has the ending of an image."""
     return path.lower().endswith(IMAGE_SUFFIXES)
 
 
 def pictures_folder(
     dataset: FileSet, root: Path, companions: tuple[str, ...] = ()
 ) -> tuple[Path, bool]:
-    """Return the folder that a set's pictures are in, and whether it lies outside its manifest's.
+    """Return the folder of a dataset's images, and whether it is outside its manifest's folder.
 
-    A manifest may come from anyone, and messages name what is read. So a folder elsewhere is taken
-    only if most of its files are pictures, and no other file in it is named.
+    A manifest may come from anyone, and messages reveal file names. So a folder elsewhere is
+    accepted only if most of its files are images, and no other file in it is named.
 
     Args:
         dataset: The manifest.
         root: The manifest's folder.
-        companions: What names of files end in that may lie beside pictures.
+        companions: Endings of files that may be beside images.
 
     Raises:
-        CmpError: There is no such folder, or it lies elsewhere and is none of pictures.
+        CmpError: There is no such folder, or it is elsewhere and does not contain mostly images.
     """
     folder = root / dataset.reader.path
     if not folder.is_dir():
-        raise CmpError(f"{dataset.name}: reader.path: {folder} is no folder")
+        raise CmpError(f"{dataset.name}: reader.path: {folder} is not a folder")
     if is_inside(folder, root):
         return folder, False
     pictures = strangers = 0
-    what = f"{dataset.name}: reader.path: {folder} lies outside of the manifest's folder"
+    what = f"{dataset.name}: reader.path: {folder} is outside the manifest's folder"
     try:
         for path in itertools.islice(walk_files(folder), LOOKED_AT):
             is_picture = is_picture_name(path)
             pictures += is_picture
             strangers += not (is_picture or path.lower().endswith(companions))
-    except OSError as error:  # whose text names a file
+    except OSError as error:  # its message would name a file
         raise CmpError(f"{what} and cannot be read ({error.strerror})") from None
     if not pictures or strangers > pictures:
         raise CmpError(
-            f"{what}, and is no folder of pictures: of its first {pictures + strangers} files "
-            f"{pictures} are pictures, by their names; name a folder of pictures alone"
+            f"{what}, and only {pictures} of its first {pictures + strangers} files have names of "
+            "images; give a folder that contains only images"
         )
     return folder, True
 
@@ -124,19 +124,19 @@ def pictures_folder(
 def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
     """Index the images of a folder.
 
-    An image's class is the name of the top folder that it lies in, with a space for each "_". Where
-    top folders are called like splits, see `split_folders`, classes are the folders inside those.
+    The class of an image is the name of its top folder, with spaces instead of "_". If top folders
+    have names of splits, see `split_folders`, classes are the folders inside them.
 
     Args:
         dataset: A manifest whose reader is a `FolderReader`.
         root: The folder that its path starts from.
 
     Returns:
-        The index; classes without images are faults, and so is all else that lies in a class's
-        folder, and a picture that lies in none.
+        The index. Faults are classes without images, other files in a class folder, and images
+        outside class folders.
 
     Raises:
-        CmpError: If there is no such folder, or see `pictures_folder`.
+        CmpError: If there is no such folder; or see `pictures_folder`.
     """
     folder, is_foreign = pictures_folder(dataset, root)
     rows, faults, classes, used = [], [], {}, set()
@@ -156,10 +156,10 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
                 name = label.replace("_", " ").strip()
                 rows.append(Row(source, file_stamp(folder, source, known), split, name, None))
             elif is_picture:
-                faults.append(Fault("picture in no class's folder", source))
+                faults.append(Fault("image outside a class folder", source))
             elif slash:
                 is_text = path.endswith((".txt", ".json")) and os.path.splitext(path)[0] in stems
-                kind = BESIDE_PICTURE if is_text else "no picture, by its name"
+                kind = BESIDE_PICTURE if is_text else "not an image file name"
                 faults.append(Fault(kind, "" if is_foreign else source))
     empty = ["" if is_foreign else label for label in classes if label not in used]
     faults += [Fault("class without images", label) for label in empty]
@@ -168,18 +168,18 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
 
 
 def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
-    """Index the images of a CSV, TSV or Parquet file, or of several.
+    """Index the images in one or more CSV, TSV or Parquet files.
 
     Args:
         dataset: A manifest whose reader is a `TableReader`.
-        root: The folder that its pattern starts from, and that all images lie in. The paths in a
-            table start from the table's own folder.
+        root: The folder that its pattern starts from, which contains all images. Paths in a table
+            are relative to the table's folder.
 
     Returns:
         The index.
 
     Raises:
-        CmpError: If no file fits the pattern, or if one cannot be read or lacks a column; or see
+        CmpError: If no file matches the pattern, or one cannot be read or lacks a column; or see
             `read_frame`.
     """
     files = dataset.find_files(root)
@@ -192,7 +192,7 @@ def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
 
 
 def _join_folder(dataset: FileSet, frame: pd.DataFrame, file: Path, root: Path) -> pd.DataFrame:
-    """A table whose paths start from its own folder, with paths that start from the root."""
+    """Return a table with its paths made relative to the root instead of the table's folder."""
     folder, column = os.path.relpath(file.parent, root), dataset.reader.image
     if folder == "." or column not in frame:
         return frame
@@ -205,16 +205,16 @@ def _join_folder(dataset: FileSet, frame: pd.DataFrame, file: Path, root: Path) 
 
 
 def read_csv(file: Path, rows: int | None = None) -> pd.DataFrame:
-    """Read a CSV file, or one with tabs if it is called `.tsv`, every cell as text.
+    """Read a CSV file, or a `.tsv` file with tabs, with every cell as text.
 
     Args:
         file: The file.
-        rows: How many rows are read; all by default.
+        rows: The number of rows to read; all by default.
 
     Raises:
-        CmpError: It has more than `MAX_COLUMNS` columns.
-        OSError: It cannot be read.
-        ValueError: It is no table.
+        CmpError: The file has more than `MAX_COLUMNS` columns.
+        OSError: The file cannot be read.
+        ValueError: The file is not a table.
     """
     separator = "\t" if file.suffix == ".tsv" else ","
     with file.open(encoding="utf-8") as lines:
@@ -223,16 +223,16 @@ def read_csv(file: Path, rows: int | None = None) -> pd.DataFrame:
 
 
 def check_width(file: Path, count: int) -> None:
-    """Raise `CmpError` if a table has more columns than are taken."""
+    """Raise `CmpError` if a table has too many columns."""
     if count > MAX_COLUMNS:
         raise CmpError(
-            f"{file}: has {count:,} columns, at most {MAX_COLUMNS:,} are taken; keep those of the "
-            "images, captions and labels"
+            f"{file}: has {count:,} columns, but at most {MAX_COLUMNS:,} are allowed; keep those "
+            "with images, captions and labels"
         )
 
 
 def list_columns(names: Sequence[str]) -> str:
-    """Return the names of some columns, of many the first alone, in words."""
+    """Return a list of column names as text, shortened if there are many."""
     more = f" and {len(names) - NAMED_COLUMNS} more" if len(names) > NAMED_COLUMNS else ""
     return f"{', '.join(names[:NAMED_COLUMNS])}{more}"
 
@@ -242,14 +242,14 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
 
     Args:
         dataset: A manifest whose reader is a `TableReader`.
-        frame: One row per image; the image is a path, or the bytes of a file.
-        root: The folder that paths start from, and that all images lie in.
+        frame: One row per image; the image is a path or the bytes of a file.
+        root: The folder that paths start from, which contains all images.
 
     Returns:
         The index.
 
     Raises:
-        CmpError: If a column is missing, or every file that the table names.
+        CmpError: If a column is missing, or all files in the table are missing.
     """
     _check_columns(dataset, list(map(str, frame)))
     images = _column(dataset, frame, "image")
@@ -262,41 +262,42 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
     stamps = [_path_stamp(root, name, known) for name in names]
     if names and all(stamp == NO_FILE for stamp in stamps):
         raise CmpError(
-            f"{dataset.name}: reader.image: none of the {len(names)} files of the column "
-            f"{dataset.reader.image!r} is there, such as {', '.join(names[:3])}; paths start from "
-            f"the table's folder, and all files lie in {root}"
+            f"{dataset.name}: reader.image: none of the {len(names)} files in the column "
+            f"{dataset.reader.image!r} exists, such as {', '.join(names[:3])}; paths must be "
+            f"relative to the table's folder, and all files inside {root}"
         )
     return _index_frame(dataset, frame, names, stamps, functools.partial(read_file, root, names))
 
 
 def _path_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
-    """What is known of a file that a table names; `known`: see `file_stamp`."""
+    """Return what is known about a file in a table; see `file_stamp` for `known`."""
     stamp = file_stamp(root, name, known) if name else NO_FILE
-    if stamp.size < 0 and name.startswith("~"):  # for another folder on each machine
+    if stamp.size < 0 and name.startswith("~"):  # a different folder on each machine
         return NO_FILE._replace(problem=f"path starts with ~{OWN_FOLDER}")
     if stamp == OUTSIDE and name.startswith("/"):
         return NO_FILE._replace(problem=f"absolute path to another folder{OWN_FOLDER}")
     if stamp == OUTSIDE:
-        return NO_FILE._replace(problem=f"path lies outside of {root}{ABOVE_PICTURES}")
+        return NO_FILE._replace(problem=f"path outside {root}{ABOVE_PICTURES}")
     return stamp
 
 
 def _check_columns(dataset: FileSet, columns: list[str]) -> None:
-    """Raise `CmpError` if a column that the manifest names is missing, or all of a kind."""
+    """Raise `CmpError` if a column in the manifest is missing, or it names neither captions nor
+    labels."""
     reader = dataset.reader
     for key in COLUMN_KEYS:
         name, is_named = getattr(reader, key), key == "image" or key in reader.model_fields_set
         if is_named and name is not None and name not in columns:
             near, known = did_you_mean(name, columns), list_columns(columns)
-            choices = f"{near} There are {known}" if near else f"; there are {known}"
+            choices = f"{near} The columns are {known}" if near else f"; the columns are {known}"
             raise CmpError(f"{dataset.name}: reader.{key}: no column {name!r}{choices}")
     if not {reader.label, reader.caption} & set(columns):
-        what = "name a column of captions or of labels, by `caption` or `label`"
-        raise CmpError(f"{dataset.name}: reader: {what}; there are {list_columns(columns)}")
+        what = "give a column of captions as `caption` or of labels as `label`"
+        raise CmpError(f"{dataset.name}: reader: {what}; the columns are {list_columns(columns)}")
 
 
 def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
-    """The values of the column that the manifest names by `key`; all None if it is not there."""
+    """Return the column that the manifest names as `key`, or only None if there is none."""
     name = getattr(dataset.reader, key)
     return frame[name].tolist() if name in frame else [None] * len(frame)
 
@@ -304,13 +305,13 @@ def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
 def _index_frame(
     dataset: FileSet, frame: pd.DataFrame, names: list[str], stamps: list[Stamp], read: ReadImage
 ) -> ImageIndex:
-    """The index of a table; an image without a name is called by its row."""
+    """Return the index of a table; images without a name are named by their row."""
     keys = ("split", "label", "update")
     splits, labels, updates = (_column(dataset, frame, key) for key in keys)
     if dataset.reader.label in frame:
         labels = map(_label_text, labels)
     captions = _column(dataset, frame, "caption")
-    if dataset.reader.caption in frame:  # what pandas has for a missing one is no caption, either
+    if dataset.reader.caption in frame:  # pandas' missing values are not captions
         good = (str, list, tuple, np.ndarray)
         captions = [value if isinstance(value, good) else 0 for value in captions]
     sources = [name or f"row {row}" for row, name in enumerate(names)]
@@ -320,19 +321,19 @@ def _index_frame(
 
 
 def _cell_text(value: object) -> str:
-    """A cell as a text, whatever was found; "" for a missing one."""
+    """Return a cell as text, or "" for a missing one."""
     is_missing = value is None or (isinstance(value, float) and math.isnan(value))
     return "" if is_missing else str(value).strip()
 
 
 def _label_text(value: object) -> str:
-    """A label: a text, or a whole number as text; "" for anything else."""
+    """Return a label as text if it is text or an integer, and "" otherwise."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return value.strip() if isinstance(value, str) else str(value) if whole else ""
 
 
 def _read_row(files: list[Path], column: str, rows: np.ndarray, position: int) -> bytes:
-    """One image of a column; `rows` [N, 3]: the numbers of its file, its row group, its row."""
+    """Return an image of a column; `rows` [N, 3] has the indices of file, row group and row."""
     number, group, row = map(int, rows[position])
     return _cached_row_group(files[number], group, column)[row].as_py()
 
@@ -343,11 +344,11 @@ def _cached_row_group(path: Path, group: int, name: str) -> pa.ChunkedArray:
 
 
 def _read_row_group(file: pq.ParquetFile, group: int, name: str) -> pa.ChunkedArray:
-    """A column of bytes, also from one of structs that hold them, as `datasets` writes them."""
+    """Return a column of bytes, also from structs with bytes, as `datasets` writes them."""
     column = file.read_row_group(group, columns=[name])[name]
     if not pa.types.is_struct(column.type):
         return column
-    if column.type.get_field_index("bytes") < 0:  # pyarrow would take the last field
+    if column.type.get_field_index("bytes") < 0:  # pyarrow would use the last field
         raise ValueError(f"the structs of {name!r} have no field 'bytes'")
     return pc.struct_field(column, "bytes")
 
@@ -372,7 +373,7 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
     stamps, rows = [], []
     for number, file in enumerate(files):
         changed = paths[number].stat().st_ctime_ns
-        for group in range(file.num_row_groups):  # bytes are looked at group by group, not kept
+        for group in range(file.num_row_groups):  # bytes are read group by group, not kept
             lengths = pc.binary_length(_read_row_group(file, group, image))
             sizes = lengths.fill_null(-1).to_pylist()
             stamps += [Stamp(size, changed, "missing file") for size in sizes]

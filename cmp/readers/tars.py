@@ -1,8 +1,8 @@
-"""Tars of images as webdataset writes them, read as streams and never unpacked.
+"""Read tars of images in the format of webdataset, as streams without unpacking.
 
-The members of one sample follow each other and share what stands before the first dot of their
-name. A tar is read once to learn where its images lie, and again when it has changed; each image is
-then read from its place.
+The members of a sample are adjacent and share the part of their name before the first dot. A tar is
+scanned once, and again when it changes, to find where its images are. Each image is then read from
+its offset.
 """
 
 import functools
@@ -24,21 +24,21 @@ from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_inde
 from cmp.readers.manifest import FileSet
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz", ".joblib")
-"""Suffixes of files that could run code when they are read; other programs would decode them."""
+"""Suffixes of files that could run code when other programs decode them."""
 TEXT_SUFFIXES = (".txt", ".cls", ".json")
-"""Suffixes of what is said of an image: its caption, its label, or both as JSON."""
+"""Suffixes of texts about an image: its caption, its label, or both as JSON."""
 MAX_TEXT_BYTES = 2**20
-"""Largest size of a caption, a label or a JSON member."""
+"""Largest size in bytes of a caption, a label or a JSON member."""
 
 
 def unsafe_reason(member: tarfile.TarInfo) -> str | None:
-    """Say why a member of a tar must not be read.
+    """Return why a member of a tar must not be read.
 
     Args:
         member: The member.
 
     Returns:
-        A fault's kind, or None for a regular file or a folder that is safe.
+        The kind of fault, or None for a safe regular file or folder.
     """
     if member.isdir():
         return None
@@ -47,7 +47,7 @@ def unsafe_reason(member: tarfile.TarInfo) -> str | None:
     if member.sparse is not None:
         return "member is sparse"
     if member.name.startswith(("/", "\\\\")) or ".." in member.name.split("/"):
-        return "member lies outside"
+        return "member outside the tar"
     if member.name.lower().endswith(PICKLE_SUFFIXES):
         return "member is a pickle"
     return None
@@ -57,7 +57,7 @@ def tar_members(path: Path, faults: list[Fault]) -> Iterator[tuple[tarfile.TarIn
     """Yield the regular files of a tar.
 
     Args:
-        path: An uncompressed tar; in a compressed one, no place could be gone to.
+        path: An uncompressed tar, since a compressed one has no random access.
         faults: Members that must not be read are appended here.
 
     Yields:
@@ -67,16 +67,16 @@ def tar_members(path: Path, faults: list[Fault]) -> Iterator[tuple[tarfile.TarIn
         CmpError: If the file is missing, damaged or compressed.
     """
     if not path.is_file():
-        raise CmpError(f"{path}: there is no such tar; pipes and addresses are not taken")
+        raise CmpError(f"{path}: no such tar; pipes and URLs are not supported")
     what = f"{path}: cannot be read as an uncompressed tar"
-    remedy = "; images are compressed already, so pack them as they are"
+    remedy = "; images are already compressed, so pack them without compression"
     with (
         explain_errors(what, remedy, tarfile.TarError, EOFError),
         path.open("rb") as file,
         tarfile.open(fileobj=file, mode="r:") as archive,
     ):
         for member in archive:
-            archive.members = []  # or it keeps them all
+            archive.members = []  # tarfile keeps all members
             if reason := unsafe_reason(member):
                 faults.append(Fault(reason, f"{path.name}: {member.name}"))
             elif member.isreg():
@@ -95,7 +95,7 @@ def member_bytes(member: tarfile.TarInfo, file: BinaryIO) -> bytes:
 
 
 def sample_key(name: str) -> str:
-    """Return what the members of one sample share.
+    """Return the part of the name that the members of a sample share.
 
     Args:
         name: A member's name, such as "shard/12.seg.png".
@@ -108,10 +108,10 @@ def sample_key(name: str) -> str:
 
 
 def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
-    """Index the images of some tars.
+    """Index the images of one or more tars.
 
-    Captions are the members `.txt`, or the key "caption" of `.json`; labels are the members `.cls`,
-    or the key "label". Samples without an image are passed over.
+    Captions come from members `.txt` or the key "caption" of `.json`, and labels from members
+    `.cls` or the key "label". Samples without an image are skipped.
 
     Args:
         dataset: A manifest whose reader is a `TarReader`.
@@ -121,7 +121,7 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
         The index.
 
     Raises:
-        CmpError: If no tar fits the pattern, or if one cannot be read.
+        CmpError: If no tar matches the pattern, or one cannot be read.
     """
     files = dataset.find_files(root)
     rows, faults, spans = [], [], []
@@ -137,17 +137,17 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
 
 
 def tar_samples(path: Path) -> tuple[list[list[Any]], list[list[str]]]:
-    """Return what a tar holds; the result is kept in the build folder until the tar changes.
+    """Return the samples of a tar, cached in the build folder until the tar changes.
 
     Args:
         path: The tar.
 
     Returns:
-        Per sample with an image [key, offset, size, label, caption], see `read_tars`, and per
-        fault [kind, where].
+        For each sample with an image, [key, offset, size, label, caption], see `read_tars`; for
+        each fault, [kind, where].
 
     Raises:
-        CmpError: It cannot be read.
+        CmpError: The tar cannot be read.
     """
     status = path.stat() if path.is_file() else None
     version = [str(path.resolve()), status and (status.st_size, status.st_ctime_ns)]
@@ -175,14 +175,14 @@ def _read_samples(path: Path) -> tuple[list[list[Any]], list[Fault]]:
 
 
 def label_and_caption(texts: dict[str, str]) -> tuple[str | None, object]:
-    """Return what the texts of a sample say of its image.
+    """Return the label and caption in the texts of a sample.
 
     Args:
         texts: The texts by suffix, see `TEXT_SUFFIXES`.
 
     Returns:
-        The label, from `.cls` or the key "label" of `.json`, None where there is none; and what is
-        there as a caption, from `.txt` or the key "caption".
+        The label, from `.cls` or the key "label" of `.json`, or None; and the caption, from `.txt`
+        or the key "caption", of any type.
     """
     about = _parse_object(texts[".json"]) if ".json" in texts else {}
     label = texts.get(".cls", about.get("label"))
@@ -191,7 +191,7 @@ def label_and_caption(texts: dict[str, str]) -> tuple[str | None, object]:
 
 
 def decode_text(content: bytes) -> str:
-    """A text; "", which is a fault, if it is none."""
+    """Return bytes as text, or "", which is a fault, if they are not text."""
     try:
         return content.decode("utf-8").strip()
     except UnicodeDecodeError:
@@ -199,7 +199,8 @@ def decode_text(content: bytes) -> str:
 
 
 def _parse_object(text: str) -> dict[str, Any]:
-    """A JSON object; one with an empty caption, which is a fault, if it is none."""
+    """Return a JSON object, or one with an empty caption, which is a fault, if the text is not
+    one."""
     try:
         value = parse_json(text)
     except ValueError:

@@ -1,1 +1,1 @@
-"""A run as a fact: its identity, its checkpoints, its log, and where it is stored."""
+"""Compute runs, and keep their identities, checkpoints, logs and results."""

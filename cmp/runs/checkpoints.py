@@ -1,9 +1,9 @@
-"""All-or-nothing saves of a run's state, from which it goes on as if nothing had happened.
+"""Save a run's state atomically, so that it can resume as if it had never stopped.
 
-A checkpoint is one safetensors file: the tensors, and in its header the rest as JSON, with a hash
-of its own, so that it can be read without the tensors. The file's name ends in the hash of its
-content, so it needs no pointer that could be lost or lag behind: a file whose name and content
-agree is whole, and the furthest whole one is where the run goes on.
+A checkpoint is one safetensors file. Its header contains everything except the tensors as JSON,
+with a separate hash, so that it can be read without them. The file's name ends in the hash of its
+content, so there is no pointer to the latest file that could be lost or out of date: a file is
+intact if its name matches its content, and a run resumes from the latest intact one.
 """
 
 import contextlib
@@ -38,19 +38,19 @@ from cmp.scale import processes
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SCHEMA = 2
 INTERVAL, MAX_SHARE = 120.0, 0.02
-"""Seconds between two checkpoints within a task, and the largest part of the time that they may
-take: where a save takes long, the next one comes later."""
+"""Seconds between checkpoints within a task, and the largest share of the time that saving may
+take: after a slow save, the next one comes later."""
 REPORT = "diverged.json"
-"""The file that describes a step that diverged, beside the checkpoints."""
+"""The file beside the checkpoints that describes a diverged step."""
 _FILE_NAME = re.compile(r"task-(\d{1,6})-step-(\d{1,9})-([0-9a-f]{64})\.safetensors")
 _BESIDE_NAME = re.compile(r"(model|base)-(\d{1,9})-([0-9a-f]{64})\.safetensors")
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is only noted, in `signal`.
+    """A context in which the first SIGINT or SIGTERM is only recorded, in `signal`.
 
-    A second SIGINT acts as it did before, so that a hung step can still be broken off by Ctrl-C. A
-    second SIGTERM does not: torchrun, `timeout` and batch systems send several at once. Outside the
+    A second SIGINT has its usual effect, so that Ctrl-C can still interrupt a hung step. A second
+    SIGTERM does not, since torchrun, `timeout` and batch systems send several at once. Outside the
     main thread, where Python delivers no signals, nothing is caught.
     """
 
@@ -75,20 +75,19 @@ class StopRequest:
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Progress:
-    """What a checkpoint holds beside its tensors.
+    """Everything in a checkpoint except its tensors.
 
     Attributes:
-        schema: The format.
+        schema: The version of the format.
         run: The run's id.
         config: The run's config, as a tree.
-        task: The task that comes next.
-        step: The step that comes next; 0 stands for a task that has not begun, after the
-            evaluation of those before it.
-        metrics: The rows so far.
-        seconds: Computing time so far.
-        machine: Where the run began, see `cmp.runs.runner.machine_record`.
-        options: Sources of options that are not the package's own, see `RunConfig.option_record`.
-        launch: Options of the command that computed it last, which `cmpt resume` takes over.
+        task: The next task.
+        step: The next step. 0 means that the task has not begun and earlier ones are evaluated.
+        metrics: The rows of metrics so far.
+        seconds: The computing time so far.
+        machine: The machine on which the run began, see `cmp.runs.runner.machine_record`.
+        options: Sources of options from outside the package, see `RunConfig.option_record`.
+        launch: Options of the last command that computed the run, which `cmpt resume` uses again.
     """
 
     schema: int
@@ -105,17 +104,17 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class RunState:
-    """All that a run carries from one step to the next.
+    """The complete state of a run between two steps.
 
-    Batches, buffer, augmentation and learning rate are functions of (config, task, step), so what
-    is left is the progress and some tensors.
+    Batches, buffer, augmentation and learning rate are functions of (config, task, step), so only
+    the progress and some tensors have to be saved.
 
     Attributes:
-        progress: Where the run is.
-        tensors: "weights/NAME", "optimizer/PARAMETER/MOMENT"; "method/..." and "merging/..." that
-            a method and a merge policy carry; "trunk/..." that a branch left; "deployed/..." after
-            the last task, where a next one would start from other weights; "hits/TASK/DATASET" of
-            `cmp.runs.runner.RunResult`.
+        progress: How far the run has come.
+        tensors: "weights/NAME", "optimizer/PARAMETER/MOMENT"; "method/..." and "merging/...", the
+            state of the method and the merge policy; "trunk/...", the state at a branch;
+            "deployed/..." after the last task, if a next task would start from other weights;
+            "hits/TASK/DATASET" of `cmp.runs.runner.RunResult`.
     """
 
     progress: Progress
@@ -123,7 +122,7 @@ class RunState:
 
 
 def state_tensors(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a run's state by name; they are not copied."""
+    """Return the tensors of a run's state by name, without copying them."""
     tensors = {f"weights/{name}": x for name, x in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         moments = optimizer.state.get(parameter, {}) if optimizer else {}
@@ -132,7 +131,7 @@ def state_tensors(model: nn.Module, optimizer: Optimizer | None = None) -> dict[
 
 
 def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names start with a prefix, by the rest of their names."""
+    """Return the tensors whose names start with a prefix, keyed by the rest of the name."""
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
@@ -146,16 +145,16 @@ def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: Optimizer |
 
 
 def write_checkpoint(state: RunState, folder: Path) -> Path:
-    """Write a state, whole or not at all, and return its path.
+    """Write a state atomically, and return its path.
 
     Raises:
-        CmpError: The disk refuses.
+        CmpError: The file cannot be written.
     """
     progress = state.progress
     text = json.dumps(dataclasses.asdict(progress))
     header = {"progress": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
     what = f"{folder}: the checkpoint of task {progress.task}, step {progress.step}"
-    with files.report_disk_errors(what, "the one before it is kept"):
+    with files.report_disk_errors(what, "the previous one is kept"):
         name = f"task-{progress.task}-step-{progress.step}"
         return write_tensors(state.tensors, header, folder, name)
 
@@ -164,63 +163,66 @@ def read_checkpoint(path: Path) -> RunState:
     """Return the state of a checkpoint.
 
     Raises:
-        CmpError: The file is not what was once written.
+        CmpError: The file is damaged.
     """
-    with explain_errors(f"{path}: no readable checkpoint", "", SafetensorError):
+    with explain_errors(f"{path}: cannot be read as a checkpoint", "", SafetensorError):
         check_content(path)
         return RunState(read_progress(path), load_file(path))
 
 
 def check_content(path: Path) -> None:
-    """Raise `CmpError` unless a file's content is what `write_tensors` has put into its name."""
+    """Raise `CmpError` unless a file's content matches the hash in its name, see
+    `write_tensors`."""
     match = _FILE_NAME.fullmatch(path.name) or _BESIDE_NAME.fullmatch(path.name)
     if not match or match[3] != files.file_digest(path):
-        raise CmpError(f"{path}: damaged: its content is not what its name says")
+        raise CmpError(f"{path}: damaged: its content does not match the hash in its name")
 
 
 def read_progress(path: Path) -> Progress:
-    """Return what a checkpoint holds beside its tensors, which are neither read nor checked.
+    """Return everything in a checkpoint except its tensors, which are neither read nor checked.
 
     Raises:
-        CmpError: The file is no checkpoint of this schema, or this part of it is damaged.
+        CmpError: The file is not a checkpoint of this schema, or its header is damaged.
     """
-    with explain_errors(f"{path}: no readable checkpoint", "", SafetensorError):
+    with explain_errors(f"{path}: cannot be read as a checkpoint", "", SafetensorError):
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("progress", "")
-        if text.startswith("{"):  # 0.2.0 wrote no hash of this part
+        if text.startswith("{"):  # 0.2.0 wrote no hash of the header
             check_content(path)
         else:
             digest, _, text = text.partition(" ")
             if hashlib.sha256(text.encode()).hexdigest() != digest:
-                raise CmpError(f"{path}: damaged: its header is not what was written")
+                raise CmpError(f"{path}: damaged: its header does not match its hash")
         progress = files.parse_record(text, Progress)
     if progress.schema != SCHEMA:
-        raise CmpError(f"{path}: written in schema {progress.schema}; this is schema {SCHEMA}")
+        raise CmpError(
+            f"{path}: has schema {progress.schema}, but this version reads schema {SCHEMA}"
+        )
     return progress
 
 
 def checkpoint_folder(run_id: str) -> Path:
-    """Return where the checkpoints of an unfinished run are."""
+    """Return the folder for the checkpoints of an unfinished run."""
     return files.child_path(project.build_folder() / "checkpoints", run_id[: files.SHORT_ID])
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """Return the checkpoints of a folder, the furthest first, whole or not."""
+    """Return the checkpoints in a folder, latest first, including damaged ones."""
     matches = filter(None, (_FILE_NAME.fullmatch(path.name) for path in folder.glob("task-*")))
     order = sorted(matches, key=lambda found: (int(found[1]), int(found[2]), found[3]))
     return [folder / found[0] for found in reversed(order)]
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path, RunState] | None:
-    """Return the furthest whole checkpoint of a folder, None if there is none.
+    """Return the latest intact checkpoint in a folder, or None.
 
-    It warns of each that is damaged.
+    Damaged ones give a warning.
     """
     return _first_readable(folder, read_checkpoint)
 
 
 def latest_progress(folder: Path) -> Progress | None:
-    """Return how far the run of a folder has come; of its checkpoints no tensor is read."""
+    """Return how far the run in a folder has come, without reading tensors."""
     found = _first_readable(folder, read_progress)
     return found and found[1]
 
@@ -230,18 +232,18 @@ def _first_readable(folder: Path, read: Callable[[Path], files.T]) -> tuple[Path
         try:
             return path, read(path)
         except CmpError as error:
-            warnings.warn(f"{error}; the one before it is used", stacklevel=3)
+            warnings.warn(f"{error}; using the previous one", stacklevel=3)
     return None
 
 
 def model_files(folder: Path) -> list[Path]:
-    """Return what `CheckpointManager.keep_model` wrote, in the order of tasks."""
+    """Return the files that `CheckpointManager.keep_model` wrote, in the order of tasks."""
     return files_beside(folder, "model")
 
 
 def files_beside(folder: Path, kind: str) -> list[Path]:
-    """Return the files of a kind, "model" or "base", that are beside checkpoints, in the order of
-    their numbers; of the same number the one that was written last is the last."""
+    """Return the files of a kind, "model" or "base", beside checkpoints, sorted by number and then
+    by the time they were written."""
     matches = filter(None, (_BESIDE_NAME.fullmatch(path.name) for path in folder.glob("*")))
     paths = [folder / found[0] for found in matches if found[1] == kind]
     return sorted(paths, key=lambda path: (file_number(path), path.stat().st_mtime_ns))
@@ -253,10 +255,10 @@ def file_number(path: Path) -> int:
 
 
 def latest(manager: "CheckpointManager | None") -> RunState | None:
-    """Return the state that a run goes on from, None at its start.
+    """Return the state to resume a run from, or None at its start.
 
-    Of several processes the first has the manager; the others read the file that it found, on a
-    disk that all see.
+    With several processes, only the first has the manager. The others read the file that it found,
+    on a shared disk.
     """
     state = manager.load() if manager else None
     path = processes.broadcast(str(manager.last or "") if manager else "")
@@ -264,12 +266,12 @@ def latest(manager: "CheckpointManager | None") -> RunState | None:
 
 
 class CheckpointManager:
-    """The checkpoints of one run, held by one process at a time; used as a context.
+    """A context that manages the checkpoints of a run, for one process at a time.
 
     Attributes:
         last: The checkpoint that was read or written last.
-        in_background: Whether `save` returns once the state is copied, and `keep_model` at once; a
-            thread writes.
+        in_background: Whether a thread writes, so that `save` returns once the state is copied, and
+            `keep_model` immediately.
         launch: As in `Progress`.
     """
 
@@ -284,10 +286,10 @@ class CheckpointManager:
 
         Args:
             run_id: The run's id.
-            interval: Seconds between two checkpoints within a task; one is also written at its end.
-            wait: Whether entering waits for another process that computes the same run, instead
-                of raising `CmpError`.
-            folder: Where they are kept; the run's own place in the build folder where None.
+            interval: Seconds between checkpoints within a task; one is also written at its end.
+            wait: Whether to wait for another process that computes the same run, instead of raising
+                `CmpError`.
+            folder: The folder for checkpoints. If None, the run's own folder in the build folder.
         """
         self.run_id, self.interval, self.wait = run_id, interval, wait
         self.launch: dict[str, bool | int | str] = {}
@@ -301,7 +303,10 @@ class CheckpointManager:
 
     def __enter__(self) -> Self:
         if self.folder.is_symlink():
-            raise CmpError(f"{self.folder}: is a link; checkpoints elsewhere are not touched")
+            raise CmpError(
+                f"{self.folder}: this is a link, and checkpoints elsewhere are not changed; "
+                "remove the link"
+            )
         try:
             self._take_lock()
         except BlockingIOError as error:
@@ -312,10 +317,11 @@ class CheckpointManager:
         return self
 
     def _take_lock(self) -> None:
-        """Lock the folder; a request to stop ends the wait.
+        """Lock the folder, waiting until a request to stop.
 
-        Who had it before may have deleted it meanwhile: a lock counts if its file is still there.
-        Without a wait it is tried for half a second: `runs_in_progress` takes the lock to look.
+        The previous owner may have deleted the file meanwhile, so a lock is valid only if its file
+        still exists. Without waiting, locking is retried for half a second, since
+        `runs_in_progress` briefly takes the lock.
         """
         path, end = self.folder / "lock", time.monotonic() + 0.5
         with StopRequest() as stop:
@@ -331,29 +337,32 @@ class CheckpointManager:
                         raise
                 self._lock.close()
                 time.sleep(0.1)
-        message = "stopped waiting for another process that computes run "
+        message = "stopped waiting for another process that is computing run "
         raise Interrupted(message + self.run_id[: files.SHORT_ID], stop.signal)
 
     def __exit__(self, *_: object) -> None:
-        self._writer.shutdown()  # what is being written gets its name
-        self._lock.close()  # which gives it up
+        self._writer.shutdown()  # finishes writing
+        self._lock.close()  # releases it
 
     def is_due(self, done: int, steps: int) -> bool:
         """Return whether a checkpoint is due after `done` of a task's steps."""
         return done < steps and time.monotonic() >= self._due
 
     def load(self) -> RunState | None:
-        """Return the state that the run goes on from, None at its start."""
+        """Return the state to resume the run from, or None at its start."""
         self.last, state = latest_checkpoint(self.folder) or (None, None)
         if state and state.progress.run != self.run_id:
-            raise CmpError(f"{self.folder}: holds checkpoints of run {state.progress.run}")
+            raise CmpError(
+                f"{self.folder}: contains checkpoints of run {state.progress.run}; delete or move "
+                "them"
+            )
         return state
 
     def save(self, state: RunState) -> None:
-        """Write a state; of the others only the one before it is kept.
+        """Write a state, keeping only the previous one besides it.
 
         Raises:
-            CmpError: The disk refuses this state, or refused what came before in the background.
+            CmpError: This state, or an earlier one in the background, cannot be written.
         """
         started = time.monotonic()
         self.finish()
@@ -365,20 +374,20 @@ class CheckpointManager:
         self._due = now + max(self.interval, (now - started) / MAX_SHARE * (self.interval > 0))
 
     def _call(self, write: Callable[..., None], *arguments: Any) -> None:
-        """Let the thread write, after what it was given before, or write here."""
+        """Write in the thread, after its earlier tasks, or right here."""
         if self.in_background:
             self._writing.append(self._writer.submit(write, *arguments))
         else:
             write(*arguments)
 
     def finish(self) -> None:
-        """Wait until all is written; raise `CmpError` if the disk refused it."""
+        """Wait until everything is written; raise `CmpError` if writing failed."""
         while self._writing:
             self._writing.pop(0).result()
 
     def _write(self, state: RunState) -> None:
         path, models = write_checkpoint(state, self.folder), model_files(self.folder)
-        # a model of a later task is left from before the run had to go back
+        # a model of a later task was left when the run resumed from an earlier state
         newest = [model for model in models if file_number(model) <= state.progress.task][-1:]
         old = {*checkpoint_files(self.folder), *models, self.folder / REPORT}
         with files.report_disk_errors(f"{self.folder}:", "the checkpoints are kept"):
@@ -387,15 +396,17 @@ class CheckpointManager:
         self.last = path
 
     def keep_model(self, done: int, weights: dict[str, Tensor], preprocessing: str) -> None:
-        """Write the model that is deployed after some tasks; the next checkpoint deletes the one
-        before it.
+        """Write the model deployed after a number of tasks. The next checkpoint deletes the
+        previous model.
 
-        Training goes on from other weights under some policies, so no checkpoint has the model.
+        Some policies continue training from other weights, so checkpoints may not contain the
+        model.
 
         Args:
-            done: How many tasks.
-            weights: Its tensors on the CPU, which nobody changes any more.
-            preprocessing: How images are prepared, as `cmp.models.export_weights` writes it.
+            done: The number of completed tasks.
+            weights: The model's tensors on the CPU, which must not change afterwards.
+            preprocessing: How images are prepared, in the form that `cmp.models.export_weights`
+                writes.
         """
         self._call(self._write_model, done, weights, preprocessing)
 
@@ -404,7 +415,7 @@ class CheckpointManager:
             write_tensors(weights, {"preprocess_cfg": preprocessing}, self.folder, f"model-{done}")
 
     def keep_base(self, step: int, weights: dict[str, Tensor]) -> None:
-        """Write the weights that a pretraining has after a step, for `load_base`."""
+        """Write the weights of a pretraining run after a step, for `load_base`."""
         before = files_beside(self.folder, "base")
         with files.report_disk_errors(f"{self.folder}: the base of step {step}"):
             path = write_tensors(weights, {}, self.folder, f"base-{step}")
@@ -413,31 +424,34 @@ class CheckpointManager:
                     other.unlink(missing_ok=True)
 
     def load_base(self, step: int) -> dict[str, Tensor]:
-        """Return what `keep_base` wrote.
+        """Return the weights that `keep_base` wrote.
 
         Raises:
-            CmpError: It is not there, or damaged.
+            CmpError: The file is missing or damaged.
         """
         paths = [x for x in files_beside(self.folder, "base") if file_number(x) == step]
         name = self.run_id[: files.SHORT_ID]
-        remedy = f"`cmpt results rm {name}` and the same command begin anew"
+        remedy = f"`cmpt results rm {name}` and the same command start again"
         if not paths:
-            words = f"the weights of step {step} are not here, as if another version had begun"
+            words = (
+                f"the weights of step {step} are missing, perhaps because another version began "
+                "the run"
+            )
             raise CmpError(f"{self.folder}: {words}; {remedy}")
         with explain_errors(f"{paths[-1]}: cannot be read", f"; {remedy}", CmpError):
             check_content(paths[-1])
             return load_file(paths[-1])
 
     def report(self, content: dict[str, Any]) -> Path:
-        """Write a report of a step that diverged beside the last good state; return its path."""
+        """Write a report of a diverged step beside the last good state, and return its path."""
         path = self.folder / REPORT
-        futures.wait(self._writing)  # a save ends by deleting all but states; its error may wait
+        futures.wait(self._writing)  # a save ends by deleting other files; its error can wait
         files.write_atomic(path, json.dumps(content, indent=1))
         return path
 
     def remove(self) -> None:
-        """Delete the checkpoints of a run that is finished and stored."""
-        futures.wait(self._writing)  # whether the disk refused it does not matter any more
+        """Delete the checkpoints of a finished and stored run."""
+        futures.wait(self._writing)  # errors no longer matter
         own = [*checkpoint_files(self.folder), self.folder / REPORT]
         own += [path for kind in ("model", "base") for path in files_beside(self.folder, kind)]
         files.delete_folder(self.folder, [*own, self.folder / "lock"])

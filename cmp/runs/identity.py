@@ -1,4 +1,4 @@
-"""The identity of a run: all that decides its result, and the hash of that, its id."""
+"""Identify runs by everything that determines their results; a run's id is the hash of that."""
 
 import functools
 import hashlib
@@ -20,11 +20,11 @@ from cmp.models import batch_norms
 from cmp.registry import Option
 
 PLACEHOLDERS = {"data": "a folder", "model.start": "file"}
-"""What stands in an id for a path, whose content counts and not where it lies."""
+"""Placeholder for a path in an id, since the content counts and not the location."""
 
 
 def json_digest(tree: dict[str, Any]) -> str:
-    """Return the sha256 of a tree, whatever the order of its keys."""
+    """Return the sha256 of a tree, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
@@ -34,22 +34,21 @@ def run_id_of(run_config: RunConfig, corpus: Corpus | None = None) -> str:
 
 
 def known_id(run_config: RunConfig) -> str:
-    """Return a run's id, "" as long as the weights that it starts from are not on this machine."""
+    """Return a run's id, or "" if its starting weights are not on this machine."""
     return run_id_of(run_config) if has_start(run_config) else ""
 
 
 def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[str, Any]:
-    """Return everything that decides a run's result.
+    """Return everything that determines a run's result.
 
-    A folder of data counts by its content, wherever it lies, and so do weights: `fetch_start` comes
-    before this.
+    Data folders and weights are identified by content, not by path, so call `fetch_start` first.
 
     Args:
         run_config: The run's config.
-        corpus: Its data; they are loaded where None.
+        corpus: The run's data, which are loaded if None.
 
     Raises:
-        CmpError: The weights that it starts from are not on this machine.
+        CmpError: The starting weights are not on this machine.
     """
     corpus = corpus or load_data(run_config.data)
     start, weights = start_identity(run_config)
@@ -62,11 +61,11 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         "weights": weights,
         "numerics": cmp.NUMERICS,
     }
-    if options := run_config.option_record():  # another definition is another run
+    if options := run_config.option_record():  # a different definition is a different run
         content["options"] = {name: record["sha256"] for name, record in options.items()}
-    if run_config.training.budget is not None:  # another way of counting is another run
+    if run_config.training.budget is not None:  # a different way of counting is a different run
         content["steps"] = budgets.apply_budget(run_config).training.steps
-    if run_config.stream.order != "random":  # the order counts, not the table that it comes from
+    if run_config.stream.order != "random":  # the order counts, not its table
         order = streams.class_order(corpus, run_config.stream, run_config.seeds.stream)
         content["order"] = hashlib.sha256("\n".join(order).encode()).hexdigest()
     if run_config.mixture.select != "random":
@@ -75,27 +74,27 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         content["replay"] = hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
     option = registry.get_option("method", run_config.method.name)
     if _holds_statistics(run_config.model.name, run_config.method, option):
-        content["batch_norm"] = "held"  # in 0.2 these statistics moved
+        content["batch_norm"] = "held"  # in 0.2 these statistics changed
     if (corpus.table["update"] != "").any():
-        content["rows"] = "by arrival"  # in 0.2 sets followed each other by name
+        content["rows"] = "by arrival"  # in 0.2 datasets were ordered by name
     if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
-        content["scaled"] = scaled  # sets of which pictures were white before they were scaled
+        content["scaled"] = scaled  # datasets with pictures that used to be read as white
     return content
 
 
 @functools.cache
 def _holds_statistics(name: str, method: Method, option: Option) -> bool:
-    """Return whether a method leaves running statistics of a network alone that a step in training
-    mode would move: those of what it freezes, or all of them while it measures.
+    """Return whether a method keeps running statistics that a step in training mode would change:
+    those of frozen layers, or all of them during a measurement.
 
     Args:
-        name: The network.
+        name: The name of the network.
         method: The config section.
-        option: The method itself, which may be defined anew.
+        option: The method, which may have been redefined.
     """
     if not _has_batch_norm(name):
         return False
-    if option.sources or "batches" in option.settings:  # a user's may freeze and measure anything
+    if option.sources or "batches" in option.settings:  # a user's method may do both
         return True
     state = budgets.shape_state(name, method, models.create_on_meta(name))
     models.set_train_mode(state.model)
@@ -109,11 +108,11 @@ def _has_batch_norm(name: str) -> bool:
 
 
 def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
-    """Return how a run's starting weights enter its id.
+    """Return how a run's starting weights appear in its id.
 
     Returns:
-        Changes to the flat config, and the hash of the weights. A file counts by its tensors,
-        wherever it lies.
+        Changes to the flat config, and the hash of the weights. A file is identified by its
+        tensors, not by its path.
 
     Raises:
         CmpError: The weights are not on this machine.
@@ -121,8 +120,10 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
     model, path = run_config.model, start_file(run_config)
     if model.start == "random":
         return {}, model.start
-    if path is None:  # an id by their name would change once they are here
-        words = "are not on this machine, and a run's id counts their content"
+    if path is None:  # an id based on the name would change after the download
+        words = (
+            "are not on this machine, and a run's id depends on their content; download them first"
+        )
         raise CmpError(f"model.start: the weights {model.start!r} of {model.name!r} {words}")
     is_base, is_hub = model.start in STARTS, model.start == models.HUB
     digest = _start_digest(path, is_base, path.stat().st_mtime_ns, path.stat().st_size)
@@ -132,25 +133,25 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
 
 @functools.lru_cache(maxsize=64)
 def _start_digest(path: Path, is_base: bool, *stamp: int) -> str:
-    """Return the hash of starting weights, read once for as long as the file's stamp stays.
+    """Return the hash of starting weights, cached until the file's stamp changes.
 
-    A base counts by its file, which is known by its sha256. Other files count by their tensors,
-    whatever the format that they are in.
+    A base is identified by its file, whose sha256 is known, and any other file by its tensors,
+    independent of the format.
     """
     if is_base:
         return file_digest(path)
     try:
-        read = np.load if path.suffix == ".npz" else factory.load_state_dict  # of tensors alone
+        read = np.load if path.suffix == ".npz" else factory.load_state_dict  # tensors only
         return models.tensors_digest({n: torch.as_tensor(x) for n, x in read(str(path)).items()})
-    except Exception as error:  # whatever readers raise at what is no checkpoint
+    except Exception as error:  # readers raise all kinds of errors
         raise CmpError(f"{path}: {models.unreadable_checkpoint(error)}") from error
 
 
 def start_file(run_config: RunConfig) -> Path | None:
-    """Return the file of the weights that a run starts from; nothing is downloaded.
+    """Return the file with the weights that a run starts from, without downloading.
 
     Returns:
-        The file; None for random weights, and where the file is not on this machine.
+        The file, or None for random weights or if the file is not on this machine.
     """
     config = run_config.model
     if config.start == "random":

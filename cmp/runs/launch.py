@@ -1,4 +1,4 @@
-"""Runs from a notebook: made from keywords, looked up if they are stored, else computed."""
+"""Start runs from Python: build a config from keywords, and load or compute the run."""
 
 import contextlib
 import functools
@@ -27,28 +27,28 @@ from cmp.scale.execution import ExecutionConfig
 from cmp.training import StepResult
 
 _IS_STORED = "stored"
-"""What the first of several processes tells the others of a run that need not be computed."""
+"""What the first of several processes broadcasts about a run that need not be computed."""
 
 
 def run(
     profile: str = "quick", device: str | None = None, progress: bool = True, **settings: Any
 ) -> store.StoredRun:
-    """Take a model through a stream of updates: train, evaluate, store.
+    """Train a model on a stream of updates, evaluate it, and store the run.
 
-    A run that is stored is looked up; one that was stopped goes on from its last checkpoint.
+    A stored run is loaded instead of computed. A stopped run resumes from its last checkpoint.
 
     Args:
         profile: "quick", "cpu" or "gpu", or a file of settings, NAME.yaml.
-        device: "cpu" or "cuda"; where None, the CPU for an embedded model and a card for others.
-        progress: Whether a progress bar is shown.
-        **settings: Sections of the config, as a dict or by the name of their option, or single
-            keys: `method="lora"`, `schedule={"name": "wsd", "peak": 0.01}`, `peak=0.01`, `seed=1`.
+        device: "cpu" or "cuda". If None, the CPU for an embedded model and a GPU for others.
+        progress: Whether to show a progress bar.
+        **settings: Sections of the config, as a dict or the name of an option, or single keys:
+            `method="lora"`, `schedule={"name": "wsd", "peak": 0.01}`, `peak=0.01`, `seed=1`.
 
     Returns:
-        The finished run; its `metrics` are a DataFrame with a row per (task, scope, dataset).
+        The finished run. Its `metrics` is a DataFrame with one row per (task, scope, dataset).
 
     Raises:
-        CmpError: A setting is unknown or impossible.
+        CmpError: A setting is unknown or invalid.
 
     Example:
         >>> finished = cmp.run("quick", stream={"tasks": 2}, steps=2, batch=8, progress=False)
@@ -73,15 +73,15 @@ def read_settings(what: str) -> dict[str, Any]:
 
 
 def from_keywords(what: str, settings: Mapping[str, Any]) -> RunConfig:
-    """Return a config from a profile and keyword settings, as `cmp.run` takes them.
+    """Return the config for a profile and keyword settings, see `cmp.run`.
 
     Args:
         what: A profile, or a file of settings, NAME.yaml.
-        settings: Sections as dicts, or as the text of their `cmp.config.NAMING_KEYS`; single keys
-            whose name no two sections share; `seed`, `recipe` and `data`.
+        settings: Sections, as dicts or as the value of their key in `cmp.config.NAMING_KEYS`;
+            single keys whose name is unique to one section; `seed`, `recipe` and `data`.
 
     Raises:
-        CmpError: A key is unknown, or several sections have it.
+        CmpError: A key is unknown, or not unique to one section.
     """
     tree = read_settings(what)
     if "recipe" in settings:
@@ -96,14 +96,14 @@ def from_keywords(what: str, settings: Mapping[str, Any]) -> RunConfig:
         elif key != "recipe":
             full = [name for name in config.defaults() if name.rpartition(".")[2] == key]
             if len(full) > 1:
-                raise CmpError(f"{key}: several sections have it ({', '.join(full)}); name one")
+                raise CmpError(f"{key}: ambiguous between {' and '.join(full)}; give the section")
             section, _, leaf = (full or [key])[0].rpartition(".")
             tree = config.overlay(tree, {section: {leaf: value}} if section else {leaf: value})
     return config.parse(tree, f"run {what!r}")
 
 
 def changes_to_cpu(run_config: RunConfig) -> dict[str, Any]:
-    """Return what a run changes in the profile `cpu`, by dotted key."""
+    """Return the settings in which a run differs from the profile `cpu`, by dotted key."""
     usual = dict(config.flat_keys(config.parse(config.profile("cpu"), "cpu").to_dict()))
     return {k: value for k, value in config.flat_keys(run_config.to_dict()) if value != usual[k]}
 
@@ -111,7 +111,7 @@ def changes_to_cpu(run_config: RunConfig) -> dict[str, Any]:
 def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:
     """Return the weights before the stream and at the end of each task, on the CPU.
 
-    They are of a run that is computed for this alone, and not stored.
+    The run is computed only for this, and not stored.
     """
     weights: list[Weights] = [models.load_model(config.model, config.seeds.init).state_dict()]
     steps = budgets.settle(config, corpus).steps
@@ -139,24 +139,25 @@ def compute(
     keep: bool = False,
     board: Path | None = None,
 ) -> store.StoredRun:
-    """Return a run from the store; compute it in this process if it is missing.
+    """Return a run from the store, or compute it in this process.
 
-    An unfinished run goes on from its last checkpoint. Of several processes
-    (`cmp.scale.processes`) all call this.
+    An unfinished run resumes from its last checkpoint. With several processes
+    (`cmp.scale.processes`), all of them call this.
 
     Args:
         run: The run.
-        observer: Hears of the progress; of several processes that of the first.
+        observer: Receives the progress; with several processes, only that of the first.
         device: "cpu" or "cuda".
-        wait: Whether to wait for another process that computes the run, instead of an error.
-        execution: How a step is computed.
-        keep: Whether to store the final weights, as is always done for models that are not
-            embedded; a run that is stored without them is computed again.
+        wait: Whether to wait for another process that computes the run, instead of raising an
+            error.
+        execution: How steps are computed.
+        keep: Whether to store the final weights, which always happens for models that are not
+            embedded. A run that was stored without them is computed again.
         board: A folder for TensorBoard.
 
     Raises:
-        CmpError: The run cannot be computed, or another process computes it.
-        Interrupted: SIGINT or SIGTERM came; the run's state is saved.
+        CmpError: The run cannot be computed, or another process is computing it.
+        Interrupted: SIGINT or SIGTERM was received; the run's state is saved.
     """
     delete_leftovers(store.run_folder(run.id).parent)
     execute_run = functools.partial(
@@ -167,8 +168,8 @@ def compute(
             execute_run()
     elif is_kept(run.id, keep):
         processes.broadcast(_IS_STORED)
-        # a kill may have come between the last two lines below; or another process computes the run
-        # for its weights, and needs its checkpoints
+        # a kill may have come between the last two lines below, or another process is computing the
+        # run for its weights and needs its checkpoints
         if checkpoint_folder(run.id).exists():
             with contextlib.suppress(CmpError), CheckpointManager(run.id) as manager:
                 manager.remove()
@@ -191,8 +192,8 @@ def compute(
 def launch_options(
     execution: ExecutionConfig, keep: bool, board: Path | None
 ) -> dict[str, bool | int | str]:
-    """Return the options of a command as `cmp.runs.checkpoints.Progress.launch` has them;
-    those that have their default are left out."""
+    """Return the options of a command in the form of `cmp.runs.checkpoints.Progress.launch`,
+    without those at their default."""
     options: dict[str, Any] = execution.settings() | {
         "keep_weights": keep,
         "tensorboard": board and str(board),
@@ -202,8 +203,8 @@ def launch_options(
 
 
 def take_launch(options: dict[str, bool | int | str]) -> tuple[ExecutionConfig, bool, Path | None]:
-    """Return what `launch_options` was made from; processes that decode images are as many as then,
-    unless this environment names a number."""
+    """Return the arguments of `launch_options`. The number of decoding processes is restored,
+    unless this environment sets one."""
     options = {**options}
     keep, board = bool(options.pop("keep_weights", False)), options.pop("tensorboard", None)
     if decoders := options.pop("workers", None):
@@ -213,5 +214,5 @@ def take_launch(options: dict[str, bool | int | str]) -> tuple[ExecutionConfig, 
 
 
 def is_kept(run_id: str, weights: bool) -> bool:
-    """Return whether a run is stored, with its final weights where `weights` asks for them."""
+    """Return whether a run is stored, including its final weights if `weights` is true."""
     return store.is_stored(run_id) and (not weights or store.weights_path(run_id).exists())

@@ -1,10 +1,10 @@
-"""What each step of a run came to: lines of JSON, written while it goes on.
+"""Log each step of a run as a line of JSON while it runs.
 
-A line of a step has `task`, `step`, `loss`, `gradient_norm` (before clipping), `rate`, `time` (Unix
-seconds), `samples_per_second`, and on a card `memory`, the most bytes so far. A line of an
-evaluation has `done` (tasks), `A_KA`, `A_ZS` and `GM`, as far as they were scored. Each ends in
-`check`, a checksum of the rest. A line that is damaged is left out when the log is read, and a log
-that cannot be written costs a warning, never the run.
+The line of a step has `task`, `step`, `loss`, `gradient_norm` (before clipping), `rate`, `time`
+(Unix seconds), `samples_per_second`, and on a GPU `memory`, the peak in bytes so far. The line of
+an evaluation has `done` (tasks) and those of `A_KA`, `A_ZS` and `GM` that were scored. Each line
+ends in `check`, a checksum of the rest. Damaged lines are skipped when the log is read, and a log
+that cannot be written only gives a warning.
 """
 
 import contextlib
@@ -32,40 +32,41 @@ from cmp.runs.runner import Observer
 from cmp.training import StepResult
 
 FLUSH_SECONDS = 5.0
-"""Steps are noted without waiting for the device; this often it is waited for, and they are
+"""Steps are recorded without waiting for the device. After this many, they are fetched and
 written."""
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
 MOST = 2**63
-"""What no number of a log comes near."""
+"""A bound far above any number in a log."""
 _TYPES = dict.fromkeys(("task", "step", "done"), (int,)) | dict.fromkeys(
     ("loss", "gradient_norm", "rate", "time", "samples_per_second", "memory", "A_KA", "A_ZS", "GM"),
     (int, float),
 )
-"""What a line may have, and of which types."""
+"""The keys that a line may have, and their types."""
 
 
 def log_path(run_id: str) -> Path:
-    """Return the file of a run's log, whether it exists or not."""
+    """Return the path of a run's log, which may not exist."""
     return child_path(build_folder() / "logs", run_id[:SHORT_ID], ".jsonl")
 
 
 def read_log(run_id: str) -> pd.DataFrame:
-    """Return the log of a run, a row per line; empty where there is none."""
+    """Return the log of a run, one row per line; empty if there is none."""
     return check_log(run_id)[0]
 
 
 def check_log(run_id: str) -> tuple[pd.DataFrame, int]:
-    """Return the log of a run, a row per line, and how many lines are damaged and left out.
+    """Return the log of a run, one row per line, and how many damaged lines were skipped.
 
-    The last one may be only half written, as when a run is going on or was killed.
+    The last line may be incomplete if the run is still going or was killed.
     """
     rows = [_parse_line(line) for line in filter(None, _read_lines(log_path(run_id)))]
     return pd.DataFrame([row for row in rows if row is not None]), rows.count(None)
 
 
 def _read_lines(path: Path) -> list[bytes]:
-    """Return the lines of a file, the last of which has no end; none if it cannot be read."""
+    """Return the lines of a file, the last one without a line break, or none if it cannot be
+    read."""
     with contextlib.suppress(OSError):
         if path.is_file():
             return path.read_bytes().split(b"\n")
@@ -73,7 +74,7 @@ def _read_lines(path: Path) -> list[bytes]:
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:
-    """Return the row of a line, None if it is not as it was written; 0.2.0 wrote no checksum."""
+    """Return the row of a line, or None if it is damaged. Version 0.2.0 wrote no checksum."""
     try:
         row = parse_json(line.decode())
         check = row.pop("check", None)
@@ -90,7 +91,7 @@ def _checksum(row: dict[str, Any]) -> str:
 
 
 def sparkline(values: pd.Series) -> str:
-    """Return the course of some numbers as a line of bars, each the mean of a part of them."""
+    """Return numbers as a line of bars, each showing the mean of a section."""
     known = values[np.isfinite(values)]
     parts = known.groupby(pd.RangeIndex(len(known)) * WIDTH // max(len(known), WIDTH)).mean()
     low, span = parts.min(), (parts.max() - parts.min()) or 1.0
@@ -98,19 +99,19 @@ def sparkline(values: pd.Series) -> str:
 
 
 class RunLog:
-    """The log of a run that goes on; used as a context."""
+    """A context that writes the log of a run in progress."""
 
     def __init__(self, run_id: str, run_config: RunConfig, device: str, board: Path | None):
         """Prepare the log.
 
         Args:
             run_id: The run's id.
-            run_config: The config that is computed, with the steps that its budget allows.
-            device: Where it is computed.
-            board: A folder for TensorBoard, which needs the package of that name.
+            run_config: The config that is run, with the steps that its budget allows.
+            device: The device of the run.
+            board: A folder for TensorBoard, which needs the package `tensorboard`.
 
         Raises:
-            CmpError: A board is asked for, and TensorBoard is not installed.
+            CmpError: A board is requested, but TensorBoard is not installed.
         """
         self.path, self.device, self.board = log_path(run_id), device, None
         self.starts = [0, *itertools.accumulate(run_config.steps)]
@@ -122,7 +123,9 @@ class RunLog:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise CmpError("--tensorboard: `pip install tensorboard` installs it") from error
+                raise CmpError(
+                    "--tensorboard: not installed; run `pip install tensorboard`"
+                ) from error
             with self._or_without("board"):
                 self.board = self._stack.enter_context(SummaryWriter(str(board)))
 
@@ -139,29 +142,29 @@ class RunLog:
         with self._or_without("file"):
             if self.file:
                 self.file.close()
-                if not self.path.stat().st_size:  # the run was refused before it began
+                if not self.path.stat().st_size:  # the run failed before it began
                     self.path.unlink()
 
     @contextlib.contextmanager
     def _or_without(self, what: str) -> Iterator[None]:
-        """Go on without the "file" or the "board" if that fails, with a warning."""
+        """If the "file" or the "board" fails, warn and continue without it."""
         try:
             yield
-        except Exception as error:  # a board has threads and libraries of its own
+        except Exception as error:  # a board has its own threads and libraries
             names = {"file": f"{self.path}: the log", "board": "--tensorboard: the board"}
-            words = f"{names[what]} cannot be written ({error}); the run goes on without it"
+            words = f"{names[what]} cannot be written ({error}); the run continues without it"
             warnings.warn(words, stacklevel=3)
             with contextlib.suppress(Exception):
                 getattr(self, what).close()
             setattr(self, what, None)
 
     def observe(self, observer: Observer) -> Observer:
-        """Return an observer that tells another one, and this log."""
+        """Return an observer that writes this log and calls another observer."""
 
         def task(done: int, scores: Scores) -> None:
             observer.task(done, scores)
             with self._or_without("file"):
-                if done == 0 and self.file:  # what an earlier process left that saved nothing
+                if done == 0 and self.file:  # lines of an earlier process that saved nothing
                     self.file.truncate(0)
             self.flush()
             self._write({"done": done} | scores.summary())
@@ -179,7 +182,7 @@ class RunLog:
         return Observer(step, task, resumed)
 
     def flush(self) -> None:
-        """Write the steps that are pending; the device is waited for once."""
+        """Write the pending steps, waiting for the device once."""
         now = time.monotonic()
         if self.pending:
             numbers = torch.stack([torch.stack(result[:2]) for _, _, result, _ in self.pending])
@@ -198,7 +201,7 @@ class RunLog:
                 self.file.flush()
 
     def _write(self, row: dict[str, Any]) -> None:
-        """Write a line, and its numbers on the board."""
+        """Write a line to the file, and its numbers to the board."""
         with self._or_without("file"):
             if self.file:
                 self.file.write(json.dumps(row | {"check": _checksum(row)}).encode() + b"\n")
@@ -208,7 +211,7 @@ class RunLog:
                     self.board.add_scalar(name, row[name], self._place(row))
 
     def _cut(self, steps: int) -> None:
-        """Leave out what was logged after the checkpoint that the run goes on from."""
+        """Remove lines logged after the checkpoint that the run resumes from."""
         kept, position = 0, 0
         for line in _read_lines(self.path)[:-1]:
             position += len(line) + 1
@@ -221,5 +224,5 @@ class RunLog:
                 self.file.truncate(kept)
 
     def _place(self, row: dict[str, Any]) -> int:
-        """Return how many steps of the stream were done before a row's own."""
+        """Return how many steps of the stream precede a row."""
         return self.starts[row["done"] if "done" in row else row["task"]] + row.get("step", 0)

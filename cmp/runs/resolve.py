@@ -1,4 +1,4 @@
-"""A run as it will be computed: what its config leaves open is settled here, once."""
+"""Resolve a run once: load its data, and determine everything its config leaves open."""
 
 import functools
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from cmp.scale import processes
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """A run whose data and starting weights are here.
+    """A run with its data loaded and its starting weights on this machine.
 
     Attributes:
-        config: The config as it was asked for, with the whole id of the run that it goes on from.
-        fitted: The config that is computed, see `cmp.budgets.settle`.
+        config: The config as given, with the full id of the run that it starts from.
+        fitted: The config that is actually run, see `cmp.budgets.settle`.
         corpus: The data.
-        identity: All that decides the result, see `cmp.runs.identity.run_identity`.
+        identity: Everything that determines the result, see `cmp.runs.identity.run_identity`.
     """
 
     config: RunConfig
@@ -34,21 +34,21 @@ class ResolvedRun:
 
     @property
     def steps(self) -> int:
-        """Steps over all tasks."""
+        """The number of steps over all tasks."""
         return sum(self.fitted.steps)
 
 
 def resolve_run(run_config: RunConfig) -> ResolvedRun:
-    """Load what a run needs, and settle what its config leaves open.
+    """Load what a run needs, and determine what its config leaves open.
 
-    Of several processes all call this; the first downloads and decodes, and the others find what
-    it kept.
+    With several processes, all of them call this. The first downloads and decodes, and the others
+    use its cached results.
 
     Args:
         run_config: The run's config.
 
     Raises:
-        CmpError: The data or the starting weights cannot be had, or do not go with the config.
+        CmpError: The data or starting weights are not available, or contradict the config.
     """
     run_config = store.fetch_start(run_config)
     with processes.first_process_first():

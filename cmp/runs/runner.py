@@ -1,4 +1,4 @@
-"""A run: tasks in order, evaluated after each, with checkpoints in between.
+"""Execute a run: train on tasks in order, evaluate after each, and save checkpoints.
 
 Pretraining and joint training are runs, too.
 """
@@ -42,14 +42,14 @@ CPU_FLAGS = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_
 
 @dataclass(frozen=True)
 class Observer:
-    """Functions that hear of a run's progress; any may be left out.
+    """Callbacks for a run's progress, all optional.
 
     Attributes:
-        step: (task, step, result, model), after each step; the model must not be changed, and a
-            look at the numbers of the result would wait for a card.
-        task: (tasks done, scores), after each evaluation, with 0 for the one before the stream; of
-            the subset if there is one, so that scores can be compared.
-        resumed: (steps done), first of all, when a run goes on from a checkpoint.
+        step: (task, step, result, model), called after each step. It must not change the model, and
+            reading numbers from the result makes the host wait for a GPU.
+        task: (tasks done, scores), called after each evaluation, with 0 before the stream. The
+            scores are those of the subset if there is one, so that they can be compared.
+        resumed: (steps done), called first if a run resumes from a checkpoint.
     """
 
     step: Callable[[int, int, StepResult, nn.Module], None] = lambda task, step, result, model: None
@@ -65,17 +65,16 @@ class RunResult:
     """A finished run.
 
     Attributes:
-        metrics: A row per (task, dataset): tasks done, `scope` ("subset" or "full") and the columns
-            of `Scores.datasets`.
-        model: The network after the last task, in open_clip's own layers: one that
-            `open_clip.create_model` makes loads its `state_dict()`.
-        seconds: Computing time.
-        provenance: Where the run was computed, see `machine_record`; with `began` if it began
-            elsewhere, and `budget` if it had one.
-        hits: Of evaluations of scope "full", by "TASK/DATASET": whether each question was answered
-            right, bool, in the order of the rows of `Scores.hits` of that dataset. There `row` and
-            `weight` say which image it is and what it counts: `evaluate` gives the same rows for
-            any model.
+        metrics: One row per (task, scope, dataset): tasks done, `scope` ("subset" or "full") and
+            the columns of `Scores.datasets`.
+        model: The network after the last task, with open_clip's own layers. A network from
+            `open_clip.create_model` can load its `state_dict()`.
+        seconds: The computing time.
+        provenance: The machine of the run, see `machine_record`, with `began` if it began on
+            another one, and `budget` if it had one.
+        hits: For evaluations of scope "full", by "TASK/DATASET": whether each question was answered
+            correctly, bool, in the order of that dataset's rows in `Scores.hits`. The `row` and
+            `weight` there, which are the same for every model, give the image and its weight.
     """
 
     metrics: pd.DataFrame
@@ -86,7 +85,7 @@ class RunResult:
 
 
 def machine_record(device: str = "cpu") -> dict[str, Any]:
-    """Return what may decide the last bits of a result; two that agree give the same bits."""
+    """Return everything about this machine that may affect the last bits of a result."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return {
         "cmp": __version__,
@@ -105,22 +104,22 @@ def machine_record(device: str = "cpu") -> dict[str, Any]:
 
 
 def float32_record() -> dict[str, str]:
-    """Return which fp32 operations torch computes in TF32 on a card."""
+    """Return which fp32 operations torch computes in TF32 on a GPU."""
     backends = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn}
     return {"tf32": ", ".join(name for name, part in backends.items() if part.allow_tf32)}
 
 
 def bf16_record() -> dict[str, str]:
-    """Return how a CPU without kernels in bf16 computes it; nothing where it has them."""
+    """Return how a CPU without bf16 kernels computes bf16; empty if it has kernels."""
     return {"bf16": "products in fp32"} if lacks_bf16_kernels("cpu") else {}
 
 
 def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Return where two machine records differ, such as "threads 1 and 2", or "".
+    """Return the differences between two machine records, such as "threads 1 and 2", or "".
 
-    The version of `cmp` is left out: what its code does to results is what `NUMERICS` counts. Of
-    the processor's name its maker counts, by which linear algebra libraries choose their kernels
-    beside the flags; its model does not.
+    The version of `cmp` is ignored, since `NUMERICS` tracks changes to results. Only the vendor
+    part of the processor's name is compared, because linear algebra libraries select kernels by
+    vendor and CPU flags, not by model.
     """
     keys = (machine_record().keys() | {"execution", "tf32", "bf16"}) - {"cmp"}
     pairs: dict[str, tuple] = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
@@ -129,15 +128,15 @@ def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def evaluation_sizes(config: RunConfig, done: int) -> list[int | None]:
-    """Return the sizes of the evaluations after some tasks.
+    """Return the sizes of the evaluations after a number of tasks.
 
     Args:
         config: The run's config.
-        done: How many tasks are done; 0 before the stream.
+        done: The number of completed tasks; 0 before the stream.
 
     Returns:
-        Images per dataset, None for all: those of every evaluation, then where asked for the full
-        test at both ends of the stream.
+        Images per dataset, None for all: first the size used at every evaluation, then, if
+        requested, the full test before and after the stream.
     """
     section, ends = config.evaluation, (0, config.stream.tasks)
     full = section.full and section.subset is not None and done in ends
@@ -155,27 +154,26 @@ def execute(
     fitted: RunConfig | None = None,
     start: RunState | None = None,
 ) -> RunResult:
-    """Take a model through the stream of a config.
+    """Train a model on the stream of a config.
 
-    Of several processes all call this and score; the first alone has a checkpoint manager, and
-    tells its observer of scores.
+    With several processes, all of them call this and evaluate. Only the first has a checkpoint
+    manager and calls its observer with scores.
 
     Args:
         config: The run's config.
         corpus: The run's data.
-        observer: Hears of the progress.
-        model: Starting weights, trained in place and then returned; those that `config.model`
-            names where None.
-        device: Where the network lives, "cpu" or "cuda"; it decides the last bits only.
-        manager: Keeps checkpoints; the run goes on from the last one.
-        execution: How a step is computed; it decides the last bits only.
-        fitted: The config that is computed, see `cmp.budgets.settle`, which is asked where None.
-        start: The state at the end of an earlier task, from which the run goes on in place of its
-            start, where it has no checkpoint of its own.
+        observer: Receives the progress.
+        model: The network with its starting weights, trained in place and then returned. If None,
+            the one that `config.model` names.
+        device: The device of the network, "cpu" or "cuda". It affects only the last bits.
+        manager: Saves checkpoints. The run resumes from the last one.
+        execution: How steps are computed. This affects only the last bits.
+        fitted: The config that is actually run; if None, that of `cmp.budgets.settle`.
+        start: The state at the end of an earlier task, to start from if the run has no checkpoint.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; the state is saved after a whole step.
-        Diverged: Training diverged; the last good state is kept, and a report beside it.
+        Interrupted: SIGINT or SIGTERM was received; the state is saved after a full step.
+        Diverged: Training diverged; the last good state is kept, with a report beside it.
     """
     original = config
     config = fitted or budgets.settle(config, corpus)
@@ -196,7 +194,7 @@ def execute(
                 if not manager:
                     raise
                 path = manager.report(error.report)  # beside the last good state
-                raise Diverged(f"{error}; {path} says more", error.report) from error
+                raise Diverged(f"{error}; see {path} for details", error.report) from error
             first_step = 0
             run.end_task(task + 1)
     return run.result()
@@ -204,22 +202,22 @@ def execute(
 
 @dataclass
 class Run:
-    """A run as far as this process has taken it.
+    """The progress of a run in this process.
 
     Attributes:
-        state: The network and all that belongs to it.
-        observer: Hears of the progress.
-        manager: Keeps checkpoints.
-        stop: Whether a signal asked to stop.
-        machine: Where the run is computed.
+        state: The network and its run.
+        observer: Receives the progress.
+        manager: Saves checkpoints.
+        stop: Records a signal that asks to stop.
+        machine: The machine of the run.
         original: The config before its budget was applied.
-        rows: Rows of the metrics so far.
+        rows: The rows of the metrics so far.
         hits: As in `RunResult`, so far.
-        trunk: State that a branch of the schedule left behind.
-        deployed: The network after the last task, where a next one would start from another.
+        trunk: The state at which a branch of the schedule began.
+        deployed: The network after the last task, if a next task would start from other weights.
         memory: What the merge policy remembers.
-        seconds_before: Computing time of earlier processes.
-        started: When this process started.
+        seconds_before: The computing time of earlier processes.
+        started: The time at which this process started.
     """
 
     state: TrainState
@@ -245,20 +243,19 @@ class Run:
             self.memory = {"zero": self.weights()}
 
     def weights(self) -> Weights:
-        """Return a copy of the network's weights on the CPU, adapters merged in."""
+        """Return a copy of the network's weights on the CPU, with adapters merged in."""
         return {name: x.cpu() for name, x in adapters.merged_state_dict(self.model).items()}
 
     def begin(self, start: RunState | None = None) -> tuple[int, int]:
-        """Go on from the last checkpoint, or from `start`, or evaluate the weights that the run
-        starts from.
+        """Resume from the last checkpoint or from `start`, or evaluate the starting weights.
 
-        A run that goes on elsewhere than it began warns and keeps both in its provenance.
+        If a run resumes on another machine, warn and record both in its provenance.
 
         Args:
             start: See `execute`.
 
         Returns:
-            The task and step that come next.
+            The next task and step.
         """
         saved = checkpoints.latest(self.manager) or start
         if saved is None:
@@ -279,14 +276,17 @@ class Run:
         hits = checkpoints.strip_prefix(saved.tensors, "hits/")
         self.hits = {name: x.numpy() for name, x in hits.items()}
         if differences := machine_differences(progress.machine, self.machine):
-            message = f"the run began elsewhere, its last bits may differ: {differences}"
+            message = (
+                f"the run began on another machine, so its last bits may differ: {differences}"
+            )
             warnings.warn(message, stacklevel=2)
             self.machine = self.machine | {"began": progress.machine}
         self.observer.resumed(sum(self.config.steps[: progress.task]) + progress.step)
         return progress.task, progress.step
 
     def evaluate(self, done: int) -> None:
-        """Score the model after some tasks: the subset, and at both ends the full test."""
+        """Score the model after a number of tasks: on the subset, and at both ends on the full
+        test."""
         scored: list[Scores] = []
         for size in evaluation_sizes(self.config, done):
             with adapters.merged(self.model), self.state.execution.outside_steps():
@@ -306,7 +306,7 @@ class Run:
             self.observer.task(done, scored[0])
 
     def after_step(self, task: int, step: int, result: StepResult) -> None:
-        """Tell the observer, keep what a branch leaves, save where due, stop if requested."""
+        """Call the observer, keep the state at a branch, save if due, and stop if requested."""
         steps = self.config.steps[task]
         update_step_average(self.config.merging, self.memory, self.model.state_dict, step, steps)
         self.observer.step(task, step, result, self.model)
@@ -317,7 +317,7 @@ class Run:
         self.save_or_stop(task, done, self.state.optimizer)
 
     def end_task(self, done: int) -> None:
-        """Score what is deployed after some tasks, load what the next one starts from, save."""
+        """Score the deployed weights, load those that the next task starts from, and save."""
         start: Weights = {}
         scored: Weights = {}
         merging, seed = self.config.merging, self.config.seeds.data
@@ -342,7 +342,7 @@ class Run:
 
     def save(self, task: int, step: int, optimizer: Optimizer | None = None) -> None:
         """Write a checkpoint, if there is a manager."""
-        if step:  # at a task's end `train_task` has checked them
+        if step:  # at the end of a task, `train_task` has checked the weights
             training.check_weights_finite(self.state, task, step)
         if not self.manager:
             return
@@ -361,18 +361,18 @@ class Run:
         self.manager.save(RunState(progress, tensors))
 
     def save_or_stop(self, task: int, step: int, unsaved: Optimizer | None = None) -> None:
-        """Save where that is due, and stop if any process was asked to.
+        """Save if due, and stop if any process was asked to.
 
-        The first process knows whether a checkpoint is due; all of them check the weights.
+        The first process decides whether a checkpoint is due, and all of them check the weights.
 
         Args:
-            task: Tasks done.
-            step: Steps of the next task done.
-            unsaved: The optimiser, where the state is not saved yet.
+            task: Completed tasks.
+            step: Completed steps of the next task.
+            unsaved: The optimiser, if the state is not saved yet.
 
         Raises:
-            Interrupted: The run stops; its state is saved.
-            Diverged: The weights that are to be saved are not finite.
+            Interrupted: The run stops with its state saved.
+            Diverged: The weights to save are not finite.
         """
         is_due = step and self.manager and self.manager.is_due(step, self.config.steps[task])
         signal, is_due = processes.all_reduce_max(self.stop.signal or 0, bool(is_due))
@@ -383,16 +383,20 @@ class Run:
         if self.manager:
             self.manager.finish()
         run_id = processes.broadcast(self.manager.run_id[:SHORT_ID] if self.manager else "")
-        processes.barrier()  # until all know that the first process has saved
-        kept = f"all is saved; `cmpt resume {run_id}` goes on" if run_id else "nothing is kept"
+        processes.barrier()  # wait until the first process has saved
+        kept = (
+            f"everything is saved; `cmpt resume {run_id}` continues the run"
+            if run_id
+            else "nothing is kept"
+        )
         raise Interrupted(f"stopped after {task} tasks and {step} steps; {kept}", signal)
 
     def seconds(self) -> float:
-        """Return the computing time so far, of all processes that worked on the run in turn."""
+        """Return the computing time so far, including that of earlier processes."""
         return self.seconds_before + time.perf_counter() - self.started
 
     def result(self) -> RunResult:
-        """Return the finished run, its network in open_clip's own layers."""
+        """Return the finished run, with open_clip's own layers in its network."""
         if self.deployed:
             self.model.load_state_dict(self.deployed)
         model = models.join_attention(adapters.merge_and_unload(self.model))

@@ -1,11 +1,13 @@
-"""Finished runs by id: a run that is stored is never computed again.
+"""Store finished runs by id, so that they are never computed again.
 
-A run's id is the hash of what decides its result: config, data, starting weights and `NUMERICS`.
-What else may move its last bits (versions, processor, threads) is stored beside the result.
+A run's id is the hash of what determines its result: config, data, starting weights and `NUMERICS`.
+Everything else that may affect its last bits (versions, processor, threads) is stored with the
+result.
 
-A run is a folder with `run.json`, `metrics.parquet`, `hits.safetensors` where whole test sets were
-scored, and `weights.safetensors` where they were kept. `run.json` has the sha256 of each of the
-others, of itself, and what the id was made from; all are checked when they are read.
+A run is a folder with `run.json`, `metrics.parquet`, `hits.safetensors` if whole test sets were
+scored, and `weights.safetensors` if the weights were kept. `run.json` contains what the id is the
+hash of, and the sha256 of the other files and of itself. All of these are checked when a run is
+read.
 """
 
 import datetime
@@ -47,22 +49,22 @@ from cmp.scale import processes
 from cmp.values import STRICT
 
 METRIC_COLUMNS = {"task": int, "scope": str, "dataset": str, "role": str, "score": float}
-"""Columns that the metrics of every run have."""
+"""Columns in the metrics of every run."""
 METRIC_KEYS = ["task", "scope", "dataset"]
 RUN_KEYS = ["setting", "replicate"]
-"""What tells the runs of a study apart."""
+"""Columns that distinguish the runs of a study."""
 RUN_FORMAT = 3
 METRICS, HITS = "metrics.parquet", "hits.safetensors"
-"""Files of a run beside its record and its weights."""
+"""Files of a run besides its record and its weights."""
 FILES = ("run.json", METRICS, HITS, WEIGHTS)
-"""All that is stored of a run."""
+"""All files of a stored run."""
 COUNTS = "counts"
-"""The key in the header of `HITS` that says how many questions each dataset asks."""
+"""The key in the header of `HITS` with the number of questions of each dataset."""
 RERUN = "; delete the folder and rerun"
 TOLERANCE = 3.0
-"""Points by which A_KA or A_ZS may move, anywhere on a trajectory, on another machine. Rounding
-differs there from the first step on: a second thread alone moved two runs by 1.5 and by 2.0, which
-is all that was measured. So this is a convention, not a bound."""
+"""Points by which A_KA or A_ZS may differ on another machine, anywhere on a trajectory. Rounding
+differs from the first step on. The only measurements are two runs that a second thread changed by
+1.5 and 2.0 points, so this is a convention, not a bound."""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -70,12 +72,12 @@ class RunRecord:
     """The content of `run.json`.
 
     Attributes:
-        format: Version of the layout.
+        format: The version of the layout.
         id: The run's id.
         identity: What the id is the hash of, see `run_identity`.
         config: The config as a tree.
-        weights_sha256: Hash of the final weights, see `cmp.models.weights_digest`.
-        provenance: Where, when and in how many seconds the run was computed.
+        weights_sha256: The hash of the final weights, see `cmp.models.weights_digest`.
+        provenance: Where and when the run was computed, and how many seconds it took.
         files: The sha256 of each file beside the record.
     """
 
@@ -89,7 +91,7 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         if json_digest(self.identity) != self.id:
-            raise ValueError("identity: not what the id was made from")
+            raise ValueError("identity: does not match the id")
         for key, kind in (("seconds", int | float), ("threads", int)):
             if not isinstance(self.provenance.get(key), kind):
                 raise ValueError(f"provenance.{key}: must be a number")
@@ -101,12 +103,12 @@ class StoredRun:
 
     Attributes:
         id: The run's id.
-        config: Its config.
-        provenance: Where, when and in how many seconds it was computed.
-        metrics: A row per (task, scope, dataset), see `cmp.runs.runner.RunResult`.
-        weights: Hash of the final weights, see `cmp.models.weights_digest`.
+        config: The run's config.
+        provenance: Where and when it was computed, and how many seconds it took.
+        metrics: One row per (task, scope, dataset), see `cmp.runs.runner.RunResult`.
+        weights: The hash of the final weights, see `cmp.models.weights_digest`.
         identity: What the id is the hash of; empty for a published run.
-        hits: Which questions of whole test sets were answered right, see
+        hits: Which questions of whole test sets were answered correctly, see
             `cmp.runs.runner.RunResult`; empty for a published run.
     """
 
@@ -120,19 +122,19 @@ class StoredRun:
 
 
 def run_folder(run_id: str) -> Path:
-    """Return the folder that a run is stored in."""
+    """Return the folder in which a run is stored."""
     return child_path(build_folder() / "runs", run_id[:SHORT_ID])
 
 
 def weights_path(run_id: str) -> Path:
-    """Return the file of a run's final weights, which exists only if they were kept."""
+    """Return the path of a run's final weights, which exists only if they were kept."""
     return run_folder(run_id) / WEIGHTS
 
 
 def make_stored_run(
     run_config: RunConfig, result: RunResult, identity: dict[str, Any]
 ) -> StoredRun:
-    """Return what is stored of a run's result; `identity` is that of `run_identity`."""
+    """Return a run's result in the form that is stored; `identity` comes from `run_identity`."""
     provenance = result.provenance | {
         "seconds": round(result.seconds, 2),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -147,18 +149,18 @@ def make_stored_run(
 
 
 def save_run(run: StoredRun, model: models.Network | None = None) -> None:
-    """Store a finished run, whole or not at all.
+    """Store a finished run atomically.
 
     Args:
         run: The run.
-        model: Its network, if its final weights are to be kept.
+        model: The run's network, if its final weights should be kept.
     """
     with atomic_folder(run_folder(run.id)) as folder:
         run.metrics.to_parquet(folder / METRICS, index=False)
         if run.hits:
             bits = {name: torch.from_numpy(np.packbits(hits)) for name, hits in run.hits.items()}
             counts = {name: len(hits) for name, hits in run.hits.items()}
-            # one key, since safetensors writes several in any order
+            # a single key, since safetensors writes several in random order
             save_file(bits, folder / HITS, {COUNTS: json.dumps(counts, sort_keys=True)})
         if model is not None:
             models.export_weights(model, folder / WEIGHTS)
@@ -171,15 +173,15 @@ def save_run(run: StoredRun, model: models.Network | None = None) -> None:
 
 
 def final_model(run: StoredRun) -> models.Network:
-    """Return the network that a stored run ended in.
+    """Return the final network of a stored run.
 
     Raises:
-        CmpError: The weights were not kept, or they are damaged.
+        CmpError: The weights were not kept, or are damaged.
     """
     path = kept_path(run)
     model = models.load_from_file(run.config.model.name, path)
     if models.weights_digest(model) != run.weights:
-        raise CmpError(f"{path}: damaged: not the weights that run {run.id[:SHORT_ID]} ended in")
+        raise CmpError(f"{path}: damaged: not the final weights of run {run.id[:SHORT_ID]}")
     return model
 
 
@@ -187,15 +189,15 @@ def kept_path(run: StoredRun) -> Path:
     """Return the file of a stored run's final weights.
 
     Raises:
-        CmpError: They were not kept, or the file is damaged.
+        CmpError: The weights were not kept, or the file is damaged.
     """
     path = weights_path(run.id)
     if not path.exists():
         raise CmpError(
-            f"run {run.id[:SHORT_ID]}: its weights were not kept; the same `cmpt run` with "
-            "--keep-weights computes it again and keeps them"
+            f"run {run.id[:SHORT_ID]}: its weights were not kept; run the same `cmpt run` with "
+            "--keep-weights"
         )
-    with explain_errors(f"{path.parent}: no readable run", RERUN):
+    with explain_errors(f"{path.parent}: cannot be read as a run", RERUN):
         _check_file(load_record(run.id)[0], path)
     return path
 
@@ -204,16 +206,16 @@ def load_run(run_id: str) -> StoredRun:
     """Return a stored run; raise `CmpError` if it is missing or damaged."""
     record, run_config = load_record(run_id)
     folder, hits = run_folder(run_id), {}
-    with explain_errors(f"{folder}: no readable run", RERUN, SafetensorError):
+    with explain_errors(f"{folder}: cannot be read as a run", RERUN, SafetensorError):
         _check_file(record, folder / METRICS)
         metrics = read_table(folder / METRICS, METRIC_COLUMNS)
         if metrics.empty:
-            raise ValueError(f"{METRICS}: holds no scores")
+            raise ValueError(f"{METRICS}: contains no scores")
         if HITS in record.files:
             _check_file(record, folder / HITS)
             with safe_open(folder / HITS, framework="np") as file:
                 counts = file.metadata()
-                if COUNTS in counts:  # 0.2.0 wrote a key for each dataset
+                if COUNTS in counts:  # 0.2.0 wrote one key per dataset
                     counts = parse_json(counts[COUNTS])
                 for name, count in counts.items():
                     hits[name] = np.unpackbits(file.get_tensor(name), count=int(count)) == 1
@@ -222,65 +224,69 @@ def load_run(run_id: str) -> StoredRun:
 
 
 def _check_file(record: RunRecord, path: Path) -> None:
-    """Raise `ValueError` unless a file of a run is what was stored."""
+    """Raise `ValueError` if a file of a run is damaged."""
     if file_digest(path) != record.files.get(path.name):
-        raise ValueError(f"{path.name} is damaged: not what was stored")
+        raise ValueError(f"{path.name} is damaged: it does not match its hash")
 
 
 def load_record(run_id: str) -> tuple[RunRecord, RunConfig]:
-    """Return what is stored of a run beside its metrics; raise `CmpError` as `load_run` does."""
+    """Return a stored run's record and config; raise `CmpError` as `load_run` does."""
     folder = run_folder(run_id)
-    with explain_errors(f"{folder}: no readable run", RERUN):
+    with explain_errors(f"{folder}: cannot be read as a run", RERUN):
         record = _read_record(folder / "run.json")
         if not record.id.startswith(run_id):
-            raise CmpError(f"{folder}: holds run {record.id[:SHORT_ID]}, not {run_id[:SHORT_ID]}")
+            raise CmpError(
+                f"{folder}: contains run {record.id[:SHORT_ID]}, not {run_id[:SHORT_ID]}"
+            )
         check_sources(record.id, record.provenance.get("options", {}), digests=False)
         run_config = config.parse(record.config, str(folder))
         stored, changes = record.identity.get("config", {}), run_config.changes()
         paths = {k: x for k, x in PLACEHOLDERS.items() if k in changes and stored.get(k) == x}
         if json_digest(changes | paths) != json_digest(stored):
-            words = "not what the id was made from, or of a version with other defaults"
+            words = "does not match the id, or comes from a version with other defaults"
             raise ValueError(f"config: {words}")
     return record, run_config
 
 
 def _read_record(path: Path) -> RunRecord:
-    """Return the content of `run.json`; raise `ValueError` if it is not what was written."""
+    """Return the content of `run.json`; raise `ValueError` if it is damaged."""
     tree = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(tree, dict) or tree.get("format") != RUN_FORMAT:
-        raise ValueError(f"run.json is not of format {RUN_FORMAT}: another version wrote it")
+        raise ValueError(f"run.json does not have format {RUN_FORMAT}: another version wrote it")
     if tree.pop("sha256", "") != json_digest(tree):
-        raise ValueError("run.json is damaged: its sha256 is another one")
+        raise ValueError("run.json is damaged: it does not match its hash")
     return parse_record(json.dumps(tree), RunRecord)
 
 
 def check_sources(run_id: str, options: dict[str, dict[str, Any]], digests: bool = True) -> None:
-    """Check that the options of a run that are not the package's own are registered.
+    """Check that all options of a run from outside the package are registered.
 
     Args:
         run_id: The run's id.
-        options: Their record by "kind:name", see `cmp.config.RunConfig.option_record`.
-        digests: Whether their source must be the one that the run was computed with.
+        options: The record of these options by "kind:name", see
+            `cmp.config.RunConfig.option_record`.
+        digests: Whether their sources must be the same as in the run.
 
     Raises:
-        CmpError: One is not registered, or its source is another one.
+        CmpError: An option is not registered, or its source differs.
     """
     for name, recorded in options.items():
         kind, _, option = name.partition(":")
         run, words = f"run {run_id[:SHORT_ID]}", f"{kind.replace('_', ' ')} {option!r}"
         if option not in registry.option_names(kind):
             raise CmpError(
-                f"{run} uses the {words}, which is not registered here; `cmpt --plugin FILE ...` "
-                "runs the file that does so"
+                f"{run} uses the {words}, which is not registered; use `cmpt --plugin FILE ...` "
+                "with the file that registers it"
             )
         if digests and registry.get_option(kind, option).digest != recorded["sha256"]:
             raise CmpError(
-                f"{run} was computed with another source of the {words}, which is stored with it"
+                f"{run} was computed with a different source of the {words}, which is stored with "
+                "it"
             )
 
 
 def is_stored(run_id: str) -> bool:
-    """Return whether a run of this id is finished."""
+    """Return whether a run with this id is finished."""
     return (run_folder(run_id) / "run.json").exists()
 
 
@@ -291,14 +297,14 @@ def stored_ids() -> list[str]:
 
 
 def find_run(prefix: str) -> StoredRun:
-    """Return the one stored run whose id starts with `prefix`; raise `CmpError` otherwise."""
+    """Return the only stored run whose id starts with `prefix`; raise `CmpError` otherwise."""
     matching = [name for name in stored_ids() if name.startswith(prefix[:SHORT_ID])]
     if len(matching) != 1:
         problem = "no stored run" if not matching else f"{len(matching)} stored runs"
-        raise CmpError(f"{prefix!r}: {problem} of this id; `cmpt results ls` shows them all")
+        raise CmpError(f"{prefix!r}: {problem} with this id; `cmpt results ls` lists all runs")
     run = load_run(matching[0])
     if not run.id.startswith(prefix):
-        raise CmpError(f"{prefix!r}: no stored run of this id; the nearest is {run.id}")
+        raise CmpError(f"{prefix!r}: no stored run with this id; the closest is {run.id}")
     return run
 
 
@@ -306,11 +312,12 @@ def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return the aggregate scores of runs over their streams.
 
     Args:
-        metrics: As in `StoredRun`, or of several runs told apart by `setting` and `replicate`.
+        metrics: As in `StoredRun`, or of several runs distinguished by `setting` and `replicate`.
 
     Returns:
-        A row per (task, scope), and per setting and replicate where there are several: `A_KA`,
-        `A_ZS` and their geometric mean `GM`, in percent; NaN where no set of that role was scored.
+        One row per (task, scope), and per setting and replicate if there are several: `A_KA`,
+        `A_ZS` and their geometric mean `GM`, in percent, or NaN if no dataset with that role was
+        scored.
     """
     keys = [key for key in RUN_KEYS if key in metrics] + ["task", "scope"]
     means = metrics.groupby([*keys, "role"], sort=False)["score"].mean().unstack()
@@ -323,8 +330,7 @@ def after_last_task(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of each run after its last task.
 
     Args:
-        table: Metrics, or a trajectory of them; of several runs told apart by `setting` and
-            `replicate`.
+        table: Metrics or a trajectory; several runs are distinguished by `setting` and `replicate`.
     """
     keys = [key for key in RUN_KEYS if key in table]
     last = table.groupby(keys)["task"].transform("max") if keys else table["task"].max()
@@ -332,26 +338,26 @@ def after_last_task(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def final_scores(trajectory: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of a `trajectory` after each run's last task, on the widest test of all that
-    were scored."""
+    """Return the rows of a `trajectory` after each run's last task, on the largest test that was
+    scored."""
     wide = "full" if (trajectory["scope"] == "full").any() else "subset"
     return after_last_task(trajectory[trajectory["scope"] == wide])
 
 
 def scores_on_way(run: StoredRun) -> pd.DataFrame:
-    """Return `A_KA`, `A_ZS` and `GM` of a run before its stream and after each task, on the widest
-    test that was scored then; index task."""
+    """Return `A_KA`, `A_ZS` and `GM` of a run before its stream and after each task, indexed by
+    task, on the largest test that was scored at that point."""
     table = trajectory(run.metrics)
-    widest = table.sort_values("scope").drop_duplicates("task")  # "full" comes before "subset"
+    widest = table.sort_values("scope").drop_duplicates("task")  # "full" sorts before "subset"
     return widest.set_index("task").sort_index()[["A_KA", "A_ZS", "GM"]]
 
 
 class Verdict(NamedTuple):
-    """How two computations of one run compare.
+    """The result of comparing two computations of a run.
 
     Attributes:
         answer: "bitwise equal", "within tolerance" or "different".
-        sentence: The reason in words, with the first score that differs.
+        sentence: The reason, with the first score that differs.
     """
 
     answer: str
@@ -361,7 +367,7 @@ class Verdict(NamedTuple):
 def verify_run(
     run: StoredRun, corpus: Corpus, observer: Observer = NO_OBSERVER, device: str = "cpu"
 ) -> Verdict:
-    """Compute a run again, with as many threads as before, and compare the two."""
+    """Compute a run again with the same number of threads, and compare the results."""
     threads = torch.get_num_threads()
     torch.set_num_threads(run.provenance["threads"])
     try:
@@ -372,19 +378,19 @@ def verify_run(
 
 
 def compare_runs(stored: StoredRun, again: StoredRun) -> Verdict:
-    """Compare two computations of one run; on a card and where machines differ, so may scores."""
+    """Compare two computations of a run. Scores may differ on a GPU, or between machines."""
     machines = machine_differences(stored.provenance, again.provenance)
     if not machines and ("began" in stored.provenance or "began" in again.provenance):
-        machines = "the machines that the run was begun and finished on"
+        machines = "the machines on which the run began and finished"
     if not machines and stored.provenance.get("device", "cpu") != "cpu":
-        machines = "sums on a card"
+        machines = "sums on a GPU"
     now, count = again.metrics[[*METRIC_KEYS, "score"]], len(stored.metrics)
     pairs = stored.metrics.merge(now, "left", METRIC_KEYS, suffixes=("", "_now"))
     complete = len(now) == count and pairs["score_now"].notna().all()
     different = pairs[pairs["score"] != pairs["score_now"]]
     if different.empty and again.weights == stored.weights and complete:
-        return Verdict("bitwise equal", f"{count} scores and the final weights are equal")
-    reason = "the scores are equal, the final weights are not"
+        return Verdict("bitwise equal", f"all {count} scores and the final weights are equal")
+    reason = "the scores are equal, but the final weights are not"
     if len(different):
         row = different.iloc[0]
         reason = (
@@ -395,24 +401,24 @@ def compare_runs(stored: StoredRun, again: StoredRun) -> Verdict:
     pairs["aggregate"] = pairs["role"].map({role: name for name, role in ROLES.items()})
     means = pairs.groupby(["task", "scope", "aggregate"])[["score", "score_now"]].mean()
     drift = (means["score_now"] - means["score"]).abs().max() if len(means) else 0.0
-    reason += f"; A_KA and A_ZS move by at most {drift:.2f} points"
+    reason += f"; A_KA and A_ZS differ by at most {drift:.2f} points"
     if not machines:
-        return Verdict("different", f"{reason}, though nothing else differs")
+        return Verdict("different", f"{reason}, although nothing else differs")
     answer = "within tolerance" if complete and drift <= TOLERANCE else "different"
-    reason += f", against {TOLERANCE:g} allowed where {machines} differ"
+    reason += f", and {TOLERANCE:g} are allowed if {machines} differ"
     return Verdict(answer, reason)
 
 
 def fetch_start(run_config: RunConfig) -> RunConfig:
-    """Have the weights that a run starts from on this machine: its id counts their content.
+    """Download a run's starting weights if necessary, since its id depends on their content.
 
-    Of several processes (`cmp.scale.processes`) all call this, and the first downloads.
+    With several processes (`cmp.scale.processes`), all of them call this, and the first downloads.
 
     Returns:
-        The config, with the whole id of the run that it goes on from, if it does.
+        The config, with the full id of the run that it starts from, if any.
 
     Raises:
-        CmpError: The weights are missing, and cannot be downloaded; or see `find_parent`.
+        CmpError: The weights are missing and cannot be downloaded; or see `find_parent`.
     """
     parent = find_parent(run_config)
     with processes.first_process_first():
@@ -423,10 +429,10 @@ def fetch_start(run_config: RunConfig) -> RunConfig:
 
 
 def find_parent(run_config: RunConfig) -> StoredRun | None:
-    """Return the finished run whose final weights a run starts from; None if it starts otherwise.
+    """Return the finished run whose final weights a run starts from, or None.
 
     Raises:
-        CmpError: There is no such run, it is of another model, or its weights were not kept or are
+        CmpError: There is no such run, it has another model, or its weights were not kept or are
             damaged.
     """
     name, start = run_config.model.name, run_config.model.start
@@ -439,13 +445,15 @@ def find_parent(run_config: RunConfig) -> StoredRun | None:
         if not prefix.isalnum():
             raise CmpError(f"{start!r}: give at least the first digits of a run's id, run:ID")
         if unfinished:
-            words = f"is not finished; `cmpt resume {unfinished[0]}` goes on with it"
+            words = f"is not finished; `cmpt resume {unfinished[0]}` continues it, and"
             raise CmpError(
-                f"run {unfinished[0]} {words}, `cmpt export` gives its last task's weights"
+                f"run {unfinished[0]} {words} `cmpt export` exports the weights after its last task"
             )
         parent = find_run(prefix)
         if parent.config.model.name != name:
-            words = f"is of {parent.config.model.name!r}, not of {name!r}: set model.name to that"
+            words = (
+                f"has the model {parent.config.model.name!r}, not {name!r}; set model.name to that"
+            )
             raise CmpError(f"run {parent.id[:SHORT_ID]} {words}")
         kept_path(parent)
     except CmpError as error:
@@ -454,7 +462,7 @@ def find_parent(run_config: RunConfig) -> StoredRun | None:
 
 
 def unfinished_runs(prefix: str = "") -> list[Progress]:
-    """Return how far each unfinished run has come whose id starts with a prefix."""
+    """Return the progress of each unfinished run whose id starts with a prefix."""
     folders = sorted((build_folder() / "checkpoints").glob("*/"))
     named = [folder for folder in folders if folder.name.startswith(prefix[:SHORT_ID])]
     found = filter(None, map(latest_progress, named))
@@ -462,7 +470,8 @@ def unfinished_runs(prefix: str = "") -> list[Progress]:
 
 
 def recorded_threads(progress: Progress) -> int:
-    """Return the torch threads where a run began; raise `CmpError` if it does not say."""
+    """Return the number of torch threads with which a run began; raise `CmpError` if it is not
+    recorded."""
     threads = progress.machine.get("threads")
     if not isinstance(threads, int) or threads < 1:
         raise CmpError(f"checkpoint of run {progress.run}: machine.threads: must be a number")
@@ -470,16 +479,18 @@ def recorded_threads(progress: Progress) -> int:
 
 
 def find_unfinished(prefix: str) -> Progress:
-    """Return the one unfinished run whose id starts with a prefix; raise `CmpError` otherwise."""
+    """Return the only unfinished run whose id starts with a prefix; raise `CmpError` otherwise."""
     matching = unfinished_runs(prefix)
     if len(matching) != 1:
         names = ", ".join(progress.run[:SHORT_ID] for progress in unfinished_runs()) or "none"
-        raise CmpError(f"{prefix!r}: not the id of one unfinished run; there are: {names}")
+        raise CmpError(
+            f"{prefix!r}: not the id of exactly one unfinished run; unfinished runs: {names}"
+        )
     return matching[0]
 
 
 def runs_in_progress() -> int:
-    """Return how many runs of this build folder are being computed, by whatever process."""
+    """Return how many runs of this build folder are being computed, by any process."""
     count = 0
     for path in (build_folder() / "checkpoints").glob("*/lock"):
         try:
@@ -493,15 +504,14 @@ def runs_in_progress() -> int:
 
 
 def find_model(prefix: str) -> tuple[StoredRun, models.Network]:
-    """Return the one run whose id starts with a prefix, and its model.
+    """Return the only run whose id starts with a prefix, and its model.
 
     Returns:
-        A stored run, or an unfinished one as if its last finished task had been the last of all:
-        its metrics end there.
-        The final network, or what was deployed after that task.
+        A stored run, or an unfinished one cut off after its last finished task.
+        The final network, or the one deployed after that task.
 
     Raises:
-        CmpError: There is no such run, its weights were not kept, or none of its tasks is finished.
+        CmpError: There is no such run, its weights were not kept, or no task is finished.
     """
     if (progress := _progress_of(prefix)) is None:
         run = find_run(prefix)
@@ -511,7 +521,7 @@ def find_model(prefix: str) -> tuple[StoredRun, models.Network]:
     numbers = {checkpoints.file_number(path): path for path in checkpoints.model_files(folder)}
     done = max((number for number in numbers if number <= progress.task), default=0)
     if not done:
-        words = f"none of its tasks is finished; `cmpt resume {progress.run[:SHORT_ID]}` goes on"
+        words = f"no task is finished; `cmpt resume {progress.run[:SHORT_ID]}` continues it"
         raise CmpError(f"{name}: {words}")
     checkpoints.check_content(numbers[done])
     run = run_so_far(progress, done)
@@ -519,27 +529,27 @@ def find_model(prefix: str) -> tuple[StoredRun, models.Network]:
 
 
 def find_any_run(prefix: str) -> StoredRun:
-    """Return the one run whose id starts with a prefix, stored or as far as it has come; raise
-    `CmpError` otherwise."""
+    """Return the only run whose id starts with a prefix, stored or unfinished; raise `CmpError`
+    otherwise."""
     progress = _progress_of(prefix)
     return run_so_far(progress, progress.task) if progress else find_run(prefix)
 
 
 def _progress_of(prefix: str) -> Progress | None:
-    """Return the one unfinished run whose id starts with a prefix, None where stored runs have it;
-    raise `CmpError` where there is neither."""
+    """Return the only unfinished run whose id starts with a prefix, or None if a stored run has it;
+    raise `CmpError` if there is neither."""
     if any(name.startswith(prefix[:SHORT_ID]) for name in stored_ids()):
         return None
     if not unfinished_runs(prefix):
-        raise CmpError(f"{prefix!r}: no run of this id; `cmpt results ls` shows them all")
+        raise CmpError(f"{prefix!r}: no run with this id; `cmpt results ls` lists all runs")
     return find_unfinished(prefix)
 
 
 def run_so_far(progress: Progress, done: int) -> StoredRun:
-    """Return an unfinished run as if it had ended after `done` tasks, with no weights."""
+    """Return an unfinished run as if it had ended after `done` tasks, without weights."""
     run_config = config.parse(progress.config, f"checkpoint of run {progress.run[:SHORT_ID]}")
     rows = pd.DataFrame(progress.metrics).query("task <= @done")
-    scopes = rows[rows["task"] == done]["scope"]  # the full test is scored at the ends alone
+    scopes = rows[rows["task"] == done]["scope"]  # the full test is scored only at both ends
     rows = rows[rows["scope"].isin(scopes)]
     provenance = progress.machine | {"seconds": progress.seconds}
     return StoredRun(progress.run, run_config, provenance, rows, "")

@@ -1,1 +1,2 @@
-"""More than one batch, process or card: what `cmp.training` leaves to others at its seams."""
+"""Scale training to micro-batches, several processes and GPUs, through the hooks of
+`cmp.training`."""

@@ -1,4 +1,4 @@
-"""Towers that torch compiles."""
+"""Compile the towers of a network."""
 
 import warnings
 
@@ -10,36 +10,39 @@ from cmp.errors import CmpError, first_line
 from cmp.models import Network
 
 BACKEND = "inductor"
-"""What compiles the graphs of `compile_towers`."""
+"""The backend that compiles the graphs of `compile_towers`."""
 LAUNCH_BOUND = 50_000_000
-"""Entries of a network below which the host takes longer to launch the kernels of a step than a
-card to compute them (`cmpt bench trace`): about 2.9 ms against 1.1 ms for bench-nano."""
+"""Number of weights below which the host takes longer to launch the kernels of a step than a GPU
+takes to run them (`cmpt bench trace`): about 2.9 ms against 1.1 ms for bench-nano."""
 
 
 def is_launch_bound(model: nn.Module) -> bool:
-    """Return whether a step of a network is so short that launching its kernels decides."""
+    """Return whether a step of a network is so short that kernel launches dominate it."""
     return sum(x.numel() for x in model.parameters()) < LAUNCH_BOUND
 
 
 def compile_towers(model: Network, replay: bool) -> None:
-    """Let torch compile both towers whole, at their first batch; names of weights stay.
+    """Compile both towers as whole graphs, at their first batch, keeping the names of weights.
 
-    The kernels of a small network's tower are recorded once for each shape, and launched all at
-    once afterwards, as a CUDA graph. A graph writes to the same memory whenever it is launched,
-    so a step may launch it once only. A tower that cannot be traced as one graph is left as it
-    is, with a warning that says why. Call this function as a step calls the towers, with gradients
-    and within `cmp.arithmetic.autocast`.
+    For a small network, the kernels of a tower are recorded once per shape and then launched
+    together as a CUDA graph. A graph writes to the same memory at every launch, so a step may
+    launch it only once. A tower that cannot be traced as one graph is left uncompiled, with a
+    warning that says why. Call this function in the context in which a step calls the towers, with
+    gradients and within `cmp.arithmetic.autocast`.
 
     Args:
         model: The network, changed in place.
-        replay: Whether each tower sees one batch in a step, and may be a CUDA graph.
+        replay: Whether each tower sees only one batch per step, and so may be a CUDA graph.
 
     Raises:
-        CmpError: It is on a CPU, where compiled convolutions in bf16 have had gradients that are
-            not finite (torch 2.13).
+        CmpError: The network is on a CPU, where compiled bf16 convolutions can give gradients that
+            are not finite (torch 2.13).
     """
     if model.logit_scale.device.type == "cpu" and BACKEND == "inductor":
-        raise CmpError("--compile: on a CPU its gradients cannot be trusted; it is for a CUDA card")
+        raise CmpError(
+            "--compile: gradients are not reliable on a CPU; use --device cuda, or leave out "
+            "--compile"
+        )
     from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
     device, side = model.logit_scale.device, models.preprocessing(model).size
@@ -47,17 +50,17 @@ def compile_towers(model: Network, replay: bool) -> None:
     tokens = torch.ones(2, model.context_length, dtype=torch.long)
     towers = {"image": (model.visual, lambda: models.encode_image(model, pixels))}
     text = getattr(model, "transformer", None) or getattr(model, "text", None)
-    if text is not None:  # texts come in all lengths
+    if text is not None:  # texts have many lengths
         towers["text"] = (text, lambda: models.encode_text(model, tokens))
     mode = "reduce-overhead" if replay and is_launch_bound(model) else None
     for kind, (tower, call) in towers.items():
         try:
-            tower.compile(fullgraph=True, backend="eager")  # traces, and compiles nothing
+            tower.compile(fullgraph=True, backend="eager")  # traces without compiling
             call()
         except TorchDynamoException as error:
             tower._compiled_call_impl = None
             reason = first_line(error)
-            warnings.warn(f"--compile: the {kind} tower stays as it is ({reason})", stacklevel=2)
+            warnings.warn(f"--compile: the {kind} tower is not compiled ({reason})", stacklevel=2)
         else:
             torch._dynamo.reset()
             tower.compile(fullgraph=True, backend=BACKEND, dynamic=kind == "text", mode=mode)

@@ -1,4 +1,4 @@
-"""Images that processes beside the training one decode ahead of it."""
+"""Decode images ahead of training, in separate processes."""
 
 import contextlib
 import os
@@ -16,34 +16,34 @@ from cmp.errors import CmpError
 from cmp.scale import processes
 
 STOPS = {signal.SIGINT, signal.SIGTERM}
-"""Signals that a run notes and that its decoding processes leave to it."""
+"""Signals that a run handles and its decoding processes ignore."""
 HAS_SENDERS = hasattr(signal, "sigwaitinfo")
-"""Whether a process can tell who sent a signal: on Linux, not on macOS."""
+"""Whether a process can see who sent a signal: on Linux, but not on macOS."""
 JOBS = "CMP_JOBS"
-"""The environment variable that tells a study's workers how many they are."""
+"""The environment variable with the number of a study's workers."""
 
 
 def usable_cores() -> float:
-    """Return how many cores this job may use: of its affinity and its control group, the fewer."""
+    """Return how many cores this job may use: the minimum of its affinity and its control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with contextlib.suppress(OSError, ValueError):  # "max 100000" where there is no quota
+    with contextlib.suppress(OSError, ValueError):  # "max 100000" if there is no quota
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return min(cores or 1, int(quota) / int(period))
     return cores or 1
 
 
 def worker_count(device: torch.device) -> int:
-    """Return how many processes decode images: `$CMP_WORKERS`, if it is set.
+    """Return the number of processes that decode images, `$CMP_WORKERS` if it is set.
 
-    By default there are none beside training on a CPU; for a GPU there are as many as cores but
-    one, of this process's share of the job's cores where several train on a machine. `srun` may
-    have given each its cores, or let all use all.
+    The default is 0 for training on a CPU, and for a GPU one fewer than the cores of this process.
+    If several processes train on a machine, they share the job's cores. `srun` may give each
+    process its own cores or all of them.
 
     Args:
-        device: Where the images are used.
+        device: The device that will use the images.
 
     Raises:
-        CmpError: `$CMP_WORKERS` is no number from 0 to 1024.
+        CmpError: `$CMP_WORKERS` is not a number from 0 to 1024.
     """
     setting = os.environ.get("CMP_WORKERS")
     if setting is None:
@@ -59,32 +59,32 @@ def worker_count(device: torch.device) -> int:
 def prefetch(
     make: Callable[[Any], Any], keys: Sequence, workers: int, device: torch.device
 ) -> Iterator[Any]:
-    """Return an iterator over items that other processes make ahead, two each; 0 make none ahead.
+    """Return an iterator over items that other processes prepare, two ahead each; 0 prepare none.
 
-    The processes are forked where that is possible, so that they share what is in memory. A signal
-    to all processes of a job, as a batch system sends it, does not end them: the run needs them for
-    the step that it still takes.
+    The processes are forked if possible, so that they share memory. A signal to all processes of a
+    job, as from a batch system, does not end them, since the run needs them to finish its current
+    step.
 
     Args:
-        make: Makes the item of a key.
+        make: Returns the item for a key.
         keys: The keys in order.
-        workers: How many processes.
-        device: Where the items are used.
+        workers: The number of processes.
+        device: The device that will use the items.
 
     Raises:
-        CmpError: As `make` raised it.
+        CmpError: The error that `make` raised.
     """
-    context = "fork" if workers and sys.platform == "linux" else None  # 3.14 would not fork
+    context = "fork" if workers and sys.platform == "linux" else None  # 3.14 does not
     options: Any = {"batch_size": None, "num_workers": workers, "collate_fn": make}
     options |= {"multiprocessing_context": context, "worker_init_fn": _await_parent}
     try:
         yield from _start(DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options))
-    except CmpError as error:  # torch has put that process's traceback before its sentence
+    except CmpError as error:  # torch puts the worker's traceback before the message
         raise CmpError(str(error).rpartition("CmpError: ")[2].strip()) from error
 
 
 def _start(loader: DataLoader) -> Iterator[Any]:
-    """Start a loader's processes, which have `STOPS` blocked from their first moment on."""
+    """Start a loader's processes with `STOPS` blocked from the beginning."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS if HAS_SENDERS else ())
     try:
         return iter(loader)
@@ -93,7 +93,7 @@ def _start(loader: DataLoader) -> Iterator[Any]:
 
 
 def _await_parent(_: int) -> None:
-    """Let this process end at SIGTERM of its parent only; torch ends it by that, too."""
+    """Let SIGTERM end this process only if its parent sends it, as torch does to end workers."""
     parent = os.getppid()
 
     def wait() -> None:

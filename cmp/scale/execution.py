@@ -1,4 +1,5 @@
-"""How a step is computed: in micro-batches, by several processes, compiled, without waiting."""
+"""Compute steps in micro-batches, in several processes, compiled, and without waiting for
+checks."""
 
 import contextlib
 import functools
@@ -18,22 +19,23 @@ from cmp.scale.micro_batches import check_divisible, encode_in_parts
 from cmp.training import Execution, Features, TrainState
 
 DEFERRED = {"cuda"}
-"""Devices that the host does not wait for to learn whether a step was finite."""
+"""Devices on which the host does not wait to check that a step was finite."""
 
 UncheckedStep = tuple[Callable[[], Tensor], Callable[[], Diverged]]
-"""Of a step: what waits until the host knows whether it was finite, and the error if it was not."""
+"""For a step, a function that waits for whether it was finite, and one that returns the error if
+not."""
 
 
 @dataclass(frozen=True)
 class ExecutionConfig(Execution):
-    """How a step is computed. It decides the last bits only, so it is no part of a run's config.
+    """How steps are computed. This affects only the last bits, so it is not part of a run's config.
 
     Attributes:
-        micro_batch: Samples that each process sees at a time; the loss is still that of the whole
-            batch. All of them where None.
-        checkpoint_activations: Whether activations are computed again for the backward pass
-            instead of kept.
-        compile_towers: Whether torch compiles both towers, see `cmp.scale.compiling`.
+        micro_batch: Samples that each process encodes at a time; None for all. The loss is still
+            that of the whole batch.
+        checkpoint_activations: Whether to recompute activations in the backward pass instead of
+            storing them.
+        compile_towers: Whether to compile both towers, see `cmp.scale.compiling`.
     """
 
     micro_batch: int | None = None
@@ -43,18 +45,18 @@ class ExecutionConfig(Execution):
         default_factory=list, init=False, repr=False, compare=False
     )
 
-    @functools.cached_property  # so that a step need not ask again
+    @functools.cached_property  # computed once, not at every step
     def sees_whole_batch(self) -> bool:
         """Whether a step sees its whole batch at once."""
         return self.micro_batch is None and processes.world_size() == 1
 
     def settings(self) -> dict[str, bool | int]:
-        """Return what differs from the default, by name."""
+        """Return the settings that differ from the defaults, by name."""
         names = ("micro_batch", "checkpoint_activations", "compile_towers")
         return {name: getattr(self, name) for name in names if getattr(self, name)}
 
     def record(self) -> dict[str, str]:
-        """Return what a run's provenance says of it; nothing for the default."""
+        """Return this execution's entry in a run's provenance; empty for the default."""
         count = processes.world_size()
         words = [f"{count} processes"] * (count > 1)
         words += [f"micro-batches of {self.micro_batch}"] * (self.micro_batch is not None)
@@ -63,13 +65,13 @@ class ExecutionConfig(Execution):
         return {"execution": ", ".join(words)} if words else {}
 
     def prepare(self, state: TrainState) -> None:
-        """Make a network ready.
+        """Prepare a network.
 
         Args:
             state: The network, changed in place, and its run.
 
         Raises:
-            CmpError: The network or the batch cannot be computed in this way.
+            CmpError: The network or the batch does not work with this execution.
         """
         model, name = state.model, state.config.model.name
         self._unchecked.clear()
@@ -77,8 +79,8 @@ class ExecutionConfig(Execution):
             trunk = getattr(model.visual, "trunk", None)
             if trunk is not None and not hasattr(trunk, "set_grad_checkpointing"):
                 raise CmpError(
-                    f"--checkpoint-activations: the image tower of {name!r} does not offer it; "
-                    "transformers of open_clip do"
+                    f"--checkpoint-activations: the image tower of {name!r} does not support it; "
+                    "leave it out, or choose an open_clip transformer"
                 )
             model.set_grad_checkpointing(True)
         if not self.sees_whole_batch:
@@ -89,11 +91,11 @@ class ExecutionConfig(Execution):
                 compile_towers(model, replay=self.sees_whole_batch)
 
     def own_samples(self, batch: int) -> slice:
-        """Return which of the samples of a batch this process loads."""
+        """Return the samples of a batch that this process loads."""
         return processes.local_slice(batch)
 
     def encode(self, state: TrainState, batch: Batch, task: int, step: int) -> Features:
-        """Return the features of a batch, from which its loss is computed."""
+        """Return the features of a batch."""
         if self.sees_whole_batch:
             return super().encode(state, batch, task, step)
         own = self.own_samples(len(batch.rows))
@@ -103,18 +105,18 @@ class ExecutionConfig(Execution):
     def check(
         self, optimizer: torch.optim.Optimizer, finite: Tensor, report: Callable[[], Diverged]
     ) -> None:
-        """Check a step before its weights change, without waiting for a card.
+        """Check that a step is finite before it changes the weights, without waiting for a GPU.
 
-        On a card, the optimiser itself skips a step that is not finite. The host learns of it
-        during the next step, while the card is busy.
+        On a GPU, the optimiser itself skips a step that is not finite. The host finds out during
+        the next step, while the GPU is busy.
 
         Args:
-            optimizer: What takes the step. The host waits if it cannot skip one.
+            optimizer: The optimiser. If it cannot skip a step, the host waits.
             finite: Whether the step is finite, bool [].
             report: Returns the error.
 
         Raises:
-            Diverged: This step, or the one before, is not finite.
+            Diverged: This step or the previous one is not finite.
         """
         self.wait()
         can_skip = getattr(optimizer, "_step_supports_amp_scaling", False)  # for mixed precision
@@ -132,16 +134,16 @@ class ExecutionConfig(Execution):
                 raise report()
 
     def outside_steps(self) -> contextlib.AbstractContextManager:
-        """Return the context of all that is computed between training steps: no tower is compiled
-        anew for the batches there, which have many sizes."""
+        """Return the context for everything computed between training steps. Batches there have
+        many sizes, and compiled towers are not recompiled for them."""
         if self.compile_towers:
             return torch.compiler.set_stance("force_eager")
         return contextlib.nullcontext()
 
 
 def copy_to_host(x: Tensor) -> Callable[[], Tensor]:
-    """Begin to copy a tensor from a card; return what waits for it, and for nothing that the card
-    is given to do afterwards."""
+    """Start copying a tensor from a GPU, and return a function that waits for the copy but not for
+    later work on the GPU."""
     if x.device.type not in DEFERRED:
         return lambda: x
     copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)

@@ -1,9 +1,9 @@
-"""Batches that no process sees at once: in micro-batches, or shared by several processes.
+"""Train on batches in parts: micro-batches, or parts in several processes.
 
-A contrastive loss compares every sample with every other, so it is no sum over parts of a batch.
-But it depends on the weights through the features alone (GradCache, Gao et al. 2021): the features
-of all parts come first, without what a backward pass needs; then the loss and its gradient with
-respect to the features; then each part again, with that gradient sent back.
+A contrastive loss compares every sample with every other, so it is not a sum over parts of a batch.
+But it depends on the weights only through the features (GradCache, Gao et al. 2021). So first the
+features of all parts are computed without a graph, then the loss and its gradient with respect to
+the features, and then each part again, with a backward pass from that gradient.
 """
 
 from collections.abc import Callable
@@ -20,23 +20,23 @@ from cmp.scale import processes
 from cmp.training import Features, TrainState, encode_batch
 
 Towers = tuple[Tensor, Tensor]
-"""Features of images and of texts."""
+"""The features of images and of texts."""
 
 _STOCHASTIC_LAYERS = {"p": "Dropout", "drop_prob": "DropPath", "prob": "PatchDropout"}
-"""Where layers that draw at random while they train keep their rate."""
+"""Attributes with the rate of layers that are random in training."""
 
 
 @dataclass(frozen=True)
 class CutFeatures(Features):
-    """Features of a whole batch, cut from the graphs of the parts that they were computed in.
+    """The features of a whole batch, detached from the graphs of its parts.
 
     Attributes:
         image: Unit image features of all processes, [B, E].
         text: Unit text features of all processes, [B, E].
         model: The network.
-        parts: The samples of each part of this process.
+        parts: The samples of each part in this process.
         encode: Computes the features of a part.
-        whole: The features of the only part with their graph; None where there are several.
+        whole: The features of the only part, with their graph; None if there are several parts.
     """
 
     model: Network
@@ -45,11 +45,11 @@ class CutFeatures(Features):
     whole: Towers | None
 
     def finish_backward(self) -> None:
-        """Send the gradients of the features through each part to the weights, and add them up over
-        all processes."""
+        """Backpropagate the gradients of the features through each part, and sum the gradients of
+        the weights over all processes."""
         if (
             processes.rank()
-        ):  # what does not go through the features counts once, and not per process
+        ):  # gradients that do not go through features count once, not once per process
             self.model.zero_grad(set_to_none=False)
         for rows in self.parts:
             towers = self.whole or self.encode(rows)
@@ -73,7 +73,7 @@ def encode_in_parts(
         batch: All samples, with the images of this process's own.
         task: The task's number, from 0.
         step: The step within the task, from 0.
-        own: The samples of this process.
+        own: This process's samples.
         size: Samples per part.
     """
     starts = range(own.start, own.stop, size)
@@ -97,17 +97,17 @@ def encode_in_parts(
 
 
 def check_divisible(model: nn.Module, name: str) -> None:
-    """Check that a network treats each sample alike, whatever batch it is in.
+    """Check that a network processes each sample independently of its batch.
 
     Raises:
-        CmpError: A layer normalises over the batch or draws at random.
+        CmpError: A layer normalises over the batch or is random.
     """
     for where, layer in model.named_modules():
         kind = type(layer).__name__
         rates = [getattr(layer, key, 0) for key, word in _STOCHASTIC_LAYERS.items() if word in kind]
         if any(rates) or isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            what = "draws at random" if any(rates) else "normalises over the batch"
+            what = "is random in training" if any(rates) else "normalises over the batch"
             raise CmpError(
-                f"model.name: {where} of {name!r} is a {kind}, which {what}: a batch in parts "
-                "would be another batch; leave out --micro-batch and compute in one process"
+                f"model.name: {where} of {name!r} is a {kind}, which {what}, so splitting a batch "
+                "changes the result; leave out --micro-batch and use one process"
             )

@@ -1,8 +1,8 @@
-"""Several processes that compute one run, as torchrun starts them; alone, nothing happens.
+"""Compute one run in several processes, as started by torchrun; a single process skips all this.
 
-Every process holds the whole network and takes its slice of a batch. Nothing wraps the network:
-features are gathered, the loss is that of the whole batch on every process, and gradients are added
-up, so that the result is what one process computes.
+Every process has the whole network and takes its slice of a batch. The network is not wrapped:
+features are gathered, every process computes the loss of the whole batch, and gradients are summed,
+so that the result equals that of one process.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from cmp.errors import CmpError, first_line
 
 BUCKET_BYTES = 25 * 2**20
-"""Gradients that are sent at once."""
+"""Bytes of gradients that are sent together."""
 PATIENCE = datetime.timedelta(hours=12)
-"""How long processes wait for one another: the first alone saves."""
+"""How long processes wait for each other, as when the first one saves."""
 
 
 @contextlib.contextmanager
@@ -30,7 +30,7 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
     """Connect the processes that torchrun or srun started, if they did.
 
     Args:
-        device: "cpu", or "cuda" for a card per process.
+        device: "cpu", or "cuda" for one GPU per process.
 
     Yields:
         The device of this process.
@@ -45,47 +45,52 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
     if device == "cuda":
         number, cards = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
         if number >= cards:
-            raise CmpError(f"--device cuda: process {number} of this machine has no card: {cards}")
+            raise CmpError(
+                f"--device cuda: no GPU for process {number}, as this machine has {cards}; start "
+                "fewer processes"
+            )
         device = f"cuda:{number}"
-        torch.cuda.set_device(device)  # before anything else could begin on the first card
+        torch.cuda.set_device(device)  # before anything can start on the first GPU
     elif device != "cpu":
-        raise CmpError(f"--device: {device!r}: several processes take cuda, a card each, or cpu")
-    # words between processes go by gloo, and wait for no card
+        raise CmpError(
+            f"--device: {device!r}: several processes need cuda, with one GPU each, or cpu"
+        )
+    # gloo sends messages between processes without waiting for a GPU
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     with _explain_absence():
         dist.init_process_group(backend, timeout=PATIENCE)
     yield device
-    dist.destroy_process_group()  # after an error the others may never come here
+    dist.destroy_process_group()  # after an error, the others may never get here
 
 
 @contextlib.contextmanager
 def _explain_absence() -> Iterator[None]:
-    """Turn what gloo and NCCL raise where another process is gone into a `CmpError`."""
+    """Turn the errors of gloo and NCCL about a lost process into a `CmpError`."""
     try:
         yield
     except RuntimeError as error:
         reason = first_line(error).partition(". ")[0]
         raise CmpError(
-            f"another process of this run is gone, or out of reach ({reason:.200}); "
-            "start all of them again, and the run goes on from its last checkpoint"
+            f"another process of this run has ended or cannot be reached ({reason:.200}); restart "
+            "all processes to continue the run from its last checkpoint"
         ) from error
 
 
 def _follow_slurm() -> None:
-    """Take over what `srun` says of this process, where torchrun has said nothing."""
+    """Set torchrun's variables from those of `srun`, if torchrun did not set them."""
     names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID"}
-    names["WORLD_SIZE"] = "SLURM_STEP_NUM_TASKS"  # a batch script's own commands have NTASKS, too
+    names["WORLD_SIZE"] = "SLURM_STEP_NUM_TASKS"  # a batch script's own commands also have NTASKS
     if "RANK" in os.environ or not all(name in os.environ for name in names.values()):
         return
     if int(os.environ["SLURM_STEP_NUM_TASKS"]) > 1 and "MASTER_ADDR" not in os.environ:
         words = "`export MASTER_PORT=29500 MASTER_ADDR=$(scontrol show hostnames | head -n 1)`"
-        raise CmpError(f"srun: MASTER_ADDR is not set: {words} before it")
+        raise CmpError(f"srun: MASTER_ADDR is not set; run {words} before srun")
     os.environ.update({name: os.environ[other] for name, other in names.items()})
     os.environ["LOCAL_WORLD_SIZE"] = str(srun_tasks())
 
 
 def srun_tasks() -> int:
-    """Return how many processes `srun` has started on this machine; 1 where it has not."""
+    """Return how many processes `srun` started on this machine, or 1 without `srun`."""
     counts = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1")  # such as 4(x2),3
     runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
     tasks = [int(count) for count, machines in runs for _ in range(int(machines or 1))]
@@ -98,7 +103,7 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """Return how many of them are on this machine."""
+    """Return how many of the run's processes are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) if world_size() > 1 else 1
 
 
@@ -108,17 +113,20 @@ def rank() -> int:
 
 
 def local_slice(count: int) -> slice:
-    """Return which of `count` samples this process takes; raise `CmpError` for an uneven split."""
+    """Return the slice of `count` samples that this process takes; raise `CmpError` for an uneven
+    split."""
     if count % world_size():
         raise CmpError(
-            f"training.batch: {count} cannot be split evenly between {world_size()} processes"
+            f"training.batch: {count} cannot be split evenly between {world_size()} processes; "
+            "use a multiple of their number"
         )
     share = count // world_size()
     return slice(rank() * share, (rank() + 1) * share)
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """Return the rows of all processes in order of their slices, [N, E] -> [N * processes, E]."""
+    """Return the rows of all processes in the order of their slices, [N, E] -> [N * processes,
+    E]."""
     if world_size() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(world_size())]
@@ -128,30 +136,31 @@ def all_gather(x: Tensor) -> Tensor:
 
 
 def share_rows(items: Any, compute: Callable[[Any], Tensor]) -> Tensor:
-    """Return a row per item that all processes computed together, on each of them, [items, E].
+    """Compute one row per item with all processes together, and return all rows, [items, E], on
+    each.
 
     Args:
-        items: A sequence or array of at least one.
-        compute: Returns the rows of some of them, [n, E].
+        items: A nonempty sequence or array.
+        compute: Returns the rows of n of the items, [n, E].
     """
     if world_size() == 1:
         return compute(items)
     count = len(items)
     size = -(-count // world_size())
-    start = min(rank() * size, count - 1)  # where items are too few, the last one once more
+    start = min(rank() * size, count - 1)  # if there are too few items, repeat the last one
     own = compute(items[start : start + size])
     return all_gather(F.pad(own, (0, 0, 0, size - len(own))))[:count]
 
 
 @contextlib.contextmanager
 def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Within the last backward pass of a step, add gradients up over all processes.
+    """Sum gradients over all processes during the last backward pass of a step.
 
-    Gradients are sent in buckets as soon as they are there. What this pass does not reach is sent
-    at the end. The sums are the same bits on every process.
+    Gradients are sent in buckets as soon as they are ready. Gradients that this pass does not reach
+    are sent at the end. The sums are bitwise equal on every process.
 
     Args:
-        parameters: Whose gradients are added up, as far as they train.
+        parameters: The parameters; gradients of the trainable ones are summed.
     """
     if world_size() == 1:
         yield
@@ -191,7 +200,8 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def all_reduce_max(*numbers: int) -> list[int]:
-    """Return the largest of all processes of each number, such as of a signal that reached some."""
+    """Return the maximum of each number over all processes, for example of a signal that only some
+    received."""
     largest = torch.tensor(numbers, dtype=torch.int64)
     if world_size() > 1:
         with _explain_absence():
@@ -200,7 +210,7 @@ def all_reduce_max(*numbers: int) -> list[int]:
 
 
 def broadcast(text: str) -> str:
-    """Return the text of process 0; that of the others is ""."""
+    """Return the text of process 0 on every process; the others pass ""."""
     content = text.encode()
     [length] = all_reduce_max(len(content))
     return bytes(all_reduce_max(*content.ljust(length, b"\0"))).decode()
@@ -208,7 +218,7 @@ def broadcast(text: str) -> str:
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let the others wait for the first process; they find what it left in the build folder."""
+    """Make other processes wait for the first, which leaves its results in the build folder."""
     if rank():
         barrier()
     yield
@@ -217,7 +227,7 @@ def first_process_first() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes have reached this point."""
     if world_size() > 1:
         with _explain_absence():
             dist.barrier()
