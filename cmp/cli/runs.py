@@ -1,5 +1,6 @@
 """The commands `run`, `resume`, `eval` and `export`, which train, score and export models."""
 
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -17,6 +18,7 @@ from cmp.errors import CmpError, Interrupted
 from cmp.experiments import forecast, hub, preflight, pretraining, statistics
 from cmp.files import SHORT_ID, atomic_file
 from cmp.releases import hugging_face, onnx_files
+from cmp.releases.candidates import find_candidate
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.launch import read_settings
 from cmp.runs.resolve import ResolvedRun, resolve_run
@@ -193,8 +195,8 @@ def export(
     transformers and ONNX are compared with the network, and kept only if the features are equal.
 
     Args:
-        model: Id of a run or its first digits, or a model with weights: hf-hub:ORG/NAME, or a
-            folder written by open_clip or `--to hf`.
+        model: Id of a run or its first digits, or a model with weights: NAME:START,
+            hf-hub:ORG/NAME, or a folder as open_clip writes it, such as a release.
         out: File to write, NAME.safetensors, for open_clip; otherwise a folder.
         to: Format: open_clip; hf, a folder for the Hugging Face hub with a model card, which
             open_clip loads; transformers, for CLIPModel and SiglipModel; or onnx, one file for
@@ -204,16 +206,14 @@ def export(
         cmpt export 3f2a -o new.safetensors
     """
     shared.check_out(out)
-    if (Path(model) / hub.CONFIG_FILE).is_file():
-        model = f"local-dir:{model}"
-    if models.is_hub(model):
-        tree = {"model": {"name": model, "start": models.HUB}}
-        found, name = None, model
-        network = models.load_model(config.parse(tree, "cmpt export").model, 0)
-    else:
-        found, network = find_model(model)
+    is_run = model.startswith(models.RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", model)
+    if is_run and not Path(model).exists():
+        found, network = find_model(model.removeprefix(models.RUN_PREFIX))
         name = found.config.model.name
         report_unfinished(found)
+    else:
+        candidate = find_candidate(model)
+        found, name, network = None, candidate.name, candidate.load()
     if to in EXPORTERS:
         write_export(name, network, out, to)
     elif to == "hf":
