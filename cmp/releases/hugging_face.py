@@ -243,6 +243,8 @@ def rename_tensors(name: str, model: Network) -> dict[str, Tensor]:
         positions = "vision_model.embeddings.position_embedding.weight"
         renamed[positions] = renamed[positions].flatten(0, -2)  # without timm's batch of one
     else:
+        if "logit_bias" in renamed:
+            raise refuse(name, "'logit_bias' has no counterpart")
         renamed["logit_scale"] = renamed["logit_scale"].reshape(())
     return renamed
 
