@@ -8,6 +8,7 @@
 Each walk is counted in a process of its own; the data must be built.
 """
 
+import inspect
 import json
 import os
 import subprocess
@@ -38,7 +39,8 @@ def walk(start: Callable[[], object], begins: str, ends: str) -> dict[str, int]:
     def profile(frame: FrameType, event: str, argument: object) -> None:
         nonlocal counting
         code = frame.f_code
-        if event != "call" or not code.co_filename.startswith(str(PACKAGE)):
+        is_function = code.co_flags & inspect.CO_OPTIMIZED  # and no body of a class or a module
+        if event != "call" or not is_function or not code.co_filename.startswith(str(PACKAGE)):
             return
         name = f"{Path(code.co_filename).stem}.{code.co_name}"
         if counting and name == ends:
