@@ -125,9 +125,14 @@ def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:
     return weights
 
 
-def run_one(run_config: RunConfig, *arguments: Any, **options: Any) -> store.StoredRun:
-    """Resolve a run and return it, see `compute` for the other arguments."""
-    return compute(resolve_run(run_config), *arguments, **options)
+def run_one(
+    run_config: RunConfig,
+    observer: Observer = NO_OBSERVER,
+    device: str = "cpu",
+    **options: Any,
+) -> store.StoredRun:
+    """Resolve a run and return it; `compute` explains the arguments."""
+    return compute(resolve_run(run_config), observer, device, **options)
 
 
 def compute(
