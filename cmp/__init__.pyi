@@ -26,6 +26,9 @@ from .models import load_model as load_model
 from .registry import load_plugin as load_plugin
 from .registry import option_names as option_names
 from .registry import register as register
+from .releases.compare import compare as compare
+from .releases.gate import check_gate as check_gate
+from .releases.report import write_report as write_report
 from .runs.launch import run as run
 from .schedules import Schedule as Schedule
 from .schedules import TaskSchedule as TaskSchedule

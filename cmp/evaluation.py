@@ -5,9 +5,10 @@ spread of hits between independent `group`s: all drawings of one emoji tend to b
 together, so they count as one observation.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,51 @@ ENCODE_BLOCK = 256
 ShareRows = Callable[[Any, Callable[[Any], Tensor]], Tensor]
 """A function that returns the features of all items, [items, E], given one that encodes some of
 them."""
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """Images of a dataset, and the texts to choose from.
+
+    Attributes:
+        dataset: The dataset.
+        rows: Corpus positions of the images, [N].
+        texts: The classes' prompts, or for retrieval all captions of the images, M in number.
+        owner: For retrieval, the image that each text describes, as a position in `rows`, [M].
+    """
+
+    dataset: DatasetInfo
+    rows: np.ndarray
+    texts: list[str]
+    owner: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a network makes of the images and texts of some test sets.
+
+    Attributes:
+        test_sets: The sets.
+        image: Unit features of the images of all sets, one after the other, [N, E].
+        texts: The distinct texts of all sets.
+        text: Their unit features, [M, E].
+    """
+
+    test_sets: list[ScoredSet]
+    image: Tensor
+    texts: list[str]
+    text: Tensor
+
+    def by_set(self) -> Iterator[tuple[ScoredSet, Tensor, Tensor]]:
+        """Yield each set with the features of its images and of its texts."""
+        place = {text: index for index, text in enumerate(self.texts)}
+        parts = self.image.split([len(test_set.rows) for test_set in self.test_sets])
+        for test_set, image in zip(self.test_sets, parts, strict=True):
+            yield test_set, image, self.text[[place[text] for text in test_set.texts]]
+
+    def equals(self, other: "Features") -> bool:
+        """Return whether another network's features are the same to the last bit."""
+        return torch.equal(self.image, other.image) and torch.equal(self.text, other.text)
 
 
 @dataclass(frozen=True)
@@ -98,31 +144,68 @@ def evaluate(
         >>> list(scores.summary())
         ['A_KA', 'A_ZS', 'GM']
     """
-    test_sets = _make_test_sets(corpus, split, subset)
+    return score(corpus, encode(model, name, corpus, split, subset, precision, share_rows))
+
+
+def encode(
+    model: Network,
+    name: str,
+    corpus: Corpus,
+    split: str,
+    subset: int | None,
+    precision: str,
+    share_rows: ShareRows = lambda items, encode: encode(items),
+) -> Features:
+    """Return what a network makes of all images and texts that an evaluation asks about.
+
+    Args:
+        model: The network, whose training mode is left as it was.
+        name: Its name, for the tokenizer.
+        corpus: The data.
+        split: "test" or "validation".
+        subset: Images per dataset; all where None.
+        precision: "bf16" or "fp32".
+        share_rows: As in `evaluate`.
+
+    Raises:
+        CmpError: There is nothing to score, or features are not finite, so that the nearest prompt
+            would be an accident.
+    """
+    test_sets = make_test_sets(corpus, split, subset)
     texts = list(dict.fromkeys(text for test_set in test_sets for text in test_set.texts))
-    place = {text: index for index, text in enumerate(texts)}
-    modes = {
-        layer: layer.training for layer in model.modules()
-    }  # frozen norms have a mode of their own
     rows = np.concatenate([test_set.rows for test_set in test_sets])
-    model.eval()
-    try:
+    with evaluation_mode(model):
         image = share_rows(rows, lambda part: image_features(model, corpus, part, precision))
         text = share_rows(texts, lambda part: text_features(model, name, part, precision))
-    finally:
-        for layer, mode in modes.items():
-            layer.training = mode
     if not (image.isfinite().all() and text.isfinite().all()):
         raise CmpError(
             "evaluation: features are not finite; check that the weights belong to this model"
         )
-    images = image.split([len(test_set.rows) for test_set in test_sets])
-    scored = [
-        _score(corpus, test_set, part, text[[place[one] for one in test_set.texts]])
-        for test_set, part in zip(test_sets, images, strict=True)
-    ]
+    return Features(test_sets, image, texts, text)
+
+
+def score(corpus: Corpus, features: Features) -> Scores:
+    """Return the scores of a network whose features are known.
+
+    Args:
+        corpus: The data.
+        features: As `encode` returns them.
+    """
+    scored = [_score(corpus, *of_set) for of_set in features.by_set()]
     hits, datasets = zip(*scored, strict=True)
     return Scores(pd.concat(hits, ignore_index=True), pd.DataFrame(datasets).set_index("dataset"))
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: Network) -> Iterator[None]:
+    """Put a network into evaluation mode, and leave each of its layers as it was."""
+    modes = {layer: layer.training for layer in model.modules()}  # of frozen norms another one
+    model.eval()
+    try:
+        yield
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
 
 
 @functools.lru_cache(maxsize=4)
@@ -133,7 +216,7 @@ def list_questions(corpus: Corpus) -> pd.DataFrame:
         One row per question, in the order of `Scores.hits`, with the columns that do not depend on
         answers, and the `role` of its dataset. Callers share the table and must not change it.
     """
-    sets = _make_test_sets(corpus, "test", None)
+    sets = make_test_sets(corpus, "test", None)
     parts = [_questions(corpus, each).assign(role=each.dataset.role) for each in sets]
     return pd.concat(parts, ignore_index=True)
 
@@ -271,24 +354,7 @@ def _nearest(queries: Tensor, targets: Tensor, k: int) -> Tensor:
     return torch.cat([(block @ targets.T).topk(k, dim=1).indices for block in blocks])
 
 
-@dataclass(frozen=True)
-class _TestSet:
-    """The test images of a dataset, and the texts to choose from.
-
-    Attributes:
-        dataset: The dataset.
-        rows: Corpus positions of the images, [N].
-        texts: The prompts of the classes, or for retrieval the M captions of the images.
-        owner: For retrieval, the image that each text describes, as a position in `rows`, [M].
-    """
-
-    dataset: DatasetInfo
-    rows: np.ndarray
-    texts: list[str]
-    owner: np.ndarray | None = None
-
-
-def _make_test_sets(corpus: Corpus, split: str, subset: int | None) -> list[_TestSet]:
+def make_test_sets(corpus: Corpus, split: str, subset: int | None) -> list[ScoredSet]:
     """Return a test set for each scored dataset with images in the split."""
     test_sets = []
     for name, dataset in corpus.datasets.items():
@@ -297,18 +363,21 @@ def _make_test_sets(corpus: Corpus, split: str, subset: int | None) -> list[_Tes
             continue
         if dataset.task == "classification":
             prompts = [dataset.prompt.format(label) for label in corpus.classes[name]]
-            test_sets.append(_TestSet(dataset, rows, prompts))
+            test_sets.append(ScoredSet(dataset, rows, prompts))
         else:
             captions = [corpus.captions(row) for row in rows]
             owner = np.repeat(np.arange(len(rows)), [len(texts) for texts in captions])
             texts = [text for texts in captions for text in texts]
-            test_sets.append(_TestSet(dataset, rows, texts, owner))
+            test_sets.append(ScoredSet(dataset, rows, texts, owner))
     if not test_sets:
-        raise CmpError(f"evaluation: no dataset of this corpus has images in {split!r}")
+        raise CmpError(
+            f"evaluation: no dataset of this corpus has images in {split!r}; name another "
+            "split, or give some pictures that one, in their table or in a folder of that name"
+        )
     return test_sets
 
 
-def _questions(corpus: Corpus, test_set: _TestSet) -> pd.DataFrame:
+def _questions(corpus: Corpus, test_set: ScoredSet) -> pd.DataFrame:
     """Return the questions of a test set. Retrieval asks in both directions, each with half the
     weight."""
     rows, owner = test_set.rows, test_set.owner
@@ -325,7 +394,7 @@ def _questions(corpus: Corpus, test_set: _TestSet) -> pd.DataFrame:
 
 
 def _score(
-    corpus: Corpus, test_set: _TestSet, image: Tensor, text: Tensor
+    corpus: Corpus, test_set: ScoredSet, image: Tensor, text: Tensor
 ) -> tuple[pd.DataFrame, dict[str, object]]:
     """Return the hits of a test set, from the features of its images and texts, and its row in the
     table of scores."""

@@ -320,9 +320,8 @@ def small_counts(
     """Return how many samples of a batch come from (P, D, B) when `training.passes` sets the steps.
 
     These are the counts of `batch_counts` if the pools hold enough. If an update is so small that
-    `MIN_STEPS` would show it too often, a batch takes fewer of its images. The buffer and the pool
-    then fill the batch as far as they can, in proportion to their shares, and the update fills the
-    rest. If all three are too small, so is the batch.
+    `MIN_STEPS` would show it too often, a batch takes fewer of its images, and the buffer and the
+    pool fill the batch, in proportion to their shares. If they cannot, the batch is smaller.
 
     Args:
         mixture: The config section for one task.
@@ -339,7 +338,7 @@ def small_counts(
     wanted_p = round((batch - new) * p / max(p + b, 1))
     b = min(batch - new - min(wanted_p, open_p), open_b)
     p = min(batch - new - b, open_p)
-    return p, min(batch - p - b, held_d), b
+    return p, new if p + b else min(batch, held_d), b
 
 
 def fit_steps(config: RunConfig, corpus: Corpus) -> RunConfig:

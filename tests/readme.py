@@ -25,6 +25,18 @@ WAYS = {
     # what the Makefile says, with one chapter; the copies without JupyterLab
     "make study": f"make --dry-run study | {ONE_CHAPTER} | bash -e",
     "make lab": "make --dry-run lab | sed 's/cmpt lab/cmpt lab --prepare/' | bash -e",
+    "cmpt update --start ViT-B-16:laion2b_s34b_b88k --data pictures/2026-01 --pool "
+    "pictures/general --retain pictures/kept -o releases/2026-01":
+        "cmpt update --start small --data pictures/2026-01 --pool pictures/general "
+        "--retain pictures/kept -o releases/2026-01",
+    "cmpt update releases/2026-01 --data pictures/2026-02 -o releases/2026-02": PRINTED,
+    "cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml":
+        "cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml || test $? -eq 1",
+    "cmpt tune releases/2026-02 --data pictures/2026-03 -o tuned.yaml": PRINTED,
+    "cmpt update releases/2026-02 --data pictures/2026-03 -o releases/2026-03 --settings "
+    "tuned.yaml":
+        PRINTED,
+    "cmpt release slim releases/2026-01": PRINTED,
     "make site": PRINTED,
     "make test": "make --dry-run test",
     "cmpt run cpu mixture.buffer=0 mixture.update=0.67 mixture.pretraining=0.33": PRINTED,
@@ -57,10 +69,10 @@ WAYS = {
     "srun -N 2 --ntasks-per-node 4 python -m cmp run gpu": f"python -m cmp run gpu{PLANNED}",
     "cmpt run gpu --compile --tensorboard _build/board": "cmpt run gpu --compile --tensorboard "
     f"_build/board{PLANNED}",
-    "cmpt run gpu data=may model.start=run:ID stream.tasks=1 training.steps=STEPS":
-        "cmpt run cpu data=months model.start=run:{kept} stream.tasks=1 training.steps=3",
     "cmpt export ID -o new.safetensors": "cmpt export {kept} -o exported.safetensors",
     "cmpt export ID -o new --to hf": "cmpt export {kept} -o new --to hf",
+    "cmpt export ID -o new --to transformers": "cmpt export --help",  # its extra is not there
+    "cmpt export ID -o new --to onnx": "cmpt export --help",
     "cmpt book --profile gpu --chapter 04": "cmpt book --profile gpu --chapter 04 --dry-run",
     "cmpt bench gpu": "cmpt bench --help",
     "cmpt bench trace": PRINTED,
@@ -143,11 +155,11 @@ class Clone:
         return {path.name for place in places for path in place.glob("[0-9a-f]*")}
 
 
-def draw_pictures(folder: Path, classes: int, pictures: int) -> None:
-    """Draw pictures of coloured shapes, in a folder per class."""
+def draw_pictures(folder: Path, classes: int, pictures: int, first: int = 0) -> None:
+    """Draw pictures of coloured shapes, in a folder per class, others for each first number."""
     for kind in range(classes):
         (place := folder / f"shape {kind}").mkdir(parents=True)
-        for number in range(pictures):
+        for number in range(first, first + pictures):
             image = Image.new("RGB", (32, 32), (255, 255, 255 - number))
             draw, corner = ImageDraw.Draw(image), (2 + number % 7, 2 + number % 5)
             colour = (37 * kind % 256, 91 * kind % 256, 3 * number % 256)
@@ -161,7 +173,13 @@ def prepare(clone: Clone) -> dict[str, str]:
     clone.run("pip install --quiet --require-hashes -c constraints.txt ray")
     clone.run(f"python -c '{WEIGHTS}'")
     draw_pictures(clone.folder / "pictures" / "new", 20, 60)
-    draw_pictures(clone.folder / "pictures" / "kept", 20, 12)
+    draw_pictures(clone.folder / "pictures" / "kept", 20, 12, first=60)
+    draw_pictures(clone.folder / "pictures" / "general", 20, 12, first=80)
+    for month in range(1, 4):
+        draw_pictures(
+            clone.folder / "pictures" / f"2026-0{month}", 3 + month, 20, first=100 + 30 * month
+        )
+    (clone.folder / "gate.yaml").write_text("A_ZS: {drop: 2, lost: 15}\n")
     for month in range(1, 13):
         folder = clone.folder / "months" / f"2026-{month:02}"
         draw_pictures(folder, 3, 20)

@@ -271,7 +271,7 @@ def test_the_only_option_of_a_command_may_have_a_long_description():
 
 def test_the_help_is_grouped_and_names_every_command_once():
     lines = run(cli.app, ["--help"], env={"COLUMNS": "200"}).stdout.splitlines()
-    panels = [line.split()[1] for line in lines if line.startswith("╭")]
+    panels = [line.strip("╭─╮ ") for line in lines if line.startswith("╭")]
     assert panels == ["Options", *cli.PANELS]
     names = [line.split()[1] for line in lines if line.startswith("│ ")]
     assert [name for name in names if not name.startswith("--")] == list(cli.COMMANDS)

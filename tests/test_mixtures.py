@@ -3,6 +3,7 @@ drawn from: buffers that never hold the future, pools that are what was asked fo
 
 import dataclasses
 import itertools
+import math
 import re
 from collections import Counter
 
@@ -598,3 +599,62 @@ def test_each_pass_over_a_pool_has_an_order_of_its_own():
     ]
     assert all(sorted(order) == list(pool) for order in passes)
     assert len({tuple(order) for order in passes}) == 3
+
+
+SHARES = st.lists(st.integers(0, 4), min_size=3, max_size=3).filter(lambda parts: parts[1] > 0)
+
+
+@given(SHARES, st.integers(8, 600), st.tuples(*[st.integers(0, 3000)] * 3), st.floats(0.5, 9))
+def test_small_updates_fill_no_batch(parts, batch, sizes, passes):
+    """A batch asks no pool for more than it holds, and shows an image of the update about as often
+    as it was asked to."""
+    total = sum(parts)
+    mixture = Mixture(*(part / total for part in parts))
+    held_p, held_d, held_b = sizes[0], sizes[1] + 1, sizes[2]
+    usual = mixtures.batch_counts(mixture, batch, empty_buffer=held_b == 0)
+    p, d, b = mixtures.small_counts(mixture, batch, (held_p, held_d, held_b), passes)
+    assert 0 <= p <= held_p and 0 <= b <= held_b and 0 < d <= held_d
+    assert p + d + b <= batch
+    assert (p == 0) or mixture.pretraining > 0
+    assert (b == 0) or mixture.buffer > 0
+    is_enough = all(n <= held for n, held in zip(usual, (held_p, held_d, held_b), strict=True))
+    if is_enough and passes * held_d >= mixtures.MIN_STEPS * usual[1]:
+        assert (p, d, b) == usual
+    steps = max(mixtures.MIN_STEPS, math.ceil(passes * held_d / d))
+    shown = steps * d / held_d
+    assert shown >= passes - 1e-9
+    if p + b:  # the update alone fills a batch that nothing else can
+        assert shown <= passes + max(mixtures.MIN_STEPS, d) / held_d
+
+
+def test_passes_give_each_task_its_own_steps():
+    corpus = forked.small_corpus()
+    run_config = forked.small_config("training.passes=2.6", "stream.tasks=3")
+    fitted = mixtures.fit_steps(run_config, corpus)
+    pools = mixtures.task_pools(run_config, corpus)
+    wanted = [max(10, math.ceil(2.6 * len(each.update) / each.counts[1])) for each in pools]
+    assert list(fitted.steps) == wanted == list(mixtures.fit_steps(fitted, corpus).steps)
+    frozen = forked.small_config(
+        "training.passes=2.6", "stream.tasks=3", "training.task_steps=[5, 7]"
+    )
+    assert mixtures.fit_steps(frozen, corpus).steps == (5, 7, wanted[2])
+
+
+NO_UPDATE = ["mixture.pretraining=0.5", "mixture.update=0", "mixture.buffer=0.5"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["training.task_steps=[5, 7]"], "training.task_steps: 2 numbers for 3 tasks"),
+        (["training.task_steps=[5, 7, 8, 9]"], "training.task_steps: 4 numbers for 3 tasks"),
+        (["training.passes=2", "training.budget=1"], "passes"),
+        (["training.task_steps=[1, 2, 3]", "training.budget=1"], "task_steps"),
+        (["training.passes=2", *NO_UPDATE], "training.passes 2"),
+        (["training.passes=0"], "training.passes"),
+    ],
+)
+def test_steps_that_do_not_go_with_the_rest_are_refused(settings, words):
+    with pytest.raises(CmpError) as error:
+        forked.small_config("stream.tasks=3", *settings)
+    assert words in str(error.value)

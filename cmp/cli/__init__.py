@@ -25,8 +25,11 @@ from cmp.errors import CmpError, Interrupted
 from cmp.project import DISTRIBUTION, foreign_owners, foreign_sentence
 
 PANELS = {
+    "Keep a model current": {"update": "updates.update", "tune": "updates.tune",
+                             "compare": "comparing.compare", "release": "releases.app",
+                             "export": "runs.export"},
     "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
-            "export": "runs.export", "results": "results.app", "config": "keys.show"},
+            "results": "results.app", "config": "keys.show"},
     "Book": {"study": "book.study", "book": "book.book", "site": "book.site", "lab": "book.lab"},
     "Data": {"data": "data.app", "stream": "streams.app"},
     "Tools": {"merge": "tools.merge", "budget": "budget.budget", "plan": "tools.plan",

@@ -15,6 +15,7 @@ from cmp import budgets, models
 from cmp.data import Corpus
 from cmp.files import atomic_folder, check_held_files, read_yaml
 from cmp.readers import notes
+from cmp.releases.card import markdown_table
 from cmp.runs import store
 
 WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
@@ -101,10 +102,3 @@ def _scores(metrics: pd.DataFrame) -> pd.DataFrame:
     means = store.trajectory(ends).set_index("task")[["A_KA", "A_ZS"]].T.rename(columns=columns)
     table = pd.concat([means.assign(role=""), table])[["role", "before", "after"]].round(1)
     return table.rename_axis("").reset_index()
-
-
-def markdown_table(table: pd.DataFrame) -> str:
-    """Return a table in Markdown without its index, with one digit after the decimal point."""
-    texts = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
-    rows = [[*table.columns], ["---"] * table.shape[1], *texts.to_numpy()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

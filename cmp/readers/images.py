@@ -10,7 +10,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -336,15 +336,15 @@ def usable_images(index: ImageIndex, decode_again: bool = False) -> tuple[ImageI
         decode_again: Whether to decode even if there is a cached result.
 
     Returns:
-        The dataset, with its `content` and the columns `digest`, `pixels` and `traits` filled in,
-        and a fault for each image that is left out.
+        The dataset, with its `content` and the columns `digest`, `pixels`, `look` and `traits`
+        filled in, and a fault for each image that is left out.
     """
     path = build_folder() / "checked" / f"images-{index.data_hash('changed')}.json"
     if decode_again:
         path.unlink(missing_ok=True)
-    content, faulty, digests, pixels, noted = keep_value(path, functools.partial(_examine, index))
+    content, faulty, hashes, noted = keep_value(path, functools.partial(_examine, index))
     faults = [Fault(kind, index.table["source"].iloc[row]) for row, kind in faulty]
-    table = index.table.assign(digest=digests, pixels=pixels, traits=0)
+    table = index.table.assign(**hashes, traits=0)
     table.loc[[row for row, _ in noted], "traits"] = [traits for _, traits in noted]
     table = table.drop(index=[row for row, _ in faulty]).reset_index(drop=True)
     return dataclasses.replace(index, table=table, content=content), faults
@@ -352,13 +352,13 @@ def usable_images(index: ImageIndex, decode_again: bool = False) -> tuple[ImageI
 
 def _examine(
     index: ImageIndex,
-) -> tuple[str, list[tuple[int, str]], list[int], list[int], list[tuple[int, int]]]:
-    """Return the sha256 of all usable images; the row and fault of the others; 60 bits of the
-    sha256 of each image and of its pixels, which distinguish millions of images; and the row and
-    traits of images with any."""
+) -> tuple[str, list[tuple[int, str]], dict[str, list[int]], list[tuple[int, int]]]:
+    """Return the sha256 of the images that can be used; row and fault of all others; 60 bits of
+    each hash of an image, which tell millions of images apart; row and traits of those that have
+    any."""
     positions = index.table["position"].tolist()
 
-    def check_block(start: int) -> list[tuple[str, str, str, int]]:
+    def check_block(start: int) -> list[CheckedImage]:
         block = positions[start : start + CHECK_BLOCK]
         return [_check_image(index.read, position) for position in block]
 
@@ -369,7 +369,7 @@ def _examine(
     bar |= {"desc": f"check {index.dataset.name}", "leave": False, "delay": 1, "tqdm_class": tqdm}
     blocks = thread_map(check_block, starts, **bar)  # Pillow releases the GIL
     results = [result for block in blocks for result in block]
-    images = pd.DataFrame(results, columns=["digest", "pixels", "fault", "traits"])
+    images = pd.DataFrame(results, columns=CheckedImage._fields)
     split = index.table["split"].map(list(get_args(Split)).index)
     if index.dataset.reader.kind != "fomo":
         repeated = split > split.groupby(images["digest"]).transform("min")
@@ -377,35 +377,61 @@ def _examine(
         images.loc[repeated, "fault"] = "image also in another split"
     bad = images["fault"][images["fault"] != ""]
     content = hashlib.sha256("".join(images["digest"].drop(bad.index)).encode())
-    digests, pixels = (
-        [int(digest[:15] or "0", 16) for digest in images[name]] for name in ("digest", "pixels")
-    )
+    hashes = {name: [int(x[:15] or "0", 16) for x in images[name]] for name in HASHES}
     noted = [(row, traits) for row, traits in enumerate(images["traits"].tolist()) if traits]
     faulty = list(zip(bad.index.tolist(), bad, strict=True))
-    return content.hexdigest(), faulty, digests, pixels, noted
+    return content.hexdigest(), faulty, hashes, noted
 
 
-def _check_image(read: ReadImage, position: int) -> tuple[str, str, str, int]:
-    """Return the hashes of an image and of its pixels, its fault or "", and its traits."""
-    digest, pixels, traits = "", "", 0
+class CheckedImage(NamedTuple):
+    """What is found when an image is decoded.
+
+    Attributes:
+        digest: The sha256 of its file.
+        pixels: A hash of its pixels, see `hash_pixels`.
+        look: A hash that similar pictures share, see `hash_look`.
+        fault: What is wrong with it, or "".
+        traits: See `picture_traits`.
+    """
+
+    digest: str = ""
+    pixels: str = ""
+    look: str = ""
+    fault: str = ""
+    traits: int = 0
+
+
+HASHES = ("digest", "pixels", "look")
+
+
+def _check_image(read: ReadImage, position: int) -> CheckedImage:
+    """Decode an image."""
+    digest = ""
     try:
         content = read(position)
         digest = hashlib.sha256(content).hexdigest()
         image = open_image(content)
         with _large_images if image.width * image.height > LARGE else contextlib.nullcontext():
             traits = picture_traits(image)
-            pixels = hash_pixels(image)
+            rgb = convert_to_rgb(scale_grey(image))
+            return CheckedImage(digest, hash_pixels(rgb), hash_look(rgb), "", traits)
     except DECODE_ERRORS as error:
         is_bomb = isinstance(error, Image.DecompressionBombError)
         kind = f"image of more than {MAX_PIXELS:,} pixels" if is_bomb else "corrupt image"
-        return digest, pixels, kind, 0
-    return digest, pixels, "", traits
+        return CheckedImage(digest, fault=kind)
 
 
-def hash_pixels(image: Image.Image) -> str:
-    """Return a hash of an image's pixels, which is the same for other files with these pixels."""
-    rgb = convert_to_rgb(scale_grey(image))
+def hash_pixels(rgb: Image.Image) -> str:
+    """Return a hash of the pixels of an image, which another file of the same pixels shares."""
     return hashlib.blake2b(rgb.tobytes(), salt=repr(rgb.size).encode()[:16]).hexdigest()
+
+
+def hash_look(rgb: Image.Image) -> str:
+    """Return a hash that pictures of the same look share, whatever their size: which of 60 places
+    of a small grey copy are darker than the place to their right."""
+    small = np.asarray(rgb.convert("L").resize((9, 8), Resampling.BOX), int)
+    bits = (small[:, :-1] < small[:, 1:]).ravel()[:60]
+    return f"{int(''.join('01'[bit] for bit in bits.tolist()), 2):015x}"
 
 
 def picture_traits(image: Image.Image) -> int:

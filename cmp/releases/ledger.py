@@ -37,6 +37,8 @@ GONE = -1
 """The position of a picture that is gone."""
 NO_FACTS = {"position": GONE, "size": 0, "changed": 0, "traits": 0}
 """What an index knows of a file beside what the ledger does, of one that is gone."""
+FLAT = {0}
+"""The look of pictures without any edge, which says nothing."""
 NAMED = 3
 """Pictures that a message names."""
 
@@ -76,7 +78,8 @@ class Picture(NamedTuple):
         label: Its class.
         captions: Its captions.
         digest: A hash of its file.
-        pixels: A hash of what it shows.
+        pixels: A hash of its pixels.
+        look: A hash that similar pictures share.
     """
 
     arrival: int
@@ -87,11 +90,17 @@ class Picture(NamedTuple):
     captions: tuple[str, ...]
     digest: int
     pixels: int
+    look: int
 
     @property
     def key(self) -> tuple:
         """What makes a picture that is sent again the same."""
         return self.set, self.label, self.captions, self.digest
+
+
+def update_label(arrival: Arrival) -> str:
+    """Return what a corpus calls the update of an arrival; "" for a pool or a retention set."""
+    return f"{arrival.update} {arrival.name}" if arrival.role == "adapt" else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +143,8 @@ class ArrivalReport:
         again: Pictures that were there already, with the same class and captions.
         held_out: Pictures that are held out since an earlier arrival, and stay so.
         held_from: Names of some of them.
+        similar: New training pictures that look like one that is held out.
+        similar_names: Names of some of them.
         new_names: Class names that were never there before.
         old_names: Class names that came again.
     """
@@ -142,6 +153,8 @@ class ArrivalReport:
     again: int = 0
     held_out: int = 0
     held_from: tuple[str, ...] = ()
+    similar: int = 0
+    similar_names: tuple[str, ...] = ()
     new_names: tuple[str, ...] = ()
     old_names: tuple[str, ...] = ()
 
@@ -225,7 +238,7 @@ def arrive(ledger: Ledger, folder: str, role: Role, name: str = "") -> tuple[Led
     found, free = [], set()  # splits that no file gave may be changed
     for index in indexes:
         columns = [index.table[name] for name in ("source", "split", "label", "captions")]
-        hashes = [index.table[name].tolist() for name in ("digest", "pixels")]
+        hashes = [index.table[name].tolist() for name in images.HASHES]
         for (source, split, label, captions), *numbers, is_given in zip(
             zip(*columns, strict=True), *hashes, index.table["given"], strict=True
         ):
@@ -275,9 +288,12 @@ def _append(
         fixed = {*held, *(picture.source for picture in new if picture.source not in free)}
         new = [x if x.source in fixed else x._replace(split="train") for x in new]
     labels, old_labels = ({(x.set, x.label) for x in some} for some in (new, used))
+    scored = {x.look for x in (*used, *new) if x.split != "train"} - FLAT
+    similar = [x.source for x in new if x.split == "train" and x.look in scored]
     report = ArrivalReport(
         dict(collections.Counter(picture.split for picture in new)), len(found) - len(new),
-        len(held), tuple(held[:NAMED]), tuple(sorted(name for _, name in labels - old_labels)),
+        len(held), tuple(held[:NAMED]), len(similar), tuple(similar[:NAMED]),
+        tuple(sorted(name for _, name in labels - old_labels)),
         tuple(sorted(name for _, name in labels & old_labels)),
     )  # fmt: skip
     return Ledger((*ledger.arrivals, arrival), (*ledger.pictures, *new)), report
@@ -363,7 +379,7 @@ def _locate_set(
         index, _ = images.usable_images(index)
         read, task = index.read, index.dataset.task
         files = {row["source"]: row for row in index.table.to_dict("records")}
-    update = f"{arrival.update} {arrival.name}" if arrival.role == "adapt" else ""
+    update = update_label(arrival)
     rows, lost = [], []
     for place, picture in enumerate(pictures):
         file = files.get(picture.source, {})

@@ -7,6 +7,7 @@ written as a release.
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,12 @@ from cmp.files import atomic_folder
 from cmp.mixtures import Pools
 from cmp.releases import ledger as ledgers
 from cmp.releases import release
+from cmp.releases.candidates import Candidate
+from cmp.releases.card import release_card
+from cmp.releases.compare import Comparison, compare
 from cmp.releases.ledger import EMBEDDED, ArrivalReport, Ledger
 from cmp.releases.release import Release, ReleaseRecord, UpdateRecord
+from cmp.releases.report import write_report
 from cmp.runs import identity, store
 from cmp.runs.checkpoints import CheckpointManager, RunState
 from cmp.runs.identity import json_digest
@@ -134,7 +139,7 @@ def plan_update(
     ledger, parts, gone = ledgers.locate(ledger, skip_gone)
     corpus = ledgers.corpus_of(ledger, parts)
     run_config = _update_config(base, tree, parent, ledger.updates)
-    fitted = _settle(run_config, corpus)
+    fitted = budgets.settle(run_config, corpus)
     pools = mixtures.task_pools(fitted, corpus)[-1]
     arrival = ledger.arrivals[-1]
     plan = UpdatePlan(
@@ -151,6 +156,9 @@ def _refuse_settings(tree: Mapping[str, Any]) -> None:
         found = [name for name in given if name == key or name.startswith(f"{key}.")]
         if found:
             raise CmpError(f"{found[0]}: not in an update: {reason}")
+    meta = given.get("schedule.meta", "none")
+    if "peaks" in cmp.registry.get_option("meta_schedule", meta).settings:
+        raise CmpError(f"schedule.meta: {meta!r}: {FIXED_KEYS['schedule.peaks']}")
 
 
 def _first_tree(start: str) -> dict[str, Any]:
@@ -200,14 +208,7 @@ def _update_config(
                     "its state rests on it; begin a new one with --start"
                 )
         store.check_sources(parent.record.id, parent.state().progress.options)
-    if "peaks" in cmp.registry.get_option("meta_schedule", result.schedule.meta).settings:
-        raise CmpError(f"schedule.meta: {result.schedule.meta!r}: {FIXED_KEYS['schedule.peaks']}")
     return result
-
-
-def _settle(run_config: RunConfig, corpus: Corpus) -> RunConfig:
-    """Return the config that is computed; the fewest pictures are refused in words of an update."""
-    return budgets.settle(run_config, corpus)
 
 
 def _update_id(run_config: RunConfig, parent: Release | None, ledger: Ledger, gone: int) -> str:
@@ -245,6 +246,12 @@ def _notes(plan: UpdatePlan, gone: int) -> Iterable[str]:
     if report.held_out:
         some = ", ".join(report.held_from)
         yield f"{report.held_out:,} pictures are held out since before, and stay so, such as {some}"
+    if report.similar:
+        some = ", ".join(report.similar_names)
+        yield (
+            f"{report.similar:,} of the new training pictures look like a picture that is held "
+            f"out, such as {some}; they stay, but scores may be too high"
+        )
     if gone:
         yield f"{gone:,} pictures of earlier updates are gone; it goes on without them"
     passes = plan.steps * counts[1] / max(len(plan.pools.update), 1)
@@ -334,7 +341,7 @@ def compute_update(
             ) from None
         if manager:
             scores = last.get("scores") or _score_again(plan, result)
-            write_release(plan, result, scores, manager.last, folder)
+            write_release(plan, result, scores, manager.last, folder, device)
     processes.barrier()
     return release.read_release(folder)
 
@@ -390,7 +397,12 @@ def update_scores(scores: Scores, corpus: Corpus) -> pd.DataFrame:
 
 
 def write_release(
-    plan: UpdatePlan, result: RunResult, scores: Scores, state: Path | None, folder: Path
+    plan: UpdatePlan,
+    result: RunResult,
+    scores: Scores,
+    state: Path | None,
+    folder: Path,
+    device: str = "cpu",
 ) -> None:
     """Write a release, whole or not at all.
 
@@ -400,17 +412,19 @@ def write_release(
         scores: Its scores.
         state: The checkpoint at its end.
         folder: Where the release will be.
+        device: Where models are compared.
     """
     assert state is not None
     parent = plan.parent
     matrix = update_scores(scores, plan.corpus).assign(after=plan.number)
+    comparison = compare_with_before(plan, result, device)
     if parent:
         matrix = pd.concat([pd.read_parquet(parent.path(release.MATRIX_FILE)), matrix])
+    earlier = parent.record.updates if parent else ()
     done = UpdateRecord(
         plan.name, plan.id, plan.steps, plan.pools.counts, max_rate(plan.fitted),
-        len(plan.pools.update), result.seconds,
+        len(plan.pools.update), result.seconds - sum(x.seconds for x in earlier),
     )  # fmt: skip
-    earlier = parent.record.updates if parent else ()
     record = ReleaseRecord(
         release.SCHEMA, plan.id, parent.record.id if parent else "", plan.config.to_dict(),
         (*earlier, done), tuple(dataclasses.asdict(x) for x in plan.ledger.arrivals),
@@ -431,7 +445,34 @@ def write_release(
         matrix.to_parquet(partial / release.MATRIX_FILE, index=False)
         hits = {name: from_numpy(x) for name, x in result.hits.items()}
         save_file(hits, partial / release.HITS_FILE)
+        card = release_card(record, plan.config, comparison, folder.name)
+        (partial / release.CARD_FILE).write_text(card, encoding="utf-8")
+        if comparison:
+            title = f"{plan.name}: what update {plan.number} taught, and what it cost"
+            write_report(comparison, partial / release.REPORT_FILE, title, notes=plan.notes)
         release.write_record(partial, record)
+
+
+def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Comparison | None:
+    """Compare the model after an update with the one before it, None where nothing is held out."""
+    section, name = plan.config.evaluation, plan.config.model.name
+    if not len(plan.corpus.rows(section.split)):
+        return None
+    if plan.parent:
+        path = plan.parent.path(release.WEIGHTS_FILE)
+        before = functools.partial(models.load_from_file, name, path)
+        title = f"after {plan.parent.record.updates[-1].name}"
+    else:
+        before = functools.partial(models.load_model, plan.config.model, plan.config.seeds.init)
+        title = f"{name} as it was"
+    arrived = (
+        plan.corpus.table["update"] == ledgers.update_label(plan.ledger.arrivals[-1])
+    ).to_numpy()
+    return compare(
+        Candidate(title, name, before), Candidate(f"after {plan.name}", name, lambda: result.model),
+        plan.corpus, arrived=arrived, split=section.split, subset=section.subset,
+        precision=plan.config.training.precision, device=device,
+    )  # fmt: skip
 
 
 def max_rate(fitted: RunConfig) -> float:

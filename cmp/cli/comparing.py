@@ -1,0 +1,144 @@
+"""`cmpt compare`: what a new model gains, what it gets wrong now, and whether it may be served."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import typer
+
+from cmp.cli import shared
+from cmp.data import Corpus, load_data
+from cmp.errors import CmpError
+from cmp.evaluation import make_test_sets
+from cmp.experiments import forecast
+from cmp.files import check_target
+from cmp.releases import candidates, gate, ledger, report
+from cmp.releases.compare import Comparison, common_device
+from cmp.releases.compare import compare as compare_models
+from cmp.releases.index import RECALL_AT
+from cmp.releases.release import Release, is_release, read_release
+
+WORST = 8
+"""Concepts that are printed."""
+
+
+def compare(
+    old: Annotated[str, typer.Argument(metavar="OLD")],
+    new: Annotated[str, typer.Argument(metavar="NEW")],
+    data: str | None = None,
+    arrived: Annotated[str | None, typer.Option("--new", metavar="NAME[,...]")] = None,
+    gate_file: Annotated[Path | None, typer.Option("--gate")] = None,
+    page: Annotated[Path | None, typer.Option("--report")] = None,
+    split: Literal["test", "validation"] = "test",
+    subset: shared.OptionalPositive = None,
+    threads: shared.Threads = 2,
+    device: str | None = None,
+) -> None:
+    """Compare two models on the same pictures: scores, names lost and gained, a stored index.
+
+    OLD and NEW are NAME:START (small:annealed, small:annealed:3 for base 3,
+    ViT-B-32:laion2b_s34b_b79k, NAME:FILE.safetensors), run:ID, hf-hub:ORG/NAME, or a folder in
+    open_clip's layout, such as a release. Each prepares pictures in its own way.
+
+    With a gate, the exit status is 1 if the new model breaks one of its limits: of all sets, A_KA
+    or A_ZS, of `each` set, or of some by name under `sets`; `drop` and `gain` in points, `lost` as
+    the percentage of right answers that became wrong. Estimates are compared, or with `sure: true`
+    the worse end of the 95% interval.
+
+    Args:
+        old: The model that is served.
+        new: The model that may take its place.
+        data: Source of the data: embedded, fomo, or a folder of manifests. Default: of a release
+            all pictures that arrived until then; else embedded.
+        arrived: Datasets or updates whose pictures are new to an index of the old model. Default:
+            of a release its last update; else the datasets of role adapt, if there are others; ""
+            for none.
+        gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
+        page: Write a page of HTML to this file, with the pictures that lost or gained their name.
+        split: Images to score: test, or validation.
+        subset: Images per dataset. Default: all.
+        device: Device: cpu or cuda. Default: cpu for embedded models, otherwise cuda.
+
+    Example:
+        cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml --report report.html
+    """
+    torch.set_num_threads(threads)
+    if page:
+        if not page.parent.is_dir():
+            raise CmpError(f"--report {page}: there is no folder {page.parent}; make it first")
+        check_target(page)
+    limits = gate.read_gate(gate_file) if gate_file else None
+    pair = [candidates.find_candidate(what) for what in (old, new)]
+    forecast.check_device(device := common_device(pair, device))
+    names = [name for name in arrived.split(",") if name] if arrived is not None else None
+    if data is None and is_release(Path(new)):
+        corpus, names = release_data(read_release(new), names)
+    else:
+        corpus = load_data(data or "embedded")
+    if limits:
+        scored = [each.dataset for each in make_test_sets(corpus, split, subset)]
+        gate.check_scopes(limits, {dataset.name: dataset.role for dataset in scored})
+    comparison = compare_models(
+        *pair, corpus, arrived=names, split=split, subset=subset, device=device, progress=True
+    )
+    print_comparison(comparison)
+    lines = gate.apply_gate(limits, comparison) if limits else []
+    if page:
+        report.write_report(comparison, page, gate=lines)
+        typer.echo(f"written: {page}")
+    broken = [line for line in lines if not line.passed]
+    for line in broken:
+        typer.echo(f"broken: {line.sentence}")
+    if lines:
+        typer.echo(f"gate: {len(lines) - len(broken)} of {len(lines)} limits kept")
+    if broken:
+        raise typer.Exit(1)
+
+
+def release_data(
+    release: Release, arrived: list[str] | None
+) -> tuple[Corpus, list[str] | np.ndarray]:
+    """Return the pictures of a release that are still there, and which of them are new."""
+    known, parts, _ = ledger.locate(release.ledger(), skip_gone=True)
+    corpus = ledger.corpus_of(known, parts)
+    if arrived is not None:
+        return corpus, arrived
+    last = ledger.update_label(known.arrivals[-1])
+    return corpus, (corpus.table["update"] == last).to_numpy(bool)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print the scores of both models, the worst concepts, and what the old index is worth."""
+    rows, sets = [], comparison.sets
+    for role in shared.ROLE_NAMES:
+        members = sets[sets["role"] == role]
+        rows += [(name, *_score_cells(row)) for name, row in members.iterrows()]
+        rows += [None] if len(members) else []
+    rows += [(name, *_score_cells(row)) for name, row in comparison.summary.iterrows()]
+    columns = ("", "before", "now", "change", "95%", "lost", "of right", "gained")
+    shared.print_table(columns, rows, f"{comparison.old} -> {comparison.new}, {comparison.split}")
+    worst = comparison.worst_concepts(WORST, each=False)
+    if len(worst):
+        cells = ("dataset", "concept", "questions", "lost", "gained", "became")
+        shown = [tuple(getattr(row, cell) for cell in cells) for row in worst.itertuples()]
+        shared.print_table(cells, shown, "concepts that lost most")
+    index = comparison.index[comparison.index["k"] == max(comparison.index["k"])]
+    columns = ("content", "asked by", "before", "as it is", "map", "new first", "all again")
+    cells = ("before", "as_is", "mapped", "new_first", "reencoded")
+    shown = [
+        (row.content, row.query, *(shared.score_text(getattr(row, cell)) for cell in cells))
+        for row in index.itertuples()
+    ]
+    shared.print_table(columns, shown, f"recall@{max(RECALL_AT)} on the old index, in per cent")
+    typer.echo(f"map: {comparison.index_map.sentence}")
+
+
+def _score_cells(row) -> tuple[object, ...]:
+    """Return the cells of a row of `Comparison.sets` or `Comparison.summary`."""
+    interval = f"{row['low']:+.1f} to {row['high']:+.1f}"
+    share = shared.score_text(row["lost_share"]) + "%"
+    return (
+        *map(shared.score_text, (row["old"], row["new"])), f"{row['change']:+.1f}", interval,
+        int(row["lost"]), share, int(row["gained"]),
+    )  # fmt: skip

@@ -1,0 +1,232 @@
+"""`cmpt update` and `cmpt tune`: keep a model current, month by month."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from tqdm import tqdm
+
+from cmp import config, models
+from cmp.cli import shared
+from cmp.cli.runs import progress_observer
+from cmp.errors import CmpError
+from cmp.experiments import forecast
+from cmp.files import read_yaml
+from cmp.releases import release, tuning
+from cmp.releases.update import UpdatePlan, compute_update, plan_update
+from cmp.runs.runner import Observer
+from cmp.scale import processes
+from cmp.scale.execution import ExecutionConfig
+
+Folders = Annotated[list[Path] | None, typer.Option("--retain", metavar="FOLDER")]
+Moved = Annotated[list[str] | None, typer.Option("--moved", metavar="OLD=NEW")]
+Start = Annotated[str | None, typer.Argument(metavar="RELEASE")]
+
+
+def update(
+    release: Start = None,
+    settings: shared.Settings = None,
+    data: Annotated[Path | None, typer.Option(metavar="FOLDER")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER")] = None,
+    start: str | None = None,
+    pool: str | None = None,
+    retain: Folders = None,
+    chosen: Annotated[Path | None, typer.Option("--settings", metavar="FILE")] = None,
+    name: str | None = None,
+    gone: Literal["refuse", "skip"] = "refuse",
+    moved: Moved = None,
+    threads: shared.Threads = 1,
+    dry_run: bool = False,
+    device: str | None = None,
+    micro_batch: shared.OptionalPositive = None,
+    checkpoint_activations: bool = False,
+    compile: bool = False,
+) -> None:
+    """Bring a model up to date with a folder of new pictures, and write a release.
+
+    The first update names the model by --start; each one after it goes on from a RELEASE. The
+    recipe of the book is the default. What is stopped goes on with the same command.
+    `torchrun -m cmp update ...` shares each batch between processes.
+
+    Args:
+        release: The release that it goes on from.
+        data: The folder of the new pictures: a folder per class, a table, tars, or with manifests.
+        out: The folder of the new release.
+        start: The model of a first update: NAME:START, such as ViT-B-16:laion2b_s34b_b88k, small,
+            or hf-hub:ORG/NAME.
+        pool: A folder of pictures like those of pretraining, which are replayed, or embedded.
+            Named once. Default: none.
+        retain: A folder of pictures that the model must not forget, scored as A_ZS. Named once.
+            Default: none.
+        chosen: A file of settings, such as `cmpt tune` writes. Default: none.
+        name: What the update is called. Default: the folder's name.
+        gone: Whether pictures of earlier updates that are gone are refused or skipped.
+        moved: A folder of earlier pictures that lies elsewhere now. Default: none.
+
+    Example:
+        cmpt update releases/2026-01 --data pictures/2026-02 -o releases/2026-02
+    """
+    if out is None:
+        raise CmpError("-o: name the folder of the new release")
+    torch.set_num_threads(threads)
+    given = _given(release, start, data, settings, chosen)
+    execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
+    pictures: dict[str, Any] = {
+        "pool": pool, "retain": retain or [], "name": name or "", "skip_gone": gone == "skip",
+        "moved": _parse_moved(moved),
+    }  # fmt: skip
+    device = None if dry_run else device
+    with processes.init_distributed(_device_of(given[0], device)) as local_device:
+        with processes.first_process_first():
+            plan = plan_update(*given, **pictures)
+        if processes.rank() == 0:
+            typer.echo("\n".join(plan.notes))
+        if dry_run:
+            return typer.echo("nothing was computed")
+        forecast.check_device(local_device)
+        made = _compute(plan, out, local_device, execution)
+        if processes.rank() == 0:
+            typer.echo(f"written: {out}\n{release_lines(made)}")
+            if plan.parent is None:
+                typer.echo(
+                    f"its peak, {plan.config.schedule.peak:g}, is the recipe's and was not tuned "
+                    f"for your pictures: cmpt tune {out} --data FOLDER -o tuned.yaml"
+                )
+
+
+def _given(
+    release_folder: str | None,
+    start: str | None,
+    data: Path | None,
+    settings: list[str] | None,
+    chosen: Path | None,
+) -> tuple[str, Path, dict[str, Any]]:
+    """Return the start, the data and the settings of an update from a command's arguments."""
+    settings = list(settings or [])
+    if release_folder and "=" in release_folder and not Path(release_folder).exists():
+        settings, release_folder = [release_folder, *settings], None  # a first update's setting
+    if (release_folder is None) == (start is None):
+        raise CmpError(
+            "cmpt update: give the RELEASE that it goes on from, or for the first update the model "
+            "by --start, such as --start ViT-B-16:laion2b_s34b_b88k"
+        )
+    if data is None:
+        raise CmpError("--data: name the folder of the new pictures")
+    below = read_yaml(chosen) if chosen else {}
+    return release_folder or str(start), data, config.override(below, settings)
+
+
+def _device_of(start: str, device: str | None) -> str:
+    """Return the device of an update: the CPU for an embedded model, else a card."""
+    folder = Path(start)
+    is_release = release.is_release(folder)
+    name = release.read_release(folder).config.model.name if is_release else start.split(":")[0]
+    return models.default_device(name, device)
+
+
+def _parse_moved(moved: list[str] | None) -> dict[str, str]:
+    pairs = [text.partition("=") for text in moved or []]
+    if bad := [old for old, equals, new in pairs if not (old and equals and new)]:
+        raise CmpError(f"--moved: {bad[0]!r}: give OLD=NEW, two folders")
+    return {old: new for old, _, new in pairs}
+
+
+def _compute(
+    plan: UpdatePlan, out: Path, device: str, execution: ExecutionConfig
+) -> release.Release:
+    """Compute an update under a progress bar."""
+    is_silent = processes.rank() > 0
+    with tqdm(total=plan.steps, desc=plan.name, unit=" steps", disable=is_silent) as bar:
+        observer = progress_observer(bar, sum(plan.pools.counts))
+        earlier = sum(plan.fitted.steps[:-1])
+        listener = Observer(
+            observer.step, observer.task, lambda steps: observer.resumed(max(steps - earlier, 0))
+        )
+        return compute_update(plan, out, listener, device, execution)
+
+
+def release_lines(made: release.Release) -> str:
+    """Return what to look at in a release, in lines."""
+    folder = made.folder
+    return (
+        f"{release.describe(made)}\nserved by open_clip as local-dir:{folder}\n"
+        f"look at {folder / release.REPORT_FILE}"
+    )
+
+
+def tune(
+    release: Start = None,
+    settings: shared.Settings = None,
+    data: Annotated[Path | None, typer.Option(metavar="FOLDER")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE")] = None,
+    start: str | None = None,
+    pool: str | None = None,
+    retain: Folders = None,
+    peaks: Annotated[str | None, typer.Option(metavar="PEAK,...")] = None,
+    threads: shared.Threads = 1,
+    device: str | None = None,
+    micro_batch: shared.OptionalPositive = None,
+    checkpoint_activations: bool = False,
+    compile: bool = False,
+) -> None:
+    """Choose the peak of the learning rate for an update, on pictures held out for choices.
+
+    Three peaks are tried, a factor of three apart, and more while the best is the lowest or the
+    highest. What is stopped goes on with the same command. `cmpt update --settings FILE` takes the
+    choice.
+
+    Args:
+        release: The release that the update goes on from.
+        data: The folder of the new pictures.
+        out: The file that the choice is written to, NAME.yaml.
+        start: The model of a first update, as for `cmpt update`.
+        pool: As for `cmpt update`. Default: none.
+        retain: As for `cmpt update`. Default: none.
+        peaks: The peaks to begin with. Default: the recipe's, a third of it, and three times as
+            much.
+
+    Example:
+        cmpt tune releases/2026-01 --data pictures/2026-02 -o tuned.yaml
+    """
+    if out is None or out.suffix != ".yaml":
+        raise CmpError("-o: name the file that the choice is written to, NAME.yaml")
+    torch.set_num_threads(threads)
+    first, folder, tree = _given(release, start, data, settings, None)
+    execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
+    with processes.init_distributed(_device_of(first, device)) as local_device:
+        forecast.check_device(local_device)
+        is_first = processes.rank() == 0
+        with tqdm(unit=" steps", disable=not is_first) as bar:
+
+            def begin(plan: UpdatePlan) -> Observer:
+                bar.reset(plan.steps)
+                bar.set_description(f"peak {plan.config.schedule.peak:g}")
+                return Observer(progress_observer(bar, sum(plan.pools.counts)).step)
+
+            table = tuning.tune(
+                first, folder, tree, folder=out.with_name(f".{out.stem}.tune"),
+                peaks=_parse_peaks(peaks), device=local_device, execution=execution,
+                observer=begin, tell=lambda row: bar.write(_score_line(row)),
+                pool=pool, retain=retain or [],
+            )  # fmt: skip
+    if is_first:
+        peak = tuning.write_choice(table, out)
+        typer.echo(tuning.draw_front(table))
+        typer.echo(f"best on validation: {peak:g}; written: {out}")
+        typer.echo(f"cmpt update ... --settings {out}")
+
+
+def _parse_peaks(text: str | None) -> list[float]:
+    try:
+        peaks = [float(part) for part in (text or "").split(",") if part.strip()]
+    except ValueError as error:
+        raise CmpError(f"--peaks: {text!r}: give numbers, such as 0.001,0.003") from error
+    if any(not 0 < peak < 1e3 for peak in peaks):
+        raise CmpError(f"--peaks: {text!r}: a peak is a learning rate above zero")
+    return peaks
+
+
+def _score_line(row: Any) -> str:
+    scores = ", ".join(f"{name} {row[name]:.1f}" for name in tuning.SCORES if name in row)
+    return f"peak {row['peak']:g}: {scores}"

@@ -1,0 +1,410 @@
+"""What two models do on the same pictures: scores, names lost and gained, and a stored index."""
+
+import functools
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from cmp import evaluation, models
+from cmp.data import Corpus
+from cmp.errors import CmpError, name_choices
+from cmp.evaluation import ENCODE_BLOCK, ROLES, Features, Scores
+from cmp.models import Network
+from cmp.releases.candidates import Candidate, find_candidate
+from cmp.releases.index import RECALL_AT, IndexMap, fit_map, measure_index
+from cmp.releases.intervals import mean_interval, share_interval
+
+FIT_PICTURES = 2000
+"""Pictures, none of them scored, on which the map to an old index is fitted."""
+SMALL_SIDE = 64
+"""Pixels per side up to which a CPU encodes a whole block of `cmp.evaluation` at once."""
+NAMING, TO_TEXT, TO_IMAGE = "name", "image to text", "text to image"
+"""What a question asks for."""
+ALL = "all"
+"""The row of `Comparison.summary` where all sets count equally."""
+ENDS = ("", "_low", "_high")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Two models on the same pictures. Scores, shares and intervals are in percent; intervals are
+    of 95 %, paired, over groups of pictures that are named together.
+
+    Attributes:
+        old: What the old model is called.
+        new: What the new model is called.
+        corpus: The data.
+        split: The split that is scored.
+        sets: A row per dataset: `role`, `metric`, `questions`, `old`, `new`, `change` with `low`
+            and `high`; `lost`, how many questions were right and are wrong now, `lost_share` of
+            those that were right, with `lost_low` and `lost_high`; and the same of `gained`, of
+            those that were wrong.
+        summary: The same columns for A_KA, A_ZS and "all", where datasets count equally.
+        flips: A row per question whose answer became wrong (`kind` "lost") or right ("gained"):
+            `dataset`, `row` (the corpus position of the picture), `asked` ("name", "image to text"
+            or "text to image"), `concept`, and the answers `said_old` and `said_new`, "" in
+            retrieval.
+        concepts: A row per dataset and class: `questions`, `old`, `new`, `change`, `lost`,
+            `gained`, and `became`, the name that the new model gives most of the lost ones; of each
+            dataset first what lost most pictures, net of those gained.
+        retrieval: A row per dataset with captions, `asked` and `k`: recall@k as `old`, `new`,
+            `change`, `low`, `high`, and `questions`.
+        index: What a stored index is worth, see `cmp.releases.index.measure_index`.
+        index_map: The linear map from new queries to the old index.
+        is_same: Whether both models have the same features, to the bit: no interval is needed then.
+    """
+
+    old: str
+    new: str
+    corpus: Corpus
+    split: str
+    sets: pd.DataFrame
+    summary: pd.DataFrame
+    flips: pd.DataFrame
+    concepts: pd.DataFrame
+    retrieval: pd.DataFrame
+    index: pd.DataFrame
+    index_map: IndexMap
+    is_same: bool
+
+    def worst_concepts(self, count: int = 20, each: bool = True) -> pd.DataFrame:
+        """Return concepts that got worse, as in `concepts`.
+
+        Args:
+            count: Up to how many.
+            each: Whether so many of each dataset, or of all, those first that lost most pictures.
+        """
+        worse = self.concepts[self.concepts["change"] < 0]
+        if each:
+            return worse.groupby("dataset", sort=False).head(count)
+        order = np.lexsort((worse["change"], worse["gained"] - worse["lost"]))
+        return worse.iloc[order].head(count)
+
+
+def compare(
+    old: str | Candidate | tuple[str, Network],
+    new: str | Candidate | tuple[str, Network],
+    corpus: Corpus,
+    *,
+    arrived: Collection[str] | np.ndarray | None = None,
+    split: str = "test",
+    subset: int | None = None,
+    fit_pictures: int = FIT_PICTURES,
+    precision: str = "bf16",
+    device: str | None = None,
+    progress: bool = False,
+) -> Comparison:
+    """Compare two models on the same pictures: what the new one gains, and what it gets wrong now.
+
+    Every picture is decoded and encoded once for each model, by its own preprocessing; features
+    alone are kept. One model is in memory at a time, unless networks are given. Right-to-wrong
+    answers are the negative flips of Yan et al. (2020, arXiv 2011.09161), here as a share of what
+    was right.
+
+    Args:
+        old: The model that is served: "NAME:START", "run:ID", "hf-hub:ORG/NAME" or a folder in
+            open_clip's layout, such as a release; or a name and a network.
+        new: The model that may take its place.
+        corpus: The data.
+        arrived: What is new to an index of the old model: names of datasets or of updates, or a
+            bool for every image of the corpus. Where None, the datasets of the role "adapt" if
+            there are others beside them.
+        split: "test" or "validation".
+        subset: Images per dataset; all where None.
+        fit_pictures: How many pictures of other splits the map to the old index is fitted on.
+        precision: "bf16" or "fp32".
+        device: "cpu" or "cuda"; where None, the CPU for embedded models and a card for others.
+        progress: Whether a progress bar is shown on standard error.
+
+    Returns:
+        A `Comparison` with pandas tables: `sets` and `summary` (scores, change, lost and gained
+        answers, with intervals), `flips` (a row per answer that changed between right and wrong),
+        `concepts`, `retrieval`, and `index` (what the old model's index is worth to the new one).
+
+    Raises:
+        CmpError: A model cannot be loaded or does not take these images, or nothing is scored.
+
+    Example:
+        >>> corpus = cmp.load_data("embedded")
+        >>> tables = cmp.compare("small:annealed", "small:unannealed", corpus, subset=8)
+        >>> list(tables.summary.columns)[:4]
+        ['sets', 'questions', 'old', 'new']
+    """
+    candidates = [_as_candidate(model) for model in (old, new)]
+    is_new = arrived_images(corpus, arrived)
+    kept = _unscored_rows(corpus, split, fit_pictures)
+    features, fitted = [], []
+    target = common_device(candidates, device)
+    _load_checked(candidates[1], corpus)  # its faults are found before the old model is computed
+    for candidate, role in zip(candidates, ("old", "new"), strict=True):
+        encode = functools.partial(_encode, candidate, corpus, split, subset, kept, precision)
+        scored, others = encode(target, role if progress else "")
+        features.append(scored)
+        fitted.append(others)
+    old_scores, new_scores = (evaluation.score(corpus, each) for each in features)
+    questions = _pair_questions(corpus, features[0], old_scores, new_scores)
+    is_same = features[0].equals(features[1])
+    summaries = _summaries(questions, old_scores.datasets, is_same)
+    rows = np.concatenate([test_set.rows for test_set in features[0].test_sets])
+    index_map = fit_map(fitted[1], fitted[0])
+    return Comparison(
+        old=candidates[0].title,
+        new=candidates[1].title,
+        corpus=corpus,
+        split=split,
+        sets=old_scores.datasets[["role", "metric", "images", "chance"]].join(summaries[0]),
+        summary=summaries[1],
+        flips=_list_flips(questions),
+        concepts=_compare_concepts(questions),
+        retrieval=_compare_retrieval(corpus, features, is_same),
+        index=measure_index(corpus, *features, is_new[rows], index_map),
+        index_map=index_map,
+        is_same=is_same,
+    )
+
+
+def _as_candidate(model: str | Candidate | tuple[str, Network]) -> Candidate:
+    if isinstance(model, str):
+        return find_candidate(model)
+    if isinstance(model, Candidate):
+        return model
+    name, network = model
+    return Candidate(name, name, lambda: network)
+
+
+def common_device(candidates: Collection[Candidate], device: str | None) -> str:
+    """Return the device that was given, or else the one on which both models are encoded: a card if
+    one of them would be computed there."""
+    usual = {models.default_device(candidate.name, device) for candidate in candidates}
+    return device or ("cuda" if "cuda" in usual else "cpu")
+
+
+def arrived_images(corpus: Corpus, arrived: Collection[str] | np.ndarray | None) -> np.ndarray:
+    """Return whether each image of a corpus is new to an index of the old model, bool [images].
+
+    Args:
+        corpus: The data.
+        arrived: As in `compare`.
+
+    Raises:
+        CmpError: A name is neither a dataset's nor an update's.
+    """
+    table = corpus.table
+    if isinstance(arrived, np.ndarray):
+        if arrived.shape != (len(table),):
+            words = f"must have a bool for each of {len(table):,} images"
+            raise CmpError(f"arrived: {words}, has the shape {arrived.shape}")
+        return arrived.astype(bool)
+    if arrived is None:
+        adapted = corpus.by_role("adapt")
+        scored = [x for x in corpus.datasets if corpus.datasets[x].role in ("eval", "transfer")]
+        return table["dataset"].isin(adapted if scored else []).to_numpy()
+    updates = sorted(set(table["update"].cat.categories) - {""})
+    known = [*corpus.datasets, *updates]
+    for name in arrived:
+        if name not in known:
+            words = f"no dataset and no update is called {name!r:.80}"
+            raise CmpError(f"--new: {words}{name_choices(name, known)}")
+    chosen = table["dataset"].isin(list(arrived)) | table["update"].isin(list(arrived))
+    return chosen.to_numpy()
+
+
+def _unscored_rows(corpus: Corpus, split: str, count: int) -> np.ndarray:
+    """Return the positions of images that are not scored, evenly of all datasets and their rows:
+    of validation first, then of training."""
+    each, chosen = -(-count // len(corpus.datasets)), []
+    for name in corpus.datasets:
+        left = each
+        for other in ("validation", "train"):
+            rows = corpus.rows(other, dataset=name) if other != split else np.zeros(0, int)
+            place = np.linspace(0, len(rows) - 1, min(left, len(rows))).round().astype(int)
+            chosen.append(rows[place])
+            left -= len(place)
+    return np.sort(np.concatenate(chosen))[:count]
+
+
+def _encode(
+    candidate: Candidate,
+    corpus: Corpus,
+    split: str,
+    subset: int | None,
+    others: np.ndarray,
+    precision: str,
+    device: str,
+    progress: str,
+) -> tuple[Features, Tensor]:
+    """Load a model and return its features of what is scored, and of other images; `progress` is
+    what the bar is called, "" for none."""
+    network = _load_checked(candidate, corpus).to(device)
+    side, corpus = models.preprocessing(network).size, corpus.on(device)
+    sets = evaluation.make_test_sets(corpus, split, subset)
+    total = sum(len(each.rows) for each in sets) + len(others)
+    with tqdm(
+        total=total, desc=f"encode {progress}", unit=" pictures", disable=not progress, delay=1
+    ) as bar:
+        share = functools.partial(_in_blocks, bar, _block_size(side, device))
+        name = candidate.name
+        scored = evaluation.encode(network, name, corpus, split, subset, precision, share)
+        if not len(others):
+            return scored, scored.image[:0]
+        with evaluation.evaluation_mode(network):
+            return scored, share(
+                others, lambda rows: evaluation.image_features(network, corpus, rows, precision)
+            )
+
+
+def _load_checked(candidate: Candidate, corpus: Corpus) -> Network:
+    """Return a candidate's network; raise `CmpError` if it does not take the corpus's images."""
+    network = candidate.load()
+    corpus.check_side(models.preprocessing(network).size, candidate.name)
+    return network
+
+
+def _block_size(side: int, device: str) -> int:
+    """Return how many images of so many pixels per side are encoded between two moves of a bar. A
+    card gets many, since processes that decode begin anew each time; a CPU few that are large,
+    whose pixels and activations take half a gigabyte otherwise."""
+    if device != "cpu":
+        return 8 * ENCODE_BLOCK
+    return ENCODE_BLOCK if side <= SMALL_SIDE else ENCODE_BLOCK // 8
+
+
+def _in_blocks(bar: tqdm, size: int, items: Any, encode: Callable[[Any], Tensor]) -> Tensor:
+    """Encode images a block at a time, to move a bar in between; texts at once, since they are
+    packed by length."""
+    if not isinstance(items, np.ndarray):
+        return encode(items)
+    features = []
+    for start in range(0, len(items), size):
+        features.append(encode(items[start : start + size]))
+        bar.update(len(features[-1]))
+    return torch.cat(features)
+
+
+def _pair_questions(corpus: Corpus, features: Features, old: Scores, new: Scores) -> pd.DataFrame:
+    """Return a row per question with both models' hits and answers, and what it asks for."""
+    table = old.hits.rename(columns={"hit": "hit_old", "answer": "said_old"})
+    table = table.assign(hit_new=new.hits["hit"], said_new=new.hits["answer"])
+    asked, concept = [], []
+    for test_set in features.test_sets:
+        labels = corpus.table["label"].iloc[test_set.rows].astype(str).to_numpy()
+        if test_set.owner is None:
+            asked += [NAMING] * len(test_set.rows)
+            concept.append(labels)
+        else:
+            captions = np.array(test_set.texts, object)
+            first = np.searchsorted(test_set.owner, np.arange(len(test_set.rows)))
+            first = first.clip(max=len(captions) - 1)
+            asked += [TO_TEXT] * len(test_set.rows) + [TO_IMAGE] * len(captions)
+            concept += [captions[first], captions]
+    return table.assign(asked=asked, concept=np.concatenate(concept))
+
+
+def _summaries(
+    questions: pd.DataFrame, datasets: pd.DataFrame, is_same: bool
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return `Comparison.sets` as far as they follow from the questions, and the summary."""
+    roles = {name: list(datasets.index[datasets["role"] == role]) for name, role in ROLES.items()}
+    chosen = {name: members for name, members in roles.items() if members}
+    chosen |= {ALL: list(datasets.index)}
+    summary = {
+        name: {"sets": len(members), **_summarise(questions, members, is_same)}
+        for name, members in chosen.items()
+    }
+    sets = {name: _summarise(questions, [name], is_same) for name in datasets.index}
+    return _frame(sets, "dataset"), _frame(summary, "sets of")
+
+
+def _frame(rows: dict[str, dict[str, float]], index: str) -> pd.DataFrame:
+    return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name=index))
+
+
+def _summarise(questions: pd.DataFrame, datasets: list[str], is_same: bool) -> dict[str, float]:
+    """Return scores, change and flips over some datasets, which count equally."""
+    chosen = questions[questions["dataset"].isin(datasets)]
+    weight = chosen["weight"].to_numpy() / len(datasets)
+    part, group = (pd.factorize(chosen[column])[0] for column in ("dataset", "group"))
+    was, now = (chosen[column].to_numpy() > 0 for column in ("hit_old", "hit_new"))
+    change = mean_interval(now * 1.0 - was, weight, part, group)
+    lost = share_interval(~now, was, weight, group)
+    gained = share_interval(now, ~was, weight, group)
+    if is_same:  # nothing can differ, on other pictures neither
+        change, lost, gained = (0.0,) * 3, (0.0,) * 3, (0.0,) * 3
+    ends = {"change": change, "lost_share": lost, "gained_share": gained}
+    shown = {
+        key.removesuffix("_share" if end else "") + end: 100 * value
+        for key, values in ends.items()
+        for end, value in zip(ENDS, values, strict=True)
+    }
+    return {
+        "questions": len(chosen),
+        "old": 100 * float(weight @ was),
+        "new": 100 * float(weight @ now),
+        "change": shown["change"],
+        "low": shown["change_low"],
+        "high": shown["change_high"],
+        "lost": int((was & ~now).sum()),
+        **{key: shown[key] for key in ("lost_share", "lost_low", "lost_high")},
+        "gained": int((now & ~was).sum()),
+        **{key: shown[key] for key in ("gained_share", "gained_low", "gained_high")},
+    }
+
+
+def _list_flips(questions: pd.DataFrame) -> pd.DataFrame:
+    """Return `Comparison.flips`."""
+    chosen = questions[questions["hit_old"] != questions["hit_new"]]
+    kind = np.where(chosen["hit_old"] > 0, "lost", "gained")
+    columns = ["dataset", "row", "asked", "concept", "said_old", "said_new"]
+    return chosen[columns].assign(kind=kind).reset_index(drop=True)
+
+
+def _compare_concepts(questions: pd.DataFrame) -> pd.DataFrame:
+    """Return `Comparison.concepts`."""
+    named = questions[questions["asked"] == NAMING]
+    lost = (named["hit_old"] > 0) & (named["hit_new"] == 0)
+    gained = (named["hit_old"] == 0) & (named["hit_new"] > 0)
+    rows = named.assign(lost=lost, gained=gained, became=named["said_new"].where(lost))
+    by_concept = rows.groupby(["dataset", "concept"], sort=False)
+    table = by_concept.agg(
+        questions=("row", "size"), old=("hit_old", "mean"), new=("hit_new", "mean"),
+        lost=("lost", "sum"), gained=("gained", "sum"), became=("became", _most_frequent),
+    ).reset_index()  # fmt: skip
+    table[["old", "new"]] *= 100
+    table.insert(5, "change", table["new"] - table["old"])
+    place = {name: number for number, name in enumerate(questions["dataset"].unique())}
+    fewer = table["gained"] - table["lost"]
+    order = np.lexsort((table["change"], fewer, table["dataset"].map(place)))
+    return table.iloc[order].reset_index(drop=True)
+
+
+def _most_frequent(answers: pd.Series) -> str:
+    counts = answers.dropna().value_counts()
+    return str(counts.index[0]) if len(counts) else ""
+
+
+def _compare_retrieval(corpus: Corpus, features: list[Features], is_same: bool) -> pd.DataFrame:
+    """Return `Comparison.retrieval`."""
+    rows: list[dict[str, object]] = []
+    for (test_set, *old), (_, *new) in zip(*(each.by_set() for each in features), strict=True):
+        if test_set.owner is None:
+            continue
+        owner, images = torch.from_numpy(test_set.owner), test_set.rows
+        group = [corpus.table["group"].array[part] for part in (images, images[test_set.owner])]
+        for k in RECALL_AT:
+            hits = [evaluation.retrieval_hits(*pair, owner, k) for pair in (old, new)]
+            for number, asked in enumerate((TO_TEXT, TO_IMAGE)):
+                was, now = (each[number].astype(float) for each in hits)
+                even, one = np.full(len(was), 1 / len(was)), np.zeros(len(was), int)
+                ends = mean_interval(now - was, even, one, pd.factorize(group[number])[0])
+                change, low, high = (0.0,) * 3 if is_same else (100 * end for end in ends)
+                row = {"dataset": test_set.dataset.name, "asked": asked, "k": k}
+                row |= {"questions": len(was), "old": 100 * was.mean(), "new": 100 * now.mean()}
+                rows.append(row | {"change": change, "low": low, "high": high})
+    names = ["dataset", "asked", "k", "questions", "old", "new", "change", "low", "high"]
+    return pd.DataFrame(rows, columns=names)

@@ -1,0 +1,207 @@
+"""Limits that a new model must keep before it is served, read from a YAML file.
+
+    all: {drop: 1}                  # the mean of all sets falls by at most a point
+    A_ZS: {drop: 2, lost: 15}       # of what the sets of old content named right, 15% may go wrong
+    A_KA: {gain: 3}                 # new content gains at least three points
+    each: {drop: 5}                 # of every single set
+    sets: {emoji-signs: {drop: 1, sure: true}}   # of this one, in place of `each`
+
+Estimates are compared, since a gate that asked for certainty would stop every model whose test sets
+are small, the old one's twin included. `sure: true` asks for it: the whole 95 % interval must keep
+the limit, which a set of a few hundred pictures can hardly show for less than some points. A model
+with the very features of the old one passes either way where only losses are limited.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from cmp.errors import CmpError, name_choices
+from cmp.evaluation import ROLES
+from cmp.files import check_record, read_yaml
+from cmp.releases.compare import ALL, Comparison
+from cmp.values import STRICT
+
+Points = Annotated[float, Field(ge=0, le=100)]
+EXAMPLE = "; a gate is such as `each: {drop: 5, lost: 20}` or `A_KA: {gain: 1, sure: true}`"
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Limits:
+    """What is asked of a set, or of a mean of sets; None asks nothing.
+
+    Attributes:
+        drop: The score falls by at most so many points.
+        lost: Of the questions that were answered right, at most so many percent are wrong now.
+        gain: The score rises by at least so many points.
+        sure: Whether the whole 95 % interval must keep the limits, and not the estimate alone.
+    """
+
+    drop: Points | None = None
+    lost: Points | None = None
+    gain: Points | None = None
+    sure: bool = False
+
+
+@checked_dataclass(frozen=True, config=STRICT)
+class Gate:
+    """The limits of a file.
+
+    Attributes:
+        all: Of the mean of all sets.
+        A_KA: Of the mean of the sets of new content, whose role is "adapt".
+        A_ZS: Of the mean of the sets of old content, whose role is "eval".
+        each: Of every set.
+        sets: Of single sets, in place of `each`.
+    """
+
+    all: Limits = Limits()
+    A_KA: Limits = Limits()
+    A_ZS: Limits = Limits()
+    each: Limits = Limits()
+    sets: dict[str, Limits] = Field(default_factory=dict)
+
+
+class GateLine(NamedTuple):
+    """One limit and what became of it.
+
+    Attributes:
+        key: Where it stands in the gate, such as "each.drop".
+        scope: What it is of, a dataset's name or "A_KA", "A_ZS" or "all".
+        limit: The limit, in points or percent.
+        value: What was compared with it; NaN where no interval can be formed.
+        passed: Whether it is kept.
+        sentence: All that in words.
+    """
+
+    key: str
+    scope: str
+    limit: float
+    value: float
+    passed: bool
+    sentence: str
+
+
+def read_gate(path: Path) -> Gate:
+    """Return the gate of a file.
+
+    Args:
+        path: A YAML file, see this module.
+
+    Raises:
+        CmpError: It cannot be read, has an unknown key or a limit that is none, or limits nothing.
+    """
+    gate = check_record(read_yaml(path), Gate, f"{path}: ", EXAMPLE)
+    limits = [*_means(gate).values(), gate.each, *gate.sets.values()]
+    if not any(map(_asks, limits)):
+        raise CmpError(f"{path}: limits nothing{EXAMPLE}")
+    return gate
+
+
+def apply_gate(gate: Gate, comparison: Comparison) -> list[GateLine]:
+    """Return every limit of a gate with what became of it.
+
+    Args:
+        gate: The limits.
+        comparison: The models.
+
+    Raises:
+        CmpError: It limits a set or a mean that was not compared, and would pass unseen.
+    """
+    check_scopes(gate, dict(comparison.sets["role"]))
+    lines = []
+    for scope, limits in _means(gate).items():
+        if _asks(limits):
+            lines += _apply(limits, scope, scope, comparison.summary.loc[scope])
+    for name, row in comparison.sets.iterrows():
+        key = f"sets.{name}" if name in gate.sets else "each"
+        lines += _apply(gate.sets.get(str(name), gate.each), key, str(name), row)
+    return lines
+
+
+def check_scopes(gate: Gate, roles: Mapping[str, str]) -> None:
+    """Raise `CmpError` if a gate limits a set or a mean that is not compared.
+
+    Args:
+        gate: The limits.
+        roles: The role of each set that is compared.
+    """
+    for scope, role in ROLES.items():
+        if _asks(_means(gate)[scope]) and role not in roles.values():
+            words = f"no set of role {role} is compared; take the key out, or give such a set"
+            raise CmpError(f"gate: {scope}: {words}")
+    for name in gate.sets:
+        if name not in roles:
+            choices = name_choices(name, list(roles))
+            raise CmpError(f"gate: sets.{name}: no such set is compared{choices}")
+
+
+def check_gate(gate: Gate | Path, comparison: Comparison) -> list[str]:
+    """Return the limits that a new model breaks, in sentences.
+
+    A gate is a YAML file that limits the mean of `all` sets, `A_KA`, `A_ZS`, `each` set, or some
+    `sets` by name, in place of `each`. It limits a `drop` and asks for a `gain` in points, and
+    limits the percentage of right answers that became wrong, `lost`. Estimates are compared, or
+    with `sure: true` the worse end of the 95% interval.
+
+    Args:
+        gate: The limits, or their file.
+        comparison: The models.
+
+    Returns:
+        A sentence per limit that is broken, which begins with its key; none where all are kept.
+
+    Raises:
+        CmpError: The file cannot be read, has an unknown key, or limits a set or a mean that was
+            not compared.
+
+    Example:
+        >>> _ = (folder / "gate.yaml").write_text("A_ZS: {drop: 1, lost: 5, sure: true}")
+        >>> itself = cmp.compare("small", "small", cmp.load_data("embedded"), subset=4)
+        >>> cmp.check_gate(folder / "gate.yaml", itself)
+        []
+    """
+    limits = read_gate(gate) if isinstance(gate, Path) else gate
+    return [line.sentence for line in apply_gate(limits, comparison) if not line.passed]
+
+
+def _means(gate: Gate) -> dict[str, Limits]:
+    return {ALL: gate.all, "A_KA": gate.A_KA, "A_ZS": gate.A_ZS}
+
+
+def _asks(limits: Limits) -> bool:
+    return any(value is not None for value in _numbers(limits).values())
+
+
+def _numbers(limits: Limits) -> dict[str, float | None]:
+    return {key: value for key, value in asdict(limits).items() if key != "sure"}
+
+
+def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLine]:
+    """Return the lines of a set, or of a mean of sets, whose row has its numbers."""
+    lines, ends = [], " at the interval's worse end" * limits.sure
+    for name, limit in _numbers(limits).items():
+        if limit is None:
+            continue
+        if name == "lost":
+            value = row["lost_high"] if limits.sure else row["lost_share"]
+            value = value if row["old"] else 0.0  # where nothing was right nothing is lost
+            kept = f"{value:.1f}% of what was right is wrong now{ends}; at most {limit:g}% may be"
+        else:
+            change = row["low"] if limits.sure else row["change"]
+            value = -change if name == "drop" else change
+            asked = f"a fall of at most {limit:g}" if name == "drop" else f"a gain of {limit:g}"
+            signed = f"{change:+.1f}".replace("-", "−")
+            kept = f"{row['old']:.1f} became {row['new']:.1f} ({signed}{ends}); asked is {asked}"
+        passed = value >= limit if name == "gain" else value <= limit
+        if np.isnan(value):
+            kept = "one group of pictures is too few for an interval"
+        words = f"{key}.{name}: {kept}" if scope in key else f"{key}.{name}: {scope}: {kept}"
+        lines.append(GateLine(f"{key}.{name}", scope, limit, float(value), bool(passed), words))
+    return lines

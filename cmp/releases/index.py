@@ -1,0 +1,218 @@
+"""What a stored index is worth to a new model: recall of new queries against old features, and a
+linear map between both."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cmp.data import Corpus
+from cmp.evaluation import ENCODE_BLOCK, Features
+from cmp.releases.intervals import mean_interval
+
+RECALL_AT = (1, 5)
+KNOWN, NEW = "known", "new"
+"""What the content of an index is called."""
+TIE_BREAK = 1e-6
+"""Weight of the identity in the fit of a map, as a part of the largest singular value: directions
+that no picture shows are left as they are."""
+GALLERIES = ("before", "reencoded", "as_is", "mapped", "new_first", "new_first_mapped")
+"""The columns of recall, see `measure_index`."""
+
+
+@dataclass(frozen=True)
+class IndexMap:
+    """A linear map from a new model's queries to an old index.
+
+    Attributes:
+        matrix: [E of the new model, E of the old]; None where it could not be fitted.
+        pictures: How many pictures it was fitted on.
+        sentence: What kind of map it is, or why there is none.
+    """
+
+    matrix: Tensor | None
+    pictures: int
+    sentence: str
+
+    def apply(self, features: Tensor) -> Tensor:
+        """Return unit features of the new model [N, E] as those of the old, [N, E of the old]."""
+        assert self.matrix is not None
+        return F.normalize(features @ self.matrix.to(features), dim=-1)
+
+
+def fit_map(new: Tensor, old: Tensor) -> IndexMap:
+    """Fit the orthogonal map from new features to old ones of the same pictures (Procrustes).
+
+    Of all matrices with orthonormal columns, or rows where there are fewer of them, it takes
+    `new @ matrix` nearest to `old` in squares.
+
+    Args:
+        new: The new model's features, [N, E].
+        old: The old model's features of the same pictures, [N, E of the old].
+    """
+    count, dims = len(new), (new.shape[1], old.shape[1])
+    if count < 2:
+        return IndexMap(None, count, "no map: there are no pictures to fit it on but scored ones")
+    product = new.double().T @ old.double()
+    largest = torch.linalg.matrix_norm(product, 2)
+    tie_break = torch.eye(*dims, dtype=torch.float64, device=product.device)
+    u, _, vh = torch.linalg.svd(product + TIE_BREAK * largest * tie_break, full_matrices=False)
+    words = f"an orthogonal map, fitted on {count:,} pictures that are not scored"
+    if dims[0] != dims[1]:
+        words = (
+            f"a rectangular map from {dims[0]} to {dims[1]} dimensions, fitted on {count:,} "
+            "pictures that are not scored; without it the new model cannot ask the old index"
+        )
+    return IndexMap((u @ vh).float(), count, words)
+
+
+def measure_index(
+    corpus: Corpus, old: Features, new: Features, is_new: np.ndarray, index_map: IndexMap
+) -> pd.DataFrame:
+    """Return how often queries find what they ask for in one index of all scored pictures.
+
+    A query is a text, a class's prompt or a caption, which asks for any picture that it belongs to;
+    or a picture, which asks for another one of its class. A text that belongs to known and to new
+    pictures is asked twice, for either.
+
+    Args:
+        corpus: The data.
+        old: The features by which pictures were indexed.
+        new: The features of the model that will answer queries.
+        is_new: Whether each scored picture is new to the index, bool [N], in the order of the
+            features.
+        index_map: See `fit_map`.
+
+    Returns:
+        A row per content ("known", "new"), query ("text", "picture") and `k`: `queries`; recall@k
+        in percent, of old queries on the old index (`before`), and of new ones on an index that is
+        wholly `reencoded`, on the old one `as_is`, on the old one through the map (`mapped`), and
+        on the old one where only new pictures were encoded again, as they are (`new_first`), or
+        they and the queries through the map (`new_first_mapped`); `loses`, reencoded
+        minus as_is, with the ends `low` and `high` of its 95 % interval, and `recovers`, mapped
+        minus as_is. What cannot be asked is NaN.
+    """
+    picture, text = _pairs(corpus, new)
+    is_same = old.equals(new)
+    chosen = torch.from_numpy(is_new).to(new.image.device)[:, None]
+    columns: dict[str, tuple[Tensor, Tensor, Tensor]] = {  # gallery, text and picture queries
+        "before": (old.image, old.text, old.image),
+        "reencoded": (new.image, new.text, new.image),
+    }
+    has_both = 0 < is_new.sum() < len(is_new)
+    if old.image.shape[1] == new.image.shape[1]:
+        columns["as_is"] = (old.image, new.text, new.image)
+    if "as_is" in columns and has_both:
+        columns["new_first"] = (new.image.where(chosen, old.image), new.text, new.image)
+    if index_map.matrix is not None:
+        mapped = index_map.apply(new.text), index_map.apply(new.image)
+        columns["mapped"] = (old.image, *mapped)
+        if has_both:
+            columns["new_first_mapped"] = (mapped[1].where(chosen, old.image), *mapped)
+    nearest = {
+        key: (_nearest(texts, gallery), _nearest(pictures, gallery, skip_self=True))
+        for key, (gallery, texts, pictures) in columns.items()
+    }
+    labelled = _of_classes(new)
+    rows = np.concatenate([test_set.rows for test_set in new.test_sets])
+    group = pd.factorize(corpus.table["group"].array[rows])[0]
+    tables = []
+    for content, chosen in ((KNOWN, ~is_new), (NEW, is_new)):
+        pairs = chosen[picture]
+        asked = np.unique(text[pairs])
+        found = {
+            key: _text_hits(texts[asked], asked, picture[pairs], text[pairs], len(rows))
+            for key, (texts, _) in nearest.items()
+        }
+        tables += _recall_rows(content, "text", found, np.arange(len(asked)), is_same)
+        asked, label = _picture_questions(picture, text, chosen & labelled)
+        found = {
+            key: label[near[asked]] == label[asked, None] for key, (_, near) in nearest.items()
+        }
+        tables += _recall_rows(content, "picture", found, group[asked], is_same)
+    return pd.DataFrame(tables)
+
+
+def _pairs(corpus: Corpus, features: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Return pictures and the texts that belong to them, as positions among the features."""
+    place = {text: index for index, text in enumerate(features.texts)}
+    pictures, texts, first = [], [], 0
+    for test_set in features.test_sets:
+        own = np.array([place[text] for text in test_set.texts])
+        if test_set.owner is None:
+            labels = pd.Index(corpus.classes[test_set.dataset.name])
+            own = own[labels.get_indexer(corpus.table["label"].iloc[test_set.rows].astype(str))]
+            pictures.append(first + np.arange(len(test_set.rows)))
+        else:
+            pictures.append(first + test_set.owner)
+        texts.append(own)
+        first += len(test_set.rows)
+    return np.concatenate(pictures), np.concatenate(texts)
+
+
+def _of_classes(features: Features) -> np.ndarray:
+    """Return whether each picture is of a set with classes."""
+    sets = features.test_sets
+    return np.repeat([x.owner is None for x in sets], [len(x.rows) for x in sets])
+
+
+def _nearest(queries: Tensor, gallery: Tensor, skip_self: bool = False) -> np.ndarray:
+    """Return the positions of the nearest of a gallery, [queries, the largest k]."""
+    k, found = min(max(RECALL_AT), len(gallery) - skip_self), []
+    for start in range(0, len(queries), ENCODE_BLOCK):
+        similarity = queries[start : start + ENCODE_BLOCK] @ gallery.T
+        if skip_self:
+            own = torch.arange(len(similarity), device=similarity.device)
+            similarity[own, start + own] = -torch.inf
+        found.append(similarity.topk(k, dim=1).indices)
+    return torch.cat(found).cpu().numpy()
+
+
+def _text_hits(
+    nearest: np.ndarray, asked: np.ndarray, picture: np.ndarray, text: np.ndarray, count: int
+) -> np.ndarray:
+    """Return whether each of the nearest pictures belongs to its text, [texts, k]."""
+    return np.isin(asked[:, None] * count + nearest, text * count + picture)
+
+
+def _picture_questions(
+    picture: np.ndarray, text: np.ndarray, chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pictures whose class has another of the same content, and a number per picture
+    that those of one class and content share."""
+    label = np.full(len(chosen), -1)
+    label[picture] = text  # one each: captions, which may be several, are not asked
+    label[~chosen] = -1 - np.arange(len(chosen))[~chosen]  # equal to no other
+    counts = pd.Series(label).map(pd.Series(label).value_counts()).to_numpy()
+    return np.flatnonzero(chosen & (counts > 1)), label
+
+
+def _recall_rows(
+    content: str, query: str, found: dict[str, np.ndarray], group: np.ndarray, is_same: bool
+) -> list[dict[str, object]]:
+    """Return a row of `measure_index` for each k, none where nothing is asked.
+
+    Args:
+        content: "known" or "new".
+        query: "text" or "picture".
+        found: By column, whether each of a query's nearest is right, bool [queries, k].
+        group: The group of each query.
+        is_same: Whether both models have the same features.
+    """
+    rows: list[dict[str, object]] = []
+    for k in RECALL_AT if len(group) else ():
+        hits = {key: near[:, :k].any(1).astype(float) for key, near in found.items()}
+        row = {"content": content, "query": query, "k": k, "queries": len(group)}
+        row |= {key: 100 * hits[key].mean() if key in hits else np.nan for key in GALLERIES}
+        ends = (np.nan,) * 3
+        if is_same:
+            ends = (0.0,) * 3
+        elif "as_is" in hits:
+            even, one = np.full(len(group), 1 / len(group)), np.zeros(len(group), int)
+            ends = mean_interval(hits["reencoded"] - hits["as_is"], even, one, group)
+        row |= {key: 100 * end for key, end in zip(("loses", "low", "high"), ends, strict=True)}
+        rows.append(row | {"recovers": row["mapped"] - row["as_is"]})
+    return rows

@@ -1,0 +1,105 @@
+"""95 % intervals of paired differences and of shares, over groups that are independent.
+
+All drawings of one emoji are named or missed together. As in `cmp.evaluation.aggregate`, they count
+as one observation, so that the errors here are those of a bootstrap over groups.
+"""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+LEVEL = 0.95
+Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+
+
+def t_quantile(freedom: int) -> float:
+    """Return the two-sided quantile of Student's t at `LEVEL`.
+
+    It is an expansion in 1 / freedom (Abramowitz and Stegun, 26.7.5), which is too small by 1 % at
+    two degrees and by 0.1 % at three.
+
+    Args:
+        freedom: Degrees of freedom, at least 1.
+    """
+    if freedom == 1:
+        return math.tan(math.pi * LEVEL / 2)
+    terms = (
+        (Z**3 + Z) / 4,
+        (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96,
+        (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384,
+        (79 * Z**9 + 776 * Z**7 + 1482 * Z**5 - 1920 * Z**3 - 945 * Z) / 92160,
+    )
+    return Z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
+
+
+def wilson_interval(share: float, count: float) -> tuple[float, float]:
+    """Return Wilson's interval of a share of independent observations.
+
+    Args:
+        share: In [0, 1].
+        count: How many observations, which may be an effective number.
+    """
+    if not count > 0:
+        return 0.0, 1.0
+    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z * math.sqrt(share * (1 - share) / count + (Z / count) ** 2 / 4) / (1 + Z**2 / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def mean_interval(
+    value: np.ndarray, weight: np.ndarray, part: np.ndarray, group: np.ndarray
+) -> tuple[float, float, float]:
+    """Return the mean of paired differences with its interval.
+
+    Where all differences are zero, the interval is as wide as that of a share of which none was
+    found: other pictures could well differ.
+
+    Args:
+        value: New minus old of each question, in [-1, 1].
+        weight: Of each in the mean; those of a part sum to the part's weight.
+        part: The dataset of each as a number: deviations are taken from its mean.
+        group: The group of each as a number.
+
+    Returns:
+        The mean and the interval's ends; those are NaN where there is one group.
+    """
+    mean = float(weight @ value)
+    groups = len(np.unique(group))
+    if groups < 2:
+        return mean, float("nan"), float("nan")
+    if not value.any():
+        end = wilson_interval(0, groups)[1]
+        return mean, -end, end
+    totals = np.bincount(part, weight)
+    means = np.bincount(part, weight * value) / np.where(totals, totals, 1)
+    influence = np.bincount(group, weight * (value - means[part]))
+    error = np.linalg.norm(influence) * math.sqrt(groups / (groups - 1))
+    half = float(t_quantile(groups - 1) * error)
+    return mean, max(-1.0, mean - half), min(1.0, mean + half)
+
+
+def share_interval(
+    hit: np.ndarray, among: np.ndarray, weight: np.ndarray, group: np.ndarray
+) -> tuple[float, float, float]:
+    """Return a weighted share with its interval: Wilson's, for as many independent observations as
+    would have the same standard error.
+
+    Args:
+        hit: Whether each question counts, bool.
+        among: Whether it is one of those that the share is of, bool.
+        weight: Of each question.
+        group: The group of each as a number.
+
+    Returns:
+        The share and its interval's ends, in [0, 1]; NaN where there is nothing to take a share of.
+    """
+    total = float(weight @ among)
+    if not total:
+        return float("nan"), float("nan"), float("nan")
+    share = float(weight @ (hit & among)) / total
+    influence = np.bincount(group, weight * among * (hit - share)) / total
+    count = len(np.unique(group[among]))
+    if variance := float(influence @ influence):
+        count = min(float(among.sum()), max(1.0, share * (1 - share) / variance))
+    return share, *wilson_interval(share, count)

@@ -1,0 +1,545 @@
+"""A comparison as one page of HTML: pictures first, no network, and no script needed to read it."""
+
+import html
+import itertools
+import math
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cmp.files import write_atomic
+from cmp.releases.compare import ALL, NAMING, TO_IMAGE, Comparison
+from cmp.releases.gate import GateLine
+from cmp.releases.index import NEW, RECALL_AT
+from cmp.releases.thumbnails import SIDE, picture_uris
+
+LARGEST, RESERVE = 3_000_000, 200_000
+"""Bytes that a page has at most, and those of them for what is written around the pictures."""
+ON_WALL, PER_CONCEPT = {"lost": 42, "gained": 28}, 2
+"""Pictures on each wall, and of one concept among them."""
+WORST, SHOTS = 20, (3, 8)
+"""Concepts of each set in the list of the worst; pictures of each concept, and how many concepts
+have any."""
+MOST_SETS = 80
+"""Sets with a list of their worst concepts."""
+LONGEST = 90
+"""Characters of a name or a caption; the rest is cut off."""
+ROLES = {"adapt": "New content (A_KA)", "eval": "Old content (A_ZS)", "transfer": "Transfer"}
+MEANS = {"adapt": "A_KA", "eval": "A_ZS"}
+QUERIES = {"text": "words", "picture": "a picture"}
+INDEX_COLUMNS = {
+    "before": "old model on its own index",
+    "as_is": "new model, old index",
+    "mapped": "the same, queries through the map",
+    "new_first": "new pictures encoded again",
+    "new_first_mapped": "the same, all through the map",
+    "reencoded": "everything encoded again",
+}
+
+
+def write_report(
+    comparison: Comparison,
+    path: Path,
+    title: str | None = None,
+    gate: Sequence[GateLine] = (),
+    notes: Sequence[str] = (),
+) -> None:
+    """Write a comparison as a page of at most 3 MB, whole or not at all.
+
+    Args:
+        comparison: The models.
+        path: The HTML file.
+        title: The page's heading. Where None, it asks whether the new model may be served.
+        gate: The limits and what became of them, see `cmp.releases.gate.apply_gate`.
+        notes: Sentences that follow the heading, such as what arrived.
+
+    Raises:
+        CmpError: The disk refuses.
+
+    Example:
+        >>> corpus = cmp.load_data("embedded")
+        >>> tables = cmp.compare("small:annealed", "small:unannealed", corpus, subset=4)
+        >>> cmp.write_report(tables, folder / "report.html")
+        >>> (folder / "report.html").stat().st_size < 3_000_000
+        True
+    """
+    write_atomic(path, report_page(comparison, title, gate, notes))
+
+
+def report_page(
+    comparison: Comparison,
+    title: str | None = None,
+    gate: Sequence[GateLine] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """Return the page of `write_report`, whose arguments these are."""
+    walls = {kind: choose_flips(comparison, kind) for kind in ON_WALL}
+    shots = _choose_shots(comparison)
+    wanted = [*(row for wall in walls.values() for row in wall["row"])]
+    wanted += itertools.chain.from_iterable(shots.values())
+    title = title or "May the new model be served?"
+
+    def make(uris: dict[int, str]) -> str:
+        parts = [
+            _head(comparison, title, gate, notes),
+            *(_wall(comparison, kind, walls[kind], uris) for kind in ON_WALL),
+            _scores(comparison),
+            _concepts(comparison, shots, uris),
+            _retrieval(comparison),
+            _index(comparison),
+            _gate(gate),
+            _caveats(comparison),
+        ]
+        return _document(title, "\n".join(filter(None, parts)))
+
+    # pictures take what the text leaves
+    budget = LARGEST - RESERVE - len(make({}).encode())
+    return make(picture_uris(comparison.corpus, wanted, max(0, budget)))
+
+
+def choose_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
+    """Return the flips that a wall shows: one set after the other in turn, of each what changed
+    most first, and at most a few of one concept.
+
+    Args:
+        comparison: The models.
+        kind: "lost" or "gained".
+    """
+    flips = _shown_flips(comparison, kind)
+    size = flips.groupby(["dataset", "concept"])["row"].transform("size")
+    flips = flips.assign(size=size).sort_values("size", ascending=False, kind="stable")
+    place = flips.groupby(["dataset", "concept"]).cumcount()
+    flips = flips[place < PER_CONCEPT]
+    share = comparison.sets[f"{kind}_share"]
+    flips = flips.assign(
+        turn=flips.groupby("dataset").cumcount(), share=-flips["dataset"].map(share).astype(float)
+    )
+    return flips.sort_values(["turn", "share"], kind="stable").head(ON_WALL[kind])
+
+
+def _shown_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
+    """Return the pictures that lost or gained their name, or where no picture is asked for its
+    name, those that a caption no longer finds, or finds now."""
+    flips, has_names = comparison.flips, (comparison.sets["metric"] == "top-1").any()
+    chosen = (flips["kind"] == kind) & (flips["asked"] == (NAMING if has_names else TO_IMAGE))
+    return flips[chosen].drop_duplicates(["dataset", "row"])
+
+
+def _choose_shots(comparison: Comparison) -> dict[tuple[str, str], list[int]]:
+    """Return the pictures that stand beside the worst concepts, by dataset and concept."""
+    flips = comparison.flips
+    lost = flips[(flips["kind"] == "lost") & (flips["asked"] == NAMING)]
+    rows = lost.groupby(["dataset", "concept"])["row"].apply(lambda rows: list(rows)[: SHOTS[0]])
+    shots = {}
+    for _, table in comparison.worst_concepts(SHOTS[1]).groupby("dataset", sort=False):
+        for row in table.itertuples():
+            shots[row.dataset, row.concept] = rows.get((row.dataset, row.concept), [])
+    return shots
+
+
+# words
+
+
+def _text(value: object, longest: int = LONGEST) -> str:
+    """Return a user's text for HTML: escaped, without control characters, cut where too long."""
+    text = "".join(c for c in str(value) if unicodedata.category(c)[0] != "C")
+    return html.escape(text if len(text) <= longest else text[: longest - 1] + "…")
+
+
+def _number(value: float, sign: str = "") -> str:
+    """Return a number with one digit and a true minus; a dash for NaN."""
+    if math.isnan(value):
+        return "–"
+    text = f"{round(value, 1) + 0.0:{sign}.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
+
+
+def _range(low: float, high: float) -> str:
+    return "no interval" if math.isnan(low) else f"{_number(low)} to {_number(high)}"
+
+
+def _count(count: int, noun: str) -> str:
+    plural = noun.removesuffix("y") + "ies" if noun.endswith("ry") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def _document(title: str, body: str) -> str:
+    folder = Path(__file__).parent
+    style, script = ((folder / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        f"{body}\n</main>\n<script>\n{script}</script>\n</body>\n</html>\n"
+    )
+
+
+# the parts of the page
+
+
+def _head(
+    comparison: Comparison, title: str, gate: Sequence[GateLine], notes: Sequence[str]
+) -> str:
+    tiles = []
+    for name, words in (("A_ZS", "old content"), ("A_KA", "new content"), (ALL, "all sets")):
+        table = comparison.summary
+        if name in table.index and (name != ALL or len(table) == 1):
+            row = table.loc[name]
+            tiles.append(
+                f"<li><b>{_number(row['old'])} → {_number(row['new'])}</b><span>{words}: mean of "
+                f"{_count(int(row['sets']), 'set')}, {_number(row['change'], '+')} "
+                f"({_range(row['low'], row['high'])})</span></li>"
+            )
+    for kind, words in (("lost", "lost their name"), ("gained", "gained it")):
+        count = _named(comparison, kind)
+        tiles.append(
+            f'<li><b class="{"lost" if kind == "lost" else "found"}">{count:,}</b>'
+            f"<span>pictures that {words}</span></li>"
+        )
+    verdict = ""
+    if gate:
+        broken = sum(not line.passed for line in gate)
+        state = f"✗ the gate fails: {broken} of {_count(len(gate), 'limit')} broken"
+        if not broken:
+            state = f"✓ the gate is passed: {_count(len(gate), 'limit')} kept"
+        kind = "lost" if broken else "found"
+        verdict = f'<p><a class="verdict {kind}" href="#gate">{state}</a></p>'
+    said = "".join(f"<p>{_text(note, 500)}</p>" for note in notes)
+    who = f"<b>{_text(comparison.old)}</b> before, <b>{_text(comparison.new)}</b> now"
+    return (
+        f'<header>\n<h1>{_text(title, 300)}</h1>\n<p class="who">{who}</p>\n{verdict}\n'
+        f'<p class="lede">{_finding(comparison)}</p>\n{said}'
+        f'<ul class="tiles">{"".join(tiles)}</ul>\n</header>'
+    )
+
+
+def _named(comparison: Comparison, kind: str) -> int:
+    flips = comparison.flips
+    return int(((flips["kind"] == kind) & (flips["asked"] == NAMING)).sum())
+
+
+def _finding(comparison: Comparison) -> str:
+    """Return what happened, in a sentence or two."""
+    if comparison.is_same:
+        return "Both models have the same features to the last bit, so nothing was lost or gained."
+    named = comparison.sets[comparison.sets["metric"] == "top-1"]
+    right = round(float((named["old"] * named["questions"]).sum() / 100))
+    lost, gained = (_named(comparison, kind) for kind in ON_WALL)
+    if not right:
+        return f"{_count(gained, 'picture')} gained a name; the old model named none of them right."
+    words = (
+        f"Of {_count(right, 'picture')} that the old model named right, the new one gets "
+        f"{lost:,} wrong ({100 * lost / right:.0f}%). It names {gained:,} others right that the "
+        "old one did not."
+    )
+    for row in comparison.worst_concepts(1, each=False).itertuples():
+        was, now = (round(score * row.questions / 100) for score in (row.old, row.new))
+        words += (
+            f" Worst is <b>{_text(row.concept)}</b> ({_text(row.dataset)}): of its "
+            f"{_count(row.questions, 'picture')}, {was} had their name and {now} "
+            f"{'has' if now == 1 else 'have'} it now."
+        )
+    return words
+
+
+def _image(corpus_side: int, uri: str, alt: str) -> str:
+    small = ' class="small"' if corpus_side < SIDE else ""
+    return f'<img{small} src="{uri}" alt="{alt}" loading="lazy">'
+
+
+def _side(comparison: Comparison) -> int:
+    images: Any = comparison.corpus.images
+    return SIDE if comparison.corpus.in_files else images.shape[-1]
+
+
+def _wall(comparison: Comparison, kind: str, flips: pd.DataFrame, uris: dict[int, str]) -> str:
+    heading = "What lost its name" if kind == "lost" else "What gained its name"
+    if flips.empty:
+        words = "No picture was named right before and is wrong now."
+        words = words if kind == "lost" else "No picture was wrong before and is right now."
+        return f'<section id="{kind}">\n<h2>{heading}</h2>\n<p>{words}</p>\n</section>'
+    cards = "\n".join(_card(comparison, row, uris) for row in flips.itertuples())
+    total = len(_shown_flips(comparison, kind))
+    shown = f"{len(flips)} of {_count(total, 'picture')}" if total > len(flips) else "All of them"
+    words = (
+        f"{shown}, at most {PER_CONCEPT} of a concept, the sets in turn. The upper name is what "
+    )
+    words += "the old model says, the lower one what the new model says."
+    options = "".join(f"<option>{_text(name)}</option>" for name in flips["dataset"].unique())
+    controls = (
+        f'<div class="filter" data-wall="wall-{kind}"><select aria-label="Set"><option value="">'
+        f'all sets</option>{options}</select><input type="search" placeholder="a name" '
+        'aria-label="Show only names with these letters"><output></output></div>'
+    )
+    gains = " gains" if kind == "gained" else ""
+    return (
+        f'<section id="{kind}">\n<h2>{heading}</h2>\n<p class="quiet">{words}</p>\n{controls}\n'
+        f'<ul class="wall{gains}" id="wall-{kind}">\n{cards}\n</ul>\n</section>'
+    )
+
+
+def _card(comparison: Comparison, row: Any, uris: dict[int, str]) -> str:
+    """Return the card of one flip: the picture, what it was called, and what it is called now."""
+    concept, lost = _text(row.concept), row.kind == "lost"
+    if row.asked == NAMING:
+        wrong = _text(row.said_new if lost else row.said_old)
+        was, now = (concept, wrong) if lost else (wrong, concept)
+        marks = ("✓", "✗") if lost else ("✗", "✓")
+        kinds = ("found", "lost") if lost else ("lost", "found")
+        words = (
+            f'<span class="{kinds[0]}">{marks[0]}</span> {was}<br>'
+            f'<span class="{kinds[1]}">{marks[1]}</span> <b>{now}</b>'
+        )
+        alt = f"{concept}; before: {was}; now: {now}"
+    else:
+        words = f"“{concept}” {'no longer finds it' if lost else 'finds it now'}"
+        alt = f"picture of “{concept}”"
+    shown = _image(_side(comparison), uris[row.row], alt) if row.row in uris else ""
+    frame = f'<div class="frame">{shown}</div>' if shown else "<div></div>"
+    return (
+        f'<li class="card" data-set="{_text(row.dataset)}">{frame}<div>{words}'
+        f'<span class="set">{_text(row.dataset)}</span></div></li>'
+    )
+
+
+def _scores(comparison: Comparison) -> str:
+    """Return the scores of all sets, each with its change and interval drawn."""
+    sets, summary = comparison.sets, comparison.summary
+    down, up = int((sets["high"] < 0).sum()), int((sets["low"] > 0).sum())
+    ends = [value for value in (*sets["low"], *sets["high"], *sets["change"]) if value == value]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    margin = 0.04 * (high - low) or 1.0
+    scale = (low - margin, high + margin)
+    lines = []
+    for role, heading in ROLES.items():
+        members = sets[sets["role"] == role].sort_values("change", kind="stable")
+        if members.empty:
+            continue
+        lines.append(f'<li class="role">{heading}</li>')
+        if role in MEANS and len(members) > 1:
+            words = f"mean of {len(members)} sets"
+            lines.append(_score_line(words, summary.loc[MEANS[role]], scale, "mean"))
+        lines += [_score_line(_text(name), row, scale) for name, row in members.iterrows()]
+    lines.append(_axis(scale))
+    heading = f"{_count(down, 'set')} of {len(sets)} clearly worse, {up} clearly better"
+    if comparison.is_same:
+        heading = "No score changes"
+    return (
+        f'<section id="scores">\n<h2>{heading}</h2>\n<p class="quiet">Points by which each score '
+        "changed, with 95% intervals over groups of pictures. "
+        '<span class="lost">■ clearly lower</span>, <span class="found">● clearly higher</span>, '
+        "○ could be either. At the right: of what was right, the share that is wrong now.</p>\n"
+        f'<ul class="scores">\n{chr(10).join(lines)}\n</ul>\n</section>'
+    )
+
+
+def _score_line(name: str, row: pd.Series, scale: tuple[float, float], kind: str = "") -> str:
+    change, low, high = (float(row[key]) for key in ("change", "low", "high"))
+    words = f"{_number(change, '+')} ({_range(low, high)})"
+    state = "down" if high < 0 else "up" if low > 0 else "open"
+    at = f"{_percent(change, scale)}%"
+    mark = f'<circle class="{state}" cx="{at}" cy="50%" r="5"/>'
+    if state == "down":
+        mark = f'<rect class="down" x="{at}" y="50%" width="9" height="9" '
+        mark += 'transform="translate(-4.5,-4.5)"/>'
+    interval = ""
+    if not math.isnan(low):
+        ends = f'x1="{_percent(low, scale)}%" x2="{_percent(high, scale)}%"'
+        interval = f'<line class="{state}" {ends} y1="50%" y2="50%"/>'
+    zero = f"{_percent(0, scale)}%"
+    lost = "nothing was right" if math.isnan(row["lost_share"]) else ""
+    lost = lost or f"{row['lost_share']:.0f}% lost ({_count(int(row['lost']), 'answer')})"
+    lost = "nothing lost" if not row["lost"] and row["old"] else lost
+    return (
+        f'<li class="{kind}"><span>{name}</span>'
+        f"<span>{_number(row['old'])} → {_number(row['new'])}</span>"
+        f'<svg role="img" aria-label="{words}"><title>{words}</title><line class="zero" '
+        f'x1="{zero}" x2="{zero}" y1="0" y2="100%"/>{interval}{mark}</svg>'
+        f'<span class="right">{lost}</span></li>'
+    )
+
+
+def _percent(value: float, scale: tuple[float, float]) -> str:
+    return f"{100 * (value - scale[0]) / (scale[1] - scale[0]):.1f}"
+
+
+def _axis(scale: tuple[float, float]) -> str:
+    """Return the line with the numbers of the axis: zero and round numbers on either side."""
+    span = max(-scale[0], scale[1])
+    step = next(x for x in (0.5, 1, 2, 5, 10, 20, 50, 100) if span / x <= 4 or x == 100)
+    ticks = [n * step for n in range(-4, 5) if scale[0] <= n * step <= scale[1]]
+    texts = "".join(
+        f'<text x="{_percent(tick, scale)}%" y="70%" text-anchor="middle">'
+        f"{f'{tick:+g}'.replace('-', '−') if tick else '0'}</text>"
+        for tick in ticks
+    )
+    return f'<li aria-hidden="true"><span></span><span></span><svg>{texts}</svg><span></span></li>'
+
+
+def _concepts(
+    comparison: Comparison, shots: dict[tuple[str, str], list[int]], uris: dict[int, str]
+) -> str:
+    worst = comparison.worst_concepts(WORST)
+    if worst.empty:
+        return ""
+    parts, tables = [], list(worst.groupby("dataset", sort=False))
+    net = {name: int((table["gained"] - table["lost"]).sum()) for name, table in tables}
+    tables = sorted(tables, key=lambda item: net[item[0]])[:MOST_SETS]
+    for number, (name, table) in enumerate(tables):
+        rows = "".join(_concept_row(comparison, row, shots, uris) for row in table.itertuples())
+        first = table.iloc[0]
+        about = f"{_text(first['concept'])}, {first['old']:.0f}% → {first['new']:.0f}%"
+        opened = " open" if not number else ""
+        parts.append(
+            f"<details{opened}><summary>{_text(name)} <span>worst: {about}</span></summary>\n"
+            f'<ul class="concepts">\n{rows}</ul></details>'
+        )
+    worse = int((comparison.concepts["change"] < 0).sum())
+    heading = f"{_count(worse, 'concept')} of {len(comparison.concepts):,} got worse"
+    return (
+        f'<section id="concepts">\n<h2>{heading}</h2>\n<p class="quiet">Up to {WORST} of each set, '
+        "those first that lost most pictures: the share that had its right name, before and now, "
+        "and what the lost ones are mostly called.</p>\n" + "\n".join(parts) + "\n</section>"
+    )
+
+
+def _concept_row(
+    comparison: Comparison,
+    row: Any,
+    shots: dict[tuple[str, str], list[int]],
+    uris: dict[int, str],
+) -> str:
+    chosen = shots.get((row.dataset, row.concept), [])
+    side, alt = _side(comparison), f"{_text(row.concept)}, which lost its name"
+    images = [f"<span>{_image(side, uris[n], alt)}</span>" for n in chosen if n in uris]
+    called = f"called <b>{_text(row.became)}</b>" if row.became else ""
+    return (
+        f"<li><b>{_text(row.concept)}</b><span>{row.old:.0f}% → {row.new:.0f}% of "
+        f'{row.questions}</span><span class="lost">{called}</span>'
+        f'<span class="shots">{"".join(images)}</span></li>\n'
+    )
+
+
+def _retrieval(comparison: Comparison) -> str:
+    table = comparison.retrieval
+    if table.empty:
+        return ""
+    means = table[(table["asked"] == TO_IMAGE) & (table["k"] == max(RECALL_AT))]
+    was, now = (_number(means[key].mean()) for key in ("old", "new"))
+    heading = f"Captions find their picture in {now}% of searches, {was}% before"
+    rows = "\n".join(
+        f"<tr><td>{_text(row.dataset)}<br>{row.asked}, first {row.k}</td>"
+        f"<td class=n>{_number(row.old)} → {_number(row.new)}</td>"
+        f"<td class=n>{_number(row.change, '+')} <span>({_range(row.low, row.high)})</span></td>"
+        "</tr>"
+        for row in table.itertuples()
+    )
+    return (
+        f'<section id="retrieval">\n<h2>{heading}</h2>\n'
+        '<p class="quiet">Per cent of queries with a match among the first one or five.</p>\n'
+        "<table><thead><tr><th>set and query</th><th class=n>before → now</th>"
+        f"<th class=n>change (95% interval)</th></tr></thead><tbody>\n{rows}\n</tbody></table>\n"
+        "</section>"
+    )
+
+
+def _index(comparison: Comparison) -> str:
+    """Return what a stored index is worth, with a finding as its title."""
+    table = comparison.index
+    if table.empty:
+        return ""
+    groups = "\n".join(
+        _index_bars(part) for _, part in table.groupby(["content", "query"], sort=False)
+    )
+    return (
+        f'<section id="index">\n<h2>{_index_finding(table)}</h2>\n<p class="quiet">Pictures that '
+        "the old model has indexed need not all be encoded again at once. Here one index has all "
+        "scored pictures. Where only the new ones are encoded again, they lie nearer to the new "
+        "model's queries and can push known ones out of the first places. The bars "
+        "are the per cent of queries that find what they ask for among "
+        f"the first {max(RECALL_AT)}, and in brackets as the very first. The map: "
+        f'{_text(comparison.index_map.sentence, 300)}.</p>\n<div class="index">\n{groups}\n</div>'
+        "\n</section>"
+    )
+
+
+def _index_bars(part: pd.DataFrame) -> str:
+    """Return the bars of one kind of content and query, whose rows differ in k."""
+    first, last = part.iloc[0], part.iloc[-1]
+    lines = []
+    for key, words in INDEX_COLUMNS.items():
+        if math.isnan(last[key]):
+            continue
+        numbers = f"{_number(last[key])} ({_number(first[key])})"
+        lines.append(
+            f'<li><span>{words}</span><span class="bar"><i style="width:{last[key]:.1f}%"></i>'
+            f"</span><span>{numbers}</span></li>"
+        )
+    gains = ""
+    if not math.isnan(last["loses"]):
+        again = f"{_number(last['loses'], '+')} points ({_range(last['low'], last['high'])})"
+        gains = f"Against the old index as it is, encoding everything again brings {again}"
+        if not math.isnan(last["recovers"]):
+            gains += f", the map {_number(last['recovers'], '+')}"
+        gains = f'<p class="quiet">{gains}.</p>'
+    heading = f"{last['content'].capitalize()} content, asked by {QUERIES[last['query']]}"
+    count = f'<span class="quiet">{_count(int(last["queries"]), "query")}</span>'
+    return f"<div><h3>{heading} {count}</h3><ul>{''.join(lines)}</ul>{gains}</div>"
+
+
+def _index_finding(table: pd.DataFrame) -> str:
+    """Return what the old index loses with queries in words, known content and new."""
+    of_words = table[table["query"] == "text"]
+    chosen = (of_words if len(of_words) else table).groupby("content", sort=False).tail(1)
+    if chosen["as_is"].isna().all():
+        return "The old index cannot be asked by the new model: their features differ in size"
+    parts = []
+    for row in chosen.itertuples():
+        words = f"{_number(row.as_is)}% instead of {_number(row.reencoded)}% for {row.content}"
+        parts.append(f"{words} content" if row.content == NEW or len(chosen) == 1 else words)
+    return f"On the old index, search finds {' and '.join(parts)}"
+
+
+def _gate(gate: Sequence[GateLine]) -> str:
+    if not gate:
+        return ""
+    broken = [line for line in gate if not line.passed]
+    heading = (
+        f"{len(broken)} of {_count(len(gate), 'limit')} broken" if broken else "all limits kept"
+    )
+    kept = _gate_list([line for line in gate if line.passed])
+    if broken and kept:
+        count = len(gate) - len(broken)
+        kept = f"<details><summary>{_count(count, 'limit')} kept</summary>{kept}</details>"
+    return (
+        f'<section id="gate">\n<h2>The gate: {heading}</h2>\n{_gate_list(broken)}\n{kept}\n'
+        "</section>"
+    )
+
+
+def _gate_list(lines: list[GateLine]) -> str:
+    items = "\n".join(
+        f"<li{'' if line.passed else ' class=broken'}>{'✓' if line.passed else '✗'} "
+        f"{_text(line.sentence, 400)}</li>"
+        for line in lines
+    )
+    return f'<ul class="gate">\n{items}\n</ul>' if lines else ""
+
+
+def _caveats(comparison: Comparison) -> str:
+    sets = len(comparison.sets)
+    lines = [
+        "It says what got worse, and not why: the update, its learning rate, its data and its "
+        "luck look the same here.",
+        f"The scored pictures are those of the {_text(comparison.split)} split. What no set of "
+        "them shows, such as other customers' words, can have been lost unseen.",
+        "Each interval is right about 19 times in 20, by itself. "
+        f"Among {_count(sets, 'set')}, about {max(1, round(sets / 20))} may look clearly changed "
+        "by chance, and a concept with few pictures moves by luck alone.",
+        "A name counts as lost when another one comes first, however close it was.",
+    ]
+    body = "".join(f"<li>{line}</li>" for line in lines)
+    return f'<section id="limits">\n<h2>What this does not show</h2>\n<ul>{body}</ul>\n</section>'

@@ -1,0 +1,70 @@
+"""Small pictures as data URIs, for pages without a network."""
+
+import base64
+import io
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cmp.data import Corpus, Preprocessing
+
+SIDE = 112
+"""Pixels of the side of a picture that comes from a file; embedded ones stay as they are."""
+JPEG_QUALITY = 74
+WHITE = 255
+
+
+def picture_uris(corpus: Corpus, rows: Iterable[int], budget: int) -> dict[int, str]:
+    """Return pictures as data URIs, until they fill a number of bytes.
+
+    Args:
+        corpus: The data.
+        rows: Positions of the pictures, the most wanted first; one may be there several times, and
+            counts as often.
+        budget: How many characters they may take in all.
+
+    Returns:
+        By position. What is transparent is white, and a picture is whole, on white where it is no
+        square.
+    """
+    wanted, uris, used = list(rows), {}, 0
+    how = Preprocessing(size=SIDE, resize_mode="longest", fill_color=WHITE)
+    for start in range(0, len(wanted), 64):
+        block = wanted[start : start + 64]
+        new = np.array([row for row in dict.fromkeys(block) if row not in uris], int)
+        if len(new):
+            pixels = _read(corpus, new, how)
+            made = {int(row): _as_uri(x) for row, x in zip(new, pixels, strict=True)}
+        else:
+            made = {}
+        for row in block:
+            uri = uris.get(row) or made[row]
+            used += len(uri)
+            if used > budget:
+                return uris
+            uris[row] = uri
+    return uris
+
+
+def _read(corpus: Corpus, rows: np.ndarray, how: Preprocessing) -> Tensor:
+    """Return pictures as uint8 RGB, [B, 3, H, W], from files or from memory."""
+    if not isinstance(corpus.images, Tensor):
+        return corpus.images.at(how)[rows]
+    images = corpus.images[torch.from_numpy(rows)].float()
+    alpha = images[:, 3:] / 255
+    return (images[:, :3] * alpha + 255 * (1 - alpha)).round().to(torch.uint8).cpu()
+
+
+def _as_uri(pixels: Tensor) -> str:
+    """Return a picture, uint8 [3, H, W]: a JPEG, or a PNG where it is too small for one."""
+    file, image = io.BytesIO(), Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    if image.width < SIDE:
+        kind = "png"
+        image.save(file, "PNG", optimize=True)
+    else:
+        kind = "jpeg"
+        image.save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

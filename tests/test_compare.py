@@ -1,0 +1,796 @@
+"""`cmpt compare`: what two models do on the same pictures, the gate, the page, the stored index."""
+
+import copy
+import dataclasses
+import functools
+import html.parser
+import json
+import math
+import re
+
+import numpy as np
+import open_clip
+import pandas as pd
+import pytest
+import torch
+from pictures import classes
+from scipy import stats
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+import cmp
+from cmp import cli, evaluation, models
+from cmp.errors import CmpError
+from cmp.evaluation import Features, ScoredSet
+from cmp.releases import candidates, gate, intervals, report
+from cmp.releases.candidates import find_candidate
+from cmp.releases.compare import NAMING, Comparison, arrived_images, common_device, compare
+from cmp.releases.gate import Gate, Limits
+from cmp.releases.index import GALLERIES, fit_map, measure_index
+from cmp.runs import launch
+from cmp.runs.launch import from_keywords
+from cmp.runs.resolve import resolve_run
+from cmp.runs.runner import execute
+
+SETS = ("new-solids", "new-digits", "pool-emoji", "pool-shapes", "shapes", "emoji-living",
+        "emoji-captions")  # fmt: skip
+LOSSES = Gate(
+    all=Limits(drop=0.5), A_KA=Limits(drop=0.5, lost=2), A_ZS=Limits(drop=0.5, lost=2),
+    each=Limits(drop=1, lost=5, sure=True),
+)  # fmt: skip
+"""What a model must not lose."""
+HEALTHY = Gate(A_ZS=Limits(drop=3, lost=10), each=Limits(drop=5))
+"""What the same training with other random numbers keeps."""
+
+
+def only(corpus, names=SETS):
+    """Some of a corpus's sets."""
+    return dataclasses.replace(corpus, datasets={name: corpus.datasets[name] for name in names})
+
+
+@pytest.fixture(scope="module")
+def few(corpus):
+    return only(corpus)
+
+
+@pytest.fixture(scope="module")
+def two(few):
+    """Two bases on a few pictures of each set."""
+    return compare("small:annealed:0", "small:annealed:1", few, subset=60, precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def itself(few):
+    return compare("small", "small:annealed:0", few, subset=30)
+
+
+def test_the_t_quantile_is_that_of_the_tables():
+    assert intervals.t_quantile(1) == pytest.approx(stats.t.ppf(0.975, 1))
+    for freedom in (2, 3, 5, 10, 30, 1000):
+        assert intervals.t_quantile(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
+
+
+def test_a_paired_interval_is_that_of_a_bootstrap_over_groups():
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(90), 4)
+    ease = rng.random(90)[group]
+    was, now = (ease + 0.3 * rng.random(360) > bound for bound in (0.6, 0.7))
+    value, weight = now * 1.0 - was, np.full(360, 1 / 360)
+    mean, low, high = intervals.mean_interval(value, weight, np.zeros(360, int), group)
+    means = value.reshape(90, 4).mean(1)
+    draws = means[rng.integers(0, 90, (8000, 90))].mean(1)
+    assert mean == pytest.approx(value.mean())
+    assert high - mean == pytest.approx(intervals.t_quantile(89) * draws.std(), rel=0.05)
+    assert mean - low == pytest.approx(high - mean)
+
+
+def test_the_interval_of_a_share_is_wilsons_and_wider_where_groups_agree():
+    hit, among = np.repeat([True, False], [12, 48]), np.ones(60, bool)
+    weight = np.full(60, 1 / 60)
+    share, low, high = intervals.share_interval(hit, among, weight, np.arange(60))
+    known = stats.binomtest(12, 60).proportion_ci(method="wilson")
+    assert (share, low, high) == pytest.approx((0.2, known.low, known.high))
+    wide = intervals.share_interval(hit, among, weight, np.repeat(np.arange(15), 4))
+    assert wide[1] < low and wide[2] > high
+
+
+def test_nothing_found_among_few_leaves_a_wide_interval():
+    none, weight = np.zeros(20), np.full(20, 0.05)
+    _, low, high = intervals.mean_interval(none, weight, np.zeros(20, int), np.arange(20))
+    assert low == -high and high == pytest.approx(stats.binomtest(0, 20).proportion_ci(
+        method="wilson").high)  # fmt: skip
+    one = intervals.mean_interval(none, weight, np.zeros(20, int), np.zeros(20, int))
+    assert math.isnan(one[1])
+    assert math.isnan(intervals.share_interval(none > 0, none > 0, weight, np.arange(20))[0])
+
+
+def test_scores_are_those_of_an_evaluation(two, few):
+    for column, seed in (("old", 0), ("new", 1)):
+        model = models.load_model(cmp.RunConfig().model, seed)
+        scores = evaluation.evaluate(model, "small", few, subset=60, precision="fp32")
+        pd.testing.assert_series_equal(
+            two.sets[column], scores.datasets["score"], check_names=False
+        )
+        summary = scores.summary()
+        for name in ("A_KA", "A_ZS"):
+            assert two.summary.loc[name, column] == pytest.approx(summary[name])
+
+
+def test_flips_concepts_and_sets_count_the_same(two):
+    by_set = two.flips.groupby(["dataset", "kind"]).size().unstack(fill_value=0)
+    for kind in ("lost", "gained"):
+        assert by_set[kind].to_dict() == two.sets.loc[by_set.index, kind].to_dict()
+        assert two.summary.loc["all", kind] == two.sets[kind].sum()
+    named = two.flips[two.flips["asked"] == NAMING]
+    labels = two.corpus.table["label"].iloc[named["row"]].astype(str).tolist()
+    assert labels == named["concept"].tolist()
+    lost = named[named["kind"] == "lost"]
+    assert (lost["said_old"] == lost["concept"]).all() and len(lost)
+    assert (lost["said_new"] != lost["concept"]).all()
+    assert two.concepts["lost"].sum() == len(lost)
+    assert two.concepts["gained"].sum() == len(named) - len(lost)
+    digits = two.sets.loc["new-digits"]
+    assert digits["change"] == pytest.approx(
+        100 * (digits["gained"] - digits["lost"]) / digits["questions"]
+    )
+    right = digits["old"] * digits["questions"] / 100
+    assert digits["lost_share"] == pytest.approx(100 * digits["lost"] / right)
+
+
+def test_the_worst_concepts_are_those_that_lost_most(two):
+    worst = two.worst_concepts(5, each=False)
+    net = (worst["gained"] - worst["lost"]).tolist()
+    assert net == sorted(net) and net[0] == (two.concepts["gained"] - two.concepts["lost"]).min()
+    assert two.worst_concepts(2).groupby("dataset").size().max() == 2
+
+
+def test_retrieval_at_five_is_the_score(two):
+    at_five = two.retrieval[two.retrieval["k"] == 5]
+    score = two.sets.loc["emoji-captions"]
+    assert at_five["old"].mean() == pytest.approx(score["old"])
+    assert at_five["new"].mean() == pytest.approx(score["new"])
+    at_one = two.retrieval[two.retrieval["k"] == 1]
+    assert (at_one["old"].to_numpy() <= at_five["old"].to_numpy()).all()
+
+
+def test_every_picture_is_encoded_once_for_each_model(few, monkeypatch):
+    seen, encode = [], evaluation.image_features
+
+    def count(model, corpus, rows, precision):
+        seen.extend(rows.tolist())
+        return encode(model, corpus, rows, precision)
+
+    monkeypatch.setattr(evaluation, "image_features", count)
+    compare("small", "small:annealed:1", few, subset=20, fit_pictures=30)
+    assert len(seen) == 2 * (5 * 20 + 30)
+    assert set(np.unique(seen, return_counts=True)[1]) == {2}
+
+
+def test_one_model_is_in_memory_at_a_time(few, monkeypatch):
+    """The old network is gone before the new one is loaded."""
+    import weakref
+
+    alive = []
+
+    def load(seed):
+        assert not any(reference() for reference in alive)
+        network = models.load_model(cmp.RunConfig().model, seed)
+        alive.append(weakref.ref(network))
+        return network
+
+    pair = [candidates.Candidate(f"{n}", "small", lambda n=n: load(n)) for n in (0, 1)]
+    compare(*pair, few, subset=4, fit_pictures=0)
+    assert len(alive) == 3  # the new one is tried first
+
+
+def test_a_new_model_that_cannot_be_compared_is_refused_before_the_old_is_encoded(
+    few, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluation, "encode", None)
+    path = tmp_path / "other.safetensors"
+    models.export_weights(base()[1], path)
+    with pytest.raises(CmpError, match="the weights of another architecture"):
+        compare("small", f"tiny:{path}", few)
+    with pytest.raises(CmpError, match="takes images of 224 pixels, the data have 32"):
+        compare("small", "ViT-B-32:random", few, device="cpu")
+
+
+# the index
+
+
+def brute_force(corpus, old, new, is_new, kind, k):
+    """Recall@k of words on the index of another model, written without a shortcut."""
+    labels = [
+        (test_set.dataset.name, label)
+        for test_set in new.test_sets
+        for label in corpus.table["label"].iloc[test_set.rows]
+    ]
+    prompts = [corpus.datasets[name].prompt.format(label) for name, label in labels]
+    hits = []
+    for place, text in enumerate(new.texts):
+        wanted = [
+            n for n, prompt in enumerate(prompts) if prompt == text and is_new[n] == (kind == "new")
+        ]
+        if wanted:
+            order = np.argsort(-(old.image @ new.text[place]).numpy(), kind="stable")
+            hits.append(any(n in wanted for n in order[:k]))
+    return 100 * np.mean(hits), len(hits)
+
+
+@pytest.fixture(scope="module")
+def encoded(corpus):
+    """A few pictures with their features by two models."""
+    some = only(corpus, ("new-solids", "new-digits", "shapes", "emoji-living"))
+    return some, [
+        evaluation.encode(
+            models.load_model(cmp.RunConfig().model, seed), "small", some, "test", 50, "fp32"
+        )
+        for seed in (0, 1)
+    ]
+
+
+def test_recall_across_versions_is_that_of_a_brute_force(encoded):
+    some, (old, new) = encoded
+    is_new = np.random.default_rng(0).random(len(old.image)) < 0.4
+    table = measure_index(some, old, new, is_new, fit_map(new.image, old.image))
+    for row in table[table["query"] == "text"].itertuples():
+        score, count = brute_force(some, old, new, is_new, row.content, row.k)
+        assert (row.as_is, row.queries) == (pytest.approx(score), count)
+        assert row.before == pytest.approx(
+            brute_force(some, old, old, is_new, row.content, row.k)[0]
+        )
+        again = brute_force(some, new, new, is_new, row.content, row.k)[0]
+        assert row.reencoded == pytest.approx(again)
+        assert row.loses == pytest.approx(row.reencoded - row.as_is)
+        assert row.low <= row.loses <= row.high
+
+
+def test_a_picture_finds_others_of_its_class_and_never_itself(encoded):
+    some, (old, new) = encoded
+    none = np.zeros(len(old.image), bool)
+    table = measure_index(some, old, new, none, fit_map(new.image, old.image))
+    labels = np.concatenate(
+        [[f"{s.dataset.name}/{x}" for x in some.table["label"].iloc[s.rows]] for s in new.test_sets]
+    )
+    asked = [n for n in range(len(labels)) if (labels == labels[n]).sum() > 1]
+    similarity = (new.image @ old.image.T).numpy()
+    np.fill_diagonal(similarity, -2)
+    hits = [(labels[np.argsort(-similarity[n])[:5]] == labels[n]).any() for n in asked]
+    [row] = table[(table["query"] == "picture") & (table["k"] == 5)].itertuples()
+    assert (row.queries, row.as_is) == (len(asked), pytest.approx(100 * np.mean(hits)))
+    assert set(table["content"]) == {"known"} and table["new_first"].isna().all()
+
+
+def rotated(features, matrix):
+    turn = lambda x: F.normalize(x @ matrix, dim=-1)  # noqa: E731
+    return dataclasses.replace(features, image=turn(features.image), text=turn(features.text))
+
+
+def test_a_known_rotation_is_recovered(encoded):
+    some, (old, _) = encoded
+    generator = torch.Generator().manual_seed(3)
+    matrix = torch.linalg.qr(torch.randn(128, 128, generator=generator)).Q
+    new = rotated(old, matrix)
+    found = fit_map(new.image, old.image)
+    assert torch.allclose(new.text @ found.matrix, old.text, atol=2e-2)
+    kept = F.normalize(torch.randn(600, 128, generator=generator), dim=-1)
+    exact = fit_map(kept @ matrix, kept)
+    assert torch.allclose(exact.matrix, matrix.T, atol=1e-4)
+    table = measure_index(some, old, new, np.zeros(len(old.image), bool), exact)
+    assert (table["mapped"] - table["before"]).abs().max() < 0.5
+    assert (table["as_is"] < table["before"] - 10).all()
+    assert table["recovers"].to_numpy() == pytest.approx(table["mapped"] - table["as_is"])
+
+
+def test_what_no_picture_shows_is_left_as_it_is():
+    """With fewer pictures than dimensions, the map of a model to itself is still the identity."""
+    few_pictures = F.normalize(
+        torch.randn(10, 64, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    assert torch.allclose(fit_map(few_pictures, few_pictures).matrix, torch.eye(64), atol=1e-5)
+
+
+def test_features_of_another_size_get_a_rectangular_map(encoded):
+    some, (old, _) = encoded
+    generator = torch.Generator().manual_seed(5)
+    matrix = torch.linalg.qr(torch.randn(160, 128, generator=generator)).Q.T  # [128, 160]
+    new = rotated(old, matrix)
+    found = fit_map(new.image, old.image)
+    assert found.matrix.shape == (160, 128) and "rectangular map from 160 to 128" in found.sentence
+    table = measure_index(some, old, new, np.zeros(len(old.image), bool), found)
+    assert table["as_is"].isna().all() and table["new_first"].isna().all()
+    assert (table["mapped"] - table["before"]).abs().max() < 5
+    none = fit_map(new.image[:0], old.image[:0])
+    assert none.matrix is None and "no pictures to fit it on" in none.sentence
+    table = measure_index(some, old, new, np.zeros(len(old.image), bool), none)
+    assert table["mapped"].isna().all() and (table["reencoded"] == table["before"]).all()
+
+
+def test_captions_are_queries_too(two, few):
+    rows = two.index
+    assert set(rows["content"]) == {"known", "new"} and list(rows.columns)[4:10] == list(GALLERIES)
+    captions = {text for row in evaluation.evaluation_rows(few, "emoji-captions", "test", 60)
+                for text in few.captions(row)}  # fmt: skip
+    [queries] = rows[(rows["query"] == "text") & (rows["content"] == "known")]["queries"].unique()
+    assert queries > len(captions)
+
+
+def test_what_is_new_is_named_by_set_update_or_picture(few):
+    is_new = arrived_images(few, None)
+    assert set(few.table["dataset"][is_new]) == {"new-solids", "new-digits"}
+    assert not arrived_images(only(few, ("new-solids",)), None).any()
+    assert set(few.table["dataset"][arrived_images(few, ["shapes"])]) == {"shapes"}
+    table = few.table.assign(update=np.where(few.table["label"] == "three", "may", "april"))
+    table["update"] = table["update"].astype("category")
+    months = dataclasses.replace(few, table=table)
+    assert set(table["label"][arrived_images(months, ["may"])]) == {"three"}
+    given = np.arange(len(few.table)) % 2
+    assert arrived_images(few, given).sum() == given.sum()
+    with pytest.raises(CmpError, match="a bool for each of"):
+        arrived_images(few, given[:5])
+    with pytest.raises(CmpError, match=r"--new: .*'shape'; did you mean 'shapes'"):
+        arrived_images(few, ["shape"])
+
+
+def test_the_map_is_never_fitted_on_scored_pictures(few, monkeypatch):
+    for split in ("test", "validation"):
+        seen, encode = [], evaluation.image_features
+
+        def note(model, corpus, rows, precision, seen=seen, encode=encode):
+            seen.extend(corpus.table["split"].iloc[rows])
+            return encode(model, corpus, rows, precision)
+
+        monkeypatch.setattr(evaluation, "image_features", note)
+        compare("small", "small", few, split=split, subset=10, fit_pictures=40)
+        others = seen[50 : len(seen) // 2]
+        assert others and split not in others and seen[:50] == [split] * 50
+        monkeypatch.undo()
+
+
+# the gate
+
+
+def test_a_model_passes_every_limit_on_losses_against_itself(itself):
+    assert itself.is_same and itself.flips.empty
+    assert gate.check_gate(LOSSES, itself) == []
+    sure = {name: dataclasses.replace(each, sure=True) for name, each in
+            (("A_KA", LOSSES.A_KA), ("A_ZS", LOSSES.A_ZS), ("all", LOSSES.all))}  # fmt: skip
+    assert gate.check_gate(Gate(**sure, each=Limits(drop=0, lost=0, sure=True)), itself) == []
+    assert (itself.index["loses"] == 0).all() and (itself.index["high"] == 0).all()
+
+
+def test_a_gate_that_asks_for_a_gain_fails_a_model_against_itself_and_says_so(itself):
+    [words] = gate.check_gate(Gate(A_KA=Limits(gain=1, drop=1)), itself)
+    assert words.startswith("A_KA.gain: ") and "asked is a gain of 1" in words
+
+
+def line(row, **limits):
+    [found] = gate._apply(Limits(**limits), "each", "x", pd.Series(row))
+    return found
+
+
+ROW = {"old": 60.0, "new": 57.0, "change": -3.0, "low": -5.0, "high": -1.0, "lost": 9,
+       "lost_share": 12.0, "lost_low": 8.0, "lost_high": 17.0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limits", "value", "passed"),
+    [
+        ({"drop": 3}, 3, True), ({"drop": 2.9}, 3, False),
+        ({"drop": 3, "sure": True}, 5, False), ({"drop": 5, "sure": True}, 5, True),
+        ({"lost": 12}, 12, True), ({"lost": 11}, 12, False), ({"gain": 0}, -3, False),
+        ({"lost": 16, "sure": True}, 17, False),
+    ],
+)  # fmt: skip
+def test_a_limit_is_compared_with_the_estimate_or_the_worse_end(limits, value, passed):
+    found = line(ROW, **limits)
+    assert (found.value, found.passed) == (value, passed)
+    assert ("worse end" in found.sentence) == limits.get("sure", False)
+
+
+def test_a_gain_for_sure_is_the_lower_end():
+    row = ROW | {"change": 3.0, "low": 1.0, "high": 5.0}
+    assert line(row, gain=2).passed and not line(row, gain=2, sure=True).passed
+
+
+def test_nothing_right_before_is_nothing_lost_and_no_interval_is_not_sure():
+    empty = ROW | {"old": 0.0, "lost_share": np.nan, "lost_high": np.nan}
+    assert line(empty, lost=0).passed
+    unknown = line(ROW | {"low": np.nan}, drop=50, sure=True)
+    assert not unknown.passed and "too few for an interval" in unknown.sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("each: {dropp: 1}", "each.dropp"),
+        ("eahc: {drop: 1}", "eahc"),
+        ("A_ZS: {drop: -1}", "A_ZS.drop"),
+        ("A_ZS: {lost: 101}", "A_ZS.lost"),
+        ("A_ZS: {drop: much}", "A_ZS.drop"),
+        ("A_ZS: {drop: 1, sure: maybe}", "A_ZS.sure"),
+        ("sets: {shapes: 3}", "sets.shapes"),
+        ("each: {drop: 1}\neach: {drop: 2}", "each"),
+        ("each: {sure: true}", "limits nothing"),
+        ("{}", "limits nothing"),
+        ("[1, 2]", "YAML with keys"),
+    ],
+)
+def test_a_gate_that_cannot_be_followed_is_refused_by_key(tmp_path, text, words):
+    path = tmp_path / "gate.yaml"
+    path.write_text(text)
+    with pytest.raises(CmpError) as refused:
+        gate.read_gate(path)
+    assert str(path) in str(refused.value) and words in str(refused.value)
+
+
+def test_a_limit_on_what_is_not_compared_is_refused(two):
+    with pytest.raises(CmpError, match=r"sets\.shape: .*did you mean 'shapes'"):
+        gate.apply_gate(Gate(sets={"shape": Limits(drop=1)}), two)
+    old_only = dataclasses.replace(
+        two, sets=two.sets[two.sets["role"] == "eval"], summary=two.summary.drop("A_KA")
+    )
+    with pytest.raises(CmpError, match="A_KA: no set of role adapt"):
+        gate.apply_gate(Gate(A_KA=Limits(gain=1)), old_only)
+
+
+def test_a_set_s_own_limits_replace_those_of_each(two):
+    lines = gate.apply_gate(Gate(each=Limits(drop=5), sets={"shapes": Limits(lost=1)}), two)
+    keys = {(found.scope, found.key) for found in lines}
+    assert ("shapes", "sets.shapes.lost") in keys and ("shapes", "each.drop") not in keys
+    assert ("new-digits", "each.drop") in keys and len(lines) == len(two.sets)
+
+
+# planted regressions
+
+
+def train(corpus, steps=60, seed=0, **settings):
+    """An embedded model after one update."""
+    settings |= {"stream": {"tasks": 1}, "steps": steps, "precision": "fp32"}
+    settings |= {"evaluation": {"subset": 1, "full": False}, "seeds": {"data": seed}}
+    return "small", execute(from_keywords("quick", settings), corpus).model
+
+
+@pytest.fixture(scope="module")
+def good(few):
+    return train(few)
+
+
+def look(good, bad, corpus, limits=HEALTHY):
+    tables = compare(good, bad, corpus, subset=160, fit_pictures=200, precision="fp32")
+    return tables, gate.check_gate(limits, tables)
+
+
+def base(seed=0):
+    return "small", models.load_model(cmp.RunConfig().model, seed)
+
+
+@pytest.mark.long
+def test_the_same_training_with_other_random_numbers_passes(good, few):
+    tables, broken = look(good, train(few, seed=1), few)
+    assert broken == [] and len(tables.flips)
+
+
+@pytest.mark.long
+def test_a_class_relabelled_in_training_is_named(good, few):
+    """Pictures of a three arrive as "handwritten digit eight"."""
+    rows = few.rows("train", dataset="new-digits", label="three")
+    eight = few.rows("train", dataset="new-digits", label="eight")[0]
+    ids = few.caption_ids.copy()
+    ids[few.caption_starts[rows]] = ids[few.caption_starts[eight]]
+    tables, broken = look(good, train(dataclasses.replace(few, caption_ids=ids)), few)
+    assert any("new-digits" in words for words in broken)
+    assert tables.sets["change"].idxmin() == "new-digits"
+    worst = tables.worst_concepts(2, each=False).set_index("concept")
+    assert worst.loc["three", "became"] == "eight"
+
+
+@pytest.mark.long
+def test_a_set_dropped_from_replay_is_named(good, few):
+    lacking = only(few, [name for name in SETS if name != "pool-shapes"])
+    tables, broken = look(good, train(lacking), few)
+    assert any("shapes" in words for words in broken)
+    assert tables.sets["change"].idxmin() == "shapes"
+
+
+def test_a_peak_ten_times_too_high_loses_what_is_old(few):
+    pair = [train(few, steps=12, schedule={"peak": peak}) for peak in (6.3e-4, 6.3e-3)]
+    tables, broken = look(*pair, few)
+    assert any(words.startswith("A_ZS.drop") for words in broken)
+    old = tables.sets[tables.sets["role"] == "eval"]
+    assert (old["high"] < 0).all()
+
+
+def test_the_weights_of_another_seed_are_seen_though_no_score_falls(corpus):
+    """Names are lost behind an unchanged mean, and the index is worthless."""
+    names = ("emoji-line", "emoji-living", "emoji-signs", "emoji-things", "emoji-captions")
+    limits = Gate(A_ZS=Limits(drop=3, lost=10))
+    tables, broken = look(base(0), base(1), only(corpus, (*names, "pool-emoji")), limits)
+    assert [words.partition(":")[0] for words in broken] == ["A_ZS.lost"]
+    assert (tables.sets["lost_share"] > 2).all() and tables.sets["lost_share"].idxmax() in names[:4]
+    words = tables.index[(tables.index["query"] == "text") & (tables.index["k"] == 5)]
+    assert (words["as_is"] < 10).all() and (words["mapped"] > words["as_is"] + 20).all()
+
+
+def test_a_shifted_preprocessing_is_seen(few):
+    _, network = base()
+    shifted = copy.deepcopy(network)
+    shifted.visual.image_mean = tuple(x + 0.8 for x in network.visual.image_mean)
+    tables, broken = look(("small", network), ("small", shifted), few)
+    assert any("shapes" in words for words in broken)
+    assert tables.sets.loc["shapes", "high"] < -20
+    assert len(tables.worst_concepts(20).query("dataset == 'shapes'")) > 10
+
+
+# the page
+
+
+class Page(html.parser.HTMLParser):
+    """What a page has: attributes by tag, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, tag):
+        return [about for name, about in self.found if name == tag]
+
+
+def test_the_page_needs_no_network_and_every_picture_has_words(two):
+    lines = gate.apply_gate(Gate(each=Limits(drop=1)), two)
+    text = report.report_page(two, gate=lines)
+    page = Page(text)
+    assert len(text.encode()) < report.LARGEST
+    assert all(x["src"].startswith("data:image/png;base64,") for x in page.all("img"))
+    assert all(x["alt"] for x in page.all("img")) and len(page.all("img")) > 40
+    links = [x.get("href") for tag in ("a", "link") for x in page.all(tag)]
+    assert all(link.startswith("#") for link in links)
+    assert "http" not in text and "@import" not in text and "url(" not in text
+    ids = [about["id"] for _, about in page.found if "id" in about]
+    assert len(ids) == len(set(ids)) and {"lost", "gained", "scores", "index", "gate"} <= {*ids}
+    words = " ".join(page.words)
+    for name in two.sets.index:
+        assert name in words
+    assert "What this does not show" in words
+
+
+def test_the_page_shows_what_changed_with_both_names(two):
+    chosen = report.choose_flips(two, "lost")
+    assert len(chosen) == len(chosen.drop_duplicates(["dataset", "row"])) > 10
+    assert chosen.groupby(["dataset", "concept"]).size().max() <= report.PER_CONCEPT
+    assert (chosen["kind"] == "lost").all()
+    alts = {x["alt"] for x in Page(report.report_page(two)).all("img")}
+    for row in chosen.itertuples():
+        assert f"{row.concept}; before: {row.said_old}; now: {row.said_new}" in alts
+
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'&\x00\u202e</style><script>"
+
+
+def test_whatever_a_user_names_is_text(two):
+    flips = two.flips.assign(said_new=HOSTILE, concept=HOSTILE)
+    concepts = two.concepts.assign(concept=HOSTILE, became=HOSTILE)
+    sets = two.sets.rename(index={"shapes": HOSTILE})
+    hostile = dataclasses.replace(
+        two, old=HOSTILE, new=HOSTILE, split=HOSTILE, flips=flips, concepts=concepts, sets=sets
+    )
+    broken = gate.GateLine("each", HOSTILE, 1, 2, False, HOSTILE)
+    text = report.report_page(hostile, HOSTILE, [broken], [HOSTILE])
+    page = Page(text)
+    assert not any("onerror" in about for about in page.all("img"))
+    assert len(page.all("script")) == 1 and "\x00" not in text and "\u202e" not in text
+    assert "alert(1)" in " ".join(page.words)
+
+
+def test_a_page_of_many_pictures_stays_small(two, monkeypatch):
+    monkeypatch.setattr(report, "LARGEST", 0)
+    bare = len(report.report_page(two).encode())
+    monkeypatch.setattr(report, "LARGEST", bare + report.RESERVE + 20_000)
+    text = report.report_page(two)
+    cards = [x for x in Page(text).all("li") if x.get("class") == "card"]
+    assert len(text.encode()) < report.LARGEST and cards
+    assert 0 < len(Page(text).all("img")) < len(cards)
+
+
+def test_a_model_against_itself_has_a_page(itself, tmp_path):
+    report.write_report(itself, tmp_path / "x.html", title="Twins", notes=["Nothing arrived."])
+    words = " ".join(Page((tmp_path / "x.html").read_text()).words)
+    assert "nothing was lost or gained" in words and "Nothing arrived." in words
+
+
+# pictures in files, and other ways to name a model
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """Manifests of two small sets in files."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    for name, role in (("arrivals", "adapt"), ("kept", "eval")):
+        folder = tmp_path / "shop" / name
+        classes(folder, ("red fox", "oak", "<b>snow</b>".replace("/", "")), each=10)
+        text = {
+            "name": name, "title": "Mine", "role": role, "licence": "own",
+            "prompt": "a photo of a {}", "reader": {"kind": "folder", "path": name},
+        }  # fmt: skip
+        (tmp_path / "shop" / f"{name}.yaml").write_text(json.dumps(text))
+    return tmp_path / "shop"
+
+
+def tiny_clip(tmp_path, seed, width=32):
+    """A folder in open_clip's layout with a small network that takes other pictures than CLIP's."""
+    folder = tmp_path / f"release-{seed}-{width}"
+    folder.mkdir()
+    about = {
+        "embed_dim": width,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2}
+        | {"layers": 1},
+    }
+    how = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": about, "preprocess_cfg": how})
+    )
+    model = models.create_model(f"local-dir:{folder}", seed)
+    models.export_weights(model, folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_folders_of_another_size_on_pictures_in_files(shop, tmp_path):
+    old, new = tiny_clip(tmp_path, 0), tiny_clip(tmp_path, 1, width=48)
+    tables = compare(str(old), f"local-dir:{new}", cmp.load_data(str(shop)), device="cpu")
+    assert list(tables.sets.index) == ["arrivals", "kept"]
+    assert tables.index["as_is"].isna().all() and tables.index_map.matrix.shape == (48, 32)
+    text = report.report_page(tables)
+    page = Page(text)
+    sources = {x["src"][:22] for x in page.all("img")}
+    assert sources == {"data:image/jpeg;base64"} and not page.all("b snow")
+    assert "differ in size" in " ".join(page.words)
+
+
+def test_a_folder_without_test_pictures_is_refused(shop):
+    for path in shop.glob("*.yaml"):
+        text = json.loads(path.read_text()) | {"role": "pool", "name": path.stem}
+        path.write_text(json.dumps(text))
+    with pytest.raises(CmpError, match="no dataset of this corpus has images in 'test'; name"):
+        compare("small", "small", cmp.load_data(str(shop)))
+
+
+def test_an_embedded_model_in_a_folder_keeps_its_own_tokens(few, tmp_path):
+    """A release of an embedded model, as `cmpt export --to hf` writes it."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    _, network = base(1)
+    about = {"model_cfg": open_clip.get_model_config("small"), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    models.export_weights(network, folder / "open_clip_model.safetensors")
+    tables = compare(str(folder), "small:annealed:1", few, subset=10, precision="fp32")
+    assert find_candidate(str(folder)).name == "small" and tables.flips.empty
+    in_file = f"small:{folder / 'open_clip_model.safetensors'}"
+    assert compare(in_file, str(folder), few, subset=10).is_same
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("smal", "did you mean 'small'"),
+        ("nothing/there", "names no model"),
+        ("ViT-B-32", "ViT-B-32:START"),
+        ("small:annealed:99", "no annealed base 99"),
+        ("small:nothing", "model.start: 'nothing'"),
+        ("run:0000000000", "no run of this id"),
+        ("deadbeef", "no run of this id"),
+        ("local-dir:/nowhere", "no open_clip_config.json"),
+        ("", "names no model"),
+    ],
+)
+def test_what_names_no_model_is_refused(what, words):
+    with pytest.raises(CmpError, match=re.escape(words)):
+        find_candidate(what)
+
+
+def test_a_stored_run_is_named_by_its_id(few, tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    settings = {"stream": {"tasks": 1}, "steps": 1, "evaluation": {"subset": 1, "full": False}}
+    run = launch.compute(resolve_run(from_keywords("quick", settings)), keep=True)
+    tables = compare(f"run:{run.id}", run.id[:8], few, subset=5, fit_pictures=0)
+    assert tables.is_same and tables.old == f"run {run.id[:12]}"
+    (tmp_path / "runs" / run.id[:12] / "weights.safetensors").unlink()
+    with pytest.raises(CmpError, match="weights were not kept"):
+        find_candidate(run.id)
+
+
+def test_both_models_are_computed_on_one_device():
+    pair = [candidates.Candidate(name, name, lambda: None) for name in ("small", "ViT-B-32")]
+    assert [common_device(each, None) for each in (pair, pair[:1], pair[1:])] == [
+        "cuda", "cpu", "cuda"
+    ]  # fmt: skip
+    assert common_device(pair, "cpu") == "cpu"
+
+
+def test_a_file_and_a_half_folder_are_refused_with_the_fix(tmp_path):
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(CmpError, match=f"write NAME:{re.escape(str(file))}"):
+        find_candidate(str(file))
+    with pytest.raises(CmpError, match=r"there is no open_clip_config\.json in it"):
+        find_candidate(str(tmp_path))
+    (tmp_path / "open_clip_config.json").write_text("{")
+    (tmp_path / "open_clip_model.safetensors").write_bytes(b"")
+    with pytest.raises(CmpError, match=r"open_clip_config\.json: cannot be read"):
+        find_candidate(str(tmp_path))
+
+
+# the command
+
+
+def call(*arguments):
+    return CliRunner().invoke(cli.app, ["compare", *map(str, arguments)])
+
+
+def test_the_command_prints_writes_and_exits_by_the_gate(tmp_path, monkeypatch):
+    quick = functools.partial(compare, fit_pictures=100)
+    monkeypatch.setattr("cmp.cli.comparing.compare_models", quick)
+    page, path = tmp_path / "report.html", tmp_path / "gate.yaml"
+    path.write_text("each: {drop: 0, lost: 0, sure: true}")
+    common = ("small", "small:annealed:1", "--subset", 8, "--threads", 1, "--report", page)
+    common += ("--new", "shapes,icons")
+    result = call("small", "small:annealed:0", "--subset", 4, "--gate", path, "--threads", 1)
+    assert result.exit_code == 0 and "limits kept" in result.output
+    result = call(*common, "--gate", path)
+    assert result.exit_code == 1 and "broken: each.drop" in result.output
+    assert page.stat().st_size > 10_000 and f"written: {page}" in result.output
+    for words in ("A_ZS", "recall@5 on the old index", "new-digits"):
+        assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--gate", "gone.yaml"), "gone.yaml: no such file"),
+        (("--report", "gone/report.html"), "--report gone/report.html: there is no folder gone"),
+        (("--report", "."), "is not replaced"),
+        (("--new", "nothing"), "--new: no dataset and no update is called 'nothing'"),
+        (("--data", "gone"), "gone"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_encoded(
+    arguments, words, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation, "encode", None)
+    result = call("small", "small", *arguments)
+    assert words in str(result.exception) and isinstance(result.exception, CmpError)
+
+
+def test_a_gate_of_sets_that_are_not_compared_is_refused_before_anything_is_encoded(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(evaluation, "encode", None)
+    path = tmp_path / "gate.yaml"
+    path.write_text("sets: {shape: {drop: 1}}")
+    result = call("small", "small", "--gate", path)
+    assert "did you mean 'shapes'" in str(result.exception)
+
+
+def test_features_are_kept_by_set():
+    """Texts that several sets share are encoded once and found by each."""
+    sets = [ScoredSet(None, np.arange(2), ["a", "b"]), ScoredSet(None, np.arange(3), ["b", "c"])]
+    features = Features(sets, torch.arange(5.0)[:, None], ["a", "b", "c"], torch.eye(3))
+    (_, first, _), (_, second, texts) = features.by_set()
+    assert first.flatten().tolist() == [0, 1] and second.flatten().tolist() == [2, 3, 4]
+    assert torch.equal(texts, torch.eye(3)[1:])
+    assert isinstance(features.equals(features), bool) and features.equals(features)
+
+
+def test_a_comparison_is_of_plain_tables(two):
+    tables = [f.name for f in dataclasses.fields(Comparison) if f.type is pd.DataFrame]
+    assert tables == ["sets", "summary", "flips", "concepts", "retrieval", "index"]
+    assert all(isinstance(getattr(two, name), pd.DataFrame) for name in tables)
