@@ -356,7 +356,7 @@ def test_a_hub_s_model_is_exported_as_a_file_of_open_clip(tmp_path):
     ours = load_file(out)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    with pytest.raises(CmpError, match=r"--to hf: a model card is made of a run"):
+    with pytest.raises(CmpError, match=r"--to hf: a model card describes a run"):
         invoke("export", name, "--to", "hf", "-o", tmp_path / "hub")
     with pytest.raises(CmpError, match="no weights in that folder"):
         (tmp_path / "clip" / "open_clip_model.safetensors").unlink()

@@ -123,7 +123,7 @@ def test_hostile_info_files(root):
     faults = [": ".join(fault) for fault in collection.read_index(with_counts("DTD"), root).faults]
     assert sorted(faults) == [
         "path lies outside: DTD/../../etc/passwd", "path lies outside: DTD//etc/passwd",
-        "target is no class: DTD/train/0.png", "target is no class: DTD/train/1.png",
+        "target is not a class: DTD/train/0.png", "target is not a class: DTD/train/1.png",
     ]  # fmt: skip
     path.write_text("[" * 100_000)
     with pytest.raises(CmpError, match=r"DTD_train\.json: cannot be read"):
@@ -156,7 +156,7 @@ def test_data_check_says_what_is_there(root, monkeypatch):
     assert [state for *_, state in row.values()].count("absent") == 60
     assert "CUB200: 1 of 6 images are missing, such as CUB200/test/1.png" in result.output
     assert "corrupt image: STL10/test/0.png" in result.output
-    assert "the authors offer it" in result.output
+    assert "README of fomo_in_flux" in result.output
 
 
 def test_a_run_refuses_wrong_counts_and_names_what_is_absent(root):

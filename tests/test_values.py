@@ -95,7 +95,7 @@ def test_what_is_not_published_is_said(published):
     [
         ("{{A_KA merging/SLERP}}", "no setting 'SLERP'; there are EMA"),
         ("{{A_KA merging}}", "expected study/setting"),
-        ("{{colour merging/EMA}}", "no such value; there are A_KA"),
+        ("{{colour merging/EMA}}", "no such value; the values are A_KA"),
         ("{{difference A_KA merging/EMA}}", "expected `difference MEASURE"),
     ],
 )
@@ -125,7 +125,7 @@ def test_figures_are_numbered_as_they_come_whoever_refers_to_them():
     [
         (["{{ref nothing}}"], "there are "),
         (["{{diagram nothing}}"], "there are "),
-        (["{{caption a: One.}}", "{{caption a: Two.}}"], "stands there twice"),
+        (["{{caption a: One.}}", "{{caption a: Two.}}"], "used twice"),
     ],
 )
 def test_figures_that_cannot_be_numbered_are_refused(cells, words):
