@@ -163,7 +163,7 @@ def encode(
         name: Its name, for the tokenizer.
         corpus: The data.
         split: "test" or "validation".
-        subset: Images per dataset; all where None.
+        subset: Images per dataset; None for all.
         precision: "bf16" or "fp32".
         share_rows: As in `evaluate`.
 

@@ -341,7 +341,7 @@ def test_the_command_prints_table_4(monkeypatch):
         (("--table4", "--total", "5"), "--table4: has its own"),
         (("--method", "lorra"), "--method lorra: method.name"),
         (("--method", "lora,rank=500"), "at most 16"),
-        (("--method", "full,rank=5"), "rank: 'full' has none"),
+        (("--method", "full,rank=5"), "rank: not used by 'full'"),
         (("--model", "tinny"), "'tinny' is not an open_clip model"),
     ],
 )

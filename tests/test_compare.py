@@ -755,7 +755,10 @@ def test_the_command_prints_writes_and_exits_by_the_gate(tmp_path, monkeypatch):
     ("arguments", "words"),
     [
         (("--gate", "gone.yaml"), "gone.yaml: no such file"),
-        (("--report", "gone/report.html"), "--report gone/report.html: there is no folder gone"),
+        (
+            ("--report", "gone/report.html"),
+            "--report gone/report.html: the folder gone does not exist",
+        ),
         (("--report", "."), "is not replaced"),
         (("--new", "nothing"), "--new: no dataset and no update is called 'nothing'"),
         (("--data", "gone"), "gone"),

@@ -57,7 +57,7 @@ def test_what_is_set_by_name_has_its_say_over_a_recipe():
     assert (run.merging.policy, run.merging.weight, run.carries_moments) == ("zs", 0.25, True)
     with pytest.raises(CmpError, match=r"must be 1, not 0\.6"):
         config.parse({"recipe": "default", "mixture": {"buffer": 0.0}})
-    with pytest.raises(CmpError, match=r"recipe: 'best': the recipes are: default"):
+    with pytest.raises(CmpError, match=r"recipe: 'best': unknown; the recipes are: default"):
         config.parse({"recipe": "best"})
     with pytest.raises(CmpError, match="recipe: 3"):
         config.parse({"recipe": 3})
@@ -71,7 +71,7 @@ def test_what_is_set_by_name_has_its_say_over_a_recipe():
         ("schedule=wsd", "schedule is a section; set schedule.name=wsd"),
         ("stream=random", "stream is a section; set stream.order=random"),
         ("sched.peak=0.1", "sched: unknown key; did you mean 'schedule.peak'?"),
-        ("recipe=foo", "'foo': the recipes are: default"),
+        ("recipe=foo", "'foo': unknown; the recipes are: default"),
     ],
 )
 def test_a_wrong_assignment_is_answered_with_the_right_one(assignment, words):

@@ -300,9 +300,9 @@ def test_a_merge_rule_must_give_one_entry_per_entry():
         return entries.mean(0)[:3]
 
     for facts in ({}, {"base": True}):
-        refuse("merge_rule", short, r"returns shape \[3\] for 3 models of 24 entries", **facts)
+        refuse("merge_rule", short, r"returned shape \[3\] for 3 models of 24 entries", **facts)
         whole = lambda entries, block: entries.mean()  # noqa: E731
-        refuse("merge_rule", whole, r"returns shape \[\] for 3 models", **facts)
+        refuse("merge_rule", whole, r"returned shape \[\] for 3 models", **facts)
         nan = lambda entries, block: entries.mean(0) / 0  # noqa: E731
         refuse("merge_rule", nan, r"expected shape \[24\], all finite", **facts)
     few = lambda models, base, options, depth: [1.0]  # noqa: E731
@@ -318,7 +318,7 @@ def test_a_merge_rule_may_ask_for_whole_matrices():
         return entries.mean(0)
 
     flat = lambda entries, block: entries.mean(0).reshape(-1)  # noqa: E731
-    refuse("merge_rule", flat, r"returns shape \[24\] for 3 models.*shape \[4, 6\]", matrix=True)
+    refuse("merge_rule", flat, r"returned shape \[24\] for 3 models.*shape \[4, 6\]", matrix=True)
     refuse("merge_rule", turned, "needs base=True and matrix=True", keeps_norm=True)
     refuse("merge_rule", turned, "declare only one of them", matrix=True, linear=True)
     register("merge_rule", "mine", matrix=True)(turned)

@@ -376,7 +376,9 @@ def test_a_stream_is_imported_and_an_unknown_class_is_refused(build, corpus):
         CmpError, match=r"stream\.tasks: 4 tasks need as many classes, but there are 3"
     ):
         streams.task_rows(corpus, Stream(order="listed", traits="good", tasks=4), 0)
-    with pytest.raises(CmpError, match=r"no table nowhere-classes\.parquet; there are bad, emb"):
+    with pytest.raises(
+        CmpError, match=r"no table nowhere-classes\.parquet; the tables are bad, emb"
+    ):
         streams.class_order(corpus, Stream(order="time", traits="nowhere"), 0)
 
 
