@@ -192,7 +192,7 @@ def test_help_and_typing_errors_do_not_wait_for_torch():
         "import sys; from cmp import cli; from typer.testing import CliRunner; "
         "print(CliRunner().invoke(cli.app, sys.argv[1:]).output, 'torch' in sys.modules)"
     )
-    for arguments, words in ((["--help"], "Take a model through a stream"), (["rnu"], "'run'?")):
+    for arguments, words in ((["--help"], "Train a model on a stream"), (["rnu"], "'run'?")):
         command = [sys.executable, "-c", code, *arguments]
         said = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
         assert words in said and said.rstrip().endswith("False")
@@ -306,7 +306,7 @@ def test_doctor_checks_the_batches_that_a_run_refuses():
 def test_doctor_takes_the_options_that_it_advises():
     large = ["doctor", "--profile", "gpu", "training.batch=1024", "model.start=laion2b"]
     said = run(cli.app, large).output
-    assert "--micro-batch 512 holds 47 GB, and --checkpoint-activations" in said
+    assert "--micro-batch 512 needs 47 GB, and --checkpoint-activations" in said
     assert "nor a tag of 'ViT-B-16'; open_clip's tags for it: openai, " in said
     said = run(cli.app, [*large, "--micro-batch", "512", "--checkpoint-activations"]).output
     assert "memory    here      a step needs 47 GB" in said
@@ -380,7 +380,7 @@ def test_nothing_is_written_into_a_folder_that_is_not_there(tmp_path, command):
     out = tmp_path / "reslts" / "new.safetensors"
     error = run(cli.app, [*command.split(), str(out)]).exception
     assert isinstance(error, CmpError)
-    assert "--out" in str(error) and str(out.parent) in str(error) and "make it" in str(error)
+    assert "--out" in str(error) and str(out.parent) in str(error) and "create it" in str(error)
     assert not out.parent.exists()
 
 

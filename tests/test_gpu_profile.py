@@ -79,7 +79,7 @@ def test_doctor_says_what_of_it_is_missing():
     assert (result.output.count("missing"), result.output.count("to fetch")) == (2, 1)
     assert "a step needs 47 GB in bf16, and an H100 has 80 GB" in result.output
     large = CliRunner().invoke(cli.app, ["doctor", "--profile", "gpu", "training.batch=1024"])
-    assert "--micro-batch 512 holds 47 GB" in large.output
+    assert "--micro-batch 512 needs 47 GB" in large.output
 
 
 def test_shared_memory_that_is_too_small_is_missing_and_what_fits_is_said(monkeypatch):
