@@ -182,4 +182,4 @@ def test_retrieval_that_cannot_be_right_is_told(what):
         hits += map(np.mean, retrieval_hits(image.float(), text.float(), torch.arange(60)))
     expected = 100 * (36 * 5 / 12 + 24 * 5 / 24) / 60
     assert abs(100 * np.mean(hits) - expected) < 3
-    assert f"is about {expected:.0f} % at best" in sentence
+    assert f"is about {expected:.0f}% at best" in sentence

@@ -455,7 +455,7 @@ def test_a_list_that_is_shorter_than_the_usual_stream_is_imported(build, tmp_pat
     )
     assert said.exit_code == 0, said.exception
     assert "12 classes of 2 datasets" in said.output
-    assert "too few for 20 tasks; set stream.tasks to 12 at most" in said.output
+    assert "too few for 20 tasks; set stream.tasks to at most 12" in said.output
     assert streams.class_order(corpus, Stream(order="listed", traits="few"), 0) == order
 
 
