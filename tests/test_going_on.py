@@ -97,7 +97,9 @@ def test_a_run_that_cannot_be_gone_on_from_is_refused_in_a_sentence(build):
     parent = computed(*EMA)
     start = f"model.start=run:{parent.id[:6]}"
     say = refused("run", "quick", *QUICK, start, "model.name=tiny")
-    assert say.startswith(f"model.start: run {parent.id[:SHORT_ID]} is of 'small', not of 'tiny'")
+    assert say.startswith(
+        f"model.start: run {parent.id[:SHORT_ID]} has the model 'small', not 'tiny'"
+    )
     say = refused("run", "quick", *QUICK, "model.start=run:fff0")
     assert "'fff0': no stored run with this id; `cmpt results ls`" in say
     assert "run:ID" in refused("run", "quick", *QUICK, "model.start=run:../x")
@@ -201,7 +203,7 @@ def test_a_resumed_run_takes_over_how_it_was_begun_and_says_so(build, monkeypatc
     with pytest.warns(match="micro-batches of 4") if given else contextlib.nullcontext():
         result = invoke(cli.app, ["resume", progress.run[:6], *given])
     assert result.exit_code == 0, result.exception
-    said = f"goes on: cpu, 1 thread(s), keep_weights True, micro_batch {size}, workers 0"
+    said = f"continues: cpu, 1 thread(s), keep_weights True, micro_batch {size}, workers 0"
     assert said in result.output
     assert os.environ["CMP_WORKERS"] == "0"
     run = store.load_run(progress.run)
@@ -310,6 +312,6 @@ def test_progress_is_told_in_pictures_per_second(build):
     result = StepResult(torch.tensor(1.5), torch.tensor(1.0), 1e-3)
     for step in (0, 20):  # a loss is shown when the next is there
         observer.step(0, step, result, torch.nn.Identity())
-    assert re.fullmatch(r"[\d,]+ pictures/s, loss 1\.500", bar.postfix)
+    assert re.fullmatch(r"[\d,]+ images/s, loss 1\.500", bar.postfix)
     silent = tqdm(total=40, disable=True)
     runs.progress_observer(silent, 64).step(0, 0, result, torch.nn.Identity())

@@ -464,7 +464,7 @@ def test_the_shell_ends_with_an_error_where_a_run_diverges(build):
     child = Child(build, forked.command, ("run", "quick", *settings))
     assert child.outcome().status == 2
     assert "cmpt: training diverged at task 0, step 1: loss nan" in child.said()
-    assert "diverged.json says more" in child.said()
+    assert "diverged.json for details" in child.said()
     [path] = build.glob("checkpoints/*/diverged.json")
     assert path.read_text().startswith("{")
     assert not (build / "runs").exists()

@@ -139,7 +139,7 @@ def test_lists_that_cannot_be_combined_are_refused(write, changes, words):
 
 def test_a_name_that_two_settings_come_to_is_refused(write):
     sweep = {"product": {"schedule.peak": [0.1]}}
-    with pytest.raises(CmpError, match=r"77\.yaml: settings: a: 'a, peak 0\.1' stands there"):
+    with pytest.raises(CmpError, match=r"77\.yaml: settings: a: 'a, peak 0\.1' is defined twice"):
         write({"a, peak 0.1": {}, "a": sweep})
 
 
@@ -430,7 +430,7 @@ def test_stopped_it_saves_and_the_same_command_goes_on(build, write, number, eve
         os.kill(pid, number)
     child.signal(number)
     assert child.outcome().status == 128 + number
-    assert "cmpt: stopped with 4 runs to go; the same command goes on" in child.said()
+    assert "cmpt: stopped with 4 runs to go; repeat the command to continue" in child.said()
     assert workers_of(build) == []
     kept = steps_kept()
     assert len(kept) == 2
