@@ -306,8 +306,8 @@ def test_a_merge_rule_must_give_one_entry_per_entry():
         nan = lambda entries, block: entries.mean(0) / 0  # noqa: E731
         refuse("merge_rule", nan, r"expected shape \[24\], all finite", **facts)
     few = lambda models, base, options, depth: [1.0]  # noqa: E731
-    refuse("merge_rule", few, "returns 1 factors for 3 models.*expected 3 factors", linear=True)
-    refuse("merge_rule", few, "returns 1 factors for 2.*expected 2", linear=True, count=2)
+    refuse("merge_rule", few, "returned 1 factors for 3 models.*expected 3 factors", linear=True)
+    refuse("merge_rule", few, "returned 1 factors for 2.*expected 2", linear=True, count=2)
 
 
 def test_a_merge_rule_may_ask_for_whole_matrices():
