@@ -76,7 +76,7 @@ class Budget:
 
     @property
     def steps(self) -> int:
-        """Steps per task that fit beside the cost at its end, possibly 0."""
+        """Steps per task that fit within the budget after the cost at its end, possibly 0."""
         return max(0, math.floor((self.allowed * (1 + SLACK) - self.end) / self.step))
 
     def used(self, tasks: int) -> float:

@@ -38,12 +38,12 @@ them."""
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """Images of a dataset, and the texts to choose from.
+    """The images of a dataset, and the texts to choose from.
 
     Attributes:
         dataset: The dataset.
-        rows: Corpus positions of the images, [N].
-        texts: The classes' prompts, or for retrieval all captions of the images, M in number.
+        rows: The corpus positions of the images, [N].
+        texts: The prompts of the classes, or for retrieval the M captions of the images.
         owner: For retrieval, the image that each text describes, as a position in `rows`, [M].
     """
 
@@ -55,13 +55,13 @@ class ScoredSet:
 
 @dataclass(frozen=True)
 class Features:
-    """What a network makes of the images and texts of some test sets.
+    """A network's features of the images and texts of several test sets.
 
     Attributes:
-        test_sets: The sets.
-        image: Unit features of the images of all sets, one after the other, [N, E].
-        texts: The distinct texts of all sets.
-        text: Their unit features, [M, E].
+        test_sets: The test sets.
+        image: Unit features of the images of all test sets in order, [N, E].
+        texts: The distinct texts of all test sets.
+        text: Unit features of the texts, [M, E].
     """
 
     test_sets: list[ScoredSet]
@@ -70,14 +70,14 @@ class Features:
     text: Tensor
 
     def by_set(self) -> Iterator[tuple[ScoredSet, Tensor, Tensor]]:
-        """Yield each set with the features of its images and of its texts."""
+        """Yield each test set with the features of its images and of its texts."""
         place = {text: index for index, text in enumerate(self.texts)}
         parts = self.image.split([len(test_set.rows) for test_set in self.test_sets])
         for test_set, image in zip(self.test_sets, parts, strict=True):
             yield test_set, image, self.text[[place[text] for text in test_set.texts]]
 
     def equals(self, other: "Features") -> bool:
-        """Return whether another network's features are the same to the last bit."""
+        """Return whether another network's features are bitwise equal."""
         return torch.equal(self.image, other.image) and torch.equal(self.text, other.text)
 
 
@@ -156,20 +156,20 @@ def encode(
     precision: str,
     share_rows: ShareRows = lambda items, encode: encode(items),
 ) -> Features:
-    """Return what a network makes of all images and texts that an evaluation asks about.
+    """Return a network's features of all images and texts in an evaluation.
 
     Args:
-        model: The network, whose training mode is left as it was.
+        model: The network; its training mode does not change.
         name: Its name, for the tokenizer.
         corpus: The data.
         split: "test" or "validation".
-        subset: Images per dataset; all where None.
+        subset: Images per dataset; None for all.
         precision: "bf16" or "fp32".
         share_rows: As in `evaluate`.
 
     Raises:
-        CmpError: There is nothing to score, or features are not finite, so that the nearest prompt
-            would be an accident.
+        CmpError: There is nothing to score, or features are not finite, which would make the
+            nearest prompt arbitrary.
     """
     test_sets = make_test_sets(corpus, split, subset)
     texts = list(dict.fromkeys(text for test_set in test_sets for text in test_set.texts))
@@ -185,11 +185,11 @@ def encode(
 
 
 def score(corpus: Corpus, features: Features) -> Scores:
-    """Return the scores of a network whose features are known.
+    """Return the scores of a network from its features.
 
     Args:
         corpus: The data.
-        features: As `encode` returns them.
+        features: The result of `encode`.
     """
     scored = [_score(corpus, *of_set) for of_set in features.by_set()]
     hits, datasets = zip(*scored, strict=True)
@@ -198,8 +198,8 @@ def score(corpus: Corpus, features: Features) -> Scores:
 
 @contextlib.contextmanager
 def evaluation_mode(model: Network) -> Iterator[None]:
-    """Put a network into evaluation mode, and leave each of its layers as it was."""
-    modes = {layer: layer.training for layer in model.modules()}  # of frozen norms another one
+    """Put a network into evaluation mode, and restore the mode of every layer afterwards."""
+    modes = {layer: layer.training for layer in model.modules()}  # frozen norms differ
     model.eval()
     try:
         yield

@@ -22,12 +22,12 @@ def unit_interval(*parts: str | int) -> float:
 
 
 def numpy_generator(name: str, seed: int, *counters: str | int) -> np.random.Generator:
-    """Return a new Philox generator for this (name, seed, counters)."""
+    """Return a fresh Philox generator for this (name, seed, counters)."""
     key = int.from_bytes(digest(name, seed, *counters)[:16], "big")
     return np.random.Generator(np.random.Philox(key=key))
 
 
 def torch_generator(name: str, seed: int, *counters: str | int) -> torch.Generator:
-    """Return a new CPU generator for this (name, seed, counters)."""
+    """Return a fresh CPU generator for this (name, seed, counters)."""
     state = int.from_bytes(digest(name, seed, *counters)[:8], "big") >> 1
     return torch.Generator().manual_seed(state)

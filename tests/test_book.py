@@ -81,7 +81,7 @@ def test_chapters_come_in_order_by_number(tmp_path):
         write(tmp_path, name)
     assert list(chapters.chapters(tmp_path)) == ["00", "02", "10", "A1"]
     assert [path.stem for path in chapters.select(["A1", "2"], tmp_path)] == ["02_second", "A1_own"]
-    with pytest.raises(CmpError, match="no chapter 07; there are 00, 02, 10, A1"):
+    with pytest.raises(CmpError, match="no chapter 07; the chapters are 00, 02, 10, A1"):
         chapters.select(["7"], tmp_path)
 
 

@@ -58,7 +58,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
             ["cmpt pretrain small schedule.name=cosine"],
         ),
         (["run", "quick", "mixture.buffer=0.2"], ["must be 1, not"]),
-        (["run", "quick", "foo=1"], ["foo: there is no such key"]),
+        (["run", "quick", "foo=1"], ["foo: unknown key"]),
         (["budget", "--total", "-5"], ["--total", "-5", "above 0"]),
         (["budget", "--models", "--total", "nan"], ["--total", "nan"]),
         (["budget", "--total", "inf"], ["--total", "inf"]),
@@ -79,8 +79,8 @@ def test_show_writes_a_contact_sheet(tmp_path):
             ["run", "quick", "model.name=hf-hub:///", "model.start=hub", "--dry-run"],
             ["model.name", "hf-hub:///"],
         ),
-        (["stream", "import", "/dev/zero", "x"], ["/dev/zero", "no regular file"]),
-        (["stream", "make", "x", "--counts", "/dev/zero"], ["/dev/zero", "no regular file"]),
+        (["stream", "import", "/dev/zero", "x"], ["/dev/zero", "not a regular file"]),
+        (["stream", "make", "x", "--counts", "/dev/zero"], ["/dev/zero", "not a regular file"]),
         (["stream", "make", "a/b"], ["'a/b'", "letters, digits"]),
         (["stream", "make", "embedded"], ["'embedded'", "choose another"]),
         (["eval", "tiny", "--weights", "/dev/zero"], ["/dev/zero", "no such regular file"]),
@@ -89,7 +89,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["eval", "tiny", "--device", "tpu"], ["device 'tpu'", "choose cpu"]),
         (["study", "99"], ["99.yaml", "no such study", "front"]),
         (["study", "front", "--device", "tpu", "--dry-run"], ["device 'tpu'", "choose cpu"]),
-        (["study", "front", "--profile", "quick", "--publish"], ["cpu profile, not from 'quick'"]),
+        (["study", "front", "--profile", "quick", "--publish"], ["cpu profile, not 'quick'"]),
     ],
 )
 def test_misuse_is_refused_by_name(arguments, words):
@@ -192,7 +192,7 @@ def test_help_and_typing_errors_do_not_wait_for_torch():
         "import sys; from cmp import cli; from typer.testing import CliRunner; "
         "print(CliRunner().invoke(cli.app, sys.argv[1:]).output, 'torch' in sys.modules)"
     )
-    for arguments, words in ((["--help"], "Take a model through a stream"), (["rnu"], "'run'?")):
+    for arguments, words in ((["--help"], "Train a model on a stream"), (["rnu"], "'run'?")):
         command = [sys.executable, "-c", code, *arguments]
         said = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
         assert words in said and said.rstrip().endswith("False")
@@ -295,7 +295,7 @@ def test_doctor_checks_the_batches_that_a_run_refuses():
     settings = ["quick", "training.batch=4096"]
     said = run(cli.app, ["doctor", "--profile", *settings])
     [line] = [line for line in said.output.splitlines() if line.startswith("batches")]
-    words = "4096 takes more samples of a pool than it holds; training.batch="
+    words = "4096 takes more samples from a pool than it holds; training.batch="
     assert said.exit_code == 1 and words in line
     assert words in str(run(cli.app, ["run", *settings, "--dry-run"]).exception)
     well = run(cli.app, ["doctor", "--profile", "quick"])
@@ -306,10 +306,10 @@ def test_doctor_checks_the_batches_that_a_run_refuses():
 def test_doctor_takes_the_options_that_it_advises():
     large = ["doctor", "--profile", "gpu", "training.batch=1024", "model.start=laion2b"]
     said = run(cli.app, large).output
-    assert "--micro-batch 512 holds 47 GB, and --checkpoint-activations" in said
-    assert "nor a tag of 'ViT-B-16'; open_clip has for it: openai, " in said
+    assert "--micro-batch 512 needs 47 GB, and --checkpoint-activations" in said
+    assert "nor a tag of 'ViT-B-16'; open_clip's tags for it: openai, " in said
     said = run(cli.app, [*large, "--micro-batch", "512", "--checkpoint-activations"]).output
-    assert "memory    here      a step holds 47 GB" in said
+    assert "memory    here      a step needs 47 GB" in said
 
 
 def test_doctor_works_in_an_empty_folder(outside):
@@ -380,7 +380,7 @@ def test_nothing_is_written_into_a_folder_that_is_not_there(tmp_path, command):
     out = tmp_path / "reslts" / "new.safetensors"
     error = run(cli.app, [*command.split(), str(out)]).exception
     assert isinstance(error, CmpError)
-    assert "--out" in str(error) and str(out.parent) in str(error) and "make it" in str(error)
+    assert "--out" in str(error) and str(out.parent) in str(error) and "create it" in str(error)
     assert not out.parent.exists()
 
 

@@ -231,10 +231,14 @@ def test_sigterm_saves_the_runs_and_ends_with_a_sentence(nodes, noted, corpus):
         wait_for(unfinished_runs)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(Interrupted, match="stopped with 2 runs to go; the same command goes on"):
+    with pytest.raises(
+        Interrupted, match="stopped with 2 runs to go; repeat the command to continue"
+    ):
         run_on_ray(configs, 2, "cpu", finished)
     assert signal.getsignal(signal.SIGTERM) is handler
-    [steps] = re.findall(r"stopped after 0 tasks and (\d+) steps; all is saved", "\n".join(noted()))
+    [steps] = re.findall(
+        r"stopped after 0 tasks and (\d+) steps; everything is saved", "\n".join(noted())
+    )
     assert [progress.step for progress in unfinished_runs()] == [int(steps)]
 
 

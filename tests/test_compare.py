@@ -189,9 +189,9 @@ def test_a_new_model_that_cannot_be_compared_is_refused_before_the_old_is_encode
     monkeypatch.setattr(evaluation, "encode", None)
     path = tmp_path / "other.safetensors"
     models.export_weights(base()[1], path)
-    with pytest.raises(CmpError, match="the weights of another architecture"):
+    with pytest.raises(CmpError, match="the weights belong to another architecture"):
         compare("small", f"tiny:{path}", few)
-    with pytest.raises(CmpError, match="takes images of 224 pixels, the data have 32"):
+    with pytest.raises(CmpError, match="takes images of 224 pixels, but the data have 32"):
         compare("small", "ViT-B-32:random", few, device="cpu")
 
 
@@ -685,8 +685,8 @@ def test_an_embedded_model_in_a_folder_keeps_its_own_tokens(few, tmp_path):
         ("ViT-B-32", "ViT-B-32:START"),
         ("small:annealed:99", "no annealed base 99"),
         ("small:nothing", "model.start: 'nothing'"),
-        ("run:0000000000", "no run of this id"),
-        ("deadbeef", "no run of this id"),
+        ("run:0000000000", "no run with this id"),
+        ("deadbeef", "no run with this id"),
         ("local-dir:/nowhere", "no open_clip_config.json"),
         ("", "names no model"),
     ],
@@ -755,7 +755,10 @@ def test_the_command_prints_writes_and_exits_by_the_gate(tmp_path, monkeypatch):
     ("arguments", "words"),
     [
         (("--gate", "gone.yaml"), "gone.yaml: no such file"),
-        (("--report", "gone/report.html"), "--report gone/report.html: there is no folder gone"),
+        (
+            ("--report", "gone/report.html"),
+            "--report gone/report.html: the folder gone does not exist",
+        ),
         (("--report", "."), "is not replaced"),
         (("--new", "nothing"), "--new: no dataset and no update is called 'nothing'"),
         (("--data", "gone"), "gone"),

@@ -57,7 +57,7 @@ def test_what_is_set_by_name_has_its_say_over_a_recipe():
     assert (run.merging.policy, run.merging.weight, run.carries_moments) == ("zs", 0.25, True)
     with pytest.raises(CmpError, match=r"must be 1, not 0\.6"):
         config.parse({"recipe": "default", "mixture": {"buffer": 0.0}})
-    with pytest.raises(CmpError, match=r"recipe: 'best': the recipes are: default"):
+    with pytest.raises(CmpError, match=r"recipe: 'best': unknown; the recipes are: default"):
         config.parse({"recipe": "best"})
     with pytest.raises(CmpError, match="recipe: 3"):
         config.parse({"recipe": 3})
@@ -70,8 +70,8 @@ def test_what_is_set_by_name_has_its_say_over_a_recipe():
     [
         ("schedule=wsd", "schedule is a section; set schedule.name=wsd"),
         ("stream=random", "stream is a section; set stream.order=random"),
-        ("sched.peak=0.1", "sched: there is no such key; did you mean 'schedule.peak'?"),
-        ("recipe=foo", "'foo': the recipes are: default"),
+        ("sched.peak=0.1", "sched: unknown key; did you mean 'schedule.peak'?"),
+        ("recipe=foo", "'foo': unknown; the recipes are: default"),
     ],
 )
 def test_a_wrong_assignment_is_answered_with_the_right_one(assignment, words):
@@ -143,7 +143,7 @@ def test_profiles_parse(tree):
 def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path):
     path = tmp_path / "twice.yaml"
     path.write_text("seed: 1\nseed: 2\n")
-    with pytest.raises(CmpError, match="'seed' stands there twice"):
+    with pytest.raises(CmpError, match="'seed' is given twice"):
         read_yaml(path)
 
 

@@ -122,8 +122,8 @@ def test_hostile_info_files(root):
     path.write_text(json.dumps(about))
     faults = [": ".join(fault) for fault in collection.read_index(with_counts("DTD"), root).faults]
     assert sorted(faults) == [
-        "path lies outside: DTD/../../etc/passwd", "path lies outside: DTD//etc/passwd",
-        "target is no class: DTD/train/0.png", "target is no class: DTD/train/1.png",
+        "path outside the folder: DTD/../../etc/passwd", "path outside the folder: DTD//etc/passwd",
+        "target is not a class: DTD/train/0.png", "target is not a class: DTD/train/1.png",
     ]  # fmt: skip
     path.write_text("[" * 100_000)
     with pytest.raises(CmpError, match=r"DTD_train\.json: cannot be read"):
@@ -156,11 +156,11 @@ def test_data_check_says_what_is_there(root, monkeypatch):
     assert [state for *_, state in row.values()].count("absent") == 60
     assert "CUB200: 1 of 6 images are missing, such as CUB200/test/1.png" in result.output
     assert "corrupt image: STL10/test/0.png" in result.output
-    assert "the authors offer it" in result.output
+    assert "README of fomo_in_flux" in result.output
 
 
 def test_a_run_refuses_wrong_counts_and_names_what_is_absent(root):
-    with pytest.raises(CmpError, match="63 of 63 sets of 'fomo' are absent"):
+    with pytest.raises(CmpError, match="63 of 63 datasets of 'fomo' are absent"):
         load_data("fomo")
     small(root, "DTD")
     with pytest.raises(CmpError, match="DTD: counts: found classes 2, not 47"):
@@ -172,6 +172,6 @@ def test_manifests_beside_the_data_are_read_too(root):
             "reader": {"kind": "tars", "path": "web/*.tar"}}  # fmt: skip
     (root / "pool.yaml").write_text(json.dumps(pool))
     tar(root / "web/0.tar", [("1.jpg", picture(kind="JPEG")), ("1.txt", b"a thing")])
-    with pytest.warns(UserWarning, match="63 of 64 sets of 'fomo' are absent"):
+    with pytest.warns(UserWarning, match="63 of 64 datasets of 'fomo' are absent"):
         corpus = load_data("fomo")
     assert corpus.by_role("pool") == ["web"] and len(corpus.rows("train")) == 1

@@ -97,9 +97,11 @@ def test_a_run_that_cannot_be_gone_on_from_is_refused_in_a_sentence(build):
     parent = computed(*EMA)
     start = f"model.start=run:{parent.id[:6]}"
     say = refused("run", "quick", *QUICK, start, "model.name=tiny")
-    assert say.startswith(f"model.start: run {parent.id[:SHORT_ID]} is of 'small', not of 'tiny'")
+    assert say.startswith(
+        f"model.start: run {parent.id[:SHORT_ID]} has the model 'small', not 'tiny'"
+    )
     say = refused("run", "quick", *QUICK, "model.start=run:fff0")
-    assert "'fff0': no stored run of this id; `cmpt results ls`" in say
+    assert "'fff0': no stored run with this id; `cmpt results ls`" in say
     assert "run:ID" in refused("run", "quick", *QUICK, "model.start=run:../x")
     path = store.weights_path(parent.id)
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
@@ -182,8 +184,8 @@ def test_of_a_stopped_run_the_model_after_its_last_task_is_exported(build, polic
 def test_a_run_none_of_whose_tasks_is_finished_exports_nothing(build):
     progress = stopped(step=2)
     say = refused("export", progress.run[:6], "-o", str(build / "x.safetensors"))
-    assert "none of its tasks is finished; `cmpt resume" in say
-    assert "no run of this id" in refused("export", "fff0", "-o", str(build / "x.safetensors"))
+    assert "no task is finished; `cmpt resume" in say
+    assert "no run with this id" in refused("export", "fff0", "-o", str(build / "x.safetensors"))
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -201,7 +203,7 @@ def test_a_resumed_run_takes_over_how_it_was_begun_and_says_so(build, monkeypatc
     with pytest.warns(match="micro-batches of 4") if given else contextlib.nullcontext():
         result = invoke(cli.app, ["resume", progress.run[:6], *given])
     assert result.exit_code == 0, result.exception
-    said = f"goes on: cpu, 1 thread(s), keep_weights True, micro_batch {size}, workers 0"
+    said = f"continues: cpu, 1 thread(s), keep_weights True, micro_batch {size}, workers 0"
     assert said in result.output
     assert os.environ["CMP_WORKERS"] == "0"
     run = store.load_run(progress.run)
@@ -246,19 +248,19 @@ def test_a_run_is_removed_and_what_it_freed_is_said(build, monkeypatch):
     monkeypatch.setattr(results, "RESULTS", build / "book")
     published = pd.DataFrame({"run": ["0" * 64, run.id]})
     published.to_parquet(build / "book" / "77.parquet")
-    assert "77.parquet, so it is kept" in refused("results", "rm", run.id[:6])
+    assert "77.parquet, so it cannot be deleted" in refused("results", "rm", run.id[:6])
     published[:1].to_parquet(build / "book" / "77.parquet")
     with launch.CheckpointManager(run.id):
         assert "another process" in refused("results", "rm", run.id[:6])
-    assert "the nearest is" in refused("results", "rm", other_end(run.id))
+    assert "the closest is" in refused("results", "rm", other_end(run.id))
     said = invoke(cli.app, ["results", "rm", run.id]).output
-    freed = re.fullmatch(rf"run {run.id[:SHORT_ID]}: deleted, ([\d.]+) MB are free again\n", said)
+    freed = re.fullmatch(rf"run {run.id[:SHORT_ID]}: deleted, ([\d.]+) MB freed\n", said)
     assert float(freed[1]) > 4  # the weights of 1.2 million parameters
     assert [path for path in build.rglob("*") if run.id[:SHORT_ID] in path.name] == []
     for name in (run.id[:6], "../x", ""):
         assert "runs have this id" in refused("results", "rm", name)
     progress = stopped(step=6)
-    assert "no stored run of this id" in refused("results", "rm", other_end(progress.run))
+    assert "no stored run with this id" in refused("results", "rm", other_end(progress.run))
     assert unfinished_runs() == [progress]
     assert invoke(cli.app, ["results", "rm", progress.run]).exit_code == 0
     assert unfinished_runs() == []
@@ -274,12 +276,17 @@ def test_a_dry_run_counts_what_there_is_and_ends_with_1_where_nothing_could_star
     assert result.exit_code == 0, result.exception
     said = " ".join(result.output.split())
     assert re.search(r"new-flags adapt 96 [\d,]+ [\d,]+ [\d,]+", said)
-    for words in ("the machine has", "GB free at", "images that are replayed", "to be computed"):
+    for words in (
+        "the machine has",
+        "GB free at",
+        "images replayed from the pool",
+        "to be computed",
+    ):
         assert words in said
     result = invoke(cli.app, ["run", "quick", *QUICK, "seeds.init=77", "--dry-run"])
     assert result.exit_code == 1
     assert "cmpt pretrain small --seed 77" in result.output
-    assert result.output.endswith("Not here, damaged or too small: weights.\n")
+    assert result.output.endswith("Missing, damaged or too small: weights.\n")
     assert not (build / "runs").exists()
 
 
@@ -305,6 +312,6 @@ def test_progress_is_told_in_pictures_per_second(build):
     result = StepResult(torch.tensor(1.5), torch.tensor(1.0), 1e-3)
     for step in (0, 20):  # a loss is shown when the next is there
         observer.step(0, step, result, torch.nn.Identity())
-    assert re.fullmatch(r"[\d,]+ pictures/s, loss 1\.500", bar.postfix)
+    assert re.fullmatch(r"[\d,]+ images/s, loss 1\.500", bar.postfix)
     silent = tqdm(total=40, disable=True)
     runs.progress_observer(silent, 64).step(0, 0, result, torch.nn.Identity())

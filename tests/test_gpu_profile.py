@@ -59,8 +59,8 @@ def test_its_plan_is_printed_where_nothing_of_it_is_here():
     assert result.exit_code == 1, result.output
     for words in (
         "20 tasks of 1428 steps (the paper's rule gives 1420)", "169 of the pretraining pool",
-        "memory-adjusted GFLOPs", "an estimate from FLOPs", "weights   to fetch",
-        "This cannot start. Not here, damaged or too small: data, device.",
+        "memory-adjusted GFLOPs", "estimated from FLOPs", "weights   to fetch",
+        "This cannot start. Missing, damaged or too small: data, device.",
     ):  # fmt: skip
         assert words in result.output
 
@@ -77,9 +77,9 @@ def test_doctor_says_what_of_it_is_missing():
     result = CliRunner().invoke(cli.app, ["doctor", "--profile", "gpu"])
     assert result.exit_code == 1
     assert (result.output.count("missing"), result.output.count("to fetch")) == (2, 1)
-    assert "a step holds 47 GB at once in bf16, an H100 has 80 GB" in result.output
+    assert "a step needs 47 GB in bf16, and an H100 has 80 GB" in result.output
     large = CliRunner().invoke(cli.app, ["doctor", "--profile", "gpu", "training.batch=1024"])
-    assert "--micro-batch 512 holds 47 GB" in large.output
+    assert "--micro-batch 512 needs 47 GB" in large.output
 
 
 def test_shared_memory_that_is_too_small_is_missing_and_what_fits_is_said(monkeypatch):
@@ -89,7 +89,7 @@ def test_shared_memory_that_is_too_small_is_missing_and_what_fits_is_said(monkey
     found = preflight._check_shared_memory(GPU, "cuda")
     assert found.state == preflight.MISSING
     assert found.sentence == (
-        "15 processes decode ahead, 2.3 GB in /dev/shm, where 1.0 are free: CMP_WORKERS=6"
+        "15 decoding processes need 2.3 GB in /dev/shm, which has 1.0 free: set CMP_WORKERS=6"
     )
     free["free"] = 8e9
     assert preflight._check_shared_memory(GPU, "cuda").state == preflight.PRESENT
@@ -125,7 +125,10 @@ def test_a_pool_that_is_not_there_is_missing(corpus, monkeypatch):
     )
     tree = config.override({}, ["mixture.pool=substitute"])
     found = preflight._check_data(config.parse(tree))
-    assert (found.state, "there is no such pool" in found.sentence) == (preflight.MISSING, True)
+    assert (found.state, "these data have no such pool" in found.sentence) == (
+        preflight.MISSING,
+        True,
+    )
     assert preflight._check_data(config.parse({})).state == preflight.PRESENT
 
 

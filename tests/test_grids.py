@@ -44,9 +44,9 @@ def test_a_grid_is_the_product_of_its_lists():
 @pytest.mark.parametrize(
     ("given", "seeds", "words"),
     [
-        ({"peak": "1,1"}, 1, "-P peak: a value stands there twice"),
-        ({"stream_seed": "1,2"}, 2, "-P stream_seed gives the seeds already"),
-        ({"a": ",".join(map(str, range(201)))}, 1, "201 points; at most 200"),
+        ({"peak": "1,1"}, 1, "-P peak: a value is given twice"),
+        ({"stream_seed": "1,2"}, 2, "-P stream_seed already gives the seeds"),
+        ({"a": ",".join(map(str, range(201)))}, 1, "201 points; use at most 200"),
     ],
 )
 def test_an_impossible_grid_is_refused(given, seeds, words):

@@ -211,7 +211,7 @@ def test_torchrun_that_is_asked_to_stop_keeps_the_last_step(build, jpegs, everyo
     assert process.wait(TIMEOUT) == 1
     said = build.with_suffix(".txt").read_text()
     [step] = steps_kept(build)
-    assert step > 0 and f"stopped after 0 tasks and {step} steps; all is saved" in said
+    assert step > 0 and f"stopped after 0 tasks and {step} steps; everything is saved" in said
     assert "DataLoader" not in said
 
 

@@ -205,7 +205,7 @@ def test_asked_to_stop_the_shell_finishes_the_step_and_can_resume(build, referen
     assert stopped.outcome().status == 128 + number
     short = small_id()[:SHORT_ID]
     assert f"cmpt: stopped after 1 tasks and {step - 4} steps" in stopped.said()
-    assert f"`cmpt resume {short}` goes on" in stopped.said()
+    assert f"`cmpt resume {short}` continues" in stopped.said()
     assert steps_kept() == step
     resumed = Child(build, forked.command, ("resume", short))
     assert resumed.outcome().status == 0, resumed.said()
@@ -378,7 +378,7 @@ def test_where_the_disk_refuses_the_run_says_so_and_keeps_the_last(
     end = Child(open_build, forked.compute, trouble, SAVE).outcome()
     assert end.weights is None
     assert f"{folder()}: the checkpoint of task 1, step 2 cannot be written" in end.error
-    assert "the one before it is kept" in end.error
+    assert "the previous one is kept" in end.error
     assert not list(folder().glob(".partial*"))
     assert steps_kept() == 5
     folder().chmod(0o755)
@@ -391,7 +391,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(bu
     build.mkdir()
     (build / "checkpoints").write_text("a file where a folder should be")
     end = Child(build).outcome()
-    assert f"{folder()}: cannot be made a folder" in end.error
+    assert f"{folder()}: cannot be created as a folder" in end.error
 
 
 def batch_of(config, task, step):
@@ -464,7 +464,7 @@ def test_the_shell_ends_with_an_error_where_a_run_diverges(build):
     child = Child(build, forked.command, ("run", "quick", *settings))
     assert child.outcome().status == 2
     assert "cmpt: training diverged at task 0, step 1: loss nan" in child.said()
-    assert "diverged.json says more" in child.said()
+    assert "diverged.json for details" in child.said()
     [path] = build.glob("checkpoints/*/diverged.json")
     assert path.read_text().startswith("{")
     assert not (build / "runs").exists()

@@ -239,7 +239,7 @@ def test_a_file_that_breaks_after_the_check_is_named(folder):
     run_config = small(folder)
     corpus = load_data(run_config.data)
     (folder / "web/fox 1/0.png").write_bytes(b"damaged")
-    with pytest.raises(CmpError, match=r"fox 1/0\.png: cannot be read.*has it changed"):
+    with pytest.raises(CmpError, match=r"fox 1/0\.png: cannot be read.*may have changed"):
         corpus.images[np.arange(len(corpus.table))]
 
 
@@ -283,12 +283,12 @@ def test_a_frame_in_memory(tmp_path, monkeypatch):
 
 
 def test_packed_images_are_of_one_size(corpus):
-    with pytest.raises(CmpError, match="takes images of 224 pixels, the data have 32"):
+    with pytest.raises(CmpError, match="takes images of 224 pixels, but the data have 32"):
         corpus.check_side(224, "ViT-B-16")
     oblong = dataclasses.make_dataclass("Model", ["visual"])(
         dataclasses.make_dataclass("Visual", ["image_size"])((224, 160))
     )
-    with pytest.raises(CmpError, match="not square"):
+    with pytest.raises(CmpError, match="only square images"):
         models.preprocessing(oblong)
 
 
@@ -301,7 +301,7 @@ def test_no_such_data(source):
 def test_a_pool_is_wanted_or_left_out(folder):
     (folder / "web.yaml").unlink()
     alone = small(folder)
-    with pytest.warns(UserWarning, match="no set has role pool"):
+    with pytest.warns(UserWarning, match="no dataset has the role pool"):
         mixtures.task_pools(alone, load_data(alone.data))
     without = small(folder, "mixture.pretraining=0", "mixture.update=0.5", "mixture.buffer=0.5")
     pools = mixtures.task_pools(without, load_data(without.data))

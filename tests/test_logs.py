@@ -68,7 +68,7 @@ def test_a_progress_bar_waits_for_no_step(monkeypatch):
         result = StepResult(torch.tensor(float(step)), torch.tensor(1.0), 1e-3)
         observer.step(0, step, result, torch.nn.Identity())
         assert waited == [0.0, 20.0][: step // 20]
-    assert shown == ["16 pictures/s, loss 0.000", "16 pictures/s, loss 20.000"]
+    assert shown == ["16 images/s, loss 0.000", "16 images/s, loss 20.000"]
 
 
 def test_a_cell_shows_the_losses_of_runs_in_progress(build):

@@ -201,8 +201,8 @@ def save_bad(path, kind):
         ("shape", ["a.bias", "[5]", "[4]"]),
         ("more", ["c: "]),
         ("kind", ["a.bias", "int64"]),
-        ("text", ["no readable safetensors"]),
-        ("cut", ["no readable safetensors"]),
+        ("text", ["cannot be read as a safetensors file"]),
+        ("cut", ["cannot be read as a safetensors file"]),
         ("gone", ["cannot be read"]),
     ],
 )
@@ -226,12 +226,12 @@ def test_bad_files_are_refused_and_nothing_is_written(rule, which, kind, words, 
     ("arguments", "words"),
     [
         (["tries", "NEW", "OLD"], ["tries", "ties"]),
-        (["interpolation", "NEW", "OLD", "--weights", "1"], ["1 of them for 2 models"]),
+        (["interpolation", "NEW", "OLD", "--weights", "1"], ["1 weights for 2 models"]),
         (["interpolation", "NEW", "OLD", "--weights", "0.5,x"], ["--weights", "0.5,x"]),
         (["interpolation", "NEW", "OLD", "--weights", "2,1"], ["sum to 1, not 3"]),
         (["interpolation", "NEW", "OLD", "--base", "BASE"], ["takes no base"]),
         (["ties", "NEW", "OLD"], ["needs a base", "--base FILE", "base="]),
-        (["ties", "NEW", "--base", "BASE", "--weights", "1"], ["weights 1", "'ties' has none"]),
+        (["ties", "NEW", "--base", "BASE", "--weights", "1"], ["weights 1", "not used by 'ties'"]),
         (["slerp", "NEW"], ["1 models", "exactly 2"]),
         (["slerp", "NEW", "OLD", "--scale", "2"], ["'slerp' takes weights, not 'scale'"]),
         (["ties", "NEW", "--base", "BASE", "--density", "0"], ["density", "found 0.0"]),
@@ -257,7 +257,7 @@ def test_a_model_is_not_written_over(files, tmp_path):
     before = files[1].read_bytes()
     link = tmp_path / "link.safetensors"
     link.symlink_to(files[1])
-    for out, words in ((files[1], "is one of the models"), (link, "is there, as a link")):
+    for out, words in ((files[1], "one of the models"), (link, "already exists as a link")):
         error = shell("interpolation", *files[:2], "-o", out).exception
         assert isinstance(error, CmpError) and words in str(error)
     assert files[1].read_bytes() == before
@@ -327,7 +327,7 @@ def test_what_cannot_be_written_to_is_refused_before_anything_is_read(files, tmp
     (tmp_path / "link.safetensors").symlink_to(files[0])
     os.mkfifo(tmp_path / "fifo.safetensors")
     for name in ("link.safetensors", "fifo.safetensors", "a" * 300, "."):
-        with pytest.raises(CmpError, match=r"is there, as a link|cannot be written"):
+        with pytest.raises(CmpError, match=r"already exists as a link|cannot be written"):
             merging_files.merge_files(
                 "interpolation", files[:2], tmp_path / name, progress=counts.append
             )

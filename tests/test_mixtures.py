@@ -216,7 +216,7 @@ def test_a_sampler_refuses_what_it_cannot_do():
 
 def refused_batch(settings, corpus):
     """The batch that a refusal of a run names."""
-    words = r"training\.batch: \d+ has no sample of mixture\..* that has some is (\d+)"
+    words = r"training\.batch: \d+ has no sample of mixture\..* use a batch of (\d+)"
     with pytest.raises(CmpError, match=words) as refused:
         mixtures.task_pools(forked.small_config(*settings), corpus)
     return int(re.search(words, str(refused.value))[1])
@@ -506,7 +506,9 @@ def test_a_pool_that_is_not_there_is_refused():
     datasets = {n: d for n, d in whole.datasets.items() if d.role != "substitute"}
     without = dataclasses.replace(whole, datasets=datasets)
     run_config = forked.small_config("mixture.pool=substitute")
-    with pytest.raises(CmpError, match=r"mixture\.pool: 'substitute': there is no such pool"):
+    with pytest.raises(
+        CmpError, match=r"mixture\.pool: 'substitute': these data have no such pool"
+    ):
         mixtures.task_pools(run_config, without)
 
 
@@ -527,7 +529,7 @@ def run_losses(run_config, corpus):
 
 def test_without_a_pool_update_and_buffer_take_its_share(without_pool):
     run_config = forked.small_config("evaluation.full=false")
-    with pytest.warns(UserWarning, match=r"no set has role pool.* 50% update, 50% buffer"):
+    with pytest.warns(UserWarning, match=r"no dataset has the role pool.* 50% update, 50% buffer"):
         losses = run_losses(run_config, without_pool)
     shares = ("mixture.pretraining=0", "mixture.update=0.5", "mixture.buffer=0.5")
     half = forked.small_config("evaluation.full=false", *shares)
@@ -551,10 +553,10 @@ def test_without_a_pool_update_and_buffer_take_its_share(without_pool):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (("mixture.pool=fresh",), "'fresh': there is no such pool"),
+        (("mixture.pool=fresh",), "'fresh': these data have no such pool"),
         (("mixture.pretraining=1", "mixture.update=0", "mixture.buffer=0"), "no such pool"),
-        (("mixture.last=[0.1, 0.5, 0.4]",), "'pretraining': there is no such pool"),
-        (("method.name=distillation",), "without a set of role pool.*'distillation' works on"),
+        (("mixture.last=[0.1, 0.5, 0.4]",), "'pretraining': these data have no such pool"),
+        (("method.name=distillation",), "without a dataset of role pool.*'distillation' needs"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:mixture.pretraining")
@@ -587,7 +589,7 @@ def test_a_mixture_that_changes_is_checked():
     with pytest.raises(CmpError, match=r"sum of last must be 1, not 1\.5"):
         config.parse({"mixture": {"last": [0.5, 0.5, 0.5]}})
     tree = {"method": {"name": "distillation"}, "mixture": {"last": [0.0, 0.5, 0.5]}}
-    with pytest.raises(CmpError, match="works on replayed images"):
+    with pytest.raises(CmpError, match="needs replayed images"):
         config.parse(tree)
 
 

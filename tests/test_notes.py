@@ -110,19 +110,19 @@ def test_a_picture_that_is_trained_on_and_scored_is_named(folder):
     assert "note" not in check(folder)
     (folder / "kept/c/leak.png").write_bytes((folder / "new/train/a/1.png").read_bytes())
     (folder / "kept/d/leak.png").write_bytes((folder / "new/train/b/1.png").read_bytes())
-    words = "kept: pictures to score that are training pictures of new, too: 2, such as c/leak.png"
+    words = "kept: test images that are also training images of new: 2, such as c/leak.png"
     assert f"note: {words} and train/a/1.png" in check(folder)
     assert "note" not in check(folder, "--no-decode")  # which reads no picture
-    with pytest.warns(UserWarning, match="training pictures of new, too: 2, such as"):
+    with pytest.warns(UserWarning, match="also training images of new: 2, such as"):
         load_data(str(folder))
 
 
 def test_what_was_checked_is_compared_without_reading_it_again(folder, monkeypatch):
     (folder / "kept/c/leak.png").write_bytes((folder / "new/train/a/1.png").read_bytes())
-    with pytest.warns(UserWarning, match="training pictures of new, too: 1, such as"):
+    with pytest.warns(UserWarning, match="also training images of new: 1, such as"):
         collection.load_collection(str(folder))
     monkeypatch.setattr("cmp.readers.images._check_image", None)
-    with pytest.warns(UserWarning, match="training pictures of new, too: 1, such as"):
+    with pytest.warns(UserWarning, match="also training images of new: 1, such as"):
         collection.load_collection(str(folder))
 
 
@@ -139,7 +139,7 @@ def test_equal_pictures_whose_names_fall_into_two_splits_are_named(tmp_path):
         (root / n).read_bytes() for n in index.table["source"][index.table.split == "train"]
     }
     count = sum((root / name).read_bytes() in contents for name in held["source"])
-    assert count > 0 and f"training pictures of mine, too: {count}, such" in sentence
+    assert count > 0 and f"also training images of mine: {count}, such" in sentence
 
 
 def test_training_pictures_with_several_names_are_named(tmp_path):
@@ -149,9 +149,7 @@ def test_training_pictures_with_several_names_are_named(tmp_path):
     tree(root, {"b/other.png": (root / "a/0.png").read_bytes()})
     index = collection.check_images(collection.read_index(fileset(role="pool"), root))
     [sentence] = notes.repeated_pictures(index)
-    assert sentence.startswith(
-        "mine: training pictures with several names: 2, 1 of them in several"
-    )
+    assert sentence.startswith("mine: training images with several names: 2, 1 of them in several")
     frame = pd.DataFrame({"filepath": ["a/0.png"] * 2, "title": ["one text", "another text"]})
     named = tables.read_frame(fileset("frame", role="pool"), frame, root)
     assert notes.repeated_pictures(collection.check_images(named)) == []  # a row a caption is fine
@@ -166,7 +164,7 @@ def captioned(captions, pictures) -> list[str]:
 
 
 def test_retrieval_that_is_right_by_chance_is_told():
-    assert "R@5 of 5 test pictures is 100 % by chance" in captioned(list("abcde"), range(5))[0]
+    assert "R@5 of 5 test images is 100% by chance" in captioned(list("abcde"), range(5))[0]
     assert captioned([f"text {n}" for n in range(60)], range(60)) == []
 
 
@@ -184,4 +182,4 @@ def test_retrieval_that_cannot_be_right_is_told(what):
         hits += map(np.mean, retrieval_hits(image.float(), text.float(), torch.arange(60)))
     expected = 100 * (36 * 5 / 12 + 24 * 5 / 24) / 60
     assert abs(100 * np.mean(hits) - expected) < 3
-    assert f"is about {expected:.0f} % at best" in sentence
+    assert f"is about {expected:.0f}% at best" in sentence

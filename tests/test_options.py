@@ -167,5 +167,5 @@ class Large(torch.nn.Module):
 
 def test_a_model_of_other_images_is_refused():
     run_config = options.small("model.name=ViT-B-32", "model.start=random")
-    with pytest.raises(CmpError, match=r"takes images of 224 pixels, the data have 32"):
+    with pytest.raises(CmpError, match=r"takes images of 224 pixels, but the data have 32"):
         make_train_state(run_config, forked.small_corpus(), Large())

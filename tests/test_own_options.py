@@ -136,11 +136,11 @@ def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build, monke
         assert status and "'halved'" in text
     assert "--plugin FILE" in text
     status, text = cmpt("--plugin", str(other), "resume", run_id)
-    assert status and "another source" in text
+    assert status and "different source" in text
     status, text = cmpt("--plugin", str(same), "resume", run_id)
     assert status == 0, text
     for words in ("ls", f"show {run_id}", f"verify {run_id}"):
         _, text = cmpt("results", *words.split())
         assert "'halved'" in text and "--plugin FILE" in text
     status, text = cmpt("--plugin", str(other), "results", "verify", run_id)
-    assert status and "another source" in text
+    assert status and "different source" in text

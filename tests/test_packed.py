@@ -93,7 +93,7 @@ def test_pixels_that_are_not_what_was_written_are_refused(dataset):
     with open(manifest.store_path("shapes") / "images.npy", "r+b") as file:
         file.seek(-1000, 2)
         file.write(b"\x17" * 100)
-    with pytest.raises(CmpError, match=r"images\.npy is not what was written; run `cmpt data"):
+    with pytest.raises(CmpError, match=r"images\.npy is damaged; run `cmpt data"):
         packed.read_packed(dataset)
     assert manifest.is_built(dataset)
     assert build.build_datasets(["shapes"], jobs=1) == ["shapes"]
@@ -106,5 +106,5 @@ def test_a_damaged_digest_is_refused(dataset):
     path = manifest.store_path("shapes") / "store.json"
     header = json.loads(path.read_text())
     path.write_text(json.dumps(header | {"table_sha256": "0" * 64}))
-    with pytest.raises(CmpError, match=r"samples\.parquet is not what was written"):
+    with pytest.raises(CmpError, match=r"samples\.parquet is damaged"):
         packed.read_packed(dataset)

@@ -71,7 +71,7 @@ def test_micro_batches_are_the_same_run_or_are_refused_by_name(corpus, name):
 
 def test_fisher_information_of_whole_batches_is_refused_in_parts(corpus):
     settings = ("method.name=ewc", "method.fisher=batch", "method.batches=1")
-    with pytest.raises(CmpError, match="'ewc' takes the gradient of a whole batch"):
+    with pytest.raises(CmpError, match="'ewc' needs the gradient of a whole batch"):
         trained(ExecutionConfig(micro_batch=5), *settings)
 
 
@@ -81,7 +81,7 @@ def test_losses_of_one_s_own_are_refused_in_parts_unless_they_say_that_they_take
     """As `output` is None there."""
     small = {"losses": lambda state, output: {"small": output.image.square().mean()}}
     cmp.register("method", "small")(cmp.UpdateMethod(**small))
-    with pytest.raises(CmpError, match="'small' has losses that may look at the whole batch"):
+    with pytest.raises(CmpError, match="'small' has losses that may need the whole batch"):
         trained(ExecutionConfig(micro_batch=5), "method.name=small")
     taken = {"losses": lambda state, output: {}, "whole_batch_reason": lambda section: ""}
     cmp.register("method", "small")(cmp.UpdateMethod(**taken))
@@ -218,7 +218,7 @@ def test_a_tower_without_it_is_refused_by_name(corpus):
     ("layer", "word"),
     [
         (torch.nn.BatchNorm2d(4), "normalises over the batch"),
-        (torch.nn.Dropout(0.1), "draws at random"),
+        (torch.nn.Dropout(0.1), "is random in training"),
     ],
 )
 def test_layers_that_see_the_batch_or_draw_are_refused_by_name(layer, word):
@@ -270,7 +270,7 @@ def test_the_plain_execution_refuses_several_processes(corpus, monkeypatch):
     """Else each process would train by itself, and nothing would say so."""
     for name, value in (("is_initialized", True), ("get_world_size", 2)):
         monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
-    with pytest.raises(CmpError, match="several processes compute this run"):
+    with pytest.raises(CmpError, match="several processes would each train separately"):
         make_train_state(ranks.small(), corpus)
 
 
@@ -304,7 +304,9 @@ def test_processes_without_a_checkpoint_know_that_the_first_one_has_it(corpus, m
     run = Run(make_train_state(ranks.small(), corpus), NO_OBSERVER, None, StopRequest(), {}, None)
     run.save_or_stop(1, 0)
     run.stop.signal = 15
-    with pytest.raises(Interrupted, match=r"all is saved; `cmpt resume abababababab` goes on"):
+    with pytest.raises(
+        Interrupted, match=r"everything is saved; `cmpt resume abababababab` continues"
+    ):
         run.save_or_stop(1, 0)
 
 
@@ -337,7 +339,7 @@ def test_more_processes_than_cards_are_refused(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     refused = processes.init_distributed("cuda")
-    with pytest.raises(CmpError, match="process 2 of this machine has no card: 2"), refused:
+    with pytest.raises(CmpError, match="no GPU for process 2, as this machine has 2"), refused:
         pass
 
 
@@ -388,4 +390,4 @@ def test_a_process_that_is_left_alone_says_so():
     second.stdout.close()
     lines = said.decode().splitlines()
     assert len(lines) == 5
-    assert all("another process" in line and "start all of them again" in line for line in lines)
+    assert all("another process" in line and "restart all processes" in line for line in lines)

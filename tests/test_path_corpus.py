@@ -84,7 +84,7 @@ def content_of(folder: Path) -> dict[str, bytes]:
 def test_a_name_that_is_a_path_is_refused_before_anything_is_opened(place, opened, read, name):
     with pytest.raises(CmpError) as error:
         read(name)
-    assert "not the name" in str(error.value)
+    assert "not a valid name" in str(error.value)
     assert opened == []
 
 
@@ -141,7 +141,7 @@ def test_all_of_an_id_counts(place):
 
 @pytest.mark.parametrize("name", PATHS, ids=ascii)
 def test_checkpoints_are_kept_under_a_name_only(place, name):
-    with pytest.raises(CmpError, match="not the name"), checkpoints.CheckpointManager(name):
+    with pytest.raises(CmpError, match="not a valid name"), checkpoints.CheckpointManager(name):
         pass
     assert content_of(place / "build") == {}
 
@@ -232,7 +232,7 @@ def test_only_a_file_is_replaced_by_a_file(place, kind):
     except PermissionError:
         pytest.skip("only root makes devices")
     status = os.lstat(target)
-    with pytest.raises(CmpError, match=f"{target}: is there, as a link, a folder, a device"):
+    with pytest.raises(CmpError, match=f"{target}: already exists as a link, a folder, a device"):
         write(atomic_file, target)
     if kind != "folder":
         with pytest.raises(CmpError, match=str(target)):
@@ -314,7 +314,7 @@ def test_a_models_name_is_a_name(place, opened, name):
         config.parse(config.override(config.profile("quick"), [setting]))
     with pytest.raises(CmpError):
         pretraining.pretraining_config(name, 0)
-    with pytest.raises(CmpError, match="knows no"):
+    with pytest.raises(CmpError, match="not an open_clip model"):
         models.create_model(name)
     assert [path for path in opened if not path.startswith(str(WEIGHTS.parent))] == []
 

@@ -203,7 +203,7 @@ def test_a_pretraining_whose_base_is_damaged_says_so_before_it_goes_on(
         pretraining.pretrain(run_config, corpus, tmp_path / "models", Observer(step=stop))
     [base] = tmp_path.glob("checkpoints/*/base-6-*")
     base.write_bytes(base.read_bytes()[:-1] + b"\1")
-    for word in ("damaged", "are not here"):
+    for word in ("damaged", "are missing"):
         with pytest.raises(CmpError, match=rf"{word}.*cmpt results rm"):
             pretraining.pretrain(run_config, corpus, tmp_path / "models", Observer(step=stop))
         base.unlink(missing_ok=True)

@@ -107,7 +107,7 @@ def test_an_edited_copy_survives_an_update_and_can_be_compared_and_reset(copies,
     edit(path)
     assert reader.prepare_copies()[path.stem] == "edited by you"
     update()
-    assert "kept; the book has another version" in reader.prepare_copies()[path.stem]
+    assert "kept, but the book has another version" in reader.prepare_copies()[path.stem]
     assert "another version" in (copies / reader.START).read_text()
     assert "# mine" in path.read_text() and WORDS not in path.read_text()
     difference = reader.diff_chapter("04")
@@ -123,7 +123,7 @@ def test_an_edited_copy_survives_an_update_and_can_be_compared_and_reset(copies,
 def test_a_damaged_or_missing_copy_is_named(copies):
     [path] = copies.glob("04*.ipynb")
     path.write_text("{")
-    with pytest.raises(CmpError, match=r"04_learning_rates\.ipynb: no notebook"):
+    with pytest.raises(CmpError, match=r"04_learning_rates\.ipynb: cannot be read as a notebook"):
         reader.prepare_copies()
     assert path.read_text() == "{"
     reader.reset_chapter("04")

@@ -150,7 +150,10 @@ def test_an_interrupted_cell_leaves_a_sentence_and_a_state_and_goes_on(tmp_path,
     sent, state, again, reply = asyncio.run(interrupted(tmp_path / "checkpoints"))
     errors = [each["content"] for each in sent if each["msg_type"] == "error"]
     assert [each["traceback"] for each in errors] == [
-        ["stopped with 1 runs to go; the same command goes on; in a notebook, run the cell again"]
+        [
+            "stopped with 1 runs to go; repeat the command to continue; in a notebook, run the "
+            "cell again"
+        ]
     ]
     assert (state.progress.task, 0 <= state.progress.step < 120) == (0, True)
     assert reply["content"]["status"] == "ok"

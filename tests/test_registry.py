@@ -121,7 +121,7 @@ def test_every_option_of_the_package_is_found_by_its_facts(kind):
 def test_a_name_of_the_package_is_taken(kind):
     name = option_names(kind)[0]
     value = get_option(kind, name).value
-    with pytest.raises(CmpError, match=f"'{name}': the package has this name already"):
+    with pytest.raises(CmpError, match=f"'{name}': the package already uses this name"):
         register(kind, name)(lambda *arguments: None)
     assert get_option(kind, name).value is value
 
@@ -143,10 +143,10 @@ def test_a_name_of_another_function_is_taken_and_the_same_cell_replaces(notebook
     second = get_option("schedule", "sawtooth")
     assert second.value is not first.value and second.digest != first.digest
     other = SAWTOOTH.replace("def sawtooth", "def another")
-    with pytest.raises(CmpError, match="'sawtooth': another definition has this name already"):
+    with pytest.raises(CmpError, match="'sawtooth': another definition already uses this name"):
         notebook(other)
     notebook("import cmp", module="elsewhere")
-    with pytest.raises(CmpError, match="'sawtooth': another definition has this name already"):
+    with pytest.raises(CmpError, match="'sawtooth': another definition already uses this name"):
         notebook(SAWTOOTH, module="elsewhere")
     assert get_option("schedule", "sawtooth") is second
     notebook(SAWTOOTH)
@@ -227,7 +227,9 @@ def refuse(kind, function, match, **options):
     ("rate", "shown"), [(1.5, "1.5"), (-0.1, "-0.1"), (float("nan"), "nan"), ("1", "'1'")]
 )
 def test_rates_outside_of_zero_to_one_are_refused(rate, shown):
-    refuse("schedule", lambda task, n: rate, f"schedule 'mine': {shown} in task 0: a rate is")
+    refuse(
+        "schedule", lambda task, n: rate, f"schedule 'mine': {shown} in task 0: return a multiple"
+    )
     refuse("meta_schedule", lambda task: rate, f"meta_schedule 'mine': {shown} in task 0")
     late = lambda task, n: rate if task.t == 2 and n == 99 else 0.0  # noqa: E731
     refuse("schedule", late, f"{shown} in task 2", continuous=False)
@@ -258,9 +260,13 @@ def test_a_schedule_is_checked_with_its_own_durations():
 
 
 def test_an_order_must_be_a_permutation():
-    refuse("order", lambda table, seed: np.zeros(len(table), int), "no permutation of 0 to 11")
-    refuse("order", lambda table, seed: np.arange(len(table) - 1), "no permutation of 0 to 11")
-    refuse("order", lambda table, seed: list(table.index), "no permutation of 0 to 11")
+    refuse(
+        "order", lambda table, seed: np.zeros(len(table), int), "expected a permutation of 0 to 11"
+    )
+    refuse(
+        "order", lambda table, seed: np.arange(len(table) - 1), "expected a permutation of 0 to 11"
+    )
+    refuse("order", lambda table, seed: list(table.index), "expected a permutation of 0 to 11")
 
 
 def test_an_order_must_follow_its_seed_or_say_that_it_does_not():
@@ -294,14 +300,14 @@ def test_a_merge_rule_must_give_one_entry_per_entry():
         return entries.mean(0)[:3]
 
     for facts in ({}, {"base": True}):
-        refuse("merge_rule", short, r"returns shape \[3\] for 3 models of 24 entries", **facts)
+        refuse("merge_rule", short, r"returned shape \[3\] for 3 models of 24 entries", **facts)
         whole = lambda entries, block: entries.mean()  # noqa: E731
-        refuse("merge_rule", whole, r"returns shape \[\] for 3 models", **facts)
+        refuse("merge_rule", whole, r"returned shape \[\] for 3 models", **facts)
         nan = lambda entries, block: entries.mean(0) / 0  # noqa: E731
         refuse("merge_rule", nan, r"expected shape \[24\], all finite", **facts)
     few = lambda models, base, options, depth: [1.0]  # noqa: E731
-    refuse("merge_rule", few, "returns 1 factors for 3 models.*expected 3 factors", linear=True)
-    refuse("merge_rule", few, "returns 1 factors for 2.*expected 2", linear=True, count=2)
+    refuse("merge_rule", few, "returned 1 factors for 3 models.*expected 3 factors", linear=True)
+    refuse("merge_rule", few, "returned 1 factors for 2.*expected 2", linear=True, count=2)
 
 
 def test_a_merge_rule_may_ask_for_whole_matrices():
@@ -312,9 +318,9 @@ def test_a_merge_rule_may_ask_for_whole_matrices():
         return entries.mean(0)
 
     flat = lambda entries, block: entries.mean(0).reshape(-1)  # noqa: E731
-    refuse("merge_rule", flat, r"returns shape \[24\] for 3 models.*shape \[4, 6\]", matrix=True)
+    refuse("merge_rule", flat, r"returned shape \[24\] for 3 models.*shape \[4, 6\]", matrix=True)
     refuse("merge_rule", turned, "needs base=True and matrix=True", keeps_norm=True)
-    refuse("merge_rule", turned, "declare one of them", matrix=True, linear=True)
+    refuse("merge_rule", turned, "declare only one of them", matrix=True, linear=True)
     register("merge_rule", "mine", matrix=True)(turned)
     models = [{"x": torch.full((2, 5), value), "s": torch.tensor(value)} for value in (1.0, 3.0)]
     merged = merge("mine", models)
@@ -327,8 +333,8 @@ def test_a_merge_rule_must_leave_equal_models_alone_or_say_that_it_does_not():
         return entries.sum(0)
 
     half = lambda models, base, options, depth: [0.5] * len(models)  # noqa: E731
-    refuse("merge_rule", half, "equal models merge into something else", linear=True)
-    refuse("merge_rule", doubled, "equal models merge into something else; declare idempotent=")
+    refuse("merge_rule", half, "changes models that are all equal", linear=True)
+    refuse("merge_rule", doubled, "changes models that are all equal; declare idempotent=")
     register("merge_rule", "mine", idempotent=False)(doubled)
     one = {"x": torch.ones(3)}
     assert cmp.merge("mine", [one, one])["x"].tolist() == [2, 2, 2]
@@ -351,7 +357,7 @@ def test_an_option_that_raises_leaves_nothing_behind(notebook):
     assert "mine" not in option_names("schedule")
     notebook(SAWTOOTH)
     good = get_option("schedule", "sawtooth")
-    with pytest.raises(CmpError, match="a rate is a multiple of the peak"):
+    with pytest.raises(CmpError, match="return a multiple of the peak"):
         notebook(SAWTOOTH.replace("(1 -", "(3 -"))
     assert get_option("schedule", "sawtooth") is good
 
@@ -606,7 +612,9 @@ def test_what_cannot_be_told_apart_is_refused_by_its_name():
             return task.peak * len(torch.ones(1).shape)
     """
     digest_of(cell.format("threading.Lock()"))  # only an attribute is called like the lock
-    with pytest.raises(CmpError, match=r"shape: what this lock holds cannot be read.*told apart"):
+    with pytest.raises(
+        CmpError, match=r"shape: the state of this lock cannot be read.*distinguished"
+    ):
         digest_of(cell.format("threading.Lock()").replace("torch.ones(1).shape", "[shape]"))
 
 
@@ -652,7 +660,7 @@ def test_functions_of_other_files_of_the_user_count(line, call, tmp_path, monkey
 def test_what_has_no_source_is_refused():
     names = {"cmp": cmp, "__name__": "__main__"}
     text = "@cmp.register('schedule', 'mine')\ndef mine(task, step): return task.peak"
-    with pytest.raises(CmpError, match=r"mine: its source cannot be read.*in a cell or in a file"):
+    with pytest.raises(CmpError, match=r"mine: its source cannot be read.*in a cell or a file"):
         exec(text, names)
     with pytest.raises(CmpError, match="its source cannot be read"):
         register("merge_rule", "mine")(torch.median)
@@ -701,7 +709,7 @@ def test_plugins_of_one_name_do_not_replace_each_other(tmp_path):
         (tmp_path / folder / "mine.py").write_text(plugin.replace("step %", f"{ord(folder)} %"))
     load_plugin(tmp_path / "a/mine.py")
     first = get_option("schedule", "sawtooth")
-    with pytest.raises(CmpError, match=r"b/mine\.py: .*another definition has this name already"):
+    with pytest.raises(CmpError, match=r"b/mine\.py: .*another definition already uses this name"):
         load_plugin(tmp_path / "b/mine.py")
     assert get_option("schedule", "sawtooth") is first
     (tmp_path / "link").symlink_to(tmp_path / "a")
@@ -752,7 +760,7 @@ def test_a_plugin_may_have_dataclasses(tmp_path):
         ),
         (
             "import cmp\n@cmp.register('schedule', 'cosine')\ndef mine(task, step): return 1",
-            ["'cosine'", "the package has this name already"],
+            ["'cosine'", "the package already uses this name"],
         ),
     ],
 )
@@ -813,4 +821,4 @@ def test_a_process_may_begin_with_an_option_of_its_own(tmp_path):
     command = [sys.executable, str(tmp_path / "first.py")]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert len(said) == 8 and all("key of section" in line for line in said[:7])
-    assert "the package has this name already" in said[7]
+    assert "the package already uses this name" in said[7]

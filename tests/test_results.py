@@ -91,7 +91,7 @@ def test_scores_of_the_validation_split_are_published_apart_from_all_others(plac
     assert {json.loads(text)["evaluation"]["split"] for text in frame["config"]} == {"validation"}
     grid["settings"] = GRID["settings"] | {"test": {"evaluation.split": "test"}}
     (place / "77.yaml").write_text(json.dumps(grid))
-    with pytest.raises(CmpError, match="published by themselves"):
+    with pytest.raises(CmpError, match="in a study of their own"):
         publish()
 
 
@@ -211,7 +211,7 @@ def test_results_of_another_numerics_are_stale(place, monkeypatch):
     stale = NUMERICS
     monkeypatch.setattr(cmp, "NUMERICS", stale + 1)
     monkeypatch.setattr(cmp, "NUMERICS", stale + 1)
-    words = f"study 77: of NUMERICS {stale}, but this is {stale + 1}; `cmpt study 77 --publish`"
+    words = f"NUMERICS {stale}, but this is {stale + 1}; run `cmpt study 77 --publish`"
     with pytest.raises(CmpError, match=words):
         results.published_metrics("77")
     with pytest.raises(CmpError, match="4 runs are missing"):  # no stale run is taken over
@@ -225,7 +225,7 @@ def test_a_file_that_grows_too_large_is_refused(place, monkeypatch):
     content = path.read_bytes()
     assert len(content) < results.MAX_BYTES == 2_000_000
     monkeypatch.setattr(results, "MAX_BYTES", len(content) - 1)
-    with pytest.raises(CmpError, match=r"77\.parquet: 0\.0 MB, more than 0\.0.*: cut the grid"):
+    with pytest.raises(CmpError, match=r"77\.parquet: 0\.0 MB, more than 0\.0.*: reduce the grid"):
         publish()
     assert path.read_bytes() == content
     assert {file.name for file in path.parent.iterdir()} == {path.name, DIGESTS}
@@ -299,7 +299,7 @@ def raise_a_rate(frame, mine):
     ("change", "words"),
     [
         (raise_a_score, "scores differ, first shapes (subset) after 2 tasks: stored"),
-        (replace_weights, "the scores are equal, the final weights are not"),
+        (replace_weights, "the scores are equal, but the final weights are not"),
         (raise_a_rate, "it is stale"),
     ],
 )
@@ -367,7 +367,7 @@ def test_on_another_machine_the_tolerance_decides(place):
     rewrite(frame, path)
     verdict = compared()[frame["run"].iloc[0]]
     assert verdict.answer == "within tolerance"
-    assert "move by at most 1.00 points, against 3 allowed where torch" in verdict.sentence
+    assert "differ by at most 1.00 points, and 3 are allowed if torch" in verdict.sentence
     frame.loc[one & (frame["role"] == "eval"), "score"] += 4.0
     rewrite(frame, path)
     assert compared()[frame["run"].iloc[0]].answer == "different"

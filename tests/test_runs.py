@@ -288,9 +288,9 @@ def changed_identity_too(tree):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (changed_steps, "run.json is damaged: its sha256 is another one"),
-        (changed_steps_and_hash, "config: not what the id was made from"),
-        (changed_identity_too, "identity: not what the id was made from"),
+        (changed_steps, "run.json is damaged: it does not match its hash"),
+        (changed_steps_and_hash, "config: does not match the id"),
+        (changed_identity_too, "identity: does not match the id"),
     ],
 )
 def test_a_record_that_was_changed_is_refused(corpus, build, change, words):

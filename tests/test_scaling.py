@@ -199,5 +199,5 @@ def test_a_run_that_is_there_twice_is_no_second_replicate():
     once = pd.DataFrame(rows | {"A_KA": [1.0, 2.0], "A_ZS": [3.0, 4.0], "GM": 2.0})
     assert by_replicate(once).loc[0].to_list() == [1, 2, 3, 4, 2, 2]
     twice = pd.concat([once, once.iloc[1:]])
-    with pytest.raises(CmpError, match="replicate 0 of 'b' is there twice"):
+    with pytest.raises(CmpError, match="replicate 0 of 'b' occurs twice"):
         by_replicate(twice)

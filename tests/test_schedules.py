@@ -363,7 +363,7 @@ def test_durations_fit_into_the_task_or_are_refused(name, steps, warmup, cooldow
     try:
         rising, falling = schedule.durations(steps)
     except ValueError as error:
-        if "nothing to go on from" in str(error):
+        if "no step for the next task" in str(error):
             assert name in OVER_STREAM and math.ceil(cooldown * steps - 1e-9) >= steps
             return
         assert "in a task of" in str(error)
@@ -386,14 +386,14 @@ def test_durations_fit_into_the_task_or_are_refused(name, steps, warmup, cooldow
         (["training.steps=0"], "training.steps"),
         (["schedule.meta=cosin"], "schedule.meta"),
         (["schedule.meta=rsqrt-recovered"],
-         "meta 'rsqrt-recovered' goes with 'rsqrt', not with 'cosine'"),
-        (["schedule.name=infinite", "schedule.meta=cosine"], "one curve over the stream"),
-        (["schedule.cooldown=0.2"], "cooldown: 'cosine' has none, only rsqrt, wsd"),
-        (["schedule.name=constant", "schedule.warmup=0.2"], "warmup: 'constant' has none"),
+         "meta 'rsqrt-recovered' works with 'rsqrt', not with 'cosine'"),
+        (["schedule.name=infinite", "schedule.meta=cosine"], "one curve over the whole stream"),
+        (["schedule.cooldown=0.2"], "cooldown: not used by 'cosine', only by rsqrt, wsd"),
+        (["schedule.name=constant", "schedule.warmup=0.2"], "warmup: not used by 'constant'"),
         (["schedule.name=infinite", "schedule.cooldown_steps=40", "schedule.warmup=0.0"],
-         "has nothing to go on from"),
-        (["schedule.shift=3"], "shift: 'cosine' has none"),
-        (["schedule.peaks=[1.0]"], "peaks: 'none' has none, only free"),
+         "leaves no step for the next task"),
+        (["schedule.shift=3"], "shift: not used by 'cosine'"),
+        (["schedule.peaks=[1.0]"], "peaks: not used by 'none', only by free"),
         (["schedule.meta=free", "schedule.peaks=[1.0, 0.5]"], "schedule.peaks: 2 peaks for 8"),
         (["schedule.meta=free", "schedule.peaks=[1.0, 1.5]"], "schedule.peaks.1"),
         (["schedule.name=constant", "schedule.meta=cosine", "training.steps=1"],

@@ -134,7 +134,7 @@ def test_compiled_towers_train_alike_and_keep_their_names(corpus, traced, name):
 
 
 def test_on_a_cpu_nothing_is_compiled(corpus):
-    with pytest.raises(CmpError, match="--compile: on a CPU"):
+    with pytest.raises(CmpError, match=r"--compile: .* on a CPU"):
         make_train_state(DEFAULT, corpus, execution=ExecutionConfig(compile_towers=True))
 
 
@@ -148,7 +148,7 @@ def test_a_tower_that_cannot_be_compiled_whole_stays_as_it_is(corpus, monkeypatc
         return forward(self, x)
 
     monkeypatch.setattr(type(model.visual), "forward", broken)
-    with pytest.warns(UserWarning, match="--compile: the image tower stays as it is"):
+    with pytest.warns(UserWarning, match="--compile: the image tower is not compiled"):
         state = make_train_state(
             run_config, corpus, model, execution=ExecutionConfig(compile_towers=True)
         )

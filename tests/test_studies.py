@@ -94,7 +94,7 @@ def test_what_is_common_is_shared_and_a_setting_may_say_otherwise(tmp_path, monk
     with pytest.raises(CmpError, match=r"77\.yaml: common: Input should be an object"):
         studies.load_study("77")
     (tmp_path / "77.yaml").write_text(json.dumps(grid | {"name": "78"}))
-    with pytest.raises(CmpError, match=r"77\.yaml: name: is the file's name"):
+    with pytest.raises(CmpError, match=r"77\.yaml: name: the study is named by its file"):
         studies.load_study("77")
 
 
@@ -118,14 +118,14 @@ def test_a_zip_goes_along_its_lists():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"zip": {"x": [1, 2], "y": [1]}}, "zip: all lists must be of one length"),
-        ({"zip": {"x": [1]}, "product": {"y": [1]}}, "zip: must stand alone"),
-        ({"product": [1, 2]}, "product: must stand alone and hold keys"),
-        ({"product": {}}, "product: must stand alone and hold keys"),
-        ({"product": {"x": 1}}, "product: every key must hold a list"),
-        ({"zip": {"x": []}}, "zip: every key must hold a list"),
-        ({"x": 1, "product": {"x": [1, 2]}}, "product: x: is set beside it"),
-        ({"product": {"x": [1, 1]}}, "product: the same values stand there twice"),
+        ({"zip": {"x": [1, 2], "y": [1]}}, "zip: all lists must have the same length"),
+        ({"zip": {"x": [1]}, "product": {"y": [1]}}, "zip: give only one of product and zip"),
+        ({"product": [1, 2]}, "product: give only one of product and zip, with lists"),
+        ({"product": {}}, "product: give only one of product and zip, with lists"),
+        ({"product": {"x": 1}}, "product: every key must have a list"),
+        ({"zip": {"x": []}}, "zip: every key must have a list"),
+        ({"x": 1, "product": {"x": [1, 2]}}, "product: x: also set outside it"),
+        ({"product": {"x": [1, 1]}}, "product: the same values occur twice"),
         ({"product": {"schedule.peek": [1]}}, "schedule.peek"),
         ({"product": {"schedule.peak": [-1]}}, "schedule.peak"),
     ],
@@ -139,7 +139,7 @@ def test_lists_that_cannot_be_combined_are_refused(write, changes, words):
 
 def test_a_name_that_two_settings_come_to_is_refused(write):
     sweep = {"product": {"schedule.peak": [0.1]}}
-    with pytest.raises(CmpError, match=r"77\.yaml: settings: a: 'a, peak 0\.1' stands there"):
+    with pytest.raises(CmpError, match=r"77\.yaml: settings: a: 'a, peak 0\.1' is defined twice"):
         write({"a, peak 0.1": {}, "a": sweep})
 
 
@@ -236,7 +236,7 @@ def test_several_studies_are_one_programme_and_published_one_by_one(build, write
     assert [len(todo) for todo in began] == [3, 3]
     assert told == [1, 2]
     nothing = CliRunner().invoke(cli.app, ["study"])
-    assert "name one or more" in str(nothing.exception)
+    assert "the name of one or more" in str(nothing.exception)
 
 
 def test_a_study_that_fails_stops_no_later_one(build, write, monkeypatch):
@@ -384,7 +384,7 @@ class Odd(Exception):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (Odd(), "Odd: (it has no text)"),
+        (Odd(), "Odd: (no message)"),
         (ValueError("two\n  lines"), "ValueError: two lines"),
         (KeyError("x"), "KeyError: 'x'"),
         (CmpError("A sentence."), "A sentence."),
@@ -405,7 +405,7 @@ def test_killed_workers_cost_their_own_run_only(build, write):
     child = start(build)
     assert child.outcome().status == 2
     assert stored(grid) == {"once", "never"}
-    died = f"its worker died {workers.ATTEMPTS} times, last by SIGKILL; is there enough memory?"
+    died = f"its worker died {workers.ATTEMPTS} times, last by SIGKILL; check that there is"
     assert f"1 of 3 runs failed:\n  {failed_id(grid, 'always')}: {died}" in child.said()
     resumed = Path(f"{build}-workers/resumed").read_text().split()
     assert resumed == [str(forked.STEPS)] * workers.ATTEMPTS  # 1 of the one, the rest of the other
@@ -430,7 +430,7 @@ def test_stopped_it_saves_and_the_same_command_goes_on(build, write, number, eve
         os.kill(pid, number)
     child.signal(number)
     assert child.outcome().status == 128 + number
-    assert "cmpt: stopped with 4 runs to go; the same command goes on" in child.said()
+    assert "cmpt: stopped with 4 runs to go; repeat the command to continue" in child.said()
     assert workers_of(build) == []
     kept = steps_kept()
     assert len(kept) == 2

@@ -97,9 +97,9 @@ def test_a_surface_takes_the_settings_that_differ_in_shares_alone():
     assert found.names == ["thirds", "pool", "update", "buffer"]
     assert found.scores.shape == (2, 4, 2)  # of replicates that all of them have, by base
     assert found.scores[:, 2].tolist() == [[31, 20], [31, 20]]  # replicates 0 and 2, and 1
-    with pytest.raises(CmpError, match="no setting 'halves'; there are thirds, pool"):
+    with pytest.raises(CmpError, match="no setting 'halves'; the settings are thirds, pool"):
         analyses.surface(table, "halves")
-    with pytest.raises(CmpError, match="span no triangle"):
+    with pytest.raises(CmpError, match="do not span a triangle"):
         analyses.surface(published({"thirds": {}, "pool": shares(1.0, 0.0, 0.0)}), "thirds")
 
 

@@ -121,7 +121,7 @@ def test_updates_that_do_not_fit_are_refused_with_what_to_do(months, corpus):
     words = "stream.tasks: must be 3, for 2026-2 to 2026-10"
     with pytest.raises(CmpError, match=words):
         streams.task_rows(mine, given(2), 0)
-    with pytest.raises(CmpError, match=r"\S+ has no update in its table, nor in its manifest"):
+    with pytest.raises(CmpError, match=r"\S+ has no update in its table or manifest"):
         streams.task_rows(corpus, given(2), 0)
     frame = pd.read_csv(months / "t.csv", dtype=str)
     frame.loc[frame["filepath"] == "i/7.png", "month"] = ""

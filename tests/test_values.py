@@ -70,7 +70,7 @@ def test_scores_before_a_stream_are_those_of_its_bases():
     start = study_trajectory("mixtures").query("task == 0 and setting == 'thirds'")
     mean = start.query("scope == 'full'")["A_ZS"].mean()
     assert values.fill_values("{{before A_ZS mixtures/thirds}}").startswith(f"{mean:.1f} (")
-    with pytest.raises(CmpError, match="no measure 'colour'; there are A_KA"):
+    with pytest.raises(CmpError, match="no measure 'colour'; the measures are A_KA"):
         values.fill_values("{{before colour mixtures/thirds}}")
 
 
@@ -93,9 +93,9 @@ def test_what_is_not_published_is_said(published):
 @pytest.mark.parametrize(
     ("mark", "words"),
     [
-        ("{{A_KA merging/SLERP}}", "no setting 'SLERP'; there are EMA"),
+        ("{{A_KA merging/SLERP}}", "no setting 'SLERP'; its settings are EMA"),
         ("{{A_KA merging}}", "expected study/setting"),
-        ("{{colour merging/EMA}}", "no such value; there are A_KA"),
+        ("{{colour merging/EMA}}", "no such value; the values are A_KA"),
         ("{{difference A_KA merging/EMA}}", "expected `difference MEASURE"),
     ],
 )
@@ -123,9 +123,9 @@ def test_figures_are_numbered_as_they_come_whoever_refers_to_them():
 @pytest.mark.parametrize(
     ("cells", "words"),
     [
-        (["{{ref nothing}}"], "there are "),
-        (["{{diagram nothing}}"], "there are "),
-        (["{{caption a: One.}}", "{{caption a: Two.}}"], "stands there twice"),
+        (["{{ref nothing}}"], "unknown; "),
+        (["{{diagram nothing}}"], "unknown; "),
+        (["{{caption a: One.}}", "{{caption a: Two.}}"], "used twice"),
     ],
 )
 def test_figures_that_cannot_be_numbered_are_refused(cells, words):

@@ -143,7 +143,7 @@ def test_verdicts_of_a_book_and_the_same_by_another_hand(load, folder):
     assert found.loc["minus a bound", "bound"] == -1
     assert "at most" in found.loc["minus a bound", "sentence"]
     assert readings["two bounds"] == verdicts.NOT_COVERED
-    assert "another such is subtracted" in found.loc["two bounds", "sentence"]
+    assert "subtracts another" in found.loc["two bounds", "sentence"]
     assert readings["partial"] == readings["later"] == verdicts.NOT_COMPUTED
     own = verdicts.setting_scores("methods", "above")["A_ZS"]
     other = verdicts.setting_scores("front", PEAK)["A_ZS"]
@@ -375,18 +375,18 @@ def test_what_is_not_published_is_said(load):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"study": "early"}, "'early' explores: its runs tuned what is claimed"),
-        ({"study": "few"}, "'above' of study 'few' has 5 replicates; a claim takes 20"),
+        ({"study": "early"}, "'early' explores, so its runs cannot confirm a claim"),
+        ({"study": "few"}, "'above' of study 'few' has 5 replicates; a claim needs 20"),
         ({"terms": [{"of": "nothing"}]}, "study 'methods' has no setting 'nothing'"),
         ({"terms": [{"of": "above", "front": "other"}]}, "no front 'other'"),
-        ({"terms": [{"of": ORDERS}]}, "a spread takes 3 settings"),
+        ({"terms": [{"of": ORDERS}]}, "at least 3 settings for a spread"),
         ({"terms": [{"of": "above", "at": "way"}]}, "measured at the end of the stream"),
-        ({"half_width": 1.4}, "above 1, and no `why`"),
+        ({"half_width": 1.4}, "above 1; give a reason in `why`"),
         ({"source": "theirs"}, "source"),
-        ({"measure": "A_KA", "names": "kept"}, "A_KA is not measured by names"),
+        ({"measure": "A_KA", "names": "kept"}, "A_KA is not measured by name"),
         (
             {"measure": "A_KA", "terms": [{"of": "above", "at": "way"}]},
-            "A_KA is measured at the end",
+            "A_KA is only measured at the end",
         ),
         ({"expected": "higher"}, "expected"),
         ({"colour": "red"}, "colour"),
@@ -398,7 +398,7 @@ def test_claims_that_could_not_be_confirmed_are_refused(load, change, words):
 
 
 def test_two_claims_of_one_name_are_refused(load):
-    with pytest.raises(CmpError, match="two are named 'above'"):
+    with pytest.raises(CmpError, match="two have the name 'above'"):
         load(CLAIM, CLAIM)
 
 

@@ -1,4 +1,4 @@
-"""The book's own package: explorers, figures, the chapters and the site; notebooks import it."""
+"""The book's package, which notebooks import: explorers, figures, chapters and the site."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ __all__ = ["check", "recall"]
 
 
 def __getattr__(name: str) -> Any:
-    """Return what answers exercises; whatever imports `lab` need not load it."""
+    """Return the functions for exercises, loaded only when they are used."""
     if name not in __all__:
         raise AttributeError(f"module 'lab' has no attribute {name!r}")
     from lab import exercises

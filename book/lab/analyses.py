@@ -1,8 +1,8 @@
-"""What chapters compute from stored runs: where settings end, schedules, mixtures.
+"""Compute what chapters show of stored runs: final scores, schedules, mixtures.
 
-A trajectory frame is what `cmp.runs.store.trajectory` returns: a row per (setting,
-replicate, task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published metrics are what
-`cmp.experiments.results.published_metrics` returns.
+A trajectory frame is the result of `cmp.runs.store.trajectory`: one row per (setting, replicate,
+task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published metrics are the result of
+`cmp.experiments.results.published_metrics`.
 """
 
 import functools
@@ -28,18 +28,18 @@ from lab import chapters
 
 MEANS = {"A_KA": "A_KA", "A_ZS": "A_ZS"}
 POOL = 4751
-"""Images of the embedded benchmark that bases learned from."""
+"""Images of the embedded benchmark that bases were trained on."""
 SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer", "seeds.")
-"""What differs on a surface, and what tells replicates apart."""
+"""The keys that differ on a surface, and those that distinguish replicates."""
 SCHEDULES = ("front", "rates", "rates-more")
 MIXTURES = ("mixtures", "mixtures-more")
-"""The studies whose settings the explorers of schedules and mixtures show."""
+"""The studies shown by the explorers of schedules and mixtures."""
 
 
 def published_settings(*names: str) -> pd.DataFrame:
-    """Return the published metrics of some studies in one table; a study that is not published yet
-    is left out, and so is a setting that stands in an earlier one. `planned` is how many streams a
-    setting's study plans."""
+    """Return the published metrics of several studies in one table, leaving out unpublished studies
+    and settings already in an earlier study. `planned` is the number of streams planned for a
+    setting."""
     tables, seen = [], set[str]()
     for name in filter(results.is_published, names):
         table = results.published_metrics(name)
@@ -48,25 +48,29 @@ def published_settings(*names: str) -> pd.DataFrame:
         tables.append(table.assign(planned=table["setting"].map(planned)))
         seen |= {*table["setting"].unique()}
     if not tables:
-        raise CmpError(f"none of the studies {', '.join(names)} is published")
+        raise CmpError(
+            f"none of the studies {', '.join(names)} is published; publish one with `cmpt study "
+            "NAME --publish`"
+        )
     return pd.concat(tables, ignore_index=True)
 
 
 def front_points(front: verdicts.FrontOf) -> pd.DataFrame:
-    """Return the mean `peak`, `A_KA` and `A_ZS` of the settings of a front, by rising peak."""
+    """Return the mean `peak`, `A_KA` and `A_ZS` of the settings of a front, by increasing peak."""
     scores = verdicts.published_scores(front.study)[1].loc[[*front.settings]]
     return scores.groupby("setting")[["peak", "A_KA", "A_ZS"]].mean().sort_values("peak")
 
 
 def loss_parts() -> pd.DataFrame:
-    """Split what becomes of A_ZS over a stream, from study `protection` and its counterparts.
+    """Split the change of A_ZS over a stream into parts, from study `protection` and its
+    counterparts.
 
-    The parts add up: from A_ZS before the stream, over the end on the pool alone and the end on
-    thirds, to the end of EMA-Merge.
+    The parts add up: from A_ZS before the stream, to the end of training on only the pool, to the
+    end of training on thirds, to the end of EMA-Merge.
 
     Returns:
-        A row per part: its `value` in points, `half` of its interval's width, the number of streams
-        `n`, and `preliminary`, such as "2 of 20 streams".
+        One row per part: its `value` in points, `half`, the half-width of its interval, the number
+        of streams `n`, and `preliminary`, such as "2 of 20 streams".
     """
     trajectory = scores.study_trajectory("protection").query("setting == 'pool alone'")
     start = trajectory.query("task == 0 and scope == 'full'").set_index("replicate")["A_ZS"]
@@ -94,14 +98,14 @@ def loss_parts() -> pd.DataFrame:
 def runs_of_size(
     profile: str, study: str, live: Mapping[tuple[str, int], config.RunConfig] | None = None
 ) -> pd.DataFrame:
-    """Return where runs of a profile's size ended, a row per run: `setting`, `A_KA` and `A_ZS` on
-    the fixed subset.
+    """Return the final scores of runs of a profile's size, one row per run: `setting`, `A_KA` and
+    `A_ZS` on the fixed subset.
 
     Args:
         profile: "quick", "cpu" or "gpu".
-        study: The study whose published runs count; of `quick` its band, see
+        study: The study with published runs; for `quick`, its band, see
             `cmp.experiments.studies.band_of`.
-        live: Computed runs by (setting, replicate), which count where none are published.
+        live: Computed runs by (setting, replicate), used if none are published.
     """
     name = {"quick": f"{studies.BAND}{study}", "cpu": study}.get(profile, "")
     if name and results.is_published(name):
@@ -112,8 +116,8 @@ def runs_of_size(
 
 
 def ends_on_subset(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return where runs ended on the fixed subset, or on the whole test where they have no subset:
-    `setting`, `A_KA` and `A_ZS`, a row per run."""
+    """Return the final scores of runs on the fixed subset, or on the whole test if there is no
+    subset: `setting`, `A_KA` and `A_ZS`, one row per run."""
     table = store.trajectory(metrics)
     scope = "subset" if (table["scope"] == "subset").any() else "full"
     ends = store.after_last_task(table[table["scope"] == scope])
@@ -123,17 +127,17 @@ def ends_on_subset(metrics: pd.DataFrame) -> pd.DataFrame:
 def mean_scores(
     settings: Mapping[Any, str], columns: Mapping[str, str] = MEANS, shared: bool = False
 ) -> pd.DataFrame:
-    """Return what published settings came to, in the mean over their replicates.
+    """Return the mean scores of published settings over their replicates.
 
     Args:
-        settings: What each is called here -> its study/setting.
-        columns: Columns of `cmp.experiments.verdicts.run_scores` -> what they are called here.
-        shared: Use only the replicates that all these settings have.
+        settings: The name of each here -> its study/setting.
+        columns: Columns of `cmp.experiments.verdicts.run_scores` -> their names here.
+        shared: Whether to use only replicates that all these settings have.
 
     Returns:
-        A row per setting: the means, "NAME half", half the width of their intervals at the level of
-        the claims (NaN where there is none yet), `streams`, how many there are, and `preliminary`,
-        such as "2 of 20 streams".
+        One row per setting: the means, "NAME half", the half-widths of their intervals at the level
+        of the claims (NaN if there is none yet), `streams`, the number of streams, and
+        `preliminary`, such as "2 of 20 streams".
     """
     rows, places = {}, {words: place.split("/", 1) for words, place in settings.items()}
     replicates = verdicts.shared_replicates(places.values()) if shared else slice(None)
@@ -149,15 +153,15 @@ def mean_scores(
 
 
 def spread_over_tasks(study: str, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Return how far the settings of a group lie apart after each update.
+    """Return the spread of the settings of each group after each update.
 
     Args:
         study: A published study that scored the whole test after every update.
-        groups: What a group is called -> its settings.
+        groups: The name of a group -> its settings.
 
     Returns:
-        Index task, a column per group: the standard deviation of A_KA over the group's settings,
-        in points, in the mean over replicates.
+        One column per group, indexed by task: the standard deviation of A_KA over the group's
+        settings in points, averaged over replicates.
     """
     table = store.trajectory(results.published_metrics(study)).query("scope == 'full'")
     spreads = {}
@@ -168,23 +172,22 @@ def spread_over_tasks(study: str, groups: Mapping[str, Sequence[str]]) -> pd.Dat
 
 
 ORDER_CLAIM = "orders differ during the stream"
-"""The claim whose terms are five orders and five random streams."""
+"""The claim with five orders and five random streams as terms."""
 ON_WAY = (0.25, 0.75)
-"""Between these parts of a stream a spread is one on the way, see `verdicts.run_scores`."""
+"""The part of a stream that counts as "way" for a spread, see `verdicts.run_scores`."""
 IDEAL_STREAMS = 5
 
 
 def order_spreads() -> pd.DataFrame:
-    """Tabulate how far orders, and random streams, lie apart during the stream and at the end.
+    """Tabulate the spreads of orders and of random streams during the stream and at the end.
 
-    A spread is the standard deviation of A_KA over five settings of one replicate, as the claims of
-    the guideline take it.
+    A spread is the standard deviation of A_KA over five settings of one replicate, as in the claims
+    of the guideline.
 
     Returns:
         Rows "five orders", "five random streams", "difference", "orders beyond chance" (the root of
-        the difference of the squares, as variances add) and those of "a perfect learner" of both;
-        columns "during the stream" and "at the end": points, with intervals at the level of the
-        claims.
+        the difference of squares, since variances add) and both for "a perfect learner"; columns
+        "during the stream" and "at the end", in points, with intervals at the level of the claims.
     """
     [claim] = [each for each in verdicts.load_claims().claims if each.name == ORDER_CLAIM]
     orders, draws = (term.of for term in claim.terms)
@@ -214,8 +217,8 @@ def _signed_root(value: float) -> float:
 def ideal_spread(study: str, settings: Sequence[str], at: str) -> float:
     """Return the spread of A_KA over settings that a perfect learner would have.
 
-    It answers right what is of a class that has arrived, and nothing else, so that its scores
-    follow from the streams alone.
+    It correctly answers all questions on classes that have arrived and no others, so its scores
+    depend only on the streams.
 
     Args:
         study: The study.
@@ -223,7 +226,7 @@ def ideal_spread(study: str, settings: Sequence[str], at: str) -> float:
         at: "way" or "end", see `cmp.experiments.verdicts.Term`.
 
     Returns:
-        The standard deviation over settings in points, in the mean over `IDEAL_STREAMS` replicates.
+        The standard deviation over settings in points, averaged over `IDEAL_STREAMS` replicates.
     """
     runs, spreads = studies.load_study(study).configs("cpu", IDEAL_STREAMS), []
     for replicate in range(IDEAL_STREAMS):
@@ -250,14 +253,14 @@ def _ideal_accumulation(run: config.RunConfig) -> pd.Series:
 
 
 def regime_table(runs: dict[str, config.RunConfig], corpus: Corpus) -> pd.DataFrame:
-    """Tabulate in which regime runs train, beside the paper's (`book/regime.yaml`).
+    """Tabulate the training regime of runs beside the paper's (`book/regime.yaml`).
 
     Args:
         runs: Runs of embedded models, by the name of their column.
         corpus: The embedded benchmark.
 
     Returns:
-        A row per measure.
+        One row per measure.
     """
     columns = {"the paper": read_yaml(chapters.BOOK / "regime.yaml")}
     for name, run in runs.items():
@@ -293,12 +296,12 @@ def _changes_beside_shares(run: config.RunConfig) -> dict[str, Any]:
 
 
 class Surface(NamedTuple):
-    """Stored runs that differ in the shares of their batches alone.
+    """Stored runs that differ only in the shares of their batches.
 
     Attributes:
-        names: Of n settings.
-        shares: [n, 3]: of pool P, update D and buffer B.
-        scores: [bases, n, 2]: A_KA and A_ZS after the stream, in percent.
+        names: The names of n settings.
+        shares: The shares of pool P, update D and buffer B, [n, 3].
+        scores: A_KA and A_ZS after the stream in percent, [bases, n, 2].
     """
 
     names: list[str]
@@ -306,30 +309,30 @@ class Surface(NamedTuple):
     scores: np.ndarray
 
     def weights(self, shares: np.ndarray) -> np.ndarray:
-        """Return the weight of each stored mixture in the linear interpolation of others.
+        """Return the weight of each stored mixture in a linear interpolation at other mixtures.
 
         Args:
-            shares: Of pool, update and buffer, [m, 3].
+            shares: The shares of pool, update and buffer, [m, 3].
 
         Returns:
-            [m, n], of which at most three in a row are not 0; NaN where no stored mixtures lie
-            around one.
+            Weights [m, n], at most three per row nonzero, or NaN for a mixture not surrounded by
+            stored ones.
         """
         from scipy.interpolate import LinearNDInterpolator
 
-        # P is what D and B leave
+        # P is the rest
         return LinearNDInterpolator(self.shares[:, 1:], np.eye(len(self.names)))(shares[:, 1:])
 
     def spans_triangle(self) -> bool:
-        """Return whether the mixtures lie on more than one line."""
+        """Return whether the mixtures do not all lie on one line."""
         return bool(np.linalg.matrix_rank(self.shares - self.shares[:1]) == 2)
 
     def misses(self) -> pd.Series:
-        """Return how far interpolation is from stored mixtures that are left out, in points.
+        """Return the error of interpolation at left-out stored mixtures, in points.
 
         Returns:
-            Per aggregate, the root of the mean square over mixtures that have others around them;
-            NaN if there are none.
+            For each aggregate, the root mean square over mixtures surrounded by others, or NaN if
+            there are none.
         """
         rows = []
         for place in range(len(self.names)):
@@ -343,7 +346,7 @@ class Surface(NamedTuple):
 
 
 def surface(published: pd.DataFrame, like: str) -> Surface:
-    """Gather the settings of a study that differ from one of them in shares alone.
+    """Collect the settings of a study that differ from one of them only in shares.
 
     Args:
         published: Published metrics.
@@ -353,22 +356,22 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
         The settings, with the replicates that all of them have, averaged by base.
 
     Raises:
-        CmpError: There is no such setting, or the settings span no triangle.
+        CmpError: There is no such setting, or the settings do not span a triangle.
     """
     configs = results.setting_configs(published)
     if like not in configs:
-        raise CmpError(f"surface: no setting {like!r}; there are {', '.join(configs)}")
+        raise CmpError(f"surface: no setting {like!r}; the settings are {', '.join(configs)}")
     wanted = _changes_beside_shares(configs[like])
     names = [name for name, run in configs.items() if _changes_beside_shares(run) == wanted]
     points = np.array([configs[name].mixture.shares for name in names])
     table = by_replicate(store.trajectory(published))
     chosen = table[[(key, name) for name in names for key in ("A_KA", "A_ZS")]].dropna()
-    # streams of one base are not independent
+    # streams from the same base are not independent
     chosen = chosen.groupby(run_bases(published)[like]).mean()
     scores = chosen.to_numpy().reshape(len(chosen), len(names), 2)
     found = Surface(names, points, scores)
     if not found.spans_triangle() or not len(scores):
-        raise CmpError("surface: the study's mixtures span no triangle")
+        raise CmpError("surface: the study's mixtures do not span a triangle; choose another study")
     return found
 
 
@@ -376,15 +379,15 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
 
 
 def names_by_update(ends: Sequence[Weights], name: str, corpus: Corpus) -> pd.DataFrame:
-    """Return what a model calls the retention images before a stream and after each update.
+    """Return a model's predictions for retention images before a stream and after each update.
 
     Args:
-        ends: Its weights at those moments.
+        ends: The model's weights at these times.
         name: The model's name.
         corpus: The embedded benchmark.
 
     Returns:
-        A row per image, index its corpus position: `truth` and the answers in columns 0, 1, ...
+        One row per image, indexed by corpus position: `truth`, and predictions in columns 0, 1, ...
     """
     network, columns = models.create_model(name), dict[Any, pd.Series]()
     for update, weights in enumerate(ends):
@@ -399,17 +402,18 @@ def names_by_update(ends: Sequence[Weights], name: str, corpus: Corpus) -> pd.Da
 
 
 RETRAINED = ("ViT-B-32", "ViT-B-16", "ViT-L-14")
-"""Models whose pretraining is priced: the larger ones take long to count."""
+"""Models for which the cost of pretraining is computed; larger ones take too long."""
 
 
 def retraining_costs() -> pd.DataFrame:
-    """Price pretraining of real models beside the paper's stream of updates, on one H100.
+    """Tabulate the cost of pretraining real models and of the paper's stream of updates, on one
+    H100.
 
-    Samples are those that the names of open_clip's LAION-2B weights state; FLOPs are counted on
+    Samples are taken from the names of open_clip's LAION-2B weights, FLOPs are computed from
     shapes, and the speed is assumed, see `cmp.experiments.forecast.DEVICES`.
 
     Returns:
-        A row per model.
+        One row per model.
     """
     card, rows = forecast.DEVICES["h100"], {}
     updates = paper.TABLE4["full"].steps * paper.TABLE4_TASKS * paper.TABLE4_BATCH
@@ -442,20 +446,20 @@ DOMAINS = {
     "industrial parts": ("high-resolution, industrial",),
     "textures": ("textural",),
 }  # fmt: skip
-"""Domain -> what the manifests of FoMo-in-Flux say of the images."""
+"""Domain -> values of `images` in the manifests of FoMo-in-Flux."""
 
 
 ROLES = {"adapt": "to adapt to", "eval": "to evaluate on"}
-"""Role of a dataset -> what tables call it."""
+"""Role of a dataset -> its name in tables."""
 
 
 def fomo_table() -> pd.DataFrame:
-    """Tabulate the datasets of FoMo-in-Flux, from their manifests.
+    """Tabulate the datasets of FoMo-in-Flux from their manifests.
 
     Returns:
-        A row per dataset: `title`, `domain`, `role` (of `ROLES`), `task`, `concepts` (none where a
-        set has captions alone), `train` and `test`, numbers of images; of datasets to evaluate on,
-        only those to test with are counted.
+        One row per dataset: `title`, `domain`, `role` (from `ROLES`), `task`, `concepts` (none if a
+        dataset has only captions), and numbers of images in `train` and `test`. For evaluation
+        datasets, only test images are counted.
     """
     domain = {images: name for name, kinds in DOMAINS.items() for images in kinds}
     rows = []
@@ -474,10 +478,10 @@ def domain_table(datasets: pd.DataFrame) -> pd.DataFrame:
     """Count datasets, concepts and samples by domain.
 
     Args:
-        datasets: As `fomo_table` returns it.
+        datasets: The result of `fomo_table`.
 
     Returns:
-        A row per domain, and one for all.
+        One row per domain, and one for all.
     """
     table = datasets.assign(samples=datasets["train"] + datasets["test"])
     groups = table.groupby("domain")
@@ -489,11 +493,11 @@ def domain_table(datasets: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
-    """Return a table as a page shows it: thousands with commas, and a dash for what is missing.
+    """Return a table formatted for a page, with commas for thousands and a dash for missing values.
 
     Args:
-        table: Numbers and words.
-        digits: Of numbers that are not whole by their type.
+        table: A table of numbers and text.
+        digits: The number of decimals of non-integer types.
     """
 
     def words(value: Any) -> Any:
@@ -506,9 +510,9 @@ def readable(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
 
 
 def drift_table() -> pd.DataFrame:
-    """Tabulate by how many points ends of published runs differ if another processor computes them.
+    """Tabulate by how many points final scores of published runs differ on another processor.
 
-    `python -m tests.drift` measured it and wrote `book/drift.yaml`.
+    `python -m tests.drift` measures this and writes `book/drift.yaml`.
     """
     rows = pd.DataFrame(read_yaml(chapters.BOOK / "drift.yaml")).T.set_index("setting")
     return readable(rows[["A_KA", "A_ZS"]].astype(float))
@@ -533,19 +537,19 @@ LENGTHS = {
         160: "scaling-more/joint, 160 steps",
     },
 }
-"""Steps per update -> study/setting, at the peaks that the validation split chose."""
+"""Steps per update -> study/setting, with peaks chosen on the validation split."""
 
 
 def scores_by_steps() -> pd.DataFrame:
-    """Return `mean_scores` of `LENGTHS` over the streams that all have, with columns `group` and
+    """Return `mean_scores` of `LENGTHS` over their common streams, with columns `group` and
     `steps`."""
     places = {(name, n): place for name, line in LENGTHS.items() for n, place in line.items()}
     return mean_scores(places, shared=True).rename_axis(["group", "steps"]).reset_index()
 
 
 def steps_table() -> pd.DataFrame:
-    """Tabulate what more steps buy plain fine-tuning and joint training, from `scores_by_steps`: a
-    row per number of steps per update, in percent."""
+    """Tabulate the effect of more steps on plain fine-tuning and joint training, from
+    `scores_by_steps`: one row per number of steps per update, in percent."""
     table = scores_by_steps().query("group != 'EMA-Merge'").pivot(index="steps", columns="group")
     table = table[[*MEANS]].swaplevel(axis=1).sort_index(axis=1, ascending=[False, True])
     table.columns = [", ".join(names) for names in table.columns]
@@ -554,15 +558,15 @@ def steps_table() -> pd.DataFrame:
 
 
 def by_technique(gains: pd.DataFrame) -> pd.DataFrame:
-    """Put the rates of a technique that stands at several beside each other, the lowest first.
+    """Group the rows of techniques measured at several rates, lowest rate first.
 
-    Both are shown: choosing the better one by its gain would flatter what was tried more often.
+    All rates are shown, since selecting the best gain would favour techniques tried more often.
 
     Args:
-        gains: As `cmp.experiments.verdicts.gains_table` returns it.
+        gains: The result of `cmp.experiments.verdicts.gains_table`.
 
     Returns:
-        Its rows, the technique with the largest mean gain first.
+        The rows, starting with the technique with the largest mean gain.
     """
     parts = gains["setting"].str.partition(", peak ").set_axis(["technique", "", "peak"], axis=1)
     mean = gains["gain"].groupby(parts["technique"]).transform("mean")

@@ -1,4 +1,4 @@
-"""The atlas: where every published run ended, and what settings it had."""
+"""The atlas: the final scores and settings of every published run."""
 
 import contextlib
 import re
@@ -25,22 +25,22 @@ FIELDS = {
     "network": "Network",
     "split": "Scored on",
 }
-"""What runs are filtered and coloured by, and the words for it."""
+"""The fields by which runs are filtered and coloured, and their labels."""
 OWN = "your own runs"
 
 
 def atlas_table(own: bool = False) -> dict[str, Any]:
-    """Return every published run, and those of the reader's store if they are asked for.
+    """Return a table of all published runs and, on request, those in the reader's store.
 
     Args:
-        own: Whether stored runs that are not published are in it, each as a setting of its own.
+        own: Whether to include unpublished stored runs, each as its own setting.
 
     Returns:
-        `fields`: words by key; `settings`: per setting its `name`, the fields, `changes` to the
-        profile `cpu` of its first run, the `names` that it ends with for the pictures of the first
-        screen if these are stored, `claims` and `fronts` that it is a part of, and whether it
-        is `own`; `runs`: [place in `settings`, replicate, A_KA, A_ZS]; `verdicts` by claim;
-        `pictures`: those of the first screen.
+        `fields`: labels by key; `settings`: for each setting its `name`, the fields, the `changes`
+        of its first run to the profile `cpu`, its final `names` for the pictures of the first
+        screen if stored, the `claims` and `fronts` that it belongs to, and whether it is `own`;
+        `runs`: [index in `settings`, replicate, A_KA, A_ZS]; `verdicts` by claim; `pictures`: those
+        of the first screen.
     """
     numbers, known = _chapters_by_study(), verdicts.load_claims()
     rows, runs, published, stops = [], [], set[str](), first_screen.stop_names()
@@ -79,7 +79,7 @@ def atlas_table(own: bool = False) -> dict[str, Any]:
 
 
 def _chapters_by_study() -> dict[str, str]:
-    """Return the numbers of the chapters that argue from each study, such as "00, 08"."""
+    """Return the numbers of the chapters that use each study, such as "00, 08"."""
     found: dict[str, list[str]] = {}
     for number, source in chapters.chapters().items():
         for study in re.findall(r'load_study\("([\w-]+)"\)', chapters.source_text(source)):
@@ -88,7 +88,7 @@ def _chapters_by_study() -> dict[str, str]:
 
 
 def _about_setting(run: config.RunConfig) -> dict[str, Any]:
-    """Return the fields of a setting but its study, and its `changes`."""
+    """Return the fields of a setting except its study, and its `changes`."""
     mixture, merging, schedule, model = run.mixture, run.merging, run.schedule, run.model
     ends = dict.fromkeys((mixture.shares, mixture.last or mixture.shares))
     shares = " to ".join("/".join(f"{100 * share:.0f}" for share in each) for each in ends)
@@ -105,7 +105,7 @@ def _about_setting(run: config.RunConfig) -> dict[str, Any]:
 
 
 def _parts_in_claims(study: str, name: str, known: verdicts.ClaimsFile) -> dict[str, list[str]]:
-    """Return the claims that compare a setting and the fronts that it lies on, where it does."""
+    """Return the claims that compare a setting and the fronts that it lies on, if any."""
     claims = [
         claim.name
         for claim in known.claims
@@ -120,10 +120,11 @@ def _parts_in_claims(study: str, name: str, known: verdicts.ClaimsFile) -> dict[
 
 
 def _run_rows(metrics: pd.DataFrame, first: int) -> list[list[float]]:
-    """Return where runs ended, on the whole split or, where that was not scored, on its subset.
+    """Return the final scores of runs, on the whole split or, if that was not scored, on its
+    subset.
 
     Args:
-        metrics: Of settings that are numbered as they come, from `first`.
+        metrics: The metrics of settings, which are numbered in order from `first`.
     """
     places = {name: first + place for place, name in enumerate(metrics["setting"].unique())}
     table = store.trajectory(metrics).query("scope in ('full', 'subset')").dropna(subset=AXES)
@@ -134,11 +135,11 @@ def _run_rows(metrics: pd.DataFrame, first: int) -> list[list[float]]:
 
 
 def _own_runs(published: set[str]) -> tuple[list[dict[str, Any]], pd.DataFrame]:
-    """Return stored runs of the book's data that are not published, as settings and metrics."""
+    """Return unpublished stored runs on the book's data, as settings and metrics."""
     shown = {run_id[: store.SHORT_ID] for run_id in published}
     rows, tables = [], [pd.DataFrame()]
     for run_id in store.stored_ids():
-        with contextlib.suppress(CmpError):  # it is damaged, which `cmpt results ls` says
+        with contextlib.suppress(CmpError):  # damaged, as `cmpt results ls` reports
             if run_id not in shown and (run := store.load_run(run_id)).config.data == "embedded":
                 scope = "" if "full" in set(run.metrics["scope"]) else ", scored on the subset"
                 about = {"name": f"run {run_id}{scope}", "study": OWN, "own": True}
@@ -148,10 +149,10 @@ def _own_runs(published: set[str]) -> tuple[list[dict[str, Any]], pd.DataFrame]:
 
 
 def atlas_explorer(**state: Any) -> explorers.Explorer:
-    """Explore where every published run ended, and the reader's own beside them.
+    """Explore the final scores of all published runs and the reader's own.
 
     Args:
-        **state: What it begins with, such as `study="04 · rates", colour="schedule"`.
+        **state: The initial state, such as `study="04 · rates", colour="schedule"`.
 
     Returns:
         The explorer.
@@ -160,7 +161,7 @@ def atlas_explorer(**state: Any) -> explorers.Explorer:
     about = pd.DataFrame(table["settings"])[["study", "split", "merging"]]
     runs = pd.DataFrame(table["runs"], columns=["place", "replicate", *AXES])
     runs = runs.join(about, on="place").query("split == 'test' and study != @OWN")
-    runs = runs[~runs["study"].str.contains(studies.BAND)]  # which are shorter
+    runs = runs[~runs["study"].str.contains(studies.BAND)]  # these are shorter
     words = f"Where {len(runs):,} published runs of {len(runs['study'].unique())} studies ended."
     figure = figures.plot_ends(runs.assign(merges=runs["merging"] != "none"))
     title = "At an A_KA of 44 to 60%, most of the runs with the highest A_ZS merge weights"
@@ -169,6 +170,6 @@ def atlas_explorer(**state: Any) -> explorers.Explorer:
 
 
 def _answer(request: Mapping[str, Any]) -> list[str]:
-    """Return the names that a setting ends with for the pictures of the first screen."""
+    """Return a setting's final names for the pictures of the first screen."""
     run = explorers.changed_run("cpu", request["changes"])
     return first_screen.names_at_end(run, cmp.load_data("embedded"))

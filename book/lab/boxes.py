@@ -1,4 +1,4 @@
-"""The boxes of chapters: tables of paragraphs."""
+"""Boxes in chapters, as tables of paragraphs."""
 
 import re
 from html import escape
@@ -11,10 +11,11 @@ LEFT = 'style="text-align: left; vertical-align: top; white-space: normal"'
 
 
 def beside_paper(*guidelines: str) -> HTML:
-    """Return guidelines' boxes: what the paper found, what was measured, and what to do.
+    """Return the boxes of guidelines: what the paper found, what was measured, and what to do.
 
     Args:
-        guidelines: Their names, such as "merging". Several have their names above them.
+        guidelines: The names, such as "merging". If there are several, each box has its name above
+            it.
     """
     boxes = []
     for guideline in guidelines:
@@ -28,7 +29,7 @@ def beside_paper(*guidelines: str) -> HTML:
 
 
 def _paragraph(text: str) -> str:
-    """Return a text as HTML, with `names` as code and with printers' quotes and apostrophes."""
+    """Return a text as HTML, with `names` as code and with typographic quotes and apostrophes."""
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
     text = re.sub(r"(?<!\w)'([^']+)'", r"‘\1’", re.sub(r'"([^"]+)"', r"“\1”", text))
     text = text.replace("'", "’")

@@ -1,4 +1,4 @@
-"""The second cell of a chapter: its parameters checked, and what is stored of its runs printed."""
+"""Set up a chapter in its second cell: check its parameters, and print which runs are stored."""
 
 import asyncio
 import html
@@ -19,7 +19,7 @@ from cmp.runs.checkpoints import StopRequest
 from lab import chapters
 
 LOOK_SECONDS = 1.0
-"""How often a cell looks at the logs of its runs."""
+"""Seconds between a cell's looks at the logs of its runs."""
 
 
 def begin_chapter(
@@ -29,25 +29,24 @@ def begin_chapter(
 ) -> dict[tuple[str, int], RunConfig]:
     """Begin a chapter, in the cell after the parameters cell: `begin_chapter(globals(), study)`.
 
-    Checks the parameters, stores runs of the study that are published at this size, so that they
-    need not be computed, prints `run_status`, and has this process compute on one thread: small
-    networks gain nothing from more, and where a core is busy, such as with runs of other processes,
-    two threads made the same steps take ten times as long. A profile with a model of its own sets
-    `device` and `jobs`: every card that is visible, a run on each. With the parameter `dry_run` it
-    prints what the runs would compute instead and ends the notebook, which papermill takes for its
-    end.
+    This checks the parameters, stores published runs of the study at this size so that they need
+    not be computed, prints `run_status`, and limits this process to one thread: small networks do
+    not benefit from more, and on a busy core, two threads took ten times as long for the same
+    steps. A profile with another model sets `device` and `jobs` to one run on each visible GPU.
+    With the parameter `dry_run`, it instead prints what the runs would compute and ends the
+    notebook in a way that papermill accepts.
 
     Args:
         scope: The chapter's `globals()`.
-        runs: What the chapter computes live and stores: a study, or name -> key=value changes to
-            the profile.
-        uncached: What each replicate computes at every reading without storing it.
+        runs: The runs that the chapter computes and stores: a study, or name -> key=value changes
+            to the profile.
+        uncached: The runs that each replicate computes at every reading without storing them.
 
     Returns:
         (name, replicate) -> config of `runs`.
 
     Raises:
-        CmpError: A parameter is wrong, or the device is not there.
+        CmpError: A parameter is invalid, or the device is not available.
     """
     declared = chapters.check_injected(scope)
     torch.set_num_threads(1)
@@ -82,11 +81,12 @@ def begin_chapter(
 
 
 SHARED_PARAMETERS = ("profile", "seeds", "jobs", "device", "dry_run", "stream_seed")
-"""The parameters that all chapters have."""
+"""The parameters of all chapters."""
 
 
 def published_words(runs: object) -> str:
-    """Return of which runs the published figures of a chapter are, if it has a study."""
+    """Return a sentence on the runs behind the published figures of a chapter, if it has a
+    study."""
     if not isinstance(runs, studies.Study) or not results.is_published(runs.name):
         return ""
     count = results.published_metrics(runs.name)["replicate"].nunique()
@@ -94,7 +94,7 @@ def published_words(runs: object) -> str:
 
 
 def profile_control(scope: dict[str, Any]) -> widgets.Widget:
-    """Return a control that sets a chapter's profile, for the cells that are run after it.
+    """Return a control that sets a chapter's profile for cells that are run afterwards.
 
     Args:
         scope: The chapter's `globals()`.
@@ -106,20 +106,20 @@ def profile_control(scope: dict[str, Any]) -> widgets.Widget:
 
     def choose(change: dict[str, Any]) -> None:
         scope["profile"] = change["new"]
-        said.value = "Run this cell and those below again: its first line says what that takes."
+        said.value = "Run this cell and those below again. Its first line says how long they take."
 
     choice.observe(choose, names="value")
     return widgets.HBox([choice, said])
 
 
 async def compute_live(live: Mapping[Any, RunConfig], jobs: int = 1, device: str = "cpu") -> None:
-    """Compute runs while the kernel hears of other things, such as of an explorer's buttons.
+    """Compute runs while the kernel handles other events, such as an explorer's buttons.
 
-    Their losses are shown while they go on.
+    Their losses are shown meanwhile.
 
     Args:
-        live: Runs, as `begin_chapter` returns them.
-        jobs: Runs at the same time.
+        live: The runs, as returned by `begin_chapter`.
+        jobs: The number of runs at a time.
         device: "cpu" or "cuda".
 
     Raises:
@@ -141,11 +141,11 @@ async def compute_live(live: Mapping[Any, RunConfig], jobs: int = 1, device: str
 
 
 def loss_curves(live: Mapping[Any, RunConfig]) -> str:
-    """Return a line for each run in progress: how far it is, and its loss so far as bars."""
+    """Return one line for each run in progress: how far it is, and its loss so far as bars."""
     lines = []
     for name, run_config in live.items():
         run_id = identity.known_id(run_config)
-        log = logs.read_log(run_id) if run_id else {}  # its weights are still being fetched
+        log = logs.read_log(run_id) if run_id else {}  # its weights are still downloading
         if "loss" not in log or store.is_stored(run_id):
             continue
         losses = log["loss"].dropna()
@@ -161,16 +161,17 @@ def loss_curves(live: Mapping[Any, RunConfig]) -> str:
 def run_status(
     live: list[RunConfig], uncached: list[RunConfig], jobs: int = 1, device: str = "cpu"
 ) -> str:
-    """Say what is stored of some runs and what it took, and what is missing and what it will take.
+    """Return which runs are stored and how long they took, and which are missing and how long they
+    will take.
 
     Args:
-        live: Runs that are stored.
-        uncached: Runs that never are.
-        jobs: Runs at the same time.
-        device: Where they are computed.
+        live: Runs that are stored once computed.
+        uncached: Runs that are never stored.
+        jobs: The number of runs at a time.
+        device: The device of the runs.
 
     Returns:
-        Sentences. Times are rounded, so that the same text comes again.
+        Sentences. Times are rounded, so that the text is reproducible.
     """
     plan, words = studies.plan_study(live, device), []
     if live:
@@ -188,10 +189,10 @@ def run_status(
 
 
 def print_ends(scope: dict[str, Any]) -> None:
-    """Print where the runs of a chapter's own variables ended, as JSON: name -> [A_KA, A_ZS].
+    """Print the final scores of runs in a chapter's variables as JSON: name -> [A_KA, A_ZS].
 
     Args:
-        scope: The chapter's `globals()`; runs, and dicts of them by name, are taken.
+        scope: The chapter's `globals()`; runs and dicts of runs by name are used.
     """
     runs = {}
     for name, value in scope.items():

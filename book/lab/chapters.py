@@ -1,7 +1,7 @@
-"""Chapters as sources: MyST Markdown notebooks with one cell of typed, checked parameters.
+"""Read chapters from source: MyST Markdown notebooks with one cell of typed, checked parameters.
 
-A chapter is `book/NN_name.md`. jupytext and papermill are imported by the functions that need them,
-because a chapter's kernel imports this module for `check_injected` alone.
+A chapter is `book/NN_name.md`. Functions import jupytext and papermill themselves, because a
+chapter's kernel imports this module only for `check_injected`.
 """
 
 import ast
@@ -25,7 +25,7 @@ PAGES = (
     "STYLE.md", "api.md", "architecture.md", "atlas.md", "choices_beside_peers.md", "glossary.md",
     "index.md", "literature.md", "whats_new.md", "where_it_runs.md",
 )  # fmt: skip
-"""Texts of the book that are no chapters."""
+"""Texts of the book that are not chapters."""
 CHAPTER = re.compile(r"(\d\d|A\d)_[a-z0-9_]+\.md")
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 Rule = tuple[str, Callable[[Any], object]]
@@ -35,7 +35,7 @@ _COUNT = ("at least 1", lambda value: value >= 1)
 
 
 SHARES = ("pool", "update", "buffer")
-"""Parameters that are the shares of a batch where a chapter has all three."""
+"""Parameters that are the shares of a batch if a chapter has all three."""
 
 
 def _named(kind: str) -> Rule:
@@ -57,16 +57,16 @@ RULES: dict[str, Rule] = {
     "meta": _named("meta_schedule"),
     "order": _named("order"),
 }
-"""Parameter -> what its values must be, in words and as a test."""
+"""Parameter -> the condition on its values, as text and as a test."""
 
 
 class Parameter(NamedTuple):
     """A line of a parameters cell: `name: type = default  # help`.
 
     Attributes:
-        name: What the chapter calls it.
+        name: The name in the chapter.
         type: A key of `TYPES`.
-        default: The value that the cell gives.
+        default: The value in the cell.
         help: The comment.
     """
 
@@ -89,15 +89,18 @@ def chapters(folder: Path = BOOK) -> dict[str, Path]:
         Number -> source, in order.
 
     Raises:
-        CmpError: A file is misnamed, or two have one number.
+        CmpError: A file is misnamed, or two have the same number.
     """
     sources: dict[str, Path] = {}
     for path in sorted(path for path in folder.glob("*.md") if path.name not in PAGES):
         match = CHAPTER.fullmatch(path.name)
         if not match:
-            raise CmpError(f"{path}: a chapter is called NN_name.md, such as 03_merging.md")
+            raise CmpError(f"{path}: name chapters NN_name.md, such as 03_merging.md")
         if match[1] in sources:
-            raise CmpError(f"{folder}: {sources[match[1]].name} and {path.name} have one number")
+            raise CmpError(
+                f"{folder}: {sources[match[1]].name} and {path.name} have the same number; rename "
+                "one"
+            )
         sources[match[1]] = path
     return sources
 
@@ -106,7 +109,7 @@ def select(numbers: Iterable[str] | None = None, folder: Path = BOOK) -> list[Pa
     """Find chapters by number.
 
     Args:
-        numbers: Such as "3" or "A1"; all by default.
+        numbers: The numbers, such as "3" or "A1"; all by default.
         folder: The book.
 
     Returns:
@@ -118,32 +121,35 @@ def select(numbers: Iterable[str] | None = None, folder: Path = BOOK) -> list[Pa
     sources = chapters(folder)
     wanted = [number.zfill(2) for number in numbers or sources]
     if unknown := [number for number in wanted if number not in sources]:
-        raise CmpError(f"no chapter {unknown[0]}; there are {', '.join(sources) or 'none yet'}")
+        raise CmpError(
+            f"no chapter {unknown[0]}; the chapters are {', '.join(sources) or 'none yet'}"
+        )
     return [path for number, path in sources.items() if number in wanted]
 
 
 def source_text(source: Path) -> str:
-    """Return a chapter's text with line ends as on Unix; `CmpError` if it cannot be read."""
+    """Return a chapter's text with Unix line endings; raise `CmpError` if it cannot be read."""
     with explain_errors(f"{source}: cannot be read"):
         return source.read_text(encoding="utf-8")
 
 
 def copy_diagrams(folder: Path) -> None:
-    """Put the diagrams beside notebooks that show them; the folder is made if it is missing."""
+    """Copy the diagrams to the folder of notebooks that show them, creating it if it is missing."""
     pictures = shutil.ignore_patterns("*.yaml")
     shutil.copytree(BOOK / "diagrams", folder / "diagrams", ignore=pictures, dirs_exist_ok=True)
 
 
 def source_hash(source: Path) -> str:
-    """Return the sha256 of a chapter's text with line ends as on Unix."""
+    """Return the sha256 of a chapter's text with Unix line endings."""
     return hashlib.sha256(source_text(source).encode()).hexdigest()
 
 
 def notebook(source: Path):
-    """Read a chapter as a notebook without outputs, the same to the byte every time.
+    """Read a chapter as a notebook without outputs, byte for byte reproducible.
 
-    A cell's id is a hash of the chapter's name, of its text and of how often that text stood
-    before: an edit changes no other cell's id, and no two chapters share one.
+    The id of a cell is a hash of the chapter's name, the cell's text and the number of earlier
+    cells with the same text. So an edit does not change the ids of other cells, and chapters never
+    share an id.
 
     Args:
         source: The chapter.
@@ -157,7 +163,7 @@ def notebook(source: Path):
     import jupytext
 
     text = source_text(source)
-    # whatever its parsers of YAML, Markdown and JSON schemas raise
+    # anything that its parsers of YAML, Markdown and JSON schemas raise
     with explain_errors(f"{source}: not a MyST Markdown notebook", "", Exception):
         book = jupytext.reads(text, fmt="md:myst")
     book.metadata["kernelspec"] = dict(KERNELSPEC)
@@ -173,20 +179,21 @@ def declared_parameters(cell: str) -> dict[str, Parameter]:
     """Read the parameters that a parameters cell declares.
 
     Args:
-        cell: Its code; every statement is `name: type = literal  # help`, with a type of `TYPES`.
+        cell: The code of the cell. Every statement is `name: type = literal # help`, with a type
+            from `TYPES`.
 
     Returns:
         Parameters by name.
 
     Raises:
-        CmpError: A statement is of another form.
-        SyntaxError: The code is no Python.
+        CmpError: A statement has another form.
+        SyntaxError: The code is not valid Python.
     """
     parameters = {}
     with explain_errors("parameters cell: Python cannot read it", "", RecursionError, MemoryError):
         body = ast.parse(cell).body
     for node in body:
-        line = cell.split("\n")[node.end_lineno - 1].encode()  # lines as Python counts them
+        line = cell.split("\n")[node.end_lineno - 1].encode()  # Python's line numbers
         try:
             name, kind = node.target.id, ast.unparse(node.annotation)
             default, _ = ast.literal_eval(node.value), TYPES[kind]
@@ -201,7 +208,7 @@ def declared_parameters(cell: str) -> dict[str, Parameter]:
 
 
 def parameters(source: Path) -> dict[str, Parameter]:
-    """Read a chapter's parameters, as `papermill --help-notebook` shows them too.
+    """Read a chapter's parameters, which `papermill --help-notebook` also shows.
 
     Args:
         source: The chapter.
@@ -211,7 +218,7 @@ def parameters(source: Path) -> dict[str, Parameter]:
 
     Raises:
         CmpError: There is not exactly one cell tagged `parameters`, or papermill reads it
-            differently (it gives up on a line with a second `=`).
+            differently (it fails on a line with a second `=`).
     """
     from papermill.translators import PythonTranslator
 
@@ -225,21 +232,23 @@ def parameters(source: Path) -> dict[str, Parameter]:
     helps = {p.name: p.help for p in PythonTranslator.inspect(tagged[0])}
     for name, parameter in declared.items():
         if helps.get(name) != parameter.help:
-            raise CmpError(f"{source}: papermill cannot read {name}; is there a second = or #?")
+            raise CmpError(
+                f"{source}: papermill cannot read {name}; remove a second = or # from its line"
+            )
     return declared
 
 
 def check_values(values: dict[str, object], valid: dict[str, Parameter], source: str = "") -> None:
-    """Refuse values of parameters that a chapter cannot run with.
+    """Raise an error for parameter values that a chapter cannot run with.
 
     Args:
-        values: Values by name.
+        values: The values by name.
         valid: The chapter's parameters.
-        source: What errors begin with.
+        source: The beginning of error messages.
 
     Raises:
-        CmpError: A name is unknown, or a value of the wrong type or impossible; says what is wrong
-            and lists the parameters.
+        CmpError: A name is unknown, or a value is invalid or has the wrong type; the message says
+            what is wrong and lists the parameters.
     """
     for name, value in values.items():
         if fault := _fault(name, value, valid):
@@ -251,22 +260,22 @@ def check_values(values: dict[str, object], valid: dict[str, Parameter], source:
 
 
 def _fault(name: str, value: object, valid: dict[str, Parameter]) -> str:
-    """Return what is wrong with a parameter's value, or nothing."""
+    """Return what is wrong with a parameter's value, or ""."""
     if name not in valid:
         near = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
         return f"no parameter is called {name!r}" + "".join(f"; did you mean {n}?" for n in near)
     kind = TYPES[valid[name].type]
     if type(value) is not kind and not (kind is float and type(value) is int):
-        return f"{name}: {value!r} is no {kind.__name__}"
+        return f"{name}: {value!r} is not of type {kind.__name__}"
     words, holds = RULES.get(name, ("", lambda value: True))
-    with contextlib.suppress(TypeError):  # declared with another type than the rule's
+    with contextlib.suppress(TypeError):  # declared with a type other than the rule's
         if holds(value):
             return ""
     return f"{name}: {value!r} must be {words}"
 
 
 def convert_value(text: str, kind: str) -> object:
-    """Return the text as a value of a type of `TYPES`, or the text itself where it is none."""
+    """Return the text as a value of a type from `TYPES`, or the text itself if it is not valid."""
     try:
         return {"true": True, "false": False}[text.lower()] if kind == "bool" else TYPES[kind](text)
     except (KeyError, ValueError):
@@ -278,13 +287,13 @@ def check_parameters(source: Path, given: dict[str, str]) -> dict[str, object]:
 
     Args:
         source: The chapter.
-        given: Name -> text of a value; defaults stand for the others.
+        given: Name -> text of a value; others have their defaults.
 
     Returns:
         Values by name.
 
     Raises:
-        CmpError: A name is unknown, or a text is no value of its type or an impossible one.
+        CmpError: A name is unknown, or a text is not a valid value of its type.
     """
     valid = parameters(source)
     values = {name: parameter.default for name, parameter in valid.items()}
@@ -295,13 +304,13 @@ def check_parameters(source: Path, given: dict[str, str]) -> dict[str, object]:
 
 
 def check_injected(scope: dict[str, object]) -> dict[str, Parameter]:
-    """Check the parameters of the chapter that runs, in the cell after the parameters cell.
+    """Check the parameters of the running chapter, in the cell after the parameters cell.
 
-    papermill itself only warns about an unknown `-p name`, takes any type, and hands `-p dry_run
-    true` on as a text, which is converted here. It puts the given values in a cell that begins with
-    `# Parameters`. That cell and the parameters cell are looked up in the kernel's history (`In`),
-    so that other names do not matter, now or when the cell is run again. Outside IPython nothing
-    can have been injected, and nothing is checked.
+    papermill itself only warns about an unknown `-p name`, accepts any type, and passes
+    `-p dry_run true` as text, which is converted here. It puts given values in a cell that begins
+    with `# Parameters`. This cell and the parameters cell are found in the kernel's history (`In`),
+    so that other names do not matter, now or when the cell is run again. Outside IPython, nothing
+    can have been injected, so nothing is checked.
 
     Args:
         scope: The chapter's `globals()`.
@@ -310,7 +319,8 @@ def check_injected(scope: dict[str, object]) -> dict[str, Parameter]:
         The parameters that the chapter declares, by name; none outside IPython.
 
     Raises:
-        CmpError: A name is not declared, or a value is not of its type; lists the parameters.
+        CmpError: A name is not declared, or a value has the wrong type; the message lists the
+            parameters.
     """
     if "In" not in scope:
         return {}

@@ -1,4 +1,4 @@
-"""Exercises that say whether an answer is right, and questions whose answers can be revealed."""
+"""Check answers to exercises, and show questions with answers to reveal."""
 
 import html
 import re
@@ -16,13 +16,13 @@ RIGHT, NEAR, WRONG = "right", "near", "not yet"
 
 
 def _as_html(text: str) -> str:
-    """Return a text as HTML, with what stands between backticks as code."""
+    """Return a text as HTML, with text between backticks as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of an answer.
+    """The verdict on an answer.
 
     Attributes:
         word: "right", "near" or "not yet".
@@ -45,7 +45,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Questions:
-    """Questions of a chapter, each with an answer that a click reveals."""
+    """The questions of a chapter, each with an answer that a click reveals."""
 
     pairs: tuple[tuple[str, str], ...]
 
@@ -63,17 +63,17 @@ class Questions:
 
 
 def check(number: str, answer: Any) -> Verdict:
-    """Say whether an answer to an exercise is right, and if it is not, why.
+    """Return whether an answer to an exercise is right and, if not, why.
 
     Args:
         number: The chapter and the exercise, such as "03.2".
-        answer: A number, a list of numbers, or a word, as the exercise asks.
+        answer: A number, a list of numbers, or a word, depending on the exercise.
 
     Returns:
-        The verdict, which a notebook shows.
+        The verdict, which a notebook displays.
 
     Raises:
-        CmpError: The exercise is none that can be checked.
+        CmpError: The exercise cannot be checked.
 
     Example:
         >>> lab.check("05.1", 2)
@@ -97,11 +97,11 @@ def check(number: str, answer: Any) -> Verdict:
             return Verdict(NEAR if is_near else WRONG, hint["say"])
     if is_near:
         return Verdict(NEAR, "You are close: look at the last step again.")
-    return Verdict(WRONG, f"It is another one. What is asked for is {exercise['asks']}.")
+    return Verdict(WRONG, f"That is not it. The exercise asks for {exercise['asks']}.")
 
 
 def _numbers(value: Any) -> list[float] | None:
-    """Return a number, or numbers, as a list of floats; None for what is neither."""
+    """Return a number or numbers as a list of floats, or None for anything else."""
     values = value.tolist() if hasattr(value, "tolist") else value
     listed = list(values) if isinstance(values, list | tuple) else [values]
     if any(isinstance(each, bool) or not isinstance(each, Real) for each in listed):
@@ -110,7 +110,7 @@ def _numbers(value: Any) -> list[float] | None:
 
 
 def _fits(given: Any, wanted: Any, room: Any) -> bool:
-    """Return whether an answer is what is wanted: a word, or numbers with some room for each."""
+    """Return whether an answer is the expected word, or numbers within the given tolerances."""
     if isinstance(wanted, str):
         return given == wanted.casefold()
     numbers, rooms = _numbers(wanted) or [], _numbers(room) or []
@@ -121,10 +121,10 @@ def _fits(given: Any, wanted: Any, room: Any) -> bool:
 
 
 def recall(chapter: str) -> Questions:
-    """Return questions about a chapter, whose answers a click reveals.
+    """Return questions about a chapter, with answers that a click reveals.
 
     Args:
-        chapter: Its number, such as "03".
+        chapter: The chapter's number, such as "03".
 
     Raises:
         CmpError: The chapter has no such questions.
@@ -135,5 +135,5 @@ def recall(chapter: str) -> Questions:
 def _look_up(section: str, key: str) -> Any:
     known: Mapping[str, Any] = read_yaml(SHEET)[section]
     if key not in known:
-        raise CmpError(f"{section}: nothing for {key!r}; there is {', '.join(known)}")
+        raise CmpError(f"{section}: nothing for {key!r}; choose from {', '.join(known)}")
     return known[key]

@@ -1,8 +1,8 @@
-"""Explorers: views over published runs whose controls answer while they are moved.
+"""Explorers: views of published runs with controls that respond immediately.
 
-An explorer is one script of `lab/js`, the same in a notebook and on the site, over one table that
-is made here. In a notebook the script asks the kernel for the table, for answers that take
-computing, and for runs; the notebook's file holds a still in its place.
+An explorer is a script of `lab/js`, the same in a notebook and on the site, over a table that is
+made here. In a notebook, the script asks the kernel for the table, for computed answers, and for
+runs. The notebook's file contains a still picture in its place.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from lab import analyses, chapters, figures, keeping, live_runs
 
 SCRIPTS = Path(__file__).with_name("js")
 NEEDS = ("d3", "state", "form", "export", "plane", "runs", "workbench", "schedules")
-"""Scripts that explorers import, in an order in which each comes after what it imports."""
+"""Scripts that explorers import, ordered so that each comes after its own imports."""
 SHEET = read_yaml(chapters.BOOK / "explorers.yaml")
 AXES = ["A_KA", "A_ZS"]
 
@@ -42,13 +42,13 @@ Answer = Callable[[Mapping[str, Any]], Any]
 
 @functools.cache
 def script(name: str) -> str:
-    """Return the text of a script; of "d3", the pinned package as a module."""
+    """Return the text of a script; for "d3", the pinned package as a module."""
     if name != "d3":
         return (SCRIPTS / f"{name}.js").read_text(encoding="utf-8")
     package = manifest.load_packages(chapters.BOOK / "_theme")["d3"]
     archive = packages.fetch_package(package)
     text = packages.archive_member(archive, "package/dist/d3.min.js").decode()
-    # beside another loader of scripts, d3 would hand itself to that
+    # if there is another script loader, d3 would register with it
     return (
         f"const define = undefined, exports = undefined;\n{text}\nexport default globalThis.d3;\n"
     )
@@ -58,11 +58,11 @@ class Explorer(anywidget.AnyWidget):
     """An explorer in a notebook.
 
     Attributes:
-        kept: What its page keeps of it, for a page that is opened again: its state, pins, size of
-            runs and guesses, as `state.js` has them.
-        runs: The runs that it trains or has trained, in the order in which they were asked for.
-            Each has the `key` of its setting, a `size`, a `label`, the `words` for how it goes on,
-            its `progress`, and the `trail` of its scores so far.
+        kept: What the page keeps for when it is opened again: state, pins, size of runs and
+            guesses, as in `state.js`.
+        runs: The runs that it trains or has trained, in the order of requests. Each has the `key`
+            of its setting, a `size`, a `label`, `words` on its status, its `progress`, and the
+            `trail` of its scores so far.
     """
 
     _esm = SCRIPTS / "loader.js"
@@ -80,11 +80,11 @@ class Explorer(anywidget.AnyWidget):
         """Prepare the explorer.
 
         Args:
-            name: Its script.
-            table: What the script shows, as JSON has it.
-            still: What stands in its place without a kernel, by MIME type, see `draw_still`.
-            state: What it begins with, beside the table's defaults.
-            answer: Answers the script's questions, in a thread of its own.
+            name: The name of the script.
+            table: The data that the script shows, ready for JSON.
+            still: What is shown without a kernel, by MIME type, see `draw_still`.
+            state: The initial state, in addition to the table's defaults.
+            answer: Answers the script's questions, in its own thread.
         """
         super().__init__()
         self.still, self._answer = still, answer
@@ -122,7 +122,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _begin(self, coroutine: Any) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)  # the loop itself may forget it
+        self._tasks.add(task)  # the event loop keeps only a weak reference
         task.add_done_callback(self._tasks.discard)
 
     def _forget(self, run: tuple[str, str]) -> None:
@@ -138,7 +138,7 @@ class Explorer(anywidget.AnyWidget):
         try:
             async for about in live_runs.follow_run(changed_run(run[0], changes), stop):
                 self._tell(run, **about)
-        except Exception as error:  # else its row would wait for ever
+        except Exception as error:  # otherwise its row would wait forever
             self._tell(run, words=f"failed: {workers.failure_reason(error)}", over=True)
         finally:
             del self._stops[run]
@@ -146,13 +146,13 @@ class Explorer(anywidget.AnyWidget):
     async def _reply(self, identity: Any, request: Mapping[str, Any]) -> None:
         try:
             content = {"answer": await asyncio.to_thread(self._answer, request)}
-        except Exception as error:  # else the script would wait for ever
+        except Exception as error:  # otherwise the script would wait forever
             content = {"refused": workers.failure_reason(error)}
         self.send({"kind": "answer", "id": identity} | content)
 
 
 def changed_run(profile: str, changes: Mapping[str, Any]) -> config.RunConfig:
-    """Return the run of a profile with some changes by dotted key."""
+    """Return the run of a profile with changes by dotted key."""
     assignments = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
     return config.parse(config.override(config.profile(profile), assignments), "explorer")
 
@@ -165,26 +165,26 @@ def draw_still(
     table: Mapping[str, Any] | None = None,
     script: str = "",
 ) -> dict[str, str]:
-    """Return what stands in an explorer's place without a kernel.
+    """Return what is shown instead of an explorer without a kernel.
 
     Args:
-        name: The explorer's name; a page with a table of that name puts the explorer there. Where
-            it is empty, the picture stays.
+        name: The explorer's name. A page with a table of that name replaces the still with the
+            explorer; if it is empty, the picture stays.
         figure: The picture.
-        words: What it shows.
-        state: What the explorer begins with there, beside the table's defaults.
-        table: The explorer's table, where only the notebook has it.
-        script: Its script, where that has another name.
+        words: A description of the picture.
+        state: The explorer's initial state, in addition to the table's defaults.
+        table: The explorer's table, if only the notebook has it.
+        script: The explorer's script, if it has another name.
 
     Returns:
-        HTML and PNG by MIME type; an executed notebook keeps both, one after the other.
+        HTML and PNG by MIME type. An executed notebook keeps both, one after the other.
     """
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     how = "This picture stands still: run the cell in JupyterLab to move its controls."
     text = f'<p>{html.escape(words)}</p><p class="how">{how}</p>'
     if table is not None:
-        data = json.dumps(table).replace("</", "<\\/")  # which would end the script
+        data = json.dumps(table).replace("</", "<\\/")  # it would end the script
         text += f'<script type="application/json">{data}</script>'
     attributes = f' data-explorer="{name}" data-script="{script or name}"' if name else ""
     start = f' data-start="{html.escape(json.dumps(state))}"' if state else ""
@@ -196,12 +196,12 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
     """Tabulate published settings for a script.
 
     Args:
-        published: As `lab.analyses.published_settings` returns it.
+        published: The result of `lab.analyses.published_settings`.
 
     Returns:
-        Per setting: `label`; how many streams are `planned`; `changes` to the profile `cpu` by
-        dotted key; `ends`, replicate -> (A_KA, A_ZS) on the whole test; their means `at`, and
-        `half` the width of their intervals, `None` where there are none yet.
+        For each setting: `label`; the number of `planned` streams; `changes` to the profile `cpu`
+        by dotted key; `ends`, replicate -> (A_KA, A_ZS) on the whole test; their means `at`, and
+        the half-widths `half` of their intervals, `None` if there are none yet.
     """
     configs, scores = results.setting_configs(published), verdicts.run_scores(published)
     plans = published.groupby("setting")["planned"].first()
@@ -223,23 +223,24 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def scores_before(published: pd.DataFrame) -> list[float] | None:
-    """Return A_KA and A_ZS before the stream, as means over published runs; None if not stored."""
+    """Return mean A_KA and A_ZS before the stream over published runs, or None if they are not
+    stored."""
     start = store.trajectory(published).query("task == 0")[AXES].mean()
     return None if start.isna().any() else start.round(2).tolist()
 
 
 def half_widths(halves: Sequence[float]) -> list[float] | None:
-    """Return half the widths of intervals as a script gets them: none where one is not known."""
+    """Return half-widths of intervals for a script, or None if one is not known."""
     return None if np.isnan(halves).any() else np.round(halves, 2).tolist()
 
 
 def profile_settings() -> dict[str, dict[str, Any]]:
-    """Return what each profile of an embedded model sets, by dotted key: what a YAML file needs."""
+    """Return the settings of each profile with an embedded model by dotted key, for a YAML file."""
     return {name: dict(config.flat_keys(config.profile(name))) for name in SHEET["sizes"]}
 
 
 def common_table(name: str, study: str, published: pd.DataFrame) -> dict[str, Any]:
-    """Return what the tables of the explorers of schedules and mixtures share."""
+    """Return the shared part of the tables for the explorers of schedules and mixtures."""
     front = analyses.front_points(verdicts.load_claims().fronts["plain"])
     first, count = studies.CONFIRMING
     bases = {str(n): first + n % count for n in range(verdicts.REPLICATES)}
@@ -289,12 +290,12 @@ def options(kind: str) -> dict[str, Option]:
 
 
 def option_keys(option: Option) -> list[str]:
-    """Return the keys of a config that a script knows of an option: shares, not steps."""
+    """Return the config keys of an option that a script knows: shares, not steps."""
     return [key for key in option.settings if not key.endswith("_steps")]
 
 
 def _schedule_state(run: config.RunConfig) -> dict[str, Any]:
-    """Return a schedule's keys, with what holds where the config leaves it open."""
+    """Return a schedule's keys, with defaults for those that the config does not set."""
     section = run.to_dict()["schedule"]
     for key, share in schedules.DEFAULT_SHARES.items():
         steps = section.pop(f"{key}_steps")
@@ -304,10 +305,10 @@ def _schedule_state(run: config.RunConfig) -> dict[str, Any]:
 
 
 def schedule_explorer(**state: Any) -> Explorer:
-    """Explore the learning rate over a stream: where such runs ended, and where this one would.
+    """Explore the learning rate over a stream, the final scores of such runs, and a forecast.
 
     Args:
-        **state: What it begins with, such as `name="rsqrt", meta="rsqrt", peak=0.0016`.
+        **state: The initial state, such as `name="rsqrt", meta="rsqrt", peak=0.0016`.
 
     Returns:
         The explorer.
@@ -332,10 +333,11 @@ PARTS = 40
 def mixture_table() -> dict[str, Any]:
     """Return the table of the explorer of mixtures.
 
-    `grid` has a row per point of the triangle: `at` in parts of `parts`; `value`, the A_KA and A_ZS
-    interpolated there and the A_ZS beyond plain fine-tuning's front at that A_KA; `half` the widths
-    of the first two's intervals. `passes` is how often an image is seen per share: one of the pool,
-    one in its own update, and one of the first update in the buffer.
+    `grid` has one row per point of the triangle: `at`, in parts of `parts`; `value`, the
+    interpolated A_KA and A_ZS and the A_ZS beyond plain fine-tuning's front at that A_KA; `half`,
+    the half-widths of the intervals of the first two. `passes` is how often an image is seen per
+    unit of share: one of the pool, one in its own update, and one of the first update in the
+    buffer.
     """
     published = analyses.published_settings(*analyses.MIXTURES)
     table = common_table("mixture", "mixtures", published)
@@ -376,10 +378,11 @@ def mixture_table() -> dict[str, Any]:
 
 
 def mixture_explorer(**state: Any) -> Explorer:
-    """Explore what a batch is made of, how often an image is seen, and where such runs ended.
+    """Explore the composition of batches, how often an image is seen, and the final scores of such
+    runs.
 
     Args:
-        **state: What it begins with, such as `shares=[0.2, 0.4, 0.4]`.
+        **state: The initial state, such as `shares=[0.2, 0.4, 0.4]`.
 
     Returns:
         The explorer.
@@ -391,4 +394,4 @@ def mixture_explorer(**state: Any) -> Explorer:
 
 
 TABLES = {"schedule": schedule_table, "mixture": mixture_table}
-"""What makes the table of each explorer that a page of the site answers by itself."""
+"""Functions that make the table of each explorer that works on the site without a kernel."""

@@ -1,7 +1,8 @@
-"""The first screen: the same pictures and their names, update by update, for some ways to update.
+"""The first screen: the same pictures and their predicted names after each update, for several ways
+to update.
 
-`compute_predictions` trains each way once, and `write_predictions` stores what the first screen
-shows of it. The site, JupyterLab's start page and README's picture are made from what is stored.
+`compute_predictions` trains each way once, and `write_predictions` stores the results. The site,
+JupyterLab's start page and README's picture are made from the stored results.
 """
 
 import dataclasses
@@ -30,15 +31,15 @@ STORED = chapters.BOOK / "first_screen.json"
 PICTURE = chapters.BOOK / "forgetting.svg"
 SHOWN = 24
 SUBSET = 64
-"""Images of each dataset that are scored after each update."""
+"""Images per dataset that are scored after each update."""
 KINDS = ("emoji-living", "emoji-things", "emoji-signs", "emoji-line")
-"""The datasets whose pictures are shown."""
+"""The datasets of the pictures."""
 FORGETS, KEEPS = "at a normal rate", "recipe"
-"""The stops that README's picture shows beside each other."""
+"""The stops that README's picture shows side by side."""
 
 
 def stop_configs() -> dict[str, RunConfig]:
-    """Return the run of each stop of the slider, by its name."""
+    """Return the run of each stop of the slider by name."""
     sheet = read_yaml(SHEET)
     found = {}
     for stop in sheet["stops"]:
@@ -48,7 +49,7 @@ def stop_configs() -> dict[str, RunConfig]:
 
 
 def served_weights(run: RunConfig, corpus: Corpus) -> Iterator[Weights]:
-    """Yield the weights that are served before the stream and after each update.
+    """Yield the deployed weights before the stream and after each update.
 
     Args:
         run: A run without merging, or with EMA-Merge.
@@ -64,15 +65,15 @@ def served_weights(run: RunConfig, corpus: Corpus) -> Iterator[Weights]:
 
 
 def predictions(run: RunConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[dict[str, float]]]:
-    """Return what a run's model calls old pictures before the stream and after each update.
+    """Return a run's predictions for old pictures before the stream and after each update.
 
     Args:
-        run: The run, which is computed for this alone.
+        run: The run, which is computed only for this.
         corpus: The embedded benchmark.
 
     Returns:
-        A row per picture, index its corpus position: `truth`, and the answers in columns 0, 1, ...;
-        and A_KA and A_ZS at each of these moments.
+        One row per picture, indexed by corpus position: `truth`, and predictions in columns 0, 1,
+        ...; and A_KA and A_ZS at each of these times.
     """
     network, columns, scores = models.create_model(run.model.name), dict[Any, pd.Series](), []
     for update, served in enumerate(served_weights(run, corpus)):
@@ -88,15 +89,16 @@ def predictions(run: RunConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[dict
 
 
 def shown_images(names: pd.DataFrame, corpus: Corpus) -> tuple[list[int], int]:
-    """Choose emoji that new data alone loses: named right before the updates, and wrong after them.
+    """Choose emoji that training on only new data loses: named correctly before the updates, and
+    wrongly after them.
 
     Args:
-        names: What `predictions` returns for training on new data alone.
+        names: The result of `predictions` for training on only new data.
         corpus: The embedded benchmark.
 
     Returns:
-        The corpus positions of as many as are shown, from each dataset in turn, and how many are
-        lost. A picture whose name another one has is left out.
+        The corpus positions of the emoji to show, from each dataset in turn, and the number of lost
+        emoji. Pictures with duplicate names are left out.
     """
     first, last = names.columns[1], names.columns[-1]
     lost = names.index[names[first].eq(names["truth"]) & names[last].ne(names["truth"])]
@@ -116,12 +118,13 @@ def shown_images(names: pd.DataFrame, corpus: Corpus) -> tuple[list[int], int]:
 
 
 def compute_predictions() -> dict[str, Any]:
-    """Train each stop of the slider once, and return what the first screen shows of it.
+    """Train each stop of the slider once, and return the data of the first screen.
 
     Returns:
-        `stops`: per stop its words, the `names` of the shown images after each update, `right`, how
-        many of all `scored` images are named right then, and the `scores`; `images`: the `truth` of
-        each; `sprite`: their pictures side by side, as an address; `rule`: how they were chosen.
+        `stops`: for each stop its texts, the `names` of the shown images after each update,
+        `right`, how many of all `scored` images are then named correctly, and the `scores`;
+        `images`: the `truth` of each; `sprite`: their pictures side by side, as a data URL; `rule`:
+        how they were chosen.
     """
     corpus = cmp.load_data("embedded")
     found = {name: predictions(run, corpus) for name, run in stop_configs().items()}
@@ -131,7 +134,7 @@ def compute_predictions() -> dict[str, Any]:
 def first_table(
     found: Mapping[str, tuple[pd.DataFrame, list[dict[str, float]]]], corpus: Corpus
 ) -> dict[str, Any]:
-    """Return the table of `compute_predictions` from what `predictions` returns for each stop."""
+    """Return the table of `compute_predictions` from the result of `predictions` for each stop."""
     sheet, (alone, _) = read_yaml(SHEET), found[FORGETS]
     rows, lost = shown_images(alone, corpus)
     stops = []
@@ -167,17 +170,17 @@ def stored_table() -> dict[str, Any]:
 
 
 def stop_names() -> dict[tuple[str, str], int]:
-    """Return the places of the stops that are published settings, by study and setting."""
+    """Return the indices of stops that are published settings, by study and setting."""
     sheet = read_yaml(SHEET)
     stops = enumerate(sheet["stops"])
     return {(sheet["study"], stop["setting"]): n for n, stop in stops if "setting" in stop}
 
 
 def names_at_end(run: RunConfig, corpus: Corpus) -> list[str]:
-    """Return what a run's model calls the shown pictures after its last update.
+    """Return a run's predictions for the shown pictures after its last update.
 
     Args:
-        run: The run, which is computed for this alone.
+        run: The run, which is computed only for this.
         corpus: The embedded benchmark.
     """
     rows = [image["row"] for image in stored_table()["images"]]
@@ -188,10 +191,11 @@ def names_at_end(run: RunConfig, corpus: Corpus) -> list[str]:
 
 
 def first_explorer(**state: Any) -> explorers.Explorer:
-    """Explore which pictures a model still names right, by how much old data is replayed.
+    """Explore which pictures a model still names correctly, depending on how much old data is
+    replayed.
 
     Args:
-        **state: What it begins with: `stop`, counted from 0, and `update`.
+        **state: The initial state: `stop`, counted from 0, and `update`.
 
     Returns:
         The explorer.
@@ -200,20 +204,20 @@ def first_explorer(**state: Any) -> explorers.Explorer:
     return explorers.Explorer("scrubber", stored_table(), still, state)
 
 
-# README's picture: a drawing that moves by itself, without a script
+# README's picture, an animation without a script
 
 COLUMNS, ROWS = 4, 3
 TILE, GAP, HEAD = (92, 74), 6, 46
 HOLD, ENDS = 0.9, 2.4
-"""Seconds for which a moment is shown, and the last one."""
+"""Seconds for which each frame, and the last frame, is shown."""
 MOMENTS = (0, 1, 2, 3, 4, 5, 7, 10, 14)
-"""Updates that are shown, and the last one."""
+"""The step between shown updates, and the last one."""
 LONGEST = 15
 RIGHT, WRONG = "#0173b2", "#b04a00"
 
 
 def picture() -> str:
-    """Draw the same pictures with and without the recipe, update by update, as an animated SVG."""
+    """Draw the same pictures with and without the recipe after each update, as an animated SVG."""
     table = stored_table()
     stops = {stop["name"]: stop for stop in table["stops"]}
     wide, high = COLUMNS * (TILE[0] + GAP) - GAP, ROWS * (TILE[1] + GAP) - GAP
@@ -255,7 +259,7 @@ ALT = (
 
 
 def _style(count: int) -> str:
-    """Return the style of the picture: the words of each of so many moments, in their turn."""
+    """Return the style of the picture, which shows the texts of a number of frames in turn."""
     total = HOLD * (count - 1) + ENDS
     lines = [
         "text{font-family:system-ui,sans-serif;fill:#1d2329}.title{font-size:16px;font-weight:700}",
@@ -280,7 +284,7 @@ def _style(count: int) -> str:
 def _tile(
     table: dict[str, Any], stop: dict[str, Any], moments: list[int], place: int, x: int, y: int
 ) -> str:
-    """Draw a picture, and its name at each moment; equal names that follow each other are one."""
+    """Draw a picture with its name in each frame, merging equal consecutive names."""
     truth, names = table["images"][place]["truth"], stop["names"][place]
     wide, high = TILE
     pixels = scrubber.one_picture(table["sprite"], place)
@@ -303,12 +307,12 @@ def _tile(
 
 
 def write_picture() -> Path:
-    """Draw README's picture from the stored predictions; return where it is."""
+    """Draw README's picture from the stored predictions, and return its path."""
     write_atomic(PICTURE, picture())
     return PICTURE
 
 
 def write_predictions() -> Path:
-    """Compute the predictions of the first screen and store them; return where they are."""
+    """Compute and store the predictions of the first screen, and return their path."""
     write_atomic(STORED, json.dumps(compute_predictions(), ensure_ascii=False, indent=0) + "\n")
     return STORED

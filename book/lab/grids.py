@@ -1,7 +1,7 @@
-"""A chapter at every point of a grid of its parameters, as `cmpt book -P peak=3e-4,1e-3` asks.
+"""Run a chapter at every point of a grid of its parameters, as for `cmpt book -P peak=3e-4,1e-3`.
 
-Each point is a notebook of its own, which later calls skip. An index beside them tabulates and
-draws where the chapter's own runs ended.
+Each point is a separate notebook, which later calls skip. An index beside them tabulates and draws
+the final scores of the chapter's own runs.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from lab import chapters, figures, run
 Points = Mapping[Path, Mapping[str, str]]
 MAX_POINTS = 200
 STREAM_SEED = "stream_seed"
-"""The parameter whose values are the seeds of a point."""
+"""The parameter for the seeds of a point."""
 
 
 def expand_grid(given: Mapping[str, str], seeds: int, first: int) -> list[dict[str, str]]:
@@ -27,11 +27,11 @@ def expand_grid(given: Mapping[str, str], seeds: int, first: int) -> list[dict[s
 
     Args:
         given: Parameter -> its values, separated by commas.
-        seeds: Streams of each point.
+        seeds: The number of streams per point.
         first: The seed of the first stream.
 
     Returns:
-        Parameter -> text of a value, for each point.
+        For each point, parameter -> text of a value.
 
     Raises:
         CmpError: There are too many points, or a value is given twice.
@@ -39,14 +39,16 @@ def expand_grid(given: Mapping[str, str], seeds: int, first: int) -> list[dict[s
     lists = {name: text.split(",") for name, text in given.items()}
     if seeds > 1:
         if STREAM_SEED in lists:
-            raise CmpError(f"--seeds {seeds}: -P {STREAM_SEED} gives the seeds already")
+            raise CmpError(
+                f"--seeds {seeds}: -P {STREAM_SEED} already gives the seeds; leave out one of them"
+            )
         lists[STREAM_SEED] = [str(first + number) for number in range(seeds)]
     for name, values in lists.items():
         if len(set(values)) < len(values):
-            raise CmpError(f"-P {name}: a value stands there twice")
+            raise CmpError(f"-P {name}: a value is given twice; remove one")
     points = [dict(zip(lists, point, strict=True)) for point in itertools.product(*lists.values())]
     if len(points) > MAX_POINTS:
-        raise CmpError(f"the grid has {len(points)} points; at most {MAX_POINTS}")
+        raise CmpError(f"-P: the grid has {len(points)} points; use at most {MAX_POINTS}")
     return points
 
 
@@ -59,28 +61,28 @@ def run_grid(
     dry_run: bool = False,
     folder: Path = chapters.BOOK,
 ) -> Path:
-    """Run a chapter at every point of a grid; a point that fails leaves the others.
+    """Run a chapter at every point of a grid. A failed point does not stop the others.
 
     Args:
         profile: A profile of `cmp`.
         number: The chapter.
         given: Parameter -> its values, separated by commas.
-        seeds: Streams of each point, beside the parameters.
-        jobs: Notebooks at the same time.
-        dry_run: Print the plan only.
+        seeds: The number of streams per point, in addition to the parameters.
+        jobs: The number of notebooks at a time.
+        dry_run: Whether to only print the plan.
         folder: The book.
 
     Returns:
-        The index.
+        The path of the index.
 
     Raises:
-        CmpError: A parameter is wrong, before anything starts; or points failed, at the end.
+        CmpError: Before anything starts, if a parameter is invalid; at the end, if points failed.
     """
     run.check_profile(profile, given)
     [source] = chapters.select([number], folder)
     first = chapters.parameters(source).get(STREAM_SEED)
     if seeds > 1 and first is None:
-        raise CmpError(f"--seeds: {source.stem} has no runs of its own")
+        raise CmpError(f"--seeds: {source.stem} has no runs of its own; leave it out")
     points = expand_grid(given, seeds, first.default if first else 0)
     target = build_folder() / "grids" / f"{source.stem}, {profile}"
     places = {target / f"{point_name(point)}.ipynb": point for point in points}
@@ -98,18 +100,18 @@ def run_grid(
 
 
 def point_name(point: Mapping[str, str]) -> str:
-    """Return what the notebook of a point is called."""
+    """Return the name of a point's notebook."""
     return ", ".join(f"{name} {value}" for name, value in point.items())
 
 
 def write_index(path: Path, source: Path, points: Points, failures: Collection[Path]) -> None:
-    """Write the page over the notebooks of a grid, with a table and a figure.
+    """Write the index page of a grid's notebooks, with a table and a figure.
 
     Args:
-        path: Where it goes.
+        path: The path of the page.
         source: The chapter.
         points: Notebook -> its point.
-        failures: Notebooks that failed now; of one that ran before, the old scores are left out.
+        failures: Notebooks that failed this time; old scores of an earlier run are left out.
     """
     rows, failed = [], []
     for target, point in points.items():

@@ -1,9 +1,9 @@
-"""What a saved notebook keeps of its explorers, and how JupyterLab finds them again.
+"""Keep explorers in saved notebooks, and restore them in JupyterLab.
 
-A saved explorer is its still: HTML and a picture, which every reader of notebooks shows. The view
-of a live widget would be an error message there, since its model lives in a kernel. So the view is
-moved into the output's metadata when a notebook is saved, and put back when it is opened while the
-same process of its kernel is alive.
+A saved explorer is its still: HTML and a picture, which every notebook viewer shows. The view of a
+live widget would show an error message there, since its model is in a kernel. So the view is moved
+to the output's metadata when a notebook is saved, and restored when it is opened while the same
+kernel process is alive.
 """
 
 import contextlib
@@ -13,16 +13,16 @@ from typing import Any
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 MARK = "cmp"
-"""The key of an output's metadata under which the view waits, beside the kernel's process id."""
+"""The key of an output's metadata for the view and the kernel's process id."""
 
 
 def kernel_mark() -> dict[str, Any]:
-    """Return what an explorer's output says of the process that it was made in."""
+    """Return the record of the current process for an explorer's output."""
     return {MARK: {"process": os.getpid()}}
 
 
 def _outputs(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the outputs of a notebook that explorers made."""
+    """Yield the outputs of explorers in a notebook."""
     for cell in notebook.get("cells", ()):
         for output in cell.get("outputs", ()):
             if "process" in output.get("metadata", {}).get(MARK, {}):
@@ -33,7 +33,7 @@ def keep_stills(model: Mapping[str, Any], **_: Any) -> None:
     """Move the views of explorers out of a notebook that is about to be saved.
 
     Args:
-        model: What a contents manager saves; changed in place.
+        model: The model that a contents manager saves, changed in place.
     """
     if model.get("type") != "notebook" or not model.get("content"):
         return
@@ -43,11 +43,11 @@ def keep_stills(model: Mapping[str, Any], **_: Any) -> None:
 
 
 def restore_views(notebook: Mapping[str, Any], process: int | None) -> None:
-    """Put the views of explorers back into a notebook whose kernel still has their models.
+    """Restore the views of explorers in a notebook if its kernel still has their models.
 
     Args:
-        notebook: Its content; changed in place.
-        process: The process id of its kernel; None where it has no kernel.
+        notebook: The content of the notebook, changed in place.
+        process: The process id of its kernel, or None without a kernel.
     """
     for output in _outputs(notebook):
         mark = output["metadata"][MARK]
@@ -56,7 +56,8 @@ def restore_views(notebook: Mapping[str, Any], process: int | None) -> None:
 
 
 def contents_manager() -> type:
-    """Return JupyterLab's manager of files with `restore_views` for what is opened."""
+    """Return JupyterLab's contents manager, extended to call `restore_views` for opened
+    notebooks."""
     from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 
     class ExplorersManager(AsyncLargeFileManager):
@@ -67,9 +68,9 @@ def contents_manager() -> type:
             return model
 
         async def _kernel_process(self, path: str) -> int | None:
-            """Return the process id of the kernel that a notebook has a session with."""
+            """Return the process id of the kernel in a notebook's session."""
             sessions = getattr(self.parent, "session_manager", None)
-            with contextlib.suppress(Exception):  # no session, or one that is just ending
+            with contextlib.suppress(Exception):  # no session, or one that is ending
                 session = await sessions.get_session(path=path.strip("/"))
                 kernel = self.parent.kernel_manager.get_kernel(session["kernel"]["id"])
                 return kernel.provisioner.pid

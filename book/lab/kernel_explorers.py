@@ -1,7 +1,8 @@
-"""Explorers whose answers take Python: streams, budgets, paths between weights, and plans.
+"""Explorers with answers computed in Python: streams, budgets, paths between weights, and plans.
 
-All are the script `kernel` over a table of their kind. What their form holds is a question, or one
-for each value of a key in `each`. On the site the table holds the answer to all that can be asked.
+All use the script `kernel` with a table of their kind. The values of their form are a question, or
+one question for each value of a key in `each`. On the site, the table contains the answers to all
+possible questions.
 """
 
 import dataclasses
@@ -42,11 +43,11 @@ from lab.explorers import (
 SUBSET = 64
 """Images per dataset that the path explorer scores."""
 READY = 5
-"""Answers of a question for each value that are there from the start, and in the still."""
+"""Answers per question that are available from the start, and in the still."""
 STORED = 9
 """Points of a path that are scored for pages without a kernel."""
 LONG = 48
-"""Hours above which compute is given in days."""
+"""Number of hours above which compute is given in days."""
 STREAM = ("order", "reverse", "equal", "tasks")
 
 Table = dict[str, Any]
@@ -55,16 +56,16 @@ Table = dict[str, Any]
 def _make_table(
     kind: str, answer: Answer, with_answers: bool, menus: Mapping[str, list], **facts: Any
 ) -> Table:
-    """Return a kind's table.
+    """Return the table of a kind of explorer.
 
     Args:
-        kind: Its key in the sheet of explorers.
+        kind: The key in the sheet of explorers.
         answer: Answers its questions.
-        with_answers: Whether all is answered that can be asked of fewer values, those of the site;
-            otherwise what is asked first.
-        menus: What menus offer, by key, where the sheet does not say; the values of `each`; and
-            models, by what fields are for.
-        **facts: What else the script shows.
+        with_answers: Whether to include answers to all questions on the fewer values of the site,
+            instead of only the first ones.
+        menus: The entries of menus by key, if not in the sheet; the values of `each`; and models by
+            the purpose of fields.
+        **facts: Further data for the script.
     """
     sheet = SHEET[kind]
     site = sheet.get("site", {}) if with_answers else {}
@@ -94,8 +95,7 @@ def _make_table(
 
 
 def _make_field(listed: Mapping[str, Any], only: list | None, menus: Mapping) -> dict[str, Any]:
-    """Return a field with its menu, and with what it is for; of some values only, if they are
-    given."""
+    """Return a field with its menu and purpose, restricted to the given values if there are any."""
     field, unit = dict(listed), listed.get("unit", "")
     if "when" in field:
         field["when"] = {key: menus[names] for key, names in field["when"].items()}
@@ -109,7 +109,7 @@ def _make_field(listed: Mapping[str, Any], only: list | None, menus: Mapping) ->
 
 
 def _questions(table: Table, values: Mapping[str, list]) -> Iterator[dict[str, Any]]:
-    """Yield what the script asks in every state of some values by key."""
+    """Yield the script's questions for every combination of values by key."""
     for chosen in itertools.product(*values.values()):
         state = dict(zip(values, chosen, strict=True))
         keys = [
@@ -124,14 +124,14 @@ def _questions(table: Table, values: Mapping[str, list]) -> Iterator[dict[str, A
 def _explorer(
     table: Table, figure: Figure, words: str, answer: Answer, stored: Table | None = None
 ) -> Explorer:
-    """Return the explorer of a table, with what stands in its place without a kernel.
+    """Return the explorer of a table, with a still for when there is no kernel.
 
     Args:
         table: The table in a notebook.
-        figure: Its picture.
-        words: What the picture shows.
+        figure: The picture for the still.
+        words: A description of the picture.
         answer: Answers its questions.
-        stored: The table of a page without a kernel, where only the notebook has it.
+        stored: The table for a page without a kernel, if only the notebook has it.
     """
     still = draw_still(table["kind"], figure, words, table=stored, script="kernel")
     return Explorer("kernel", table, still, answer=answer)
@@ -141,8 +141,8 @@ def stream_table(with_answers: bool = False, corpus: Corpus | None = None) -> Ta
     """Return the table of the explorer of streams.
 
     Args:
-        with_answers: Whether it answers all that can be asked of it, for pages without a kernel.
-        corpus: The embedded benchmark, loaded where None.
+        with_answers: Whether to include answers to all questions, for pages without a kernel.
+        corpus: The embedded benchmark, loaded if None.
     """
     corpus = corpus or cmp.load_data("embedded")
     published = analyses.published_settings("orders")
@@ -170,7 +170,7 @@ def _stream_answer(corpus: Corpus, request: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _stream_facts(corpus: Corpus, request: Mapping[str, Any]) -> tuple:
-    """Return the classes per update and dataset, what arrives in each update, and the run."""
+    """Return the classes per update and dataset, the report on each update, and the run."""
     stream = {key: request[key] for key in STREAM}
     tree = config.profile("cpu") | {"stream": stream, "seeds": {"stream": request["seed"]}}
     run = config.parse(tree, "stream")
@@ -180,7 +180,7 @@ def _stream_facts(corpus: Corpus, request: Mapping[str, Any]) -> tuple:
 
 
 def stream_sentence(report: pd.DataFrame) -> str:
-    """Say how unequal the updates of a stream are.
+    """Return sentences on how unequal the updates of a stream are.
 
     Args:
         report: See `cmp.experiments.statistics.stream_report`.
@@ -198,7 +198,8 @@ def stream_sentence(report: pd.DataFrame) -> str:
 
 
 def stream_explorer(corpus: Corpus) -> Explorer:
-    """Explore in which order classes arrive, what that makes of updates, and how such runs went.
+    """Explore the order in which classes arrive, the resulting updates, and the scores of such
+    runs.
 
     Args:
         corpus: The embedded benchmark.
@@ -213,10 +214,10 @@ def stream_explorer(corpus: Corpus) -> Explorer:
 
 
 def budget_table(with_answers: bool = False) -> Table:
-    """Return the table of the explorer of budgets: what a step of each method costs.
+    """Return the table of the explorer of budgets, with the cost of a step of each method.
 
     Args:
-        with_answers: Whether it answers all that can be asked of it, for pages without a kernel.
+        with_answers: Whether to include answers to all questions, for pages without a kernel.
     """
     first = SHEET["budget"]["each"]["method"]
     methods = list(dict.fromkeys([*first, *option_names("method")]))
@@ -231,7 +232,7 @@ def _budget_answer(request: Mapping[str, Any]) -> dict[str, float]:
 
 
 def budget_calculator() -> Explorer:
-    """Explore what a step of each method costs, and how many of them a budget allows.
+    """Explore the cost of a step of each method, and how many steps a budget allows.
 
     Returns:
         The explorer.
@@ -247,12 +248,12 @@ def budget_calculator() -> Explorer:
 
 
 def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) -> Explorer:
-    """Explore the path between two models: each point of it is merged and scored on the spot.
+    """Explore the path between two models, merging and scoring each point on demand.
 
     Args:
         name: The model's name.
-        before, tuned: Its weights before and after fine-tuning.
-        corpus: What it is scored on, in fixed subsets of the tests.
+        before, tuned: The model's weights before and after fine-tuning.
+        corpus: The data; scores are on fixed subsets of the tests.
 
     Returns:
         The explorer.
@@ -262,7 +263,7 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
     @functools.cache
     def score(rule: str, share: float) -> dict[str, float]:
         merged = merge(rule, [tuned, before], weights=(share, 1 - share))
-        with lock:  # the network is one, and every answer has a thread of its own
+        with lock:  # there is one network, but each answer has its own thread
             network.load_state_dict(merged)
             return evaluation.evaluate(network, name, corpus, subset=SUBSET).summary()
 
@@ -282,7 +283,7 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
 
 
 def _stored_path(table: Table, answer: Answer) -> Table:
-    """Return the table of a path for a page without a kernel: one rule, at `STORED` points."""
+    """Return the table of a path for a page without a kernel, with one rule at `STORED` points."""
     rule, shares = table["defaults"]["rule"], [n / (STORED - 1) for n in range(STORED)]
     fields = []
     for field in table["fields"]:
@@ -299,7 +300,7 @@ def planner_table(with_answers: bool = False) -> Table:
     """Return the table of the explorer of plans.
 
     Args:
-        with_answers: Whether it answers all that can be asked of it, for pages without a kernel.
+        with_answers: Whether to include answers to all questions, for pages without a kernel.
     """
     known, embedded = evidence.gather_evidence(), models.family_names()
     means, stored = setting_means(known.trajectory)[AXES].round(2), {}
@@ -314,7 +315,7 @@ def planner_table(with_answers: bool = False) -> Table:
 
 
 def _make_plan(request: Mapping[str, Any]) -> planner.Plan:
-    """Return the plan that a form asks for: in minutes of one core, or in hours of a card."""
+    """Return the plan for a form, with compute in minutes of one core or hours of a GPU."""
     asked, is_public = dict(request), request["pool"] == "public"
     minutes, hours = asked.pop("minutes", None), asked.pop("hours", None)
     asked |= {"pool": None if is_public else request["pool"], "other_pool": is_public}
@@ -348,7 +349,8 @@ def _planner_answer(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cost_words(what: str, amount: float) -> tuple[str, str]:
-    """Return a cost and its amount in words: time in a unit that fits it, else three digits."""
+    """Return the label of a cost and its amount as text: time in a suitable unit, or three
+    digits."""
     if what == "FLOPs":
         what, amount = "GFLOPs", amount / GIGA
     elif what.startswith("hours"):
@@ -360,7 +362,8 @@ def _cost_words(what: str, amount: float) -> tuple[str, str]:
 
 
 def planner_explorer() -> Explorer:
-    """Explore plans: what you have and what must be kept -> a run, and where such runs ended.
+    """Explore plans: from what you have and what must be kept to a run, and the scores of similar
+    runs.
 
     Returns:
         The explorer.
@@ -384,4 +387,4 @@ TABLES = {
     "budget": functools.partial(budget_table, True),
     "planner": functools.partial(planner_table, True),
 }
-"""What makes the table of each explorer that a page of the site answers by itself."""
+"""Functions that make the table of each explorer that works on the site without a kernel."""

@@ -1,8 +1,8 @@
-"""Runs that an explorer starts: each in a process of its own, followed by what it logs.
+"""Runs started by an explorer, each in a separate process and followed through its log.
 
-`python -m lab.live_runs` is such a process: it reads a config from its standard input, and stops
-and saves once that is closed, so that it ends with the kernel that started it. It is the only
-process of its group, so an interrupted cell leaves it alone.
+`python -m lab.live_runs` is such a process. It reads a config from standard input, and saves and
+stops once the input is closed, so that it ends with the kernel that started it. It has its own
+process group, so interrupting a cell does not affect it.
 """
 
 import asyncio
@@ -24,19 +24,20 @@ from cmp.runs import identity, launch, logs, store
 from lab import chapters
 
 AT_A_TIME = 2
-"""Runs that a machine computes; one more waits, whoever computes the others."""
+"""Runs that a machine computes at a time. Further runs wait, whichever process computes the
+others."""
 POLL_SECONDS = 0.25
 
 
 async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterator[dict[str, Any]]:
-    """Compute a run in a process of its own, unless it is stored, and yield how it goes on.
+    """Compute a run in a separate process, unless it is stored, and yield its progress.
 
     Args:
         run_config: The run.
         stop: Set to stop the run, which saves its state.
 
     Yields:
-        {"trail": [[A_KA, A_ZS] of each evaluation so far]}, and {"words": text, "progress": share}
+        {"trail": [[A_KA, A_ZS] of each evaluation so far]} and {"words": text, "progress": share},
         with `over` once it has ended and `done` if it is stored.
     """
     await asyncio.to_thread(store.fetch_start, run_config)
@@ -54,16 +55,16 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
         scores = store.scores_on_way(store.load_run(run_id))
         yield {"trail": scores[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
         yield {"words": "done", "done": True, "progress": 1.0, "over": True}
-    else:  # whoever stopped it
+    else:  # stopped by anyone
         yield {"words": "stopped; run it again to go on", "over": True}
 
 
 async def _computed(
     run_config: RunConfig, run_id: str, stop: asyncio.Event
 ) -> AsyncIterator[dict[str, Any]]:
-    """Compute a run in a process of its own and yield how it goes on, and why it failed.
+    """Compute a run in a separate process, and yield its progress and why it failed.
 
-    Asked to stop, it is asked again each time, as the first request may come before it can save.
+    A request to stop is repeated each time, since the first may come before the process can save.
     """
     pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
     process = await asyncio.create_subprocess_exec(
@@ -87,18 +88,18 @@ async def _computed(
                 yield {"words": f"step {steps} of {total}", "progress": steps / total}
                 done = log.dropna(subset="done") if "done" in log else log[:0]
                 yield {"trail": done[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
-        # asked to stop it has saved, or had not begun
+        # after a request to stop, it has saved or had not begun
         if process.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
             reason = (await process.stdout.read()).decode().strip()
             cause = reason or f"its process ended with status {process.returncode}"
             yield {"words": f"failed: {cause}", "over": True}
-    finally:  # the explorer or the kernel is gone
+    finally:  # the explorer or the kernel has ended
         if process.returncode is None:
             process.stdin.close()
 
 
 def main() -> None:
-    """Compute the run whose config is the first line of the standard input."""
+    """Compute the run with the config in the first line of standard input."""
     given = sys.stdin.readline()
     workers.stop_gently(sys.stdin.read)
     run_config = config.parse(json.loads(given), "explorer")

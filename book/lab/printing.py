@@ -1,4 +1,4 @@
-"""The book on paper: a PDF of all pages, and a card of one, by a browser without a screen."""
+"""Print the book with a headless browser: a PDF of all pages, and a card of one page."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from lab import chapters, values
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LEFT_OUT = ("atlas", "api", "whats-new", "where-it-runs")
-"""Pages that are of use on a screen only."""
+"""Pages that are useful only on a screen."""
 PATIENCE_SECONDS = 300
 SHEET = """<style>
 @page { size: A4; margin: 16mm 15mm; }
@@ -47,7 +47,7 @@ p, ol { margin: 0 0 2mm; } ol { padding-left: 6mm; } li { margin-bottom: 0.8mm; 
 
 
 def find_browser() -> str:
-    """Return the path of a browser that prints; raise `CmpError` if there is none."""
+    """Return the path of a browser that can print; raise `CmpError` if there is none."""
     for name in BROWSERS:
         if path := shutil.which(name):
             return path
@@ -55,7 +55,7 @@ def find_browser() -> str:
 
 
 def whole_book(pages: Path) -> str:
-    """Return all pages of a built site as one, with what is folded open and links inside.
+    """Return all pages of a built site as one, with folded parts open and internal links.
 
     Args:
         pages: The folder of the built site.
@@ -85,7 +85,7 @@ def _inside(article: str, slug: str, slugs: list[str]) -> str:
         page, _, name = match[1].partition("#")
         to = page.strip("/") if page else slug
         if page and not page.startswith("/"):
-            return match[0]  # to somewhere else
+            return match[0]  # an external link
         if to not in slugs:
             return ""
         return f'href="#{to or "start"}' + (f'--{name}"' if name else '"')
@@ -97,7 +97,7 @@ def _inside(article: str, slug: str, slugs: list[str]) -> str:
 
 
 def card_page() -> str:
-    """Return the card "Keep CLIP current" as a page; its numbers come from published results."""
+    """Return the card "Keep CLIP current" as a page, with numbers from published results."""
     folder = chapters.BOOK / "lab"
     card = (folder / "card.md").read_text(encoding="utf-8")
     answer = (folder / "answer.md").read_text(encoding="utf-8")
@@ -115,7 +115,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def _served(folder: Path) -> Iterator[str]:
-    """Serve a folder to this machine alone, and yield the address."""
+    """Serve a folder only to this machine, and yield its URL."""
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -126,11 +126,11 @@ def _served(folder: Path) -> Iterator[str]:
 
 
 def print_page(pages: Path, name: str, text: str) -> Path:
-    """Print a page with the files of a built site around it.
+    """Print a page that uses the files of a built site.
 
     Args:
         pages: The folder of the built site.
-        name: What the PDF is called, without its ending.
+        name: The name of the PDF, without its suffix.
         text: The page.
 
     Returns:
@@ -143,7 +143,7 @@ def print_page(pages: Path, name: str, text: str) -> Path:
     browser = find_browser()
     write_atomic(page, text)
     options = ["--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-pdf-header-footer"]
-    options += ["--no-sandbox"] * (os.geteuid() == 0)  # as root, it refuses to start otherwise
+    options += ["--no-sandbox"] * (os.geteuid() == 0)  # it does not start as root otherwise
     try:
         with _served(pages) as address:
             command = [browser, *options, f"--print-to-pdf={target}", f"{address}/{page.name}"]
@@ -158,7 +158,7 @@ def print_page(pages: Path, name: str, text: str) -> Path:
 
 
 def print_book(pages: Path) -> list[Path]:
-    """Print the book and its card; return both PDFs.
+    """Print the book and its card, and return the paths of both PDFs.
 
     Args:
         pages: The folder of the built site.

@@ -1,7 +1,7 @@
-"""The book in JupyterLab: a reader's own copies of the chapters, and a page to start from.
+"""The book in JupyterLab: a reader's own copies of the chapters, and a start page.
 
-A copy lies in `_build/lab`, so that reading and running a chapter leaves the project as it is. One
-whose cells a reader has edited survives an update of the book; every other one is replaced.
+The copies are in `_build/lab`, so that reading and running a chapter does not change the project.
+An update of the book replaces all copies except those whose cells a reader has edited.
 """
 
 import base64
@@ -25,7 +25,7 @@ from lab import chapters, first_screen
 START, FIRST = "start.md", "first_screen.ipynb"
 LIVE = "from lab import first_screen\n\nfirst_screen.first_explorer()"
 MINE = " (mine)"
-"""What the name of a reader's copy ends with once the book's has taken its place."""
+"""Suffix of a reader's copy after it was replaced by the book's version."""
 FOLDED = re.compile(
     r":::\{(?:dropdown|admonition)\} ([^\n]*)\n(?::class:[^\n]*\n)?(.*?)\n:::", re.S
 )
@@ -38,18 +38,18 @@ def copies_folder() -> Path:
 
 def read_copy(path: Path):
     """Return a notebook; raise `CmpError` if it is damaged."""
-    with explain_errors(f"{path}: no notebook", "", Exception):  # whatever nbformat raises
+    with explain_errors(f"{path}: cannot be read as a notebook", "", Exception):
         return nbformat.read(path, as_version=4)
 
 
 def cells_digest(notebook) -> str:
-    """Return the sha256 of what a notebook's cells say, without their outputs."""
+    """Return the sha256 of a notebook's cells without their outputs."""
     return hashlib.sha256("\0".join(cell.source for cell in notebook.cells).encode()).hexdigest()
 
 
 def make_copy(source: Path):
-    """Return a chapter as a reader gets it: its committed notebook, in plain Markdown, with links
-    to the chapters before and after."""
+    """Return a reader's copy of a chapter: its committed notebook in plain Markdown, with links to
+    the previous and next chapters."""
     copy, works = read_copy(source.with_suffix(".ipynb")), cited_works()
     for cell in copy.cells:
         if cell.cell_type == "markdown":
@@ -67,7 +67,7 @@ NEEDS = """**To run this notebook**, put it into the folder `book` of a checkout
 There, `make study` sets up the environment and the data, and `make lab` opens all chapters with
 their explorers. Anywhere else you can read it: outputs are the book's, and explorers are pictures.
 """
-CHECK = """# Everything below comes from a checkout; say so before something less clear does.
+CHECK = """# Everything below needs a checkout: check for it first, for a clear error message.
 import importlib.util
 
 missing = [name for name in ("cmp", "lab") if importlib.util.find_spec(name) is None]
@@ -77,8 +77,8 @@ if missing:
 
 
 def make_download(path: Path):
-    """Return a notebook as it can stand alone: in plain Markdown, with its diagrams inside, after a
-    cell that says what it takes to run it and one that checks that."""
+    """Return a self-contained notebook: plain Markdown with embedded diagrams, after one cell that
+    says what is needed to run it and one that checks for it."""
     copy, works = read_copy(path), cited_works()
     for cell in copy.cells:
         if cell.cell_type == "markdown":
@@ -92,13 +92,13 @@ def make_download(path: Path):
 
 
 def _inline_diagram(match: re.Match) -> str:
-    """Return the end of an image's Markdown with the picture itself as its address."""
+    """Return the end of an image's Markdown with the picture embedded as a data URL."""
     content = (chapters.BOOK / match[1]).read_bytes()
     return f"](data:image/svg+xml;base64,{base64.b64encode(content).decode()})"
 
 
 def cited_works() -> dict[str, tuple[str, str]]:
-    """Return the works of `references.bib`: key -> words such as "Roth et al., 2024", address."""
+    """Return the works in `references.bib`: key -> text such as "Roth et al., 2024", and URL."""
     works = {}
     text = (chapters.BOOK / "references.bib").read_text(encoding="utf-8")
     for key, body in re.findall(r"@\w+\{([\w-]+),(.*?)\n\}", text, re.S):
@@ -110,8 +110,8 @@ def cited_works() -> dict[str, tuple[str, str]]:
 
 
 def plain_markdown(text: str, works: dict[str, tuple[str, str]]) -> str:
-    """Return MyST Markdown as Markdown: citations become links, folded boxes HTML's details, and
-    labels such as `(A4-01)=` are left out, and so are links that set an explorer."""
+    """Convert MyST Markdown to plain Markdown: citations become links and folded boxes become HTML
+    details. Labels such as `(A4-01)=` and links that set an explorer are removed."""
 
     def cite(match: re.Match) -> str:
         found = [works.get(key.strip(), (key, "")) for key in match[1].split(",")]
@@ -123,10 +123,10 @@ def plain_markdown(text: str, works: dict[str, tuple[str, str]]) -> str:
 
 
 def prepare_copies() -> dict[str, str]:
-    """Copy the chapters that a reader does not have, and replace those that nobody has edited.
+    """Copy chapters that a reader does not have, and replace copies that were not edited.
 
     Returns:
-        Stem of each chapter -> what a reader must know of the copy, or "".
+        Stem of each chapter -> a note on the copy, or "".
     """
     notes = {}
     chapters.copy_diagrams(copies_folder())
@@ -141,11 +141,11 @@ def prepare_copies() -> dict[str, str]:
                 notes[source.stem] = "edited by you"
             elif is_edited:
                 notes[source.stem] = (
-                    "your edited copy, kept; the book has another version: "
-                    f"`cmpt lab --diff {number}` compares, `--reset {number}` takes the book's"
+                    "your edited copy was kept, but the book has another version: compare them "
+                    f"with `cmpt lab --diff {number}`, or take it with `--reset {number}`"
                 )
             if is_edited or is_newest:
-                continue  # with the edits, and with the outputs of the reader's own runs
+                continue  # with the reader's edits and outputs
         write_atomic(target, nbformat.writes(fresh))
     write_atomic(copies_folder() / START, start_page(notes))
     shutil.copy(first_screen.PICTURE, copies_folder())
@@ -157,7 +157,7 @@ def prepare_copies() -> dict[str, str]:
 
 
 def start_page(notes: dict[str, str]) -> str:
-    """Return the page that JupyterLab opens, with what there is to know of the copies."""
+    """Return the page that JupyterLab opens, with notes on the copies."""
     rows = []
     for source in chapters.chapters().values():
         title = re.search(r"^# (.+)$", chapters.source_text(source), re.M)
@@ -172,12 +172,12 @@ def find_copy(number: str) -> tuple[Path, Path]:
     [source] = chapters.select([number])
     target = copies_folder() / f"{source.stem}.ipynb"
     if not target.exists():
-        raise CmpError(f"{target}: you have no copy of this chapter; `cmpt lab` makes it")
+        raise CmpError(f"{target}: you have no copy of this chapter; run `cmpt lab` to make it")
     return source, target
 
 
 def diff_chapter(number: str) -> str:
-    """Return how a reader's copy of a chapter differs from the book's, line by line."""
+    """Return a line-by-line diff between a reader's copy of a chapter and the book's."""
     source, target = find_copy(number)
     texts = [
         "\n\n".join(cell.source for cell in book.cells).splitlines()
@@ -187,10 +187,10 @@ def diff_chapter(number: str) -> str:
 
 
 def reset_chapter(number: str) -> Path:
-    """Give a reader the book's version of a chapter again.
+    """Replace a reader's copy of a chapter with the book's version.
 
     Returns:
-        Where the reader's version is now.
+        The new path of the reader's version.
     """
     _, target = find_copy(number)
     kept, more = target.with_name(f"{target.stem}{MINE}.ipynb"), 2
@@ -202,9 +202,9 @@ def reset_chapter(number: str) -> Path:
 
 
 def open_lab(arguments: list[str]) -> int:
-    """Open JupyterLab on the copies, at the start page; return its exit status when it ends.
+    """Open JupyterLab on the copies, at the start page, and return its exit status.
 
-    A SIGTERM to this process is handed on to it.
+    A SIGTERM to this process is passed on to it.
     """
     settings = str(chapters.BOOK / "_lab")
     paths = {"JUPYTER_CONFIG_PATH": settings, "PYTHONPATH": str(chapters.BOOK)}
@@ -216,7 +216,7 @@ def open_lab(arguments: list[str]) -> int:
         before = signal.signal(signal.SIGTERM, lambda *_: lab.terminate())
         try:
             return lab.wait()
-        except BaseException:  # such as Ctrl+C, which it has heard, too
+        except BaseException:  # such as Ctrl+C, which it received as well
             lab.kill()
             raise
         finally:

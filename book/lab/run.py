@@ -1,6 +1,6 @@
-"""Running the book: chapters through papermill, whole or not at all, skipped where current.
+"""Run the book's chapters with papermill, atomically, skipping those that are current.
 
-The committed notebooks are chapters executed with their defaults, stable to the byte.
+The committed notebooks are chapters executed with their defaults, byte for byte reproducible.
 """
 
 import base64
@@ -30,16 +30,17 @@ from cmp.project import build_folder
 from lab import chapters, values
 
 FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/*.yaml")
-"""What a chapter's outputs rest on beside its source and `NUMERICS`; goldens guard other code."""
+"""What a chapter's outputs depend on besides its source and `NUMERICS`. Goldens cover other
+code."""
 PLACES = {sys.prefix: "<python>", str(chapters.BOOK.parent): ".", str(Path.home()): "~"}
 VOLATILE = {
     r"/[^\s\"]*/ipykernel_\d+/\d+\.py": "<cell>",
     r" at 0x[0-9a-f]{6,16}\b": " at 0x0",
     r"\[\d\d:\d\d(:\d\d)?(&lt;|<)[^\]]{1,40}\]": "[time]",
 } | {re.escape(place) + r"(?![\w.-])": name for place, name in PLACES.items()}
-"""What differs between two runs of a chapter -> what stands for it."""
+"""What differs between two runs of a chapter -> its replacement."""
 ENDS = "from lab import chapter_setup\n\nchapter_setup.print_ends(globals())"
-"""A last cell that is executed and taken out again."""
+"""A last cell that is executed and then removed."""
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -48,8 +49,8 @@ class Task(NamedTuple):
 
     Attributes:
         source: The chapter.
-        target: Where its executed notebook goes.
-        parameters: All values.
+        target: The path for its executed notebook.
+        parameters: All parameter values.
         fingerprint: See `package_fingerprint`.
     """
 
@@ -59,29 +60,29 @@ class Task(NamedTuple):
     fingerprint: str = ""
 
     def made_from(self) -> dict[str, object]:
-        """Return what the executed notebook says that it was made from."""
+        """Return the record of what the executed notebook was made from."""
         given = {"parameters": self.parameters, "fingerprint": self.fingerprint}
         return {"source_sha256": chapters.source_hash(self.source)} | given
 
     def is_current(self) -> bool:
-        """Return whether the target was executed from these very things."""
+        """Return whether the target was made from exactly this."""
         record = run_record(self.target)
         return all(record.get(key) == value for key, value in self.made_from().items())
 
     @property
     def seconds(self) -> float | None:
-        """What the chapter took when it ran last, if it ran."""
+        """The duration of the chapter's last run, if any."""
         return run_record(self.target).get("seconds")
 
 
 def package_fingerprint(root: Path = chapters.BOOK.parent) -> str:
-    """Hash what the outputs of every chapter rest on beside its source.
+    """Return a hash of what the outputs of every chapter depend on besides its source.
 
     Args:
         root: The folder of the project.
 
     Returns:
-        sha256 over `NUMERICS`, results, studies, guidelines and the book's package.
+        The sha256 over `NUMERICS`, results, studies, guidelines and the book's package.
     """
     digest = hashlib.sha256(f"{NUMERICS}\n".encode())
     for path in sorted({path for pattern in FINGERPRINTED for path in root.glob(pattern)}):
@@ -92,7 +93,8 @@ def package_fingerprint(root: Path = chapters.BOOK.parent) -> str:
 
 
 def run_record(target: Path) -> dict:
-    """Return what an executed notebook says of its making; empty if it is missing or damaged."""
+    """Return the record in an executed notebook of how it was made, or {} if it is missing or
+    damaged."""
     try:
         record = parse_json(target.read_text(encoding="utf-8"))["metadata"]["cmp"]
         return record if isinstance(record.get("seconds", 0.0), int | float) else {}
@@ -101,12 +103,12 @@ def run_record(target: Path) -> dict:
 
 
 def execute_chapter(task: Task) -> None:
-    """Run a chapter in its folder; its target is whole at the end, or is what it was before.
+    """Run a chapter in its folder, and write its target only if it succeeds.
 
     While it runs, the notebook so far is `.NAME.part.ipynb` beside the target.
 
     Raises:
-        CmpError: A cell failed, or the kernel died; the notebook so far is `NAME.failed.ipynb`.
+        CmpError: A cell failed or the kernel died; the notebook so far is in `NAME.failed.ipynb`.
     """
     from papermill.exceptions import PapermillExecutionError
 
@@ -139,16 +141,17 @@ def execute_chapter(task: Task) -> None:
 
 
 def drop_widgets(executed) -> None:
-    """Leave the stills of explorers in an executed notebook, and nothing of progress bars.
+    """Remove widgets from an executed notebook, keeping the stills of explorers but no progress
+    bars.
 
-    Without a kernel, a widget could only say that it is missing.
+    Without a kernel, a widget can only show that it is missing.
     """
     executed.metadata.pop("widgets", None)
     for cell in executed.cells:
         kept = []
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            if WIDGET in data:  # a viewer shows one kind of an output only
+            if WIDGET in data:  # a viewer shows only one format of an output
                 stills = [{kind: data[kind]} for kind in ("text/html", "image/png") if kind in data]
                 kept += [nbformat.v4.new_output("display_data", still) for still in stills]
             else:
@@ -158,7 +161,7 @@ def drop_widgets(executed) -> None:
 
 
 def _execute(source: Path, part: Path, changed: dict, on_start: Callable):
-    """Run papermill, quietly and in the chapter's folder; the notebook so far is at `part`."""
+    """Run papermill quietly in the chapter's folder, with the notebook so far at `part`."""
     import papermill
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
@@ -174,7 +177,7 @@ def _execute(source: Path, part: Path, changed: dict, on_start: Callable):
         start_timeout=120,
         kernel_manager_class=kernel_manager(),
         resources={"metadata": {"path": str(source.resolve().parent)}},
-        shutdown_kernel="immediate",  # a graceful one interrupts, and the kernel may complain
+        shutdown_kernel="immediate",  # a graceful shutdown interrupts, and the kernel may complain
         record_timing=False,
         coalesce_streams=True,
         on_cell_start=on_start,
@@ -182,10 +185,10 @@ def _execute(source: Path, part: Path, changed: dict, on_start: Callable):
 
 
 def kernel_manager() -> type:
-    """Return a manager whose kernels run this very Python, where Jupyter would look up `python3`.
+    """Return a manager with kernels that run this Python, while Jupyter would look up `python3`.
 
-    The hash seed is fixed, and threads sleep while they wait: those that spin for one whose core is
-    busy take several times as long.
+    The hash seed is fixed, and waiting threads sleep, since spinning for a thread on a busy core
+    takes several times as long.
     """
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client import AsyncKernelManager, kernelspec
@@ -196,7 +199,8 @@ def kernel_manager() -> type:
 
 
 def _failure(source: Path, kept: Path, started: list[str], error: Exception) -> CmpError:
-    """Return the error for a chapter that stopped in a cell: where, and the traceback's end."""
+    """Return the error for a chapter that failed in a cell, with the place and the end of the
+    traceback."""
     text = "\n".join(getattr(error, "traceback", None) or [str(error)])
     lines = re.sub(r"\x1b\[[0-9;]*m", "", text).strip().splitlines()
     number = getattr(error, "exec_count", None) or len(started)
@@ -207,11 +211,11 @@ def _failure(source: Path, kept: Path, started: list[str], error: Exception) -> 
 
 
 def plan_chapters(sources: list[Path], folder: Path, given: dict[str, str]) -> list[Task]:
-    """Return a task for each of some chapters; raise `CmpError` for a wrong parameter.
+    """Return a task for each chapter; raise `CmpError` for an invalid parameter.
 
     Args:
-        sources: Chapters.
-        folder: Where the executed notebooks go.
+        sources: The chapters.
+        folder: The folder for the executed notebooks.
         given: Parameter -> text of a value.
     """
     fingerprint, tasks = package_fingerprint(), []
@@ -222,12 +226,12 @@ def plan_chapters(sources: list[Path], folder: Path, given: dict[str, str]) -> l
 
 
 def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[Path, CmpError]:
-    """Run those of some tasks that are not current.
+    """Run the tasks that are not current.
 
     Args:
-        tasks: What there is to run.
-        jobs: Chapters at the same time.
-        dry_run: Print the plan only.
+        tasks: The tasks.
+        jobs: The number of chapters at a time.
+        dry_run: Whether to only print the plan.
 
     Returns:
         Target -> why it failed, in the order of the tasks.
@@ -253,16 +257,16 @@ def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[P
 
 
 def _finished(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, Exception | None]]:
-    """Run tasks, `jobs` at a time; yields each with its error, in the order in which they end.
+    """Run tasks, `jobs` at a time, and yield each with its error as it ends.
 
-    The threads only wait for their kernels. They are daemons, and a kernel goes when its parent
-    goes: an interrupt or a kill leaves nothing running.
+    The threads only wait for their kernels. They are daemons, and a kernel ends with its parent, so
+    an interrupt or a kill leaves nothing running.
     """
     finished: queue.SimpleQueue = queue.SimpleQueue()
     waiting = iter(tasks)
 
     def work() -> None:
-        for task in waiting:  # one iterator for all threads: each takes the next task
+        for task in waiting:  # shared by all threads: each takes the next task
             try:
                 execute_chapter(task)
                 finished.put((task, None))
@@ -276,16 +280,16 @@ def _finished(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, Exception | 
 
 
 def raise_failures(failures: dict[Path, CmpError]) -> None:
-    """Raise one `CmpError` for the chapters that failed, if any did."""
+    """Raise one `CmpError` for all chapters that failed, if any."""
     if failures:
         parts = "\n".join(map(str, failures.values()))
         raise CmpError(f"{len(failures)} of the chapters failed\n{parts}")
 
 
 def check_profile(profile: str, given: Mapping[str, str]) -> None:
-    """Raise `CmpError` for no profile of `cmp`, and for another among the parameters."""
+    """Raise `CmpError` if the profile is unknown or another one is among the parameters."""
     if profile not in PROFILES:
-        raise CmpError(f"--profile: {profile!r}: choose {', '.join(PROFILES)}")
+        raise CmpError(f"--profile: {profile!r}: choose from {', '.join(PROFILES)}")
     if given.get("profile", profile) != profile:
         raise CmpError(f"profile: {profile} and {given['profile']} are both given; use --profile")
 
@@ -298,20 +302,21 @@ def run_book(
     dry_run: bool = False,
     folder: Path = chapters.BOOK,
 ) -> None:
-    """Run chapters with a profile; what is current is skipped, and one that fails stops no other.
+    """Run chapters with a profile, skipping current ones. A failed chapter does not stop the
+    others.
 
     The executed notebooks go to `_build/PROFILE`.
 
     Args:
         profile: A profile of `cmp`.
-        numbers: Chapters, all where None.
+        numbers: The chapters; None for all.
         given: Other parameters: name -> text of a value.
-        jobs: Chapters at the same time.
-        dry_run: Print the plan only.
+        jobs: The number of chapters at a time.
+        dry_run: Whether to only print the plan.
         folder: The book.
 
     Raises:
-        CmpError: A parameter is wrong, before anything starts; or chapters failed, at the end.
+        CmpError: Before anything starts, if a parameter is invalid; at the end, if chapters failed.
     """
     check_profile(profile, given)
     target, sources = build_folder() / profile, chapters.select(numbers, folder)
@@ -324,17 +329,18 @@ def run_book(
 
 
 def stable_notebook(executed, source: Path):
-    """Return an executed notebook as it is committed: another run of the chapter changes nothing.
+    """Return an executed notebook in the form to commit, which another run of the chapter
+    reproduces.
 
-    Times, paths of this machine, addresses, random ids of cells, and versions are left out. Outputs
-    and the source's hash stay; pictures have fewer colours.
+    Times, paths of this machine, memory addresses, random cell ids and versions are removed.
+    Outputs and the source's hash are kept, and pictures get fewer colours.
 
     Args:
         executed: An nbformat notebook.
-        source: The chapter that it was made from.
+        source: The chapter's source.
 
     Returns:
-        Another nbformat notebook.
+        A new nbformat notebook.
     """
 
     def scrub(node):
@@ -353,18 +359,18 @@ def stable_notebook(executed, source: Path):
                     data["image/png"] = shrink_picture(data["image/png"])
     about, ran = page.metadata, executed.metadata["cmp"]
     about["cmp"] = {key: ran[key] for key in ("source_sha256", "parameters")}
-    about.pop("jupytext", None)  # values are filled in: the text is no longer that of the source
+    about.pop("jupytext", None)  # values are filled in, so the text differs from the source
     about["language_info"] = {"name": "python", "file_extension": ".py"}
     return page
 
 
 def shrink_picture(png: str) -> str:
-    """Return a picture of a notebook with at most 256 colours, a third of its size.
+    """Reduce a picture of a notebook to at most 256 colours, which is a third of its size.
 
-    A clone holds every version of every notebook, most of which are pictures.
+    A clone contains every version of every notebook, and most of their size is pictures.
 
     Args:
-        png: A PNG as base64.
+        png: The PNG as base64.
     """
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
     picture = picture.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
@@ -375,18 +381,19 @@ def shrink_picture(png: str) -> str:
 def commit_notebooks(
     numbers: Iterable[str] | None = None, jobs: int = 1, folder: Path = chapters.BOOK
 ) -> list[Path]:
-    """Write `book/NN_name.ipynb`: chapters executed with their defaults, stable to the byte.
+    """Write `book/NN_name.ipynb`: chapters executed with their defaults, byte for byte
+    reproducible.
 
     Args:
-        numbers: Chapters, all by default.
-        jobs: Chapters at the same time.
+        numbers: The chapters; all by default.
+        jobs: The number of chapters at a time.
         folder: The book.
 
     Returns:
         The written notebooks.
 
     Raises:
-        CmpError: Chapters failed, whose committed notebooks stay as they were.
+        CmpError: Chapters failed; their committed notebooks are unchanged.
     """
     sources = chapters.select(numbers, folder)
     tasks = plan_chapters(sources, build_folder() / "published", {})

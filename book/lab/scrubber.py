@@ -1,4 +1,4 @@
-"""The forgetting scrubber: what a model calls the same test images after each update."""
+"""The forgetting scrubber: a model's predictions for the same test images after each update."""
 
 import base64
 import io
@@ -13,18 +13,18 @@ from cmp.data import Corpus
 from lab import explorers, figures
 
 SHOWN, IN_STILL = 24, 9
-"""Images that the explorer shows, and those of them that stand in its still."""
+"""Images that the explorer shows, and those in its still."""
 
 
 def shown_images(names: pd.DataFrame, corpus: Corpus) -> np.ndarray:
-    """Choose images that lost their right name at least once, from each dataset in turn.
+    """Choose images that lost their correct name at least once, from each dataset in turn.
 
     Args:
-        names: As `lab.analyses.names_by_update` returns it.
+        names: The result of `lab.analyses.names_by_update`.
         corpus: The embedded benchmark.
 
     Returns:
-        Their corpus positions, sorted.
+        The images' corpus positions, sorted.
     """
     lost = np.sort(names.index[_lost(names)])
     turn = pd.Series(lost).groupby(corpus.table["dataset"].array[lost].astype(str)).cumcount()
@@ -32,22 +32,22 @@ def shown_images(names: pd.DataFrame, corpus: Corpus) -> np.ndarray:
 
 
 def _lost(names: pd.DataFrame) -> pd.Series:
-    """Return which images had their right name at the start, and not after some update."""
+    """Return which images had their correct name at the start, but not after some update."""
     right = names.drop(columns="truth").eq(names["truth"], axis=0)
     return right[0] & ~right.all(axis=1)
 
 
 def scrubber_table(names: pd.DataFrame, corpus: Corpus) -> dict[str, Any]:
-    """Return what the scrubber shows.
+    """Return the data of the scrubber.
 
     Args:
-        names: As `lab.analyses.names_by_update` returns it.
+        names: The result of `lab.analyses.names_by_update`.
         corpus: The embedded benchmark.
 
     Returns:
-        `images`: the `truth` and the `names` of each by update; `sprite`: their pictures side by
-        side, as an address; `right`: by update, how many of all `scored` images are named right;
-        `lost`: how many lose their right name.
+        `images`: for each, the `truth` and the `names` by update; `sprite`: their pictures side by
+        side, as a data URL; `right`: by update, how many of all `scored` images are named
+        correctly; `lost`: how many lose their correct name.
     """
     answers, rows = names.drop(columns="truth"), shown_images(names, corpus)
     return {
@@ -62,18 +62,18 @@ def scrubber_table(names: pd.DataFrame, corpus: Corpus) -> dict[str, Any]:
 
 
 def sprite(corpus: Corpus, rows: Sequence[int]) -> str:
-    """Return pictures side by side, as the address of one PNG.
+    """Return pictures side by side, as the data URL of one PNG.
 
     Args:
         corpus: The embedded benchmark.
-        rows: Their corpus positions.
+        rows: The pictures' corpus positions.
     """
     pixels = np.asarray(corpus.images[np.asarray(rows)]).transpose(2, 0, 3, 1)
     return _address(pixels.reshape(pixels.shape[0], -1, pixels.shape[-1]))
 
 
 def one_picture(address: str, place: int) -> str:
-    """Return the address of one picture of a `sprite`, counted from 0."""
+    """Return the data URL of one picture of a `sprite`, counted from 0."""
     with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as pictures:
         pixels = np.asarray(pictures)
     side = pixels.shape[0]
@@ -86,14 +86,14 @@ def _address(pixels: np.ndarray) -> str:
 
 
 def scrubber_explorer(names: pd.DataFrame, corpus: Corpus) -> explorers.Explorer:
-    """Explore what a model calls the same test images after each update.
+    """Explore a model's predictions for the same test images after each update.
 
     Args:
-        names: As `lab.analyses.names_by_update` returns it.
+        names: The result of `lab.analyses.names_by_update`.
         corpus: The embedded benchmark.
 
     Returns:
-        The explorer. Its still holds its table, as it rests on no published results.
+        The explorer. Its still includes its table, since that does not come from published results.
     """
     table, rows = scrubber_table(names, corpus), shown_images(names, corpus)[:: SHOWN // IN_STILL]
     rows = rows[:IN_STILL]

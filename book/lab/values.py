@@ -1,8 +1,8 @@
-"""What the text of chapters leaves out: measured values, diagrams, and the numbers of figures.
+"""Fill in what the text of chapters leaves open: measured values, diagrams, and figure numbers.
 
-A chapter's source says `{{gain merging/EMA}}`; its notebook says "+4.9 (3.1 to 6.7)", or "+4.9
-(preliminary, 2 of 20 streams)" before all are published. So no value that was measured is ever
-typed, and a value that changes changes in the text, too.
+A chapter's source contains `{{gain merging/EMA}}`, and its notebook "+4.9 (3.1 to 6.7)", or "+4.9
+(preliminary, 2 of 20 streams)" before all are published. So no measured value is ever typed, and
+the text follows when a value changes.
 """
 
 import math
@@ -40,18 +40,18 @@ KINDS = ("A_KA", "A_ZS", "GM", "about", "gain", "gain_less", "mirror", "differen
 
 
 def fill_notebook(notebook: Any, number: str) -> None:
-    """Fill in what the Markdown cells of a chapter leave out, in place.
+    """Fill in the marks in the Markdown cells of a chapter, in place.
 
-    Beside the values of `fill_values` that is `{{diagram NAME}}`, a picture of `diagrams` with its
-    caption; `{{caption LABEL: TEXT}}`, the caption of a figure that a cell draws; and
-    `{{ref LABEL}}`, the number of either. Figures are numbered as they come.
+    Besides the values of `fill_values`, these are `{{diagram NAME}}`, a picture from `diagrams`
+    with its caption; `{{caption LABEL: TEXT}}`, the caption of a figure that a cell draws; and
+    `{{ref LABEL}}`, the number of either. Figures are numbered in order.
 
     Args:
         notebook: An nbformat notebook.
         number: The chapter's number, such as "03".
 
     Raises:
-        CmpError: A mark names nothing, or two figures have one label.
+        CmpError: A mark refers to nothing, or two figures have the same label.
     """
     cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     labels: dict[str, str] = {}
@@ -59,7 +59,7 @@ def fill_notebook(notebook: Any, number: str) -> None:
         cell.source = fill_values(cell.source, f"chapter {number}: ")
         for match in LABEL.finditer(cell.source):
             if match[1] in labels:
-                raise CmpError(f"chapter {number}: {match[0]}: the label stands there twice")
+                raise CmpError(f"chapter {number}: {match[0]}: the label is used twice; rename one")
             labels[match[1]] = f"Figure {number.lstrip('0') or '0'}.{len(labels) + 1}"
     captions = read_yaml(DIAGRAMS / "captions.yaml")
 
@@ -67,7 +67,7 @@ def fill_notebook(notebook: Any, number: str) -> None:
         label, kind = match["label"], match["kind"]
         known = captions if kind == "diagram" else labels
         if label not in known:
-            raise CmpError(f"chapter {number}: {match[0]}: there are {', '.join(known)}")
+            raise CmpError(f"chapter {number}: {match[0]}: unknown; choose from {', '.join(known)}")
         if kind == "ref":
             return labels[label]
         text, picture = match["text"], ""
@@ -76,7 +76,7 @@ def fill_notebook(notebook: Any, number: str) -> None:
             text, picture = about["caption"], f"![{about['alt']}](diagrams/{label}.svg)\n\n"
         return f"{picture}**{labels[label]}.** {text}"
 
-    for cell in cells:  # a caption may refer to another figure
+    for cell in cells:  # captions may refer to other figures
         cell.source = REFERENCE.sub(figure, cell.source)
         cell.source = FIGURE.sub(figure, cell.source)
 
@@ -84,25 +84,24 @@ def fill_notebook(notebook: Any, number: str) -> None:
 def fill_values(text: str, source: str = "") -> str:
     """Return a text with its measured values filled in.
 
-    `{{A_KA study/setting}}`, `A_ZS` and `GM` are means over replicates at the end of the stream,
-    `{{gain study/setting}}` is the gain from the front of plain fine-tuning, `gain_less` the same
-    if the setting had a point of A_KA less, `mirror` the A_KA beyond the front at the same A_ZS,
-    and `{{difference A_KA study/setting - study/setting}}` is paired, also for `gain`. All have
-    their interval over bases, at the level of the claims, once all streams of their study are
-    published.
-    `{{before A_KA study/setting}}` is the same mean before the stream, `{{about A_KA
-    study/setting}}` and `{{about before A_KA study/setting}}` are these means as whole numbers,
-    `{{n study/setting}}` is the number of replicates, and `{{bases study/setting}}` how many bases
-    they start from, `{{peak study/setting}}` the peak of its learning rate.
+    `{{A_KA study/setting}}`, `A_ZS` and `GM` are means over replicates at the end of the stream.
+    `{{gain study/setting}}` is the gain over the front of plain fine-tuning, `gain_less` the same
+    with a point of A_KA less, and `mirror` the A_KA beyond the front at the same A_ZS.
+    `{{difference A_KA study/setting - study/setting}}` is a paired difference, also available for
+    `gain`. All have intervals over bases, at the level of the claims, once all streams of their
+    study are published. `{{before A_KA study/setting}}` is the same mean before the stream,
+    `{{about A_KA study/setting}}` and `{{about before A_KA study/setting}}` are these means as
+    whole numbers, `{{n study/setting}}` is the number of replicates, and `{{bases study/setting}}`
+    how many bases they start from, `{{peak study/setting}}` the peak of its learning rate.
     `{{verdict claim}}` is the sentence of a primary claim, and `{{spread row, column}}` a value of
-    `lab.analyses.order_spreads`. What is not published yet is said to be so.
+    `lab.analyses.order_spreads`. Values that are not published yet are marked as such.
 
     Args:
         text: The text.
-        source: What errors begin with.
+        source: The beginning of error messages.
 
     Raises:
-        CmpError: A mark names nothing.
+        CmpError: A mark refers to nothing.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -118,10 +117,10 @@ def _value(kind: str, what: str) -> str:
     if kind == "verdict":
         judged = guidelines.judged_claims()
         if what not in judged.index:
-            raise CmpError(f"no such claim; there are {', '.join(judged.index)}")
+            raise CmpError(f"no such claim; the claims are {', '.join(judged.index)}")
         return str(judged.loc[what, "sentence"])
     if kind not in KINDS:
-        raise CmpError(f"no such value; there are {', '.join(KINDS)}")
+        raise CmpError(f"no such value; the values are {', '.join(KINDS)}")
     try:
         if kind == "difference":
             return difference(what)
@@ -168,8 +167,8 @@ def difference(what: str) -> str:
 
 
 def _difference_of_gains(places: list[tuple[str, str]], planned: int) -> str:
-    """Return the difference of two gains over the streams that both settings have; the error of the
-    front that they share is in it once."""
+    """Return the difference of two gains over the settings' common streams, counting the error of
+    their shared front once."""
     front, replicates = verdicts.load_claims().fronts["plain"], verdicts.shared_replicates(places)
     try:
         one, other = (verdicts.gain_of(*p, front, replicates=replicates) for p in places)
@@ -184,11 +183,11 @@ def _difference_of_gains(places: list[tuple[str, str]], planned: int) -> str:
 
 
 def gain(what: str, kind: str) -> str:
-    """Return a "gain" of "study/setting" with its interval, or that the front does not cover it.
+    """Return a gain of "study/setting" with its interval, or a text if the front does not cover it.
 
     Args:
         what: The setting.
-        kind: "gain", "gain_less" for that with a point of A_KA less, or "mirror".
+        kind: "gain", "gain_less" for the gain with a point of A_KA less, or "mirror".
     """
     study, setting = _place(what)
     less = verdicts.MATTERS if kind == "gain_less" else 0.0
@@ -205,10 +204,10 @@ def before(what: str) -> Estimate:
     """Return the mean of "MEASURE study/setting" before the stream."""
     measure, _, place = what.partition(" ")
     study, setting = _place(place)
-    verdicts.setting_scores(study, setting)  # raises for a name that there is not
+    verdicts.setting_scores(study, setting)  # raises an error for an unknown name
     estimates = setting_estimates(study_trajectory(study).query("task == 0"), setting)
     if measure not in estimates:
-        raise CmpError(f"no measure {measure!r}; there are {', '.join(estimates)}")
+        raise CmpError(f"no measure {measure!r}; the measures are {', '.join(estimates)}")
     return estimates[measure]
 
 

@@ -1,4 +1,5 @@
-"""`cmpt compare`: what a new model gains, what it gets wrong now, and whether it may be served."""
+"""The command `compare`, which reports what a new model gains and loses, and whether to deploy
+it."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +21,7 @@ from cmp.releases.index import RECALL_AT
 from cmp.releases.release import Release, is_release, read_release
 
 WORST = 8
-"""Concepts that are printed."""
+"""Number of concepts to print."""
 
 
 def compare(
@@ -35,27 +36,27 @@ def compare(
     threads: shared.Threads = 2,
     device: str | None = None,
 ) -> None:
-    """Compare two models on the same pictures: scores, names lost and gained, a stored index.
+    """Compare two models on the same images: scores, names lost and gained, and a stored index.
 
     OLD and NEW are NAME:START (small:annealed, small:annealed:3 for base 3,
     ViT-B-32:laion2b_s34b_b79k, NAME:FILE.safetensors), run:ID, hf-hub:ORG/NAME, or a folder in
-    open_clip's layout, such as a release. Each prepares pictures in its own way.
+    open_clip's layout, such as a release. Each model prepares images in its own way.
 
-    With a gate, the exit status is 1 if the new model breaks one of its limits: of all sets, A_KA
-    or A_ZS, of `each` set, or of some by name under `sets`; `drop` and `gain` in points, `lost` as
-    the percentage of right answers that became wrong. Estimates are compared, or with `sure: true`
-    the worse end of the 95% interval.
+    With a gate, the exit status is 1 if the new model exceeds one of its limits. Limits are for
+    A_KA or A_ZS over all datasets, for `each` dataset, or for datasets by name under `sets`: `drop`
+    and `gain` in points, and `lost`, the percentage of correct answers that became wrong. Estimates
+    are compared or, with `sure: true`, the worse end of the 95% interval.
 
     Args:
-        old: The model that is served.
-        new: The model that may take its place.
-        data: Source of the data: embedded, fomo, or a folder of manifests. Default: of a release
-            all pictures that arrived until then; else embedded.
-        arrived: Datasets or updates whose pictures are new to an index of the old model. Default:
-            of a release its last update; else the datasets of role adapt, if there are others; ""
-            for none.
+        old: The deployed model.
+        new: The model that may replace it.
+        data: Source of the data: embedded, fomo, or a folder of manifests. Default: for a release,
+            all images that had arrived by then; otherwise embedded.
+        arrived: Datasets or updates with images that an index of the old model lacks; "" for none.
+            Default: for a release, its last update; otherwise the datasets of role adapt, if there
+            are others.
         gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
-        page: Write a page of HTML to this file, with the pictures that lost or gained their name.
+        page: Write an HTML page to this file, with the images that lost or gained their name.
         split: Images to score: test, or validation.
         subset: Images per dataset. Default: all.
         device: Device: cpu or cuda. Default: cpu for embedded models, otherwise cuda.
@@ -66,7 +67,9 @@ def compare(
     torch.set_num_threads(threads)
     if page:
         if not page.parent.is_dir():
-            raise CmpError(f"--report {page}: there is no folder {page.parent}; make it first")
+            raise CmpError(
+                f"--report {page}: the folder {page.parent} does not exist; create it first"
+            )
         check_target(page)
     limits = gate.read_gate(gate_file) if gate_file else None
     pair = [candidates.find_candidate(what) for what in (old, new)]
@@ -99,7 +102,7 @@ def compare(
 def release_data(
     release: Release, arrived: list[str] | None
 ) -> tuple[Corpus, list[str] | np.ndarray]:
-    """Return the pictures of a release that are still there, and which of them are new."""
+    """Return the images of a release that still exist, and which of them are new."""
     known, parts, _ = ledger.locate(release.ledger(), skip_gone=True)
     corpus = ledger.corpus_of(known, parts)
     if arrived is not None:
@@ -109,7 +112,7 @@ def release_data(
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print the scores of both models, the worst concepts, and what the old index is worth."""
+    """Print the scores of both models, the worst concepts, and the recall of the old index."""
     rows, sets = [], comparison.sets
     for role in shared.ROLE_NAMES:
         members = sets[sets["role"] == role]

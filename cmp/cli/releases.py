@@ -1,4 +1,4 @@
-"""Look at a release, or make room on the disk."""
+"""Show a release, or free disk space."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from cmp.releases import release
 
 
 def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
-    """Print the updates that a release has seen, and check every file of it.
+    """Print the updates in a release, and check all of its files.
 
     Args:
         folder: The folder of the release.
@@ -29,11 +29,11 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
     ]
     columns = ("", "update", "pictures", "steps", "batch", "peak", "seconds")
     shared.print_table(columns, rows, release.describe(made))
-    typer.echo("every file is what was written")
+    typer.echo("all files are intact")
 
 
 def slim(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
-    """Remove the weights and moments that only a next update needs; the ledger stays.
+    """Remove the weights and moments that only a further update needs, keeping the ledger.
 
     Args:
         folder: The folder of the release.
@@ -42,7 +42,7 @@ def slim(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
         cmpt release slim releases/2026-01
     """
     freed = release.slim(folder)
-    typer.echo(f"{folder}: {freed / 2**20:,.0f} MiB freed; no update can go on from it any more")
+    typer.echo(f"{folder}: {freed / 2**20:,.0f} MiB freed; updates can no longer start from it")
 
 
 app = shared.make_group(__doc__, show, slim)

@@ -1,4 +1,4 @@
-"""`cmpt update` and `cmpt tune`: keep a model current, month by month."""
+"""The commands `update` and `tune`, which keep a model current month by month."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,32 +43,32 @@ def update(
     checkpoint_activations: bool = False,
     compile: bool = False,
 ) -> None:
-    """Bring a model up to date with a folder of new pictures, and write a release.
+    """Update a model with a folder of new images, and write a release.
 
-    The first update names the model by --start; each one after it goes on from a RELEASE. The
-    recipe of the book is the default. What is stopped goes on with the same command.
-    `torchrun -m cmp update ...` shares each batch between processes.
+    Give the model of the first update with --start; every later update starts from a RELEASE. The
+    book's recipe is the default. Repeat the command to continue a stopped update.
+    `torchrun -m cmp update ...` splits each batch between processes.
 
     Args:
-        release: The release that it goes on from.
-        data: The folder of the new pictures: a folder per class, a table, tars, or with manifests.
+        release: The release to start from.
+        data: The folder of the new images: one folder per class, a table, tars, or manifests.
         out: The folder of the new release.
-        start: The model of a first update: NAME:START, such as ViT-B-16:laion2b_s34b_b88k, small,
+        start: The model of the first update: NAME:START, such as ViT-B-16:laion2b_s34b_b88k, small,
             or hf-hub:ORG/NAME.
-        pool: A folder of pictures like those of pretraining, which are replayed, or embedded.
-            Named once. Default: none.
-        retain: A folder of pictures that the model must not forget, scored as A_ZS. Named once.
-            Default: none.
-        chosen: A file of settings, such as `cmpt tune` writes. Default: none.
-        name: What the update is called. Default: the folder's name.
+        pool: A folder of images like those of pretraining, to replay, or embedded. Give it only
+            once. Default: none.
+        retain: A folder of images that the model must not forget, scored as A_ZS. Give it only
+            once. Default: none.
+        chosen: A file of settings, such as one written by `cmpt tune`. Default: none.
+        name: Name of the update. Default: the folder's name.
         gone: Whether pictures of earlier updates that are gone are refused or skipped.
-        moved: A folder of earlier pictures that lies elsewhere now. Default: none.
+        moved: A folder of earlier images that has moved, as OLD=NEW. Default: none.
 
     Example:
         cmpt update releases/2026-01 --data pictures/2026-02 -o releases/2026-02
     """
     if out is None:
-        raise CmpError("-o: name the folder of the new release")
+        raise CmpError("-o: give the folder of the new release")
     torch.set_num_threads(threads)
     given = _given(release, start, data, settings, chosen)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
@@ -108,17 +108,17 @@ def _given(
         settings, release_folder = [release_folder, *settings], None  # a first update's setting
     if (release_folder is None) == (start is None):
         raise CmpError(
-            "cmpt update: give the RELEASE that it goes on from, or for the first update the model "
-            "by --start, such as --start ViT-B-16:laion2b_s34b_b88k"
+            "cmpt update: give the RELEASE to start from or, for the first update, the model "
+            "with --start, such as --start ViT-B-16:laion2b_s34b_b88k"
         )
     if data is None:
-        raise CmpError("--data: name the folder of the new pictures")
+        raise CmpError("--data: give the folder of the new images")
     below = read_yaml(chosen) if chosen else {}
     return release_folder or str(start), data, config.override(below, settings)
 
 
 def _device_of(start: str, device: str | None) -> str:
-    """Return the device of an update: the CPU for an embedded model, else a card."""
+    """Return the device of an update: the CPU for an embedded model, and otherwise a GPU."""
     folder = Path(start)
     is_release = release.is_release(folder)
     name = release.read_release(folder).config.model.name if is_release else start.split(":")[0]
@@ -135,7 +135,7 @@ def _parse_moved(moved: list[str] | None) -> dict[str, str]:
 def _compute(
     plan: UpdatePlan, out: Path, device: str, execution: ExecutionConfig
 ) -> release.Release:
-    """Compute an update under a progress bar."""
+    """Compute an update with a progress bar."""
     is_silent = processes.rank() > 0
     with tqdm(total=plan.steps, desc=plan.name, unit=" steps", disable=is_silent) as bar:
         observer = progress_observer(bar, sum(plan.pools.counts))
@@ -147,7 +147,7 @@ def _compute(
 
 
 def release_lines(made: release.Release) -> str:
-    """Return what to look at in a release, in lines."""
+    """Return lines on what to look at in a release."""
     folder = made.folder
     return (
         f"{release.describe(made)}\nserved by open_clip as local-dir:{folder}\n"
@@ -170,27 +170,27 @@ def tune(
     checkpoint_activations: bool = False,
     compile: bool = False,
 ) -> None:
-    """Choose the peak of the learning rate for an update, on pictures held out for choices.
+    """Tune the peak learning rate of an update on held-out validation images.
 
-    Three peaks are tried, a factor of three apart, and more while the best is the lowest or the
-    highest. What is stopped goes on with the same command. `cmpt update --settings FILE` takes the
-    choice.
+    Three peaks are tried, a factor of three apart, and more if the best is the lowest or the
+    highest. Repeat the command to continue a stopped run. Give the result to
+    `cmpt update --settings FILE`.
 
     Args:
-        release: The release that the update goes on from.
-        data: The folder of the new pictures.
-        out: The file that the choice is written to, NAME.yaml.
-        start: The model of a first update, as for `cmpt update`.
+        release: The release that the update starts from.
+        data: The folder of the new images.
+        out: The file for the result, NAME.yaml.
+        start: The model of the first update, as for `cmpt update`.
         pool: As for `cmpt update`. Default: none.
         retain: As for `cmpt update`. Default: none.
-        peaks: The peaks to begin with. Default: the recipe's, a third of it, and three times as
+        peaks: The first peaks to try. Default: the recipe's, a third of it, and three times as
             much.
 
     Example:
         cmpt tune releases/2026-01 --data pictures/2026-02 -o tuned.yaml
     """
     if out is None or out.suffix != ".yaml":
-        raise CmpError("-o: name the file that the choice is written to, NAME.yaml")
+        raise CmpError("-o: give the file for the result, NAME.yaml")
     torch.set_num_threads(threads)
     first, folder, tree = _given(release, start, data, settings, None)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
@@ -223,7 +223,7 @@ def _parse_peaks(text: str | None) -> list[float]:
     except ValueError as error:
         raise CmpError(f"--peaks: {text!r}: give numbers, such as 0.001,0.003") from error
     if any(not 0 < peak < 1e3 for peak in peaks):
-        raise CmpError(f"--peaks: {text!r}: a peak is a learning rate above zero")
+        raise CmpError(f"--peaks: {text!r}: peaks must be above zero")
     return peaks
 
 

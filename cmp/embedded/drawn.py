@@ -33,7 +33,7 @@ _QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 _COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 
 _CELLS = 4  # "counting" scatters its objects over a grid of this many cells per side
-_GAP = 7  # least gap between neighbours: contains a full block of 4, so a clear pixel
+_GAP = 7  # least gap between neighbours: at any offset, it contains a full block, so a clear pixel
 _TILT = 0.38  # vertical scale of depth on the floor of "solids"
 _UPRIGHT = (1 - _TILT**2) ** 0.5  # the same for heights
 _HALF_EDGE, _CYLINDER_HEIGHT, _CONE_HEIGHT = 0.74, 1.8, 2.1  # in radii

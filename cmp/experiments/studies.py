@@ -208,7 +208,7 @@ def expand_setting(name: str, changes: dict[str, Any], source: str) -> dict[str,
     lists = changes[swept[0]]
     if len(swept) == 2 or not isinstance(lists, dict) or not lists:
         raise CmpError(
-            f"{source}: {swept[-1]}: must be the only one, with keys and lists of values"
+            f"{source}: {swept[-1]}: give only one of product and zip, with lists of values by key"
         )
     if not all(isinstance(values, list) and values for values in lists.values()):
         raise CmpError(f"{source}: {swept[0]}: every key must have a list of values")

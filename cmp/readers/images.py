@@ -353,9 +353,8 @@ def usable_images(index: ImageIndex, decode_again: bool = False) -> tuple[ImageI
 def _examine(
     index: ImageIndex,
 ) -> tuple[str, list[tuple[int, str]], dict[str, list[int]], list[tuple[int, int]]]:
-    """Return the sha256 of the images that can be used; row and fault of all others; 60 bits of
-    each hash of an image, which tell millions of images apart; row and traits of those that have
-    any."""
+    """Return the sha256 of all usable images; the row and fault of the others; 60 bits of each hash
+    of an image, which distinguish millions of images; and the row and traits of images with any."""
     positions = index.table["position"].tolist()
 
     def check_block(start: int) -> list[CheckedImage]:
@@ -384,14 +383,14 @@ def _examine(
 
 
 class CheckedImage(NamedTuple):
-    """What is found when an image is decoded.
+    """The result of decoding an image.
 
     Attributes:
-        digest: The sha256 of its file.
-        pixels: A hash of its pixels, see `hash_pixels`.
-        look: A hash that similar pictures share, see `hash_look`.
-        fault: What is wrong with it, or "".
-        traits: See `picture_traits`.
+        digest: The sha256 of the file.
+        pixels: A hash of the pixels, see `hash_pixels`.
+        look: A hash shared by similar images, see `hash_look`.
+        fault: What is wrong with the image, or "".
+        traits: The traits, see `picture_traits`.
     """
 
     digest: str = ""
@@ -405,7 +404,7 @@ HASHES = ("digest", "pixels", "look")
 
 
 def _check_image(read: ReadImage, position: int) -> CheckedImage:
-    """Decode an image."""
+    """Decode an image and return its hashes, fault and traits."""
     digest = ""
     try:
         content = read(position)
@@ -422,13 +421,13 @@ def _check_image(read: ReadImage, position: int) -> CheckedImage:
 
 
 def hash_pixels(rgb: Image.Image) -> str:
-    """Return a hash of the pixels of an image, which another file of the same pixels shares."""
+    """Return a hash of an image's pixels, which is the same for other files with these pixels."""
     return hashlib.blake2b(rgb.tobytes(), salt=repr(rgb.size).encode()[:16]).hexdigest()
 
 
 def hash_look(rgb: Image.Image) -> str:
-    """Return a hash that pictures of the same look share, whatever their size: which of 60 places
-    of a small grey copy are darker than the place to their right."""
+    """Return a hash shared by images that look the same at any size: for 60 positions of a small
+    grey copy, whether each is darker than its right neighbour."""
     small = np.asarray(rgb.convert("L").resize((9, 8), Resampling.BOX), int)
     bits = (small[:, :-1] < small[:, 1:]).ravel()[:60]
     return f"{int(''.join('01'[bit] for bit in bits.tolist()), 2):015x}"

@@ -52,10 +52,10 @@ class ImageIndex:
         dataset: The manifest, with its task filled in.
         table: One row per image: `source`, its name; `size` in bytes and `changed`, see
             `files.Stamp`; `split`, and whether it was `given`; `label`; `captions`, a list of
-            texts; `update`, "" where none is named; `position`, by which `read` takes it. Once they
-            were checked also `digest`, `pixels` and `look`, numbers that equal files, equal pixels
-            and similar pictures share, and `traits`, see `TRAITS`.
-        read: What returns the file of an image.
+            texts; `update`, or ""; `position`, the argument of `read`. After checking, also
+            `digest`, `pixels` and `look`, numbers that identify equal files, equal pixels and
+            similar images, and `traits`, see `TRAITS`.
+        read: Returns the file of an image.
         faults: What cannot be used.
         classes: The class names in the order of labels, including those without images.
         target_count: The number of classes with images, if several share a name.

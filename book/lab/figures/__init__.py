@@ -1,7 +1,7 @@
-"""Figures as pure functions of frames, in one house style; `__init__.pyi` lists them.
+"""Figures as pure functions of frames, in one house style, listed in `__init__.pyi`.
 
 The first sentence of a figure function's docstring is its caption on the site. Figures are drawn
-without a screen and closed; a notebook shows what a function returns.
+without a screen and then closed; a notebook shows the returned figure.
 """
 
 import lazy_loader

@@ -14,17 +14,17 @@ from lab.analyses import Surface
 from lab.figures import style
 
 CORNERS = {"Pool P": (0.5, np.sqrt(0.75)), "Update D": (0.0, 0.0), "Buffer B": (1.0, 0.0)}
-"""Where the mixtures of a single part lie."""
+"""The positions of mixtures with a single part."""
 
 
 def plot_scatter(points: pd.DataFrame, x: str, y: str) -> Figure:
     """Two numbers of each setting against each other, with intervals where there are some.
 
     Args:
-        points: Index setting; columns `x` and `y`, whose names are also the axes' labels, and if
-            they are there "`x` half" and "`y` half", the half widths of intervals, and
-            `preliminary`, see `lab.analyses.mean_scores`.
-        x, y: Columns.
+        points: Rows indexed by setting, with columns `x` and `y`, whose names label the axes, and
+            optionally "`x` half" and "`y` half", the half-widths of intervals, and `preliminary`,
+            see `lab.analyses.mean_scores`.
+        x, y: The columns.
 
     Returns:
         The figure.
@@ -44,7 +44,7 @@ def plot_scatter(points: pd.DataFrame, x: str, y: str) -> Figure:
 
 
 def _means_note(points: pd.DataFrame, columns: Iterable[str]) -> str:
-    """Return the note of a figure of means."""
+    """Return the note for a figure of means."""
     halves = points.reindex(columns=[f"{column} half" for column in columns])
     return style.interval_note(points, bool(halves.notna().any(axis=None)))
 
@@ -53,7 +53,8 @@ def plot_ends(ends: pd.DataFrame) -> Figure:
     """Where published runs ended, a dot per run.
 
     Args:
-        ends: Columns `A_KA`, `A_ZS`, and `merges`: whether a run merges the weights of updates.
+        ends: Columns `A_KA`, `A_ZS`, and `merges`, which says whether a run merges weights of
+            updates.
 
     Returns:
         The figure.
@@ -71,7 +72,8 @@ def plot_allowed_steps(table: pd.DataFrame) -> Figure:
     """What a step of each method costs, and how many of them a task's budget allows.
 
     Args:
-        table: Index method; columns `GMAFs` (memory-adjusted GFLOPs of a step) and `steps`.
+        table: Rows indexed by method, with columns `GMAFs` (memory-adjusted GFLOPs of a step) and
+            `steps`.
 
     Returns:
         The figure.
@@ -93,9 +95,9 @@ def plot_merge_path(between: pd.DataFrame, chosen: pd.Series) -> Figure:
     The dashed line is what averaging the scores, and not the weights, would give.
 
     Args:
-        between: Index the share of the fine-tuned model, from 0 to 1; columns "A_KA" and "A_ZS" in
-            percent.
-        chosen: One such row, drawn large; its name is the share.
+        between: Rows indexed by the share of the fine-tuned model, from 0 to 1, with columns "A_KA"
+            and "A_ZS" in percent.
+        chosen: A row to draw large; its name is the share.
 
     Returns:
         The figure.
@@ -117,8 +119,8 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
     """Where the stored setting nearest to a plan ended, among all other stored settings.
 
     Args:
-        plan: A plan; one without a place among the stored runs has no mark.
-        evidence: What the stored runs say.
+        plan: The plan, marked if it has a place among the stored runs.
+        evidence: The evidence from stored runs.
 
     Returns:
         The figure.
@@ -142,14 +144,14 @@ def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
 def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: str) -> Figure:
     """A line per group over a quantity on a logarithmic axis, a panel per column.
 
-    Groups stand a little beside each other, so that no interval hides another.
+    Groups are slightly offset, so that intervals do not hide each other.
 
     Args:
-        points: A row per point; columns `group`, `x`, those of `panels`, and "`column` half", the
-            half width of its interval; `preliminary`, see `lab.analyses.mean_scores`.
+        points: One row per point, with columns `group`, `x`, those of `panels`, "`column` half" for
+            the half-widths of intervals, and `preliminary`, see `lab.analyses.mean_scores`.
         x: The column of the quantity.
-        panels: Column -> title of its axis.
-        label: Of the horizontal axis.
+        panels: Column -> label of its axis.
+        label: The label of the horizontal axis.
 
     Returns:
         The figure.
@@ -177,7 +179,7 @@ def plot_spread(spread: pd.DataFrame) -> Figure:
     """How far settings lie apart after each update, a line per group of settings.
 
     Args:
-        spread: As `lab.analyses.spread_over_tasks` returns it.
+        spread: The result of `lab.analyses.spread_over_tasks`.
 
     Returns:
         The figure.
@@ -197,7 +199,7 @@ def plot_triangles(surface: Surface) -> Figure:
     """Both aggregates over the triangle of mixtures, interpolated between the means of stored runs.
 
     Args:
-        surface: The stored runs; the setting "thirds" is named.
+        surface: The stored runs; the setting "thirds" is labelled.
 
     Returns:
         The figure.

@@ -1,4 +1,4 @@
-"""Figures of gains: the front, what each technique keeps beyond it, and the verdicts of claims."""
+"""Figures of gains: the front, gains of techniques over it, and verdicts on claims."""
 
 import textwrap
 from typing import Any
@@ -23,7 +23,7 @@ LOOKS = {
 }
 """Reading -> colour and marker."""
 SIZE_LOOK = ("0.15", "o")
-"""The same for what is larger or smaller and neither helps nor hurts."""
+"""The same for values that are larger or smaller instead of helping or hurting."""
 AXIS = "A_ZS beyond plain fine-tuning at the same A_KA (points)"
 BAND = f"Grey band: within {verdicts.MATTERS:g} point of zero."
 GAIN_BOUND = " Arrow: a lower bound, as the front ends before this A_KA."
@@ -33,7 +33,7 @@ NO_GAIN = {
     fronts.BEYOND: "No gain, as A_KA is beyond the front's end, at least with one base left out",
     verdicts.NOT_COMPUTED: "Not computed yet",
 }
-"""A part of the reason why a setting has no gain, and the words of a note for it."""
+"""Part of the reason why a setting has no gain -> the text of a note."""
 VERDICT_NOTE = "Thick: the verdict's {level} interval."
 VERDICT_CROSSED = " Thin: with other concepts, too."
 VERDICT_BOUND = " Arrow: a bound, which leaves that end open."
@@ -43,8 +43,8 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
     """The front in the plane of both aggregates, and settings that lie above or below it.
 
     Args:
-        table: Settings to show, as `cmp.experiments.verdicts.gains_table` returns them.
-        front: A row per peak, from the lowest: `peak`, mean `A_KA` and `A_ZS`.
+        table: The settings to show, from `cmp.experiments.verdicts.gains_table`.
+        front: One row per peak, from the lowest: `peak`, mean `A_KA` and `A_ZS`.
 
     Returns:
         The figure.
@@ -80,12 +80,12 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
 def plot_technique_gains(table: pd.DataFrame) -> Figure:
     """What each technique buys: its gain over the front, with an interval.
 
-    A colour says that the interval, which has the level of the claims, does not hold zero. A single
-    gain far from all others lies off the scale.
+    Colour marks intervals, at the level of the claims, that exclude zero. A single gain far from
+    all others is off the scale.
 
     Args:
-        table: As `cmp.experiments.verdicts.gains_table` returns it; settings that have no gain are
-            left out, and named below the axes.
+        table: The result of `cmp.experiments.verdicts.gains_table`. Settings without a gain are
+            left out and named below the axes.
 
     Returns:
         The figure.
@@ -127,7 +127,7 @@ def plot_loss_parts(parts: pd.DataFrame) -> Figure:
     merging.
 
     Args:
-        parts: As `lab.analyses.loss_parts` returns it.
+        parts: The result of `lab.analyses.loss_parts`.
 
     Returns:
         The figure.
@@ -155,7 +155,7 @@ def plot_loss_parts(parts: pd.DataFrame) -> Figure:
 
 
 def _left_out(table: pd.DataFrame) -> str:
-    """Return a line of a note for each reason why settings have no gain."""
+    """Return one line of a note for each reason why settings have no gain."""
     lines = ""
     reason = table["reason"].map(lambda said: next((p for p in NO_GAIN if p in said), said))
     for part, rows in table[reason != ""].groupby(reason, sort=False):
@@ -164,7 +164,7 @@ def _left_out(table: pd.DataFrame) -> str:
 
 
 def _limits(known: pd.DataFrame) -> tuple[float, float]:
-    """Return the ends of the axis of gains: without a single one that would double it."""
+    """Return the limits of the axis of gains, ignoring a single gain that would double it."""
     zero, gains = [-1.5, 1.5], np.sort(known["gain"])
     for rest in (gains[1:], gains[:-1]):
         if np.ptp([*gains, *zero]) > 2 * np.ptp([*rest, *zero]):
@@ -173,15 +173,15 @@ def _limits(known: pd.DataFrame) -> tuple[float, float]:
     rows = known[known["gain"].isin(gains)]
     ends = np.concatenate([rows[["gain", "low", "high"]].to_numpy(float).ravel(), zero])
     left, right = np.nanmin(ends), np.nanmax(ends)
-    return left - 0.05 * (right - left), right + 0.13 * (right - left)  # an arrow's length
+    return left - 0.05 * (right - left), right + 0.13 * (right - left)  # the length of an arrow
 
 
 def plot_verdicts(rows: pd.DataFrame) -> Figure:
     """Every claim under its guideline: estimate, both intervals and the reading in words.
 
     Args:
-        rows: As `cmp.experiments.verdicts.judge_claims` returns them. A claim that is not computed
-            has words alone.
+        rows: The result of `cmp.experiments.verdicts.judge_claims`. A claim that is not computed
+            has only text.
 
     Returns:
         The figure.
@@ -223,7 +223,7 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
 
 
 def _draw_verdict(axes: Axes, place: int, line: dict[str, Any], colour: str, marker: str) -> None:
-    """Draw the estimate of a claim and both of its intervals."""
+    """Draw the estimate of a claim with both intervals."""
     beyond, own = ([line[f"low{part}"], line[f"high{part}"]] for part in (" crossed", ""))
     if bound := line["bound"]:
         side = int(bound > 0)

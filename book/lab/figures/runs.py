@@ -1,11 +1,10 @@
-"""Figures of runs: what goes into them, and where they go in A_KA and A_ZS while updates arrive.
+"""Figures of runs: their data and settings, and their A_KA and A_ZS as updates arrive.
 
-A trajectory frame has a row per (setting, replicate, task): `task` (0 = before the stream), `scope`
-("subset" or "full"), `A_KA`, `A_ZS` and `GM` in percent. Lines are means over replicates. Bands and
-bars are t-intervals over bases, at the level of the claims; a frame that
-`cmp.experiments.scores.study_trajectory` returns has them, once all streams of a setting are
-published. Where a frame has "subset" rows, those are drawn, because they score the same questions
-after every task.
+A trajectory frame has one row per (setting, replicate, task): `task` (0 = before the stream),
+`scope` ("subset" or "full"), `A_KA`, `A_ZS` and `GM` in percent. Lines are means over replicates.
+Bands and bars are t-intervals over bases, at the level of the claims, in frames from
+`cmp.experiments.scores.study_trajectory` once all streams of a setting are published. If a frame
+has "subset" rows, these are drawn, because they score the same questions after every task.
 """
 
 import itertools
@@ -33,23 +32,23 @@ from lab.figures import style
 
 IDEA = chapters.BOOK / "idea.svg"
 HELD = "#7a7a7a"
-"""The colour of the learning rates that others are compared with."""
+"""The colour of learning rates used for comparison."""
 MIN_SPAN = 5.0
-"""Points that an axis with a reader's runs shows at least."""
+"""Smallest range in points of an axis with a reader's runs."""
 INSET = (0.54, 0.1, 0.44, 0.46)
-"""Where a plane has what it enlarges: below the ends of runs, as parts of its width and height."""
+"""The position of a plane's inset, below the ends of runs, as fractions of its width and height."""
 IN_A_ROW, MOMENTS = 7, 6
-"""Images in a row of a gallery, and columns of predicted names, that leave room for words."""
+"""Images per row of a gallery, and columns of predicted names, that leave enough space for text."""
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 RECIPE = ("with replay", "with moments", "with wsd", "recipe")
-"""Settings of study `recipe`, each of which adds a step to the one before it."""
+"""Settings of study `recipe`, each adding a step to the previous one."""
 BUILT_UP = "scope == 'full' and setting != 'recipe with cosine'"
-"""The rows of that study for a picture of these steps."""
+"""The rows of the study for a picture of these steps."""
 SCHEDULES = (
     ("cosine", "none"), ("rsqrt", "none"), ("wsd", "none"), ("infinite", "none"),
     ("cosine", "cosine"), ("rsqrt", "rsqrt"),
 )  # fmt: skip
-"""Curves and meta schedules that chapter 04 explains."""
+"""The curves and meta schedules that chapter 04 explains."""
 
 
 def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
@@ -59,17 +58,20 @@ def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
         trajectory: A trajectory frame.
 
     Returns:
-        Index (setting, task): the means "A_KA" and "A_ZS", the half widths of their intervals
-        "A_KA half" and "A_ZS half" (NaN where there is none), `n`, the number of replicates, and
-        `preliminary`, such as "2 of 20 streams", or "".
+        Rows indexed by (setting, task): the means "A_KA" and "A_ZS", the half-widths of their
+        intervals "A_KA half" and "A_ZS half" (NaN if there is none), `n`, the number of replicates,
+        and `preliminary`, such as "2 of 20 streams", or "".
 
     Raises:
-        CmpError: A setting has no rows of the scope that is drawn.
+        CmpError: A setting has no rows with the scope to draw.
     """
     scope = "subset" if (trajectory["scope"] == "subset").any() else "full"
     frame = trajectory[trajectory["scope"] == scope]
     if missing := set(trajectory["setting"]) - set(frame["setting"]):
-        raise CmpError(f"trajectory: no {scope!r} rows of {', '.join(sorted(missing))}")
+        raise CmpError(
+            f"trajectory: no {scope!r} rows of {', '.join(sorted(missing))}; leave these settings "
+            "out"
+        )
     rows = {}
     for key, group in frame.groupby(["setting", "task"], sort=False, observed=True):
         row, progress = group[list(style.AXES)].mean().to_dict(), ""
@@ -84,7 +86,7 @@ def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
 
 
 def _layers(trajectory: pd.DataFrame) -> tuple[list[tuple], str]:
-    """Return (setting, rows by task, line style) per line, and the note."""
+    """Return (setting, rows by task, line style) for each line, and the note."""
     frame = summarise(trajectory)
     looks = style.looks(frame.index.unique("setting"))
     layers = [(name, frame.loc[name].sort_index(), look) for name, look in looks.items()]
@@ -95,13 +97,13 @@ def _layers(trajectory: pd.DataFrame) -> tuple[list[tuple], str]:
 
 
 def _contours(axes: Axes) -> None:
-    """Draw lines of equal geometric mean, named above the axes, whose limits stay as they are."""
+    """Draw lines of equal geometric mean, labelled above the axes, without changing the limits."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     above = {"textcoords": "offset points", "color": "0.45", "fontsize": 10}
     for mean in MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(1, np.sqrt(right * top))[1:]:
         x = np.linspace(max(mean**2 / top, left), right, 100)
         axes.plot(x, mean**2 / x, color="0.9", linewidth=1, zorder=0)
-        if left <= mean**2 / top <= right - 0.06 * (right - left):  # else its arc is tiny
+        if left <= mean**2 / top <= right - 0.06 * (right - left):  # otherwise its arc is tiny
             axes.annotate(f"{mean:g}", (mean**2 / top, top), (0, 4), ha="center", **above)
     axes.annotate("geometric mean (%)", (right, top), (0, 20), ha="right", **above)
     axes.set(xlim=(left, right), ylim=(bottom, top))
@@ -114,8 +116,8 @@ def plot_plane(trajectory: pd.DataFrame, steps: Sequence[str] = ()) -> Figure:
 
     Args:
         trajectory: A trajectory frame.
-        steps: Settings each of which adds a step to the one before it. Their ends are joined by
-            arrows, and shown enlarged as well.
+        steps: Settings that each add a step to the previous one. Their ends are joined by arrows
+            and also shown enlarged.
 
     Returns:
         The figure.
@@ -151,7 +153,7 @@ def plot_plane(trajectory: pd.DataFrame, steps: Sequence[str] = ()) -> Figure:
 
 
 def _enlarge_steps(axes: Axes, inset: Axes, labels: Sequence[tuple]) -> None:
-    """Join the labelled ends of steps by arrows, in the axes and enlarged in their inset."""
+    """Join the labelled ends of steps by arrows, in the axes and enlarged in the inset."""
     arrow = {"arrowstyle": "-|>", "color": "0.3", "shrinkA": 6, "shrinkB": 6}
     for (*start, _, _), (*end, _, _) in itertools.pairwise(labels):
         for part in (axes, inset):
@@ -167,9 +169,8 @@ def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figur
     """Your own runs where they ended, among other runs of the same size.
 
     Args:
-        own: Runs by the words for them.
-        others: As `lab.analyses.runs_of_size` returns them; their settings are named at their
-            means.
+        own: Runs by label.
+        others: The result of `lab.analyses.runs_of_size`; settings are labelled at their means.
 
     Returns:
         The figure.
@@ -191,7 +192,7 @@ def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figur
             axes.plot(*place, "*", color="0.1", markersize=16)
             labels.append((*place, words, style.bold("0.1")))
         axes.margins(0.15)
-        for axis in (axes.xaxis, axes.yaxis):  # small differences shall look small
+        for axis in (axes.xaxis, axes.yaxis):  # small differences should look small
             low, high = axis.get_view_interval()
             wider = max(0.0, MIN_SPAN - (high - low)) / 2
             axis.set_view_interval(low - wider, high + wider, ignore=True)
@@ -203,7 +204,7 @@ def plot_grid(ends: pd.DataFrame) -> Figure:
     """Where the runs of each point of a grid ended, streams as dots around their mean.
 
     Args:
-        ends: A row per run: the point's parameters, `run`, `A_KA` and `A_ZS`.
+        ends: One row per run: the point's parameters, `run`, `A_KA` and `A_ZS`.
 
     Returns:
         The figure.
@@ -226,7 +227,7 @@ def plot_grid(ends: pd.DataFrame) -> Figure:
 def plot_over_tasks(trajectory: pd.DataFrame) -> Figure:
     """A_KA and A_ZS over the updates learned, one above the other.
 
-    The joint upper bound is a level: its score after its last task.
+    The joint upper bound is a horizontal line at its score after the last task.
 
     Args:
         trajectory: A trajectory frame.
@@ -255,11 +256,11 @@ def plot_over_tasks(trajectory: pd.DataFrame) -> Figure:
 def plot_loss_drift(losses: pd.DataFrame, reference: str) -> Figure:
     """How far runs of one config differ in arithmetic: each column's distance from the reference.
 
-    Equal losses, which a logarithm cannot show, lie on the floor.
+    Equal losses, which a logarithmic axis cannot show, are drawn at the bottom.
 
     Args:
-        losses: A row per optimizer step, a column per way of computing it.
-        reference: The column that the others are compared with.
+        losses: One row per optimiser step, and one column per way of computing it.
+        reference: The column to compare the others with.
 
     Returns:
         The figure.
@@ -280,10 +281,10 @@ def plot_loss_drift(losses: pd.DataFrame, reference: str) -> Figure:
 
 
 def write_idea(path: Path = IDEA) -> Path:
-    """Draw the first page's picture from published results, the same to the byte every time.
+    """Draw the first page's picture from published results, byte for byte reproducible.
 
     Args:
-        path: Where the SVG is written.
+        path: The path of the SVG.
 
     Returns:
         The path.
@@ -301,8 +302,9 @@ def plot_stream(counts: pd.DataFrame, report: pd.DataFrame | None = None) -> Fig
     """How many classes of each dataset arrive in each update and, above that, how many images.
 
     Args:
-        counts: Index task (1, 2, ...), a column per dataset: numbers of classes.
-        report: Index task, column `images`; see `cmp.experiments.statistics.stream_report`.
+        counts: The number of classes, with one column per dataset, indexed by task (1, 2, ...).
+        report: A table with column `images`, indexed by task; see
+            `cmp.experiments.statistics.stream_report`.
 
     Returns:
         The figure.
@@ -332,7 +334,7 @@ def plot_stream(counts: pd.DataFrame, report: pd.DataFrame | None = None) -> Fig
 
 
 def _over_white(images: Any) -> np.ndarray:
-    """Return RGBA images [N, 4, H, W] of uint8 as RGB over white, [N, H, W, 3] from 0 to 1."""
+    """Return uint8 RGBA images [N, 4, H, W] as RGB over white, [N, H, W, 3] from 0 to 1."""
     pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
     return 1 - pixels[..., 3:] * (1 - pixels[..., :3])
 
@@ -342,7 +344,7 @@ def plot_gallery(images: Any, titles: Sequence[str]) -> Figure:
 
     Args:
         images: uint8 array or tensor [N, 4, H, W], RGBA, shown over white.
-        titles: A name per image.
+        titles: One name per image.
 
     Returns:
         The figure.
@@ -361,14 +363,14 @@ def plot_gallery(images: Any, titles: Sequence[str]) -> Figure:
 
 
 def power_of_ten(rates: Iterable[np.ndarray]) -> tuple[float, str]:
-    """Return the power of ten that the largest learning rate is a small multiple of.
+    """Return the power of ten of which the largest learning rate is a small multiple.
 
     Args:
         rates: Arrays of learning rates.
 
     Returns:
-        The power and its text, such as (0.0001, "10⁻⁴"): plain characters, because a formula takes
-        long to draw.
+        The power and its text, such as (0.0001, "10⁻⁴"), in plain characters, because a formula is
+        slow to draw.
     """
     largest = max(float(array.max()) for array in rates)
     power = math.floor(math.log10(largest)) if largest > 0 else 0
@@ -376,7 +378,7 @@ def power_of_ten(rates: Iterable[np.ndarray]) -> tuple[float, str]:
 
 
 def _draw_rates(axes: Axes, rates: np.ndarray, colour: str, held: bool = False) -> None:
-    """Draw rates [tasks, steps] over steps and each task's mean: shaded, or dashed if held."""
+    """Draw rates [tasks, steps] over steps, and each task's mean, shaded or, if held, dashed."""
     tasks, steps = rates.shape
     edges = np.arange(tasks + 1) * steps - 0.5
     shade, line = {"fill": True, "alpha": 0.22}, {"linewidth": 1.8}
@@ -391,7 +393,7 @@ def plot_learning_rates(curves: Mapping[str, np.ndarray]) -> Figure:
     """The learning rate of one setting over its stream; a second one in grey, to compare with.
 
     Args:
-        curves: Setting -> rates [tasks, steps]; one or two settings.
+        curves: Setting -> rates [tasks, steps], for one or two settings.
 
     Returns:
         The figure.
@@ -435,8 +437,8 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
 
     Args:
         images: uint8 array or tensor [N, 4, H, W], RGBA, shown over white.
-        answers: The predicted name of each image, a row per image and a column per update, of
-            which the first, the last and some between them are shown.
+        answers: The predicted names, with one row per image and one column per update. The first,
+            the last and some in between are shown.
         truth: The right name of each image.
 
     Returns:

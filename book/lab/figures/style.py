@@ -1,4 +1,4 @@
-"""The house style of every figure: a canvas, looks of settings, and where labels go."""
+"""The house style of all figures: canvas, appearance of settings, and placement of labels."""
 
 import contextlib
 import itertools
@@ -22,9 +22,10 @@ from cmp.files import read_yaml
 from lab import chapters
 
 WIDTH = 9
-"""Inches of every figure: pages show all as wide as their text, so that their letters are alike."""
+"""Width of every figure in inches. Pages scale all figures to the width of the text, so that their
+letters have the same size."""
 JOINT = "joint"
-# of seaborn's "colorblind", but for the seventh
+# seaborn's "colorblind", except for the seventh
 COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#56b4e9", "#882255", "#ca9161"]
 MARKERS, LINES = "osD^vPh", ("-", "-.", ":")
 AXES = {"A_KA": "Knowledge accumulation A_KA (%)", "A_ZS": "Zero-shot retention A_ZS (%)"}
@@ -34,15 +35,16 @@ HALO = [withStroke(linewidth=3, foreground="white")]
 
 @contextlib.contextmanager
 def canvas(height: float, note: str = "", **grid: Any) -> Iterator[tuple]:
-    """Open a figure in the house style; it is closed at the end, so that a notebook shows it once.
+    """Open a figure in the house style, and close it at the end, so that a notebook shows it only
+    once.
 
     Args:
-        height: In inches.
-        note: What stands below the axes; its lines are wrapped.
+        height: The height in inches.
+        note: The text below the axes, which is wrapped.
         **grid: Arguments of `plt.subplots`.
 
     Yields:
-        The figure and its axes, as `plt.subplots` returns them.
+        The figure and its axes, as returned by `plt.subplots`.
     """
     with plt.rc_context(STYLE["matplotlib"]):
         figure, axes = plt.subplots(figsize=(WIDTH, height), layout="constrained", **grid)
@@ -52,31 +54,32 @@ def canvas(height: float, note: str = "", **grid: Any) -> Iterator[tuple]:
             yield figure, axes
             for text in figure.findobj(Text):
                 text.set_text(with_subscripts(text.get_text()))
-            figure.draw_without_rendering()  # makes the ticks while the style holds
+            figure.draw_without_rendering()  # creates the ticks while the style is active
         finally:
             plt.close(figure)
 
 
 @contextlib.contextmanager
 def plane(height: float, note: str = "") -> Iterator[tuple[Figure, Axes]]:
-    """Open a figure of A_ZS over A_KA; arguments and what it yields as for `canvas`."""
+    """Open a figure of A_ZS over A_KA, with the same arguments and result as `canvas`."""
     with canvas(height, note) as (figure, axes):
         axes.set(xlabel=AXES["A_KA"], ylabel=AXES["A_ZS"])
         yield figure, axes
 
 
 def with_subscripts(text: str) -> str:
-    """Return a text with the aggregates as they are written in formulas."""
+    """Return a text with the aggregates written as in formulas."""
     return re.sub(r"\bA_(KA|ZS)\b", r"$A_{\\mathrm{\1}}$", text)
 
 
 def looks(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Give each setting the colour, marker and dashes of its line.
+    """Return the colour, marker and dashes of each setting's line.
 
-    Those of `book/style.yaml` have theirs in every figure; others take free ones as they appear.
+    Settings in `book/style.yaml` have the same style in every figure. Others get unused styles in
+    order.
 
     Args:
-        settings: Names; repeated names count once.
+        settings: The names; repeated names count once.
 
     Returns:
         Setting -> arguments of `plot`.
@@ -92,7 +95,7 @@ def looks(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def ink(colour: str) -> str:
-    """Return a colour as words need it on white: darkened until its contrast is 4.5 to 1."""
+    """Return a colour darkened for text on white, to a contrast of 4.5 to 1."""
     rgb = np.array(to_rgb(colour))
     while _luminance(rgb) > 1.05 / 4.5 - 0.05:
         rgb *= 0.98
@@ -100,7 +103,7 @@ def ink(colour: str) -> str:
 
 
 def _luminance(rgb: np.ndarray) -> float:
-    """Return the relative luminance of WCAG 2 of an sRGB colour."""
+    """Return the relative luminance (WCAG 2) of an sRGB colour."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
@@ -116,17 +119,17 @@ def mark_updates(axes: Axes) -> None:
 
 
 def draw_open_end(axes: Axes, x: float, y: float, sign: int, colour: str) -> None:
-    """Draw an arrow from a point to the side where its interval has no end."""
+    """Draw an arrow from a point towards the open end of its interval."""
     arrow = {"arrowstyle": "<|-", "color": colour, "linewidth": 1.5, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (x, y), (30 * sign, 0), textcoords="offset points", arrowprops=arrow)
 
 
 def interval_note(table: pd.DataFrame, has_intervals: bool) -> str:
-    """Return what a note says of intervals and of settings that have none yet.
+    """Return the text of a note on intervals and on settings without one.
 
     Args:
-        table: Settings; those that lack streams say so in `preliminary`, such as "2 of 20 streams".
-        has_intervals: Whether any has one.
+        table: The settings; `preliminary` says if one lacks streams, such as "2 of 20 streams".
+        has_intervals: Whether any setting has an interval.
     """
     parts = [f"{level_in_words()} t-intervals over bases."] * has_intervals
     progress = sorted({*table.get("preliminary", [])} - {""})
@@ -134,16 +137,17 @@ def interval_note(table: pd.DataFrame, has_intervals: bool) -> str:
 
 
 def spread(places: Sequence[float], gap: float) -> np.ndarray:
-    """Move places until they are at least `gap` apart, in the same order and as little as possible.
+    """Move positions as little as possible until they are at least `gap` apart, keeping their
+    order.
 
-    This is isotonic regression (least squares) of the places less the gaps.
+    This is isotonic regression (least squares) of the positions minus the gaps.
 
     Args:
-        places: In any order.
+        places: The positions, in any order.
         gap: The smallest distance between two of them.
 
     Returns:
-        The places, in the order that they came in.
+        The positions, in the original order.
     """
     from scipy.optimize import isotonic_regression
 
@@ -155,10 +159,10 @@ def spread(places: Sequence[float], gap: float) -> np.ndarray:
 
 
 def with_title(figure: Figure, finding: str) -> Figure:
-    """Write what a figure shows above it, in lines of about the same length; return the figure.
+    """Write a finding above a figure, in lines of similar length, and return the figure.
 
     Args:
-        figure: The figure. Where its note says that it is preliminary, its title does not.
+        figure: The figure. If its note says that it is preliminary, the title does not.
         finding: A sentence.
     """
     if "Preliminary" in figure.get_supxlabel():
@@ -173,17 +177,18 @@ def with_title(figure: Figure, finding: str) -> Figure:
 
 
 def label_ends(axes: Axes) -> None:
-    """Write the labels of lines at their right ends, each tied to its own and none on another."""
+    """Write the labels of lines at their right ends, connected to their lines and without
+    overlaps."""
     axes.figure.draw_without_rendering()
     height = 1.3 * plt.rcParams["font.size"] * axes.figure.dpi / 72
     gap = height / axes.bbox.height * np.ptp(axes.get_ylim())
     tie = {"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 1, "shrinkB": 6, "relpos": (0, 0.5)}
     look = {"va": "center", "annotation_clip": False, "path_effects": HALO}
     to_screen = axes.transData
-    lines = [line for line in axes.lines if not line.get_label().startswith("_")]  # labelled
+    lines = [line for line in axes.lines if not line.get_label().startswith("_")]  # with labels
     lines.sort(key=lambda line: line.get_xdata()[-1])
     ends = np.reshape([(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines], (-1, 2))
-    # ends that lie less than a label's distance apart share a column of labels
+    # ends closer together than the spacing of labels share a column of labels
     column = np.cumsum(np.diff(to_screen.transform(ends)[:, 0], prepend=-np.inf) > 28)
     for group in (np.flatnonzero(column == number) for number in np.unique(column)):
         for n, place in zip(group, spread(ends[group, 1], gap), strict=True):
@@ -195,11 +200,11 @@ def label_ends(axes: Axes) -> None:
 
 
 def label_points(axes: Axes, points: Iterable[tuple[float, float, str, dict[str, Any]]]) -> None:
-    """Label points where the labels hide least of each other and of what is drawn.
+    """Label points where labels overlap least with each other and with the drawing.
 
     Args:
-        axes: Where the points are drawn.
-        points: x, y, text and the properties of the text.
+        axes: The axes with the points.
+        points: The x, y, text and text properties of each point.
     """
     axes.figure.draw_without_rendering()
     marks, lines = _drawn_marks(axes), _drawn_lines(axes)
@@ -211,7 +216,7 @@ def label_points(axes: Axes, points: Iterable[tuple[float, float, str, dict[str,
         own = marks[np.hypot(*(marks[:, :2] - middle).T) < 1, 2].max(initial=0.0)
         tie = {"arrowstyle": "-", "linewidth": 0.8, "shrinkA": 0, "shrinkB": own / scale + 1}
         tie |= {"color": style.get("color", "0.4")}
-        tie = tie if own else None  # a cloud has no mark that a line could lead to
+        tie = tie if own else None  # a cloud has no mark to connect to
         label = axes.annotate(text, (x, y), (0, 0), arrowprops=tie, **centred, **style)
         places.append((label, middle, own, label.get_window_extent().size))
     tried = itertools.product((5, 12, 22, 36, 54), np.arange(24) * np.pi / 12)
@@ -226,20 +231,20 @@ def label_points(axes: Axes, points: Iterable[tuple[float, float, str, dict[str,
         for box in (box for key, box in boxes.items() if key != number):
             cost += 1000 * ((low < box[1]) & (high > box[0])).all(1)
         to_points = _distance(low, high, np.array([point for _, point, *_ in places]))
-        cost += 60 * (to_points < to_points[:, [number]]).sum(1)  # it would seem to be theirs
+        cost += 60 * (to_points < to_points[:, [number]]).sum(1)  # it would look like their label
         best = cost.argmin()
         boxes[number] = low[best], high[best]
         label.set_position(moves[best] / scale)
 
 
 def _distance(low: np.ndarray, high: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return how far boxes from `low` to `high` [N, 2] are from points [M, 2], as [N, M]."""
+    """Return the distances of boxes from `low` to `high` [N, 2] to points [M, 2], as [N, M]."""
     nearest = np.clip(points, low[:, None], high[:, None])
     return np.hypot(*np.moveaxis(points - nearest, -1, 0))
 
 
 def _drawn_marks(axes: Axes) -> np.ndarray:
-    """Return x, y and radius of each marker in pixels, [N, 3]."""
+    """Return the x, y and radius of each marker in pixels, [N, 3]."""
     scale, circles = axes.figure.dpi / 144, [np.empty((0, 3))]
     for line in axes.lines:
         if line.get_marker() not in ("", "None", None) and len(line.get_xydata()):
@@ -249,7 +254,7 @@ def _drawn_marks(axes: Axes) -> np.ndarray:
 
 
 def _drawn_lines(axes: Axes) -> np.ndarray:
-    """Return points in pixels on all lines, about five pixels apart, [N, 2]."""
+    """Return points on all lines in pixels, about five pixels apart, [N, 2]."""
     paths = [line.get_xydata() for line in axes.lines if line.get_linestyle() != "None"]
     paths += [path for bars in axes.collections for path in bars.get_segments() if len(path)]
     paths = [axes.transData.transform(path) for path in paths]
