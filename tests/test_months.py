@@ -11,7 +11,7 @@ from PIL import Image
 
 from cmp.errors import CmpError
 from cmp.files import file_digest
-from cmp.releases import release, tuning, update
+from cmp.releases import compare, release, tuning, update
 from cmp.runs.checkpoints import CheckpointManager
 
 QUICK = ("EMA", "infinite", "class-balanced")
@@ -55,6 +55,19 @@ def test_a_release_holds_what_serves_judges_and_goes_on(root, tmp_path):
     [done] = made.record.updates
     assert done.name == "z-month" and done.id == made.record.id and done.steps >= 10
     assert [x.name for x in made.folder.parent.iterdir()] == ["1"]  # nothing is left beside it
+
+
+def test_a_release_stands_for_its_folder_and_has_its_data(root, tmp_path):
+    made = first(root, tmp_path)
+    plan = update.plan_update(made, root / "y-month")
+    assert plan.parent and plan.parent.record == made.record
+    corpus, count = made.corpus(), len(made.ledger().pictures)
+    columns = ["split", "label", "update"]
+    known = plan.corpus.table[columns].astype(str)[:count]
+    assert len(corpus.table) == count
+    assert corpus.table[columns].astype(str).equals(known)
+    found = compare.compare(made, str(made.folder), corpus, subset=2)
+    assert found.is_same and (found.old, found.new) == ("1", str(made.folder))
 
 
 @pytest.mark.parametrize("size", [5, 13, 200])

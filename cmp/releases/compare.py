@@ -1,5 +1,6 @@
 """What two models do on the same pictures: scores, names lost and gained, and a stored index."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from cmp.models import Network
 from cmp.releases.candidates import Candidate, find_candidate
 from cmp.releases.index import RECALL_AT, IndexMap, fit_map, measure_index
 from cmp.releases.intervals import mean_interval, share_interval
+from cmp.releases.release import Release
 
 FIT_PICTURES = 2000
 """Pictures, none of them scored, on which the map to an old index is fitted."""
@@ -88,8 +90,8 @@ class Comparison:
 
 
 def compare(
-    old: str | Candidate | tuple[str, Network],
-    new: str | Candidate | tuple[str, Network],
+    old: str | Release | Candidate | tuple[str, Network],
+    new: str | Release | Candidate | tuple[str, Network],
     corpus: Corpus,
     *,
     arrived: Collection[str] | np.ndarray | None = None,
@@ -109,7 +111,7 @@ def compare(
 
     Args:
         old: The model that is served: "NAME:START", "run:ID", "hf-hub:ORG/NAME" or a folder in
-            open_clip's layout, such as a release; or a name and a network.
+            open_clip's layout; or a release, or a name and a network.
         new: The model that may take its place.
         corpus: The data.
         arrived: What is new to an index of the old model: names of datasets or of updates, or a
@@ -169,9 +171,11 @@ def compare(
     )
 
 
-def _as_candidate(model: str | Candidate | tuple[str, Network]) -> Candidate:
+def _as_candidate(model: str | Release | Candidate | tuple[str, Network]) -> Candidate:
     if isinstance(model, str):
         return find_candidate(model)
+    if isinstance(model, Release):
+        return dataclasses.replace(find_candidate(str(model.folder)), title=model.folder.name)
     if isinstance(model, Candidate):
         return model
     name, network = model

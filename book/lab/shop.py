@@ -1,0 +1,111 @@
+"""The catalogue of the book's shop, month by month: folders of pictures with names as class folders.
+
+The pictures are emoji of the embedded benchmark that no base was trained on. Each name is drawn in
+up to eight styles, so that a name can come again with looks that were never seen.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from cmp.embedded import packed
+from cmp.embedded.manifest import embedded_manifests
+from cmp.errors import CmpError
+from cmp.files import write_atomic
+from cmp.seeds import unit_interval
+
+SETS = ("new-emoji-things", "new-emoji-living")
+NOT_SOLD = re.compile(
+    r"\b(?:baby|breast-feeding|child|ear|eye|finger|fist|foot|hands?|index|nose|officer|people|person"
+    r"|prince|superhero|tongue|vampire|arm|leg|horns|thumbs|speaking|skier|snowboarder)\b"
+)
+"""Names of people and parts of them, which no shop has."""
+USUAL = ("noto", "noto-v1", "twemoji", "emojione", "emojione-v1")
+"""The styles in which names come first."""
+MANIFEST = """\
+name: catalogue
+title: what arrived in {name}
+role: adapt
+licence: see ATTRIBUTION.md
+prompt: "{{}}"  # the base was pretrained on bare names
+reader: {{kind: folder, path: .}}
+"""
+
+
+class Delivery(NamedTuple):
+    """What one month brings.
+
+    Attributes:
+        new: The range of names that come for the first time.
+        again: The range of names that come again.
+        looks: The styles in which those are drawn.
+        most: How many pictures there are at most.
+    """
+
+    new: range
+    again: range = range(0)
+    looks: tuple[str, ...] = ()
+    most: int | None = None
+
+
+MONTHS = {
+    "2026-01": Delivery(range(36)),
+    "2026-02": Delivery(range(36, 70), range(36), ("openmoji", "fluent-flat")),
+    "2026-03": Delivery(range(70, 74), most=13),
+    "2026-04": Delivery(range(74, 106), range(36, 70), ("openmoji", "fluent-flat")),
+    "2026-05": Delivery(range(106, 138), range(70), ("fluent-3d",)),
+}
+"""The shop's first five months. The third is small: 13 pictures of four names."""
+
+
+def write_months(folder: str | Path, count: int = len(MONTHS)) -> list[Path]:
+    """Write the pictures of the shop's first months, each in a folder of its own.
+
+    Args:
+        folder: Where the months will be, as `2026-01/umbrella/noto.png`.
+        count: How many months.
+
+    Returns:
+        Their folders, in order.
+
+    Raises:
+        CmpError: There are not so many months.
+    """
+    if not 1 <= count <= len(MONTHS):
+        raise CmpError(f"count: {count}: the shop has 1 to {len(MONTHS)} months")
+    drawings = _drawings()
+    names = sorted(drawings["label"].unique(), key=lambda name: unit_interval("shop", name))
+    folders = []
+    for month, delivery in [*MONTHS.items()][:count]:
+        place = Path(folder, month)
+        for drawing in [*_delivered(drawings, names, delivery)][: delivery.most]:
+            path = place / drawing.label / f"{drawing.style}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(drawing.image.transpose(1, 2, 0)).save(path)
+        write_atomic(place / "manifest.yaml", MANIFEST.format(name=month))
+        folders.append(place)
+    return folders
+
+
+def _drawings() -> pd.DataFrame:
+    """Return a row per drawing that the shop may have: `label`, `style`, `image` [4, 32, 32]."""
+    tables = []
+    for name in SETS:
+        store = packed.read_packed(embedded_manifests()[name])
+        style = store.table["source"].str.partition("/")[0]
+        tables.append(store.table[["label"]].assign(style=style, image=[*np.array(store.images)]))
+    table = pd.concat(tables, ignore_index=True)
+    return table[~table["label"].str.contains(NOT_SOLD)]
+
+
+def _delivered(drawings: pd.DataFrame, names: list[str], delivery: Delivery) -> Iterator:
+    """Yield the drawings of a month: each new name in the usual styles, others in new looks."""
+    for numbers, styles in ((delivery.new, USUAL), (delivery.again, delivery.looks)):
+        for label in (names[number] for number in numbers):
+            own = drawings[(drawings["label"] == label) & drawings["style"].isin(styles)]
+            yield from own.itertuples(index=False)
