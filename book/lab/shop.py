@@ -5,7 +5,7 @@ up to eight styles, so that a name can come again with looks that were never see
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +13,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from cmp import config
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 from cmp.files import write_atomic
+from cmp.releases.release import Release
+from cmp.runs.runner import RunResult, execute
 from cmp.seeds import unit_interval
 
 SETS = ("new-emoji-things", "new-emoji-living")
@@ -109,3 +112,58 @@ def _delivered(drawings: pd.DataFrame, names: list[str], delivery: Delivery) -> 
         for label in (names[number] for number in numbers):
             own = drawings[(drawings["label"] == label) & drawings["style"].isin(styles)]
             yield from own.itertuples(index=False)
+
+
+def list_months(folders: Iterable[Path]) -> pd.DataFrame:
+    """Return what each month brought: pictures, names that are new, and names that came again.
+
+    Args:
+        folders: What `write_months` returned.
+
+    Returns:
+        A row per month: `pictures`, `new names`, `names again`.
+    """
+    rows, known = {}, set()
+    for folder in folders:
+        found = [path.parent.name for path in folder.glob("*/*.png")]
+        names = {*found}
+        rows[folder.name] = (len(found), len(names - known), len(names & known))
+        known |= names
+    columns = ["pictures", "new names", "names again"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("month")
+
+
+def draw_returning(earlier: Path, later: Path, count: int = 7) -> tuple[np.ndarray, list[str]]:
+    """Return pictures of names that came in two months, those of the earlier one first.
+
+    Args:
+        earlier, later: Two folders that `write_months` returned.
+        count: How many names.
+
+    Returns:
+        uint8 [2 * count, 4, 32, 32] and a title for each.
+    """
+    both = sorted({path.name for path in earlier.iterdir()} & {path.name for path in later.iterdir()})
+    names = [name for name in both if (later / name).is_dir()][:count]
+    paths = [min((month / name).glob("*.png")) for month in (earlier, later) for name in names]
+    pictures = np.stack([np.array(Image.open(path).convert("RGBA")) for path in paths])
+    titles = [f"{path.parent.name}, {path.parents[1].name}" for path in paths]
+    return pictures.transpose(0, 3, 1, 2), titles
+
+
+def run_as_stream(last: Release) -> RunResult:
+    """Train the months of a release in one simulated stream, whose data are all here from the start.
+
+    Args:
+        last: The release after the last month.
+
+    Returns:
+        Where the stream ends, and its scores on the way.
+    """
+    peaks = [update.peak for update in last.record.updates]
+    changes: dict[str, dict] = {"training": {"task_steps": []}}
+    if len(set(peaks)) > 1:  # the stream has one peak, and a part of it for each month
+        shares = [peak / max(peaks) for peak in peaks]
+        changes["schedule"] = {"peak": max(peaks), "meta": "free", "peaks": shares}
+    tree = config.overlay(last.config.to_dict(), changes)
+    return execute(config.parse(tree, "the months as one stream"), last.corpus())

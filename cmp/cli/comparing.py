@@ -12,8 +12,8 @@ from cmp.errors import CmpError
 from cmp.evaluation import make_test_sets
 from cmp.experiments import forecast
 from cmp.files import check_target
-from cmp.releases import candidates, gate, report
-from cmp.releases.compare import Comparison, common_device
+from cmp.releases import candidates, gate, release, report
+from cmp.releases.compare import Comparison, as_candidate, common_device
 from cmp.releases.compare import compare as compare_models
 from cmp.releases.index import RECALL_AT
 
@@ -24,7 +24,7 @@ WORST = 8
 def compare(
     old: Annotated[str, typer.Argument(metavar="OLD")],
     new: Annotated[str, typer.Argument(metavar="NEW")],
-    data: str = "embedded",
+    data: str | None = None,
     arrived: Annotated[str | None, typer.Option("--new", metavar="NAME[,...]")] = None,
     gate_file: Annotated[Path | None, typer.Option("--gate")] = None,
     page: Annotated[Path | None, typer.Option("--report")] = None,
@@ -47,8 +47,11 @@ def compare(
     Args:
         old: The model that is served.
         new: The model that may take its place.
+        data: Source of the data: embedded, fomo, or a folder of manifests. Default: of a new
+            release all pictures so far, and otherwise embedded.
         arrived: Datasets or updates whose pictures are new to an index of the old model. Default:
-            the datasets of role adapt, if there are others; "" for none.
+            the updates between two releases, or else the datasets of role adapt, if there are
+            others; "" for none.
         gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
         page: Write a page of HTML to this file, with the pictures that lost or gained their name.
         split: Images to score: test, or validation.
@@ -56,7 +59,7 @@ def compare(
         device: Device: cpu or cuda. Default: cpu for embedded models, otherwise cuda.
 
     Example:
-        cmpt compare small:annealed run:3f2a --gate gate.yaml --report report.html
+        cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml --report report.html
     """
     torch.set_num_threads(threads)
     if page:
@@ -64,9 +67,10 @@ def compare(
             raise CmpError(f"--report {page}: there is no folder {page.parent}; make it first")
         check_target(page)
     limits = gate.read_gate(gate_file) if gate_file else None
-    pair = [candidates.find_candidate(what) for what in (old, new)]
-    forecast.check_device(device := common_device(pair, device))
-    corpus = load_data(data)
+    releases = [release.read_release(x) if release.is_release(Path(x)) else None for x in (old, new)]
+    pair = [made or candidates.find_candidate(x) for made, x in zip(releases, (old, new), strict=True)]
+    forecast.check_device(device := common_device([as_candidate(each) for each in pair], device))
+    corpus = releases[1].corpus() if releases[1] and not data else load_data(data or "embedded")
     if limits:
         scored = [each.dataset for each in make_test_sets(corpus, split, subset)]
         gate.check_scopes(limits, {dataset.name: dataset.role for dataset in scored})

@@ -20,6 +20,7 @@ from cmp.models import Network
 from cmp.releases.candidates import Candidate, find_candidate
 from cmp.releases.index import RECALL_AT, IndexMap, fit_map, measure_index
 from cmp.releases.intervals import mean_interval, share_interval
+from cmp.releases.ledger import arrivals_from, update_label
 from cmp.releases.release import Release
 
 FIT_PICTURES = 2000
@@ -115,8 +116,8 @@ def compare(
         new: The model that may take its place.
         corpus: The data.
         arrived: What is new to an index of the old model: names of datasets or of updates, or a
-            bool for every image of the corpus. Where None, the datasets of the role "adapt" if
-            there are others beside them.
+            bool for every image of the corpus. Where None, the updates between two releases that
+            are in the data; else the datasets of the role "adapt" if there are others beside them.
         split: "test" or "validation".
         subset: Images per dataset; all where None.
         fit_pictures: How many pictures of other splits the map to the old index is fitted on.
@@ -138,7 +139,9 @@ def compare(
         >>> list(tables.summary.columns)[:4]
         ['sets', 'questions', 'old', 'new']
     """
-    candidates = [_as_candidate(model) for model in (old, new)]
+    candidates = [as_candidate(model) for model in (old, new)]
+    if arrived is None and isinstance(old, Release) and isinstance(new, Release):
+        arrived = _updates_between(old, new, corpus) or None
     is_new = arrived_images(corpus, arrived)
     kept = _unscored_rows(corpus, split, fit_pictures)
     features, fitted = [], []
@@ -171,7 +174,8 @@ def compare(
     )
 
 
-def _as_candidate(model: str | Release | Candidate | tuple[str, Network]) -> Candidate:
+def as_candidate(model: str | Release | Candidate | tuple[str, Network]) -> Candidate:
+    """Return a model as `compare` takes it, which loads it when it is needed."""
     if isinstance(model, str):
         return find_candidate(model)
     if isinstance(model, Release):
@@ -180,6 +184,13 @@ def _as_candidate(model: str | Release | Candidate | tuple[str, Network]) -> Can
         return model
     name, network = model
     return Candidate(name, name, lambda: network)
+
+
+def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str]:
+    """Return the updates of a corpus that arrived after one release and until another."""
+    first, known = len(old.record.updates), set(corpus.table["update"].cat.categories)
+    arrivals = arrivals_from(new.record.arrivals)
+    return known & {update_label(arrival) for arrival in arrivals if arrival.update > first}
 
 
 def common_device(candidates: Collection[Candidate], device: str | None) -> str:
