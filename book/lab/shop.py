@@ -18,6 +18,7 @@ from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 from cmp.files import write_atomic
+from cmp.releases import release
 from cmp.releases.release import Release
 from cmp.runs.runner import RunResult, execute
 from cmp.seeds import unit_interval
@@ -38,6 +39,21 @@ licence: see ATTRIBUTION.md
 prompt: "{{}}"  # the base was pretrained on bare names
 reader: {{kind: folder, path: .}}
 """
+
+
+FILES = {
+    release.RECORD_FILE: "the config, the updates so far, and a hash of every other file",
+    release.CARD_FILE: "the model card",
+    release.WEIGHTS_FILE: "the weights to serve, as open_clip loads them",
+    release.CONFIG_FILE: "the network, for open_clip",
+    release.REPORT_FILE: "a page with the pictures that lost or gained their name",
+    release.SCORES_FILE: "scores of each set, after each update",
+    release.MATRIX_FILE: "after each update, scores of the pictures of each update",
+    release.HITS_FILE: "which test pictures were named rightly",
+    release.LEDGER_FILE: "the ledger",
+    release.START_FILE: "the weights before the first update",
+}
+"""What the files of a release are for."""
 
 
 class Delivery(NamedTuple):
@@ -149,6 +165,16 @@ def draw_returning(earlier: Path, later: Path, count: int = 7) -> tuple[np.ndarr
     pictures = np.stack([np.array(Image.open(path).convert("RGBA")) for path in paths])
     titles = [f"{path.parent.name}, {path.parents[1].name}" for path in paths]
     return pictures.transpose(0, 3, 1, 2), titles
+
+
+def describe_files(made: Release) -> dict[str, str]:
+    """Return what each file of a release is for.
+
+    Args:
+        made: The release.
+    """
+    words = FILES | {made.record.state: "weights, moments and memory, for the next update"}
+    return {name: words[name] for name in [release.RECORD_FILE, *made.record.files]}
 
 
 def run_as_stream(last: Release) -> RunResult:

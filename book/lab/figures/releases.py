@@ -33,7 +33,7 @@ def plot_flips(comparison: Comparison, kind: str = "lost", rows: int = 2) -> Fig
     flips = flips.groupby(["dataset", "concept"], sort=False).head(PER_CONCEPT)
     turn = flips.groupby("dataset").cumcount().sort_values(kind="stable")
     shown = flips.loc[turn.index].head(rows * IN_A_ROW)
-    pixels = over_white(comparison.corpus.images[shown["row"].to_numpy()])
+    pixels = over_white(comparison.corpus.images[shown["row"].to_numpy(copy=True)])
     size = {"nrows": max(1, -(-len(shown) // IN_A_ROW)), "ncols": IN_A_ROW, "squeeze": False}
     colours = (KEPT, LOST) if kind == "lost" else (LOST, KEPT)
     with style.canvas(2.3 * size["nrows"], **size) as (figure, grid):
@@ -105,5 +105,5 @@ def plot_two_ways(ways: Mapping[str, pd.DataFrame], names: Mapping[int, str]) ->
             axes.set_xticks(months, ["before", *(name[-2:] for name in names.values())])
             axes.set_xlabel("After the month")
             axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-        panels[0].legend(frameon=False, fontsize=plt.rcParams["font.size"] - 1, loc="upper left")
+        panels[1].legend(frameon=False, fontsize=plt.rcParams["font.size"] - 1, loc="upper right")
     return figure
