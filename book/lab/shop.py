@@ -149,7 +149,9 @@ def list_months(folders: Iterable[Path]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("month")
 
 
-def draw_returning(earlier: Path, later: Path, count: int = 7) -> tuple[np.ndarray, list[str]]:
+def draw_returning(
+    earlier: Path, later: Path, count: int = 7
+) -> tuple[np.ndarray, list[str], list[str]]:
     """Return pictures of names that came in two months, those of the earlier one first.
 
     Args:
@@ -157,14 +159,14 @@ def draw_returning(earlier: Path, later: Path, count: int = 7) -> tuple[np.ndarr
         count: How many names.
 
     Returns:
-        uint8 [2 * count, 4, 32, 32] and a title for each.
+        uint8 [2 * count, 4, 32, 32], and of each its name and its month.
     """
     both = sorted({path.name for path in earlier.iterdir()} & {path.name for path in later.iterdir()})
     names = [name for name in both if (later / name).is_dir()][:count]
     paths = [min((month / name).glob("*.png")) for month in (earlier, later) for name in names]
     pictures = np.stack([np.array(Image.open(path).convert("RGBA")) for path in paths])
-    titles = [f"{path.parent.name}, {path.parents[1].name}" for path in paths]
-    return pictures.transpose(0, 3, 1, 2), titles
+    labels, months = zip(*((path.parent.name, path.parents[1].name) for path in paths), strict=True)
+    return pictures.transpose(0, 3, 1, 2), [*labels], [*months]
 
 
 def describe_files(made: Release) -> dict[str, str]:

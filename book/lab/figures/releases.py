@@ -1,7 +1,8 @@
 """Figures of releases: pictures that changed their name, and scores month by month."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +16,8 @@ from lab.figures.runs import IN_A_ROW, over_white
 
 LOST, KEPT = "#d55e00", "#0173b2"
 """Colours of a wrong and of a right name, as elsewhere in the book."""
-PER_CONCEPT = 1
+COLUMN = style.WIDTH / IN_A_ROW
+"""Inches of a column of pictures."""
 
 
 def plot_flips(comparison: Comparison, kind: str = "lost", rows: int = 2) -> Figure:
@@ -30,24 +32,46 @@ def plot_flips(comparison: Comparison, kind: str = "lost", rows: int = 2) -> Fig
         The figure.
     """
     flips = comparison.flips.query("kind == @kind and asked == @NAMING")
-    flips = flips.groupby(["dataset", "concept"], sort=False).head(PER_CONCEPT)
+    flips = flips.drop_duplicates(["dataset", "concept"])
     turn = flips.groupby("dataset").cumcount().sort_values(kind="stable")
     shown = flips.loc[turn.index].head(rows * IN_A_ROW)
-    pixels = over_white(comparison.corpus.images[shown["row"].to_numpy(copy=True)])
-    size = {"nrows": max(1, -(-len(shown) // IN_A_ROW)), "ncols": IN_A_ROW, "squeeze": False}
+    images = comparison.corpus.images[shown["row"].to_numpy(copy=True)]
     colours = (KEPT, LOST) if kind == "lost" else (LOST, KEPT)
-    with style.canvas(2.3 * size["nrows"], **size) as (figure, grid):
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for axes, image, (_, flip) in zip(grid.flat, pixels, shown.iterrows(), strict=False):
-            axes.imshow(image, interpolation="nearest")
-            for words, y, colour in zip(flip[["said_old", "said_new"]], (1, 0), colours, strict=True):
-                place = {"xytext": (0, 5 if y else -5), "textcoords": "offset points"}
-                look = {"ha": "center", "va": "bottom" if y else "top", "color": style.ink(colour)}
-                axes.annotate(
-                    textwrap.fill(words, 14), (0.5, y), **place, **look, fontsize=10.5,
-                    xycoords="axes fraction", fontweight="normal" if y else "bold",
-                )  # fmt: skip
+    return plot_wall(images, [*shown["said_old"]], [*shown["said_new"]], colours)
+
+
+def plot_wall(
+    images: Any,
+    above: Sequence[str],
+    below: Sequence[str],
+    colours: tuple[str, str] = (KEPT, KEPT),
+) -> Figure:
+    """Pictures in rows, enlarged without smoothing, each with a text above and one below.
+
+    Args:
+        images: uint8 array or tensor [N, 4, H, W], RGBA, shown over white.
+        above, below: A text per picture.
+        colours: Of the texts above, and of those below.
+
+    Returns:
+        The figure.
+    """
+    side, room = 0.8, {"ha": "center", "fontsize": 10.5, "linespacing": 1.05}
+    count = max(1, -(-len(images) // IN_A_ROW))
+    with style.canvas(2.15 * count) as (figure, axes):
+        for n, image in enumerate(over_white(images)):
+            row, column = divmod(n, IN_A_ROW)
+            x, y = column + 0.5, 2.15 * row + 0.56  # one unit is a column's width, or an inch
+            box = (x - side / 2, x + side / 2, y + side * COLUMN, y)
+            axes.imshow(image, extent=box, interpolation="nearest", aspect="auto")
+            for text, place, at, colour, weight in (
+                (above[n], y - 0.06, "bottom", colours[0], "normal"),
+                (below[n], box[2] + 0.06, "top", colours[1], "bold"),
+            ):
+                look = {"va": at, "color": style.ink(colour), "fontweight": weight}
+                axes.text(x, place, textwrap.fill(text, 14), **room, **look)
+        axes.set(xlim=(0, IN_A_ROW), ylim=(2.15 * count, 0))
+        axes.set_axis_off()
     return figure
 
 
