@@ -42,13 +42,13 @@ reader: {{kind: folder, path: .}}
 
 
 FILES = {
-    release.RECORD_FILE: "the config, the updates so far, and a hash of every other file",
+    release.RECORD_FILE: "config, updates so far, hashes of all files",
     release.CARD_FILE: "the model card",
     release.WEIGHTS_FILE: "the weights to serve, as open_clip loads them",
     release.CONFIG_FILE: "the network, for open_clip",
-    release.REPORT_FILE: "a page with the pictures that lost or gained their name",
+    release.REPORT_FILE: "a page: pictures that lost or gained their name",
     release.SCORES_FILE: "scores of each set, after each update",
-    release.MATRIX_FILE: "after each update, scores of the pictures of each update",
+    release.MATRIX_FILE: "scores of each month's pictures, month by month",
     release.HITS_FILE: "which test pictures were named rightly",
     release.LEDGER_FILE: "the ledger",
     release.START_FILE: "the weights before the first update",
@@ -161,7 +161,9 @@ def draw_returning(
     Returns:
         uint8 [2 * count, 4, 32, 32], and of each its name and its month.
     """
-    both = sorted({path.name for path in earlier.iterdir()} & {path.name for path in later.iterdir()})
+    both = sorted(
+        {path.name for path in earlier.iterdir()} & {path.name for path in later.iterdir()}
+    )
     names = [name for name in both if (later / name).is_dir()][:count]
     paths = [min((month / name).glob("*.png")) for month in (earlier, later) for name in names]
     pictures = np.stack([np.array(Image.open(path).convert("RGBA")) for path in paths])
@@ -175,8 +177,10 @@ def describe_files(made: Release) -> dict[str, str]:
     Args:
         made: The release.
     """
-    words = FILES | {made.record.state: "weights, moments and memory, for the next update"}
-    return {name: words[name] for name in [release.RECORD_FILE, *made.record.files]}
+    state = "state/task-....safetensors"  # its whole name has a hash
+    shown = {name: FILES.get(name) for name in [release.RECORD_FILE, *made.record.files]}
+    words = "all that the next update needs to go on"
+    return {(name if text else state): text or words for name, text in shown.items()}
 
 
 def run_as_stream(last: Release) -> RunResult:

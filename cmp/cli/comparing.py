@@ -67,8 +67,12 @@ def compare(
             raise CmpError(f"--report {page}: there is no folder {page.parent}; make it first")
         check_target(page)
     limits = gate.read_gate(gate_file) if gate_file else None
-    releases = [release.read_release(x) if release.is_release(Path(x)) else None for x in (old, new)]
-    pair = [made or candidates.find_candidate(x) for made, x in zip(releases, (old, new), strict=True)]
+    releases = [
+        release.read_release(x) if release.is_release(Path(x)) else None for x in (old, new)
+    ]
+    pair = [
+        made or candidates.find_candidate(x) for made, x in zip(releases, (old, new), strict=True)
+    ]
     forecast.check_device(device := common_device([as_candidate(each) for each in pair], device))
     corpus = releases[1].corpus() if releases[1] and not data else load_data(data or "embedded")
     if limits:

@@ -332,8 +332,10 @@ def plot_stream(counts: pd.DataFrame, report: pd.DataFrame | None = None) -> Fig
 
 
 def over_white(images: Any) -> np.ndarray:
-    """Return RGBA images [N, 4, H, W] of uint8 as RGB over white, [N, H, W, 3] from 0 to 1."""
+    """Return RGBA or RGB images [N, C, H, W] of uint8 as RGB over white, [N, H, W, 3] from 0 to 1."""
     pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
+    if pixels.shape[-1] == 3:
+        return pixels
     return 1 - pixels[..., 3:] * (1 - pixels[..., :3])
 
 
