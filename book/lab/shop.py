@@ -1,4 +1,4 @@
-"""The catalogue of the book's shop, month by month: folders of pictures with names as class folders.
+"""The catalogue of the book's shop, month by month, in folders with a folder for each name.
 
 The pictures are emoji of the embedded benchmark that no base was trained on. Each name is drawn in
 up to eight styles, so that a name can come again with looks that were never seen.
@@ -184,7 +184,7 @@ def describe_files(made: Release) -> dict[str, str]:
 
 
 def run_as_stream(last: Release) -> RunResult:
-    """Train the months of a release in one simulated stream, whose data are all here from the start.
+    """Train the months of a release in one simulated stream, with all data here from the start.
 
     Args:
         last: The release after the last month.

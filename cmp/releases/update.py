@@ -109,8 +109,8 @@ def plan_update(
     """Work out an update; nothing is trained, and nothing is written.
 
     Args:
-        start: A release, or its folder; for the first update "NAME" or "NAME:START" of a model, such
-            as "ViT-B-16:laion2b_s34b_b88k", "small" or "hf-hub:ORG/NAME".
+        start: A release, or its folder; for the first update "NAME" or "NAME:START" of a model,
+            such as "ViT-B-16:laion2b_s34b_b88k", "small" or "hf-hub:ORG/NAME".
         data: The folder of the new pictures.
         settings: Keys of the config to change, as nested dicts or as "key=value" texts.
         pool: A folder of pictures that are replayed, or "embedded"; kept from then on.

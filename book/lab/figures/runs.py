@@ -332,7 +332,7 @@ def plot_stream(counts: pd.DataFrame, report: pd.DataFrame | None = None) -> Fig
 
 
 def over_white(images: Any) -> np.ndarray:
-    """Return RGBA or RGB images [N, C, H, W] of uint8 as RGB over white, [N, H, W, 3] from 0 to 1."""
+    """Return images [N, C, H, W] of uint8, RGBA or RGB, as RGB over white: [N, H, W, 3], 0 to 1."""
     pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
     if pixels.shape[-1] == 3:
         return pixels
