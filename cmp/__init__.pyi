@@ -28,7 +28,11 @@ from .registry import option_names as option_names
 from .registry import register as register
 from .releases.compare import compare as compare
 from .releases.gate import check_gate as check_gate
+from .releases.release import Release as Release
+from .releases.release import read_release as read_release
 from .releases.report import write_report as write_report
+from .releases.tuning import tune as tune
+from .releases.update import update as update
 from .runs.launch import run as run
 from .schedules import Schedule as Schedule
 from .schedules import TaskSchedule as TaskSchedule

@@ -19,7 +19,7 @@ TRACKS = r"With one hour, .*?of your own\."
 LIMITS = "What this does not show"
 OPENING = 3
 """Cells of code before the story: parameters, imports, set-up."""
-MAIN = chapters.select([f"0{number}" for number in range(9)])
+MAIN = chapters.select([f"0{number}" for number in range(10)])
 MAX_WORDS = {"01": 3000}
 """Words of a chapter's main line, where they may be more than 2,000."""
 

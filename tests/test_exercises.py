@@ -110,3 +110,12 @@ def test_the_answer_about_budgets():
     methods = ("locked-image", "bitfit", "lora", "ewc", "locked-text")
     gains = {name: large / small for name in methods for small, large in [ratio(name)]}
     assert max(gains, key=gains.get) == answer("02.1")
+
+
+def test_the_answers_about_months():
+    before, lost, gained = 60, 9, 7
+    assert answer("09.1") == [gained - lost, 100 * lost / before]
+    mixture = cmp.Mixture(pretraining=1 / 3, update=1 / 3, buffer=1 / 3)
+    _, places, _ = mixtures.small_counts(mixture, 64, (1000, 10, 100), 2.6)
+    steps = max(mixtures.MIN_STEPS, -(-2.6 * 10 // places))
+    assert answer("09.2") == [places, steps * places / 10]

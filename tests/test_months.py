@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 from pictures import picture, tree
 from PIL import Image
+from typer.testing import CliRunner
 
+from cmp import cli
 from cmp.errors import CmpError
 from cmp.files import file_digest
-from cmp.releases import release, tuning, update
+from cmp.releases import compare, release, tuning, update
 from cmp.runs.checkpoints import CheckpointManager
 
 QUICK = ("EMA", "infinite", "class-balanced")
@@ -55,6 +57,46 @@ def test_a_release_holds_what_serves_judges_and_goes_on(root, tmp_path):
     [done] = made.record.updates
     assert done.name == "z-month" and done.id == made.record.id and done.steps >= 10
     assert [x.name for x in made.folder.parent.iterdir()] == ["1"]  # nothing is left beside it
+
+
+def test_a_release_stands_for_its_folder_and_has_its_data(root, tmp_path):
+    made = first(root, tmp_path)
+    plan = update.plan_update(made, root / "y-month")
+    assert plan.parent and plan.parent.record == made.record
+    corpus, count = made.corpus(), len(made.ledger().pictures)
+    columns = ["split", "label", "update"]
+    known = plan.corpus.table[columns].astype(str)[:count]
+    assert len(corpus.table) == count
+    assert corpus.table[columns].astype(str).equals(known)
+    found = compare.compare(made, str(made.folder), corpus, subset=2)
+    assert found.is_same and (found.old, found.new) == ("1", str(made.folder))
+
+
+def test_what_arrived_between_two_releases_is_new_to_an_index(root, tmp_path):
+    made = first(root, tmp_path)
+    plan = update.plan_update(made, root / "y-month")
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    corpus = later.corpus()
+    found = compare.compare(made, later, corpus).index
+    arrived = corpus.table["update"] == "2 y-month"
+    assert found.equals(compare.compare(made, later, corpus, arrived=arrived.to_numpy()).index)
+    assert not found.equals(compare.compare(made, later, corpus, arrived=["catalogue"]).index)
+
+
+def test_the_command_compares_two_releases_on_the_pictures_so_far(root, tmp_path, monkeypatch):
+    """A set and an update that only the new release has, without a word of where they are."""
+    made = first(root, tmp_path)
+    later = update.compute_update(
+        update.plan_update(made, root / "y-month"), tmp_path / "releases" / "2"
+    )
+    (tmp_path / "gate.yaml").write_text("sets: {catalogue: {drop: 100, gain: 100}}")
+    seen = []
+    monkeypatch.setattr("cmp.cli.comparing.print_comparison", seen.append)
+    arguments = ["compare", *map(str, (made.folder, later.folder))]
+    done = CliRunner().invoke(cli.app, [*arguments, "--gate", str(tmp_path / "gate.yaml")])
+    assert done.exit_code == 1 and "1 of 2 limits kept" in done.stdout, done.output
+    assert [*seen[0].sets.index] == ["catalogue"] and (seen[0].old, seen[0].new) == ("1", "2")
+    assert seen[0].index.equals(compare.compare(made, later, later.corpus()).index)
 
 
 @pytest.mark.parametrize("size", [5, 13, 200])

@@ -4,21 +4,19 @@ it."""
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
 import torch
 import typer
 
 from cmp.cli import shared
-from cmp.data import Corpus, load_data
+from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.evaluation import make_test_sets
 from cmp.experiments import forecast
 from cmp.files import check_target
-from cmp.releases import candidates, gate, ledger, report
-from cmp.releases.compare import Comparison, common_device
+from cmp.releases import candidates, gate, release, report
+from cmp.releases.compare import Comparison, as_candidate, common_device
 from cmp.releases.compare import compare as compare_models
 from cmp.releases.index import RECALL_AT
-from cmp.releases.release import Release, is_release, read_release
 
 WORST = 8
 """Number of concepts to print."""
@@ -53,8 +51,8 @@ def compare(
         data: Source of the data: embedded, fomo, or a folder of manifests. Default: for a release,
             all images that had arrived by then; otherwise embedded.
         arrived: Datasets or updates with images that an index of the old model lacks; "" for none.
-            Default: for a release, its last update; otherwise the datasets of role adapt, if there
-            are others.
+            Default: the updates between two releases; otherwise the datasets of role adapt, if
+            there are others.
         gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
         page: Write an HTML page to this file, with the images that lost or gained their name.
         split: Images to score: test, or validation.
@@ -72,16 +70,18 @@ def compare(
             )
         check_target(page)
     limits = gate.read_gate(gate_file) if gate_file else None
-    pair = [candidates.find_candidate(what) for what in (old, new)]
-    forecast.check_device(device := common_device(pair, device))
-    names = [name for name in arrived.split(",") if name] if arrived is not None else None
-    if data is None and is_release(Path(new)):
-        corpus, names = release_data(read_release(new), names)
-    else:
-        corpus = load_data(data or "embedded")
+    releases = [
+        release.read_release(x) if release.is_release(Path(x)) else None for x in (old, new)
+    ]
+    pair = [
+        made or candidates.find_candidate(x) for made, x in zip(releases, (old, new), strict=True)
+    ]
+    forecast.check_device(device := common_device([as_candidate(each) for each in pair], device))
+    corpus = releases[1].corpus() if releases[1] and not data else load_data(data or "embedded")
     if limits:
         scored = [each.dataset for each in make_test_sets(corpus, split, subset)]
         gate.check_scopes(limits, {dataset.name: dataset.role for dataset in scored})
+    names = [name for name in arrived.split(",") if name] if arrived is not None else None
     comparison = compare_models(
         *pair, corpus, arrived=names, split=split, subset=subset, device=device, progress=True
     )
@@ -97,18 +97,6 @@ def compare(
         typer.echo(f"gate: {len(lines) - len(broken)} of {len(lines)} limits kept")
     if broken:
         raise typer.Exit(1)
-
-
-def release_data(
-    release: Release, arrived: list[str] | None
-) -> tuple[Corpus, list[str] | np.ndarray]:
-    """Return the images of a release that still exist, and which of them are new."""
-    known, parts, _ = ledger.locate(release.ledger(), skip_gone=True)
-    corpus = ledger.corpus_of(known, parts)
-    if arrived is not None:
-        return corpus, arrived
-    last = ledger.update_label(known.arrivals[-1])
-    return corpus, (corpus.table["update"] == last).to_numpy(bool)
 
 
 def print_comparison(comparison: Comparison) -> None:

@@ -1,5 +1,6 @@
 """What two models do on the same pictures: scores, names lost and gained, and a stored index."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -19,9 +20,12 @@ from cmp.models import Network
 from cmp.releases.candidates import Candidate, find_candidate
 from cmp.releases.index import RECALL_AT, IndexMap, fit_map, measure_index
 from cmp.releases.intervals import mean_interval, share_interval
+from cmp.releases.ledger import arrivals_from, update_label
+from cmp.releases.release import Release
 
-FIT_PICTURES = 2000
-"""Pictures, none of them scored, on which the map to an old index is fitted."""
+FIT_PICTURES, FIT_PER_SCORED = 2000, 5
+"""Pictures, none of them scored, on which the map to an old index is fitted; and, where a subset of
+each set is scored, how many there are at most for each picture of one."""
 SMALL_SIDE = 64
 """Pixels per side up to which a CPU encodes a whole block of `cmp.evaluation` at once."""
 NAMING, TO_TEXT, TO_IMAGE = "name", "image to text", "text to image"
@@ -88,14 +92,14 @@ class Comparison:
 
 
 def compare(
-    old: str | Candidate | tuple[str, Network],
-    new: str | Candidate | tuple[str, Network],
+    old: str | Release | Candidate | tuple[str, Network],
+    new: str | Release | Candidate | tuple[str, Network],
     corpus: Corpus,
     *,
     arrived: Collection[str] | np.ndarray | None = None,
     split: str = "test",
     subset: int | None = None,
-    fit_pictures: int = FIT_PICTURES,
+    fit_pictures: int | None = None,
     precision: str = "bf16",
     device: str | None = None,
     progress: bool = False,
@@ -109,15 +113,16 @@ def compare(
 
     Args:
         old: The model that is served: "NAME:START", "run:ID", "hf-hub:ORG/NAME" or a folder in
-            open_clip's layout, such as a release; or a name and a network.
+            open_clip's layout; or a release, or a name and a network.
         new: The model that may take its place.
         corpus: The data.
         arrived: What is new to an index of the old model: names of datasets or of updates, or a
-            bool for every image of the corpus. Where None, the datasets of the role "adapt" if
-            there are others beside them.
+            bool for every image of the corpus. Where None, the updates between two releases that
+            are in the data; else the datasets of the role "adapt" if there are others beside them.
         split: "test" or "validation".
         subset: Images per dataset; all where None.
-        fit_pictures: How many pictures of other splits the map to the old index is fitted on.
+        fit_pictures: How many pictures of other splits the map to the old index is fitted on. Where
+            None, 2,000, and with a subset at most five times as many as that.
         precision: "bf16" or "fp32".
         device: "cpu" or "cuda"; where None, the CPU for embedded models and a card for others.
         progress: Whether a progress bar is shown on standard error.
@@ -136,8 +141,12 @@ def compare(
         >>> list(tables.summary.columns)[:4]
         ['sets', 'questions', 'old', 'new']
     """
-    candidates = [_as_candidate(model) for model in (old, new)]
+    candidates = [as_candidate(model) for model in (old, new)]
+    if arrived is None and isinstance(old, Release) and isinstance(new, Release):
+        arrived = _updates_between(old, new, corpus) or None
     is_new = arrived_images(corpus, arrived)
+    if fit_pictures is None:
+        fit_pictures = min(FIT_PICTURES, FIT_PER_SCORED * (subset or FIT_PICTURES))
     kept = _unscored_rows(corpus, split, fit_pictures)
     features, fitted = [], []
     target = common_device(candidates, device)
@@ -169,13 +178,23 @@ def compare(
     )
 
 
-def _as_candidate(model: str | Candidate | tuple[str, Network]) -> Candidate:
+def as_candidate(model: str | Release | Candidate | tuple[str, Network]) -> Candidate:
+    """Return a model as `compare` takes it, which loads it when it is needed."""
     if isinstance(model, str):
         return find_candidate(model)
+    if isinstance(model, Release):
+        return dataclasses.replace(find_candidate(str(model.folder)), title=model.folder.name)
     if isinstance(model, Candidate):
         return model
     name, network = model
     return Candidate(name, name, lambda: network)
+
+
+def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str]:
+    """Return the updates of a corpus that arrived after one release and until another."""
+    first, known = len(old.record.updates), set(corpus.table["update"].cat.categories)
+    arrivals = arrivals_from(new.record.arrivals)
+    return known & {update_label(arrival) for arrival in arrivals if arrival.update > first}
 
 
 def common_device(candidates: Collection[Candidate], device: str | None) -> str:
@@ -369,23 +388,23 @@ def _compare_concepts(questions: pd.DataFrame) -> pd.DataFrame:
     named = questions[questions["asked"] == NAMING]
     lost = (named["hit_old"] > 0) & (named["hit_new"] == 0)
     gained = (named["hit_old"] == 0) & (named["hit_new"] > 0)
-    rows = named.assign(lost=lost, gained=gained, became=named["said_new"].where(lost))
+    rows = named.assign(lost=lost, gained=gained)
     by_concept = rows.groupby(["dataset", "concept"], sort=False)
     table = by_concept.agg(
         questions=("row", "size"), old=("hit_old", "mean"), new=("hit_new", "mean"),
-        lost=("lost", "sum"), gained=("gained", "sum"), became=("became", _most_frequent),
+        lost=("lost", "sum"), gained=("gained", "sum"),
     ).reset_index()  # fmt: skip
+    keys = ["dataset", "concept"]
+    answers = rows[lost].groupby([*keys, "said_new"], sort=False, observed=True).size()
+    usual = answers.sort_values(ascending=False, kind="stable").reset_index().drop_duplicates(keys)
+    became = usual.set_index(keys)["said_new"].reindex(pd.MultiIndex.from_frame(table[keys]))
+    table["became"] = became.fillna("").astype(str).to_numpy()
     table[["old", "new"]] *= 100
     table.insert(5, "change", table["new"] - table["old"])
     place = {name: number for number, name in enumerate(questions["dataset"].unique())}
     fewer = table["gained"] - table["lost"]
     order = np.lexsort((table["change"], fewer, table["dataset"].map(place)))
     return table.iloc[order].reset_index(drop=True)
-
-
-def _most_frequent(answers: pd.Series) -> str:
-    counts = answers.dropna().value_counts()
-    return str(counts.index[0]) if len(counts) else ""
 
 
 def _compare_retrieval(corpus: Corpus, features: list[Features], is_same: bool) -> pd.DataFrame:

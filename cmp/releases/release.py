@@ -18,8 +18,10 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import config, models
 from cmp.config import RunConfig
+from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.files import SHORT_ID, file_digest, parse_json, parse_record, read_text
+from cmp.releases import ledger as ledgers
 from cmp.releases.ledger import Ledger, Picture, arrivals_from
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import RunState
@@ -85,7 +87,7 @@ class ReleaseRecord:
 
 @dataclass(frozen=True)
 class Release:
-    """A release on a disk.
+    """A release on a disk; it stands for its folder wherever a path is taken.
 
     Attributes:
         folder: Where it is.
@@ -100,6 +102,9 @@ class Release:
     folder: Path
     record: ReleaseRecord
     config: RunConfig
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.folder)
 
     def path(self, name: str) -> Path:
         """Return a file of the release, once its content is what was written.
@@ -125,6 +130,15 @@ class Release:
         known = [Picture(**row | {"captions": tuple(row["captions"])}) for row in rows]
         return Ledger(arrivals_from(self.record.arrivals), tuple(known))
 
+    def corpus(self) -> Corpus:
+        """Return the data so far: the pictures of all updates, the pool, and the retention sets.
+
+        Raises:
+            CmpError: Pictures are gone or have changed.
+        """
+        ledger, parts, _ = ledgers.locate(self.ledger())
+        return ledgers.corpus_of(ledger, parts)
+
     def state(self) -> RunState:
         """Return the state that a next update goes on from."""
         return checkpoints.read_checkpoint(self.path(self.record.state))
@@ -135,7 +149,7 @@ def is_release(folder: Path) -> bool:
     return (folder / RECORD_FILE).is_file()
 
 
-def read_release(folder: str | Path) -> Release:
+def read_release(folder: str | os.PathLike[str]) -> Release:
     """Return the release of a folder.
 
     Args:
@@ -143,6 +157,11 @@ def read_release(folder: str | Path) -> Release:
 
     Raises:
         CmpError: It holds none, or its record is damaged.
+
+    Example:
+        >>> release = cmp.read_release("releases/2026-02")  # doctest: +SKIP
+        >>> release.record.updates[-1].name  # doctest: +SKIP
+        '2026-02'
     """
     folder = Path(os.path.expanduser(folder))
     if not is_release(folder):

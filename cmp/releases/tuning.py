@@ -1,6 +1,7 @@
 """`cmpt tune`: choose the peak of an update's learning rate, on pictures held out for choices."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,8 +27,8 @@ SCORES = ("A_KA", "A_ZS", "GM")
 
 
 def tune(
-    start: str | Path,
-    data: str | Path,
+    start: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     settings: Mapping[str, Any] | Sequence[str] = (),
     *,
     folder: Path,
@@ -60,6 +61,11 @@ def tune(
     Raises:
         CmpError: The update cannot be computed, or nothing is held out for choices.
         Interrupted: SIGINT or SIGTERM came; the same call goes on.
+
+    Example:
+        >>> table = cmp.tune(release, "pictures/2026-02", folder=Path("tuning"))  # doctest: +SKIP
+        >>> table.loc[table["is_best"], "peak"].item()  # doctest: +SKIP
+        0.0024
     """
     tree = config.override({}, settings) if not isinstance(settings, Mapping) else dict(settings)
     tree = config.overlay(tree, {"evaluation": {"split": "validation"}})

@@ -96,8 +96,8 @@ class UpdatePlan:
 
 
 def plan_update(
-    start: str | Path,
-    data: str | Path,
+    start: str | os.PathLike[str],
+    data: str | os.PathLike[str],
     settings: Mapping[str, Any] | Sequence[str] = (),
     *,
     pool: str | Path | None = None,
@@ -109,8 +109,8 @@ def plan_update(
     """Work out an update; nothing is trained, and nothing is written.
 
     Args:
-        start: The folder of a release; for the first update "NAME" or "NAME:START" of a model, such
-            as "ViT-B-16:laion2b_s34b_b88k", "small" or "hf-hub:ORG/NAME".
+        start: A release, or its folder; for the first update "NAME" or "NAME:START" of a model,
+            such as "ViT-B-16:laion2b_s34b_b88k", "small" or "hf-hub:ORG/NAME".
         data: The folder of the new pictures.
         settings: Keys of the config to change, as nested dicts or as "key=value" texts.
         pool: A folder of pictures that are replayed, or "embedded"; kept from then on.
@@ -128,14 +128,14 @@ def plan_update(
     if is_first and Path(start).is_dir():
         raise CmpError(f"{start}: is no release, since it holds no {release.RECORD_FILE}")
     parent = None if is_first else release.read_release(start)
-    base = parent.config.to_dict() if parent else _first_tree(str(start))
+    base = parent.config.to_dict() if parent else _first_tree(os.fspath(start))
     ledger = parent.ledger() if parent else Ledger()
     if moved:
         ledger = ledgers.move(ledger, moved)
     for folder, role in [(pool, "pool"), *((each, "eval") for each in retain)]:
         if folder is not None:
             ledger, _ = _arrive_beside(ledger, str(folder), role)
-    ledger, report = ledgers.arrive(ledger, str(data), "adapt", name)
+    ledger, report = ledgers.arrive(ledger, os.fspath(data), "adapt", name)
     ledger, parts, gone = ledgers.locate(ledger, skip_gone)
     corpus = ledgers.corpus_of(ledger, parts)
     run_config = _update_config(base, tree, parent, ledger.updates)
@@ -481,9 +481,9 @@ def max_rate(fitted: RunConfig) -> float:
 
 
 def update(
-    start: str | Path,
-    data: str | Path,
-    out: str | Path,
+    start: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     *,
     pool: str | Path | None = None,
     retain: Sequence[str | Path] = (),
@@ -495,7 +495,8 @@ def update(
     """Bring a model up to date with a folder of new pictures, and write a release.
 
     Args:
-        start: The release that it goes on from; for the first update a model, "NAME:START".
+        start: The release that it goes on from, or its folder; for the first update a model,
+            "NAME:START".
         data: The folder of the new pictures.
         out: Where the release will be.
         pool: For the first update: a folder of pictures that are replayed, or "embedded".

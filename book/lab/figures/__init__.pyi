@@ -10,6 +10,10 @@ from .gains import plot_front as plot_front
 from .gains import plot_loss_parts as plot_loss_parts
 from .gains import plot_technique_gains as plot_technique_gains
 from .gains import plot_verdicts as plot_verdicts
+from .releases import plot_flips as plot_flips
+from .releases import plot_months as plot_months
+from .releases import plot_two_ways as plot_two_ways
+from .releases import plot_wall as plot_wall
 from .runs import BUILT_UP as BUILT_UP
 from .runs import RECIPE as RECIPE
 from .runs import plot_among_runs as plot_among_runs

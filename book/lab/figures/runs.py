@@ -333,9 +333,11 @@ def plot_stream(counts: pd.DataFrame, report: pd.DataFrame | None = None) -> Fig
     return figure
 
 
-def _over_white(images: Any) -> np.ndarray:
-    """Return uint8 RGBA images [N, 4, H, W] as RGB over white, [N, H, W, 3] from 0 to 1."""
+def over_white(images: Any) -> np.ndarray:
+    """Return images [N, C, H, W] of uint8, RGBA or RGB, as RGB over white: [N, H, W, 3], 0 to 1."""
     pixels = np.asarray(images).transpose(0, 2, 3, 1) / 255
+    if pixels.shape[-1] == 3:
+        return pixels
     return 1 - pixels[..., 3:] * (1 - pixels[..., :3])
 
 
@@ -349,7 +351,7 @@ def plot_gallery(images: Any, titles: Sequence[str]) -> Figure:
     Returns:
         The figure.
     """
-    pixels = _over_white(images)
+    pixels = over_white(images)
     rows, below = -(-len(pixels) // IN_A_ROW), {"ha": "center", "va": "top", "fontsize": 10.5}
     size = {"nrows": rows, "ncols": IN_A_ROW, "squeeze": False}
     with style.canvas(1.75 * rows, **size) as (figure, grid):
@@ -444,7 +446,7 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
     Returns:
         The figure.
     """
-    pixels = _over_white(images)
+    pixels = over_white(images)
     shown = np.unique(np.linspace(0, answers.shape[1] - 1, MOMENTS).round().astype(int))
     count, width = len(pixels), len(shown)
     fills, centred = {True: "#dbe9f5", False: "#f8dcc6"}, {"ha": "center", "va": "center"}

@@ -1,0 +1,112 @@
+"""The shop's months, the figures of its releases, and its months as one stream."""
+
+import months
+import numpy as np
+import pandas as pd
+import pytest
+
+from cmp import models
+from cmp.errors import CmpError
+from cmp.files import file_digest
+from cmp.releases import compare, release, update
+from lab import figures, shop
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return shop.write_months(tmp_path_factory.mktemp("shop"))
+
+
+def styles(folder):
+    return {path.stem for path in folder.glob("*/*.png")}
+
+
+def test_the_months_differ_in_size_and_names_come_again_with_new_looks(folders):
+    table = shop.list_months(folders)
+    assert [*table.index] == [*shop.MONTHS] and table.loc["2026-03", "pictures"] == 13
+    assert (table["new names"] > 0).all() and table["names again"].sum() > 100
+    first, second = folders[:2]
+    both = {path.name for path in first.iterdir()} & {path.name for path in second.iterdir()}
+    for name in both - {"manifest.yaml"}:
+        looks = [{path.stem for path in (folder / name).iterdir()} for folder in (first, second)]
+        assert looks[0] <= {*shop.USUAL} and not looks[0] & looks[1]
+    names = {path.parent.name for folder in folders for path in folder.glob("*/*.png")}
+    assert {"umbrella", "red apple"} & names and "middle finger" not in names
+
+
+def test_months_are_the_same_each_time_and_only_so_many(folders, tmp_path):
+    again = shop.write_months(tmp_path, 2)
+    for one, other in zip(folders, again, strict=False):
+        assert [*shop.list_months([one]).iloc[0]] == [*shop.list_months([other]).iloc[0]]
+        for path in other.glob("*/*.png"):
+            assert path.read_bytes() == (one / path.relative_to(other)).read_bytes()
+    with pytest.raises(CmpError, match="1 to 5 months"):
+        shop.write_months(tmp_path, 6)
+
+
+def test_returning_names_are_drawn_month_by_month(folders):
+    images, names, when = shop.draw_returning(*folders[:2], count=3)
+    assert images.shape == (6, 4, 32, 32) and names[:3] == names[3:]
+    assert when == ["2026-01"] * 3 + ["2026-02"] * 3
+    assert all((images[n] != images[n + 3]).any() for n in range(3))
+
+
+@pytest.mark.usefixtures("clean_drawing")
+def test_a_wall_has_a_text_above_and_below_each_picture():
+    (axes,) = figures.plot_wall(
+        np.zeros((9, 4, 8, 8), np.uint8), [*"abcdefghi"], [*"rstuvwxyz"]
+    ).axes
+    assert len(axes.images) == 9 and {x.get_text() for x in axes.texts} == {*"abcdefghirstuvwxyz"}
+    places = {text.get_text(): text.get_position() for text in axes.texts}
+    assert places["a"][1] < places["r"][1] < places["h"][1]  # the axis points down
+    assert places["a"][0] == places["r"][0] == places["h"][0]
+
+
+@pytest.mark.usefixtures("clean_drawing")
+def test_the_matrix_of_months_has_a_row_per_update():
+    rows = [(1, 40.0, 20, 1), (1, 50.0, 22, 2), (2, 30.0, 31, 2)]
+    matrix = pd.DataFrame(rows, columns=["update", "score", "images", "after"])
+    (axes,) = figures.plot_months(matrix, {1: "May", 2: "June"}).axes
+    assert [x.get_text() for x in axes.texts] == ["40", "50", "30"]
+    assert [x.get_text() for x in axes.get_xticklabels()] == ["May\n(22)", "June\n(31)"]
+
+
+@pytest.mark.usefixtures("clean_drawing")
+def test_two_ways_are_drawn_over_the_same_months():
+    table = pd.DataFrame({"A_KA": [10.0, 20, 30], "A_ZS": [50.0, 49, 48]}, index=range(3))
+    for axes in figures.plot_two_ways({"a": table, "b": table}, {1: "01", 2: "02"}).axes:
+        assert len(axes.lines) == 2
+        assert [x.get_text() for x in axes.get_xticklabels()] == ["before", "01", "02"]
+
+
+@pytest.fixture
+def tiny_releases(tmp_path, monkeypatch):
+    """Two months of a tiny model, the second at another peak, or at the same one."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    months.write_pictures(tmp_path / "data", 2)
+
+    def make(*second):
+        first = months.update_months(tmp_path / "data", tmp_path / "made", 1, ())
+        plan = update.plan_update(first, tmp_path / "data" / months.month_name(1), second)
+        return first, update.compute_update(plan, tmp_path / "made" / "2")
+
+    return make
+
+
+@pytest.mark.parametrize("second", [(), ("schedule.peak=0.0012",)])
+def test_months_end_where_one_stream_ends(tiny_releases, tmp_path, second):
+    _, last = tiny_releases(*second)
+    once = shop.run_as_stream(last)
+    models.export_weights(once.model, tmp_path / "once.safetensors")
+    served = last.record.files[release.WEIGHTS_FILE]
+    assert file_digest(tmp_path / "once.safetensors") == served
+
+
+@pytest.mark.usefixtures("clean_drawing")
+def test_files_are_described_and_flips_are_drawn(tiny_releases):
+    first, last = tiny_releases("schedule.peak=0.1")
+    assert len(shop.describe_files(last)) == len(last.record.files) + 1
+    comparison = compare.compare(first, last, last.corpus())
+    lost = comparison.flips.query("kind == 'lost' and asked == 'name'")
+    (axes,) = figures.plot_flips(comparison, "lost", rows=1).axes
+    assert len(axes.images) == min(7, len(lost.drop_duplicates(["dataset", "concept"])))
