@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cmp.releases.compare import Comparison
+from cmp.releases.compare import NAMING, Comparison
 from lab.figures import style
 from lab.figures.runs import IN_A_ROW, over_white
 
@@ -31,7 +31,8 @@ def plot_flips(comparison: Comparison, kind: str = "lost", rows: int = 2) -> Fig
     Returns:
         The figure.
     """
-    flips = comparison.flips.query("kind == @kind and asked == @NAMING")
+    flips = comparison.flips
+    flips = flips[(flips["kind"] == kind) & (flips["asked"] == NAMING)]
     flips = flips.drop_duplicates(["dataset", "concept"])
     turn = flips.groupby("dataset").cumcount().sort_values(kind="stable")
     shown = flips.loc[turn.index].head(rows * IN_A_ROW)
