@@ -358,7 +358,7 @@ def test_a_hub_s_model_is_exported_as_a_file_of_open_clip(tmp_path):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     with pytest.raises(CmpError, match=r"--to hf: .*give the id of a run"):
         invoke("export", name, "--to", "hf", "-o", tmp_path / "hub")
-    with pytest.raises(CmpError, match="open_clip_model.safetensors"):
+    with pytest.raises(CmpError, match=r"open_clip_model.safetensors"):
         (tmp_path / "clip" / "open_clip_model.safetensors").unlink()
         invoke("export", name, "-o", out)
 
