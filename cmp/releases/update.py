@@ -260,7 +260,9 @@ def _notes(plan: UpdatePlan, gone: int) -> Iterable[str]:
         f"updates, {counts[0]} of the pool; each new picture is seen {passes:.1f} times"
     )
     usual = mixtures.batch_counts(plan.fitted.mixture, training.batch, not len(plan.pools.buffer))
-    if counts[1] < usual[1]:
+    if sum(counts) < training.batch:
+        yield f"there are no more pictures than that, so batches are smaller than {training.batch}"
+    elif counts[1] < usual[1]:
         yield (
             f"the update is small, so a batch takes {counts[1]} of its pictures instead of "
             f"{usual[1]}: {mixtures.MIN_STEPS} steps would show them too often"
