@@ -1,6 +1,7 @@
 """The shop's months, the figures of its releases, and its months as one stream."""
 
 import months
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ from cmp import models
 from cmp.errors import CmpError
 from cmp.files import file_digest
 from cmp.releases import compare, release, update
-from lab import figures, shop
+from lab import chapters, figures, shop
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +111,27 @@ def test_files_are_described_and_flips_are_drawn(tiny_releases):
     lost = comparison.flips.query("kind == 'lost' and asked == 'name'")
     (axes,) = figures.plot_flips(comparison, "lost", rows=1).axes
     assert len(axes.images) == min(7, len(lost.drop_duplicates(["dataset", "concept"])))
+
+
+def test_the_chapter_found_what_it_says():
+    """Its text is written for these values: a careless update fails the gate on all three limits,
+    the tuned one breaks none, and both ways to train end in one file."""
+    [source] = chapters.select(["09"])
+    notebook = nbformat.read(source.with_suffix(".ipynb"), 4)
+    outputs = [each for cell in notebook.cells for each in cell.get("outputs", [])]
+    texts = [x.get("text") or x.get("data", {}).get("text/plain", "") for x in outputs]
+    [broken] = [text for text in texts if text.startswith("['all.lost: ")]
+    assert "A_KA.gain: " in broken and "A_ZS.drop: " in broken
+    assert any("broken limits: []" in text for text in texts)
+    assert any("the same file of weights: True" in text for text in texts)
+    tables = [text for text in texts if "lost_share" in text and "A_ZS" in text]
+    rows = [line.split() for text in tables for line in text.splitlines() if "A_KA" in line]
+    (careless, tuned) = (float(row[4]) for row in rows)
+    assert careless < 0 < tuned  # A_KA fell at the careless peak
+    [index] = [text for text in texts if "new_first" in text]
+    known, new = (
+        dict(zip(index.split()[:6], map(float, line.split()[1:]), strict=True))
+        for line in index.splitlines()[2:]
+    )
+    assert abs(known["as_is"] - known["reencoded"]) < 2  # "about as good"
+    assert new["reencoded"] > new["as_is"] + 2  # "found better"
