@@ -216,7 +216,7 @@ def test_an_export_with_other_features_leaves_nothing(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     (out / "thesis.tex").write_text("all of it")
     monkeypatch.undo()
-    with pytest.raises(CmpError, match=r"holds 'thesis\.tex'"):
+    with pytest.raises(CmpError, match=r"contains 'thesis\.tex'"):
         invoke("export", name, "--to", "transformers", "-o", out)
 
 

@@ -90,7 +90,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 
 
 def test_a_start_that_is_nothing_is_refused_with_the_model_s_tags():
-    with pytest.raises(CmpError, match=r"model\.start: 'anealed': neither.*laion2b_s34b_b88k"):
+    with pytest.raises(CmpError, match=r"model\.start: 'anealed': .*laion2b_s34b_b88k"):
         models.load_model(Model("ViT-B-16", "anealed"), 0)
     with pytest.raises(CmpError, match=r"model\.name=ViT-B-32-quickgelu"):
         models.locate_weights("ViT-B-32", "openai")
@@ -374,7 +374,7 @@ def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, monkeypatch
     mine.mkdir()
     (mine / "thesis.tex").write_text("all of it")
     refused = invoke(cli.app, [*export, str(mine)]).exception
-    assert isinstance(refused, CmpError) and "holds 'thesis.tex'" in str(refused)
+    assert isinstance(refused, CmpError) and "contains 'thesis.tex'" in str(refused)
     assert (mine / "thesis.tex").read_text() == "all of it"
 
 
@@ -600,7 +600,7 @@ def test_a_merge_keeps_how_images_are_prepared(theirs, tmp_path):
     merge_files("interpolation", [paths[3]] * 2, out)
     assert models.preprocessing(models.load_from_file(NANO, out)) == default
     out.unlink()
-    with pytest.raises(CmpError, match=r"new\.safetensors and .*other\.safetensors: .*differently"):
+    with pytest.raises(CmpError, match=r"new\.safetensors and .*other\.safetensors .*differently"):
         merge_files("interpolation", [paths[0], paths[2]], out)
     assert not out.exists()
 
