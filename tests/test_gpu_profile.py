@@ -58,7 +58,7 @@ def test_its_plan_is_printed_where_nothing_of_it_is_here():
     result = CliRunner().invoke(cli.app, ["run", "gpu", "--dry-run"])
     assert result.exit_code == 1, result.output
     for words in (
-        "20 tasks of 1428 steps (the paper's rule gives 1420)", "169 of the pretraining pool",
+        "20 tasks of 1428 steps (the paper's rule gives 1420)", "169 from the pretraining pool",
         "memory-adjusted GFLOPs", "estimated from FLOPs", "weights   to fetch",
         "This cannot start. Missing, damaged or too small: data, device.",
     ):  # fmt: skip

@@ -735,7 +735,7 @@ GOOD = {"a": torch.ones(2), "n": torch.tensor(1)}
             [GOOD, GOOD | {"b": GOOD["a"]}],
             None,
             {},
-            ["b", "model 2", "1 has"],
+            ["b", "model 2", "model 1"],
         ),
         (
             "interpolation",

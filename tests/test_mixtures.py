@@ -237,7 +237,9 @@ def test_a_share_that_gets_no_sample_is_refused_with_the_smallest_batch(shares, 
     settings = [f"mixture.{key}={share!r}" for key, share in zip(keys, shares, strict=True)]
     corpus = forked.small_corpus()
     assert refused_batch([*settings, f"training.batch={batch}"], corpus) == smallest
-    with pytest.raises(CmpError, match=rf"MixtureSampler: batch: {batch} .* is {smallest}, or set"):
+    with pytest.raises(
+        CmpError, match=rf"MixtureSampler: batch: {batch} .* batch of {smallest}, or set"
+    ):
         make_sampler(shares=shares, batch=batch)
     make_sampler(shares=shares, batch=smallest)
     smaller = range(2, min(smallest, 1000))
