@@ -1,6 +1,7 @@
 """Updates one at a time: the same bits as a stream at once, and what a ledger keeps apart."""
 
 import shutil
+import signal
 
 import months
 import numpy as np
@@ -11,10 +12,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cmp import cli
-from cmp.errors import CmpError
+from cmp.errors import CmpError, Interrupted
 from cmp.files import file_digest
 from cmp.releases import compare, release, tuning, update
 from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.runner import Observer
 
 QUICK = ("EMA", "infinite", "class-balanced")
 """Settings that every test run compares; `make test-long` compares the others."""
@@ -258,6 +260,25 @@ def test_two_at_once_are_one_too_many(root, tmp_path):
     computing = CheckpointManager(plan.id, folder=place)
     with computing, pytest.raises(CmpError, match="another process"):
         update.compute_update(plan, out)
+
+
+def test_another_update_that_was_stopped_is_not_overwritten(root, tmp_path):
+    plan = update.plan_update(months.START, root / "z-month", SMALL, pool=root / "pool")
+    out = tmp_path / "releases" / "1"
+
+    def stop(task, step, result, model):
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="the same command continues"):
+        update.compute_update(plan, out, Observer(step=stop))
+    other = update.plan_update(months.START, root / "y-month", SMALL, pool=root / "pool")
+    with pytest.raises(CmpError, match="other pictures or settings was stopped here"):
+        update.compute_update(other, out)
+    made = update.compute_update(plan, out)
+    whole = first(root, tmp_path / "whole")
+    states = [each.path(each.record.state) for each in (made, whole)]
+    assert months.differences(*states) == []
+    assert made.record.files[release.WEIGHTS_FILE] == whole.record.files[release.WEIGHTS_FILE]
 
 
 def test_the_matrix_has_a_row_for_each_update_so_far(root, tmp_path):

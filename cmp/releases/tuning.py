@@ -130,7 +130,7 @@ def _scores_of(
             try:
                 train_update(plan, listener, manager, device, execution)
             except Interrupted as error:
-                words = "stopped; all is saved, and the same command goes on"
+                words = "stopped; everything is saved; the same command continues"
                 raise Interrupted(words, error.signal) from None
             manager.remove()
         return found

@@ -37,7 +37,7 @@ from cmp.releases.ledger import EMBEDDED, ArrivalReport, Ledger
 from cmp.releases.release import Release, ReleaseRecord, UpdateRecord
 from cmp.releases.report import write_report
 from cmp.runs import identity, store
-from cmp.runs.checkpoints import CheckpointManager, RunState
+from cmp.runs.checkpoints import CheckpointManager, RunState, latest_progress
 from cmp.runs.identity import json_digest
 from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, execute
 from cmp.scale import processes
@@ -316,7 +316,7 @@ def compute_update(
 
     Raises:
         CmpError: The folder is there already, or another process computes it.
-        Interrupted: SIGINT or SIGTERM came; the same command goes on.
+        Interrupted: SIGINT or SIGTERM was received; the same command continues.
     """
     if release.is_release(folder):
         found = release.read_release(folder)
@@ -327,6 +327,13 @@ def compute_update(
         )
     if folder.exists():
         raise CmpError(f"{folder}: is there already; name a new folder")
+    work = working_folder(folder)
+    begun = latest_progress(work)
+    if begun and begun.run != plan.id:
+        raise CmpError(
+            f"{folder}: an update with other pictures or settings was stopped here; repeat its "
+            f"command, or delete {work}"
+        )
     last: dict[str, Scores] = {}
 
     def keep_scores(done: int, scores: Scores) -> None:
@@ -339,7 +346,7 @@ def compute_update(
             result = train_update(plan, listener, manager, device, execution)
         except Interrupted as error:
             raise Interrupted(
-                "stopped; all is saved, and the same command goes on", error.signal
+                "stopped; everything is saved; the same command continues", error.signal
             ) from None
         if manager:
             scores = last.get("scores") or _score_again(plan, result)
