@@ -1,7 +1,7 @@
-"""The ledger of a release: every picture that ever arrived, in the order of arrival.
+"""The ledger of a release: every picture that ever arrived, in order of arrival.
 
-A picture keeps its row for ever. One that is gone keeps it, too, without a split, so that nothing
-that was drawn for earlier updates moves.
+A picture keeps its row for ever. A picture that is gone keeps its row without a split, so earlier
+updates still draw the same samples.
 """
 
 import collections
@@ -99,7 +99,7 @@ class Picture(NamedTuple):
 
 
 def update_label(arrival: Arrival) -> str:
-    """Return what a corpus calls the update of an arrival; "" for a pool or a retention set."""
+    """Return the name of an arrival's update in a corpus; "" for a pool or a retention set."""
     return f"{arrival.update} {arrival.name}" if arrival.role == "adapt" else ""
 
 
@@ -199,10 +199,10 @@ def read_sets(folder: Path, role: Role) -> list[tuple[FileSet, Path]]:
 
 
 def arrive(ledger: Ledger, folder: str, role: Role, name: str = "") -> tuple[Ledger, ArrivalReport]:
-    """Return the ledger with the pictures of a folder behind all others.
+    """Return the ledger with the pictures of a folder appended.
 
-    A picture that was seen before, in any file of the same pixels, keeps the split that it had
-    then, so that nothing that is held out is ever trained on.
+    A picture with the same pixels as an earlier one gets the split of the earlier one, so that a
+    held-out picture is never trained on.
 
     Args:
         ledger: What arrived before.
@@ -283,7 +283,7 @@ def _append(
         for name in names:
             splits.setdefault(name, split)
     if arrival.role == "adapt" and not new:
-        raise CmpError(f"--data: {arrival.folder} brings no picture that was not there before")
+        raise CmpError(f"--data: {arrival.folder} contains no new picture")
     if arrival.role == "adapt" and not any(picture.split == "train" for picture in new):
         fixed = {*held, *(picture.source for picture in new if picture.source not in free)}
         new = [x if x.source in fixed else x._replace(split="train") for x in new]
@@ -359,8 +359,8 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
         some = [ledger.pictures[place] for place in sorted(gone)[:NAMED]]
         names = ", ".join(f"{ledger.arrivals[x.arrival].folder}/{x.source}" for x in some)
         raise CmpError(
-            f"pictures of earlier updates that are gone or have changed: {len(gone)}, such as "
-            f"{names}; put them back, or say --moved OLD=NEW, or --gone skip to go on without them"
+            f"{len(gone)} pictures from earlier updates are gone or have changed, such as {names}; "
+            "put them back, or pass --moved OLD=NEW, or --gone skip to continue without them"
         )
     kept = (x._replace(split="") if n in gone else x for n, x in enumerate(ledger.pictures))
     return Ledger(ledger.arrivals, tuple(kept)), parts, len(gone)

@@ -165,7 +165,7 @@ def read_release(folder: str | os.PathLike[str]) -> Release:
     """
     folder = Path(os.path.expanduser(folder))
     if not is_release(folder):
-        raise CmpError(f"{folder}: is no release, since it holds no {RECORD_FILE}")
+        raise CmpError(f"{folder}: not a release, since it contains no {RECORD_FILE}")
     path = folder / RECORD_FILE
     try:
         tree = parse_json(read_text(path))

@@ -126,7 +126,7 @@ def plan_update(
     _refuse_settings(tree)
     is_first = not release.is_release(Path(start))
     if is_first and Path(start).is_dir():
-        raise CmpError(f"{start}: is no release, since it holds no {release.RECORD_FILE}")
+        raise CmpError(f"{start}: not a release, since it contains no {release.RECORD_FILE}")
     parent = None if is_first else release.read_release(start)
     base = parent.config.to_dict() if parent else _first_tree(os.fspath(start))
     ledger = parent.ledger() if parent else Ledger()
@@ -242,18 +242,18 @@ def _notes(plan: UpdatePlan, gone: int) -> Iterable[str]:
     )
     yield f"{_count(report.new_names, 'new name')}, {_count(report.old_names, 'name')} again"
     if report.again:
-        yield f"{report.again:,} pictures were there already, with the same name; left out"
+        yield f"{report.again:,} pictures are already known under the same name; left out"
     if report.held_out:
         some = ", ".join(report.held_from)
-        yield f"{report.held_out:,} pictures are held out since before, and stay so, such as {some}"
+        yield f"{report.held_out:,} pictures were held out before and stay held out, such as {some}"
     if report.similar:
         some = ", ".join(report.similar_names)
         yield (
-            f"{report.similar:,} of the new training pictures look like a picture that is held "
-            f"out, such as {some}; they stay, but scores may be too high"
+            f"{report.similar:,} of the new training pictures look like a held-out picture, such "
+            f"as {some}; they are used, but scores may be too high"
         )
     if gone:
-        yield f"{gone:,} pictures of earlier updates are gone; it goes on without them"
+        yield f"{gone:,} pictures from earlier updates are gone; training continues without them"
     passes = plan.steps * counts[1] / max(len(plan.pools.update), 1)
     yield (
         f"{plan.steps} steps of {sum(counts)}: {counts[1]} new pictures, {counts[2]} of earlier "
@@ -261,19 +261,19 @@ def _notes(plan: UpdatePlan, gone: int) -> Iterable[str]:
     )
     usual = mixtures.batch_counts(plan.fitted.mixture, training.batch, not len(plan.pools.buffer))
     if sum(counts) < training.batch:
-        yield f"there are no more pictures than that, so batches are smaller than {training.batch}"
+        yield f"there are too few pictures for batches of {training.batch}"
     elif counts[1] < usual[1]:
         yield (
-            f"the update is small, so a batch takes {counts[1]} of its pictures instead of "
-            f"{usual[1]}: {mixtures.MIN_STEPS} steps would show them too often"
+            f"the update is small, so a batch has {counts[1]} new pictures instead of {usual[1]}; "
+            f"otherwise {mixtures.MIN_STEPS} steps would show them too often"
         )
     if not plan.corpus.by_role("pool"):
         yield (
-            "no pool is replayed, so merging alone keeps what the model knew before its first "
-            "update; --pool FOLDER names pictures like those that it was pretrained on"
+            "no pool is replayed, so only merging protects what the model knew before its first "
+            "update; pass --pool FOLDER with pictures like those of pretraining"
         )
     if not plan.corpus.by_role("eval"):
-        yield "nothing is scored that the model knew before; --retain FOLDER names such pictures"
+        yield "forgetting is not measured; pass --retain FOLDER with pictures that the model knew"
 
 
 def _count(names: Sequence[str], word: str) -> str:
@@ -323,10 +323,10 @@ def compute_update(
         if found.record.id == plan.id:
             return found
         raise CmpError(
-            f"{folder}: holds another release; a release is never changed, name a new one"
+            f"{folder}: contains another release, and releases are never changed; name a new folder"
         )
     if folder.exists():
-        raise CmpError(f"{folder}: is there already; name a new folder")
+        raise CmpError(f"{folder}: already exists; name a new folder")
     work = working_folder(folder)
     begun = latest_progress(work)
     if begun and begun.run != plan.id:
