@@ -43,6 +43,8 @@ BufferName = Annotated[str, AfterValidator(partial(check_name, "buffer"))]
 STARTS = ("annealed", "unannealed", "cosine", "random")
 """Values of `model.start` that need no file from the user: a base of an embedded model, or random
 weights. "cosine" bases were pretrained with another schedule; `cmpt pretrain` makes them."""
+MAX_TASKS = 2**20
+"""Largest `stream.tasks`: the steps of every task are listed."""
 POOL_DATA_ROLES = ("pool", "substitute")
 """Roles of datasets that are replayed and never scored: the bases' pretraining data, and possible
 substitutes for it."""
@@ -214,7 +216,7 @@ class Stream:
     order: OrderName = "random"
     reverse: bool = False
     equal: Literal["classes", "images"] = "classes"
-    tasks: Count = 8
+    tasks: Annotated[int, Field(ge=1, le=MAX_TASKS)] = 8
     traits: Name = "embedded"
 
 

@@ -85,7 +85,7 @@ def test_chapters_come_in_order_by_number(tmp_path):
         chapters.select(["7"], tmp_path)
 
 
-@pytest.mark.parametrize(("second", "words"), [("00_b", "one number"), ("b", "NN_name")])
+@pytest.mark.parametrize(("second", "words"), [("00_b", "the same number"), ("b", "NN_name")])
 def test_chapters_with_a_wrong_name_are_refused(tmp_path, second, words):
     write(tmp_path, "00_a")
     write(tmp_path, second)
@@ -137,12 +137,12 @@ def test_given_texts_become_values(tmp_path):
     ("name", "text", "words"),
     [
         ("sedes", "3", "did you mean seeds?"),
-        ("seeds", "three", "'three' is no int"),
-        ("seeds", "1.5", "'1.5' is no int"),
+        ("seeds", "three", "'three' is not of type int"),
+        ("seeds", "1.5", "'1.5' is not of type int"),
         ("seeds", "-1", "-1 must be at least 1"),
         ("jobs", "0", "0 must be at least 1"),
-        ("rate", "fast", "'fast' is no float"),
-        ("live", "yes", "'yes' is no bool"),
+        ("rate", "fast", "'fast' is not of type float"),
+        ("live", "yes", "'yes' is not of type bool"),
         ("profile", "huge", "one of quick, cpu"),
         ("device", "gpu", "cpu, cuda or cuda:N"),
     ],
@@ -226,8 +226,8 @@ def test_the_guard_takes_true_from_papermills_shell():
     ("kernel", "words"),
     [
         (scope("# Parameters\nsedes = 3\n", sedes=3), "did you mean seeds"),
-        (scope(seeds="3"), "'3' is no int"),
-        (scope(seeds=True), "True is no int"),
+        (scope(seeds="3"), "'3' is not of type int"),
+        (scope(seeds=True), "True is not of type int"),
         (scope(seeds=-3), "at least 1"),
         (scope(profile="huge"), "one of quick"),
         ({"In": ["", GUARD]}, "run the parameters cell first"),
@@ -260,7 +260,7 @@ def test_papermill_by_hand_takes_what_is_declared(by_hand):
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("sedes", "3", "did you mean seeds?"), ("seeds", "three", "'three' is no int")],
+    [("sedes", "3", "did you mean seeds?"), ("seeds", "three", "'three' is not of type int")],
 )
 def test_papermill_by_hand_is_refused(by_hand, name, value, words):
     code, errors, _ = by_hand("-p", name, value)
