@@ -356,7 +356,8 @@ def test_a_long_cell_shows_progress_is_interrupted_and_goes_on(served, build):
         watched.command("notebook:interrupt-kernel")
         stopped = page.locator(".jp-OutputArea-output", has_text="stopped")
         words = (
-            "stopped with 1 runs to go; repeat the command to continue; in a notebook, run the cell again"
+            "stopped with 1 runs to go; repeat the command to continue; in a notebook, run the "
+            "cell again"
         )
         expect(stopped).to_have_text(words)
         assert list((build / "checkpoints").glob("*/task-0-step-*"))
