@@ -291,6 +291,28 @@ def test_the_matrix_has_a_row_for_each_update_so_far(root, tmp_path):
     assert second.record.parent == made.record.id
 
 
+def test_a_kill_between_training_and_writing_changes_no_score(root, tmp_path, monkeypatch):
+    """Neither of a release nor of a peak that is tried."""
+    whole = first(root, tmp_path / "whole")
+    places = {"folder": tmp_path / "tune", "peaks": (0.001,)}
+    for name in ("write_release", "keep_value"):
+        module = update if name == "write_release" else tuning
+
+        def die(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(module, name, die)
+            if module is update:
+                first(root, tmp_path)
+            else:
+                tuning.tune(whole.folder, root / "x-month", **places)
+    table = tuning.tune(whole.folder, root / "x-month", **places)
+    assert {"peak", "A_KA"} <= {*table} and table["A_KA"].notna().all()
+    tables = [pd.read_parquet(x.path(release.MATRIX_FILE)) for x in (first(root, tmp_path), whole)]
+    pd.testing.assert_frame_equal(*tables)
+
+
 def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(root, tmp_path, monkeypatch):
     made, computed = first(root, tmp_path), []
 

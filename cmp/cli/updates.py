@@ -14,6 +14,7 @@ from cmp.errors import CmpError
 from cmp.experiments import forecast
 from cmp.files import read_yaml
 from cmp.releases import release, tuning
+from cmp.releases.candidates import split_start
 from cmp.releases.update import UpdatePlan, compute_update, plan_update
 from cmp.runs.runner import Observer
 from cmp.scale import processes
@@ -76,7 +77,6 @@ def update(
         "pool": pool, "retain": retain or [], "name": name or "", "skip_gone": gone == "skip",
         "moved": _parse_moved(moved),
     }  # fmt: skip
-    device = None if dry_run else device
     with processes.init_distributed(_device_of(given[0], device)) as local_device:
         with processes.first_process_first():
             plan = plan_update(*given, **pictures)
@@ -121,7 +121,7 @@ def _device_of(start: str, device: str | None) -> str:
     """Return the device of an update: the CPU for an embedded model, and otherwise a GPU."""
     folder = Path(start)
     is_release = release.is_release(folder)
-    name = release.read_release(folder).config.model.name if is_release else start.split(":")[0]
+    name = release.read_release(folder).config.model.name if is_release else split_start(start)[0]
     return models.default_device(name, device)
 
 

@@ -16,6 +16,15 @@ from cmp import files
 T = TypeVar("T")
 
 
+def read_kept(path: Path) -> Any:
+    """Return a value that `keep_value` wrote; None if the file is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        digest, _, text = files.read_text(path).partition("\n")
+        if digest == hashlib.sha256(text.encode()).hexdigest():
+            return files.parse_json(text)
+    return None
+
+
 def keep_value(path: Path, make: Callable[[], Any]) -> Any:
     """Return a value cached in a file, computing it if the file is missing or damaged.
 
@@ -26,10 +35,8 @@ def keep_value(path: Path, make: Callable[[], Any]) -> Any:
     Raises:
         CmpError: The file cannot be written.
     """
-    with contextlib.suppress(OSError, ValueError):
-        digest, _, text = files.read_text(path).partition("\n")
-        if digest == hashlib.sha256(text.encode()).hexdigest():
-            return files.parse_json(text)
+    if (kept := read_kept(path)) is not None:
+        return kept
     text = json.dumps(make())
     files.write_atomic(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
     return json.loads(text)

@@ -41,6 +41,15 @@ class Candidate:
     load: Callable[[], Network]
 
 
+def split_start(what: str) -> tuple[str, str]:
+    """Return the name and the start of a model from "NAME:START", "" where no start is given. The
+    name of a hub's model contains a colon itself."""
+    if models.is_hub(what):
+        return what, HUB
+    name, _, start = what.partition(":")
+    return name, start
+
+
 def find_candidate(what: str) -> Candidate:
     """Return the model that a text names.
 

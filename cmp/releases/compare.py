@@ -62,6 +62,7 @@ class Comparison:
         index: What a stored index is worth, see `cmp.releases.index.measure_index`.
         index_map: The linear map from new queries to the old index.
         is_same: Whether both models have the same features, to the bit: no interval is needed then.
+        scores: The evaluation of the old model, and of the new one.
     """
 
     old: str
@@ -76,6 +77,7 @@ class Comparison:
     index: pd.DataFrame
     index_map: IndexMap
     is_same: bool
+    scores: tuple[Scores, Scores]
 
     def worst_concepts(self, count: int = 20, each: bool = True) -> pd.DataFrame:
         """Return concepts that got worse, as in `concepts`.
@@ -175,6 +177,7 @@ def compare(
         index=measure_index(corpus, *features, is_new[rows], index_map),
         index_map=index_map,
         is_same=is_same,
+        scores=(old_scores, new_scores),
     )
 
 

@@ -175,7 +175,7 @@ def read_sets(folder: Path, role: Role) -> list[tuple[FileSet, Path]]:
         (manifest, folder that its paths start from) pairs.
 
     Raises:
-        CmpError: It holds no pictures, or sets for something else.
+        CmpError: The folder contains no pictures, or datasets with another role.
     """
     option = OPTIONS[role]
     if not folder.is_dir():
@@ -235,7 +235,7 @@ def arrive(ledger: Ledger, folder: str, role: Role, name: str = "") -> tuple[Led
         for dataset, root in located
     )
     arrival = Arrival(number, name or path.name, role, str(path), sets)
-    found, free = [], set()  # splits that no file gave may be changed
+    arriving, free = [], set()  # splits that no file gave may be changed
     for index in indexes:
         columns = [index.table[name] for name in ("source", "split", "label", "captions")]
         hashes = [index.table[name].tolist() for name in images.HASHES]
@@ -243,9 +243,9 @@ def arrive(ledger: Ledger, folder: str, role: Role, name: str = "") -> tuple[Led
             zip(*columns, strict=True), *hashes, index.table["given"], strict=True
         ):
             about = (len(ledger.arrivals), index.dataset.name, source, split, label)
-            found.append(Picture(*about, tuple(captions), *numbers))
+            arriving.append(Picture(*about, tuple(captions), *numbers))
             free |= set() if is_given else {source}
-    return _append(ledger, arrival, found, free)
+    return _append(ledger, arrival, arriving, free)
 
 
 def _check_prompts(ledger: Ledger, datasets: list[FileSet]) -> None:
@@ -258,20 +258,20 @@ def _check_prompts(ledger: Ledger, datasets: list[FileSet]) -> None:
 
 
 def _append(
-    ledger: Ledger, arrival: Arrival, found: list[Picture], free: Collection[str]
+    ledger: Ledger, arrival: Arrival, arriving: list[Picture], free: Collection[str]
 ) -> tuple[Ledger, ArrivalReport]:
     """Return the ledger with what is new of an arrival, see `arrive`.
 
     Args:
         ledger: The ledger.
         arrival: The arrival.
-        found: Its pictures.
+        arriving: Its pictures.
         free: Names of those whose split no file gives.
     """
     used = [picture for picture in ledger.pictures if picture.split]
     known, splits = {picture.key for picture in used}, _splits_of(used)
     before, new, held = dict(splits), [], []
-    for picture in found:
+    for picture in arriving:
         if picture.key in known:
             continue
         names = ("file", picture.digest), ("pixels", picture.pixels)
@@ -291,7 +291,7 @@ def _append(
     scored = {x.look for x in (*used, *new) if x.split != "train"} - FLAT
     similar = [x.source for x in new if x.split == "train" and x.look in scored]
     report = ArrivalReport(
-        dict(collections.Counter(picture.split for picture in new)), len(found) - len(new),
+        dict(collections.Counter(picture.split for picture in new)), len(arriving) - len(new),
         len(held), tuple(held[:NAMED]), len(similar), tuple(similar[:NAMED]),
         tuple(sorted(name for _, name in labels - old_labels)),
         tuple(sorted(name for _, name in labels & old_labels)),
@@ -300,7 +300,7 @@ def _append(
 
 
 def _splits_of(pictures: Iterable[Picture]) -> dict[tuple[str, int], str]:
-    """Return the split of the first picture of each file and of each look."""
+    """Return the split of the first picture with each file, and with the same pixels."""
     splits: dict[tuple[str, int], str] = {}
     for picture in pictures:
         splits.setdefault(("file", picture.digest), picture.split)
@@ -321,11 +321,11 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
     arrivals = list(ledger.arrivals)
     for old, new in moved.items():
         old, new = (os.path.abspath(os.path.expanduser(each)) for each in (old, new))
-        here = [n for n, x in enumerate(arrivals) if f"{x.folder}/".startswith(f"{old}/")]
-        if not here:
+        matching = [n for n, x in enumerate(arrivals) if f"{x.folder}/".startswith(f"{old}/")]
+        if not matching:
             folders = ", ".join(dict.fromkeys(x.folder for x in arrivals if x.folder != EMBEDDED))
             raise CmpError(f"--moved: no pictures came from {old}; they came from {folders}")
-        for n in here:
+        for n in matching:
             folder = os.path.normpath(new + arrivals[n].folder[len(old) :])
             arrivals[n] = dataclasses.replace(arrivals[n], folder=folder)
     return Ledger(tuple(arrivals), ledger.pictures)

@@ -24,7 +24,7 @@ from cmp.files import SHORT_ID, file_digest, parse_json, parse_record, read_text
 from cmp.releases import ledger as ledgers
 from cmp.releases.ledger import Ledger, Picture, arrivals_from
 from cmp.runs import checkpoints
-from cmp.runs.checkpoints import RunState
+from cmp.runs.checkpoints import Progress, RunState
 from cmp.runs.identity import json_digest
 
 SCHEMA = 1
@@ -139,9 +139,13 @@ class Release:
         ledger, parts, _ = ledgers.locate(self.ledger())
         return ledgers.corpus_of(ledger, parts)
 
+    def progress(self) -> Progress:
+        """Return what the state holds beside its tensors, once the whole file is checked."""
+        return checkpoints.read_progress(self.path(self.record.state))
+
     def state(self) -> RunState:
-        """Return the state that a next update goes on from."""
-        return checkpoints.read_checkpoint(self.path(self.record.state))
+        """Return the state that the next update starts from; reading it checks its hash."""
+        return checkpoints.read_checkpoint(self.folder / self.record.state)
 
 
 def is_release(folder: Path) -> bool:

@@ -1,6 +1,8 @@
-"""`cmpt tune`: choose the peak of an update's learning rate, on pictures held out for choices."""
+"""`cmpt tune`: choose the peak of an update's learning rate on the validation split."""
 
+import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +13,10 @@ import pandas as pd
 
 from cmp import config
 from cmp.errors import CmpError, Interrupted
-from cmp.files import child_path, make_folder, write_atomic
-from cmp.readers.files import keep_value
+from cmp.files import child_path, write_atomic
+from cmp.readers.files import keep_value, read_kept
 from cmp.releases.update import UpdatePlan, plan_update, train_update
+from cmp.runs import store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import NO_OBSERVER, Observer
 from cmp.scale import processes
@@ -41,8 +44,8 @@ def tune(
 ) -> pd.DataFrame:
     """Try an update at several peaks, and score each on the validation split.
 
-    While the best peak is the lowest or the highest, the next one beyond it is tried as well. What
-    was scored is kept in a folder, so that the same call goes on after a stop.
+    While the best peak is the lowest or the highest, the next one beyond it is tried as well.
+    Scores are kept in a folder, so that the same call continues after a stop.
 
     Args:
         start, data, settings, **pictures: As of `cmp.releases.update.plan_update`.
@@ -51,16 +54,16 @@ def tune(
             three times as much.
         device: "cpu" or "cuda".
         execution: How a step is computed.
-        observer: Returns what hears of the progress of an update.
-        tell: Hears of each row of the table once it is there.
+        observer: Takes the plan of an update, and returns the observer of its training.
+        tell: Called with each row of the table once it is known.
 
     Returns:
         A row per peak, sorted: `peak`, A_KA, A_ZS and GM in percent as far as there is something to
         score, and `is_best`.
 
     Raises:
-        CmpError: The update cannot be computed, or nothing is held out for choices.
-        Interrupted: SIGINT or SIGTERM came; the same call goes on.
+        CmpError: The update cannot be computed, or it has no validation pictures.
+        Interrupted: SIGINT or SIGTERM was received; the same call continues.
 
     Example:
         >>> table = cmp.tune(release, "pictures/2026-02", folder=Path("tuning"))  # doctest: +SKIP
@@ -95,13 +98,14 @@ def tune(
             best, known = max(rows, key=lambda each: goal(rows[each])), sorted(rows)
             waiting += [best / FACTOR] * (best == known[0]) + [best * FACTOR] * (best == known[-1])
     best = max(rows, key=lambda each: goal(rows[each]))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if not processes.rank():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     found = pd.DataFrame([{"peak": peak} | rows[peak] for peak in sorted(rows)])
     return found.assign(is_best=found["peak"] == best)
 
 
 def goal(scores: Mapping[str, float]) -> float:
-    """Return what the best peak has most of: GM, or A_KA where nothing else is scored."""
+    """Return the score that the best peak maximises: GM, or A_KA if nothing else is scored."""
     return scores.get("GM", scores["A_KA"])
 
 
@@ -112,33 +116,29 @@ def _scores_of(
     device: str,
     execution: ExecutionConfig | None,
 ) -> dict[str, float]:
-    """Return the scores after an update, from the folder if they are there."""
+    """Return the scores after an update, from the folder if they are there.
 
-    def compute() -> dict[str, float]:
-        found: dict[str, float] = {}
-
-        def keep(done: int, scores: Any) -> None:
-            observer.task(done, scores)
-            found.update(scores.summary())
-
-        listener = Observer(observer.step, keep, observer.resumed)
-        if processes.rank():
-            train_update(plan, listener, None, device, execution)
-            return {}
-        place = folder / "checkpoints" / plan.id[:12]
-        with CheckpointManager(plan.id, folder=place) as manager:
-            try:
-                train_update(plan, listener, manager, device, execution)
-            except Interrupted as error:
-                words = "stopped; everything is saved; the same command continues"
-                raise Interrupted(words, error.signal) from None
+    Of several processes, the first one looks into the folder, and the others do as it does.
+    """
+    path = child_path(folder, plan.id[:12], ".json")
+    known = json.loads(processes.broadcast("" if processes.rank() else json.dumps(read_kept(path))))
+    if known is not None:
+        return known
+    checkpoints = contextlib.nullcontext()
+    if not processes.rank():
+        checkpoints = CheckpointManager(plan.id, folder=folder / "checkpoints" / plan.id[:12])
+    with checkpoints as manager:
+        try:
+            result = train_update(plan, observer, manager, device, execution)
+        except Interrupted as error:
+            words = "stopped; everything is saved; the same command continues"
+            raise Interrupted(words, error.signal) from None
+        last = store.final_scores(store.after_last_task(store.trajectory(result.metrics)))
+        scores = {name: x for name in SCORES if not math.isnan(x := float(last[name].iloc[0]))}
+        if manager:
+            keep_value(path, lambda: scores)
             manager.remove()
-        return found
-
-    if processes.rank():
-        return compute()
-    make_folder(folder)
-    return keep_value(child_path(folder, plan.id[:12], ".json"), compute)
+    return scores
 
 
 def write_choice(table: pd.DataFrame, path: Path) -> float:

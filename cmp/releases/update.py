@@ -21,16 +21,17 @@ from torch import from_numpy
 from tqdm.auto import tqdm
 
 import cmp
-from cmp import budgets, config, mixtures, models
+from cmp import budgets, config, mixtures, models, schedules
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, Interrupted
 from cmp.evaluation import Scores
 from cmp.files import atomic_folder
 from cmp.mixtures import Pools
+from cmp.registry import get_option
 from cmp.releases import ledger as ledgers
 from cmp.releases import release
-from cmp.releases.candidates import Candidate
+from cmp.releases.candidates import Candidate, split_start
 from cmp.releases.card import release_card
 from cmp.releases.compare import Comparison, compare
 from cmp.releases.ledger import EMBEDDED, ArrivalReport, Ledger
@@ -69,8 +70,7 @@ class UpdatePlan:
         corpus: The data.
         pools: What the update draws from.
         report: What is new.
-        notes: What a user should know of it, in sentences.
-        name: What the update is called.
+        gone: How many pictures of earlier updates are gone.
     """
 
     id: str
@@ -81,8 +81,12 @@ class UpdatePlan:
     corpus: Corpus
     pools: Pools
     report: ArrivalReport
-    notes: tuple[str, ...]
-    name: str
+    gone: int
+
+    @property
+    def name(self) -> str:
+        """The update's name."""
+        return self.ledger.arrivals[-1].name
 
     @property
     def number(self) -> int:
@@ -93,6 +97,11 @@ class UpdatePlan:
     def steps(self) -> int:
         """How long it is trained."""
         return self.fitted.steps[-1]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know before it is trained, in sentences."""
+        return [*_notes(self)]
 
 
 def plan_update(
@@ -134,19 +143,15 @@ def plan_update(
         ledger = ledgers.move(ledger, moved)
     for folder, role in [(pool, "pool"), *((each, "eval") for each in retain)]:
         if folder is not None:
-            ledger, _ = _arrive_beside(ledger, str(folder), role)
+            ledger = _arrive_beside(ledger, str(folder), role)
     ledger, report = ledgers.arrive(ledger, os.fspath(data), "adapt", name)
     ledger, parts, gone = ledgers.locate(ledger, skip_gone)
     corpus = ledgers.corpus_of(ledger, parts)
     run_config = _update_config(base, tree, parent, ledger.updates)
     fitted = budgets.settle(run_config, corpus)
     pools = mixtures.task_pools(fitted, corpus)[-1]
-    arrival = ledger.arrivals[-1]
-    plan = UpdatePlan(
-        _update_id(run_config, parent, ledger, gone), parent, run_config, fitted, ledger, corpus,
-        pools, report, (), arrival.name,
-    )  # fmt: skip
-    return dataclasses.replace(plan, notes=tuple(_notes(plan, gone)))
+    update_id = _update_id(run_config, parent, ledger, gone)
+    return UpdatePlan(update_id, parent, run_config, fitted, ledger, corpus, pools, report, gone)
 
 
 def _refuse_settings(tree: Mapping[str, Any]) -> None:
@@ -157,15 +162,13 @@ def _refuse_settings(tree: Mapping[str, Any]) -> None:
         if found:
             raise CmpError(f"{found[0]}: not in an update: {reason}")
     meta = given.get("schedule.meta", "none")
-    if "peaks" in cmp.registry.get_option("meta_schedule", meta).settings:
+    if "peaks" in get_option("meta_schedule", meta).settings:
         raise CmpError(f"schedule.meta: {meta!r}: {FIXED_KEYS['schedule.peaks']}")
 
 
 def _first_tree(start: str) -> dict[str, Any]:
     """Return what the first update of a model starts from, as a tree."""
-    name, _, weights = start.partition(":")
-    if models.is_hub(start):
-        name, weights = start, models.HUB
+    name, weights = split_start(start)
     family = models.family_of(name)
     section = {"name": name} | ({"start": weights} if weights else {})
     if not weights and not family:
@@ -177,13 +180,13 @@ def _first_tree(start: str) -> dict[str, Any]:
     return config.overlay(tree, config.recipe_tree("default"))
 
 
-def _arrive_beside(ledger: Ledger, folder: str, role: Any) -> tuple[Ledger, ArrivalReport]:
-    """Return the ledger with a pool or a retention set, which takes the place of an earlier one."""
+def _arrive_beside(ledger: Ledger, folder: str, role: Any) -> Ledger:
+    """Return the ledger with a retention set added, or with a pool in place of the earlier one."""
     if ledger.updates and folder == EMBEDDED:
         raise CmpError("--pool: the embedded pool can be named at the first update only")
     if role == "pool":
         ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
-    return ledgers.arrive(ledger, folder, role)
+    return ledgers.arrive(ledger, folder, role)[0]
 
 
 def _update_config(
@@ -207,23 +210,23 @@ def _update_config(
                     f"{key}: {after[key]!r}, and {before[key]!r} so far: a stream keeps it, since "
                     "its state rests on it; begin a new one with --start"
                 )
-        store.check_sources(parent.record.id, parent.state().progress.options)
+        store.check_sources(parent.record.id, parent.progress().options)
     return result
 
 
 def _update_id(run_config: RunConfig, parent: Release | None, ledger: Ledger, gone: int) -> str:
     """Return the id of an update, the hash of all that decides its result."""
-    count = len(parent.record.arrivals) if parent else 0
+    earlier = len(parent.record.arrivals) if parent else 0
+    start, weights = ({}, "") if parent else identity.start_identity(run_config)
     changes = {key: x for key, x in run_config.changes().items() if key != "data"}
     content = {
         "parent": parent.record.id if parent else "",
-        "config": changes,
-        "pictures": ledger.digest(count),
+        "config": changes | start,
+        "pictures": ledger.digest(earlier),
         "numerics": cmp.NUMERICS,
     }
     if not parent:
-        changes, content["weights"] = identity.start_identity(run_config)
-        content["config"] |= changes
+        content["weights"] = weights
     if options := run_config.option_record():
         content["options"] = {name: record["sha256"] for name, record in options.items()}
     if gone:
@@ -231,8 +234,8 @@ def _update_id(run_config: RunConfig, parent: Release | None, ledger: Ledger, go
     return json_digest(content)
 
 
-def _notes(plan: UpdatePlan, gone: int) -> Iterable[str]:
-    """Return what a user should know of an update, in sentences."""
+def _notes(plan: UpdatePlan) -> Iterable[str]:
+    """Yield the sentences of `UpdatePlan.notes`."""
     report, counts, training = plan.report, plan.pools.counts, plan.fitted.training
     new = report.new
     yield (
@@ -252,12 +255,12 @@ def _notes(plan: UpdatePlan, gone: int) -> Iterable[str]:
             f"{report.similar:,} of the new training pictures look like a held-out picture, such "
             f"as {some}; they are used, but scores may be too high"
         )
-    if gone:
-        yield f"{gone:,} pictures from earlier updates are gone; training continues without them"
+    if plan.gone:
+        yield f"{plan.gone:,} pictures from earlier updates are gone and left out"
     passes = plan.steps * counts[1] / max(len(plan.pools.update), 1)
     yield (
         f"{plan.steps} steps of {sum(counts)}: {counts[1]} new pictures, {counts[2]} of earlier "
-        f"updates, {counts[0]} of the pool; each new picture is seen {passes:.1f} times"
+        f"updates, {counts[0]} of the pool; each new picture appears {passes:.1f} times"
     )
     usual = mixtures.batch_counts(plan.fitted.mixture, training.batch, not len(plan.pools.buffer))
     if sum(counts) < training.batch:
@@ -305,7 +308,7 @@ def compute_update(
     device: str = "cpu",
     execution: ExecutionConfig | None = None,
 ) -> Release:
-    """Train a planned update and write its release; one that was stopped goes on.
+    """Train a planned update and write its release, continuing one that was stopped.
 
     Args:
         plan: The update.
@@ -315,42 +318,34 @@ def compute_update(
         execution: How a step is computed.
 
     Raises:
-        CmpError: The folder is there already, or another process computes it.
+        CmpError: The folder already exists, or another process computes it.
         Interrupted: SIGINT or SIGTERM was received; the same command continues.
     """
     if release.is_release(folder):
-        found = release.read_release(folder)
-        if found.record.id == plan.id:
-            return found
+        written = release.read_release(folder)
+        if written.record.id == plan.id:
+            return written
         raise CmpError(
             f"{folder}: contains another release, and releases are never changed; name a new folder"
         )
     if folder.exists():
         raise CmpError(f"{folder}: already exists; name a new folder")
     work = working_folder(folder)
-    begun = latest_progress(work)
-    if begun and begun.run != plan.id:
+    unfinished = latest_progress(work)
+    if unfinished and unfinished.run != plan.id:
         raise CmpError(
             f"{folder}: an update with other pictures or settings was stopped here; repeat its "
             f"command, or delete {work}"
         )
-    last: dict[str, Scores] = {}
-
-    def keep_scores(done: int, scores: Scores) -> None:
-        observer.task(done, scores)
-        last["scores"] = scores
-
-    listener = dataclasses.replace(observer, task=keep_scores)
     with _update_manager(plan, folder) as manager:
         try:
-            result = train_update(plan, listener, manager, device, execution)
+            result = train_update(plan, observer, manager, device, execution)
         except Interrupted as error:
             raise Interrupted(
                 "stopped; everything is saved; the same command continues", error.signal
             ) from None
         if manager:
-            scores = last.get("scores") or _score_again(plan, result)
-            write_release(plan, result, scores, manager.last, folder, device)
+            write_release(plan, result, manager.last, folder, device)
     processes.barrier()
     return release.read_release(folder)
 
@@ -373,24 +368,15 @@ def train_update(
     )
 
 
-def _score_again(plan: UpdatePlan, result: RunResult) -> Scores:
-    """Return the scores of an update that was trained by an earlier process."""
-    section = plan.config
-    return cmp.evaluation.evaluate(
-        models.split_attention(result.model), section.model.name, plan.corpus,
-        section.evaluation.split, None, section.training.precision,
-    )  # fmt: skip
-
-
 def update_scores(scores: Scores, corpus: Corpus) -> pd.DataFrame:
-    """Return how the pictures of each update are named, a row per update.
+    """Return how well a model names the pictures of each update.
 
     Args:
-        scores: An evaluation of all pictures.
-        corpus: Its data.
+        scores: Its evaluation.
+        corpus: The data of a ledger.
 
     Returns:
-        `update`, the number of the update that pictures arrived with; `score` in percent; `images`.
+        One row per update with scored pictures: `update`, its number; `score` in percent; `images`.
     """
     names = corpus.table["update"].astype(str).to_numpy()[scores.hits["row"]]
     numbers = np.array([int(name.partition(" ")[0] or 0) for name in names])
@@ -408,7 +394,6 @@ def update_scores(scores: Scores, corpus: Corpus) -> pd.DataFrame:
 def write_release(
     plan: UpdatePlan,
     result: RunResult,
-    scores: Scores,
     state: Path | None,
     folder: Path,
     device: str = "cpu",
@@ -417,16 +402,18 @@ def write_release(
 
     Args:
         plan: The update.
-        result: What was trained.
-        scores: Its scores.
+        result: The finished training.
         state: The checkpoint at its end.
         folder: Where the release will be.
         device: Where models are compared.
     """
     assert state is not None
     parent = plan.parent
-    matrix = update_scores(scores, plan.corpus).assign(after=plan.number)
     comparison = compare_with_before(plan, result, device)
+    matrix = pd.DataFrame(columns=["update", "score", "images"], dtype=float)
+    if comparison:
+        matrix = update_scores(comparison.scores[1], plan.corpus)
+    matrix = matrix.assign(after=plan.number)
     if parent:
         matrix = pd.concat([pd.read_parquet(parent.path(release.MATRIX_FILE)), matrix])
     earlier = parent.record.updates if parent else ()
@@ -463,7 +450,7 @@ def write_release(
 
 
 def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Comparison | None:
-    """Compare the model after an update with the one before it, None where nothing is held out."""
+    """Compare the model after an update with the one before; return None if nothing is scored."""
     section, name = plan.config.evaluation, plan.config.model.name
     if not len(plan.corpus.rows(section.split)):
         return None
@@ -486,7 +473,7 @@ def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Com
 
 def max_rate(fitted: RunConfig) -> float:
     """Return the highest learning rate of the last task of a config."""
-    return max(cmp.schedules.task_rates(fitted.schedule, fitted.steps, fitted.stream.tasks - 1))
+    return max(schedules.task_rates(fitted.schedule, fitted.steps, fitted.stream.tasks - 1))
 
 
 def update(
