@@ -81,7 +81,7 @@ def tune(
     arrived = middle.corpus.by_role("adapt")
     if not any(len(middle.corpus.rows("validation", dataset=name)) for name in arrived):
         raise CmpError(
-            "cmpt tune: no picture of an update is held out for choices (split validation); give "
+            "cmpt tune: no update has validation pictures, on which peaks are compared; give "
             "some by the column `split` of a table, or wait for a larger update"
         )
     center = middle.config.schedule.peak

@@ -240,7 +240,7 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
     new = report.new
     yield (
         f"update {plan.number}, {plan.name}: {sum(new.values()):,} new pictures: "
-        f"{new.get('train', 0):,} to train on, {new.get('validation', 0):,} for choices, "
+        f"{new.get('train', 0):,} to train on, {new.get('validation', 0):,} for tuning, "
         f"{new.get('test', 0):,} for tests"
     )
     yield f"{_count(report.new_names, 'new name')}, {_count(report.old_names, 'name')} again"
