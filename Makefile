@@ -28,7 +28,7 @@ test-long: $(READY)
 	$(BIN)/cmpt data build
 	$(PYTEST) -n 3 -m long
 
-# README's commands, in a clone of what is committed, with an environment of its own
+# the commands of README and the manual, in a clone of what is committed, with an environment of its own
 readme-test: $(READY)
 	$(BIN)/python -m tests.readme
 

@@ -1,9 +1,9 @@
-"""Run README's commands, each as a process, in a clone with an environment of its own.
+"""Run the commands of README and the manual, each as a process, in a clone of its own.
 
 `python -m tests.readme` clones what is committed into an empty folder, sets up `.venv` there, makes
-the files and runs that the commands name, and then runs every command of README's shell blocks from
-the root of the clone, in their order. `WAYS` has what stands for a command that is not run exactly
-as printed: one that needs a card, a cluster or hours, or names a run.
+the files and runs that the commands name, and then runs every command of the pages' shell blocks
+from the root of the clone, in their order. `WAYS` has what stands for a command that is not run
+exactly as printed: one that needs a card, a cluster or hours, or names a run.
 """
 
 import os
@@ -17,6 +17,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md", "book/manual.md")
 PRINTED = ""
 PLANNED = " --dry-run || test $? -eq 1"
 """Ends a plan whose data or card are not there; it says so by status 1."""
@@ -97,7 +98,7 @@ WAYS = {
     "python3 -m http.server --bind 127.0.0.1 --directory _build/html":
         "python3 -m http.server --help",
 }  # fmt: skip
-"""Command of README, without its comment -> what is run; a run of our own stands for each `ID`."""
+"""Command of a page, without its comment -> what is run; a run of our own stands for each `ID`."""
 SMALL = "stream.tasks=2 training.steps=3"
 WEIGHTS = """
 import cmp
@@ -114,8 +115,9 @@ RUNS = {
 """Runs that `WAYS` names."""
 
 
-def printed_commands(text: str) -> list[str]:
-    """Return the commands of a page's shell blocks, without comments."""
+def printed_commands() -> list[str]:
+    """Return the commands of the pages' shell blocks, without comments."""
+    text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
     lines = [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
              for line in block.splitlines()]  # fmt: skip
     return [found for line in lines if (found := re.sub(r"(^|\s+)#.*", "", line))]
@@ -168,7 +170,7 @@ def draw_pictures(folder: Path, classes: int, pictures: int, first: int = 0) -> 
 
 
 def prepare(clone: Clone) -> dict[str, str]:
-    """Make the files that README's commands name, and the runs of `RUNS`; return their ids."""
+    """Make the files that the commands name, and the runs of `RUNS`; return their ids."""
     clone.run("cmpt data build")
     clone.run("pip install --quiet --require-hashes -c constraints.txt ray")
     clone.run(f"python -c '{WEIGHTS}'")
@@ -191,7 +193,7 @@ def prepare(clone: Clone) -> dict[str, str]:
 
 def main() -> None:
     """Run all of it; the first command that fails ends it."""
-    printed = printed_commands((ROOT / "README.md").read_text(encoding="utf-8"))
+    printed = printed_commands()
     with tempfile.TemporaryDirectory() as folder:
         clone = Clone(Path(folder) / "clone")
         subprocess.run(["git", "clone", "--quiet", ROOT, clone.folder], check=True)
@@ -202,7 +204,7 @@ def main() -> None:
             for name, run_id in ids.items():
                 way = way.replace(f"{{{name}}}", run_id)
             clone.run(way or command)
-    print(f"{len(printed)} commands of README ran")
+    print(f"{len(printed)} commands ran")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,11 @@ def test_a_bad_config_is_refused_by_key(tree, words):
 def test_a_recipe_is_short_for_its_settings():
     tree = config.override(config.profile("cpu"), ["recipe=default"])
     written = [
+        "mixture.pretraining=0.25",
+        "mixture.update=0.25",
+        "mixture.buffer=0.5",
         "merging.policy=ema",
-        "merging.weight=0.25",
+        "schedule.name=cosine",
     ]
     plain = config.parse(config.override(config.profile("cpu"), written))
     assert config.parse(tree) == plain
@@ -54,8 +57,8 @@ def test_a_recipe_is_short_for_its_settings():
 
 def test_what_is_set_by_name_has_its_say_over_a_recipe():
     run = config.parse({"recipe": "default", "merging": {"policy": "zs"}, "seed": 1})
-    assert (run.merging.policy, run.merging.weight, run.carries_moments) == ("zs", 0.25, True)
-    with pytest.raises(CmpError, match=r"must be 1, not 0\.6"):
+    assert (run.merging.policy, run.merging.weight, run.carries_moments) == ("zs", 0.5, True)
+    with pytest.raises(CmpError, match=r"must be 1, not 0\.5"):
         config.parse({"recipe": "default", "mixture": {"buffer": 0.0}})
     with pytest.raises(CmpError, match=r"recipe: 'best': unknown; the recipes are: default"):
         config.parse({"recipe": "best"})

@@ -115,7 +115,7 @@ def test_the_answer_about_budgets():
 def test_the_answers_about_months():
     before, lost, gained = 60, 9, 7
     assert answer("09.1") == [gained - lost, 100 * lost / before]
-    mixture = cmp.Mixture(pretraining=1 / 3, update=1 / 3, buffer=1 / 3)
-    _, places, _ = mixtures.small_counts(mixture, 64, (1000, 10, 100), 2.6)
-    steps = max(mixtures.MIN_STEPS, -(-2.6 * 10 // places))
+    mixture = cmp.Mixture(pretraining=0.25, update=0.25, buffer=0.5)
+    _, places, _ = mixtures.small_counts(mixture, 64, (1000, 10, 100), 2.0)
+    steps = max(mixtures.MIN_STEPS, -(-2 * 10 // places))
     assert answer("09.2") == [places, steps * places / 10]

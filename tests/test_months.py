@@ -110,7 +110,7 @@ def test_months_of_any_size(root, tmp_path, size):
     assert plan.pools.counts[1] <= plan.report.new["train"]
     assert plan.steps >= 10 and 2 <= sum(plan.pools.counts) <= 64
     shown = plan.steps * plan.pools.counts[1] / plan.report.new["train"]
-    assert 2.6 <= shown <= 2.6 + max(10, plan.pools.counts[1]) / plan.report.new["train"]
+    assert 2 <= shown <= 2 + max(10, plan.pools.counts[1]) / plan.report.new["train"]
     made = first(root, tmp_path)
     plan = update.plan_update(made.folder, folder)
     assert plan.number == 2 and sum(plan.pools.counts) == 8

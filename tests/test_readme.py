@@ -1,4 +1,5 @@
-"""README's commands: `python -m tests.readme` runs them all; here the first ones a reader tries."""
+"""Commands of README and the manual: `python -m tests.readme` runs them all, and the tests here
+those that a reader tries first."""
 
 import os
 import subprocess
@@ -12,7 +13,7 @@ import cmp
 from cmp.project import build_folder
 from tests import readme
 
-PRINTED = readme.printed_commands((readme.ROOT / "README.md").read_text(encoding="utf-8"))
+PRINTED = readme.printed_commands()
 PAPERMILL = "papermill book/03_merging.ipynb out.ipynb -p profile cpu -p weight 0.5"
 
 
@@ -40,7 +41,7 @@ def shell(tmp_path_factory):
 
 
 def run_line(shell, tmp_path, *arguments, folder=readme.ROOT):
-    """README's papermill line with other arguments -> its process, and the notebook's path."""
+    """The manual's papermill line with other arguments -> its process, and the notebook's path."""
     out, book = tmp_path / "out.ipynb", readme.ROOT / "book" / "03_merging.ipynb"
     return shell("papermill", os.path.relpath(book, folder), out, *arguments, folder=folder), out
 
@@ -60,7 +61,10 @@ def test_papermill_runs_a_chapter(shell, tmp_path, folder):
 @pytest.mark.defect
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("weight", "heavy", "weight: 'heavy' is not of type float"), ("wieght", "0.5", "did you mean weight")],
+    [
+        ("weight", "heavy", "weight: 'heavy' is not of type float"),
+        ("wieght", "0.5", "did you mean weight"),
+    ],
 )
 def test_papermill_ends_a_chapter_whose_parameters_are_wrong(shell, tmp_path, name, value, words):
     done, _ = run_line(shell, tmp_path, "-p", name, value)

@@ -23,7 +23,7 @@ from cmp.errors import CmpError, explain_errors
 BOOK = Path(__file__).resolve().parents[1]
 PAGES = (
     "STYLE.md", "api.md", "architecture.md", "atlas.md", "choices_beside_peers.md", "glossary.md",
-    "index.md", "literature.md", "whats_new.md", "where_it_runs.md",
+    "index.md", "literature.md", "manual.md", "whats_new.md", "where_it_runs.md",
 )  # fmt: skip
 """Texts of the book that are not chapters."""
 CHAPTER = re.compile(r"(\d\d|A\d)_[a-z0-9_]+\.md")

@@ -33,12 +33,8 @@ CLASSES, ARRIVING = 522, 6375
 """The classes of the embedded stream, and the images of all its updates."""
 FOMO = 1_760_000
 """The images of all updates of FoMo-in-Flux."""
-MANY_STEPS = 80
-"""From this many steps per update, an average of embedded models takes half of each update, and
-otherwise a quarter. On validation data, a half was better at 160 steps and a quarter at 20 and 40,
-for any number of updates (studies `tuning-2` to `tuning-4`). Nothing was tuned in between."""
 MERGED_PEAK = 0.0024
-"""The peak for an embedded model with merged updates (study `tuning-2`)."""
+"""The peak of the recipe for an embedded model (study `recipe-tuning-3`)."""
 MAX_PASSES = 20
 """How often a plan for a real model may show an image in its own update: about twice the measured
 range. It is 2.8 times in the paper's runs and at most 10.5 in our study `scaling`."""
@@ -246,10 +242,9 @@ def _rejection(row: Any) -> str:
 
 
 def choose_settings(request: PlanRequest) -> dict[str, Any]:
-    """Return the settings that the studies suggest, without sizes.
+    """Return the recipe for a request, without sizes.
 
-    An average takes half of each update, the default of the paper's code, unless a study chose
-    otherwise.
+    Where nothing may be lost, the average takes a tenth of each update instead of half.
     """
     tree: dict[str, Any] = {} if request.embedded else {"data": REAL["data"]}
     usual = models.HUB if models.is_hub(request.model) else TAGS.get(request.model)
@@ -259,25 +254,28 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
     tree["model"] = {"name": request.model} | ({"start": start} if start else {})
     tree["stream"] = {"tasks": request.updates}
     tree["mixture"] = _choose_mixture(request)
-    tree["merging"] = {"policy": "ema", "weight": 0.1 if request.keep == "all" else 0.5}
+    recipe = config.recipe_tree("default")
+    tree["merging"] = recipe["merging"] | ({"weight": 0.1} if request.keep == "all" else {})
     if request.embedded:
         peak = MERGED_PEAK if request.keep == "balance" else MERGED_PEAK / 2
-        tree["schedule"] = {"name": "wsd", "peak": peak}
+        tree["schedule"] = recipe["schedule"] | {"peak": peak}
     else:
-        tree |= {key: REAL[key] for key in ("optimizer", "schedule", "evaluation")}
+        tree |= {key: REAL[key] for key in ("optimizer", "evaluation")}
+        tree["schedule"] = recipe["schedule"] | REAL["schedule"]
     return tree
 
 
 def _choose_mixture(request: PlanRequest) -> dict[str, Any]:
-    """Return a mixture with equal shares of the available data, and what to keep of the pool: for
-    the embedded pool, half of the names, as in the studies.
+    """Return a mixture of the available data in the recipe's proportions, and what to keep of the
+    pool: for the embedded pool, half of the names, as in the studies.
 
     The stream of a single update has no earlier ones; the user's own pool contains them.
     """
     has_earlier = request.buffer != 0 and not (request.embedded and request.updates == 1)
-    sources = {"pretraining": request.replay > 0, "update": True, "buffer": has_earlier}
-    parts = sum(sources.values())
-    mixture: dict[str, Any] = {name: is_there / parts for name, is_there in sources.items()}
+    there = {"pretraining": request.replay > 0, "update": True, "buffer": has_earlier}
+    shares = config.recipe_tree("default")["mixture"]
+    total = sum(shares[name] for name in there if there[name])
+    mixture: dict[str, Any] = {name: there[name] * shares[name] / total for name in there}
     if request.updates == 1:
         mixture |= {"pretraining": mixture["pretraining"] + mixture["buffer"], "buffer": 0.0}
     if mixture["pretraining"] > 0:
@@ -289,8 +287,7 @@ def _choose_mixture(request: PlanRequest) -> dict[str, Any]:
 
 
 def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, Any]:
-    """Add a batch that fits, the steps that the compute allows, and a suitable weight for the
-    average to the settings.
+    """Add a batch that fits and the steps that the compute allows to the settings.
 
     If the chosen method does not fit, the image tower is locked, which takes less memory.
     """
@@ -306,9 +303,7 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
             steps, limit = _affordable_steps(request, run), values.MAX_COUNT
             if not request.embedded:
                 limit = int(MAX_PASSES * request.arriving / _update_share(run))
-            trees[first]["training"]["steps"] = steps = min(steps, limit)
-            if request.embedded and request.keep != "all" and steps < MANY_STEPS:
-                trees[first]["merging"] = settings["merging"] | {"weight": 0.25}
+            trees[first]["training"]["steps"] = min(steps, limit)
             return trees[first]
     size = {"model": request.model, "device": request.device, "memory": memory / GIGA}
     raise ImpossibleRequest(PROBLEMS["too large"].format(batch=BATCHES[-1], **size))

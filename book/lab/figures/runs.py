@@ -40,9 +40,9 @@ INSET = (0.54, 0.1, 0.44, 0.46)
 IN_A_ROW, MOMENTS = 7, 6
 """Images per row of a gallery, and columns of predicted names, that leave enough space for text."""
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-RECIPE = ("with replay", "with moments", "with wsd", "recipe")
+RECIPE = ("with replay", "with moments", "recipe")
 """Settings of study `recipe`, each adding a step to the previous one."""
-BUILT_UP = "scope == 'full' and setting != 'recipe with cosine'"
+BUILT_UP = "scope == 'full' and not setting.str.startswith('first recipe')"
 """The rows of the study for a picture of these steps."""
 SCHEDULES = (
     ("cosine", "none"), ("rsqrt", "none"), ("wsd", "none"), ("infinite", "none"),
