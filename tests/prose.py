@@ -1,10 +1,13 @@
-"""Check the prose of the README and the book: `python -m tests.prose [FILE]...`.
+"""Check the prose of the README and the book: `python -m tests.prose [--counts] [FILE]...`.
 
 Private words are errors. Long sentences, sentences with many quantities, and measured values that
 were typed are warnings. Only prose counts: no code, front matter, tables, formulas, addresses,
 roles, or syntax of directives. `book/STYLE.md` says how sentences are written.
+
+With `--counts`, a table says instead how long the lesson of each chapter is, and what it holds.
 """
 
+import ast
 import re
 import sys
 from bisect import bisect_right
@@ -142,6 +145,7 @@ def mask_markup(text: str) -> str:
     text = re.sub(r"<!--.*?-->", blank, text, flags=re.S)
     opening = r"^([ ]*)(`{3,}|~{3,})(?:[\w+-]*|\{(?:code|math|include|raw)[\w-]*\}[^\n]*)\n"
     text = re.sub(rf"{opening}.*?^\1\2`*[ ]*$", blank, text, flags=re.S | re.M)
+    text = re.sub(r"^\+\+\+.*$", blank, text, flags=re.M)  # where a cell begins
     text = re.sub(r"^\s*(?:`{3,}|:{3,}).*$", blank, text, flags=re.M)  # directives
     text = re.sub(r"^\s*:[\w-]+:.*$", blank, text, flags=re.M)  # their options
     text = re.sub(r"^\s*\|.*$", blank, text, flags=re.M)  # tables
@@ -221,12 +225,12 @@ def _ends(block: str, match: re.Match[str]) -> bool:
     return True
 
 
-def check_text(text: str, is_chapter: bool = False) -> list[Finding]:
+def check_text(text: str, measured: bool = False) -> list[Finding]:
     """Return what is to be mended in a text.
 
     Args:
         text: Markdown.
-        is_chapter: Whether its measured values must be filled in.
+        measured: Whether its measured values must be filled in.
     """
     findings = []
     for sentence in split_sentences(text):
@@ -241,11 +245,131 @@ def check_text(text: str, is_chapter: bool = False) -> list[Finding]:
         if sentence.quantities > MAX_QUANTITIES:
             message = f"{sentence.quantities} quantities: {begins} ..."
             findings.append(Finding(sentence.line, False, message))
-        match = _TYPED.search(sentence.text) if is_chapter else None
+        match = _TYPED.search(sentence.text) if measured else None
         if match and QUANTITY not in match[0]:
             message = f"typed value {match[0]!r}: fill it in as {{{{...}}}}"
             findings.append(Finding(sentence.line, False, message))
     return findings
+
+
+EVIDENCE = "\n## Evidence\n"
+"""The heading of a chapter's last section, which is folded; what stands above it is the lesson."""
+INTERVALS = {"verdict": 2}
+"""Kind of mark -> the number of intervals in what stands for it, where it is not 1."""
+_MARK = re.compile(r"\{\{(?P<kind>\w+) [^{}]+\}\}")
+_BARE = ("about", "bases", "caption", "diagram", "mirror", "n", "peak", "points", "ref")
+"""Kinds of marks without an interval."""
+_BRACKETS = re.compile(r"\([^()]*?[+−-]?\d+(?:\.\d+)?\sto\s[+−-]?\d+(?:\.\d+)?[^()]*\)")
+_CELL = re.compile(
+    r"^```\{code-cell\}[^\n]*\n(?P<options>(?::[^\n]*\n)*)(?P<code>.*?)^```$", re.S | re.M
+)
+OWN_RUN = "plot_among_runs"
+"""The figure of a reader's own run, which is no result of the book."""
+
+
+class Counts(NamedTuple):
+    """What the lesson of a chapter is made of.
+
+    Attributes:
+        words: The words of its prose, with boxes, captions and exercises.
+        intervals: The bracketed intervals in it.
+        figures: The figures of results that its cells draw.
+        quantities: The quantities in it, per 100 words.
+        teaching: The lines of its code without helpers of `lab`, see `teaching_lines`.
+        code: All of these lines.
+        pictures: Its diagrams and captions.
+        evidence: The words of the evidence below it, or 0 if there is none.
+    """
+
+    words: int
+    intervals: int
+    figures: int
+    quantities: float
+    teaching: int
+    code: int
+    pictures: int
+    evidence: int
+
+
+def split_lesson(text: str) -> tuple[str, str]:
+    """Return the lesson of a chapter and its evidence, which is "" if it has none."""
+    lesson, _, evidence = text.partition(EVIDENCE)
+    return lesson, evidence
+
+
+def code_cells(text: str) -> list[str]:
+    """Return the code of a chapter's cells after its parameters."""
+    cells = [match for match in _CELL.finditer(text) if "parameters" not in match["options"]]
+    return [match["code"] for match in cells]
+
+
+def count_intervals(text: str) -> int:
+    """Return the number of bracketed intervals in a text, in marks or typed."""
+    kinds = [match["kind"] for match in _MARK.finditer(text)]
+    marked = sum(INTERVALS.get(kind, 1) for kind in kinds if kind not in _BARE)
+    return marked + len(_BRACKETS.findall(_MARK.sub("", text)))
+
+
+def teaching_lines(cells: Sequence[str]) -> tuple[int, int]:
+    """Return how many lines of code stand in statements without `lab`, and how many there are.
+
+    Imports and the cell that begins a chapter do not count.
+    """
+    helpers, lines, uses = {"lab"}, 0, 0
+    for code in cells:
+        if "begin_chapter(" in code:
+            continue
+        nodes = ast.parse(code.replace("await ", "")).body
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.module == "lab":
+                helpers |= {alias.asname or alias.name for alias in node.names}
+        imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+        left_out = {n for node in imports for n in range(node.lineno, node.end_lineno + 1)}
+        used = {
+            line
+            for tree in nodes
+            if any(isinstance(node, ast.Name) and node.id in helpers for node in ast.walk(tree))
+            for line in range(tree.lineno, tree.end_lineno + 1)
+        }
+        own = {n for n, line in enumerate(code.splitlines(), 1) if line.strip()} - left_out
+        lines, uses = lines + len(own), uses + len(own & used)
+    return lines - uses, lines
+
+
+def count_chapter(text: str) -> Counts:
+    """Return what the lesson of a chapter is made of."""
+    lesson, evidence = split_lesson(text)
+    sentences, cells = split_sentences(lesson), code_cells(lesson)
+    words = sum(sentence.words for sentence in sentences)
+    masked = re.sub(r"\A---\n.*?\n---\n|^```.*?^```$", "", lesson, flags=re.S | re.M)
+    teaching, code = teaching_lines(cells)
+    return Counts(
+        words=words,
+        intervals=count_intervals(masked),
+        figures=sum("figures.plot_" in cell and OWN_RUN not in cell for cell in cells),
+        quantities=100 * sum(sentence.quantities for sentence in sentences) / max(1, words),
+        teaching=teaching,
+        code=code,
+        pictures=len(re.findall(r"\{\{(?:caption|diagram) ", lesson)),
+        evidence=sum(sentence.words for sentence in split_sentences(evidence)),
+    )
+
+
+def print_counts(files: Sequence[Path]) -> None:
+    """Print what the lessons of chapters are made of."""
+    heads = ("words", "intervals", "figures", "numbers/100", "code", "pictures", "evidence")
+    print(f"{'chapter':24}" + "".join(f"{head:>12}" for head in heads))
+    for path in files or [each for each in default_files() if is_chapter(each)]:
+        found = count_chapter(path.read_text(encoding="utf-8"))
+        code = f"{found.teaching} of {found.code}"
+        row = (found.words, found.intervals, found.figures, f"{found.quantities:.1f}", code)
+        row += (found.pictures, found.evidence or "none")
+        print(f"{path.stem:24}" + "".join(f"{value:>12}" for value in row))
+
+
+def is_chapter(path: Path) -> bool:
+    """Return whether a file is a chapter, whose measured values must be filled in."""
+    return re.match(r"\d\d_|A\d_", path.name) is not None
 
 
 def default_files() -> list[Path]:
@@ -255,8 +379,7 @@ def default_files() -> list[Path]:
 
 def check_file(path: Path) -> list[Finding]:
     """Return what is to be mended in a file."""
-    is_chapter = re.match(r"\d\d_|A\d_", path.name) is not None
-    return check_text(path.read_text(encoding="utf-8"), is_chapter)
+    return check_text(path.read_text(encoding="utf-8"), is_chapter(path))
 
 
 def main(files: Sequence[Path]) -> int:
@@ -278,4 +401,8 @@ def main(files: Sequence[Path]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main([Path(name) for name in sys.argv[1:]]))
+    given = [Path(name) for name in sys.argv[1:] if name != "--counts"]
+    if "--counts" in sys.argv[1:]:
+        print_counts(given)
+    else:
+        sys.exit(main(given))

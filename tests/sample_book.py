@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nbformat
 
-from lab import site
+from lab import chapters, site
 
 INDEX = """\
 ---
@@ -146,7 +146,11 @@ def cells() -> list:
     still = [nbformat.v4.new_output("display_data", data) for data in both]
     code.append(nbformat.v4.new_code_cell("still", outputs=still))
     hidden = nbformat.v4.new_code_cell("hidden = 1", metadata={"tags": ["remove-input"]})
-    return [*code, hidden, nbformat.v4.new_code_cell(long)]
+    folded = nbformat.v4.new_markdown_cell(
+        "## Evidence\n\nFor those who doubt.", metadata={chapters.FOLDED: True}
+    )
+    table = nbformat.v4.new_markdown_cell("### A table\n\nThe last words.")
+    return [*code, hidden, nbformat.v4.new_code_cell(long), folded, table]
 
 
 def write(folder: Path, index: str = INDEX) -> Path:

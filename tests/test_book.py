@@ -116,6 +116,62 @@ def test_the_source_hash_ignores_line_ends_only(tmp_path):
     assert chapters.source_hash(source) != unix
 
 
+# the evidence, which is folded
+
+EVIDENCE = """
++++ {"jp-MarkdownHeadingCollapsed": true}
+
+## Evidence
+
++++
+
+### A table
+
+```{code-cell} ipython3
+print(seeds)
+```
+"""
+
+
+def folded(book):
+    """The cells that JupyterLab opens folded."""
+    return [n for n, cell in enumerate(book.cells) if cell.metadata.get(chapters.FOLDED) is True]
+
+
+def test_evidence_is_folded_wherever_a_chapter_is_read(tmp_path, monkeypatch):
+    source = write(tmp_path, "00_a")
+    assert chapters.evidence_place(chapters.notebook(source)) == len(
+        chapters.notebook(source).cells
+    )
+    source.write_text(source.read_text() + EVIDENCE)
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    run.run_book("quick", None, {}, folder=tmp_path)
+    [published] = run.commit_notebooks(folder=tmp_path)
+    for path in (tmp_path / "build" / "quick" / "00_a.ipynb", published):
+        book = nbformat.read(path, 4)
+        [place] = folded(book)
+        assert book.cells[place].source == "## Evidence"
+        assert chapters.evidence_place(book) == place < len(book.cells) - 2
+
+
+def test_evidence_is_the_last_section_of_a_chapter():
+    """Else what stands below it would be folded, too."""
+    split = 0
+    for source in chapters.select():
+        cells = chapters.notebook(source).cells
+        texts = [cell.source if cell.cell_type == "markdown" else "" for cell in cells]
+        places = [n for n, text in enumerate(texts) if text.startswith("## Evidence")]
+        assert folded(chapters.notebook(source)) == places, source.name
+        assert len(places) <= 1
+        split += len(places)
+        for place in places:
+            below = "\n".join(texts[place:]).partition("\n")[2]
+            assert "\n## " not in below and "\n# " not in below, source.name
+            committed = nbformat.read(source.with_suffix(".ipynb"), 4)
+            assert folded(committed) == places, source.name
+    assert split
+
+
 # parameters
 
 

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from lab import chapters, values
+from tests import prose as counted
 
 SOURCES = chapters.select()
 [SOLUTIONS] = chapters.select(["A4"])
@@ -138,6 +139,54 @@ def test_words_are_counted_without_what_stands_apart():
     assert count_words(text + "\n$$ a b c $$ four") == 4
 
 
+SPLIT = [source for source in MAIN if counted.EVIDENCE in source.read_text("utf-8")]
+"""Chapters with a lesson and a folded part below it."""
+LONGEST, MOST_INTERVALS, MOST_FIGURES = {"01": 2200}, 6, 3
+BOOKKEEPING = r"\bno gain\b|\{\} of \{\}|\b\d+ of \d+\b|cannot be compared|settings? lie"
+"""What a title says that counts rows instead of stating a lesson; {} is a value filled in."""
+
+
+@pytest.mark.parametrize("source", SPLIT, ids=lambda source: source.stem)
+def test_a_lesson_is_short_and_leaves_intervals_to_the_evidence(source):
+    found = counted.count_chapter(source.read_text("utf-8"))
+    assert found.words <= LONGEST.get(source.stem.partition("_")[0], 1600)
+    assert found.intervals <= MOST_INTERVALS
+    assert found.figures <= MOST_FIGURES
+    assert found.evidence > 0
+    lesson, _ = counted.split_lesson(prose(source))
+    assert "{{verdict" not in lesson  # a sentence of a machine
+
+
+def titles(source):
+    """The titles that the cells of a chapter give to figures, with {} for values."""
+    for cell in code_cells(source):
+        tree = ast.parse(cell.source)
+        for node in ast.walk(tree):
+            named = isinstance(node, ast.Assign | ast.AugAssign) and "title" in ast.unparse(node)
+            called = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("with_title")
+            if named or called:
+                part = node.value if named else node.args[-1]
+                texts = [
+                    "".join(each.value if isinstance(each, ast.Constant) else "{}"
+                            for each in found.values)
+                    for found in ast.walk(part) if isinstance(found, ast.JoinedStr)
+                ]  # fmt: skip
+                plain = [
+                    each.value for each in ast.walk(part)
+                    if isinstance(each, ast.Constant) and isinstance(each.value, str)
+                ]  # fmt: skip
+                yield from texts + plain
+
+
+@pytest.mark.parametrize("source", SPLIT, ids=lambda source: source.stem)
+def test_titles_state_a_lesson(source):
+    found = [*titles(source)]
+    assert found
+    for title in found:
+        assert not re.search(BOOKKEEPING, title), title
+    assert "no gain" not in prose(source)
+
+
 @each_chapter
 def test_every_figure_that_is_referred_to_is_there(source, monkeypatch):
     monkeypatch.setattr(values, "fill_values", lambda text, source: text)
@@ -148,10 +197,10 @@ def test_every_figure_that_is_referred_to_is_there(source, monkeypatch):
 
 @pytest.mark.parametrize("source", EXERCISED, ids=lambda source: source.stem)
 def test_the_end_is_limits_and_exercises(source):
-    words = [title for level, title in headings(source) if level == 2]
+    words = [title for level, title in headings(source) if level == 2 and title != "Evidence"]
     assert LIMITS in words
     assert words[-1] == "Exercises" and "Summary" not in words
-    exercises = prose(source).rpartition("## Exercises")[2]
+    exercises = counted.split_lesson(prose(source))[0].rpartition("## Exercises")[2]
     assert exercises.startswith("\n\nPredict first, then run.\n")
     assert re.findall(r"^(\d+)\. ", exercises, re.MULTILINE) == ["1", "2", "3"]
     number = source.stem.partition("_")[0]

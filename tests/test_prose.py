@@ -23,8 +23,8 @@ def texts(markdown):
     return [sentence.text for sentence in prose.split_sentences(markdown)]
 
 
-def messages(sentence, is_chapter=True):
-    return [finding.message for finding in prose.check_text(sentence, is_chapter)]
+def messages(sentence, measured=True):
+    return [finding.message for finding in prose.check_text(sentence, measured)]
 
 
 @pytest.mark.parametrize("path", prose.default_files(), ids=lambda path: path.name)
@@ -235,7 +235,7 @@ def test_ordinary_english_is_none(sentence):
 )
 def test_typed_values_are_warnings_in_chapters(sentence, value):
     assert messages(sentence) == [f"typed value {value!r}: fill it in as {{{{...}}}}"]
-    assert messages(sentence, is_chapter=False) == []
+    assert messages(sentence, measured=False) == []
 
 
 @pytest.mark.parametrize(
@@ -250,3 +250,58 @@ def test_typed_values_are_warnings_in_chapters(sentence, value):
 )
 def test_filled_values_and_counts_are_none(sentence):
     assert messages(sentence) == []
+
+
+# what a lesson holds
+
+LESSON = """\
+---
+title: x
+---
+
+# 02 · X
+
+Four words stand here. It gains {{gain a/b}} points, or {{points gain a/b}} (1.5 to 2 or so).
+
+```{code-cell} ipython3
+:tags: [parameters]
+
+seeds: int = 1
+```
+
+```{code-cell} ipython3
+from lab import figures
+
+x = [
+    1,
+]
+figures.with_title(
+    figures.plot_front(x), "A title"
+)
+```
+
+{{caption front: A {{ref front}}.}}
+
+{{verdict a claim}}
+
++++ {"jp-MarkdownHeadingCollapsed": true}
+
+## Evidence
+
++++
+
+Three more words, {{gain a/b}}.
+"""
+
+
+def test_a_lesson_is_counted_without_its_evidence():
+    found = prose.count_chapter(LESSON)
+    assert (found.intervals, found.figures, found.pictures) == (4, 1, 1)
+    assert (found.teaching, found.code) == (3, 6)
+    assert found.evidence == 4 and 15 < found.words < 30
+    assert prose.split_lesson("No evidence.") == ("No evidence.", "")
+
+
+def test_a_readers_own_run_is_no_result():
+    own = LESSON.replace("plot_front", "plot_among_runs")
+    assert prose.count_chapter(own).figures == 0

@@ -152,9 +152,11 @@ def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
         '<pre class="stream">printed', '<pre class="stream error">ValueError: no', 'href="/"',
         '<div class="answering"><figure', '<td class="words long" data-head="words: ">short</td>',
         "explorers/page.js", '<summary>Code, 20 lines', "data:image/svg+xml", '<td>1</td>',
+        '<details class="evidence"><summary><h2 id="evidence">Evidence</h2>',
     ):  # fmt: skip
         assert part in cells, part
     assert "hidden = 1" not in cells and "rows ×" not in cells
+    assert "The last words." in cells.partition('class="evidence"')[2].partition("</details>")[0]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from cmp.errors import CmpError
 from cmp.experiments import studies, verdicts
 from cmp.experiments.scores import study_trajectory
 from cmp.experiments.verdicts import load_claims as load_real_claims
+from cmp.files import read_yaml
 from lab import chapters, values
 from tests import front_door
 
@@ -72,6 +73,42 @@ def test_scores_before_a_stream_are_those_of_its_bases():
     assert values.fill_values("{{before A_ZS mixtures/thirds}}").startswith(f"{mean:.1f} (")
     with pytest.raises(CmpError, match="no measure 'colour'; the measures are A_KA"):
         values.fill_values("{{before colour mixtures/thirds}}")
+
+
+def test_sizes_are_words_without_a_sign(published):
+    front = verdicts.load_claims().fronts["plain"]
+    gain = verdicts.gain_of("merging", "EMA", front).values.mean()
+    assert values.fill_values("{{points gain merging/EMA}}") == values.in_points(-gain)
+    sizes = [0.1, -0.4, 0.8, -1.3, 1.8, -11.2, 12.6, 18.8]
+    assert [values.in_points(size) for size in sizes] == [
+        "a fraction of a point", "half a point", "one point", "one and a half points",
+        "two points", "eleven points", "13 points", "19 points",
+    ]  # fmt: skip
+
+
+def test_conditions_are_about_estimates_and_intervals(published):
+    mean = verdicts.published_scores("merging")[1].loc["EMA"]["A_KA"].mean()
+    assert values.holds(f"A_KA merging/EMA < {mean + 1}")
+    assert not values.holds(f"A_KA merging/EMA > {mean + 1}")
+    assert values.holds(f"A_KA merging/EMA includes {mean}")
+    assert values.holds("A_KA merging/EMA excludes 0")
+    assert values.holds("difference A_KA merging/EMA - merging/EMA includes 0")
+    assert not values.holds("A_ZS merging/EMA < A_ZS merging/EMA")
+    with pytest.raises(CmpError, match="expected MARK <, >, includes or excludes OTHER"):
+        values.holds("A_KA merging/EMA = 3")
+
+
+SENTENCES = read_yaml(values.SENTENCES)
+
+
+@pytest.mark.parametrize("number", SENTENCES)
+def test_what_chapters_say_in_words_holds(number):
+    text = " ".join(chapters.source_text(chapters.chapters()[number]).replace("\n> ", "\n").split())
+    for sentence in SENTENCES[number]:
+        assert sentence["says"] in text, f"chapter {number} no longer says: {sentence['says']}"
+        for condition in sentence["when"]:
+            words = f"{condition} no longer holds: rewrite {sentence['says']!r}"
+            assert values.holds(condition), f"chapter {number}: {words}"
 
 
 def test_what_lacks_streams_is_preliminary(published):
@@ -170,9 +207,12 @@ def test_every_mark_of_a_chapter_names_a_setting_or_a_claim():
         if kind == "spread":  # a wrong one raises
             values.fill_values(match[0])
             continue
-        if kind == "about":
+        if kind in ("about", "points"):
             kind, _, what = what.partition(" ")
-            assert kind in ("A_KA", "A_ZS", "GM", "before"), match[0]
+            assert kind in values.KINDS, match[0]
+            if kind == "spread":
+                values.fill_values(match[0])
+                continue
         if kind in ("difference", "before"):
             what = what.partition(" ")[2]
         pair = what.split(" - ") if kind == "difference" else [what]

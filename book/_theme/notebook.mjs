@@ -62,9 +62,28 @@ const asShown = (cell) => ({
   children: cell.children.map((each) => (each.type === "code" ? { ...each, visibility: "show" } : each)),
 });
 
+// A section that JupyterLab opens folded is folded here, too: the chapter's last one, its evidence.
+const isFolded = ({ data, children: parts = [] }) =>
+  data?.["jp-MarkdownHeadingCollapsed"] === true && parts[0]?.type === "heading";
+
+function section([first, ...rest], context) {
+  const [heading, ...body] = first.children;
+  const title = `<h${heading.depth}${id(heading)}>${children(heading, context)}</h${heading.depth}>`;
+  const words = `<summary>${title}<span>Intervals, controls and tables</span></summary>`;
+  const inner = blocks([{ ...first, children: body }, ...rest], context);
+  return `<details class="evidence">${words}${inner}</details>`;
+}
+
 function root(node, context) {
+  const all = node.children ?? [];
+  const at = all.findIndex(isFolded);
+  if (at < 0) return blocks(all, context);
+  return blocks(all.slice(0, at), context) + section(all.slice(at), context);
+}
+
+function blocks(nodes, context) {
   const parts = [];
-  for (const each of node.children ?? []) {
+  for (const each of nodes) {
     if (!isSetUp(each)) parts.push(context.render(each));
     else if (Array.isArray(parts.at(-1))) parts.at(-1).push(each);
     else parts.push([each]);

@@ -178,6 +178,10 @@ ON_WAY = (0.25, 0.75)
 IDEAL_STREAMS = 5
 
 
+WHEN = {"during the stream": "way", "at the end": "end"}
+"""When orders are compared -> the same for `cmp.experiments.verdicts.Term`."""
+
+
 def order_spreads() -> pd.DataFrame:
     """Tabulate the spreads of orders and of random streams during the stream and at the end.
 
@@ -189,25 +193,54 @@ def order_spreads() -> pd.DataFrame:
         the difference of squares, since variances add) and both for "a perfect learner"; columns
         "during the stream" and "at the end", in points, with intervals at the level of the claims.
     """
-    [claim] = [each for each in verdicts.load_claims().claims if each.name == ORDER_CLAIM]
-    orders, draws = (term.of for term in claim.terms)
-    planned = min(planned_streams(claim.study, name) for name in (*orders, *draws))
+    study, orders, draws = _compared_orders()
     columns = {}
-    for words, at in (("during the stream", "way"), ("at the end", "end")):
-        (own, bases), (other, _) = (
-            verdicts.spread_of(claim.study, verdicts.Term(each, at=at)) for each in (orders, draws)
-        )
-        estimate = functools.partial(estimate_mean, bases=bases, planned=planned)
-        beyond = estimate((own**2 - other**2).dropna())
+    for words, at in WHEN.items():
+        found = order_estimates(words)
         columns[words] = {
-            "five orders": estimate(own).in_words(""),
-            "five random streams": estimate(other).in_words(""),
-            "difference": estimate((own - other).dropna()).in_words(),
-            "orders beyond chance": beyond.in_words(convert=_signed_root),
-            "a perfect learner, five orders": f"{ideal_spread(claim.study, orders, at):.1f}",
-            "a perfect learner, five random streams": f"{ideal_spread(claim.study, draws, at):.1f}",
+            "five orders": found["five orders"].in_words(""),
+            "five random streams": found["five random streams"].in_words(""),
+            "difference": found["difference"].in_words(),
+            "orders beyond chance": found["difference of squares"].in_words(convert=_signed_root),
+            "a perfect learner, five orders": f"{ideal_spread(study, orders, at):.1f}",
+            "a perfect learner, five random streams": f"{ideal_spread(study, draws, at):.1f}",
         }
     return pd.DataFrame(columns)
+
+
+def order_estimates(when: str) -> dict[str, scores.Estimate]:
+    """Return the spreads of five orders and of five random streams, and their difference.
+
+    Args:
+        when: "during the stream" or "at the end".
+
+    Returns:
+        Name -> estimate in points, for "difference of squares" in points squared.
+
+    Raises:
+        CmpError: `when` is neither.
+    """
+    if when not in WHEN:
+        raise CmpError(f"{when!r}: choose from {', '.join(WHEN)}")
+    study, orders, draws = _compared_orders()
+    planned = min(planned_streams(study, name) for name in (*orders, *draws))
+    (own, bases), (other, _) = (
+        verdicts.spread_of(study, verdicts.Term(each, at=WHEN[when])) for each in (orders, draws)
+    )
+    spreads = {
+        "five orders": own,
+        "five random streams": other,
+        "difference": (own - other).dropna(),
+        "difference of squares": (own**2 - other**2).dropna(),
+    }
+    return {name: estimate_mean(each, bases, planned) for name, each in spreads.items()}
+
+
+def _compared_orders() -> tuple[str, Sequence[str], Sequence[str]]:
+    """Return the study of the claim on orders, its five orders and its five random streams."""
+    [claim] = [each for each in verdicts.load_claims().claims if each.name == ORDER_CLAIM]
+    orders, draws = (term.of for term in claim.terms)
+    return claim.study, orders, draws
 
 
 def _signed_root(value: float) -> float:

@@ -34,6 +34,8 @@ _SHARE = ("from 0 to 1", lambda value: 0 <= value <= 1)
 _COUNT = ("at least 1", lambda value: value >= 1)
 
 
+FOLDED = "jp-MarkdownHeadingCollapsed"
+"""What JupyterLab keeps in the metadata of a heading that is folded."""
 SHARES = ("pool", "update", "buffer")
 """Parameters that are the shares of a batch if a chapter has all three."""
 
@@ -173,6 +175,17 @@ def notebook(source: Path):
         cell["id"] = hashlib.sha256(identity.encode()).hexdigest()[:12]
         seen[cell.source] += 1
     return book
+
+
+def evidence_place(notebook: Any) -> int:
+    """Return the index of the cell with the heading of a chapter's evidence, or the number of its
+    cells if it has none. JupyterLab opens that section folded.
+
+    Args:
+        notebook: An nbformat notebook.
+    """
+    places = [n for n, cell in enumerate(notebook.cells) if cell.metadata.get(FOLDED)]
+    return places[0] if places else len(notebook.cells)
 
 
 def declared_parameters(cell: str) -> dict[str, Parameter]:

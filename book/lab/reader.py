@@ -49,7 +49,7 @@ def cells_digest(notebook) -> str:
 
 def make_copy(source: Path):
     """Return a reader's copy of a chapter: its committed notebook in plain Markdown, with links to
-    the previous and next chapters."""
+    the previous and next chapters where the lesson ends."""
     copy, works = read_copy(source.with_suffix(".ipynb")), cited_works()
     for cell in copy.cells:
         if cell.cell_type == "markdown":
@@ -58,7 +58,8 @@ def make_copy(source: Path):
     place = files.index(f"{source.stem}.ipynb")
     around = {"Before": files[place - 1], "Start": START, "Next": files[place + 1]}
     links = [f"[{words}]({file})" for words, file in around.items() if file]
-    copy.cells.append(nbformat.v4.new_markdown_cell(" · ".join(links), id="links"))
+    cell = nbformat.v4.new_markdown_cell(" · ".join(links), id="links")
+    copy.cells.insert(chapters.evidence_place(copy), cell)
     copy.metadata.setdefault("cmp", {})["copied"] = cells_digest(copy)
     return copy
 

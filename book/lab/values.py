@@ -36,7 +36,12 @@ MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{
 NOT_YET, NO_GAIN = "(not computed yet)", "(no gain: off the front)"
 NO_MIRROR = "(no front at its A_ZS)"
 KINDS = ("A_KA", "A_ZS", "GM", "about", "gain", "gain_less", "mirror", "difference", "before", "n",
-         "bases", "peak", "spread", "verdict")  # fmt: skip
+         "bases", "peak", "points", "spread", "verdict")  # fmt: skip
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+           "eleven", "twelve")  # fmt: skip
+SENTENCES = chapters.BOOK / "sentences.yaml"
+"""What chapters say in words about measured values, and when it is true."""
+CONDITION = re.compile(r"(?P<mark>[^<>]+?) (?P<sign>[<>]|includes|excludes) (?P<other>[^<>]+)")
 
 
 def fill_notebook(notebook: Any, number: str) -> None:
@@ -93,6 +98,8 @@ def fill_values(text: str, source: str = "") -> str:
     `{{about A_KA study/setting}}` and `{{about before A_KA study/setting}}` are these means as
     whole numbers, `{{n study/setting}}` is the number of replicates, and `{{bases study/setting}}`
     how many bases they start from, `{{peak study/setting}}` the peak of its learning rate.
+    `{{points gain study/setting}}` is the size of an estimate in words, such as "four points",
+    without its sign and its interval; any value that has an interval can stand there.
     `{{verdict claim}}` is the sentence of a primary claim, and `{{spread row, column}}` a value of
     `lab.analyses.order_spreads`. Values that are not published yet are marked as such.
 
@@ -122,19 +129,19 @@ def _value(kind: str, what: str) -> str:
     if kind not in KINDS:
         raise CmpError(f"no such value; the values are {', '.join(KINDS)}")
     try:
-        if kind == "difference":
-            return difference(what)
-        if kind in ("gain", "gain_less", "mirror"):
-            return gain(what, kind)
-        if kind == "spread":
-            row, _, column = what.partition(", ")
-            return str(analyses.order_spreads().loc[row, column])
+        if kind == "mirror":
+            return mirror(what)
         if kind == "about":
-            measure, _, place = what.partition(" ")
-            return f"{_estimate(measure, place).value:.0f}"
+            return f"{estimate(what)[0].value:.0f}"
+        if kind == "points":
+            return in_points(estimate(what)[0].value)
         if kind not in ("n", "bases", "peak"):
-            return _estimate(kind, what).in_words("")
+            found, bound = estimate(f"{kind} {what}")
+            is_change = kind in ("difference", "gain", "gain_less") or what.startswith("difference")
+            return bound + found.in_words("+" if is_change else "")
         table = verdicts.setting_scores(*_place(what))
+    except OutsideFrontError:
+        return NO_GAIN
     except verdicts.NotComputed:
         return NOT_YET
     if kind == "peak":
@@ -142,17 +149,77 @@ def _value(kind: str, what: str) -> str:
     return str(len(table) if kind == "n" else table["base"].nunique())
 
 
-def _estimate(kind: str, what: str) -> Estimate:
-    """Return the mean of a measure at the end of the stream, or "before" it."""
+def in_points(value: float) -> str:
+    """Return the size of a number of points in words, such as "four points", without its sign."""
+    size = abs(value)
+    if size < 0.25:
+        return "a fraction of a point"
+    if size < 1.75:
+        return ("half a point", "one point", "one and a half points")[round(2 * size) - 1]
+    whole = round(size)
+    return f"{NUMBERS[whole] if whole < len(NUMBERS) else whole} points"
+
+
+def estimate(mark: str) -> tuple[Estimate, str]:
+    """Return a measured value, and whether it is a bound.
+
+    Args:
+        mark: What stands between the braces of a mark whose value has an interval, such as "gain
+            merging/EMA".
+
+    Returns:
+        The estimate, and "", "at least " or "at most ".
+
+    Raises:
+        CmpError: The mark refers to nothing.
+        OutsideFrontError: The front does not cover a setting.
+    """
+    kind, _, what = mark.partition(" ")
+    if kind == "difference":
+        return difference(what)
+    if kind in ("gain", "gain_less"):
+        return gain(what, kind)
+    if kind == "spread":
+        row, _, when = what.partition(", ")
+        found = analyses.order_estimates(when)
+        if row not in found:
+            raise CmpError(f"no spread of {row!r}; choose from {', '.join(found)}")
+        return found[row], ""
     if kind == "before":
-        return before(what)
+        return before(what), ""
     study, setting = _place(what)
     table = verdicts.setting_scores(study, setting)
-    return estimate_mean(_measure(table, kind), table["base"], planned_streams(study, setting))
+    mean = estimate_mean(_measure(table, kind), table["base"], planned_streams(study, setting))
+    return mean, ""
 
 
-def difference(what: str) -> str:
-    """Return a paired difference, "MEASURE study/setting - study/setting", with its interval."""
+def holds(condition: str) -> bool:
+    """Return whether a condition on measured values is true.
+
+    Args:
+        condition: "MARK < OTHER", "MARK > OTHER", or, for the interval of a value, "MARK includes
+            OTHER" or "MARK excludes OTHER". MARK is what `estimate` takes, and OTHER is a number or
+            another mark.
+
+    Raises:
+        CmpError: The condition has another form, or a mark refers to nothing.
+    """
+    found = CONDITION.fullmatch(condition)
+    if not found:
+        raise CmpError(f"{condition!r}: expected MARK <, >, includes or excludes OTHER")
+    one, _ = estimate(found["mark"])
+    try:
+        other = float(found["other"])
+    except ValueError:
+        other = estimate(found["other"])[0].value
+    if found["sign"] in "<>":
+        return one.value < other if found["sign"] == "<" else one.value > other
+    return (one.low <= other <= one.high) == (found["sign"] == "includes")
+
+
+def difference(what: str) -> tuple[Estimate, str]:
+    """Return a paired difference, "MEASURE study/setting - study/setting", and whether it is a
+    bound, see `estimate`."""
     measure, _, pair = what.partition(" ")
     one, minus, other = pair.partition(" - ")
     if not minus:
@@ -163,41 +230,43 @@ def difference(what: str) -> str:
         return _difference_of_gains(places, planned)
     first, second = (verdicts.setting_scores(*place) for place in places)
     values = (_measure(first, measure) - _measure(second, measure)).dropna()
-    return estimate_mean(values, first["base"], planned).in_words()
+    return estimate_mean(values, first["base"], planned), ""
 
 
-def _difference_of_gains(places: list[tuple[str, str]], planned: int) -> str:
+def _difference_of_gains(places: list[tuple[str, str]], planned: int) -> tuple[Estimate, str]:
     """Return the difference of two gains over the settings' common streams, counting the error of
     their shared front once."""
     front, replicates = verdicts.load_claims().fronts["plain"], verdicts.shared_replicates(places)
-    try:
-        one, other = (verdicts.gain_of(*p, front, replicates=replicates) for p in places)
-    except OutsideFrontError:
-        return NO_GAIN
+    one, other = (verdicts.gain_of(*p, front, replicates=replicates) for p in places)
     if one.is_bound and other.is_bound:
-        return NO_GAIN
-    apart, words = one.values - other.values, "at least " * one.is_bound
-    pseudo = one.pseudo - other.pseudo
-    estimate = estimate_from_bases(float(apart.mean()), pseudo, len(apart), planned)
-    return f"{words}{'at most ' * other.is_bound}{estimate.in_words()}"
+        raise OutsideFrontError(f"{places}: both gains are bounds; their difference is unknown")
+    apart, pseudo = one.values - other.values, one.pseudo - other.pseudo
+    found = estimate_from_bases(float(apart.mean()), pseudo, len(apart), planned)
+    return found, "at least " * one.is_bound + "at most " * other.is_bound
 
 
-def gain(what: str, kind: str) -> str:
-    """Return a gain of "study/setting" with its interval, or a text if the front does not cover it.
+def gain(what: str, kind: str = "gain") -> tuple[Estimate, str]:
+    """Return a gain of "study/setting", and whether it is a bound, see `estimate`.
 
     Args:
         what: The setting.
-        kind: "gain", "gain_less" for the gain with a point of A_KA less, or "mirror".
+        kind: "gain", or "gain_less" for the gain with a point of A_KA less.
+
+    Raises:
+        OutsideFrontError: The front does not cover the setting.
     """
     study, setting = _place(what)
     less = verdicts.MATTERS if kind == "gain_less" else 0.0
-    try:
-        found = verdicts.gain_of(study, setting, verdicts.load_claims().fronts["plain"], less=less)
-    except OutsideFrontError:
-        return NO_GAIN
-    if kind == "mirror":
-        return NO_MIRROR if math.isnan(found.mirror) else signed(found.mirror)
-    return "at least " * found.is_bound + verdicts.estimate_gain(study, setting, found).in_words()
+    found = verdicts.gain_of(study, setting, verdicts.load_claims().fronts["plain"], less=less)
+    return verdicts.estimate_gain(study, setting, found), "at least " * found.is_bound
+
+
+def mirror(what: str) -> str:
+    """Return the A_KA of "study/setting" beyond the front at the same A_ZS, or a text if the front
+    does not reach it."""
+    front = verdicts.load_claims().fronts["plain"]
+    found = verdicts.gain_of(*_place(what), front).mirror
+    return NO_MIRROR if math.isnan(found) else signed(found)
 
 
 def before(what: str) -> Estimate:

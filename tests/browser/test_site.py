@@ -433,6 +433,37 @@ def test_a_guess_is_revealed_scored_and_remembered(watched, address, pages):
     expect(place.locator(".guesses")).to_contain_text("You guessed")  # once is all
 
 
+def test_evidence_is_folded_until_a_link_lands_in_it_or_it_is_printed(watched, pages, tmp_path):
+    with browser_site.served(site.build_pages(sample_book.write(tmp_path))) as address:
+        last = watched.get_by_text("The last words.")
+        in_view = "each => Math.abs(each.getBoundingClientRect().top) < innerHeight"
+        watched.goto(f"{address}/cells")
+        assert not last.is_visible()
+        watched.get_by_text("Intervals, controls and tables").click()
+        assert last.is_visible()
+        watched.goto("about:blank")
+        watched.goto(f"{address}/cells#a-table")
+        assert last.is_visible() and last.evaluate(in_view)
+        watched.goto("about:blank")
+        watched.goto(f"{address}/cells")
+        link = watched.locator(".outline a", has_text="A table")
+        for _ in range(2):  # the second time, the address is the same
+            assert not last.is_visible()
+            link.click()
+            expect(last).to_be_visible()
+            assert last.evaluate(in_view)
+            watched.get_by_text("Intervals, controls and tables").click()
+        watched.locator(".search input").fill("last words")
+        watched.locator(".found a").first.click()
+        expect(last).to_be_visible()
+        watched.goto("about:blank")
+        watched.goto(f"{address}/cells")
+        watched.pdf()
+        assert last.is_visible()
+        watched.evaluate(browser_site.axe())
+        assert watched.evaluate(browser_site.RUN_AXE, []) == []
+
+
 def test_everything_that_the_theme_shows(watched, pages, tmp_path):
     """On the sample book: tabs by keys, folded solutions, and copying."""
     watched.context.grant_permissions(["clipboard-read", "clipboard-write"])

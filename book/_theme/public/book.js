@@ -173,6 +173,22 @@ const watch = new IntersectionObserver(
 );
 for (const name of marks.keys()) watch.observe(document.getElementById(name));
 
+// A link or a search that lands in what is folded opens it.
+function unfold() {
+  const target = document.querySelector(":target");
+  const folds = [];
+  for (let each = target; (each = each?.closest("details")); each = each.parentElement) folds.push(each);
+  if (folds.every((each) => each.open)) return;
+  for (const each of folds) each.open = true;
+  target.scrollIntoView();
+}
+addEventListener("hashchange", unfold);
+document.addEventListener("click", ({ target }) => {
+  // The address stays the same, so nothing else happens.
+  if (target.closest?.("a")?.href === location.href) unfold();
+});
+unfold();
+
 // On paper, what is folded is open.
 addEventListener("beforeprint", () => {
   for (const each of document.querySelectorAll("details")) each.open = true;
