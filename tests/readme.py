@@ -118,8 +118,8 @@ RUNS = {
 def printed_commands() -> list[str]:
     """Return the commands of the pages' shell blocks, without comments."""
     text = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
-    lines = [line for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
-             for line in block.splitlines()]  # fmt: skip
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
+    lines = [line for block in blocks for line in re.sub(r"\\\n\s*", "", block).splitlines()]
     return [found for line in lines if (found := re.sub(r"(^|\s+)#.*", "", line))]
 
 
