@@ -1,6 +1,7 @@
 from .comparisons import plot_allowed_steps as plot_allowed_steps
 from .comparisons import plot_curves as plot_curves
 from .comparisons import plot_ends as plot_ends
+from .comparisons import plot_lines_between as plot_lines_between
 from .comparisons import plot_merge_path as plot_merge_path
 from .comparisons import plot_plan as plot_plan
 from .comparisons import plot_scatter as plot_scatter
@@ -22,6 +23,7 @@ from .runs import plot_gallery as plot_gallery
 from .runs import plot_grid as plot_grid
 from .runs import plot_learning_rates as plot_learning_rates
 from .runs import plot_loss_drift as plot_loss_drift
+from .runs import plot_losses as plot_losses
 from .runs import plot_over_tasks as plot_over_tasks
 from .runs import plot_plane as plot_plane
 from .runs import plot_schedules as plot_schedules

@@ -175,6 +175,27 @@ def plot_curves(points: pd.DataFrame, x: str, panels: Mapping[str, str], label: 
     return figure
 
 
+def plot_lines_between(scored: pd.DataFrame, score: str) -> Figure:
+    """Scores of models on straight lines between pairs of models, in the space of weights.
+
+    Args:
+        scored: One column per line, indexed by the second model's share of the average.
+        score: The label of the score.
+
+    Returns:
+        The figure.
+    """
+    with style.canvas(4.2) as (figure, axes):
+        for name, look in style.looks(scored.columns).items():
+            axes.plot(scored.index, scored[name], **look | {"markersize": 7}, label=name)
+        axes.set_xticks(scored.index)
+        axes.set(
+            xlabel="Share of the second model", ylabel=style.with_subscripts(score), ylim=(0, None)
+        )
+        style.label_ends(axes)
+    return figure
+
+
 def plot_spread(spread: pd.DataFrame) -> Figure:
     """How far settings lie apart after each update, a line per group of settings.
 

@@ -253,6 +253,26 @@ def plot_over_tasks(trajectory: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_losses(losses: Mapping[str, Sequence[float]]) -> Figure:
+    """The loss of each step of training.
+
+    Args:
+        losses: The losses in order, by the name of the training.
+
+    Returns:
+        The figure.
+    """
+    with style.canvas(3.4) as (figure, axes):
+        for name, look in style.looks(losses).items():
+            steps = range(1, len(losses[name]) + 1)
+            axes.plot(steps, losses[name], **look | {"marker": ""}, label=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="Optimiser step", ylabel="Loss of the batch", ylim=(0, None))
+        if len(losses) > 1:
+            style.label_ends(axes)
+    return figure
+
+
 def plot_loss_drift(losses: pd.DataFrame, reference: str) -> Figure:
     """How far runs of one config differ in arithmetic: each column's distance from the reference.
 
@@ -439,8 +459,8 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
 
     Args:
         images: uint8 array or tensor [N, 4, H, W], RGBA, shown over white.
-        answers: The predicted names, with one row per image and one column per update. The first,
-            the last and some in between are shown.
+        answers: The predicted names, with one row per image and one column per update, or per model
+            with its title. The first, the last and some in between are shown.
         truth: The right name of each image.
 
     Returns:
@@ -460,7 +480,9 @@ def plot_changing_names(images: Any, answers: pd.DataFrame, truth: Sequence[str]
                 words, weight = textwrap.fill(answer, 13), "normal" if answer == right else "bold"
                 axes.text(column + 0.5, place, words, fontsize=10.5, fontweight=weight, **centred)
             axes.text(-0.5, place, textwrap.fill(right, 13), fontsize=10.5, **centred)
-        heads = ["image", "right name", "before", *(f"update {n}" for n in shown[1:])]
+        columns = (answers.columns[n] for n in shown)
+        models = (n if isinstance(n, str) else f"update {n}" if n else "before" for n in columns)
+        heads = ["image", "right name", *models]
         axes.set_xticks([-1.25, -0.5, *np.arange(width) + 0.5], heads)
         axes.set(xlim=(-1.6, width), ylim=(count - 0.5, -0.5), yticks=[])
         axes.xaxis.tick_top()
