@@ -263,6 +263,8 @@ _BRACKETS = re.compile(r"\([^()]*?[+−-]?\d+(?:\.\d+)?\sto\s[+−-]?\d+(?:\.\d+
 _CELL = re.compile(
     r"^```\{code-cell\}[^\n]*\n(?P<options>(?::[^\n]*\n)*)(?P<code>.*?)^```$", re.S | re.M
 )
+RESULT = re.compile(r"figures\.plot_(?!gallery|wall|changing_names|flips)")
+"""A call that draws a figure of results; galleries of pictures are none."""
 OWN_RUN = "plot_among_runs"
 """The figure of a reader's own run, which is no result of the book."""
 
@@ -346,7 +348,7 @@ def count_chapter(text: str) -> Counts:
     return Counts(
         words=words,
         intervals=count_intervals(masked),
-        figures=sum("figures.plot_" in cell and OWN_RUN not in cell for cell in cells),
+        figures=sum(bool(RESULT.search(cell)) and OWN_RUN not in cell for cell in cells),
         quantities=100 * sum(sentence.quantities for sentence in sentences) / max(1, words),
         teaching=teaching,
         code=code,
