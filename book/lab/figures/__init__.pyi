@@ -17,6 +17,7 @@ from .releases import plot_wall as plot_wall
 from .runs import BUILT_UP as BUILT_UP
 from .runs import RECIPE as RECIPE
 from .runs import plot_among_runs as plot_among_runs
+from .runs import plot_beside as plot_beside
 from .runs import plot_changing_names as plot_changing_names
 from .runs import plot_gallery as plot_gallery
 from .runs import plot_grid as plot_grid

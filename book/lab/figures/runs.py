@@ -253,6 +253,37 @@ def plot_over_tasks(trajectory: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_beside(trajectory: pd.DataFrame, reference: str) -> Figure:
+    """A_KA and A_ZS over the updates learned, a column per setting, each beside the same reference.
+
+    Args:
+        trajectory: A trajectory frame.
+        reference: The setting that every column shows in grey.
+
+    Returns:
+        The figure.
+    """
+    layers, note = _layers(trajectory)
+    [grey] = [layer for layer in layers if layer[0] == reference]
+    others = [layer for layer in layers if layer[0] != reference]
+    grid = {"nrows": 2, "ncols": len(others), "sharex": True, "sharey": "row", "squeeze": False}
+    with style.canvas(5, f"Grey: {reference}. {note}", **grid) as (figure, panels):
+        for column, (name, rows, look) in zip(panels.T, others, strict=True):
+            for axes, measure in zip(column, style.AXES, strict=True):
+                for each, colour in ((grey[1], "0.55"), (rows, look["color"])):
+                    mean, half = each[measure], each[f"{measure} half"]
+                    band = {"color": colour, "alpha": 0.2, "linewidth": 0}
+                    axes.fill_between(each.index, mean - half, mean + half, **band)
+                    axes.plot(each.index, mean, color=colour)
+                style.mark_updates(axes)
+            place = {"transform": column[0].transAxes, "ha": "center"}  # a title above all has none
+            column[0].text(0.5, 1.04, name, **place, **style.bold(look["color"]))
+        for axes, title in zip(panels[:, 0], style.AXES.values(), strict=True):
+            axes.set_ylabel(title.replace(" A_", "\nA_"), fontsize=12)
+        panels[-1, len(others) // 2].set_xlabel("Updates learned")
+    return figure
+
+
 def plot_loss_drift(losses: pd.DataFrame, reference: str) -> Figure:
     """How far runs of one config differ in arithmetic: each column's distance from the reference.
 
