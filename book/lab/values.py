@@ -33,7 +33,7 @@ FIGURE = re.compile(
 LABEL = re.compile(r"\{\{(?:diagram|caption) ([\w-]+)")
 REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
 MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
-NOT_YET, NO_GAIN = "(not computed yet)", "(no gain: off the front)"
+NOT_YET, NO_GAIN = "(not computed yet)", "(cannot be compared: off the front)"
 NO_MIRROR = "(no front at its A_ZS)"
 KINDS = ("A_KA", "A_ZS", "GM", "about", "gain", "gain_less", "mirror", "difference", "before", "n",
          "bases", "peak", "points", "spread", "verdict")  # fmt: skip

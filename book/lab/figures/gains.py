@@ -29,8 +29,8 @@ BAND = f"Grey band: within {verdicts.MATTERS:g} point of zero."
 GAIN_BOUND = " Arrow: a lower bound, as the front ends before this A_KA."
 OFF_SCALE = " Triangle at the edge: far off the scale; its number stands beside it."
 NO_GAIN = {
-    fronts.BELOW: "No gain, as A_KA is lower than anywhere on the front",
-    fronts.BEYOND: "No gain, as A_KA is beyond the front's end, at least with one base left out",
+    fronts.BELOW: "Learned too little to compare",
+    fronts.BEYOND: "Learned more than the front reaches, at least with one base left out",
     verdicts.NOT_COMPUTED: "Not computed yet",
 }
 """Part of the reason why a setting has no gain -> the text of a note."""
