@@ -25,6 +25,7 @@ from .runs import plot_learning_rates as plot_learning_rates
 from .runs import plot_loss_drift as plot_loss_drift
 from .runs import plot_over_tasks as plot_over_tasks
 from .runs import plot_plane as plot_plane
+from .runs import plot_rates_and_losses as plot_rates_and_losses
 from .runs import plot_schedules as plot_schedules
 from .runs import plot_stream as plot_stream
 from .runs import write_idea as write_idea

@@ -37,6 +37,8 @@ MIN_SPAN = 5.0
 """Smallest range in points of an axis with a reader's runs."""
 INSET = (0.54, 0.1, 0.44, 0.46)
 """The position of a plane's inset, below the ends of runs, as fractions of its width and height."""
+SMOOTH = 5
+"""Steps that a point of a loss curve is the mean of."""
 IN_A_ROW, MOMENTS = 7, 6
 """Images per row of a gallery, and columns of predicted names, that leave enough space for text."""
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -462,6 +464,43 @@ def plot_schedules() -> Figure:
         for panel in axes[-1]:
             panel.set_xlabel("Optimiser step")
         figure.supylabel("Learning rate (multiple of the peak)", fontsize=13)
+    return figure
+
+
+def plot_rates_and_losses(
+    rates: Mapping[str, np.ndarray], losses: Mapping[str, np.ndarray]
+) -> Figure:
+    """The learning rate of each step of a stream, and below it the loss, a column per setting.
+
+    Args:
+        rates: Setting -> rates [tasks, steps].
+        losses: Setting -> losses [tasks, steps], drawn as means over `SMOOTH` steps of an update.
+
+    Returns:
+        The figure.
+    """
+    scale, power = power_of_ten(rates.values())
+    grid = {"nrows": 2, "ncols": len(rates), "sharex": True, "sharey": "row", "squeeze": False}
+    means = {
+        name: np.array([np.convolve(each, np.full(SMOOTH, 1 / SMOOTH), "valid") for each in every])
+        for name, every in losses.items()
+    }
+    with style.canvas(5.2, **grid) as (figure, panels):
+        for (above, below), (name, every) in zip(panels.T, rates.items(), strict=True):
+            tasks, steps = every.shape
+            for axes in (above, below):
+                line = {"transform": axes.get_xaxis_transform(), "color": "0.85", "linewidth": 1}
+                axes.vlines(np.arange(1, tasks) * steps - 0.5, 0, 1, **line, zorder=0)
+            above.plot(every.ravel() / scale, color=style.COLOURS[0])
+            place = {"transform": above.transAxes, "ha": "center"}  # a title above all has none
+            above.text(0.5, 1.04, name, **place, **style.bold("0.2"))
+            for task, mean in enumerate(means[name]):
+                first = task * steps + SMOOTH - 1
+                below.plot(np.arange(first, first + len(mean)), mean, color=style.COLOURS[3])
+            below.set_xlabel("Optimiser step")
+        rest = np.concatenate([mean[1:].ravel() for mean in means.values()])
+        panels[1, 0].set(ylabel="Loss of the batch", ylim=(0.9 * rest.min(), 1.1 * rest.max()))
+        panels[0, 0].set(ylabel=f"Learning rate ({power})", ylim=(0, None))
     return figure
 
 
