@@ -203,7 +203,8 @@ def test_losses_stand_below_their_rates_as_means_within_an_update():
     assert above.lines[0].get_ydata() == pytest.approx(np.ones(16))  # of a thousandth
     first, second = below.lines
     assert list(first.get_xdata()) == [4, 5, 6, 7] and list(second.get_xdata()) == [12, 13, 14, 15]
-    assert list(first.get_ydata()) == [2, 3, 4, 5] and list(second.get_ydata()) == [10, 11, 12, 13]
+    assert first.get_ydata() == pytest.approx([2, 3, 4, 5])
+    assert second.get_ydata() == pytest.approx([10, 11, 12, 13])
 
 
 def test_names_on_a_wall_are_marked_as_right_or_wrong():
