@@ -22,3 +22,12 @@ def test_rates_of_a_technique_stand_beside_each_other():
     gains = pd.DataFrame(rows, columns=["setting", "gain"])
     shown = analyses.by_technique(gains)["setting"].tolist()
     assert shown == ["LoRA", "SI, peak 0.0004", "SI, peak 0.001", "VeRA"]
+
+
+def test_images_that_one_of_two_models_names_rightly():
+    truth = list("aaaaaa")
+    one = pd.DataFrame({"truth": truth, 0: list("aaabba")}, index=range(10, 16))
+    other = pd.DataFrame({"truth": truth, 0: list("abbaba")}, index=range(10, 16))
+    assert analyses.named_by_one(one, other, 0) == [11, 12, 13]
+    assert analyses.named_by_one(one, other, 0, count=1) == [11, 13]
+    assert analyses.named_by_one(one, one, 0) == []

@@ -91,6 +91,23 @@ def test_answers_of_schedules_and_merging():
     assert answer("04.2") == int((peaks < 0.01).argmax()) + 1
 
 
+def test_the_answer_about_two_weights():
+    rate, place = answer("02.3")
+    start, slope = 0, 0 - 1  # both gradients of the loss at zero
+    assert start - rate * slope == pytest.approx(1 / 5)
+    assert place == pytest.approx(start - rate * slope)
+
+
+def test_the_answer_about_samples():
+    samples = paper.model_catalogue(("ViT-B-32", "ViT-L-14"))["samples"]
+    assert answer("05.2") == pytest.approx(samples["ViT-B-32"] / samples["ViT-L-14"], abs=0.01)
+
+
+def test_the_answer_about_a_perfect_learner():
+    large = [min(10 * update, 90) / 90 for update in (5, 9)]
+    assert answer("06.1") == pytest.approx([100 * share / 2 for share in large], abs=0.01)
+
+
 def test_the_answer_about_the_reservoir():
     run = cmp.config.parse(cmp.config.profile("quick"))
     draws = run.training.steps * run.training.batch / 3

@@ -180,6 +180,41 @@ def test_settings_have_the_colours_of_the_palette(draw):
     )
 
 
+def test_settings_stand_beside_a_reference_each():
+    frame = trajectory()
+    figure = figures.plot_beside(frame, "thirds")
+    panels = np.reshape(figure.axes, (2, -1))
+    names = [name for name in ENDS if name != "thirds"]
+    assert [axes.texts[0].get_text() for axes in panels[0]] == names
+    means = runs.summarise(frame)
+    for row, measure in zip(panels, style.AXES, strict=True):
+        for axes, name in zip(row, names, strict=True):
+            drawn = [line.get_ydata() for line in axes.lines]
+            for values, setting in zip(drawn, ("thirds", name), strict=True):
+                assert values == pytest.approx(means.loc[setting, measure].sort_index().to_numpy())
+    assert figure.get_supxlabel().startswith("Grey: thirds. Means over")
+
+
+def test_losses_stand_below_their_rates_as_means_within_an_update():
+    rates = {name: np.full((2, 8), 0.001) for name in "ab"}
+    losses = {"a": np.arange(16.0).reshape(2, 8), "b": np.ones((2, 8))}
+    figure = figures.plot_rates_and_losses(rates, losses)
+    above, _, below, _ = figure.axes
+    assert above.lines[0].get_ydata() == pytest.approx(np.ones(16))  # of a thousandth
+    first, second = below.lines
+    assert list(first.get_xdata()) == [4, 5, 6, 7] and list(second.get_xdata()) == [12, 13, 14, 15]
+    assert first.get_ydata() == pytest.approx([2, 3, 4, 5])
+    assert second.get_ydata() == pytest.approx([10, 11, 12, 13])
+
+
+def test_names_on_a_wall_are_marked_as_right_or_wrong():
+    images = np.zeros((2, 4, 8, 8), np.uint8)
+    figure = figures.plot_wall(images, ["cat", "dog"], ["cow", "dog"], truth=["cat", "dog"])
+    texts = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+    assert [*texts] == ["✓ cat", "✗ cow", "✓ dog"]
+    assert texts["✓ cat"] == texts["✓ dog"] != texts["✗ cow"]
+
+
 def test_over_tasks():
     frame = trajectory()
     figure = figures.plot_over_tasks(frame)

@@ -10,8 +10,6 @@ from tests import prose
 
 MAXIMA = {
     "01_fomo_in_flux.md": (0, 2),  # worked examples
-    "05_scaling.md": (0, 1),
-    "06_order_of_updates.md": (0, 1),
     "A2_trusting_a_run.md": (0, 1),
     "A4_solutions.md": (0, 1),
 }

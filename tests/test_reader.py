@@ -53,6 +53,17 @@ def test_every_chapter_is_copied_once_and_listed(copies):
     assert set(reader.prepare_copies().values()) == {""}
 
 
+def test_links_to_other_chapters_stand_above_what_is_folded():
+    folded = 0
+    for source in chapters.chapters().values():
+        cells = reader.make_copy(source).cells
+        [place] = [n for n, cell in enumerate(cells) if cell.id == "links"]
+        below = cells[place + 1 :]
+        assert not below or below[0].metadata.get(chapters.FOLDED) is True, source.name
+        folded += bool(below)
+    assert folded
+
+
 def test_a_download_says_what_it_needs_and_holds_its_pictures():
     for source in chapters.chapters().values():
         alone = reader.make_download(source.with_suffix(".ipynb"))

@@ -270,7 +270,7 @@ def test_what_each_setting_buys_is_tabulated_and_drawn(load):
     [axes] = drawn.axes
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == list(table["setting"])[:-1]
-    assert "lower than anywhere on the front: low." in drawn.get_supxlabel().replace("\n", " ")
+    assert "Learned too little to compare: low." in drawn.get_supxlabel().replace("\n", " ")
     note = drawn.get_supxlabel().replace("\n", " ")
     assert f"{level_in_words()} t-intervals over bases." in note
     scores = verdicts.published_scores("front")[1].groupby("setting")[["peak", "A_KA", "A_ZS"]]

@@ -411,13 +411,16 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
 # names, costs and sizes: the first chapters
 
 
-def names_by_update(ends: Sequence[Weights], name: str, corpus: Corpus) -> pd.DataFrame:
-    """Return a model's predictions for retention images before a stream and after each update.
+def names_by_update(
+    ends: Sequence[Weights], name: str, corpus: Corpus, measure: str = "A_ZS"
+) -> pd.DataFrame:
+    """Return a model's predictions for test images before a stream and after each update.
 
     Args:
         ends: The model's weights at these times.
         name: The model's name.
         corpus: The embedded benchmark.
+        measure: Whether the images are those of "A_ZS", which are old, or of "A_KA", which are new.
 
     Returns:
         One row per image, indexed by corpus position: `truth`, and predictions in columns 0, 1, ...
@@ -426,12 +429,33 @@ def names_by_update(ends: Sequence[Weights], name: str, corpus: Corpus) -> pd.Da
     for update, weights in enumerate(ends):
         network.load_state_dict(weights)
         scores = evaluation.evaluate(network, name, corpus, subset=64)
-        retention = scores.datasets.index[scores.datasets["role"] == evaluation.ROLES["A_ZS"]]
-        hits = scores.hits[scores.hits["dataset"].isin(retention) & (scores.hits["answer"] != "")]
+        shown = scores.datasets.index[scores.datasets["role"] == evaluation.ROLES[measure]]
+        hits = scores.hits[scores.hits["dataset"].isin(shown) & (scores.hits["answer"] != "")]
         columns[update] = hits.set_index("row")["answer"]
     table = pd.DataFrame(columns)
     table.insert(0, "truth", corpus.table["label"].iloc[table.index].astype(str).to_numpy())
     return table
+
+
+def named_by_one(one: pd.DataFrame, other: pd.DataFrame, update: int, count: int = 7) -> list[int]:
+    """Choose images that exactly one of two models names rightly.
+
+    Args:
+        one: The result of `names_by_update` for a model.
+        other: The same for another model.
+        update: The column to compare.
+        count: The number of images for each model.
+
+    Returns:
+        Corpus positions: first the images that `one` names rightly, then those of `other`, from
+        different parts of the tests.
+    """
+    first, second = (table[update] == table["truth"] for table in (one, other))
+    chosen = []
+    for found in (one.index[first & ~second], one.index[second & ~first]):
+        places = np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int)
+        chosen += found[places].tolist()
+    return chosen
 
 
 RETRAINED = ("ViT-B-32", "ViT-B-16", "ViT-L-14")

@@ -33,7 +33,7 @@ FIGURE = re.compile(
 LABEL = re.compile(r"\{\{(?:diagram|caption) ([\w-]+)")
 REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
 MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
-NOT_YET, NO_GAIN = "(not computed yet)", "(no gain: off the front)"
+NOT_YET, NO_GAIN = "(not computed yet)", "(cannot be compared: off the front)"
 NO_MIRROR = "(no front at its A_ZS)"
 KINDS = ("A_KA", "A_ZS", "GM", "about", "gain", "gain_less", "mirror", "difference", "before", "n",
          "bases", "peak", "points", "spread", "verdict")  # fmt: skip
@@ -42,6 +42,7 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 SENTENCES = chapters.BOOK / "sentences.yaml"
 """What chapters say in words about measured values, and when it is true."""
 CONDITION = re.compile(r"(?P<mark>[^<>]+?) (?P<sign>[<>]|includes|excludes) (?P<other>[^<>]+)")
+READING = re.compile(r"claim (?P<claim>.+) is (?P<reading>[\w, ]+)")
 
 
 def fill_notebook(notebook: Any, number: str) -> None:
@@ -122,10 +123,7 @@ def fill_values(text: str, source: str = "") -> str:
 
 def _value(kind: str, what: str) -> str:
     if kind == "verdict":
-        judged = guidelines.judged_claims()
-        if what not in judged.index:
-            raise CmpError(f"no such claim; the claims are {', '.join(judged.index)}")
-        return str(judged.loc[what, "sentence"])
+        return str(_claim(what)["sentence"])
     if kind not in KINDS:
         raise CmpError(f"no such value; the values are {', '.join(KINDS)}")
     try:
@@ -147,6 +145,13 @@ def _value(kind: str, what: str) -> str:
     if kind == "peak":
         return f"{table['peak'].iloc[0]:.7f}".rstrip("0")
     return str(len(table) if kind == "n" else table["base"].nunique())
+
+
+def _claim(name: str) -> pd.Series:
+    judged = guidelines.judged_claims()
+    if name not in judged.index:
+        raise CmpError(f"no such claim; the claims are {', '.join(judged.index)}")
+    return judged.loc[name]
 
 
 def in_points(value: float) -> str:
@@ -199,14 +204,17 @@ def holds(condition: str) -> bool:
     Args:
         condition: "MARK < OTHER", "MARK > OTHER", or, for the interval of a value, "MARK includes
             OTHER" or "MARK excludes OTHER". MARK is what `estimate` takes, and OTHER is a number or
-            another mark.
+            another mark. Or "claim NAME is READING", for the verdict on a claim.
 
     Raises:
         CmpError: The condition has another form, or a mark refers to nothing.
     """
+    if judged := READING.fullmatch(condition):
+        return str(_claim(judged["claim"])["reading"]) == judged["reading"]
     found = CONDITION.fullmatch(condition)
     if not found:
-        raise CmpError(f"{condition!r}: expected MARK <, >, includes or excludes OTHER")
+        words = "expected MARK <, >, includes or excludes OTHER, or claim NAME is READING"
+        raise CmpError(f"{condition!r}: {words}")
     one, _ = estimate(found["mark"])
     try:
         other = float(found["other"])

@@ -18,6 +18,7 @@ from .releases import plot_wall as plot_wall
 from .runs import BUILT_UP as BUILT_UP
 from .runs import RECIPE as RECIPE
 from .runs import plot_among_runs as plot_among_runs
+from .runs import plot_beside as plot_beside
 from .runs import plot_changing_names as plot_changing_names
 from .runs import plot_gallery as plot_gallery
 from .runs import plot_grid as plot_grid
@@ -26,6 +27,7 @@ from .runs import plot_loss_drift as plot_loss_drift
 from .runs import plot_losses as plot_losses
 from .runs import plot_over_tasks as plot_over_tasks
 from .runs import plot_plane as plot_plane
+from .runs import plot_rates_and_losses as plot_rates_and_losses
 from .runs import plot_schedules as plot_schedules
 from .runs import plot_stream as plot_stream
 from .runs import write_idea as write_idea

@@ -29,8 +29,8 @@ BAND = f"Grey band: within {verdicts.MATTERS:g} point of zero."
 GAIN_BOUND = " Arrow: a lower bound, as the front ends before this A_KA."
 OFF_SCALE = " Triangle at the edge: far off the scale; its number stands beside it."
 NO_GAIN = {
-    fronts.BELOW: "No gain, as A_KA is lower than anywhere on the front",
-    fronts.BEYOND: "No gain, as A_KA is beyond the front's end, at least with one base left out",
+    fronts.BELOW: "Learned too little to compare",
+    fronts.BEYOND: "Learned more than the front reaches, at least with one base left out",
     verdicts.NOT_COMPUTED: "Not computed yet",
 }
 """Part of the reason why a setting has no gain -> the text of a note."""
@@ -179,6 +179,8 @@ def _limits(known: pd.DataFrame) -> tuple[float, float]:
 def plot_verdicts(rows: pd.DataFrame) -> Figure:
     """Every claim under its guideline: estimate, both intervals and the reading in words.
 
+    Claims are called what they compare, as `book/style.yaml` has it.
+
     Args:
         rows: The result of `cmp.experiments.verdicts.judge_claims`. A claim that is not computed
             has only text.
@@ -204,7 +206,9 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
                     _draw_verdict(axes, place, line, *look)
                 beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 11}
                 axes.text(x, place, words, color=style.ink(colour), **beside)
-        names = [line if isinstance(line, str) else line["claim"] for line in lines]
+        called = style.STYLE["claims"]
+        claims = [line if isinstance(line, str) else line["claim"] for line in lines]
+        names = [called.get(name, name) for name in claims]
         axes.set_yticks(range(len(names)), names)
         for label, line in zip(axes.get_yticklabels(), lines, strict=True):
             label.set_fontweight("bold" if isinstance(line, str) else "normal")

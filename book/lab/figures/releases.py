@@ -46,6 +46,7 @@ def plot_wall(
     above: Sequence[str],
     below: Sequence[str],
     colours: tuple[str, str] = (KEPT, KEPT),
+    truth: Sequence[str] = (),
 ) -> Figure:
     """Pictures in rows, enlarged without smoothing, each with a text above and one below.
 
@@ -53,6 +54,8 @@ def plot_wall(
         images: uint8 array or tensor [N, 4, H, W], RGBA, shown over white.
         above, below: A text per picture.
         colours: Of the texts above, and of those below.
+        truth: The right name of each picture. If given, each text is marked and coloured as right
+            or wrong.
 
     Returns:
         The figure.
@@ -69,6 +72,10 @@ def plot_wall(
                 (above[n], y - 0.06, "bottom", colours[0], "normal"),
                 (below[n], box[2] + 0.06, "top", colours[1], "bold"),
             ):
+                if truth:
+                    is_right = text == truth[n]
+                    colour = KEPT if is_right else LOST
+                    text = f"{'✓' if is_right else '✗'} {text}"
                 look = {"va": at, "color": style.ink(colour), "fontweight": weight}
                 axes.text(x, place, textwrap.fill(text, 14), **room, **look)
         axes.set(xlim=(0, IN_A_ROW), ylim=(2.15 * count, 0))

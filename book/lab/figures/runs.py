@@ -37,6 +37,8 @@ MIN_SPAN = 5.0
 """Smallest range in points of an axis with a reader's runs."""
 INSET = (0.54, 0.1, 0.44, 0.46)
 """The position of a plane's inset, below the ends of runs, as fractions of its width and height."""
+SMOOTH = 5
+"""Steps that a point of a loss curve is the mean of."""
 IN_A_ROW, MOMENTS = 7, 6
 """Images per row of a gallery, and columns of predicted names, that leave enough space for text."""
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -253,6 +255,37 @@ def plot_over_tasks(trajectory: pd.DataFrame) -> Figure:
     return figure
 
 
+def plot_beside(trajectory: pd.DataFrame, reference: str) -> Figure:
+    """A_KA and A_ZS over the updates learned, a column per setting, each beside the same reference.
+
+    Args:
+        trajectory: A trajectory frame.
+        reference: The setting that every column shows in grey.
+
+    Returns:
+        The figure.
+    """
+    layers, note = _layers(trajectory)
+    [grey] = [layer for layer in layers if layer[0] == reference]
+    others = [layer for layer in layers if layer[0] != reference]
+    grid = {"nrows": 2, "ncols": len(others), "sharex": True, "sharey": "row", "squeeze": False}
+    with style.canvas(5, f"Grey: {reference}. {note}", **grid) as (figure, panels):
+        for column, (name, rows, look) in zip(panels.T, others, strict=True):
+            for axes, measure in zip(column, style.AXES, strict=True):
+                for each, colour in ((grey[1], "0.55"), (rows, look["color"])):
+                    mean, half = each[measure], each[f"{measure} half"]
+                    band = {"color": colour, "alpha": 0.2, "linewidth": 0}
+                    axes.fill_between(each.index, mean - half, mean + half, **band)
+                    axes.plot(each.index, mean, color=colour)
+                style.mark_updates(axes)
+            place = {"transform": column[0].transAxes, "ha": "center"}  # a title above all has none
+            column[0].text(0.5, 1.04, name, **place, **style.bold(look["color"]))
+        for axes, title in zip(panels[:, 0], style.AXES.values(), strict=True):
+            axes.set_ylabel(title.replace(" A_", "\nA_"), fontsize=12)
+        panels[-1, len(others) // 2].set_xlabel("Updates learned")
+    return figure
+
+
 def plot_losses(losses: Mapping[str, Sequence[float]]) -> Figure:
     """The loss of each step of training.
 
@@ -451,6 +484,43 @@ def plot_schedules() -> Figure:
         for panel in axes[-1]:
             panel.set_xlabel("Optimiser step")
         figure.supylabel("Learning rate (multiple of the peak)", fontsize=13)
+    return figure
+
+
+def plot_rates_and_losses(
+    rates: Mapping[str, np.ndarray], losses: Mapping[str, np.ndarray]
+) -> Figure:
+    """The learning rate of each step of a stream, and below it the loss, a column per setting.
+
+    Args:
+        rates: Setting -> rates [tasks, steps].
+        losses: Setting -> losses [tasks, steps], drawn as means over `SMOOTH` steps of an update.
+
+    Returns:
+        The figure.
+    """
+    scale, power = power_of_ten(rates.values())
+    grid = {"nrows": 2, "ncols": len(rates), "sharex": True, "sharey": "row", "squeeze": False}
+    means = {
+        name: np.array([np.convolve(each, np.full(SMOOTH, 1 / SMOOTH), "valid") for each in every])
+        for name, every in losses.items()
+    }
+    with style.canvas(5.2, **grid) as (figure, panels):
+        for (above, below), (name, every) in zip(panels.T, rates.items(), strict=True):
+            tasks, steps = every.shape
+            for axes in (above, below):
+                line = {"transform": axes.get_xaxis_transform(), "color": "0.85", "linewidth": 1}
+                axes.vlines(np.arange(1, tasks) * steps - 0.5, 0, 1, **line, zorder=0)
+            above.plot(every.ravel() / scale, color=style.COLOURS[0])
+            place = {"transform": above.transAxes, "ha": "center"}  # a title above all has none
+            above.text(0.5, 1.04, name, **place, **style.bold("0.2"))
+            for task, mean in enumerate(means[name]):
+                first = task * steps + SMOOTH - 1
+                below.plot(np.arange(first, first + len(mean)), mean, color=style.COLOURS[3])
+            below.set_xlabel("Optimiser step")
+        rest = np.concatenate([mean[1:].ravel() for mean in means.values()])
+        panels[1, 0].set(ylabel="Loss of the batch", ylim=(0.9 * rest.min(), 1.1 * rest.max()))
+        panels[0, 0].set(ylabel=f"Learning rate ({power})", ylim=(0, None))
     return figure
 
 
