@@ -4,7 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: study lab site test test-long readme-test kill-test study-kill-test flip-test lint clean
+.PHONY: env study lab site test test-long readme-test kill-test study-kill-test flip-test lint clean
+
+# the environment alone
+env: $(READY)
 
 study: $(READY)
 	$(BIN)/cmpt data build

@@ -26,6 +26,7 @@ WAYS = {
     # what the Makefile says, with one chapter; the copies without JupyterLab
     "make study": f"make --dry-run study | {ONE_CHAPTER} | bash -e",
     "make lab": "make --dry-run lab | sed 's/cmpt lab/cmpt lab --prepare/' | bash -e",
+    "make env && source .venv/bin/activate": PRINTED,
     "cmpt update --start ViT-B-16:laion2b_s34b_b88k --data pictures/2026-01 --pool "
     "pictures/general --retain pictures/kept -o releases/2026-01":
         "cmpt update --start small --data pictures/2026-01 --pool pictures/general "
