@@ -1,27 +1,32 @@
 """Boxes in chapters, as tables of paragraphs."""
 
 import re
+from collections.abc import Sequence
 from html import escape
 
 from IPython.display import HTML
 
-from cmp.experiments.guidelines import guideline_box
+from cmp.experiments.guidelines import ROWS, guideline_box
 
+LESSON, EVIDENCE = (ROWS[0], ROWS[3]), ROWS[1:3]
+"""The rows of a box in a lesson, and those for its evidence."""
 LEFT = 'style="text-align: left; vertical-align: top; white-space: normal"'
 
 
-def beside_paper(*guidelines: str) -> HTML:
+def beside_paper(*guidelines: str, rows: Sequence[str] = ROWS) -> HTML:
     """Return the boxes of guidelines: what the paper found, what was measured, and what to do.
 
     Args:
         guidelines: The names, such as "merging". If there are several, each box has its name above
             it.
+        rows: The rows to show, such as `LESSON`.
     """
     boxes = []
     for guideline in guidelines:
         cells = [
             f"<th {LEFT}>{name}</th><td {LEFT}>{''.join(map(_paragraph, texts))}</td>"
             for name, texts in guideline_box(guideline).items()
+            if name in rows
         ]
         name = f"<h3>{guideline.capitalize()}</h3>" * (len(guidelines) > 1)
         boxes.append(f"{name}<table><tr>{'</tr><tr>'.join(cells)}</tr></table>")
