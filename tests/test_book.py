@@ -127,7 +127,7 @@ EVIDENCE = """
 
 ### A table
 
-```{code-cell} ipython3
+```{code-cell} python
 print(seeds)
 ```
 """
