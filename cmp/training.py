@@ -61,7 +61,7 @@ def train_step(
     model, method, execution = state.model, state.method, state.execution
     optimizer.zero_grad()
     seen = execution.encode(state, batch, task, step)  # unit features of both towers, [B, E]
-    terms = {"contrastive": model_loss(model, seen.image, seen.text)} | method.losses(state, seen)
+    terms = {"contrastive": execution.loss(model, seen)} | method.losses(state, seen)
     loss = functools.reduce(torch.add, terms.values())
     with bf16_products(loss.device):
         loss.backward()
@@ -227,6 +227,10 @@ class Execution:
     def encode(self, state: TrainState, batch: Batch, task: int, step: int) -> Features:
         """Return the features of a batch."""
         return encode_batch(state, batch, task, step)
+
+    def loss(self, model: Network, seen: Features) -> Tensor:
+        """Return the loss that the network was pretrained with."""
+        return model_loss(model, seen.image, seen.text)
 
     def check(
         self, optimizer: torch.optim.Optimizer, finite: Tensor, report: Callable[[], Diverged]

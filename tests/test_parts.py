@@ -118,27 +118,27 @@ def test_a_part_is_augmented_as_it_is_in_the_whole(corpus):
     torch.testing.assert_close(pixels(piece, (4, 12)), pixels(batch)[part], atol=1e-5, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """What two processes find, as `ranks.py` writes it, after one of two others was killed."""
+@pytest.fixture(scope="module", params=[2, 3], ids="{} processes".format)
+def together(request, tmp_path_factory):
+    """What some processes find, as `ranks.py` writes it, after one of others was killed."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "build").mkdir()
     (folder / "build" / "data").symlink_to((build_folder() / "data").resolve())
-    killed = launch(folder, "killed")
+    killed = launch(folder, request.param, "killed")
     assert killed.returncode and "SIGKILL" in killed.stderr
-    done = launch(folder)
+    done = launch(folder, request.param)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def launch(folder, *arguments):
-    """Run `ranks.py` in two processes."""
+def launch(folder, count, *arguments):
+    """Run `ranks.py` in some processes."""
     own = {
         "CMP_BUILD": str(folder / "build"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(project_folder()),
     }
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"]
     return subprocess.run(
         [sys.executable, *command, Path(ranks.__file__), folder, *arguments],
         env=os.environ | own,
@@ -150,7 +150,7 @@ def launch(folder, *arguments):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ranks.RUNS)
-def test_two_processes_are_the_same_run_as_one(corpus, together, name):
+def test_some_processes_are_the_same_run_as_one(corpus, together, sigmoid, name):
     losses, scores = json.loads((together / f"{name}.json").read_text())
     weights = load_file(together / f"{name}.safetensors")
     alone = whole_batch_run(*ranks.RUNS[name][0])
@@ -239,10 +239,7 @@ def test_provenance_tells_of_parts_and_of_nothing_else():
 @pytest.fixture
 def sigmoid(tmp_path):
     """The name of a small model with a sigmoid loss."""
-    tree = open_clip.get_model_config("bench-nano") | {"init_logit_bias": -10.0}
-    (tmp_path / "nano-sigmoid.json").write_text(json.dumps(tree))
-    open_clip.add_model_config(tmp_path / "nano-sigmoid.json")
-    return "nano-sigmoid"
+    return ranks.add_sigmoid_model(tmp_path)
 
 
 def test_a_sigmoid_model_trains_by_open_clips_loss_in_parts_and_at_once(corpus, sigmoid):

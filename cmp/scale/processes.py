@@ -1,8 +1,8 @@
 """Compute one run in several processes, as started by torchrun; a single process skips all this.
 
 Every process has the whole network and takes its slice of a batch. The network is not wrapped:
-features are gathered, every process computes the loss of the whole batch, and gradients are summed,
-so that the result equals that of one process.
+features are gathered, every process computes the loss of its own samples (`cmp.scale.losses`), and
+gradients are summed, so that the result equals that of one process.
 """
 
 import contextlib
