@@ -269,14 +269,21 @@ def loading_code(name: str, model: models.Network, file: Path) -> str:
     return f"{call}pretrained={str(file)!r}{''.join(changes)})"
 
 
-def progress_observer(bar: tqdm, batch: int, stop_after: int | None = None) -> Observer:
+def progress_observer(
+    bar: tqdm,
+    batch: int,
+    stop_after: int | None = None,
+    timer: forecast.StepTimer | None = None,
+) -> Observer:
     """Return an observer that updates a progress bar. Every 20 steps it shows the images per second
-    at this batch size and a loss at most 40 steps old, so that no step waits for a GPU. After
-    `stop_after` tasks, it asks the run to stop."""
+    at this batch size and a loss at most 40 steps old, so that no step waits for a GPU. A timer's
+    forecast is shown once. After `stop_after` tasks, the observer asks the run to stop."""
     losses: list[Callable[[], torch.Tensor]] = []
 
     def step(task: int, step: int, result: StepResult, network: torch.nn.Module) -> None:
         bar.update()
+        if timer and (measured := timer.after_step()):
+            bar.write(measured)
         if step % 20 == 0 and not bar.disable:
             losses.append(copy_to_host(result.loss))
             if len(losses) > 1:
@@ -318,12 +325,24 @@ def compute_run(
     if (is_kept := launch.is_kept(run.id, keep_weights)) and is_first:
         typer.echo("this run is already stored; nothing to compute")
     with tqdm(total=run.steps, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
-        observer = progress_observer(bar, run.config.training.batch, stop_after)
+        timer = None if is_kept or not is_first else step_timer(run, device, execution)
+        observer = progress_observer(bar, run.config.training.batch, stop_after, timer)
         stored = launch.compute(
             run, observer, device, execution=execution, keep=keep_weights, board=board
         )
     if is_first:
         print_run(stored)
+
+
+def step_timer(
+    run: ResolvedRun, device: str, execution: ExecutionConfig
+) -> forecast.StepTimer | None:
+    """Return what measures the first steps of a run, or None for an embedded model, whose runs are
+    short."""
+    if run.config.model.name in models.family_names():
+        return None
+    predicted = forecast.forecast_step(run.fitted, device, execution, run.corpus)
+    return forecast.StepTimer(run.steps, predicted)
 
 
 def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConfig) -> None:
