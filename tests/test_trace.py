@@ -1,6 +1,8 @@
 """The trace of a training step: what a card would launch, counted without one."""
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from cmp import cli, models
-from cmp.bench import networks
+from cmp.bench import networks, trace
 from cmp.scale import kernels as tracing
 from cmp.scale.kernels import Kernel
 
@@ -73,3 +75,24 @@ def test_bench_trace_from_a_shell(corpus, tmp_path, monkeypatch):
     assert eager["GB"] > compiled["GB"]
     assert 0 < 4 * compiled["host"] < eager["host"]  # most are launched at once
     assert eager["products"] == compiled["products"] < compiled["ms"] < eager["ms"]
+
+
+@pytest.mark.parametrize(("captions", "tokens"), [("short", 24), ("long", 77)])
+def test_what_h100_py_predicts_is_what_the_trace_says(captions, tokens):
+    """Its numbers are frozen before a card is at hand."""
+    predicted = ast.literal_eval(
+        next(
+            ast.unparse(node.value)
+            for node in ast.parse((Path(__file__).parent / "bench" / "h100.py").read_text()).body
+            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "PREDICTED"
+        )
+    )
+    recorder = tracing.trace_step(models.create_on_meta("ViT-B-16"), 512, tokens)
+    ways = {"": recorder.kernels, ", compiled": tracing.fuse(recorder.kernels, recorder.casts)}
+    for ending, kernels in ways.items():
+        row, found = trace.table_row("", kernels, 512), predicted[f"{captions} captions{ending}"]
+        for key in ("ms", "samples/s", "% of peak"):
+            assert row[key] == pytest.approx(found[key], rel=0.005)
+    assert predicted["ceilings"]["copy TB/s"] == pytest.approx(tracing.BANDWIDTH / 1e12)
+    products = 0.8e12 * predicted["ceilings"]["product TFLOP/s"]
+    assert products == pytest.approx(tracing.PRODUCT_RATE)

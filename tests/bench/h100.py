@@ -67,8 +67,10 @@ PREDICTED: dict[str, dict[str, float]] = {
     "small runs": {"most to one": 5},
 }
 """Section -> value -> what an H100 is expected to show, with ViT-B-16 at batch 512, and ViT-L-14 in
-micro-batches of 128. Steps as `cmpt bench trace` predicts them, products and copies as they were
-seen, images of the loader at 1,281 a second for each core."""
+micro-batches of 128. Nothing of it was measured on a card: steps are predicted by `cmpt bench
+trace`, open_clip's as a step of long captions, memory by `cmp.budgets`; rates of products and
+copies are those that the trace assumes; and the loader's images come from the rate of one core
+of a CPU, 1,281 a second, times the cores."""
 LIMITS = {
     "fp32 against the CPU": 5e-3,  # convolutions are TF32 on a card, as torch has it by default
     "bf16 against fp32": 5e-2,
