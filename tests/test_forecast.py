@@ -130,7 +130,7 @@ def test_images_that_are_here_are_decoded_to_see_how_long_that_takes(pictures, m
         assert step.seconds == pytest.approx(32 / (2.0 * forecast.DECODERS))
     assert "decoding" in step.by
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(forecast, "device_name", lambda device: "NVIDIA H100")
+    monkeypatch.setattr("cmp.scale.devices.device_name", lambda device: "NVIDIA H100")
     monkeypatch.setattr(decoding, "usable_cores", lambda: 8)
     assert forecast.forecast_step(run, "cuda", corpus=corpus).seconds == pytest.approx(32 / 14)
     monkeypatch.undo()

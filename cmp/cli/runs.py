@@ -2,7 +2,7 @@
 
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,6 +43,7 @@ def run(
     compile: bool = False,
     keep_weights: bool = False,
     tensorboard: Path | None = None,
+    wandb: str | None = None,
     stop_after: shared.OptionalPositive = None,
 ) -> None:
     """Train a model on a stream of updates, evaluate it, and store the run.
@@ -56,6 +57,7 @@ def run(
     Args:
         what: A profile (quick, cpu or gpu), or a file of settings, NAME.yaml.
         tensorboard: Write TensorBoard files to this folder, in addition to the log. Default: none.
+        wandb: Log to this project of Weights & Biases, in addition to the log. Default: none.
         stop_after: Stop after this many updates, to try settings. Run the same command without this
             option to continue. Default: the whole stream.
 
@@ -71,8 +73,10 @@ def run(
     with processes.init_distributed(device) as local_device:
         forecast.check_device(local_device)
         resolved = resolve_run(run_config)
+        boards = {"tensorboard": tensorboard and str(tensorboard), "wandb": wandb}
+        boards = {name: place for name, place in boards.items() if place}
         try:
-            compute_run(resolved, local_device, execution, keep_weights, tensorboard, stop_after)
+            compute_run(resolved, local_device, execution, keep_weights, boards, stop_after)
         except Interrupted:
             if not stop_after:
                 raise
@@ -94,7 +98,7 @@ def resume(
 ) -> None:
     """Continue a stopped or killed run from its last checkpoint.
 
-    Options that are not given stay the same, including CMP_WORKERS and --tensorboard.
+    Options that are not given stay the same, including CMP_WORKERS, --tensorboard and --wandb.
 
     Args:
         threads: Number of torch threads. Default: the number with which the run began.
@@ -115,7 +119,7 @@ def resume(
     run_config = config.parse(progress.config, f"checkpoint of {name}")
     if pretraining.is_pretraining(run_config):
         raise CmpError(f"{name} is a pretraining; continue it with the same `cmpt pretrain`")
-    execution, keep, board = launch.take_launch(options)
+    execution, keep, boards = launch.take_launch(options)
     device = shared.recorded_device(progress.machine, device)
     with processes.init_distributed(device) as local_device:
         forecast.check_device(local_device)
@@ -129,7 +133,7 @@ def resume(
             words = [f"{key} {value}" for key, value in sorted(options.items())]
             words = ", ".join([f"{torch.get_num_threads()} thread(s)", *words])
             typer.echo(f"{name} continues: {local_device}, {words}")
-        compute_run(resolved, local_device, execution, keep, board)
+        compute_run(resolved, local_device, execution, keep, boards)
 
 
 def evaluate(
@@ -314,7 +318,7 @@ def compute_run(
     device: str,
     execution: ExecutionConfig,
     keep_weights: bool,
-    board: Path | None,
+    boards: Mapping[str, str],
     stop_after: int | None = None,
 ) -> None:
     """Compute or load a run, and print its scores.
@@ -328,7 +332,7 @@ def compute_run(
         timer = None if is_kept or not is_first else step_timer(run, device, execution)
         observer = progress_observer(bar, run.config.training.batch, stop_after, timer)
         stored = launch.compute(
-            run, observer, device, execution=execution, keep=keep_weights, board=board
+            run, observer, device, execution=execution, keep=keep_weights, boards=boards
         )
     if is_first:
         print_run(stored)

@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -23,6 +22,7 @@ from cmp.runs import identity, logs, store
 from cmp.runs.runner import evaluation_sizes
 from cmp.scale import processes
 from cmp.scale.decoding import worker_count
+from cmp.scale.devices import DEVICES, Device, device_name, find_device
 from cmp.scale.execution import ExecutionConfig
 from cmp.scale.kernels import traced_share
 from cmp.seeds import numpy_generator
@@ -38,33 +38,6 @@ SAVES = 3
 """Checkpoints on the disk at a time: the last two, and the next one while it is written."""
 
 
-class Device(NamedTuple):
-    """The assumed properties of a device.
-
-    Attributes:
-        peak: FLOP/s of dense bf16 products, as stated by its maker.
-        utilisation: The largest fraction of the peak that training is assumed to reach.
-        memory: The memory in bytes.
-        bandwidth: The bandwidth of its memory in bytes/s.
-        about: The device, and the source of the numbers.
-    """
-
-    peak: float
-    utilisation: float
-    memory: float
-    bandwidth: float
-    about: str
-
-    @property
-    def speed(self) -> float:
-        """The largest FLOP/s that training is assumed to reach."""
-        return self.peak * self.utilisation
-
-
-_CSV = pd.read_csv(Path(__file__).with_name("devices.csv"), index_col="name")
-DEVICES = {row[0]: Device(*row[1:]) for row in _CSV.itertuples()}
-"""Devices by name. 40% of an H100 is 4e14 FLOP/s, the rate for which the paper states its budget in
-hours."""
 DECODED, DECODERS = 384.0, 15
 """Images that a core is assumed to decode per second (JPEGs of 500 x 375 to 224 x 224, as measured
 on one core), and the decoding processes that are assumed beside a GPU that is not on this
@@ -101,18 +74,9 @@ def training_flops(run_config: RunConfig) -> float:
     return sum(steps * cost.step + cost.end for steps in run_config.steps)
 
 
-def device_name(device: str) -> str:
-    """Return the name of a device in a run's provenance: "cpu", or the name of the GPU."""
-    return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
-
-
 def device_facts(device: str) -> Device:
-    """Return the assumed properties of a device: a core, or the GPU of this name. An unlisted GPU
-    is treated as an H100."""
-    if device == "cpu":
-        return DEVICES["core"]
-    name = device_name(device).lower().replace(" ", "-")
-    return next((facts for key, facts in DEVICES.items() if key in name), DEVICES["h100"])
+    """Return the assumed properties of a device. An unlisted GPU is treated as an H100."""
+    return find_device(device) or DEVICES["h100"]
 
 
 class StepForecast(NamedTuple):
