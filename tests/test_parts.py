@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import open_clip
@@ -287,6 +288,76 @@ def test_rows_are_shared_whatever_their_number(monkeypatch, count):
         processes.share_rows(rows, lambda part: part)
     assert len({len(part) for part in parts}) == 1  # as a gather needs it
     assert torch.equal(torch.cat(parts)[:count], rows)
+
+
+class Reducer:
+    """Notes what is sent, and answers with the double of it, as from two equal processes."""
+
+    def __init__(self, monkeypatch):
+        self.sent = []
+        monkeypatch.setattr(processes, "world_size", lambda: 2)
+        monkeypatch.setattr(processes.dist, "all_reduce", self.all_reduce)
+
+    def all_reduce(self, flat, async_op):
+        self.sent.append(flat.numel())
+        flat.mul_(2)
+        return types.SimpleNamespace(wait=lambda: None)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_buckets_are_sent_in_one_order_whichever_gradient_comes_first(monkeypatch, backwards):
+    """Else processes might add up buckets that do not belong together."""
+    reducer = Reducer(monkeypatch)
+    monkeypatch.setattr(processes, "BUCKET_BYTES", 20)
+    sizes = [3, 5, 1, 2, 7]
+    parameters = [torch.nn.Parameter(torch.ones(size)) for size in sizes]
+    unused = torch.nn.Parameter(torch.ones(4))
+    filled = processes.fill_buckets([*parameters, unused])
+    assert [[len(p) for p in bucket] for bucket in filled] == [[4, 7], [2, 1, 5], [3]]
+    with processes.all_reduce_gradients([*parameters, unused]):
+        for p in reversed(parameters) if backwards else parameters:
+            (p * len(p)).sum().backward()
+            assert reducer.sent == []  # the first bucket waits for the unused one
+    assert reducer.sent == [11, 8, 3]
+    assert unused.grad is None
+    assert all((p.grad == 2 * len(p)).all() for p in parameters)
+
+
+def test_a_bucket_is_sent_as_soon_as_it_and_all_before_it_are_ready(monkeypatch):
+    reducer = Reducer(monkeypatch)
+    monkeypatch.setattr(processes, "BUCKET_BYTES", 4)
+    one, two, three = parameters = [torch.nn.Parameter(torch.ones(n)) for n in (1, 2, 3)]
+    seen = []
+    with processes.all_reduce_gradients(parameters):
+        for p in (two, three, one):
+            p.sum().backward()
+            seen.append(list(reducer.sent))
+    assert seen == [[], [3, 2], [3, 2, 1]]
+
+
+def test_only_the_host_waits_for_hours(monkeypatch):
+    """Features and gradients are waited for ten minutes, the first process's work twelve hours."""
+    made, waits = {}, []
+    dist = processes.dist
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: made.update(
+        {backend: timeout}))  # fmt: skip
+    monkeypatch.setattr(dist, "new_group", lambda backend, timeout: made.update(
+        host=(backend, timeout)) or "host")  # fmt: skip
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(dist, "barrier", lambda group: waits.append(group))
+    monkeypatch.setattr(dist, "all_reduce", lambda x, op, group: waits.append(group))
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with processes.init_distributed("cuda"):
+        processes.barrier()
+        processes.all_reduce_max(3)
+    assert made["cpu:gloo,cuda:nccl"].total_seconds() == 600
+    assert (made["host"][0], made["host"][1].total_seconds()) == ("gloo", 12 * 3600)
+    assert waits == ["host", "host"]
 
 
 def test_weights_that_are_not_finite_stop_all_processes_where_the_first_one_saves(monkeypatch):
