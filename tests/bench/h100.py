@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,8 @@ from torch import Tensor
 from cmp import arithmetic, config, evaluation, mixtures, models
 from cmp.bench import checkpoint, gpu, timing
 from cmp.bench.networks import TASK
+from cmp.embedded import packed
+from cmp.errors import CmpError
 from cmp.experiments import studies
 from cmp.merging import apply
 from cmp.project import build_folder
@@ -329,6 +332,36 @@ def export_run(lab: Lab) -> Values:
     return {"the same weights": digests[0] == digests[1], "files": sorted(os.listdir(folder))}
 
 
+@section(3, "update and compare")
+def update_and_compare(lab: Lab) -> Values:
+    """Update a network with two folders of pictures, one after the other, by `cmpt update`, and
+    compare both releases by `cmpt compare`."""
+    _, corpus = lab.prepare()
+    months, found = [lab.work / f"month-{number}" for number in (1, 2)], {}
+    files = cast(Any, corpus.images)
+    for month, rows in zip(months, np.array_split(corpus.rows("train"), 2), strict=True):
+        for row in rows.tolist():
+            path = month / f"{corpus.table['label'].iloc[row]}" / f"{row}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files.read(row))
+    batch = lab.size(128, 8)
+    settings = [f"training.batch={batch}", "training.passes=2", "evaluation.subset=8"]
+    start, releases = (
+        ["--start", f"{lab.model}:random"],
+        [lab.work / f"{x.name}-out" for x in months],
+    )
+    for month, release in zip(months, releases, strict=True):
+        shutil.rmtree(release, ignore_errors=True)
+        command = ["update", *start, *settings, "--data", month, "-o", release]
+        command = [*map(str, command), "--device", lab.device]
+        found[f"update {month.name} s"] = seconds_of(functools.partial(finish_cmpt, *command))
+        start = [str(release)]
+    page = lab.out / "compare.html"
+    command = ["compare", *map(str, releases), "--report", str(page), "--device", lab.device]
+    found["compare s"] = seconds_of(functools.partial(finish_cmpt, *command))
+    return found | {"page MB": page.stat().st_size / 1e6}
+
+
 @section(3, "cmpt bench gpu")
 def run_benchmark(lab: Lab) -> Values:
     """Run `cmpt bench gpu`; on a CPU, which it refuses, what it measures of a tiny network."""
@@ -367,6 +400,10 @@ def main() -> None:
     work, out = (Path(os.environ[name]).absolute() for name in ("H100_WORK", "OUT"))
     for folder in (work, out):
         folder.mkdir(parents=True, exist_ok=True)
+    try:
+        packed.load_embedded()
+    except CmpError as error:
+        sys.exit(f"h100.py: the embedded data are needed, and nothing was measured: {error}")
     lab = Lab("cpu" if arguments.small else "cuda", arguments.small, work, out)
     if lab.small:
         gpu.DEVICE, gpu.STEPS, timing.SIDE[lab.device] = lab.device, 1, 128
