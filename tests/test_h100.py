@@ -14,8 +14,8 @@ from cmp.project import build_folder
 SCRIPT = Path(__file__).parent / "bench" / "h100.sh"
 SECTIONS = {
     1: [
-        "machine", "ceilings", "gradients", "loader", "short captions", "short captions, compiled",
-        "long captions", "long captions, compiled", "waits",
+        "machine", "ceilings", "gradients", "loader", "decoding", "short captions",
+        "short captions, compiled", "long captions", "long captions, compiled", "waits",
     ],
     2: [
         "open_clip", "open_clip, compiled", "large model", "checkpoint", "merging", "evaluation",

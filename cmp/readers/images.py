@@ -200,7 +200,7 @@ def random_crop(
     Returns:
         uint8 [3, side, side].
     """
-    image = see_image(content, reader, 2 * side)
+    image = see_image(content, reader, side if reader.draft == "side" else 2 * side)
     area, shape, across, down = map(float, numbers)
     ratio = math.exp(math.log(CROP_RATIO[0]) + shape * math.log(CROP_RATIO[1] / CROP_RATIO[0]))
     pixels = (CROP_AREA[0] + area * (CROP_AREA[1] - CROP_AREA[0])) * image.width * image.height

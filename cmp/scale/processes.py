@@ -65,7 +65,7 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     with _explain_absence():
         dist.init_process_group(backend, timeout=STEP_PATIENCE)
-        _host_group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        _host_group = cast(Any, dist.new_group(backend="gloo", timeout=PATIENCE))
     yield device
     _host_group = None
     dist.destroy_process_group()  # after an error, the others may never get here

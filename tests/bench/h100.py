@@ -40,6 +40,7 @@ from torch import Tensor
 
 from cmp import arithmetic, config, evaluation, mixtures, models
 from cmp.bench import checkpoint, gpu, timing
+from cmp.bench.data import decoding_rates
 from cmp.bench.networks import TASK
 from cmp.embedded import packed
 from cmp.errors import CmpError
@@ -58,6 +59,13 @@ from cmp.training import create_optimizer, make_train_state, train_task
 PREDICTED: dict[str, dict[str, float]] = {
     "ceilings": {"product TFLOP/s": 798, "copy TB/s": 3.0},
     "loader": {"4 processes, images/s": 5000, "15 processes, images/s": 19000},
+    "decoding": {
+        "298 x 224": 1031,
+        "500 x 375": 384,
+        "640 x 480": 258,
+        "800 x 600": 174,
+        "1024 x 768": 120,
+    },
     "short captions": {"ms": 168, "samples/s": 3041, "% of peak": 34.3, "peak GB": 46.9},
     "short captions, compiled": {"ms": 134, "samples/s": 3813, "% of peak": 42.9},
     "long captions": {"ms": 193, "samples/s": 2650, "% of peak": 33.3, "peak GB": 46.9},
@@ -73,7 +81,8 @@ PREDICTED: dict[str, dict[str, float]] = {
 micro-batches of 128. Nothing of it was measured on a card: steps are predicted by `cmpt bench
 trace`, open_clip's as a step of long captions, memory by `cmp.budgets`; rates of products and
 copies are those that the trace assumes; and the loader's images come from the rate of one core
-of a CPU, 1,281 a second, times the cores."""
+of a CPU, 1,281 a second, times the cores. What a core decodes was measured on a core of another
+CPU."""
 LIMITS = {
     "fp32 against the CPU": 5e-3,  # convolutions are TF32 on a card, as torch has it by default
     "bf16 against fp32": 5e-2,
@@ -153,6 +162,12 @@ def measure_loader(lab: Lab) -> Values:
         found[f"{count} processes, images/s"] = 4 * count * lab.batch / seconds
     del os.environ["CMP_WORKERS"]
     return found
+
+
+@section(1, "decoding")
+def measure_decoding(lab: Lab) -> Values:
+    """Decode and crop photographs of usual sizes on one core, images per second."""
+    return decoding_rates(lab.size(200, 3))
 
 
 for _captions in ("short", "long"):
@@ -358,6 +373,7 @@ def update_and_compare(lab: Lab) -> Values:
         start = [str(release)]
     page = lab.out / "compare.html"
     command = ["compare", *map(str, releases), "--report", str(page), "--device", lab.device]
+    command += ["--subset", str(lab.size(200, 2))]
     found["compare s"] = seconds_of(functools.partial(finish_cmpt, *command))
     return found | {"page MB": page.stat().st_size / 1e6}
 
