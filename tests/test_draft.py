@@ -1,4 +1,4 @@
-"""How small a JPEG is decoded before it is cropped: an option of the data, in the id of a run."""
+"""How JPEGs are decoded and cropped for training: options of the data, in the id of a run."""
 
 import io
 import json
@@ -52,6 +52,23 @@ def test_a_jpeg_is_decoded_as_small_as_its_manifest_allows(size, double, side, m
     assert difference < 3, "the same picture"
 
 
+@pytest.mark.parametrize("size", [(300, 240), (640, 480), (230, 1900)])
+@pytest.mark.parametrize("numbers", [(0.0, 0.0, 0.0, 0.0), (0.5, 0.9, 0.3, 0.999), (0.99,) * 4])
+def test_torch_crops_what_pillow_crops(size, numbers):
+    """But for rounding: of values, and of the box to whole pixels."""
+    content, row = jpeg(*size), np.array(numbers)
+    one, other = (images.random_crop(content, row, SIDE, PictureReader(resize=resize))
+                  for resize in ("pillow", "torch"))  # fmt: skip
+    assert one.shape == other.shape == (3, SIDE, SIDE)
+    assert one.dtype == other.dtype == np.uint8
+    assert np.abs(one.astype(int) - other).mean() < 4
+
+
+def test_a_thin_image_is_cropped_by_torch_too():
+    crop = images.random_crop(jpeg(1, 40), np.zeros(4), SIDE, PictureReader(resize="torch"))
+    assert crop.shape == (3, SIDE, SIDE)
+
+
 def test_an_image_is_scored_the_same_whatever_the_draft():
     content = jpeg(1024, 768)
     how = images.Preprocessing()
@@ -60,7 +77,7 @@ def test_an_image_is_scored_the_same_whatever_the_draft():
     assert (one == other).all()
 
 
-def test_the_draft_is_part_of_a_run_s_id_and_the_default_changes_none(tmp_path):
+def test_both_are_part_of_a_run_s_id_and_the_defaults_change_none(tmp_path):
     def run_id(**reader):
         for place, role in enumerate(("adapt", "pool", "eval")):
             names = [f"{word} {place}" for word in ("fox", "owl", "oak", "elm")]
@@ -73,7 +90,8 @@ def test_the_draft_is_part_of_a_run_s_id_and_the_default_changes_none(tmp_path):
         return identity.run_id_of(run, load_data(str(tmp_path)))
 
     plain = run_id()
-    assert run_id(draft="double") == plain != run_id(draft="side")
+    assert run_id(draft="double", resize="pillow") == plain
+    assert len({plain, run_id(draft="side"), run_id(resize="torch")}) == 3
     with pytest.raises(CmpError, match="draft"):
         run_id(draft="none")
 
@@ -81,8 +99,6 @@ def test_the_draft_is_part_of_a_run_s_id_and_the_default_changes_none(tmp_path):
 def test_bench_measures_usual_sizes(monkeypatch):
     monkeypatch.setattr(bench_data, "SIZES", ((298, 224), (640, 480)))
     rates = bench_data.decoding_rates(2)
-    assert list(rates) == [
-        "298 x 224", "298 x 224, drafted to the side", "640 x 480",
-        "640 x 480, drafted to the side",
-    ]  # fmt: skip
+    assert len(rates) == 2 * len(bench_data.WAYS)
+    assert list(rates)[:2] == ["298 x 224", "298 x 224, draft: side"]
     assert all(rate > 0 for rate in rates.values())

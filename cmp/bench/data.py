@@ -25,6 +25,13 @@ SIZE = (298, SIDE)
 """Pixels of a photograph that was resized in advance to `SIDE` on its shorter side."""
 SIZES = (SIZE, (500, 375), (640, 480), (800, 600), (1024, 768))
 """Usual sizes of photographs, in pixels."""
+WAYS = {
+    "": {},
+    ", draft: side": {"draft": "side"},
+    ", resize: torch": {"resize": "torch"},
+    ", draft: side, resize: torch": {"draft": "side", "resize": "torch"},
+}
+"""Ways of decoding, with the keys of their `PictureReader`."""
 COLUMNS = ("what", "time / plain", "ms", "a second", "plain ms")
 
 
@@ -112,15 +119,16 @@ def decoding_rates(count: int = 40) -> dict[str, float]:
         count: Photographs of each size.
 
     Returns:
-        Images per second by size and, if it is not the default, by how JPEGs are drafted.
+        Images per second by size and, if they are not the defaults, by keys of
+        `cmp.readers.manifest.PictureReader`.
     """
     found = {}
     for size in SIZES:
         with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
             photographs(Path(folder), count, size)
             contents = [path.read_bytes() for path in sorted(Path(folder).glob("*.jpg"))]
-        for draft, ending in (("double", ""), ("side", ", drafted to the side")):
-            reader = PictureReader(draft=draft)
+        for ending, keys in WAYS.items():
+            reader = PictureReader.model_validate(keys)
             numbers = numpy_generator("bench/part", 0).random((count, 4))
             started = time.perf_counter()
             for content, row in zip(contents, numbers, strict=True):

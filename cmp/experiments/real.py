@@ -170,6 +170,7 @@ def prepare_data(say: Callable[[str], None] = lambda words: None) -> Path:
             )
         write_atomic(folder / f"{name}.csv", _table(images, folder).to_csv(index=False))
         reader = {"kind": "csv", "path": f"{name}.csv", "label": "label", "caption": None}
+        reader |= {"draft": "side", "resize": "torch"}  # decoding decides how long a run takes
         reader |= {"split": "split"} if images[0].split else {}
         write_atomic(manifest, json.dumps({"name": name, **about, "reader": reader}))
     return folder
