@@ -73,6 +73,10 @@ class Method:
         batches: How many batches the Fisher information is measured on. [batches]
         damping: Added by "si" to a weight's squared displacement before dividing by it.
         temperature: Temperature of "distillation", as a multiple of the pretrained model's.
+        layer_decay: Factor on the learning rate from each block of a tower to the block before it.
+            If None, all blocks have the same rate.
+        unlock: How many of the last blocks of a locked tower train, with everything after them.
+            [blocks]
 
     Example:
         >>> cmp.Method("lora").get("rank")  # its default
@@ -91,6 +95,8 @@ class Method:
     batches: Count | None = None
     damping: Positive | None = None
     temperature: Positive | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    unlock: Count | None = None
 
     def __post_init__(self) -> None:
         registry.check_settings("method", self.name, self)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -61,7 +61,7 @@ def train_step(
     model, method, execution = state.model, state.method, state.execution
     optimizer.zero_grad()
     seen = execution.encode(state, batch, task, step)  # unit features of both towers, [B, E]
-    terms = {"contrastive": model_loss(model, seen.image, seen.text)} | method.losses(state, seen)
+    terms = {"contrastive": execution.loss(model, seen)} | method.losses(state, seen)
     loss = functools.reduce(torch.add, terms.values())
     with bf16_products(loss.device):
         loss.backward()
@@ -71,7 +71,7 @@ def train_step(
     report = functools.partial(divergence_error, batch, task, step, terms, norm, rate)
     execution.check(optimizer, loss.isfinite() & norm.isfinite(), report)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("multiple", 1.0)
     method.step(state, optimizer)
     clamp_logit_scale(model)
     return StepResult(loss.detach(), norm, rate)
@@ -228,6 +228,10 @@ class Execution:
         """Return the features of a batch."""
         return encode_batch(state, batch, task, step)
 
+    def loss(self, model: Network, seen: Features) -> Tensor:
+        """Return the loss that the network was pretrained with."""
+        return model_loss(model, seen.image, seen.text)
+
     def check(
         self, optimizer: torch.optim.Optimizer, finite: Tensor, report: Callable[[], Diverged]
     ) -> None:
@@ -261,6 +265,7 @@ class UpdateMethod:
         whole_batch_reason: (section) -> why the method needs the whole batch at once, or "". A
             method with `losses` but without this hook is assumed to need it.
         optimizer: (section) -> a function with AdamW's arguments that returns an optimiser.
+        rates: (state) -> multiples of the learning rate by parameter name; 1 if not given.
         after_backward: (state), called before the gradients are clipped.
         step: (state, optimizer), called after clipping, to take the optimiser's step.
         end_task: (state, encode_further), called after the task's last step. `encode_further(n)`
@@ -278,6 +283,7 @@ class UpdateMethod:
     losses: Callable[[TrainState, Any], dict[str, Tensor]] = lambda state, output: {}
     whole_batch_reason: Callable[[configs.Method], str] | None = None
     optimizer: Callable[[configs.Method], OptimizerFactory] = lambda section: ADAMW
+    rates: Callable[[TrainState], dict[str, float]] = lambda state: {}
     after_backward: Callable[[TrainState], None] = lambda state: None
     step: Callable[[TrainState, torch.optim.Optimizer], None] = lambda state, opt: opt.step()
     end_task: Callable[[TrainState, EncodeFurther], None] = lambda state, encode_further: None
@@ -420,11 +426,14 @@ def create_optimizer(state: TrainState) -> torch.optim.Optimizer:
         'AdamW'
     """
     factory = state.method.optimizer(state.config.method)
-    return build_adamw(state.model, state.config.optimizer, factory)
+    return build_adamw(state.model, state.config.optimizer, factory, state.method.rates(state))
 
 
 def build_adamw(
-    model: nn.Module, config: Optimizer, factory: OptimizerFactory = ADAMW
+    model: nn.Module,
+    config: Optimizer,
+    factory: OptimizerFactory = ADAMW,
+    multiples: Mapping[str, float] | None = None,
 ) -> torch.optim.Optimizer:
     """Return AdamW over the trainable parameters, decaying only matrices and not biases, norms or
     the logit scale.
@@ -433,11 +442,16 @@ def build_adamw(
         model: The network.
         config: The config section.
         factory: Another optimiser with AdamW's arguments.
+        multiples: Multiples of the learning rate by parameter name, see `UpdateMethod.rates`.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups, multiples = {1.0: ([], [])}, multiples or {}
+    for name, parameter in trainable_parameters(model).items():
+        matrices, others = groups.setdefault(multiples.get(name, 1.0), ([], []))
+        (matrices if parameter.ndim > 1 else others).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "multiple": multiple}
+        for multiple, both in groups.items()
+        for parameters, decay in zip(both, (config.weight_decay, 0.0), strict=True)
     ]
     return factory(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps)
 

@@ -6,12 +6,15 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
+import open_clip
 import torch
 from safetensors.torch import save_file
 
 from cmp import config
+from cmp.bench import networks
 from cmp.embedded import packed
 from cmp.errors import Interrupted
 from cmp.runs.checkpoints import CheckpointManager
@@ -19,6 +22,7 @@ from cmp.runs.runner import Observer, execute
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
 
+assert networks.BENCH  # which makes open_clip know them
 SMALL = (
     "model.name=tiny-vit", "model.start=random",
     "training.precision=fp32", "optimizer.eps=1e-4", "stream.tasks=2",
@@ -34,7 +38,20 @@ RUNS = {
     "ewc": (("method.name=ewc", "method.batches=1"), ExecutionConfig()),
     "lora": (("method.name=lora",), ExecutionConfig(micro_batch=5)),
     "ema": (("merging.policy=ema",), ExecutionConfig()),
+    "ema of lora": (("merging.policy=ema", "method.name=lora"), ExecutionConfig(micro_batch=3)),
+    "locked-image": (("method.name=locked-image",), ExecutionConfig(micro_batch=3)),
+    "locked-text": (("method.name=locked-text",), ExecutionConfig()),
+    "sigmoid": (("model.name=nano-sigmoid",), ExecutionConfig(micro_batch=3)),
 }
+
+
+def add_sigmoid_model(folder: Path) -> str:
+    """Make open_clip know a small model with a sigmoid loss, from a file in a folder; its name."""
+    tree = open_clip.get_model_config("bench-nano") | {"init_logit_bias": -10.0}
+    path = folder / "nano-sigmoid.json"
+    path.write_text(json.dumps(tree))
+    open_clip.add_model_config(path)
+    return path.stem
 
 
 def small(*settings: str):
@@ -68,6 +85,7 @@ def main(folder: Path) -> None:
     """All of `RUNS`, one that is stopped and goes on, and one that was killed and goes on."""
     torch.set_num_threads(1)
     with processes.init_distributed():
+        add_sigmoid_model(Path(tempfile.mkdtemp(dir=folder)))
         for name, (settings, execution) in RUNS.items():
             losses, weights, metrics = noted(small(*settings), execution)
             scores = torch.tensor(metrics["score"].tolist())

@@ -1,5 +1,6 @@
 """Studies on many machines: a lost node loses no run, and parts of a study make up the whole."""
 
+import collections
 import contextlib
 import importlib.util
 import itertools
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pandas as pd
 import psutil
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +27,7 @@ from cmp.project import build_folder
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.checkpoints import StopRequest
 from cmp.runs.store import unfinished_runs
+from cmp.scale import decoding
 
 SMALL = ["stream.tasks=3", "training.batch=12", "evaluation.subset=2", "model.start=random"]
 SEEDS = range(5)
@@ -110,14 +113,14 @@ def noted(build, monkeypatch):
             (build / "hangs").touch()
             time.sleep(600)
 
-    def note(run_id, run_config, device):
+    def note(run_id, run_config, device, jobs):
         doomed = "DOOMED" in os.environ
         if doomed:
             checkpoints.CheckpointManager.save = hang
         found = checkpoints.latest_checkpoint(checkpoints.checkpoint_folder(run_id))
         with open(place, "a", buffering=1) as file:
             print(doomed, run_id, found[1].progress.task if found else 0, file=file)
-            result = work(run_id, run_config, device)
+            result = work(run_id, run_config, device, jobs)
             if isinstance(result, str):
                 print(result, file=file)
         return result
@@ -202,7 +205,7 @@ def test_a_run_that_ends_every_worker_is_given_up(nodes, build, corpus, monkeypa
 
 
 def test_a_node_with_other_data_refuses(corpus, build):
-    assert "its data, bases or version" in cluster._compute_on_node("0" * 64, small(), "cpu")
+    assert "its data, bases or version" in cluster._compute_on_node("0" * 64, small(), "cpu", 1)
     assert not stamps(build)
 
 
@@ -211,7 +214,7 @@ def test_final_weights_come_back_from_another_disk(corpus, build, tmp_path, monk
     run_config = small("model.name=bench-nano", "stream.tasks=1", steps=1)
     run_id = identity.run_id_of(run_config)
     fresh(tmp_path / "node", monkeypatch)
-    result = pickle.dumps(cluster._compute_on_node(run_id, run_config, "cpu"))
+    result = pickle.dumps(cluster._compute_on_node(run_id, run_config, "cpu", 1))
     monkeypatch.setenv("CMP_BUILD", str(build))
     assert not store.is_stored(run_id)
     ray = SimpleNamespace(
@@ -220,6 +223,90 @@ def test_final_weights_come_back_from_another_disk(corpus, build, tmp_path, monk
     assert cluster._outcome(ray, result) is None
     run = store.load_run(run_id)
     assert models.weights_digest(store.final_model(run)) == run.weights
+
+
+class Finished:
+    """A run that is stored."""
+
+    id = "a" * 64
+
+
+class FakeRay:
+    """As much of Ray as a study uses: nodes with cores and GPUs, on which tasks run at once."""
+
+    def __init__(self, nodes, gpus):
+        self.gpus, self.node = gpus, None
+        self.exceptions = SimpleNamespace(RayTaskError=(), RayError=())
+        self.free = {f"node {number}": gpus for number in range(nodes)}
+
+    def is_initialized(self):
+        return True
+
+    def cluster_resources(self):
+        return {"GPU": self.gpus * len(self.free)}
+
+    def nodes(self):
+        return [{"NodeID": name, "Resources": {"CPU": 64.0, "GPU": float(self.gpus)}}
+                for name in self.free]  # fmt: skip
+
+    def get_runtime_context(self):
+        return SimpleNamespace(get_node_id=lambda: self.node)
+
+    def remote(self, **options):
+        def decorate(function):
+            def start(*arguments):
+                self.node = max(self.free, key=self.free.get)  # as Ray spreads them
+                self.free[self.node] -= 1
+                assert self.free[self.node] >= 0, "a GPU for each run"
+                return self.node, function(*arguments)
+
+            return SimpleNamespace(remote=start)
+
+        return decorate
+
+    def wait(self, references, **options):
+        return references, []
+
+    def get(self, reference):
+        return reference[1]
+
+    def cancel(self, reference):
+        pass
+
+
+@pytest.mark.parametrize(("gpus", "jobs", "each"), [(4, 8, 15), (8, 8, 7), (4, 2, 31)])
+def test_runs_on_the_cards_of_a_node_share_its_cores(corpus, monkeypatch, gpus, jobs, each):
+    """Two nodes of 64 cores: all cores are used, and none twice."""
+    ray, processes_of = FakeRay(2, gpus), collections.Counter()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv(decoding.JOBS, "1")
+    monkeypatch.delenv("CMP_WORKERS", raising=False)
+    monkeypatch.setattr(decoding, "usable_cores", lambda: 64)
+    monkeypatch.setattr(identity, "run_id_of", lambda run_config: "a" * 64)
+    monkeypatch.setattr(identity, "known_id", lambda run_config: "a" * 64)
+    monkeypatch.setattr(store, "is_stored", lambda run_id: True)
+    monkeypatch.setattr(store, "final_model", lambda run: None)
+    monkeypatch.setattr(launch, "is_kept", lambda *_, **__: False)
+
+    def run_one(run_config, device, wait):
+        decoders = decoding.worker_count(torch.device("cuda"))
+        assert decoders == each
+        processes_of[ray.node] += decoders + 1
+        return Finished()
+
+    monkeypatch.setattr(launch, "run_one", run_one)
+    runs = [small(f"seed={number}") for number in range(jobs)]
+    done = []
+    assert run_on_ray(runs, jobs, "cuda", done.append) == {}
+    assert len(done) == jobs
+    assert all(count <= 64 for count in processes_of.values())
+    if jobs >= 2 * gpus:
+        assert set(processes_of.values()) == {64}
+
+
+def test_decoders_that_are_asked_for_are_those_of_every_worker(monkeypatch):
+    monkeypatch.setenv("CMP_WORKERS", "3")
+    assert workers.worker_environment()["CMP_WORKERS"] == "3"
 
 
 @pytest.mark.long

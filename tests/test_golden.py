@@ -63,7 +63,7 @@ def test_published_runs_keep_their_ids(chapter):
 
 
 def test_weight_decay_on_biases_and_norms_is_seen_on_any_processor(monkeypatch):
-    def decay_everything(model, config, factory=training.ADAMW):
+    def decay_everything(model, config, factory=training.ADAMW, multiples=None):
         parameters = [p for p in model.parameters() if p.requires_grad]
         betas = (config.beta1, config.beta2)
         return factory(

@@ -59,7 +59,7 @@ def test_its_plan_is_printed_where_nothing_of_it_is_here():
     assert result.exit_code == 1, result.output
     for words in (
         "20 tasks of 1428 steps (the paper's rule gives 1420)", "169 from the pretraining pool",
-        "memory-adjusted GFLOPs", "estimated from FLOPs", "weights   to fetch",
+        "memory-adjusted GFLOPs", "predicted, by its FLOPs", "weights   to fetch",
         "This cannot start. Missing, damaged or too small: data, device.",
     ):  # fmt: skip
         assert words in result.output
@@ -167,29 +167,23 @@ def test_weights_that_are_nowhere_are_missing_in_words():
     assert "neither a file nor a tag" in state("model.start=x.pt").sentence
 
 
-def test_the_forecast_is_flops_over_a_stated_rate():
-    flops = 20 * 1428 * budgets.full_cost(GPU).step
-    assert forecast.training_flops(GPU) == pytest.approx(flops)
-    said = forecast.forecast_sentence(GPU)
-    assert f"about {forecast.round_time(flops / (0.4 * 989e12))} of training" in said
-    assert "H100" in said and "FLOPs" in said
-    assert "a core" in forecast.forecast_sentence(GPU, "cpu")
-
-
 @pytest.mark.parametrize(
-    ("card", "speed"),
+    ("card", "device"),
     [
-        ("NVIDIA H100 80GB HBM3", 989e12 * 0.4),
-        ("NVIDIA A100-SXM4-80GB", 312e12 * 0.4),
-        ("NVIDIA GeForce RTX 4090", 165e12 * 0.4),
-        ("a card of another kind", 989e12 * 0.4),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("a card of another kind", "h100"),
     ],
 )
-def test_a_full_run_is_forecast_without_computing(monkeypatch, card, speed):
-    monkeypatch.setattr(forecast, "device_name", lambda device: card)
+def test_a_full_run_is_forecast_without_computing(monkeypatch, card, device):
+    monkeypatch.setattr("cmp.scale.devices.device_name", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(forecast, "worker_count", lambda device: 15)
     monkeypatch.setattr(forecast, "_measure_step", lambda *_: pytest.fail("measured"))
     [seconds] = forecast.forecast_seconds([GPU], "cuda")
-    assert seconds == pytest.approx(forecast.training_flops(GPU) / speed)
+    step = forecast.predict_step(GPU, forecast.DEVICES[device])
+    assert seconds == pytest.approx(20 * 1428 * step.seconds)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +14,14 @@ from cmp.project import build_folder
 SCRIPT = Path(__file__).parent / "bench" / "h100.sh"
 SECTIONS = {
     1: [
-        "machine", "ceilings", "gradients", "loader", "short captions", "short captions, compiled",
-        "long captions", "long captions, compiled", "waits",
+        "machine", "ceilings", "gradients", "loader", "decoding", "short captions",
+        "short captions, compiled", "long captions", "long captions, compiled", "waits",
     ],
     2: [
         "open_clip", "open_clip, compiled", "large model", "checkpoint", "merging", "evaluation",
         "methods",
     ],
-    3: ["killed and resumed", "export", "cmpt bench gpu", "small runs"],
+    3: ["killed and resumed", "export", "update and compare", "cmpt bench gpu", "small runs"],
 }  # fmt: skip
 
 
@@ -43,3 +44,18 @@ def test_all_stages_run_whole_on_a_cpu(tmp_path):
         assert all(results[name]["values"] for name in names)
     assert results["export"]["values"]["the same weights"] is True
     assert "predicted 168" in result.stdout
+
+
+def test_without_data_it_is_refused_before_anything_is_measured(tmp_path):
+    script = tmp_path / "checkout" / "tests" / "bench" / "h100.sh"
+    script.parent.mkdir(parents=True)
+    shutil.copy(SCRIPT, script)
+    folders = {"CMP_BUILD": "build", "H100_WORK": "work", "OUT": "out", "BUNDLE": "bundle"}
+    variables = os.environ | {name: str(tmp_path / path) for name, path in folders.items()}
+    result = subprocess.run(
+        ["bash", str(script), "1"], env=variables | {"PYTHON": sys.executable},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "cmpt data build" in result.stderr and "BUNDLE" in result.stderr
+    assert not list((tmp_path / "out").iterdir())

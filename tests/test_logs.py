@@ -2,7 +2,10 @@
 
 import functools
 import json
+import os
 import sys
+import time
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pandas as pd
@@ -11,12 +14,13 @@ import torch
 from forked import small_config, small_corpus
 from typer.testing import CliRunner
 
-from cmp import cli
+from cmp import budgets, cli
 from cmp.cli import runs
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.runs import checkpoints, identity, launch, logs, store
 from cmp.runs.runner import Observer
+from cmp.scale import decoding
 from cmp.training import StepResult
 from lab import chapter_setup
 
@@ -153,7 +157,7 @@ def test_results_show_the_course_of_a_run(build):
 def test_a_board_that_is_not_installed_is_said(build, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(CmpError, match="pip install tensorboard"):
-        launch.run_one(small_config(*RUN), board=build / "board")
+        launch.run_one(small_config(*RUN), boards={"tensorboard": str(build / "board")})
 
 
 def test_a_board_gets_every_number(build, monkeypatch):
@@ -163,10 +167,7 @@ def test_a_board_gets_every_number(build, monkeypatch):
         def __init__(self, folder):
             told.append(folder)
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
+        def close(self):
             told.append("closed")
 
         def add_scalar(self, name, value, place):
@@ -175,11 +176,151 @@ def test_a_board_gets_every_number(build, monkeypatch):
     monkeypatch.setitem(
         sys.modules, "torch.utils.tensorboard", type("M", (), {"SummaryWriter": Writer})
     )
-    launch.run_one(small_config(*RUN), board=build / "board")
+    launch.run_one(small_config(*RUN), boards={"tensorboard": str(build / "board")})
     assert told[0] == str(build / "board")
     assert told[-1] == "closed"
     assert [place for name, place in told[1:-1] if name == "loss"] == list(range(TASKS * STEPS))
     assert [place for name, place in told[1:-1] if name == "A_ZS"] == [0, 4, 8, 12]
+
+
+class FakeWandb:
+    """The module `wandb`, as far as a board uses it, offline: it notes what it is told."""
+
+    def __init__(self):
+        self.options, self.rows, self.finished = [], [], 0
+
+    def init(self, **options):
+        self.options.append(options)
+        return self
+
+    def log(self, numbers, step):
+        self.rows.append((step, numbers))
+
+    def finish(self):
+        self.finished += 1
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def test_weights_and_biases_get_every_number_and_a_resumed_run_its_entry(build, wandb):
+    boards = {"wandb": "clip"}
+    count = {"seen": 0}
+
+    def stop(*_):
+        count["seen"] += 1
+        if count["seen"] == 6:
+            raise Interrupted("here", 15)
+
+    with pytest.raises(Interrupted):
+        launch.run_one(small_config(*RUN), Observer(stop), boards=boards)
+    run = launch.run_one(small_config(*RUN), boards=boards)
+    assert wandb.finished == 2
+    assert {options["project"] for options in wandb.options} == {"clip"}
+    assert {options["id"] for options in wandb.options} == {run.id[:12]}
+    assert {options["resume"] for options in wandb.options} == {"allow"}
+    assert wandb.options[0]["config"] == run.config.to_dict()
+    table = logs.read_log(run.id)
+    steps = [(step, row["loss"]) for step, row in wandb.rows if "loss" in row]
+    assert steps[-1] == (TASKS * STEPS - 1, table["loss"].dropna().iloc[-1])
+    assert {step for step, row in wandb.rows if "A_ZS" in row} == {0, 4, 8, 12}
+
+
+def test_a_run_from_a_shell_passes_its_project_on_and_resume_remembers_it(build, wandb):
+    command = ["run", "quick", *RUN, "stream.tasks=2", "training.steps=2", "training.batch=4",
+               "evaluation.subset=1", "--wandb", "clip"]  # fmt: skip
+    stopped = CliRunner().invoke(cli.app, [*command, "--stop-after", "1"])
+    assert stopped.exit_code == 0, stopped.output
+    [progress] = store.unfinished_runs()
+    assert progress.launch["wandb"] == "clip"
+    resumed = CliRunner().invoke(cli.app, ["resume", progress.run[:8]])
+    assert resumed.exit_code == 0, resumed.output
+    assert [options["project"] for options in wandb.options] == ["clip", "clip"]
+    assert "wandb clip" in resumed.output
+
+
+def test_without_wandb_the_option_says_what_to_install(build, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(CmpError, match="--wandb: not installed; run `pip install wandb`"):
+        launch.run_one(small_config(*RUN), boards={"wandb": "clip"})
+
+
+def test_an_entry_that_fails_costs_no_run_and_no_other_board(build, wandb, monkeypatch):
+    def fail(numbers, step):
+        raise OSError("no network")
+
+    monkeypatch.setattr(wandb, "log", fail)
+    with pytest.warns(UserWarning, match="--wandb: .*no network"):
+        run = launch.run_one(small_config(*RUN), boards={"wandb": "clip"})
+    assert every_step(logs.read_log(run.id))
+
+
+@pytest.mark.skipif(
+    find_spec("wandb") is None and os.environ.get("REQUIRE_EXTRAS") != "1",
+    reason="needs the extra `wandb`",
+)
+def test_the_real_wandb_takes_a_run_offline(build, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    launch.run_one(small_config(*RUN), boards={"wandb": "clip"})
+    [folder] = (tmp_path / "wandb").glob("offline-run-*")
+    assert list(folder.glob("*.wandb"))
+
+
+def test_the_time_spent_waiting_for_images_is_logged(build, monkeypatch):
+    """A quarter of the time, by the clocks of a test."""
+    now = {"seconds": 0.0, "waited": 0.0}
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now["seconds"])
+    monkeypatch.setattr(logs.decoding, "seconds_waited", lambda: now["waited"])
+
+    def step(*_):
+        now["seconds"] += 2.0
+        now["waited"] += 0.5
+
+    run = launch.run_one(small_config(*RUN), Observer(step))
+    assert set(logs.read_log(run.id)["waiting"].dropna()) == {0.25}
+    shown = CliRunner().invoke(cli.app, ["results", "show", run.id[:8]]).output
+    assert "waiting            0.25" in shown
+
+
+def test_waiting_is_what_the_loader_takes():
+    """Without processes, items are made while they are waited for."""
+    before = decoding.seconds_waited()
+
+    def make(key):
+        time.sleep(0.05)
+        return torch.tensor(key)
+
+    for _ in decoding.prefetch(make, range(3), 0, torch.device("cpu")):
+        time.sleep(0.05)
+    assert 0.15 <= decoding.seconds_waited() - before < 0.25
+
+
+@pytest.mark.parametrize(("card", "known"), [("NVIDIA A100-SXM4-80GB", True), ("FPU 1", False)])
+def test_on_a_card_the_share_of_its_peak_is_logged(build, monkeypatch, card, known):
+    """Of a card whose peak is known: steps of two seconds each, by the clock of a test."""
+    now = {"seconds": 0.0}
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now["seconds"])
+    monkeypatch.setattr("cmp.scale.devices.device_name", lambda device: card)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5)
+    run_config = small_config(*RUN)
+    log = logs.RunLog("a" * 64, run_config, "cuda")
+    with log:
+        observer = log.observe(Observer())
+        for number in range(4):
+            now["seconds"] += 2.0
+            result = StepResult(torch.tensor(1.0), torch.tensor(1.0), 1e-3)
+            observer.step(0, number, result, torch.nn.Identity())
+        table = logs.read_log("a" * 64)
+    expected = budgets.full_cost(run_config).step / 2 / 312e12
+    assert ("peak_share" in table) == known
+    if known:
+        assert table["peak_share"].to_list() == pytest.approx([expected] * 3, rel=0.01)
 
 
 def stopped_run():
@@ -277,10 +418,7 @@ def test_a_board_that_fails_costs_no_run(build, monkeypatch):
         def __init__(self, folder):
             pass
 
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
+        def close(self):
             raise OSError("no space")
 
         def add_scalar(self, name, value, place):
@@ -289,5 +427,5 @@ def test_a_board_that_fails_costs_no_run(build, monkeypatch):
     module = type("M", (), {"SummaryWriter": Writer})
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     with pytest.warns(UserWarning, match="--tensorboard: .*no space"):
-        run = launch.run_one(small_config(*RUN), board=build / "board")
+        run = launch.run_one(small_config(*RUN), boards={"tensorboard": str(build / "board")})
     assert every_step(logs.read_log(run.id))

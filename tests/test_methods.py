@@ -253,7 +253,8 @@ def test_locked_text_leaves_what_the_user_froze():
     model = models.create_model("tiny", 0)
     frozen = next(name for name, _ in model.named_parameters() if name.startswith("visual."))
     model.get_parameter(frozen).requires_grad_(False)
-    locked_text.prepare(SimpleNamespace(model=model))
+    run = SimpleNamespace(method=Method("locked-text"))
+    locked_text.prepare(SimpleNamespace(model=model, config=run))
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (name.startswith("visual.") and name != frozen), name
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import open_clip
@@ -118,27 +119,27 @@ def test_a_part_is_augmented_as_it_is_in_the_whole(corpus):
     torch.testing.assert_close(pixels(piece, (4, 12)), pixels(batch)[part], atol=1e-5, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """What two processes find, as `ranks.py` writes it, after one of two others was killed."""
+@pytest.fixture(scope="module", params=[2, 3], ids="{} processes".format)
+def together(request, tmp_path_factory):
+    """What some processes find, as `ranks.py` writes it, after one of others was killed."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "build").mkdir()
     (folder / "build" / "data").symlink_to((build_folder() / "data").resolve())
-    killed = launch(folder, "killed")
+    killed = launch(folder, request.param, "killed")
     assert killed.returncode and "SIGKILL" in killed.stderr
-    done = launch(folder)
+    done = launch(folder, request.param)
     assert done.returncode == 0, done.stderr
     return folder
 
 
-def launch(folder, *arguments):
-    """Run `ranks.py` in two processes."""
+def launch(folder, count, *arguments):
+    """Run `ranks.py` in some processes."""
     own = {
         "CMP_BUILD": str(folder / "build"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(project_folder()),
     }
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"]
     return subprocess.run(
         [sys.executable, *command, Path(ranks.__file__), folder, *arguments],
         env=os.environ | own,
@@ -150,7 +151,7 @@ def launch(folder, *arguments):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ranks.RUNS)
-def test_two_processes_are_the_same_run_as_one(corpus, together, name):
+def test_some_processes_are_the_same_run_as_one(corpus, together, sigmoid, name):
     losses, scores = json.loads((together / f"{name}.json").read_text())
     weights = load_file(together / f"{name}.safetensors")
     alone = whole_batch_run(*ranks.RUNS[name][0])
@@ -239,10 +240,7 @@ def test_provenance_tells_of_parts_and_of_nothing_else():
 @pytest.fixture
 def sigmoid(tmp_path):
     """The name of a small model with a sigmoid loss."""
-    tree = open_clip.get_model_config("bench-nano") | {"init_logit_bias": -10.0}
-    (tmp_path / "nano-sigmoid.json").write_text(json.dumps(tree))
-    open_clip.add_model_config(tmp_path / "nano-sigmoid.json")
-    return "nano-sigmoid"
+    return ranks.add_sigmoid_model(tmp_path)
 
 
 def test_a_sigmoid_model_trains_by_open_clips_loss_in_parts_and_at_once(corpus, sigmoid):
@@ -290,6 +288,76 @@ def test_rows_are_shared_whatever_their_number(monkeypatch, count):
         processes.share_rows(rows, lambda part: part)
     assert len({len(part) for part in parts}) == 1  # as a gather needs it
     assert torch.equal(torch.cat(parts)[:count], rows)
+
+
+class Reducer:
+    """Notes what is sent, and answers with the double of it, as from two equal processes."""
+
+    def __init__(self, monkeypatch):
+        self.sent = []
+        monkeypatch.setattr(processes, "world_size", lambda: 2)
+        monkeypatch.setattr(processes.dist, "all_reduce", self.all_reduce)
+
+    def all_reduce(self, flat, async_op):
+        self.sent.append(flat.numel())
+        flat.mul_(2)
+        return types.SimpleNamespace(wait=lambda: None)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_buckets_are_sent_in_one_order_whichever_gradient_comes_first(monkeypatch, backwards):
+    """Else processes might add up buckets that do not belong together."""
+    reducer = Reducer(monkeypatch)
+    monkeypatch.setattr(processes, "BUCKET_BYTES", 20)
+    sizes = [3, 5, 1, 2, 7]
+    parameters = [torch.nn.Parameter(torch.ones(size)) for size in sizes]
+    unused = torch.nn.Parameter(torch.ones(4))
+    filled = processes.fill_buckets([*parameters, unused])
+    assert [[len(p) for p in bucket] for bucket in filled] == [[4, 7], [2, 1, 5], [3]]
+    with processes.all_reduce_gradients([*parameters, unused]):
+        for p in reversed(parameters) if backwards else parameters:
+            (p * len(p)).sum().backward()
+            assert reducer.sent == []  # the first bucket waits for the unused one
+    assert reducer.sent == [11, 8, 3]
+    assert unused.grad is None
+    assert all((p.grad == 2 * len(p)).all() for p in parameters)
+
+
+def test_a_bucket_is_sent_as_soon_as_it_and_all_before_it_are_ready(monkeypatch):
+    reducer = Reducer(monkeypatch)
+    monkeypatch.setattr(processes, "BUCKET_BYTES", 4)
+    one, two, three = parameters = [torch.nn.Parameter(torch.ones(n)) for n in (1, 2, 3)]
+    seen = []
+    with processes.all_reduce_gradients(parameters):
+        for p in (two, three, one):
+            p.sum().backward()
+            seen.append(list(reducer.sent))
+    assert seen == [[], [3, 2], [3, 2, 1]]
+
+
+def test_only_the_host_waits_for_hours(monkeypatch):
+    """Features and gradients are waited for ten minutes, the first process's work twelve hours."""
+    made, waits = {}, []
+    dist = processes.dist
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: made.update(
+        {backend: timeout}))  # fmt: skip
+    monkeypatch.setattr(dist, "new_group", lambda backend, timeout: made.update(
+        host=(backend, timeout)) or "host")  # fmt: skip
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(dist, "barrier", lambda group: waits.append(group))
+    monkeypatch.setattr(dist, "all_reduce", lambda x, op, group: waits.append(group))
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with processes.init_distributed("cuda"):
+        processes.barrier()
+        processes.all_reduce_max(3)
+    assert made["cpu:gloo,cuda:nccl"].total_seconds() == 600
+    assert (made["host"][0], made["host"][1].total_seconds()) == ("gloo", 12 * 3600)
+    assert waits == ["host", "host"]
 
 
 def test_weights_that_are_not_finite_stop_all_processes_where_the_first_one_saves(monkeypatch):

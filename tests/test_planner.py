@@ -158,8 +158,12 @@ def test_a_plan_of_a_real_model_is_a_file_that_a_dry_run_accepts(tmp_path):
     assert "weights   to fetch" in dry.stdout
     run = config.parse(tree)
     assert (run.stream.tasks, run.training.batch, run.schedule.peak) == (20, 512, 1e-5)
-    hours = 20 * run.training.steps * budgets.method_cost(run).step / DEVICES["h100"].speed / 3600
+    hours = 20 * run.training.steps * forecast.predict_step(run, DEVICES["h100"]).seconds / 3600
     assert 7.99 < hours <= 8
+    flops = 20 * run.training.steps * budgets.method_cost(run).step
+    assert 0.3 * 989e12 < flops / hours / 3600 < 0.36 * 989e12  # as the trace of an eager step says
+    said = " ".join(result.stdout.replace("#", "").split())
+    assert "8 hours on h100" in said and "predicted, by its FLOPs at 34% (by a trace" in said
     assert "no study has runs of ViT-B-16" in " ".join(result.stdout.replace("#", "").split())
 
 
@@ -468,11 +472,11 @@ def test_a_model_in_a_folder_is_planned_from_its_own_config(known, tmp_path):
     about = {"model_cfg": open_clip.get_model_config("tiny"), "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(about))
     name = f"local-dir:{folder}"
-    plan = planner.make_plan(real(model=name, gpu_hours=1e-4), known)
+    plan = planner.make_plan(real(model=name, gpu_hours=0.01), known)
     assert plan.run.model == config.Model(name, "hub")
     tiny = dataclasses.replace(plan.run, model=config.Model("tiny"))
     assert budgets.method_cost(plan.run) == budgets.method_cost(tiny)
-    given = planner.make_plan(real(model=name, gpu_hours=1e-4, start="ours.pt"), known)
+    given = planner.make_plan(real(model=name, gpu_hours=0.01, start="ours.pt"), known)
     assert given.run.model.start == "ours.pt"
     with pytest.raises(CmpError, match=r"model\.start.*'annealed'.*random"):
         planner.make_plan(real(model=name, start="annealed"), known)

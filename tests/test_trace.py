@@ -1,6 +1,8 @@
 """The trace of a training step: what a card would launch, counted without one."""
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from typer.testing import CliRunner
 
 from cmp import cli, models
 from cmp.bench import networks, trace
-from cmp.bench.trace import Kernel
+from cmp.scale import kernels as tracing
+from cmp.scale.kernels import Kernel
 
 NANO, BATCH = "bench-nano", 8
 
@@ -17,10 +20,10 @@ NANO, BATCH = "bench-nano", 8
 def test_flops_and_bytes_are_those_of_the_step():
     model = models.create_on_meta(NANO)
     with FlopCounterMode(display=False) as counter:
-        recorder = trace.trace_step(model, BATCH, 16)
+        recorder = tracing.trace_step(model, BATCH, 16)
     assert sum(kernel.flops for kernel in recorder.kernels) == counter.get_total_flops() > 0
     entries = sum(x.numel() for x in model.parameters())
-    update = sum(kernel.bytes for kernel in trace.update_kernels(model))
+    update = sum(kernel.bytes for kernel in tracing.update_kernels(model))
     assert update == pytest.approx(4 * (1 + 2 + 7) * entries, rel=1e-6)
     assert all(parameter.grad is not None for parameter in model.parameters())
     linear = [k for k in recorder.kernels if k.flops and k.region == "image"][1]
@@ -33,7 +36,7 @@ def test_packed_texts_are_encoded_as_a_run_encodes_them():
     tokens = models.tokenizer(NANO)(names)
     packed = list(models.pack_texts(tokens))
     torch.testing.assert_close(
-        trace.encode_packed(model, packed), models.encode_text(model, tokens)
+        tracing.encode_packed(model, packed), models.encode_text(model, tokens)
     )
 
 
@@ -48,15 +51,15 @@ def test_operations_between_products_become_one_kernel():
         Kernel({narrow: 8}, {z: 8}, flops=5, region="image"),
         Kernel({wide: 16}, {(6, 0): 8}, 0, True, "backward"),
     ]
-    fused = trace.fuse(kernels, {wide: y})
+    fused = tracing.fuse(kernels, {wide: y})
     assert [kernel.bytes for kernel in fused] == [16, 16, 16, 16]
     assert fused[1].reads == {y: 8}
     assert fused[1].writes == {narrow: 8}
     assert fused[3].reads == {y: 8}  # what is saved for the backward pass is the narrow one
-    plain = trace.fuse(kernels, {})
+    plain = tracing.fuse(kernels, {})
     assert plain[1].writes == {wide: 16, narrow: 8}
     outside = [Kernel(k.reads, k.writes, k.flops, k.is_fusible) for k in kernels]
-    assert len(trace.fuse(outside, {})) == len(kernels)
+    assert len(tracing.fuse(outside, {})) == len(kernels)
 
 
 def test_bench_trace_from_a_shell(corpus, tmp_path, monkeypatch):
@@ -72,3 +75,24 @@ def test_bench_trace_from_a_shell(corpus, tmp_path, monkeypatch):
     assert eager["GB"] > compiled["GB"]
     assert 0 < 4 * compiled["host"] < eager["host"]  # most are launched at once
     assert eager["products"] == compiled["products"] < compiled["ms"] < eager["ms"]
+
+
+@pytest.mark.parametrize(("captions", "tokens"), [("short", 24), ("long", 77)])
+def test_what_h100_py_predicts_is_what_the_trace_says(captions, tokens):
+    """Its numbers are frozen before a card is at hand."""
+    predicted = ast.literal_eval(
+        next(
+            ast.unparse(node.value)
+            for node in ast.parse((Path(__file__).parent / "bench" / "h100.py").read_text()).body
+            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "PREDICTED"
+        )
+    )
+    recorder = tracing.trace_step(models.create_on_meta("ViT-B-16"), 512, tokens)
+    ways = {"": recorder.kernels, ", compiled": tracing.fuse(recorder.kernels, recorder.casts)}
+    for ending, kernels in ways.items():
+        row, found = trace.table_row("", kernels, 512), predicted[f"{captions} captions{ending}"]
+        for key in ("ms", "samples/s", "% of peak"):
+            assert row[key] == pytest.approx(found[key], rel=0.005)
+    assert predicted["ceilings"]["copy TB/s"] == pytest.approx(tracing.BANDWIDTH / 1e12)
+    products = 0.8e12 * predicted["ceilings"]["product TFLOP/s"]
+    assert products == pytest.approx(tracing.PRODUCT_RATE)

@@ -3,6 +3,7 @@
 import functools
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,21 +17,30 @@ from cmp.bench import timing
 from cmp.bench.report import Report
 from cmp.data import WHOLE_BATCH, Corpus
 from cmp.readers import collection, images, tars
-from cmp.readers.manifest import FileSet
+from cmp.readers.manifest import FileSet, PictureReader
 from cmp.seeds import numpy_generator
 
 ROWS, MEMBERS, IMAGES, SIDE = 100_000, 10_000, 2_000, 224
 SIZE = (298, SIDE)
 """Pixels of a photograph that was resized in advance to `SIDE` on its shorter side."""
+SIZES = (SIZE, (500, 375), (640, 480), (800, 600), (1024, 768))
+"""Usual sizes of photographs, in pixels."""
+WAYS = {
+    "": {},
+    ", draft: side": {"draft": "side"},
+    ", resize: torch": {"resize": "torch"},
+    ", draft: side, resize: torch": {"draft": "side", "resize": "torch"},
+}
+"""Ways of decoding, with the keys of their `PictureReader`."""
 COLUMNS = ("what", "time / plain", "ms", "a second", "plain ms")
 
 
-def photographs(folder: Path, count: int) -> None:
-    """Write JPEG files with smooth colours and a little noise, as large as photographs."""
+def photographs(folder: Path, count: int, size: tuple[int, int] = SIZE) -> None:
+    """Write JPEG files of a size with smooth colours and a little noise, like photographs."""
     for number in range(count):
         noise = numpy_generator("bench/photograph", 0, number)
         coarse = Image.fromarray(noise.integers(0, 256, (24, 32, 3), np.uint8))
-        image = np.asarray(coarse.resize(SIZE, Image.Resampling.BICUBIC), np.int16)
+        image = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), np.int16)
         image = image + noise.integers(-8, 9, image.shape)
         Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg")
 
@@ -100,6 +110,32 @@ def decode(folder: Path, batch: int) -> dict[str, Callable[[], object]]:
             files.random_crops(rows, SIDE, numpy_generator("bench/part", 0, start), WHOLE_BATCH)
 
     return {"plain": plain, "ours": ours}
+
+
+def decoding_rates(count: int = 40) -> dict[str, float]:
+    """Measure how many photographs of usual sizes one core decodes and crops per second.
+
+    Args:
+        count: Photographs of each size.
+
+    Returns:
+        Images per second by size and, if they are not the defaults, by keys of
+        `cmp.readers.manifest.PictureReader`.
+    """
+    found = {}
+    for size in SIZES:
+        with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
+            photographs(Path(folder), count, size)
+            contents = [path.read_bytes() for path in sorted(Path(folder).glob("*.jpg"))]
+        for ending, keys in WAYS.items():
+            reader = PictureReader.model_validate(keys)
+            numbers = numpy_generator("bench/part", 0).random((count, 4))
+            started = time.perf_counter()
+            for content, row in zip(contents, numbers, strict=True):
+                images.random_crop(content, row, SIDE, reader)
+            rate = count / (time.perf_counter() - started)
+            found[f"{size[0]} x {size[1]}{ending}"] = rate
+    return found
 
 
 def _write_list(folder: Path) -> Path:

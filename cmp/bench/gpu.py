@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmp import bench, config, mixtures, models
 from cmp.bench import networks, pictures, timing
+from cmp.bench.data import decoding_rates
 from cmp.bench.networks import TASK
 from cmp.bench.report import Report
 from cmp.config import RunConfig
@@ -68,7 +69,9 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
             "NVIDIA GPU and a CUDA build of torch, or cmpt bench step for the CPU"
         )
     rows = measure_all(names, corpus, rounds, batch)
+    decoded = ", ".join(f"{size} {rate:.0f}" for size, rate in decoding_rates().items())
     notes = [
+        f"images/s that a core decodes and crops to 224 pixels, by size: {decoded}",
         "% of peak: relative to one large matrix product on this GPU in the same precision; "
         "torch's precision settings are not changed, as in runs",
         "models that are not embedded: 298 x 224 JPEGs, with captions of 24 tokens on average",

@@ -45,7 +45,7 @@ def study(
         cmpt study front merging --jobs 2 --publish
     """
     from cmp import models
-    from cmp.experiments import preflight, results, studies, workers
+    from cmp.experiments import preflight, real, results, studies, workers
 
     if pause or resume:
         workers.pause_studies(pause)
@@ -70,6 +70,8 @@ def study(
     device = models.default_device(usual, device)
     is_foreign, plans = profile in config.FOREIGN_MODEL_PROFILES, {}
     for grid in grids:
+        if grid.name == real.STUDY and not dry_run:
+            real.prepare_data(typer.echo)
         restored = results.restore_runs(grid, dry_run)
         # full runs take hours, so for studies written for smaller runs, compute each live setting
         # once
@@ -85,6 +87,9 @@ def study(
             typer.echo(f"{restored} published runs would be stored first instead of computed")
     if not dry_run:
         compute_programme(plans, jobs or workers.default_jobs(device), device, backend, publish)
+    if real.STUDY in plans and not shard:
+        page = real.write_page(studies.load_study(real.STUDY).configs(profile))
+        typer.echo(f"{page.read_text()}\nwritten: {page}, and the same as a table in CSV")
 
 
 def compute_programme(

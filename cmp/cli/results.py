@@ -67,7 +67,8 @@ def show(run_id: str) -> None:
         typer.echo(f"{key}: {value}")
     print_run(run)
     log, damaged = logs.check_log(run.id)
-    for name in ("loss", "gradient_norm", "rate", "samples_per_second", "memory"):
+    speeds = ("samples_per_second", "waiting", "peak_share", "memory")
+    for name in ("loss", "gradient_norm", "rate", *speeds):
         if name in log and (known := log[name].dropna()).size:
             first, last = known.iloc[[0, -1]]
             typer.echo(f"{name:18} {first:.4g} {logs.sparkline(known)} {last:.4g}")

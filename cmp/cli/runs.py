@@ -2,7 +2,7 @@
 
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -43,6 +43,7 @@ def run(
     compile: bool = False,
     keep_weights: bool = False,
     tensorboard: Path | None = None,
+    wandb: str | None = None,
     stop_after: shared.OptionalPositive = None,
 ) -> None:
     """Train a model on a stream of updates, evaluate it, and store the run.
@@ -56,6 +57,7 @@ def run(
     Args:
         what: A profile (quick, cpu or gpu), or a file of settings, NAME.yaml.
         tensorboard: Write TensorBoard files to this folder, in addition to the log. Default: none.
+        wandb: Log to this project of Weights & Biases, in addition to the log. Default: none.
         stop_after: Stop after this many updates, to try settings. Run the same command without this
             option to continue. Default: the whole stream.
 
@@ -71,8 +73,10 @@ def run(
     with processes.init_distributed(device) as local_device:
         forecast.check_device(local_device)
         resolved = resolve_run(run_config)
+        boards = {"tensorboard": tensorboard and str(tensorboard), "wandb": wandb}
+        boards = {name: place for name, place in boards.items() if place}
         try:
-            compute_run(resolved, local_device, execution, keep_weights, tensorboard, stop_after)
+            compute_run(resolved, local_device, execution, keep_weights, boards, stop_after)
         except Interrupted:
             if not stop_after:
                 raise
@@ -94,7 +98,7 @@ def resume(
 ) -> None:
     """Continue a stopped or killed run from its last checkpoint.
 
-    Options that are not given stay the same, including CMP_WORKERS and --tensorboard.
+    Options that are not given stay the same, including CMP_WORKERS, --tensorboard and --wandb.
 
     Args:
         threads: Number of torch threads. Default: the number with which the run began.
@@ -115,7 +119,7 @@ def resume(
     run_config = config.parse(progress.config, f"checkpoint of {name}")
     if pretraining.is_pretraining(run_config):
         raise CmpError(f"{name} is a pretraining; continue it with the same `cmpt pretrain`")
-    execution, keep, board = launch.take_launch(options)
+    execution, keep, boards = launch.take_launch(options)
     device = shared.recorded_device(progress.machine, device)
     with processes.init_distributed(device) as local_device:
         forecast.check_device(local_device)
@@ -129,7 +133,7 @@ def resume(
             words = [f"{key} {value}" for key, value in sorted(options.items())]
             words = ", ".join([f"{torch.get_num_threads()} thread(s)", *words])
             typer.echo(f"{name} continues: {local_device}, {words}")
-        compute_run(resolved, local_device, execution, keep, board)
+        compute_run(resolved, local_device, execution, keep, boards)
 
 
 def evaluate(
@@ -269,14 +273,21 @@ def loading_code(name: str, model: models.Network, file: Path) -> str:
     return f"{call}pretrained={str(file)!r}{''.join(changes)})"
 
 
-def progress_observer(bar: tqdm, batch: int, stop_after: int | None = None) -> Observer:
+def progress_observer(
+    bar: tqdm,
+    batch: int,
+    stop_after: int | None = None,
+    timer: forecast.StepTimer | None = None,
+) -> Observer:
     """Return an observer that updates a progress bar. Every 20 steps it shows the images per second
-    at this batch size and a loss at most 40 steps old, so that no step waits for a GPU. After
-    `stop_after` tasks, it asks the run to stop."""
+    at this batch size and a loss at most 40 steps old, so that no step waits for a GPU. A timer's
+    forecast is shown once. After `stop_after` tasks, the observer asks the run to stop."""
     losses: list[Callable[[], torch.Tensor]] = []
 
     def step(task: int, step: int, result: StepResult, network: torch.nn.Module) -> None:
         bar.update()
+        if timer and (measured := timer.after_step()):
+            bar.write(measured)
         if step % 20 == 0 and not bar.disable:
             losses.append(copy_to_host(result.loss))
             if len(losses) > 1:
@@ -307,7 +318,7 @@ def compute_run(
     device: str,
     execution: ExecutionConfig,
     keep_weights: bool,
-    board: Path | None,
+    boards: Mapping[str, str],
     stop_after: int | None = None,
 ) -> None:
     """Compute or load a run, and print its scores.
@@ -318,12 +329,24 @@ def compute_run(
     if (is_kept := launch.is_kept(run.id, keep_weights)) and is_first:
         typer.echo("this run is already stored; nothing to compute")
     with tqdm(total=run.steps, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
-        observer = progress_observer(bar, run.config.training.batch, stop_after)
+        timer = None if is_kept or not is_first else step_timer(run, device, execution)
+        observer = progress_observer(bar, run.config.training.batch, stop_after, timer)
         stored = launch.compute(
-            run, observer, device, execution=execution, keep=keep_weights, board=board
+            run, observer, device, execution=execution, keep=keep_weights, boards=boards
         )
     if is_first:
         print_run(stored)
+
+
+def step_timer(
+    run: ResolvedRun, device: str, execution: ExecutionConfig
+) -> forecast.StepTimer | None:
+    """Return what measures the first steps of a run, or None for an embedded model, whose runs are
+    short."""
+    if run.config.model.name in models.family_names():
+        return None
+    predicted = forecast.forecast_step(run.fitted, device, execution, run.corpus)
+    return forecast.StepTimer(run.steps, predicted)
 
 
 def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConfig) -> None:

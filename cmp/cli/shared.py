@@ -40,7 +40,7 @@ DESCRIPTIONS = {
     "micro_batch": "Samples to process at a time, if a whole batch does not fit in memory. "
     "Default: the whole batch.",
     "checkpoint_activations": "Recompute activations: less memory, but about a third more time.",
-    "compile": "Compile both towers with torch, on a GPU. The first steps take about a minute.",
+    "compile": "Compile both towers with torch, on a GPU. Its first steps take longer.",
     "keep_weights": "Also store the final weights of an embedded model, for `cmpt export`.",
     "dry_run": "Print the plan without computing anything.",
     "seed": "Number of the base model.",

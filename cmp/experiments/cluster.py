@@ -25,6 +25,7 @@ from cmp.models import Network
 from cmp.project import build_folder
 from cmp.runs import identity, launch, store
 from cmp.runs.checkpoints import StopRequest
+from cmp.scale.decoding import JOBS
 
 STOP_SECONDS = 20
 """Seconds that runs have to finish their step and save after a stop is requested."""
@@ -39,7 +40,8 @@ def run_on_ray(
 ) -> workers.Failures:
     """Compute runs on the Ray cluster at `RAY_ADDRESS`, or on this machine if it is not set.
 
-    A run takes one core, and one GPU if `device` is "cuda". If its node or worker is lost, a run
+    A run takes one core, and one GPU if `device` is "cuda"; runs on the GPUs of a node share its
+    cores for decoding. If its node or worker is lost, a run
     restarts elsewhere, from its checkpoint if the nodes share a build folder.
 
     Args:
@@ -61,7 +63,7 @@ def run_on_ray(
 
         def start(run_config: RunConfig) -> Any:
             # without the weights, the node looks for them and says what is missing
-            reference = task.remote(identity.known_id(run_config), run_config, device)
+            reference = task.remote(identity.known_id(run_config), run_config, device, jobs)
             references.add(reference)
             return reference
 
@@ -148,13 +150,36 @@ def _outcome(ray: ModuleType, reference: Any) -> workers.Outcome:
     return None
 
 
+def runs_on_node(nodes: list[dict[str, Any]], node_id: str, jobs: int) -> int:
+    """Return how many runs may be on a node at a time: one on each of its GPUs, at most `jobs`.
+
+    Args:
+        nodes: What `ray.nodes()` returns.
+        node_id: The node.
+        jobs: The number of runs on all nodes.
+    """
+    [node] = [each for each in nodes if each["NodeID"] == node_id]
+    return max(1, min(jobs, int(node["Resources"].get("GPU", jobs))))
+
+
+def _share_cores(jobs: int) -> None:
+    """Let the decoding processes of this node's runs share its cores, see
+    `cmp.scale.decoding.worker_count`."""
+    import ray
+
+    node_id = ray.get_runtime_context().get_node_id()
+    os.environ[JOBS] = str(runs_on_node(ray.nodes(), node_id, jobs))
+
+
 def _compute_on_node(
-    run_id: str, run_config: RunConfig, device: str
+    run_id: str, run_config: RunConfig, device: str, jobs: int
 ) -> tuple[store.StoredRun, Network | None] | str:
     """Return a run with its final network (None if it is not kept), or why it failed."""
     torch.set_num_threads(1)
     try:
         workers.load_plugins()
+        if device != "cpu":
+            _share_cores(jobs)
         store.fetch_start(run_config)
         if identity.run_id_of(run_config) != run_id:
             raise CmpError(

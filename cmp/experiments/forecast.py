@@ -1,4 +1,5 @@
-"""Forecast how long runs take, from stored runs, from a few measured steps, or from FLOPs."""
+"""Forecast how long runs take: from stored runs, from measured steps, or from FLOPs, a trace of
+kernels and the speed of decoding."""
 
 import dataclasses
 import functools
@@ -6,8 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,17 @@ import torch
 
 from cmp import budgets, evaluation, mixtures, models
 from cmp.config import Method, RunConfig
-from cmp.data import load_data
+from cmp.data import WHOLE_BATCH, Corpus, ImageFiles, load_data
 from cmp.errors import CmpError, first_line
 from cmp.registry import Option, get_option
-from cmp.runs import store
+from cmp.runs import identity, logs, store
 from cmp.runs.runner import evaluation_sizes
+from cmp.scale import processes
+from cmp.scale.decoding import worker_count
+from cmp.scale.devices import DEVICES, Device, device_name, find_device
 from cmp.scale.execution import ExecutionConfig
+from cmp.scale.kernels import traced_share
+from cmp.seeds import numpy_generator
 from cmp.training import StepResult, create_optimizer, make_train_state, train_task
 
 GIGA = 1e9
@@ -33,31 +38,15 @@ SAVES = 3
 """Checkpoints on the disk at a time: the last two, and the next one while it is written."""
 
 
-class Device(NamedTuple):
-    """The assumed properties of a device.
-
-    Attributes:
-        peak: FLOP/s of dense bf16 products, as stated by its maker.
-        utilisation: The fraction of the peak that training reaches.
-        memory: The memory in bytes.
-        about: The source of the numbers.
-    """
-
-    peak: float
-    utilisation: float
-    memory: float
-    about: str
-
-    @property
-    def speed(self) -> float:
-        """The FLOP/s that training is assumed to reach."""
-        return self.peak * self.utilisation
-
-
-_CSV = pd.read_csv(Path(__file__).with_name("devices.csv"), index_col="name")
-DEVICES = {row[0]: Device(*row[1:]) for row in _CSV.itertuples()}
-"""Devices by name. 40% of an H100 is 4e14 FLOP/s, the rate for which the paper states its budget in
-hours."""
+DECODED, DECODERS = 384.0, 15
+"""Images that a core is assumed to decode per second (JPEGs of 500 x 375 to 224 x 224, as measured
+on one core), and the decoding processes that are assumed beside a GPU that is not on this
+machine."""
+DECODED_IMAGES = 32
+"""Images that are decoded to measure how many a core decodes per second."""
+MEASURED, UNCOUNTED = 50, 5
+"""Steps of a run whose measured time replaces the forecast, and the steps before them that do not
+count, such as those in which towers are compiled."""
 
 ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
 UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
@@ -85,29 +74,185 @@ def training_flops(run_config: RunConfig) -> float:
     return sum(steps * cost.step + cost.end for steps in run_config.steps)
 
 
-def device_name(device: str) -> str:
-    """Return the name of a device in a run's provenance: "cpu", or the name of the GPU."""
-    return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
-
-
 def device_facts(device: str) -> Device:
-    """Return the assumed properties of a device: a core, or the GPU of this name. An unlisted GPU
-    is treated as an H100."""
-    if device == "cpu":
-        return DEVICES["core"]
-    name = device_name(device).lower().replace(" ", "-")
-    return next((facts for key, facts in DEVICES.items() if key in name), DEVICES["h100"])
+    """Return the assumed properties of a device. An unlisted GPU is treated as an H100."""
+    return find_device(device) or DEVICES["h100"]
 
 
-def forecast_sentence(run_config: RunConfig, device: str = "cuda") -> str:
-    """Return how long a run's training may take on a device, without measuring. A missing GPU is
-    replaced by an H100."""
+class StepForecast(NamedTuple):
+    """A forecast of a training step.
+
+    Attributes:
+        seconds: Seconds per step, without evaluations.
+        by: How it was predicted or measured.
+    """
+
+    seconds: float
+    by: str
+
+
+def predict_step(
+    run_config: RunConfig,
+    facts: Device,
+    execution: ExecutionConfig | None = None,
+    decoding: float = math.inf,
+) -> StepForecast:
+    """Predict the time of a run's step on a device, without measuring.
+
+    It is the time of the step's FLOPs at the share of the peak that a trace of its kernels predicts
+    (`cmp.scale.kernels`), at most `facts.utilisation`; or the time of decoding, if that is longer.
+
+    Args:
+        run_config: The run's config.
+        facts: The device.
+        execution: How steps are computed. Micro-batches and recomputed activations each take
+            another forward pass.
+        decoding: Images decoded per second for each of the processes that compute the run.
+    """
+    execution, name = execution or ExecutionConfig(), run_config.model.name
+    count = processes.world_size()
+    batch = math.ceil(run_config.training.batch / count)
+    size = min(execution.micro_batch or batch, batch)
+    share, source = facts.utilisation, "assumed"
+    if facts is not DEVICES["core"] and name not in models.family_names():
+        bandwidth = facts.bandwidth / DEVICES["h100"].bandwidth
+        mode = (size, execution.compile_towers, facts.peak, bandwidth)
+        traced = traced_share(name, *mode) or share
+        if traced < share:
+            share, source = traced, "by a trace of its kernels"
+    again = {"micro-batches": size < batch, "activations": execution.checkpoint_activations}
+    flops = step_flops(run_config) + sum(again.values()) * _forward_flops(run_config)
+    seconds, images = flops / count / (share * facts.peak), batch / decoding
+    if images > seconds:
+        return StepForecast(images, f"predicted, by decoding of {decoding:,.0f} images/s")
+    passes = " and ".join(key for key, is_repeated in again.items() if is_repeated)
+    passes = f", with another forward pass for {passes}" if passes else ""
+    rate = "the speed" if share == 1 else f"{share:.0%} ({source}) of the peak"
+    return StepForecast(seconds, f"predicted, by its FLOPs{passes} at {rate} of {facts.about}")
+
+
+def step_flops(run_config: RunConfig) -> float:
+    """Return the FLOPs of a step, including its part of the work at the end of a task."""
+    cost, steps = budgets.method_cost(run_config), budgets.apply_budget(run_config).steps
+    return cost.step + (cost.end * len(steps) / sum(steps) if steps else 0)
+
+
+def _forward_flops(run_config: RunConfig) -> int:
+    """Return the FLOPs of a forward pass of a batch."""
+    method = run_config.method
+    option = get_option("method", method.name)
+    return _cached_forward(run_config.model.name, run_config.training.batch, method, option)
+
+
+@functools.cache
+def _cached_forward(name: str, batch: int, method: Method, option: Option) -> int:
+    state = budgets.shape_state(name, method, models.create_on_meta(name))
+    return budgets.count_flops(lambda: budgets.forward_shapes(state, batch))
+
+
+def forecast_step(
+    run_config: RunConfig,
+    device: str = "cuda",
+    execution: ExecutionConfig | None = None,
+    corpus: Corpus | None = None,
+) -> StepForecast:
+    """Return the time of a run's step: measured, if the run has a log of enough steps, or
+    predicted.
+
+    Args:
+        run_config: The run's config, with the steps that its budget or passes give.
+        device: "cpu" or "cuda". A missing GPU is replaced by an H100 with `DECODERS` processes that
+            decode.
+        execution: How steps are computed.
+        corpus: The run's data, if they are on this machine: some of the images are decoded to
+            measure how long that takes. Otherwise, it is assumed.
+    """
+    if corpus and identity.has_start(run_config):
+        times = logs.read_log(identity.run_id_of(run_config, corpus))
+        if measured := measured_step_seconds(times):
+            return StepForecast(measured, f"measured over {MEASURED} steps of this run")
     is_here = device == "cpu" or torch.cuda.is_available()
     facts = device_facts(device) if is_here else DEVICES["h100"]
-    return (
-        f"about {round_time(training_flops(run_config) / facts.speed)} of training, estimated "
-        f"from FLOPs ({facts.about}), plus time for reading images and evaluations"
-    )
+    images = math.inf
+    if device != "cpu" and run_config.model.name not in models.family_names():
+        rate = decoding_rate(corpus, run_config) if corpus and corpus.in_files else DECODED
+        images = rate * (worker_count(torch.device(device)) if is_here else DECODERS)
+    return predict_step(run_config, facts, execution, images)
+
+
+def forecast_sentence(
+    run_config: RunConfig,
+    device: str = "cuda",
+    execution: ExecutionConfig | None = None,
+    corpus: Corpus | None = None,
+) -> str:
+    """Return how long a run's training may take, and how that was found; see `forecast_step`."""
+    step = forecast_step(run_config, device, execution, corpus)
+    steps = sum(budgets.apply_budget(run_config).steps)
+    times = f"{time_in_words(step.seconds)} a step"
+    if steps:
+        times = f"about {time_in_words(steps * step.seconds)} of training, {times}"
+    return f"{times}, {step.by}; evaluations take additional time"
+
+
+def decoding_rate(corpus: Corpus, run_config: RunConfig) -> float:
+    """Return how many images of a run's data one core of this machine decodes per second, measured
+    on a few of them."""
+    side = models.preprocessing(models.create_on_meta(run_config.model.name)).size
+    rows = corpus.rows("train")
+    rows = rows[:: max(1, len(rows) // DECODED_IMAGES)][:DECODED_IMAGES]
+    images, started = cast(ImageFiles, corpus.images), time.perf_counter()
+    images.random_crops(rows, side, numpy_generator("decoding rate", 0), WHOLE_BATCH)
+    return len(rows) / max(time.perf_counter() - started, 1e-9)
+
+
+def measured_step_seconds(log: pd.DataFrame) -> float | None:
+    """Return the seconds per step over the first `MEASURED` steps in a run's log after the first
+    `UNCOUNTED`, or None if no task has so many."""
+    if "time" not in log:
+        return None
+    for _, rows in log.dropna(subset=["step"]).groupby("task"):
+        first = rows[rows["step"] == rows["step"].min() + UNCOUNTED]
+        last = rows[rows["step"] == rows["step"].min() + UNCOUNTED + MEASURED]
+        if len(first) and len(last):
+            return (last["time"].iloc[0] - first["time"].iloc[0]) / MEASURED
+    return None
+
+
+class StepTimer:
+    """Measure the first steps of a run while it trains."""
+
+    def __init__(self, steps: int, predicted: StepForecast):
+        """Prepare to measure.
+
+        Args:
+            steps: The steps of the whole run.
+            predicted: What was predicted for a step.
+        """
+        self.steps, self.predicted = steps, predicted
+        self._count, self._started = 0, 0.0
+
+    def after_step(self) -> str | None:
+        """Call this after each step. After `UNCOUNTED` + `MEASURED` of them, it returns how long
+        the run takes by what was measured, and what was predicted."""
+        self._count += 1
+        if self._count == UNCOUNTED:
+            self._started = time.perf_counter()
+        if self._count != UNCOUNTED + MEASURED:
+            return None
+        seconds = (time.perf_counter() - self._started) / MEASURED
+        whole, predicted = (self.steps * x for x in (seconds, self.predicted.seconds))
+        return (
+            f"about {time_in_words(whole)} of training, measured over {MEASURED} steps of "
+            f"{time_in_words(seconds)}; predicted were {time_in_words(predicted)}"
+        )
+
+
+def time_in_words(seconds: float) -> str:
+    """Return a time with three digits in a suitable unit, such as "15.7 h" and "168 ms"."""
+    units = {"ms": 1e-3} | UNITS
+    unit = max((name for name in units if units[name] <= seconds), key=units.get, default="ms")
+    return f"{float(f'{seconds / units[unit]:.3g}'):g} {unit}"
 
 
 def round_time(seconds: float) -> str:
@@ -120,7 +265,7 @@ def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[floa
     """Return the forecast of each run, in seconds of one core or of a GPU.
 
     It is based on stored runs of the same kind. If there are none, a few steps of an embedded model
-    are measured. For other models, measuring would take minutes, so FLOPs are used.
+    are measured. For other models, measuring would take minutes, so `forecast_step` predicts.
     """
     if not configs:  # no need to read the store
         return []
@@ -156,8 +301,8 @@ def _stored_step_seconds(device: str) -> dict[str, float]:
 
 
 def _estimate_step(run_config: RunConfig, device: str) -> float:
-    """Return the seconds of a step estimated from its FLOPs, without evaluations."""
-    return training_flops(run_config) / device_facts(device).speed / budgets.total_steps(run_config)
+    """Return the predicted seconds of a step, without evaluations."""
+    return forecast_step(run_config, device).seconds
 
 
 def _measure_step(run_config: RunConfig, device: str) -> float:

@@ -76,10 +76,13 @@ def check_run(
     """Check what a run needs, whether a step fits the GPU and checkpoints fit the disk, and how
     long the run may take."""
     memory = _check_memory(run_config, device, execution or ExecutionConfig())
-    time = forecast.forecast_sentence(run_config, device)
     checks = [*check_needs(run_config, device), memory, _check_disk(run_config)]
+    corpus, fitted = None, run_config
     if checks[0].state == PRESENT:
-        checks.insert(1, _check_batches(run_config))
+        corpus = load_run_data(run_config)
+        checks.insert(1, _check_batches(run_config, corpus))
+        fitted = budgets.settle(run_config, corpus)
+    time = forecast.forecast_sentence(fitted, device, execution, corpus)
     if run_config.model.name not in models.family_names():
         checks.append(_check_shared_memory(run_config, device))
     return [*checks, Check("time", PRESENT, time)]
@@ -111,10 +114,10 @@ def _check_data(run_config: RunConfig | None) -> Check:
     return Check("data", PRESENT, f"{len(corpus.table)} images of {len(corpus.datasets)} datasets")
 
 
-def _check_batches(run_config: RunConfig) -> Check:
+def _check_batches(run_config: RunConfig, corpus: Corpus) -> Check:
     """Check that no batch takes more from the pool, an update or the buffer than it holds."""
     try:
-        pools = mixtures.task_pools(run_config, load_run_data(run_config))
+        pools = mixtures.task_pools(run_config, corpus)
     except CmpError as error:
         return Check("batches", MISSING, str(error).removeprefix("training.batch: "))
     sizes = [len(pool.update) for pool in pools]
@@ -288,7 +291,6 @@ def describe_run(run_config: RunConfig) -> list[str]:
     adjusted = budgets.make_budget(0.0, cost, full)
     total = sum(each * adjusted.step + adjusted.end for each in steps)
     each = " to ".join(map(str, sorted({min(steps), max(steps)}))) if steps else "some"
-    is_foreign = run_config.model.name not in embedded_models.NAMES
     return [
         f"{tasks} tasks of {each} steps{rule}, {sum(steps)} in total",
         f"batches of {batch}: {pool} from the pretraining pool, {update} from the update, "
@@ -296,7 +298,6 @@ def describe_run(run_config: RunConfig) -> list[str]:
         "buffer",
         f"{adjusted.step / GIGA:.6g} memory-adjusted GFLOPs per step (memory multiplier "
         f"{adjusted.multiplier:.4f}), {total / GIGA:.4g} in total",
-        *([f"forecast: {forecast.forecast_sentence(run_config)}"] if is_foreign else []),
     ]
 
 
@@ -324,5 +325,7 @@ def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> li
     for (setting, replicate), run_config in configs.items():
         lines.append(f"{setting}, replicate {replicate}")
         lines += [f"  {line}" for line in describe_run(run_config)]
+        if run_config.model.name not in models.family_names():
+            lines.append(f"  forecast: {forecast.forecast_sentence(run_config, device)}")
         missing |= dict.fromkeys(missing_needs(run_config, device))
     return [*lines, *missing]

@@ -12,7 +12,8 @@ combination of them, or to the first values, the second values and so on, and ea
 its values: `full` with `product: {schedule.peak: [0.001, 0.002]}` becomes "full, peak 0.001" and
 "full, peak 0.002".
 
-`common` contains changes shared by all settings. Choices, such as that of a learning rate, are made
+`common` contains changes shared by all settings. `data: first-real` stands for the folder that
+`cmp.experiments.real` prepares. Choices, such as that of a learning rate, are made
 in separate exploring studies on the validation split. The claims about settings are in
 `book/claims.yaml`, see `cmp.experiments.verdicts`.
 """
@@ -35,7 +36,7 @@ from tqdm.auto import tqdm
 from cmp import config, values
 from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, RunConfig, Stream, Training
 from cmp.errors import CmpError
-from cmp.experiments import cluster, forecast, workers
+from cmp.experiments import cluster, forecast, real, workers
 from cmp.files import SHORT_ID, check_record, child_path, read_yaml
 from cmp.project import book_folder
 from cmp.runs import identity, store
@@ -102,7 +103,8 @@ class Study:
             live_only: Whether to return only live settings.
         """
         names = self.live if live_only else self.settings
-        names = [name for name in names if is_translatable(self.settings[name], profile)]
+        if profile != self.profile:
+            names = [name for name in names if is_translatable(self.settings[name], profile)]
         counts = dict.fromkeys(names, replicates) if replicates else self.counts
         return {
             (name, replicate): self._config(profile, name, replicate)
@@ -121,6 +123,8 @@ class Study:
         if profile != self.profile:
             changes = translate_changes(changes, profile)
         changes = seeds | changes
+        if changes.get("data") == real.STUDY:
+            changes["data"] = str(real.data_folder())
         assignments = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
         tree = config.override(config.profile(profile), assignments)
         run_config = config.parse(tree, f"study {self.name}, setting {name!r}")

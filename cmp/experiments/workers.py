@@ -182,7 +182,8 @@ def failure_reason(error: BaseException) -> str:
 
 def worker_environment() -> dict[str, str]:
     """Return the environment variables that a worker process shares with this one."""
-    return {key: os.environ[key] for key in ("CMP_BUILD", "CMP_PLUGINS") if key in os.environ}
+    keys = ("CMP_BUILD", "CMP_PLUGINS", "CMP_WORKERS")
+    return {key: os.environ[key] for key in keys if key in os.environ}
 
 
 def load_plugins() -> None:

@@ -14,7 +14,7 @@ parameter.
 import functools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -386,14 +386,25 @@ _BLOCK_NUMBER = re.compile(r"(.*?)\.(\d+(?:\.\d+)*)\.")
 def layer_depth(names: tuple[str, ...]) -> dict[str, float]:
     """Return each parameter's depth l / (L - 1) among the L blocks of its tower, from 0 to 1.
 
-    The blocks of a tower are its most frequent numbered parts, in the order of their numbers: in
-    "visual.trunk.stages.1.0.weight", the stack is "visual.trunk.stages" and the number (1, 0).
-    "layer1" of a ResNet counts as number 1 of "layer". Everything else, such as the stem,
-    embeddings and projections, has depth 0.
+    Everything outside the blocks, such as the stem, embeddings and projections, has depth 0.
     """
     depth = dict.fromkeys(names, 0.0)
+    for name, (number, count) in tower_blocks(names).items():
+        depth[name] = number / max(count - 1, 1)
+    return depth
+
+
+def tower_blocks(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Return the number of each parameter's block in its tower, from 0, and how many blocks the
+    tower has; only for parameters within blocks.
+
+    The blocks of a tower are its most frequent numbered parts, in the order of their numbers: in
+    "visual.trunk.stages.1.0.weight", the stack is "visual.trunk.stages" and the number (1, 0).
+    "layer1" of a ResNet counts as number 1 of "layer".
+    """
+    found = {}
     towers: dict[bool, dict[str, dict[str, tuple[int, ...]]]] = {True: {}, False: {}}
-    for name in depth:
+    for name in names:
         if match := _BLOCK_NUMBER.match(re.sub(r"\blayer(?=\d)", "layer.", name)):
             stack = towers[name.startswith("visual.")].setdefault(match[1], {})
             stack[name] = tuple(map(int, match[2].split(".")))
@@ -401,9 +412,8 @@ def layer_depth(names: tuple[str, ...]) -> dict[str, float]:
         ordered = [stacks[stack] for stack in sorted(stacks)]
         numbers = max(ordered, key=lambda stack: len(set(stack.values())), default={})
         blocks = sorted(set(numbers.values()))
-        for name, number in numbers.items():
-            depth[name] = blocks.index(number) / max(len(blocks) - 1, 1)
-    return depth
+        found |= {name: (blocks.index(n), len(blocks)) for name, n in numbers.items()}
+    return found
 
 
 def check_option(option: Option) -> None:

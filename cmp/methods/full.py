@@ -1,6 +1,7 @@
 """Full fine-tuning: everything trains, nothing is added."""
 
+from cmp.methods import layers
 from cmp.registry import register
 from cmp.training import UpdateMethod
 
-register("method", "full")(UpdateMethod())
+register("method", "full", ["layer_decay"])(UpdateMethod(rates=layers.rate_multiples))

@@ -18,6 +18,7 @@ import torch
 from PIL import ExifTags, Image, ImageFile, ImageOps
 from PIL.Image import Resampling, Transpose
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
@@ -200,7 +201,7 @@ def random_crop(
     Returns:
         uint8 [3, side, side].
     """
-    image = see_image(content, reader, 2 * side)
+    image = see_image(content, reader, side if reader.draft == "side" else 2 * side)
     area, shape, across, down = map(float, numbers)
     ratio = math.exp(math.log(CROP_RATIO[0]) + shape * math.log(CROP_RATIO[1] / CROP_RATIO[0]))
     pixels = (CROP_AREA[0] + area * (CROP_AREA[1] - CROP_AREA[0])) * image.width * image.height
@@ -209,7 +210,19 @@ def random_crop(
     left, top = across * (image.width - width), down * (image.height - height)
     box = (left, top, left + width, top + height)
     rgb = convert_to_rgb(image, reader.transparency)
+    if reader.resize == "torch":
+        return _resize_by_torch(rgb, box, side)
     return np.asarray(rgb.resize((side, side), Resampling.BICUBIC, box=box)).transpose(2, 0, 1)
+
+
+def _resize_by_torch(rgb: Image.Image, box: tuple[float, ...], side: int) -> np.ndarray:
+    """Return the part of an image in a box, which is rounded to whole pixels, uint8 [3, side,
+    side]."""
+    left, top, right, bottom = map(round, box)
+    part = rgb.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+    pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)[None]
+    resized = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+    return resized[0].contiguous().numpy()
 
 
 @dataclasses.dataclass(frozen=True)

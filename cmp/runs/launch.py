@@ -142,7 +142,7 @@ def compute(
     wait: bool = False,
     execution: ExecutionConfig | None = None,
     keep: bool = False,
-    board: Path | None = None,
+    boards: Mapping[str, str] | None = None,
 ) -> store.StoredRun:
     """Return a run from the store, or compute it in this process.
 
@@ -158,7 +158,7 @@ def compute(
         execution: How steps are computed.
         keep: Whether to store the final weights, which always happens for models that are not
             embedded. A run that was stored without them is computed again.
-        board: A folder for TensorBoard.
+        boards: By name, a folder for "tensorboard", and a project for "wandb".
 
     Raises:
         CmpError: The run cannot be computed, or another process is computing it.
@@ -180,11 +180,11 @@ def compute(
                 manager.remove()
     else:
         with CheckpointManager(run.id, wait=wait) as manager:
-            manager.launch = launch_options(execution or ExecutionConfig(), keep, board)
+            manager.launch = launch_options(execution or ExecutionConfig(), keep, boards)
             stored = is_kept(run.id, keep)  # another process may have been faster
             processes.broadcast(_IS_STORED if stored else "")
             if not stored:
-                with RunLog(run.id, run.fitted, device, board) as log:
+                with RunLog(run.id, run.fitted, device, boards) as log:
                     result = execute_run(observer=log.observe(observer), manager=manager)
                 keep = keep or run.config.model.name not in models.family_names()
                 made = store.make_stored_run(run.config, result, run.identity)
@@ -194,28 +194,32 @@ def compute(
     return store.load_run(run.id)
 
 
+BOARDS = ("tensorboard", "wandb")
+"""Options that name boards, see `cmp.runs.boards`."""
+
+
 def launch_options(
-    execution: ExecutionConfig, keep: bool, board: Path | None
+    execution: ExecutionConfig, keep: bool, boards: Mapping[str, str] | None
 ) -> dict[str, bool | int | str]:
     """Return the options of a command in the form of `cmp.runs.checkpoints.Progress.launch`,
     without those at their default."""
-    options: dict[str, Any] = execution.settings() | {
-        "keep_weights": keep,
-        "tensorboard": board and str(board),
-    }
+    options: dict[str, Any] = execution.settings() | {"keep_weights": keep} | dict(boards or {})
     options["workers"] = os.environ.get("CMP_WORKERS")
     return {name: value for name, value in options.items() if value}
 
 
-def take_launch(options: dict[str, bool | int | str]) -> tuple[ExecutionConfig, bool, Path | None]:
+def take_launch(
+    options: dict[str, bool | int | str],
+) -> tuple[ExecutionConfig, bool, dict[str, str]]:
     """Return the arguments of `launch_options`. The number of decoding processes is restored,
     unless this environment sets one."""
     options = {**options}
-    keep, board = bool(options.pop("keep_weights", False)), options.pop("tensorboard", None)
+    keep = bool(options.pop("keep_weights", False))
+    boards = {name: str(options.pop(name)) for name in BOARDS if name in options}
     if decoders := options.pop("workers", None):
         os.environ.setdefault("CMP_WORKERS", str(decoders))
     execution: Any = options
-    return ExecutionConfig(**execution), keep, Path(str(board)) if board else None
+    return ExecutionConfig(**execution), keep, boards
 
 
 def is_kept(run_id: str, weights: bool) -> bool:

@@ -1,10 +1,12 @@
 """Log each step of a run as a line of JSON while it runs.
 
 The line of a step has `task`, `step`, `loss`, `gradient_norm` (before clipping), `rate`, `time`
-(Unix seconds), `samples_per_second`, and on a GPU `memory`, the peak in bytes so far. The line of
-an evaluation has `done` (tasks) and those of `A_KA`, `A_ZS` and `GM` that were scored. Each line
-ends in `check`, a checksum of the rest. Damaged lines are skipped when the log is read, and a log
-that cannot be written only gives a warning.
+(Unix seconds), `samples_per_second`, and `waiting`, the share of the time that was spent waiting
+for images. On a GPU it also has `memory`, the peak in bytes so far, and `peak_share`, the share of
+the GPU's peak FLOP/s, with a step's FLOPs as `cmp.budgets` counts them. The line of an evaluation
+has `done` (tasks) and those of `A_KA`, `A_ZS` and `GM` that were scored. Each line ends in `check`,
+a checksum of the rest. Damaged lines are skipped when the log is read, and a log that cannot be
+written only gives a warning.
 """
 
 import contextlib
@@ -14,7 +16,7 @@ import math
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -23,12 +25,16 @@ import pandas as pd
 import torch
 from torch import nn
 
+from cmp import budgets
 from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.evaluation import Scores
 from cmp.files import SHORT_ID, child_path, make_folder, parse_json
 from cmp.project import build_folder
+from cmp.runs.boards import Board, TensorBoard, WeightsAndBiases
 from cmp.runs.runner import Observer
+from cmp.scale import decoding, processes
+from cmp.scale.devices import find_device
 from cmp.training import StepResult
 
 FLUSH_SECONDS = 5.0
@@ -39,7 +45,10 @@ WIDTH = 40
 MOST = 2**63
 """A bound far above any number in a log."""
 _TYPES = dict.fromkeys(("task", "step", "done"), (int,)) | dict.fromkeys(
-    ("loss", "gradient_norm", "rate", "time", "samples_per_second", "memory", "A_KA", "A_ZS", "GM"),
+    (
+        *("loss", "gradient_norm", "rate", "time", "samples_per_second", "memory", "waiting"),
+        *("peak_share", "A_KA", "A_ZS", "GM"),
+    ),
     (int, float),
 )
 """The keys that a line may have, and their types."""
@@ -101,33 +110,42 @@ def sparkline(values: pd.Series) -> str:
 class RunLog:
     """A context that writes the log of a run in progress."""
 
-    def __init__(self, run_id: str, run_config: RunConfig, device: str, board: Path | None):
+    def __init__(
+        self,
+        run_id: str,
+        run_config: RunConfig,
+        device: str,
+        boards: Mapping[str, str] | None = None,
+    ):
         """Prepare the log.
 
         Args:
             run_id: The run's id.
             run_config: The config that is run, with the steps that its budget allows.
             device: The device of the run.
-            board: A folder for TensorBoard, which needs the package `tensorboard`.
+            boards: By option of the command, a folder for "tensorboard", and a project for "wandb".
 
         Raises:
-            CmpError: A board is requested, but TensorBoard is not installed.
+            CmpError: A board is requested whose package is not installed.
         """
-        self.path, self.device, self.board = log_path(run_id), device, None
+        self.path, self.device = log_path(run_id), device
         self.starts = [0, *itertools.accumulate(run_config.steps)]
         self.batch = run_config.training.batch
         self.pending: list[tuple[int, int, StepResult, float]] = []
-        self.flushed, self._stack = time.monotonic(), contextlib.ExitStack()
+        self.flushed, self.waited = time.monotonic(), decoding.seconds_waited()
         self.file: BinaryIO | None = None
-        if board:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise CmpError(
-                    "--tensorboard: not installed; run `pip install tensorboard`"
-                ) from error
-            with self._or_without("board"):
-                self.board = self._stack.enter_context(SummaryWriter(str(board)))
+        self.boards: dict[str, Board] = {}
+        for name, place in (boards or {}).items():
+            with self._or_without(name):
+                self.boards[name] = (
+                    TensorBoard(place)
+                    if name == "tensorboard"
+                    else WeightsAndBiases(place, run_id, run_config.to_dict())
+                )
+        self.step_share = 0.0  # of the GPU's peak, at one step per second; 0 if it is unknown
+        if device != "cpu" and (card := find_device(device)):
+            flops = budgets.method_cost(run_config).step / processes.world_size()
+            self.step_share = flops / card.peak
 
     def __enter__(self) -> Self:
         with self._or_without("file"):
@@ -137,8 +155,9 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         self.flush()
-        with self._or_without("board"):
-            self._stack.close()
+        for name, board in list(self.boards.items()):
+            with self._or_without(name):
+                board.close()
         with self._or_without("file"):
             if self.file:
                 self.file.close()
@@ -147,16 +166,20 @@ class RunLog:
 
     @contextlib.contextmanager
     def _or_without(self, what: str) -> Iterator[None]:
-        """If the "file" or the "board" fails, warn and continue without it."""
+        """If the "file" or one of the boards fails, warn and continue without it."""
         try:
             yield
         except Exception as error:  # a board has its own threads and libraries
-            names = {"file": f"{self.path}: the log", "board": "--tensorboard: the board"}
-            words = f"{names[what]} cannot be written ({error}); the run continues without it"
+            if what != "file" and isinstance(error, CmpError):  # it is not installed
+                raise
+            name = f"{self.path}: the log" if what == "file" else f"--{what}: the board"
+            words = f"{name} cannot be written ({error}); the run continues without it"
             warnings.warn(words, stacklevel=3)
+            failed = self.file if what == "file" else self.boards.pop(what, None)
             with contextlib.suppress(Exception):
-                getattr(self, what).close()
-            setattr(self, what, None)
+                failed.close()
+            if what == "file":
+                self.file = None
 
     def observe(self, observer: Observer) -> Observer:
         """Return an observer that writes this log and calls another observer."""
@@ -186,8 +209,13 @@ class RunLog:
         now = time.monotonic()
         if self.pending:
             numbers = torch.stack([torch.stack(result[:2]) for _, _, result, _ in self.pending])
-            rate = len(self.pending) * self.batch / max(now - self.flushed, 1e-9)
-            common: dict[str, Any] = {"samples_per_second": float(f"{rate:.4g}")}
+            seconds, waited = max(now - self.flushed, 1e-9), decoding.seconds_waited()
+            rate = len(self.pending) / seconds
+            common: dict[str, Any] = {"samples_per_second": float(f"{rate * self.batch:.4g}")}
+            common["waiting"] = float(f"{min(1, (waited - self.waited) / seconds):.3g}")
+            self.waited = waited
+            if self.step_share:
+                common["peak_share"] = float(f"{rate * self.step_share:.3g}")
             if self.device != "cpu":
                 common["memory"] = torch.cuda.max_memory_allocated(self.device)
             pairs = zip(self.pending, numbers.tolist(), strict=True)
@@ -201,14 +229,14 @@ class RunLog:
                 self.file.flush()
 
     def _write(self, row: dict[str, Any]) -> None:
-        """Write a line to the file, and its numbers to the board."""
+        """Write a line to the file, and its numbers to the boards."""
         with self._or_without("file"):
             if self.file:
                 self.file.write(json.dumps(row | {"check": _checksum(row)}).encode() + b"\n")
-        with self._or_without("board"):
-            if self.board:
-                for name in row.keys() - {"task", "step", "time", "done"}:
-                    self.board.add_scalar(name, row[name], self._place(row))
+        numbers = {name: row[name] for name in row.keys() - {"task", "step", "time", "done"}}
+        for name, board in list(self.boards.items()):
+            with self._or_without(name):
+                board.add(numbers, self._place(row))
 
     def _cut(self, steps: int) -> None:
         """Remove lines logged after the checkpoint that the run resumes from."""

@@ -378,6 +378,7 @@ class Run:
         signal, is_due = processes.all_reduce_max(self.stop.signal or 0, bool(is_due))
         if unsaved and (signal or is_due):
             self.save(task, step, unsaved)
+            processes.barrier()  # the first one saves, which may take longer than a step
         if not signal:
             return
         if self.manager:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ HAS_SENDERS = hasattr(signal, "sigwaitinfo")
 """Whether a process can see who sent a signal: on Linux, but not on macOS."""
 JOBS = "CMP_JOBS"
 """The environment variable with the number of a study's workers."""
+_waited = 0.0
 
 
 def usable_cores() -> float:
@@ -56,6 +58,11 @@ def worker_count(device: torch.device) -> int:
     return int(setting)
 
 
+def seconds_waited() -> float:
+    """Return how long this process has waited for items of `prefetch` in total, in seconds."""
+    return _waited
+
+
 def prefetch(
     make: Callable[[Any], Any], keys: Sequence, workers: int, device: torch.device
 ) -> Iterator[Any]:
@@ -78,7 +85,9 @@ def prefetch(
     options: Any = {"batch_size": None, "num_workers": workers, "collate_fn": make}
     options |= {"multiprocessing_context": context, "worker_init_fn": _await_parent}
     try:
-        yield from _start(DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options))
+        yield from _time_waits(
+            _start(DataLoader(cast(Any, keys), pin_memory=device.type == "cuda", **options))
+        )
     except CmpError as error:  # torch puts the worker's traceback before the message
         raise CmpError(str(error).rpartition("CmpError: ")[2].strip()) from error
 
@@ -90,6 +99,20 @@ def _start(loader: DataLoader) -> Iterator[Any]:
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _time_waits(items: Iterator[Any]) -> Iterator[Any]:
+    """Yield the same items, adding the time until each is there to `seconds_waited`."""
+    global _waited
+    while True:
+        started = time.perf_counter()
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        finally:
+            _waited += time.perf_counter() - started
+        yield item
 
 
 def _await_parent(_: int) -> None:

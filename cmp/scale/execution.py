@@ -13,8 +13,10 @@ from torch import Tensor
 from cmp.arithmetic import autocast
 from cmp.data import Batch
 from cmp.errors import CmpError, Diverged
+from cmp.models import Network
 from cmp.scale import processes
 from cmp.scale.compiling import compile_towers
+from cmp.scale.losses import is_large, shared_loss
 from cmp.scale.micro_batches import check_divisible, encode_in_parts
 from cmp.training import Execution, Features, TrainState
 
@@ -101,6 +103,14 @@ class ExecutionConfig(Execution):
         own = self.own_samples(len(batch.rows))
         size = self.micro_batch or own.stop - own.start
         return encode_in_parts(state, batch, task, step, own, size)
+
+    def loss(self, model: Network, seen: Features) -> Tensor:
+        """Return the loss that the network was pretrained with; for a large batch and for several
+        processes, computed in parts."""
+        batch = len(seen.image)
+        if self.sees_whole_batch or not is_large(batch):
+            return super().loss(model, seen)
+        return shared_loss(model, seen.image, seen.text, self.own_samples(batch))
 
     def check(
         self, optimizer: torch.optim.Optimizer, finite: Tensor, report: Callable[[], Diverged]

@@ -1,8 +1,8 @@
 """Compute one run in several processes, as started by torchrun; a single process skips all this.
 
 Every process has the whole network and takes its slice of a batch. The network is not wrapped:
-features are gathered, every process computes the loss of the whole batch, and gradients are summed,
-so that the result equals that of one process.
+features are gathered, every process computes the loss of its own samples (`cmp.scale.losses`), and
+gradients are summed, so that the result equals that of one process.
 """
 
 import contextlib
@@ -22,7 +22,12 @@ from cmp.errors import CmpError, first_line
 BUCKET_BYTES = 25 * 2**20
 """Bytes of gradients that are sent together."""
 PATIENCE = datetime.timedelta(hours=12)
-"""How long processes wait for each other, as when the first one saves."""
+"""How long processes wait for each other on the host, as when the first one reads data or saves."""
+STEP_PATIENCE = datetime.timedelta(minutes=10)
+"""How long processes wait for features and gradients of a step, where a long wait means that
+another process is lost."""
+_host_group: dist.ProcessGroup | None = None
+"""The group for waits on the host. None for the default group, as without `init_distributed`."""
 
 
 @contextlib.contextmanager
@@ -55,11 +60,14 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
         raise CmpError(
             f"--device: {device!r}: several processes need cuda, with one GPU each, or cpu"
         )
+    global _host_group
     # gloo sends messages between processes without waiting for a GPU
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     with _explain_absence():
-        dist.init_process_group(backend, timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=STEP_PATIENCE)
+        _host_group = cast(Any, dist.new_group(backend="gloo", timeout=PATIENCE))
     yield device
+    _host_group = None
     dist.destroy_process_group()  # after an error, the others may never get here
 
 
@@ -156,8 +164,10 @@ def share_rows(items: Any, compute: Callable[[Any], Tensor]) -> Tensor:
 def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Sum gradients over all processes during the last backward pass of a step.
 
-    Gradients are sent in buckets as soon as they are ready. Gradients that this pass does not reach
-    are sent at the end. The sums are bitwise equal on every process.
+    Gradients are sent in buckets, which are the same in every process. A bucket is sent once it and
+    all before it are ready, and those that this pass does not complete are sent at the end, so that
+    the order does not depend on which gradient is there first. The sums are bitwise equal on every
+    process.
 
     Args:
         parameters: The parameters; gradients of the trainable ones are summed.
@@ -165,38 +175,50 @@ def all_reduce_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     if world_size() == 1:
         yield
         return
-    trained = [p for p in parameters if p.requires_grad]
-    waiting: list[nn.Parameter] = []
-    sent: list[tuple[dist.Work, Tensor, list[nn.Parameter]]] = []
+    buckets = fill_buckets([p for p in parameters if p.requires_grad])
+    place = {p: number for number, bucket in enumerate(buckets) for p in bucket}
+    missing = [set(bucket) for bucket in buckets]
+    sent: list[tuple[dist.Work, Tensor]] = []
 
     def send() -> None:
-        flat = torch.cat([cast(Tensor, p.grad).flatten() for p in waiting])
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in buckets[len(sent)]]
+        flat = torch.cat([grad.flatten() for grad in grads])
         with _explain_absence():
-            work = cast(dist.Work, dist.all_reduce(flat, async_op=True))
-        sent.append((work, flat, waiting.copy()))
-        waiting.clear()
+            sent.append((cast(dist.Work, dist.all_reduce(flat, async_op=True)), flat))
 
     def add(parameter: nn.Parameter) -> None:
-        waiting.append(parameter)
-        if sum(p.nbytes for p in waiting) >= BUCKET_BYTES:
+        missing[place[parameter]].discard(parameter)
+        while len(sent) < len(buckets) and not missing[len(sent)]:
             send()
 
-    hooks = [p.register_post_accumulate_grad_hook(add) for p in trained]
+    hooks = [p.register_post_accumulate_grad_hook(add) for p in place]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-    reached = {*waiting, *(p for *_, bucket in sent for p in bucket)}
-    waiting += [p for p in trained if p.grad is not None and p not in reached]
-    if waiting:
+    while len(sent) < len(buckets):
         send()
-    for work, flat, bucket in sent:
+    for (work, flat), bucket in zip(sent, buckets, strict=True):
         with _explain_absence():
             work.wait()
-        parts = flat.split([p.numel() for p in bucket])
-        for p, part in zip(bucket, parts, strict=True):
-            cast(Tensor, p.grad).copy_(part.view_as(p))
+        for p, part in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+            if p.grad is not None:
+                p.grad.copy_(part.view_as(p))
+
+
+def fill_buckets(parameters: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Return parameters in buckets of about `BUCKET_BYTES`, the last parameters first, as a
+    backward pass reaches them."""
+    buckets: list[list[nn.Parameter]] = []
+    size = BUCKET_BYTES
+    for parameter in reversed(parameters):
+        if size >= BUCKET_BYTES:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(parameter)
+        size += parameter.nbytes
+    return buckets
 
 
 def all_reduce_max(*numbers: int) -> list[int]:
@@ -205,7 +227,7 @@ def all_reduce_max(*numbers: int) -> list[int]:
     largest = torch.tensor(numbers, dtype=torch.int64)
     if world_size() > 1:
         with _explain_absence():
-            dist.all_reduce(largest, dist.ReduceOp.MAX)
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=_host_group)
     return largest.tolist()
 
 
@@ -230,4 +252,4 @@ def barrier() -> None:
     """Wait until all processes have reached this point."""
     if world_size() > 1:
         with _explain_absence():
-            dist.barrier()
+            dist.barrier(group=_host_group)

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +40,10 @@ from torch import Tensor
 
 from cmp import arithmetic, config, evaluation, mixtures, models
 from cmp.bench import checkpoint, gpu, timing
+from cmp.bench.data import decoding_rates
 from cmp.bench.networks import TASK
+from cmp.embedded import packed
+from cmp.errors import CmpError
 from cmp.experiments import studies
 from cmp.merging import apply
 from cmp.project import build_folder
@@ -55,6 +59,13 @@ from cmp.training import create_optimizer, make_train_state, train_task
 PREDICTED: dict[str, dict[str, float]] = {
     "ceilings": {"product TFLOP/s": 798, "copy TB/s": 3.0},
     "loader": {"4 processes, images/s": 5000, "15 processes, images/s": 19000},
+    "decoding": {
+        "298 x 224": 1031,
+        "500 x 375": 384,
+        "640 x 480": 258,
+        "800 x 600": 174,
+        "1024 x 768": 120,
+    },
     "short captions": {"ms": 168, "samples/s": 3041, "% of peak": 34.3, "peak GB": 46.9},
     "short captions, compiled": {"ms": 134, "samples/s": 3813, "% of peak": 42.9},
     "long captions": {"ms": 193, "samples/s": 2650, "% of peak": 33.3, "peak GB": 46.9},
@@ -67,8 +78,11 @@ PREDICTED: dict[str, dict[str, float]] = {
     "small runs": {"most to one": 5},
 }
 """Section -> value -> what an H100 is expected to show, with ViT-B-16 at batch 512, and ViT-L-14 in
-micro-batches of 128. Steps as `cmpt bench trace` predicts them, products and copies as they were
-seen, images of the loader at 1,281 a second for each core."""
+micro-batches of 128. Nothing of it was measured on a card: steps are predicted by `cmpt bench
+trace`, open_clip's as a step of long captions, memory by `cmp.budgets`; rates of products and
+copies are those that the trace assumes; and the loader's images come from the rate of one core
+of a CPU, 1,281 a second, times the cores. What a core decodes was measured on a core of another
+CPU."""
 LIMITS = {
     "fp32 against the CPU": 5e-3,  # convolutions are TF32 on a card, as torch has it by default
     "bf16 against fp32": 5e-2,
@@ -148,6 +162,12 @@ def measure_loader(lab: Lab) -> Values:
         found[f"{count} processes, images/s"] = 4 * count * lab.batch / seconds
     del os.environ["CMP_WORKERS"]
     return found
+
+
+@section(1, "decoding")
+def measure_decoding(lab: Lab) -> Values:
+    """Decode and crop photographs of usual sizes on one core, images per second."""
+    return decoding_rates(lab.size(200, 3))
 
 
 for _captions in ("short", "long"):
@@ -327,6 +347,37 @@ def export_run(lab: Lab) -> Values:
     return {"the same weights": digests[0] == digests[1], "files": sorted(os.listdir(folder))}
 
 
+@section(3, "update and compare")
+def update_and_compare(lab: Lab) -> Values:
+    """Update a network with two folders of pictures, one after the other, by `cmpt update`, and
+    compare both releases by `cmpt compare`."""
+    _, corpus = lab.prepare()
+    months, found = [lab.work / f"month-{number}" for number in (1, 2)], {}
+    files = cast(Any, corpus.images)
+    for month, rows in zip(months, np.array_split(corpus.rows("train"), 2), strict=True):
+        for row in rows.tolist():
+            path = month / f"{corpus.table['label'].iloc[row]}" / f"{row}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(files.read(row))
+    batch = lab.size(128, 8)
+    settings = [f"training.batch={batch}", "training.passes=2", "evaluation.subset=8"]
+    start, releases = (
+        ["--start", f"{lab.model}:random"],
+        [lab.work / f"{x.name}-out" for x in months],
+    )
+    for month, release in zip(months, releases, strict=True):
+        shutil.rmtree(release, ignore_errors=True)
+        command = ["update", *start, *settings, "--data", month, "-o", release]
+        command = [*map(str, command), "--device", lab.device]
+        found[f"update {month.name} s"] = seconds_of(functools.partial(finish_cmpt, *command))
+        start = [str(release)]
+    page = lab.out / "compare.html"
+    command = ["compare", *map(str, releases), "--report", str(page), "--device", lab.device]
+    command += ["--subset", str(lab.size(200, 2))]
+    found["compare s"] = seconds_of(functools.partial(finish_cmpt, *command))
+    return found | {"page MB": page.stat().st_size / 1e6}
+
+
 @section(3, "cmpt bench gpu")
 def run_benchmark(lab: Lab) -> Values:
     """Run `cmpt bench gpu`; on a CPU, which it refuses, what it measures of a tiny network."""
@@ -365,6 +416,10 @@ def main() -> None:
     work, out = (Path(os.environ[name]).absolute() for name in ("H100_WORK", "OUT"))
     for folder in (work, out):
         folder.mkdir(parents=True, exist_ok=True)
+    try:
+        packed.load_embedded()
+    except CmpError as error:
+        sys.exit(f"h100.py: the embedded data are needed, and nothing was measured: {error}")
     lab = Lab("cpu" if arguments.small else "cuda", arguments.small, work, out)
     if lab.small:
         gpu.DEVICE, gpu.STEPS, timing.SIDE[lab.device] = lab.device, 1, 128

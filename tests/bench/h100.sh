@@ -30,6 +30,10 @@ if [ ! -e "$CMP_BUILD/data" ]; then
     ln -s "$(cd "$bundle/data" && pwd)" "$CMP_BUILD/data"
   elif [ -d "$root/_build/data" ]; then
     ln -s "$root/_build/data" "$CMP_BUILD/data"
+  else
+    echo "h100.sh: no data in $CMP_BUILD/data, $bundle or $root/_build/data; run 'cmpt data build', or" \
+      "set BUNDLE to a folder with data.tar.xz" >&2
+    exit 2
   fi
 fi
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from cmp import config, mixtures, models
-from cmp.bench import gpu, trace
+from cmp.bench import gpu
 from cmp.bench.networks import TASK
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.embedded import packed
+from cmp.scale import kernels
 from cmp.scale.execution import ExecutionConfig
 from cmp.training import create_optimizer, make_train_state, train_step
 
@@ -154,7 +155,7 @@ def measure_loop(
         "ms": 1e3 * seconds[0],
         "samples/s": batch / seconds[0],
         "peak GB": peak / 1e9,
-        "% of peak": 100 * flops / seconds[0] / trace.PEAK,
+        "% of peak": 100 * flops / seconds[0] / kernels.PEAK,
         "losses": [losses[0].item(), losses[-1].item()],
     }
 
@@ -164,7 +165,7 @@ def step_flops(name: str, batch: int, captions: str) -> int:
     """Return the FLOPs of a step with captions of a kind, see `cmp.bench.pictures.LENGTHS`."""
     model = models.create_on_meta(name)
     tokens = min(77 if captions == "long" else 24, model.context_length)
-    return sum(kernel.flops for kernel in trace.trace_step(model, batch, tokens).kernels)
+    return sum(kernel.flops for kernel in kernels.trace_step(model, batch, tokens).kernels)
 
 
 def work_through(lab: Lab, stage: int, predicted: dict[str, dict[str, float]]) -> bool:

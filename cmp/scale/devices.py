@@ -1,0 +1,50 @@
+"""What the makers of GPUs say of them, and what is assumed of them until a run is measured."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+
+
+class Device(NamedTuple):
+    """The assumed properties of a device.
+
+    Attributes:
+        peak: FLOP/s of dense bf16 products, as stated by its maker.
+        utilisation: The largest fraction of the peak that training is assumed to reach.
+        memory: The memory in bytes.
+        bandwidth: The bandwidth of its memory in bytes/s.
+        about: The device, and the source of the numbers.
+    """
+
+    peak: float
+    utilisation: float
+    memory: float
+    bandwidth: float
+    about: str
+
+    @property
+    def speed(self) -> float:
+        """The largest FLOP/s that training is assumed to reach."""
+        return self.peak * self.utilisation
+
+
+_CSV = pd.read_csv(Path(__file__).with_name("devices.csv"), index_col="name")
+DEVICES = {row[0]: Device(*row[1:]) for row in _CSV.itertuples()}
+"""Devices by name. 40% of an H100 is 4e14 FLOP/s, the rate for which the paper states its budget in
+hours."""
+
+
+def device_name(device: str) -> str:
+    """Return the name of a device in a run's provenance: "cpu", or the name of the GPU."""
+    return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
+
+
+def find_device(device: str) -> Device | None:
+    """Return the properties of a device: a core, or the GPU of this name; None if it is not
+    listed."""
+    if device == "cpu":
+        return DEVICES["core"]
+    name = device_name(device).lower().replace(" ", "-")
+    return next((facts for key, facts in DEVICES.items() if key in name), None)

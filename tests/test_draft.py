@@ -1,0 +1,104 @@
+"""How JPEGs are decoded and cropped for training: options of the data, in the id of a run."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from pictures import classes
+from PIL import Image
+
+from cmp import config
+from cmp.bench import data as bench_data
+from cmp.data import load_data
+from cmp.errors import CmpError
+from cmp.readers import images
+from cmp.readers.manifest import PictureReader
+from cmp.runs import identity
+from cmp.seeds import numpy_generator
+
+SIDE = 224
+
+
+def jpeg(width, height):
+    """A smooth picture as the content of a file."""
+    noise = numpy_generator("test/draft", 0, width).integers(0, 256, (12, 16, 3), np.uint8)
+    image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+    content = io.BytesIO()
+    image.save(content, "JPEG", quality=95)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "double", "side"),
+    [((298, 224), 224, 224), ((500, 375), 375, 375), ((640, 480), 480, 240),
+     ((1024, 768), 768, 384), ((2400, 1800), 450, 225)],
+)  # fmt: skip
+def test_a_jpeg_is_decoded_as_small_as_its_manifest_allows(size, double, side, monkeypatch):
+    heights, see = [], images.see_image
+
+    def watch(*arguments):
+        image = see(*arguments)
+        heights.append(image.height)
+        return image
+
+    monkeypatch.setattr(images, "see_image", watch)
+    numbers, crops = np.full(4, 0.5), {}
+    for draft in ("double", "side"):
+        crops[draft] = images.random_crop(jpeg(*size), numbers, SIDE, PictureReader(draft=draft))
+    assert heights == [double, side]
+    difference = np.abs(crops["double"].astype(int) - crops["side"]).mean()
+    assert (difference > 0) == (double != side)
+    assert difference < 3, "the same picture"
+
+
+@pytest.mark.parametrize("size", [(300, 240), (640, 480), (230, 1900)])
+@pytest.mark.parametrize("numbers", [(0.0, 0.0, 0.0, 0.0), (0.5, 0.9, 0.3, 0.999), (0.99,) * 4])
+def test_torch_crops_what_pillow_crops(size, numbers):
+    """But for rounding: of values, and of the box to whole pixels."""
+    content, row = jpeg(*size), np.array(numbers)
+    one, other = (images.random_crop(content, row, SIDE, PictureReader(resize=resize))
+                  for resize in ("pillow", "torch"))  # fmt: skip
+    assert one.shape == other.shape == (3, SIDE, SIDE)
+    assert one.dtype == other.dtype == np.uint8
+    assert np.abs(one.astype(int) - other).mean() < 4
+
+
+def test_a_thin_image_is_cropped_by_torch_too():
+    crop = images.random_crop(jpeg(1, 40), np.zeros(4), SIDE, PictureReader(resize="torch"))
+    assert crop.shape == (3, SIDE, SIDE)
+
+
+def test_an_image_is_scored_the_same_whatever_the_draft():
+    content = jpeg(1024, 768)
+    how = images.Preprocessing()
+    one, other = (images.prepare_image(content, how, PictureReader(draft=draft))
+                  for draft in ("double", "side"))  # fmt: skip
+    assert (one == other).all()
+
+
+def test_both_are_part_of_a_run_s_id_and_the_defaults_change_none(tmp_path):
+    def run_id(**reader):
+        for place, role in enumerate(("adapt", "pool", "eval")):
+            names = [f"{word} {place}" for word in ("fox", "owl", "oak", "elm")]
+            classes(tmp_path / role, names, 12)
+            about = {"name": role, "title": role, "role": role, "licence": "own",
+                     "reader": {"kind": "folder", "path": role, **reader}}  # fmt: skip
+            (tmp_path / f"{role}.yaml").write_text(json.dumps(about))
+        settings = [f"data={tmp_path}", "model.name=tiny", "model.start=random"]
+        run = config.parse(config.override(config.profile("quick"), settings))
+        return identity.run_id_of(run, load_data(str(tmp_path)))
+
+    plain = run_id()
+    assert run_id(draft="double", resize="pillow") == plain
+    assert len({plain, run_id(draft="side"), run_id(resize="torch")}) == 3
+    with pytest.raises(CmpError, match="draft"):
+        run_id(draft="none")
+
+
+def test_bench_measures_usual_sizes(monkeypatch):
+    monkeypatch.setattr(bench_data, "SIZES", ((298, 224), (640, 480)))
+    rates = bench_data.decoding_rates(2)
+    assert len(rates) == 2 * len(bench_data.WAYS)
+    assert list(rates)[:2] == ["298 x 224", "298 x 224, draft: side"]
+    assert all(rate > 0 for rate in rates.values())

@@ -1,0 +1,208 @@
+"""The first real experiment, whole, on small files of the layout that torchvision unpacks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from zlib import crc32
+
+import numpy as np
+import pytest
+from forked import await_true
+from pictures import picture
+from scipy.io import savemat
+from torchvision import datasets
+from typer.testing import CliRunner
+
+from cmp import cli
+from cmp.data import load_data
+from cmp.errors import CmpError
+from cmp.experiments import real, studies
+from cmp.files import read_yaml
+from cmp.project import build_folder, project_folder
+
+SETS = ("pets", "aircraft", "satellite", "textures", "flowers", "things")
+
+
+def write_jpeg(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture(crc32(str(path.name).encode()), kind="JPEG"))
+
+
+def write_lines(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def write_sets(root, count=10):
+    """Some classes of each set, with `count` images per class and split."""
+    pets, numbers = root / "oxford-iiit-pet", range(1, count + 1)
+    for split, first in (("trainval", 0), ("test", 100)):
+        names = [f"{pet}_{first + n}" for pet in ("Abyssinian", "english_setter") for n in numbers]
+        write_lines(pets / "annotations" / f"{split}.txt", [f"{name} 1 1 1" for name in names])
+        for name in names:
+            write_jpeg(pets / "images" / f"{name}.jpg")
+    planes = root / "fgvc-aircraft-2013b" / "data"
+    write_lines(planes / "variants.txt", ["707-320", "A300 B4", "F/A-18"])
+    for place, split in enumerate(("train", "val", "test")):
+        rows = [(f"{1000 * place + 100 * kind + n:07d}", name) for n in numbers
+                for kind, name in enumerate(("707-320", "A300 B4", "F/A-18"))]  # fmt: skip
+        write_lines(planes / f"images_variant_{split}.txt", [" ".join(row) for row in rows])
+        for name, _ in rows:
+            write_jpeg(planes / "images" / f"{name}.jpg")
+    for label in ("AnnualCrop", "SeaLake", "River", "Highway"):
+        for n in range(3 * count):
+            write_jpeg(root / "eurosat" / "2750" / label / f"{label}_{n}.jpg")
+    for place, split in enumerate(("train", "val", "test")):
+        names = [f"{label}/{label}_{place}{n:03d}.jpg" for label in ("banded", "dotted", "woven")
+                 for n in numbers]  # fmt: skip
+        write_lines(root / "dtd" / "dtd" / "labels" / f"{split}1.txt", names)
+        for name in names:
+            write_jpeg(root / "dtd" / "dtd" / "images" / name)
+    flowers = root / "flowers-102"
+    labels = np.resize([1, 54, 102], 6 * count)
+    ids = np.arange(1, len(labels) + 1)
+    for n in ids:
+        write_jpeg(flowers / "jpg" / f"image_{n:05d}.jpg")
+    savemat(flowers / "imagelabels.mat", {"labels": labels})
+    ends = {"trnid": ids[:count], "valid": ids[count : 3 * count], "tstid": ids[3 * count :]}
+    savemat(flowers / "setid.mat", ends)
+    for label in ("n01440764", "n03888257"):
+        for n in range(6 * count):
+            write_jpeg(root / "imagenette2-320" / "train" / label / f"{label}_{n}.JPEG")
+        write_jpeg(root / "imagenette2-320" / "val" / label / f"{label}_0.JPEG")
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """A build folder with the sets unpacked in it, and nothing that downloads."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    monkeypatch.setattr(real, "download_set", lambda name, root: None)
+    write_sets(real.data_folder())
+    return tmp_path / "build"
+
+
+def test_torchvision_takes_the_layout_that_the_test_writes(build, monkeypatch):
+    """Else the readers would be tested on files that nobody has."""
+    monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda *_: True)
+    root, found = str(real.data_folder()), {}
+    for kind, split, arguments in (
+        ("OxfordIIITPet", "test", {}), ("FGVCAircraft", "val", {}), ("DTD", "test", {}),
+        ("Flowers102", "test", {}), ("Imagenette", "train", {"size": "320px"}),
+    ):  # fmt: skip
+        found[kind] = getattr(datasets, kind)(root, split=split, **arguments)
+    found["EuroSAT"] = datasets.EuroSAT(root)
+    assert {kind: len(each) for kind, each in found.items()} == {
+        "OxfordIIITPet": 20, "FGVCAircraft": 30, "DTD": 30, "Flowers102": 30,
+        "Imagenette": 120, "EuroSAT": 120,
+    }  # fmt: skip
+    for name, (kind, read, _) in real.READERS.items():
+        mine = {str(image.path) for image in read(real.data_folder())}
+        paths = ("_images", "_image_files", "_samples", "samples")
+        theirs = next(getattr(found[kind], key) for key in paths if hasattr(found[kind], key))
+        theirs = {str(x[0] if isinstance(x, tuple) else x) for x in theirs}
+        assert theirs <= mine, name
+
+
+def test_the_sets_are_read_with_the_names_and_splits_of_their_files(build):
+    said = []
+    corpus = load_data(str(real.prepare_data(said.append)))
+    assert len(said) == 6 and sorted(corpus.datasets) == sorted(SETS)
+    assert corpus.classes["pets"] == ["Abyssinian", "english setter"]
+    assert corpus.classes["aircraft"] == ["707-320", "A300 B4", "F/A-18"]
+    assert corpus.classes["satellite"] == ["annual crop", "highway", "river", "sea lake"]
+    assert corpus.classes["flowers"] == ["blackberry lily", "pink primrose", "sunflower"]
+    assert corpus.classes["things"] == ["parachute", "tench"]
+    assert corpus.by_role("adapt") == ["aircraft", "pets", "satellite", "textures"]
+    assert (corpus.by_role("eval"), corpus.by_role("pool")) == (["flowers"], ["things"])
+    counts = {split: len(corpus.rows(split, dataset="aircraft"))
+              for split in ("train", "validation", "test")}  # fmt: skip
+    assert counts == {"train": 30, "validation": 30, "test": 30}
+    assert len(corpus.rows("train", dataset="satellite")) == pytest.approx(84, abs=12)
+    assert "a photo of a 707-320, a type of aircraft." in corpus.texts
+    monkeypatched = real.prepare_data(lambda words: pytest.fail("prepared twice"))
+    assert monkeypatched == real.data_folder()
+
+
+def test_what_cannot_be_downloaded_or_read_is_said_with_what_to_do(build, monkeypatch):
+    (real.data_folder() / "dtd" / "dtd" / "labels" / "val1.txt").unlink()
+    with pytest.raises(CmpError, match=r"Describable Textures in .*another layout.*delete it"):
+        real.prepare_data()
+    done = {path.stem for path in real.data_folder().glob("*.yaml")}
+    assert done == {"pets", "aircraft", "satellite"}
+    monkeypatch.undo()
+
+    def refuse(root, download, **arguments):
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets, "DTD", refuse)
+    with pytest.raises(CmpError, match=r"cannot be downloaded .*no network.*repeat the command"):
+        real.download_set("textures", build)
+
+
+def test_the_study_is_written_for_a_card_and_planned_anywhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    configs = studies.load_study(real.STUDY).configs("gpu")
+    assert {run.model.name for run in configs.values()} == {"ViT-B-32"}
+    assert {run.stream.tasks for run in configs.values()} == {12}
+    assert {run.data for run in configs.values()} == {str(tmp_path / "real")}
+    planned = CliRunner().invoke(cli.app, ["study", real.STUDY, "--dry-run"])
+    assert planned.exit_code == 0, planned.output
+    assert f"runs: {len(configs)}" in planned.output
+    assert "predicted, by decoding" in planned.output and "absent: data" in planned.output
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from cmp import cli
+from cmp.experiments import real, studies
+studies.STUDIES = Path(os.environ["CMP_BUILD"])
+real.download_set = lambda name, root: None
+sys.argv = ["cmp", "study", "first-real", "--device", "cpu", "--jobs", "1"]
+if __name__ == "__main__":
+    cli.main()
+"""
+
+
+@pytest.mark.long
+def test_the_whole_study_from_files_to_a_page_killed_and_resumed(build):
+    """With the settings of the study, a tiny network and short updates."""
+    tree = read_yaml(studies.STUDIES / f"{real.STUDY}.yaml")
+    small = {"model.name": "tiny", "model.start": "random", "training.steps": 3}
+    small |= {"training.batch": 6, "evaluation.subset": 2, "training.precision": "fp32"}
+    small |= {"optimizer.weight_decay": 0.1}
+    tree["common"] |= small
+    (build / f"{real.STUDY}.yaml").write_text(json.dumps(tree))
+    (build / "study.py").write_text(SCRIPT)
+    own = {"PYTHONPATH": str(project_folder()), "OMP_NUM_THREADS": "1", "CMP_WORKERS": "0"}
+
+    def start():
+        with (build / "said.txt").open("ab") as file:
+            return subprocess.Popen(
+                [sys.executable, str(build / "study.py")], env=os.environ | own, stdout=file,
+                stderr=file, start_new_session=True,
+            )  # fmt: skip
+
+    process = start()
+    logs = lambda: [*build.glob("logs/*.jsonl")]  # noqa: E731
+    await_true(lambda: len(logs()) > 1 or process.poll() is not None, "a second run")
+    assert process.poll() is None, (build / "said.txt").read_text()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(60)
+    stored = set(build.glob("runs/*/run.json"))
+    assert stored, "the first run was finished"
+    times = {path: path.stat().st_mtime_ns for path in stored}
+    again = start()
+    assert again.wait(400) == 0, (build / "said.txt").read_text()
+    assert times == {path: path.stat().st_mtime_ns for path in stored}, "it was not computed again"
+    page = (real.data_folder() / "first-real.md").read_text()
+    configs = studies.load_study(real.STUDY).settings
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in page.splitlines() if "| " in line]
+    assert rows == ["setting", "before", *configs]
+    assert "tiny, random, over 12 updates" in page and "book/results/real" in page
+    assert page in (build / "said.txt").read_text()
+    table = (real.data_folder() / "first-real.csv").read_text().splitlines()
+    assert len(table) == 2 + len(configs)
+    assert build_folder() == build
