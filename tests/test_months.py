@@ -1,5 +1,6 @@
 """Updates one at a time: the same bits as a stream at once, and what a ledger keeps apart."""
 
+import json
 import shutil
 import signal
 
@@ -7,11 +8,11 @@ import months
 import numpy as np
 import pandas as pd
 import pytest
-from pictures import picture, tree
+from pictures import classes, picture, tree
 from PIL import Image
 from typer.testing import CliRunner
 
-from cmp import cli
+from cmp import cli, models
 from cmp.errors import CmpError, Interrupted
 from cmp.files import file_digest
 from cmp.releases import compare, release, tuning, update
@@ -151,6 +152,48 @@ def test_pictures_that_look_like_held_out_ones_are_reported(root, tmp_path):
     plan = update.plan_update(made.folder, folder)
     assert plan.report.similar and plan.report.held_out == 0
     assert any("look like a held-out picture" in note for note in plan.notes)
+
+
+def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(root, tmp_path):
+    """Or the one that the first update gives; later updates have it, too."""
+    assert models.usual_prompt("ViT-B-32") == "a photo of a {}"
+    made = first(root, tmp_path)
+    (tmp_path / "kept").mkdir()
+    classes(tmp_path / "kept", ("red fox",))
+    plan = update.plan_update(made.folder, root / "y-month", retain=[tmp_path / "kept"])
+    assert {x.captions for x in plan.ledger.pictures if x.label == "red fox"} == {("red fox",)}
+    assert plan.corpus.datasets["kept"].prompt == plan.corpus.datasets["catalogue"].prompt == "{}"
+    assert 'prompt: "{}" for pool, catalogue, kept' in plan.notes
+    own = first(root, tmp_path / "own", prompt="my {}")
+    assert own.record.id != made.record.id
+    plan = update.plan_update(own.folder, root / "y-month")
+    assert {x.captions[0].partition(" ")[0] for x in plan.ledger.pictures} == {"my"}
+    with pytest.raises(CmpError, match="--prompt: 'the {}', and 'my {}' so far"):
+        update.plan_update(own.folder, root / "y-month", prompt="the {}")
+    with pytest.raises(CmpError, match="--prompt: .* exactly one"):
+        first(root, tmp_path / "none", prompt="a photo")
+
+
+def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(root, tmp_path):
+    """Which has one prompt, that of its first manifest. Another set may have another one."""
+    about = {"name": "shoes", "title": "Shoes", "licence": "own", "role": "adapt"}
+    reader = {"kind": "csv", "path": "months.csv", "label": "label", "split": "split"}
+    about |= {"prompt": "a shoe, {}", "reader": reader}
+    (root / "z-month" / "manifest.yaml").write_text(json.dumps(about))
+    made = first(root, tmp_path)
+    plan = update.plan_update(made.folder, root / "y-month")
+    assert [x for x in plan.corpus.datasets if x != "pool"] == ["shoes"]
+    assert plan.corpus.captions(len(plan.ledger.pictures) - 1)[0].startswith("a shoe, ")
+    assert 'different prompts: "{}" for pool; "a shoe, {}" for shoes' in plan.notes
+    assert "the set shoes will have the pictures of all updates so far" in plan.notes
+    manifest = root / "y-month" / "manifest.yaml"
+    manifest.write_text(json.dumps(about | {"prompt": "{}"}))
+    with pytest.raises(CmpError, match="shoes: prompt: '{}', and 'a shoe, {}' before"):
+        update.plan_update(made.folder, root / "y-month")
+    manifest.write_text(json.dumps(about | {"name": "hats", "prompt": "a hat, {}"}))
+    plan = update.plan_update(made.folder, root / "y-month")
+    assert "the new pictures belong to hats" in plan.notes
+    assert any('"a hat, {}" for hats' in note for note in plan.notes)
 
 
 def test_what_was_there_already_is_left_out(root, tmp_path):

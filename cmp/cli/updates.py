@@ -22,6 +22,7 @@ from cmp.scale.execution import ExecutionConfig
 
 Folders = Annotated[list[Path] | None, typer.Option("--retain", metavar="FOLDER")]
 Moved = Annotated[list[str] | None, typer.Option("--moved", metavar="OLD=NEW")]
+Prompt = Annotated[str | None, typer.Option(metavar="TEMPLATE")]
 Start = Annotated[str | None, typer.Argument(metavar="RELEASE")]
 
 
@@ -33,6 +34,7 @@ def update(
     start: str | None = None,
     pool: str | None = None,
     retain: Folders = None,
+    prompt: Prompt = None,
     chosen: Annotated[Path | None, typer.Option("--settings", metavar="FILE")] = None,
     name: str | None = None,
     gone: Literal["refuse", "skip"] = "refuse",
@@ -60,6 +62,8 @@ def update(
             once. Default: none.
         retain: A folder of images that the model must not forget, scored as A_ZS. Give it only
             once. Default: none.
+        prompt: For the first update: how a class is named in a folder without a manifest, such as
+            "a photo of a {}". Default: "{}" for embedded models, otherwise "a photo of a {}".
         chosen: A file of settings, such as one written by `cmpt tune`. Default: none.
         name: Name of the update. Default: the folder's name.
         gone: Whether pictures of earlier updates that are gone are refused or skipped.
@@ -74,8 +78,8 @@ def update(
     given = _given(release, start, data, settings, chosen)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     pictures: dict[str, Any] = {
-        "pool": pool, "retain": retain or [], "name": name or "", "skip_gone": gone == "skip",
-        "moved": _parse_moved(moved),
+        "pool": pool, "retain": retain or [], "name": name or "", "prompt": prompt or "",
+        "skip_gone": gone == "skip", "moved": _parse_moved(moved),
     }  # fmt: skip
     with processes.init_distributed(_device_of(given[0], device)) as local_device:
         with processes.first_process_first():
@@ -163,6 +167,7 @@ def tune(
     start: str | None = None,
     pool: str | None = None,
     retain: Folders = None,
+    prompt: Prompt = None,
     peaks: Annotated[str | None, typer.Option(metavar="PEAK,...")] = None,
     threads: shared.Threads = 1,
     device: str | None = None,
@@ -183,6 +188,7 @@ def tune(
         start: The model of the first update, as for `cmpt update`.
         pool: As for `cmpt update`. Default: none.
         retain: As for `cmpt update`. Default: none.
+        prompt: As for `cmpt update`. Default: the model's own.
         peaks: The first peaks to try. Default: the recipe's, a third of it, and three times as
             much.
 
@@ -208,7 +214,7 @@ def tune(
                 first, folder, tree, folder=out.with_name(f".{out.stem}.tune"),
                 peaks=_parse_peaks(peaks), device=local_device, execution=execution,
                 observer=begin, tell=lambda row: bar.write(_score_line(row)),
-                pool=pool, retain=retain or [],
+                pool=pool, retain=retain or [], prompt=prompt or "",
             )  # fmt: skip
     if is_first:
         peak = tuning.write_choice(table, out)

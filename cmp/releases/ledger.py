@@ -22,6 +22,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from cmp import models
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.files import parse_yaml
@@ -164,19 +165,51 @@ def arrivals_from(trees: Sequence[Mapping[str, Any]]) -> tuple[Arrival, ...]:
     return tuple(TypeAdapter(list[Arrival]).validate_json(json.dumps([*trees])))
 
 
-def read_sets(folder: Path, role: Role) -> list[tuple[FileSet, Path]]:
+def known_sets(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """Return the sets of a ledger by name, each as it arrived first."""
+    known: dict[str, dict[str, Any]] = {}
+    for tree in (tree for arrival in ledger.arrivals for tree in arrival.sets):
+        known.setdefault(tree["name"], tree)
+    return known
+
+
+def set_names(ledger: Ledger, role: Role) -> dict[str, None]:
+    """Return the names of a role's sets in the order of their arrival."""
+    arrived = (arrival.sets for arrival in ledger.arrivals if arrival.role == role)
+    return dict.fromkeys(tree["name"] for sets in arrived for tree in sets)
+
+
+def joined_set(ledger: Ledger, role: Role) -> str:
+    """Return the name of the set that a folder without a manifest belongs to.
+
+    An update joins the one set of the updates before it, so that a name that comes again is one
+    class; where there are several or none, its set is the usual one of `SET_NAMES`.
+    """
+    names = [*set_names(ledger, role)]
+    return names[0] if role == "adapt" and len(names) == 1 else SET_NAMES[role]
+
+
+def read_sets(
+    folder: Path, role: Role, prompt: str, ledger: Ledger | None = None
+) -> list[tuple[FileSet, Path]]:
     """Return the manifests of a folder of pictures, or one that is made by looking at them.
+
+    A set that is known has its prompt. A new one has that of its manifest, if it gives one.
 
     Args:
         folder: The folder.
         role: What the pictures are for.
+        prompt: The prompt of new sets whose manifest gives none.
+        ledger: What arrived before, see `joined_set`.
 
     Returns:
         (manifest, folder that its paths start from) pairs.
 
     Raises:
-        CmpError: The folder contains no pictures, or datasets with another role.
+        CmpError: The folder contains no pictures, datasets with another role, or a known set with
+            another prompt.
     """
+    known = known_sets(ledger or Ledger())
     option = OPTIONS[role]
     if not folder.is_dir():
         raise CmpError(f"{option}: {folder} is no folder")
@@ -188,17 +221,33 @@ def read_sets(folder: Path, role: Role) -> list[tuple[FileSet, Path]]:
             raise CmpError(f"{option}: {folder}: {words}; give it by {names}")
     else:
         text, _ = infer.describe_folder(folder, role)
-        tree = parse_yaml(text) | {"name": SET_NAMES[role], "licence": "not given"}
+        tree = parse_yaml(text) | {"licence": "not given"}
+        tree["name"] = joined_set(ledger or Ledger(), role)
+        del tree["prompt"]
         located = [(FileSet.model_validate(tree), folder)]
     for dataset, _ in located:
         if dataset.reader.kind == "fomo":
             raise CmpError(f"{option}: {dataset.name}: reader.kind: fomo is a benchmark's own")
-    tree = {"role": role, "update": None, "counts": None, "beside": None}
-    splits = {} if role == "adapt" else {"splits": {}}
-    return [(each.model_copy(update=tree | splits), root) for each, root in located]
+    tree: dict[str, Any] = {"role": role, "update": None, "counts": None, "beside": None}
+    tree |= {} if role == "adapt" else {"splits": {}}
+    sets = []
+    for dataset, root in located:
+        before = prompt
+        if dataset.name in known:
+            before = known[dataset.name].get("prompt", models.USUAL_PROMPT)
+        own = dataset.prompt if "prompt" in dataset.model_fields_set else before
+        if own != before and dataset.name in known:  # it has one classifier
+            raise CmpError(
+                f"{option}: {folder}: {dataset.name}: prompt: {own!r}, and {before!r} before; write "
+                "that, or give the set another name"
+            )
+        sets.append((dataset.model_copy(update=tree | {"prompt": own}), root))
+    return sets
 
 
-def arrive(ledger: Ledger, folder: str, role: Role, name: str = "") -> tuple[Ledger, ArrivalReport]:
+def arrive(
+    ledger: Ledger, folder: str, role: Role, name: str = "", prompt: str = models.USUAL_PROMPT
+) -> tuple[Ledger, ArrivalReport]:
     """Return the ledger with the pictures of a folder appended.
 
     A picture with the same pixels as an earlier one gets the split of the earlier one, so that a
@@ -209,6 +258,7 @@ def arrive(ledger: Ledger, folder: str, role: Role, name: str = "") -> tuple[Led
         folder: A folder of pictures, or `EMBEDDED`.
         role: What they are for.
         name: What the update is called.
+        prompt: The prompt of new sets, see `read_sets`.
 
     Returns:
         The new ledger, and what is new in it.
@@ -221,8 +271,7 @@ def arrive(ledger: Ledger, folder: str, role: Role, name: str = "") -> tuple[Led
         arrival = Arrival(number, name, role, EMBEDDED)
         return Ledger((*ledger.arrivals, arrival), ledger.pictures), ArrivalReport()
     path = Path(os.path.abspath(os.path.expanduser(folder)))
-    located = read_sets(path, role)
-    _check_prompts(ledger, [dataset for dataset, _ in located])
+    located = read_sets(path, role, prompt, ledger)
     indexes = [collection.check_images(collection.read_index(*each)) for each in located]
     named = {update for index in indexes for update in index.table["update"]}
     if len(named) > 1:
@@ -246,15 +295,6 @@ def arrive(ledger: Ledger, folder: str, role: Role, name: str = "") -> tuple[Led
             arriving.append(Picture(*about, tuple(captions), *numbers))
             free |= set() if is_given else {source}
     return _append(ledger, arrival, arriving, free)
-
-
-def _check_prompts(ledger: Ledger, datasets: list[FileSet]) -> None:
-    """Raise `CmpError` if a set comes again with another prompt: it has one classifier."""
-    known = {tree["name"]: tree for arrival in ledger.arrivals for tree in arrival.sets}
-    for dataset in datasets:
-        before = known.get(dataset.name, {}).get("prompt", FileSet.model_fields["prompt"].default)
-        if dataset.name in known and dataset.prompt != before:
-            raise CmpError(f"{dataset.name}: prompt: {dataset.prompt!r}, and {before!r} before")
 
 
 def _append(

@@ -71,6 +71,7 @@ class ReleaseRecord:
         arrivals: All folders that pictures came from, see `cmp.releases.ledger.Arrival`.
         provenance: Where the update was computed.
         state: The file of the state.
+        prompt: The prompt of sets whose manifest gives none.
         files: The sha256 of each file of the release.
     """
 
@@ -82,6 +83,7 @@ class ReleaseRecord:
     arrivals: tuple[dict[str, Any], ...]
     provenance: dict[str, Any]
     state: str
+    prompt: str = models.USUAL_PROMPT
     files: dict[str, str] = field(default_factory=dict)
 
 

@@ -28,6 +28,7 @@ from cmp.errors import CmpError, Interrupted
 from cmp.evaluation import Scores
 from cmp.files import atomic_folder
 from cmp.mixtures import Pools
+from cmp.readers.manifest import check_prompt
 from cmp.registry import get_option
 from cmp.releases import ledger as ledgers
 from cmp.releases import release
@@ -69,6 +70,7 @@ class UpdatePlan:
         ledger: All pictures so far, the new ones included.
         corpus: The data.
         pools: What the update draws from.
+        prompt: The prompt of sets whose manifest gives none.
         report: What is new.
         gone: How many pictures of earlier updates are gone.
     """
@@ -80,6 +82,7 @@ class UpdatePlan:
     ledger: Ledger
     corpus: Corpus
     pools: Pools
+    prompt: str
     report: ArrivalReport
     gone: int
 
@@ -112,6 +115,7 @@ def plan_update(
     pool: str | Path | None = None,
     retain: Sequence[str | Path] = (),
     name: str = "",
+    prompt: str = "",
     skip_gone: bool = False,
     moved: Mapping[str, str] | None = None,
 ) -> UpdatePlan:
@@ -125,6 +129,8 @@ def plan_update(
         pool: A folder of pictures that are replayed, or "embedded"; kept from then on.
         retain: Folders of pictures that A_ZS is scored on; kept from then on.
         name: What the update is called; the folder's name if it is not given.
+        prompt: For the first update: the prompt of sets whose manifest gives none, such as "a photo
+            of a {}"; if it is not given, the one that the model is used to.
         skip_gone: Whether to go on without pictures of earlier updates that are gone.
         moved: New folders of earlier pictures by old ones.
 
@@ -139,19 +145,22 @@ def plan_update(
     parent = None if is_first else release.read_release(start)
     base = parent.config.to_dict() if parent else _first_tree(os.fspath(start))
     ledger = parent.ledger() if parent else Ledger()
+    prompt = _stream_prompt(prompt, parent, base["model"]["name"])
     if moved:
         ledger = ledgers.move(ledger, moved)
     for folder, role in [(pool, "pool"), *((each, "eval") for each in retain)]:
         if folder is not None:
-            ledger = _arrive_beside(ledger, str(folder), role)
-    ledger, report = ledgers.arrive(ledger, os.fspath(data), "adapt", name)
+            ledger = _arrive_beside(ledger, str(folder), role, prompt)
+    ledger, report = ledgers.arrive(ledger, os.fspath(data), "adapt", name, prompt)
     ledger, parts, gone = ledgers.locate(ledger, skip_gone)
     corpus = ledgers.corpus_of(ledger, parts)
     run_config = _update_config(base, tree, parent, ledger.updates)
     fitted = budgets.settle(run_config, corpus)
     pools = mixtures.task_pools(fitted, corpus)[-1]
-    update_id = _update_id(run_config, parent, ledger, gone)
-    return UpdatePlan(update_id, parent, run_config, fitted, ledger, corpus, pools, report, gone)
+    update_id = _update_id(run_config, parent, ledger, prompt, gone)
+    return UpdatePlan(
+        update_id, parent, run_config, fitted, ledger, corpus, pools, prompt, report, gone
+    )
 
 
 def _refuse_settings(tree: Mapping[str, Any]) -> None:
@@ -180,13 +189,28 @@ def _first_tree(start: str) -> dict[str, Any]:
     return config.overlay(tree, config.recipe_tree("default"))
 
 
-def _arrive_beside(ledger: Ledger, folder: str, role: Any) -> Ledger:
+def _stream_prompt(prompt: str, parent: Release | None, name: str) -> str:
+    """Return the prompt of sets whose manifest gives none: the stream's so far, or for the first
+    update the one that was given, or else the model's usual one."""
+    before = parent.record.prompt if parent else ""
+    if before and prompt not in ("", before):
+        raise CmpError(
+            f"--prompt: {prompt!r}, and {before!r} so far: a stream keeps it, or scores could not "
+            "be compared; begin a new one with --start"
+        )
+    try:
+        return check_prompt(prompt or before or models.usual_prompt(name))
+    except ValueError as error:
+        raise CmpError(f"--prompt: {error}") from error
+
+
+def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> Ledger:
     """Return the ledger with a retention set added, or with a pool in place of the earlier one."""
     if ledger.updates and folder == EMBEDDED:
         raise CmpError("--pool: the embedded pool can be named at the first update only")
     if role == "pool":
         ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
-    return ledgers.arrive(ledger, folder, role)[0]
+    return ledgers.arrive(ledger, folder, role, prompt=prompt)[0]
 
 
 def _update_config(
@@ -214,7 +238,9 @@ def _update_config(
     return result
 
 
-def _update_id(run_config: RunConfig, parent: Release | None, ledger: Ledger, gone: int) -> str:
+def _update_id(
+    run_config: RunConfig, parent: Release | None, ledger: Ledger, prompt: str, gone: int
+) -> str:
     """Return the id of an update, the hash of all that decides its result."""
     earlier = len(parent.record.arrivals) if parent else 0
     start, weights = ({}, "") if parent else identity.start_identity(run_config)
@@ -227,6 +253,8 @@ def _update_id(run_config: RunConfig, parent: Release | None, ledger: Ledger, go
     }
     if not parent:
         content["weights"] = weights
+    if not parent and prompt != models.usual_prompt(run_config.model.name):
+        content["prompt"] = prompt
     if options := run_config.option_record():
         content["options"] = {name: record["sha256"] for name, record in options.items()}
     if gone:
@@ -244,6 +272,7 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         f"{new.get('test', 0):,} for tests"
     )
     yield f"{_count(report.new_names, 'new name')}, {_count(report.old_names, 'name')} again"
+    yield from _describe_sets(plan.ledger)
     if report.again:
         yield f"{report.again:,} pictures are already known under the same name; left out"
     if report.held_out:
@@ -277,6 +306,22 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         )
     if not plan.corpus.by_role("eval"):
         yield "forgetting is not measured; pass --retain FOLDER with pictures that the model knew"
+
+
+def _describe_sets(ledger: Ledger) -> Iterable[str]:
+    """Yield a sentence on the sets of the new pictures, and one on the prompts of all sets."""
+    sets = [tree["name"] for tree in ledger.arrivals[-1].sets]
+    if sets == [*ledgers.set_names(ledger, "adapt")]:
+        word = "set" if len(sets) == 1 else "sets"
+        yield f"the {word} {', '.join(sets)} will have the pictures of all updates so far"
+    else:
+        yield f"the new pictures belong to {', '.join(sets)}"
+    by_prompt: dict[str, list[str]] = {}
+    for name, tree in ledgers.known_sets(ledger).items():
+        by_prompt.setdefault(tree.get("prompt", models.USUAL_PROMPT), []).append(name)
+    prompts = [f'"{prompt}" for {", ".join(names)}' for prompt, names in by_prompt.items()]
+    words = "prompt" if len(prompts) == 1 else "different prompts"
+    yield f"{words}: {'; '.join(prompts)}"
 
 
 def _count(names: Sequence[str], word: str) -> str:
@@ -424,7 +469,7 @@ def write_release(
     record = ReleaseRecord(
         release.SCHEMA, plan.id, parent.record.id if parent else "", plan.config.to_dict(),
         (*earlier, done), tuple(dataclasses.asdict(x) for x in plan.ledger.arrivals),
-        result.provenance, f"state/{state.name}",
+        result.provenance, f"state/{state.name}", plan.prompt,
     )  # fmt: skip
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as partial:
@@ -465,7 +510,9 @@ def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Com
         plan.corpus.table["update"] == ledgers.update_label(plan.ledger.arrivals[-1])
     ).to_numpy()
     return compare(
-        Candidate(title, name, before), Candidate(f"after {plan.name}", name, lambda: result.model),
+        Candidate(title, name, before),
+        # open_clip's own attention rounds otherwise in bf16 than that of a model that is loaded
+        Candidate(f"after {plan.name}", name, lambda: models.split_attention(result.model)),
         plan.corpus, arrived=arrived, split=section.split, subset=section.subset,
         precision=plan.config.training.precision, device=device,
     )  # fmt: skip
@@ -484,6 +531,7 @@ def update(
     pool: str | Path | None = None,
     retain: Sequence[str | Path] = (),
     name: str = "",
+    prompt: str = "",
     device: str | None = None,
     progress: bool = True,
     **settings: Any,
@@ -498,6 +546,8 @@ def update(
         pool: For the first update: a folder of pictures that are replayed, or "embedded".
         retain: For the first update: folders of pictures that A_ZS is scored on.
         name: What the update is called; the folder's name if it is not given.
+        prompt: For the first update: the prompt of a class in folders without a manifest, such as
+            "a photo of a {}"; if it is not given, the one that the model is used to.
         device: "cpu" or "cuda"; where None, the CPU for an embedded model and a card for others.
         progress: Whether a progress bar and what is new are shown.
         **settings: Sections of the config, as dicts.
@@ -511,7 +561,7 @@ def update(
     Example:
         >>> cmp.update("releases/2026-01", "pictures/2026-02", "releases/2026-02")  # doctest: +SKIP
     """
-    plan = plan_update(start, data, settings, pool=pool, retain=retain, name=name)
+    plan = plan_update(start, data, settings, pool=pool, retain=retain, name=name, prompt=prompt)
     device = models.default_device(plan.config.model.name, device)
     with tqdm(total=plan.steps, unit=" steps", disable=not progress) as bar:
         for note in plan.notes if progress else ():
