@@ -26,9 +26,9 @@ from cmp import models
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.files import parse_yaml
-from cmp.readers import collection, images, infer
+from cmp.readers import collection, images, infer, tables
 from cmp.readers.files import ReadImage
-from cmp.readers.index import ImageIndex
+from cmp.readers.index import MEND_FAULTS, ImageIndex
 from cmp.readers.manifest import FileSet, find_manifests, load_manifests
 from cmp.values import STRICT
 
@@ -148,6 +148,7 @@ class ArrivalReport:
         similar_names: Names of some of them.
         new_names: Class names that were never there before.
         old_names: Class names that came again.
+        untested_names: Those of `new_names` without a test picture.
     """
 
     new: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -158,6 +159,7 @@ class ArrivalReport:
     similar_names: tuple[str, ...] = ()
     new_names: tuple[str, ...] = ()
     old_names: tuple[str, ...] = ()
+    untested_names: tuple[str, ...] = ()
 
 
 def arrivals_from(trees: Sequence[Mapping[str, Any]]) -> tuple[Arrival, ...]:
@@ -189,6 +191,66 @@ def joined_set(ledger: Ledger, role: Role) -> str:
     return names[0] if role == "adapt" and len(names) == 1 else SET_NAMES[role]
 
 
+def has_manifests(folder: Path) -> bool:
+    """Return whether manifests say what a folder of pictures holds."""
+    return bool(find_manifests(folder, "*.yaml") or find_manifests(folder, "*/*.yaml"))
+
+
+def _refuse_deep_folders(folder: Path, option: str) -> None:
+    """Raise `CmpError` if pictures lie in folders of class folders: then the upper ones are more
+    likely months than classes."""
+    parts = 3 if tables.split_folders(folder) else 2
+    deep = [
+        path for path in tables.walk_files(folder)
+        if tables.is_picture_name(path) and len(path.split("/")) > parts
+    ]  # fmt: skip
+    if deep:
+        top = deep[0].split("/")[0]
+        other = next((path for path in deep if path.split("/")[0] != top), deep[-1])
+        raise CmpError(
+            f"{option}: {folder}: pictures lie in folders of folders, such as {deep[0]} and "
+            f"{other}, so it is not clear which folders are classes; give one month's folder, such "
+            f"as {folder / top}, or if {top} is a class, write a manifest with `cmpt data init "
+            f"{folder}`"
+        )
+
+
+def _refuse_known_folders(ledger: Ledger, folder: Path, role: Role) -> None:
+    """Raise `CmpError` if a folder without a manifest holds one that has another role."""
+    for arrival in ledger.arrivals:
+        is_inside = Path(arrival.folder).is_relative_to(folder) and arrival.folder != EMBEDDED
+        if is_inside and arrival.role != role:
+            raise CmpError(
+                f"{OPTIONS[role]}: {folder} holds {arrival.folder}, which was given by "
+                f"{OPTIONS[arrival.role]}; give a folder without it"
+            )
+
+
+def check_pictures(dataset: FileSet, root: Path, folder: Path) -> ImageIndex:
+    """Return the pictures of a set, each decoded once.
+
+    Args:
+        dataset: Its manifest, of a file or made by `read_sets`.
+        root: The folder that its paths start from.
+        folder: The folder that was given, which errors name where it has no manifest.
+
+    Raises:
+        CmpError: A picture cannot be used.
+    """
+    try:
+        return collection.check_images(collection.read_index(dataset, root))
+    except CmpError as error:
+        if has_manifests(folder):
+            raise
+        raise CmpError(f"{folder}: {without_manifest(str(error), dataset.name, folder)}") from error
+
+
+def without_manifest(fault: str, name: str, folder: Path) -> str:
+    """Return what is wrong with a set without its name and its manifest, which nobody wrote."""
+    how = f"fix or remove them, or set `faults: skip` in a manifest (`cmpt data init {folder}`)"
+    return fault.removeprefix(f"{name}: ").replace(MEND_FAULTS, how)
+
+
 def read_sets(
     folder: Path, role: Role, prompt: str, ledger: Ledger | None = None
 ) -> list[tuple[FileSet, Path]]:
@@ -213,7 +275,7 @@ def read_sets(
     option = OPTIONS[role]
     if not folder.is_dir():
         raise CmpError(f"{option}: {folder} is no folder")
-    if find_manifests(folder, "*.yaml") or find_manifests(folder, "*/*.yaml"):
+    if has_manifests(folder):
         located = load_manifests(str(folder))
         if alien := [each for each, _ in located if each.role not in (role, "adapt")]:
             words = f"{alien[0].name!r} has role {alien[0].role!r}"
@@ -221,7 +283,10 @@ def read_sets(
             raise CmpError(f"{option}: {folder}: {words}; give it by {names}")
     else:
         text, _ = infer.describe_folder(folder, role)
-        tree = parse_yaml(text) | {"licence": "not given"}
+        tree = parse_yaml(text)
+        if tree["reader"]["kind"] == "folder":
+            _refuse_deep_folders(folder, option)
+        tree = tree | {"licence": "not given"}
         tree["name"] = joined_set(ledger or Ledger(), role)
         del tree["prompt"]
         located = [(FileSet.model_validate(tree), folder)]
@@ -238,8 +303,8 @@ def read_sets(
         own = dataset.prompt if "prompt" in dataset.model_fields_set else before
         if own != before and dataset.name in known:  # it has one classifier
             raise CmpError(
-                f"{option}: {folder}: {dataset.name}: prompt: {own!r}, and {before!r} before; write "
-                "that, or give the set another name"
+                f"{option}: {folder}: {dataset.name}: prompt: {own!r}, and {before!r} before; "
+                "write that, or give the set another name"
             )
         sets.append((dataset.model_copy(update=tree | {"prompt": own}), root))
     return sets
@@ -271,8 +336,10 @@ def arrive(
         arrival = Arrival(number, name, role, EMBEDDED)
         return Ledger((*ledger.arrivals, arrival), ledger.pictures), ArrivalReport()
     path = Path(os.path.abspath(os.path.expanduser(folder)))
+    if path.is_dir() and not has_manifests(path):
+        _refuse_known_folders(ledger, path, role)
     located = read_sets(path, role, prompt, ledger)
-    indexes = [collection.check_images(collection.read_index(*each)) for each in located]
+    indexes = [check_pictures(*each, path) for each in located]
     named = {update for index in indexes for update in index.table["update"]}
     if len(named) > 1:
         some = ", ".join(sorted(named)[:NAMED])
@@ -328,6 +395,7 @@ def _append(
         fixed = {*held, *(picture.source for picture in new if picture.source not in free)}
         new = [x if x.source in fixed else x._replace(split="train") for x in new]
     labels, old_labels = ({(x.set, x.label) for x in some} for some in (new, used))
+    tested = {(x.set, x.label) for x in new if x.split == "test"}
     scored = {x.look for x in (*used, *new) if x.split != "train"} - FLAT
     similar = [x.source for x in new if x.split == "train" and x.look in scored]
     report = ArrivalReport(
@@ -335,6 +403,7 @@ def _append(
         len(held), tuple(held[:NAMED]), len(similar), tuple(similar[:NAMED]),
         tuple(sorted(name for _, name in labels - old_labels)),
         tuple(sorted(name for _, name in labels & old_labels)),
+        tuple(sorted(name for _, name in labels - old_labels - tested)),
     )  # fmt: skip
     return Ledger((*ledger.arrivals, arrival), (*ledger.pictures, *new)), report
 

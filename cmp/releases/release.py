@@ -47,6 +47,8 @@ class UpdateRecord:
         peak: The highest learning rate.
         images: Its training pictures.
         seconds: Computing time.
+        is_peak_given: Whether the peak was among its settings, and not the recipe's or that of the
+            update before.
     """
 
     name: str
@@ -56,6 +58,7 @@ class UpdateRecord:
     peak: float
     images: int
     seconds: float
+    is_peak_given: bool = False
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
