@@ -164,10 +164,10 @@ def check_gate(gate: Gate | Path, comparison: Comparison) -> list[str]:
     """Return the limits that a new model breaks, in sentences.
 
     A gate is a YAML file that limits the mean of `all` sets, `A_KA`, `A_ZS`, `each` set, or some
-    `sets` by name, in place of `each`; and the pictures of each update, `each_update`, or of some
-    `updates` by name. It limits a `drop` and asks for a `gain` in points, and limits the percentage
-    of right answers that became wrong, `lost`. Estimates are compared, or with `sure: true` the
-    worse end of the 95% interval.
+    `sets` by name, in place of `each`. In the same way it limits the pictures of `each_update`, or
+    of some `updates` by name. It limits a `drop` and asks for a `gain` in points, and limits the
+    percentage of right answers that became wrong, `lost`. Estimates are compared, or with `sure:
+    true` the worse end of the 95% interval.
 
     Args:
         gate: The limits, or their file.
