@@ -40,6 +40,8 @@ HUB = "hub"
 """The value of `model.start` for the weights that come with a model from a hub."""
 RUN_PREFIX = "run:"
 """Prefix of `model.start` for the weights of a finished run; its id follows."""
+USUAL_PROMPT = "a photo of a {}"
+"""The prompt of a class for models whose family has none of its own."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 TOO_MANY_LAYERS = re.compile(r'"layers"\s*:[\s\d,\[]*\d{4}')
 _SHOWN_TENSORS = 3  # tensors named in an error
@@ -155,8 +157,8 @@ def family_of(name: str) -> Any:
 
     Families are entry points of the group "cmp.models". They are modules with `NAMES`,
     `tokenizer(name)`, `base_path(name, start, seed)`, `find_base`, which takes the same arguments
-    and raises an error if the base is missing or damaged, and `read_weights(path)`, which returns
-    tensors by name.
+    and raises an error if the base is missing or damaged, `read_weights(path)`, which returns
+    tensors by name, and perhaps `PROMPT`, see `usual_prompt`.
     """
     families = (load_entry("cmp.models", entry) for entry in entry_names("cmp.models"))
     return next((family for family in families if name in family.NAMES), None)
@@ -177,6 +179,15 @@ def known_name(name: str) -> str:
 def family_names() -> list[str]:
     """Return the names of the models of all families."""
     return [x for name in entry_names("cmp.models") for x in load_entry("cmp.models", name).NAMES]
+
+
+def usual_prompt(name: str) -> str:
+    """Return the prompt of a class that a model is used to: its family's, or else CLIP's usual one.
+
+    Args:
+        name: The model.
+    """
+    return getattr(family_of(known_name(name)), "PROMPT", USUAL_PROMPT)
 
 
 def default_device(name: str, device: str | None = None) -> str:

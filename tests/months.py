@@ -27,6 +27,7 @@ from pictures import picture, tree
 
 from cmp import config
 from cmp.data import load_data
+from cmp.models import usual_prompt
 from cmp.releases import update
 from cmp.releases.release import Release
 from cmp.runs.checkpoints import CheckpointManager
@@ -97,7 +98,8 @@ def write_pictures(root: Path, updates: int) -> None:
         "catalogue": {"role": "adapt", "reader": {"kind": "csv", "path": "all.csv", **columns}},
     }
     for name, about in manifests.items():
-        text = json.dumps({"name": name, "title": name, "licence": "own"} | about)
+        usual = {"title": name, "licence": "own", "prompt": usual_prompt(START.partition(":")[0])}
+        text = json.dumps({"name": name} | usual | about)
         (root / f"{name}.yaml").write_text(text)
 
 

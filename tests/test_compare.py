@@ -139,9 +139,17 @@ def test_flips_concepts_and_sets_count_the_same(two):
 
 def test_the_worst_concepts_are_those_that_lost_most(two):
     worst = two.worst_concepts(5, each=False)
-    net = (worst["gained"] - worst["lost"]).tolist()
-    assert net == sorted(net) and net[0] == (two.concepts["gained"] - two.concepts["lost"]).min()
+    lost = worst["lost"].tolist()
+    assert lost == sorted(lost, reverse=True)
     assert two.worst_concepts(2).groupby("dataset").size().max() == 2
+
+
+def test_concepts_of_one_picture_come_after_others_that_lost_as_many(two):
+    rows = [("a", 1, 1, 0), ("b", 4, 1, 0), ("c", 2, 1, 0), ("d", 9, 3, 2), ("e", 9, 2, 2)]
+    table = pd.DataFrame(rows, columns=["concept", "questions", "lost", "gained"])
+    table = table.assign(change=100 * (table["gained"] - table["lost"]) / table["questions"])
+    worst = dataclasses.replace(two, concepts=table.assign(dataset="x")).worst_concepts(each=False)
+    assert worst["concept"].tolist() == ["d", "c", "b", "a"]
 
 
 def test_retrieval_at_five_is_the_score(two):
@@ -589,6 +597,24 @@ def test_whatever_a_user_names_is_text(two):
     assert "alert(1)" in " ".join(page.words)
 
 
+def test_the_page_says_first_what_to_do_with_the_index(two):
+    found = two.index.assign(new_first=80.0, as_is=27.0, reencoded=82.0)
+    found["content"] = np.where(found["content"] == "known", "known", "new")
+
+    def heading(table):
+        page = report.report_page(dataclasses.replace(two, index=table))
+        return re.findall(r'<section id="index">\n<h2>(.*)</h2>', page)[0]
+
+    of_new = found.assign(content="new")
+    words = "by words, new content is found in 80.0% of queries instead of 27.0%"
+    assert heading(of_new) == f"Encode the new pictures again: {words}"
+    assert heading(of_new.assign(as_is=80.0)).startswith("The old index still serves: by words")
+    assert "every picture again" in heading(of_new.assign(new_first=np.nan))
+    assert "differ in size" in heading(of_new.assign(as_is=np.nan))
+    page = report.report_page(two)
+    assert "whatever number of pictures it fits" in page and "The map turns" in page
+
+
 def test_a_page_of_many_pictures_stays_small(two, monkeypatch):
     monkeypatch.setattr(report, "LARGEST", 0)
     bare = len(report.report_page(two).encode())
@@ -744,6 +770,7 @@ def test_the_command_prints_writes_and_exits_by_the_gate(tmp_path, monkeypatch):
     common += ("--new", "shapes,icons")
     result = call("small", "small:annealed:0", "--subset", 4, "--gate", path, "--threads", 1)
     assert result.exit_code == 0 and "limits kept" in result.output
+    assert "passed: each.drop" in result.output
     result = call(*common, "--gate", path)
     assert result.exit_code == 1 and "broken: each.drop" in result.output
     assert page.stat().st_size > 10_000 and f"written: {page}" in result.output
@@ -795,5 +822,5 @@ def test_features_are_kept_by_set():
 
 def test_a_comparison_is_of_plain_tables(two):
     tables = [f.name for f in dataclasses.fields(Comparison) if f.type is pd.DataFrame]
-    assert tables == ["sets", "summary", "flips", "concepts", "retrieval", "index"]
+    assert tables == ["sets", "summary", "updates", "flips", "concepts", "retrieval", "index"]
     assert all(isinstance(getattr(two, name), pd.DataFrame) for name in tables)

@@ -1,20 +1,23 @@
 """Updates one at a time: the same bits as a stream at once, and what a ledger keeps apart."""
 
+import json
 import shutil
 import signal
+import subprocess
+import sys
 
 import months
 import numpy as np
 import pandas as pd
 import pytest
-from pictures import picture, tree
+from pictures import classes, picture, tree
 from PIL import Image
 from typer.testing import CliRunner
 
-from cmp import cli
+from cmp import cli, evaluation, models
 from cmp.errors import CmpError, Interrupted
 from cmp.files import file_digest
-from cmp.releases import compare, release, tuning, update
+from cmp.releases import compare, facts, gate, ledger, release, report, tuning, update
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer
 
@@ -101,6 +104,253 @@ def test_the_command_compares_two_releases_on_the_pictures_so_far(root, tmp_path
     assert seen[0].index.equals(compare.compare(made, later, later.corpus()).index)
 
 
+def small_clip(folder):
+    """A small CLIP as open_clip writes one for a hub."""
+    folder.mkdir()
+    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    about = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
+    how = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+    config = json.dumps({"model_cfg": about, "preprocess_cfg": how})
+    (folder / "open_clip_config.json").write_text(config)
+    model = models.create_model(f"local-dir:{folder}", 0)
+    models.export_weights(model, folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+@pytest.mark.parametrize("is_embedded", [True, False])
+def test_the_code_of_a_card_names_a_picture(root, tmp_path, is_embedded):
+    """In a new process, which knows nothing but the folder of the card."""
+    start = months.START if is_embedded else small_clip(tmp_path / "clip")
+    settings = [*SMALL, "training.task_steps=[1]"]
+    plan = update.plan_update(start, root / "z-month", settings, pool=root / "pool")
+    made = update.compute_update(plan, tmp_path / "made")
+    card = made.path(release.CARD_FILE).read_text()
+    code = card.partition("```python\n")[2].partition("```")[0]
+    place = tmp_path / "elsewhere"
+    shutil.copytree(made.folder, place)
+    (place / "picture.png").write_bytes(picture(1))
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in plan.corpus.classes["catalogue"]
+    assert ("cmp" in code) == is_embedded and "in the folder of this card" in code
+
+
+def test_a_card_has_the_numbers_of_its_comparison(root, tmp_path, monkeypatch):
+    """To the bit of the features: what was just trained is computed as what is loaded."""
+    made, seen, encode = first(root, tmp_path), [], evaluation.encode
+
+    def watch(*arguments):
+        seen.append(encode(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(evaluation, "encode", watch)
+    plan = update.plan_update(made.folder, root / "y-month", {"evaluation": {"subset": None}})
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    on_card = seen[-2:]
+    found = compare.compare(made, later, later.corpus())
+    for each, again in zip(on_card, seen[-2:], strict=True):
+        assert each.equals(again)
+    card = later.path(release.CARD_FILE).read_text()
+    for name, row in pd.concat([found.summary, found.sets, found.updates]).iterrows():
+        assert f"| {row['old']:.1f} | {row['new']:.1f} |" in card
+        assert f"| {name} |" in card
+
+
+def test_each_update_has_a_row_and_a_gate(root, tmp_path):
+    """Its own pictures, beside those of all updates together."""
+    made = first(root, tmp_path, "evaluation.subset=null")
+    plan = update.plan_update(made.folder, root / "y-month", name="2026-02")
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    found = compare.compare(made, later, later.corpus())
+    assert [*found.updates.index] == ["z-month", "2026-02"]
+    matrix = pd.read_parquet(later.path(release.MATRIX_FILE))
+    assert found.updates["new"].tolist() == matrix.loc[matrix["after"] == 2, "score"].tolist()
+    assert found.updates["images"].sum() == found.sets.loc["catalogue", "images"]
+    assert found.updates["lost"].sum() == found.sets.loc["catalogue", "lost"]
+    limits = gate.Gate(
+        each_update=gate.Limits(drop=100), updates={"2026-02": gate.Limits(gain=100, lost=100)}
+    )
+    lines = {line.key: line for line in gate.apply_gate(limits, found)}
+    assert lines["each_update.drop"].scope == "z-month" and lines["each_update.drop"].passed
+    assert not lines["updates.2026-02.gain"].passed and lines["updates.2026-02.lost"].passed
+    with pytest.raises(CmpError, match=r"gate: updates.2026-01: .*did you mean '2026-02'"):
+        gate.apply_gate(gate.Gate(updates={"2026-01": gate.Limits(drop=1)}), found)
+    page = report.report_page(found)
+    assert "The same new content by update" in page and "2026-02 <span" in page
+
+
+def test_two_updates_of_one_name_keep_their_numbers(root, tmp_path):
+    made = first(root, tmp_path)
+    plan = update.plan_update(made.folder, root / "y-month", name="z-month")
+    assert [*compare.update_names(plan.corpus).values()] == ["1 z-month", "2 z-month"]
+
+
+def test_what_a_later_release_says_of_the_earlier_ones(root, tmp_path):
+    """Why the same model has another score now, and how much is lost since the first update."""
+    classes(tmp_path / "kept", ("mug", "shirt", "lamp"))
+    made = first(root, tmp_path, "evaluation.subset=null", retain=[tmp_path / "kept"])
+    assert "A_ZS was" not in made.path(release.CARD_FILE).read_text()
+    plan = update.plan_update(made.folder, root / "y-month")
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    metrics = pd.read_parquet(later.path(release.SCORES_FILE)).set_index(["task", "role"])["score"]
+    card, page = (later.path(x).read_text() for x in (release.CARD_FILE, release.REPORT_FILE))
+    kept = (
+        f"A_ZS was {metrics[0, 'eval']:.1f} before the first update and is "
+        f"{metrics[2, 'eval']:.1f} after 2"
+    )
+    names = f"The card of z-month says A_KA {metrics[1, 'adapt']:.1f}"
+    for words in (kept, names, "1 name and "):
+        assert words in card and words in page
+    assert kept in update.retention_since_first(later)
+
+
+def test_what_was_right_before_the_first_update_is_counted():
+    metrics = pd.DataFrame(
+        [("kept", "eval", 75.0, 8, 3, task, "full") for task in (0, 1)]
+        + [("kept", "eval", 50.0, 8, 3, 2, "full"), ("kept", "eval", 0.0, 4, 3, 2, "subset")],
+        columns=["dataset", "role", "score", "images", "classes", "task", "scope"],
+    )
+    before = np.array([True] * 6 + [False] * 2)
+    hits = {"0/kept": before, "2/kept": np.array([False] * 3 + [True] * 4 + [False])}
+    words = facts.describe_retention(metrics, hits, 2)
+    assert "A_ZS was 75.0 before the first update and is 50.0 after 2 (−25.0)" in words
+    assert "50.0% of what was right then is wrong now" in words
+    assert facts.describe_retention(metrics, hits, 1) == ""  # the last change says it
+    other = metrics.assign(images=range(4))
+    assert facts.describe_retention(other, hits, 2) == ""  # other pictures
+
+
+def test_an_update_without_test_pictures_is_not_judged(root, tmp_path):
+    made = first(root, tmp_path)
+    folder = tmp_path / "month"
+    tree(folder, {f"{n}.png": picture(3000 + n) for n in range(9)})
+    rows = [(f"{n}.png", ("ring", "vase", "mug")[n % 3], "train") for n in range(9)]
+
+    def write(rows):
+        frame = pd.DataFrame(rows, columns=["filepath", "label", "split"])
+        frame.to_csv(folder / "t.csv", index=False)
+
+    write(rows)
+    plan = update.plan_update(made.folder, folder)
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    words = "0 test pictures: this update is not judged"
+    assert any(words in note for note in plan.notes)
+    card, page = (later.path(x).read_text() for x in (release.CARD_FILE, release.REPORT_FILE))
+    assert words in card and words in page
+    assert "<h1>month: update 2 cost" not in page and "taught, and" not in page
+    assert "what it taught is not judged</h1>" in page
+    write([(*rows[0][:2], "test"), *rows[1:]])
+    notes = update.plan_update(made.folder, folder).notes
+    assert "1 of 2 new names have 0 test pictures and are not judged: vase" in notes
+
+
+def test_a_plan_says_where_the_peak_comes_from(root, tmp_path):
+    made = first(root, tmp_path)
+    peak = made.config.schedule.peak
+    own = "the recipe's, not tuned for these pictures"
+
+    def said(plan):
+        return next(note for note in plan.notes if note.startswith("peak"))
+
+    assert (
+        said(update.plan_update(made, root / "y-month")) == f"peak learning rate: {peak:g}, {own}"
+    )
+    given = update.plan_update(made, root / "y-month", ["schedule.peak=0.001"])
+    assert said(given) == "peak learning rate: 0.001, given"
+    later = update.compute_update(given, tmp_path / "releases" / "2")
+    last = update.plan_update(later, root / "x-month")
+    assert said(last) == "peak learning rate: 0.001, taken over from y-month"
+    assert "| y-month | " in (card := later.path(release.CARD_FILE).read_text())
+    assert "| 0.001 | given |" in card and f"| {peak:g} | the recipe's |" in card
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, [*map(str, arguments)])
+
+
+def test_the_command_says_what_to_do_about_a_peak_and_repeats_nothing(root, tmp_path):
+    made, out = first(root, tmp_path), tmp_path / "releases" / "2"
+    month = ("update", made.folder, "--data", root / "y-month", "-o", out)
+    done = invoke(*month, "--dry-run")
+    assert f"cmpt tune {made.folder} --data {root / 'y-month'} -o" in done.stdout, done.output
+    done = invoke(*month)
+    assert f"written: {out}" in done.stdout, done.output
+    assert f"cmpt tune {out} --data FOLDER_OF_NEXT_MONTH" in done.stdout
+    done = invoke(*month)
+    assert f"already there: {out}" in done.stdout and "written" not in done.stdout
+    done = invoke(*month, "schedule.peak=0.001", "--dry-run")
+    assert "cmpt tune" not in done.stdout
+
+
+def test_months_in_one_folder_are_not_taken_for_classes(tmp_path):
+    """Nor a folder that holds the retention set."""
+    pictures = tmp_path / "pictures"
+    for month in ("2026-01", "2026-02"):
+        classes(pictures / month, ("red fox", "oak"), each=3)
+    with pytest.raises(CmpError) as error:
+        update.plan_update(months.START, pictures)
+    for words in ("2026-01/oak/0.png", "2026-02/", f"{pictures}/2026-01", "cmpt data init"):
+        assert words in str(error.value)
+    classes(tmp_path / "shop" / "kept", each=3)
+    with pytest.raises(CmpError, match=r"--data: .*shop holds .*kept, which was given by --retain"):
+        update.plan_update(months.START, tmp_path / "shop", retain=[tmp_path / "shop" / "kept"])
+    classes(tmp_path / "split" / "train", each=3)
+    classes(tmp_path / "split" / "test", each=3, prefix="")
+    sets = ledger.read_sets(tmp_path / "split", "adapt", "{}")
+    assert sets[0][0].reader.kind == "folder"
+
+
+def test_a_release_that_is_not_there_is_called_one(root, tmp_path, monkeypatch):
+    made = first(root, tmp_path)
+    wrong = made.folder.with_name("2026-01")
+    found = str(invoke("update", wrong, "--data", root / "y-month", "-o", tmp_path / "2").exception)
+    assert f"{wrong}: there is no such release" in found and "--start" not in found
+    assert str(made.folder) in found
+    with pytest.raises(CmpError, match="there is no such release"):
+        update.plan_update(wrong, root / "y-month")
+    with pytest.raises(CmpError, match="no model is called 'smal'; did you mean 'small'"):
+        update.plan_update("smal", root / "y-month")
+
+
+def test_a_month_is_checked_as_it_would_be_read(tmp_path):
+    """Faults name the folder, since there is neither a manifest nor a set yet."""
+    month = classes(tmp_path / "2026-01", ("red fox", "oak"), each=6)
+    done = invoke("data", "check", month)
+    assert done.exit_code == 0 and "1 of 1 datasets can be used" in done.stdout, done.output
+    (month / "oak" / "bad.png").write_bytes(b"none")
+    done = invoke("data", "check", month)
+    assert done.exit_code == 1
+    with pytest.raises(CmpError) as error:
+        update.plan_update(months.START, month)
+    for words in (done.stdout, str(error.value)):
+        words = " ".join(words.split())
+        assert "oak/bad.png" in words and "2026-01" in words and "catalogue" not in words
+        assert "cmpt data init" in words
+
+
+def test_a_card_lists_the_data(root, tmp_path):
+    card = first(root, tmp_path).path(release.CARD_FILE).read_text()
+    assert "| pool | pool | {} | not given |" in card
+    assert "| catalogue | adapt | {} | not given |" in card
+    assert "20% of an update's pictures are held out for tests and 10% for tuning" in card
+    assert "| catalogue | 2 |" in card and "GM, which tuning maximises" in card
+
+
+def test_a_picture_is_one_picture(root, tmp_path):
+    made = first(root, tmp_path)
+    tree(tmp_path / "one", {"person__beard/1.png": picture(4000)})
+    plan = update.plan_update(made.folder, tmp_path / "one")
+    assert "1 new picture: 1 to train on" in plan.notes[0] and "1 new name, " in plan.notes[1]
+    assert plan.report.new_names == ("person beard",)
+
+
+def test_a_release_is_a_folder_for_the_hub_already(root, tmp_path):
+    made = first(root, tmp_path)
+    done = invoke("export", made.folder, "--to", "hf", "-o", tmp_path / "hub")
+    assert "a release is such a folder already" in str(done.exception)
+
+
 @pytest.mark.parametrize("size", [5, 13, 200])
 def test_months_of_any_size(root, tmp_path, size):
     """A small month takes fewer of its pictures per batch, a first one as well."""
@@ -151,6 +401,51 @@ def test_pictures_that_look_like_held_out_ones_are_reported(root, tmp_path):
     plan = update.plan_update(made.folder, folder)
     assert plan.report.similar and plan.report.held_out == 0
     assert any("look like a held-out picture" in note for note in plan.notes)
+
+
+def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(root, tmp_path):
+    """Or the one that the first update gives; later updates have it, too."""
+    assert models.usual_prompt("ViT-B-32") == "a photo of a {}"
+    made = first(root, tmp_path)
+    (tmp_path / "kept").mkdir()
+    classes(tmp_path / "kept", ("red fox",))
+    plan = update.plan_update(made.folder, root / "y-month", retain=[tmp_path / "kept"])
+    assert {x.captions for x in plan.ledger.pictures if x.label == "red fox"} == {("red fox",)}
+    assert plan.corpus.datasets["kept"].prompt == plan.corpus.datasets["catalogue"].prompt == "{}"
+    assert 'prompt: "{}" for pool, catalogue, kept' in plan.notes
+    own = first(root, tmp_path / "own", prompt="my {}")
+    assert own.record.id != made.record.id
+    plan = update.plan_update(own.folder, root / "y-month")
+    assert {x.captions[0].partition(" ")[0] for x in plan.ledger.pictures} == {"my"}
+    with pytest.raises(CmpError, match=r"--prompt: 'the \{\}', and 'my \{\}' so far"):
+        update.plan_update(own.folder, root / "y-month", prompt="the {}")
+    with pytest.raises(CmpError, match=r"--prompt: .* exactly one"):
+        first(root, tmp_path / "none", prompt="a photo")
+
+
+def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(root, tmp_path):
+    """Which has one prompt, that of its first manifest. Another set may have another one."""
+    about = {"name": "shoes", "title": "Shoes", "licence": "own", "role": "adapt"}
+    reader = {"kind": "csv", "path": "months.csv", "label": "label", "split": "split"}
+    about |= {"prompt": "a shoe, {}", "reader": reader}
+    (root / "z-month" / "manifest.yaml").write_text(json.dumps(about))
+    made = first(root, tmp_path)
+    plan = update.plan_update(made.folder, root / "y-month")
+    assert [x for x in plan.corpus.datasets if x != "pool"] == ["shoes"]
+    assert plan.corpus.captions(len(plan.ledger.pictures) - 1)[0].startswith("a shoe, ")
+    assert 'different prompts: "{}" for pool; "a shoe, {}" for shoes' in plan.notes
+    assert "the set shoes: the pictures of all updates" in plan.notes
+    manifest = root / "y-month" / "manifest.yaml"
+    manifest.write_text(json.dumps(about | {"prompt": "{}"}))
+    with pytest.raises(CmpError, match=r"shoes: prompt: '\{\}', and 'a shoe, \{\}' before"):
+        update.plan_update(made.folder, root / "y-month")
+    manifest.write_text(json.dumps(about | {"name": "caps", "prompt": models.USUAL_PROMPT}))
+    notes = update.plan_update(made.folder, root / "y-month").notes
+    assert any('tiny was pretrained with the prompt "{}"' in note for note in notes)
+    manifest.write_text(json.dumps(about | {"name": "hats", "prompt": "a hat, {}"}))
+    plan = update.plan_update(made.folder, root / "y-month")
+    assert "the new pictures belong to hats" in plan.notes
+    assert any('"a hat, {}" for hats' in note for note in plan.notes)
 
 
 def test_what_was_there_already_is_left_out(root, tmp_path):

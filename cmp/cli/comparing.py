@@ -4,6 +4,7 @@ it."""
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import typer
 
@@ -14,7 +15,7 @@ from cmp.evaluation import make_test_sets
 from cmp.experiments import forecast
 from cmp.files import check_target
 from cmp.releases import candidates, gate, release, report
-from cmp.releases.compare import Comparison, as_candidate, common_device
+from cmp.releases.compare import Comparison, as_candidate, common_device, update_names
 from cmp.releases.compare import compare as compare_models
 from cmp.releases.index import RECALL_AT
 
@@ -41,9 +42,10 @@ def compare(
     open_clip's layout, such as a release. Each model prepares images in its own way.
 
     With a gate, the exit status is 1 if the new model exceeds one of its limits. Limits are for
-    A_KA or A_ZS over all datasets, for `each` dataset, or for datasets by name under `sets`: `drop`
-    and `gain` in points, and `lost`, the percentage of correct answers that became wrong. Estimates
-    are compared or, with `sure: true`, the worse end of the 95% interval.
+    A_KA or A_ZS over all datasets, for `each` dataset, for datasets by name under `sets`, for
+    `each_update`, or for updates by name under `updates`. They are `drop` and `gain` in points, and
+    `lost`, the percentage of correct answers that became wrong. Estimates are compared or, with
+    `sure: true`, the worse end of the 95% interval.
 
     Args:
         old: The deployed model.
@@ -79,24 +81,39 @@ def compare(
     forecast.check_device(device := common_device([as_candidate(each) for each in pair], device))
     corpus = releases[1].corpus() if releases[1] and not data else load_data(data or "embedded")
     if limits:
-        scored = [each.dataset for each in make_test_sets(corpus, split, subset)]
-        gate.check_scopes(limits, {dataset.name: dataset.role for dataset in scored})
+        sets = make_test_sets(corpus, split, subset)
+        rows = [each.rows for each in sets if each.dataset.role == "adapt"]
+        updates = update_names(corpus, np.concatenate(rows)) if rows else {}
+        roles = {each.dataset.name: each.dataset.role for each in sets}
+        gate.check_scopes(limits, roles, list(updates.values()))
     names = [name for name in arrived.split(",") if name] if arrived is not None else None
     comparison = compare_models(
         *pair, corpus, arrived=names, split=split, subset=subset, device=device, progress=True
     )
     print_comparison(comparison)
     lines = gate.apply_gate(limits, comparison) if limits else []
+    notes = _release_notes(*releases)
+    typer.echo("\n".join(notes), nl=bool(notes))
     if page:
-        report.write_report(comparison, page, gate=lines)
+        report.write_report(comparison, page, gate=lines, notes=notes)
         typer.echo(f"written: {page}")
     broken = [line for line in lines if not line.passed]
-    for line in broken:
-        typer.echo(f"broken: {line.sentence}")
+    for line in sorted(lines, key=lambda line: not line.passed):
+        typer.echo(f"{'passed' if line.passed else 'broken'}: {line.sentence}")
     if lines:
         typer.echo(f"gate: {len(lines) - len(broken)} of {len(lines)} limits kept")
     if broken:
         raise typer.Exit(1)
+
+
+def _release_notes(old: release.Release | None, new: release.Release | None) -> list[str]:
+    """Return what to know of scores of two releases."""
+    if old is None or new is None or len(old.record.updates) >= len(new.record.updates):
+        return []
+    return [
+        "A_KA before can be lower than on the card of the old release: the same model now chooses "
+        "among the names of later updates, too, and is asked about their pictures"
+    ]
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -105,10 +122,15 @@ def print_comparison(comparison: Comparison) -> None:
     for role in shared.ROLE_NAMES:
         members = sets[sets["role"] == role]
         rows += [(name, *_score_cells(row)) for name, row in members.iterrows()]
+        if role == "adapt":
+            updates = comparison.updates
+            rows += [(f"- {name}", *_score_cells(row)) for name, row in updates.iterrows()]
         rows += [None] if len(members) else []
     rows += [(name, *_score_cells(row)) for name, row in comparison.summary.iterrows()]
     columns = ("", "before", "now", "change", "95%", "lost", "of right", "gained")
     shared.print_table(columns, rows, f"{comparison.old} -> {comparison.new}, {comparison.split}")
+    if len(comparison.updates):
+        typer.echo("rows with a dash: the pictures of each update")
     worst = comparison.worst_concepts(WORST, each=False)
     if len(worst):
         cells = ("dataset", "concept", "questions", "lost", "gained", "became")

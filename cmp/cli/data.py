@@ -81,18 +81,22 @@ def show(name: str, sheet: Path | None = None) -> None:
 def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     """Check whether datasets are present, absent, partial, faulty or have wrong counts.
 
+    A folder of images without a manifest is checked as `cmpt update --data` would read it.
+
     The exit status is 1 if a dataset is present but cannot be used as it is. Notes on usable
     datasets, such as images that are both trained on and scored, do not change it.
 
     Args:
-        name: Datasets to check: embedded, fomo, or a folder of manifests.
+        name: Datasets to check: embedded, fomo, or a folder of manifests or images.
         decode: Decode every image once, to find damaged files.
 
     Example:
         cmpt data check fomo --no-decode
     """
     from cmp.embedded import packed
+    from cmp.models import USUAL_PROMPT
     from cmp.readers import collection, index, notes
+    from cmp.releases import ledger
 
     if name == "embedded":
         datasets = manifest.select_datasets()
@@ -101,7 +105,15 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
             typer.echo(f"{dataset}: not built or damaged; run `cmpt data build {dataset}`")
         typer.echo(f"{len(datasets) - len(broken)} of {len(datasets)} embedded datasets are intact")
         raise typer.Exit(bool(broken))
-    states = [collection.dataset_state(*place, decode) for place in load_manifests(name)]
+    folder = Path(name).expanduser()
+    is_plain = folder.is_dir() and not ledger.has_manifests(folder)
+    if is_plain:
+        [(dataset, root)] = ledger.read_sets(folder, "adapt", USUAL_PROMPT)
+        located = [(dataset.model_copy(update={"name": folder.resolve().name}), root)]
+        typer.echo("there is no manifest, so it is read as `cmpt update --data` would")
+    else:
+        located = load_manifests(name)
+    states = [collection.dataset_state(*place, decode) for place in located]
     columns = ("set", "role", "classes", "train", "val.", "test", "B/32 %", "state")
     rows = [_state_row(s.dataset, s.index.counts() if s.index else {}, s.state) for s in states]
     shared.print_table(columns, rows)
@@ -109,6 +121,8 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     for s in states:
         mendable = s.index is not None and s.state in ("partial", "faulty")
         reason = f"{s.reason}; {index.MEND_FAULTS}" if mendable else s.reason
+        if is_plain:
+            reason = ledger.without_manifest(reason, s.dataset.name, folder)
         named.setdefault(reason, []).append(s.dataset.name)
     for reason in filter(None, named):
         typer.echo(f"{', '.join(named[reason])}: {reason}")

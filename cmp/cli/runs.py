@@ -16,9 +16,10 @@ from cmp.cli import shared
 from cmp.data import Preprocessing, load_data
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import forecast, hub, preflight, pretraining, statistics
-from cmp.files import SHORT_ID, atomic_file
+from cmp.files import SHORT_ID, atomic_file, make_folder
 from cmp.releases import hugging_face, onnx_files
 from cmp.releases.candidates import find_candidate
+from cmp.releases.release import is_release
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.launch import read_settings
 from cmp.runs.resolve import ResolvedRun, resolve_run
@@ -209,7 +210,8 @@ def export(
     Example:
         cmpt export 3f2a -o new.safetensors
     """
-    shared.check_out(out)
+    if to == "open_clip":  # others are folders, which are made with those above them
+        shared.check_out(out)
     is_run = model.startswith(models.RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", model)
     if is_run and not Path(model).exists():
         found, network = find_model(model.removeprefix(models.RUN_PREFIX))
@@ -218,6 +220,10 @@ def export(
     else:
         candidate = find_candidate(model)
         found, name, network = None, candidate.name, candidate.load()
+    if to == "hf" and is_release(Path(model)):
+        raise CmpError(f"--to hf: {model}: a release is such a folder already; upload it as it is")
+    if to != "open_clip":
+        make_folder(out.parent)
     if to in EXPORTERS:
         write_export(name, network, out, to)
     elif to == "hf":

@@ -10,18 +10,20 @@ from tqdm import tqdm
 from cmp import config, models
 from cmp.cli import shared
 from cmp.cli.runs import progress_observer
-from cmp.errors import CmpError
+from cmp.errors import CmpError, did_you_mean
 from cmp.experiments import forecast
 from cmp.files import read_yaml
 from cmp.releases import release, tuning
 from cmp.releases.candidates import split_start
-from cmp.releases.update import UpdatePlan, compute_update, plan_update
+from cmp.releases.release import is_release
+from cmp.releases.update import UpdatePlan, compute_update, plan_update, retention_since_first
 from cmp.runs.runner import Observer
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
 
 Folders = Annotated[list[Path] | None, typer.Option("--retain", metavar="FOLDER")]
 Moved = Annotated[list[str] | None, typer.Option("--moved", metavar="OLD=NEW")]
+Prompt = Annotated[str | None, typer.Option(metavar="TEMPLATE")]
 Start = Annotated[str | None, typer.Argument(metavar="RELEASE")]
 
 
@@ -33,6 +35,7 @@ def update(
     start: str | None = None,
     pool: str | None = None,
     retain: Folders = None,
+    prompt: Prompt = None,
     chosen: Annotated[Path | None, typer.Option("--settings", metavar="FILE")] = None,
     name: str | None = None,
     gone: Literal["refuse", "skip"] = "refuse",
@@ -60,6 +63,8 @@ def update(
             once. Default: none.
         retain: A folder of images that the model must not forget, scored as A_ZS. Give it only
             once. Default: none.
+        prompt: For the first update: how a class is named in a folder without a manifest, such as
+            "a photo of a {}". Default: "{}" for embedded models, otherwise "a photo of a {}".
         chosen: A file of settings, such as one written by `cmpt tune`. Default: none.
         name: Name of the update. Default: the folder's name.
         gone: Whether pictures of earlier updates that are gone are refused or skipped.
@@ -74,8 +79,8 @@ def update(
     given = _given(release, start, data, settings, chosen)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     pictures: dict[str, Any] = {
-        "pool": pool, "retain": retain or [], "name": name or "", "skip_gone": gone == "skip",
-        "moved": _parse_moved(moved),
+        "pool": pool, "retain": retain or [], "name": name or "", "prompt": prompt or "",
+        "skip_gone": gone == "skip", "moved": _parse_moved(moved),
     }  # fmt: skip
     with processes.init_distributed(_device_of(given[0], device)) as local_device:
         with processes.first_process_first():
@@ -83,16 +88,32 @@ def update(
         if processes.rank() == 0:
             typer.echo("\n".join(plan.notes))
         if dry_run:
-            return typer.echo("nothing was computed")
+            return typer.echo(_dry_run_lines(plan, given))
         forecast.check_device(local_device)
+        is_there = is_release(out)
         made = _compute(plan, out, local_device, execution)
         if processes.rank() == 0:
-            typer.echo(f"written: {out}\n{release_lines(made)}")
-            if plan.parent is None:
+            state = "already there" if is_there else "written"
+            typer.echo(f"{state}: {out}\n{release_lines(made)}")
+            if not plan.peak_source:
                 typer.echo(
                     f"its peak, {plan.config.schedule.peak:g}, is the recipe's and was not tuned "
-                    f"for your pictures: cmpt tune {out} --data FOLDER -o tuned.yaml"
+                    f"for your pictures; before the next update: cmpt tune {out} "
+                    "--data FOLDER_OF_NEXT_MONTH -o tuned.yaml"
                 )
+
+
+def _dry_run_lines(plan: UpdatePlan, given: tuple[str, Path, dict[str, Any]]) -> str:
+    """Return what a dry run ends with."""
+    if plan.peak_source:
+        return "nothing was computed"
+    start, data, _ = given
+    where = start if plan.parent else f"--start {start} ..."
+    words = "with your other options, and then pass --settings tuned.yaml here"
+    return (
+        f"to tune the peak first: cmpt tune {where} --data {data} -o tuned.yaml, {words}\n"
+        "nothing was computed"
+    )
 
 
 def _given(
@@ -111,17 +132,31 @@ def _given(
             "cmpt update: give the RELEASE to start from or, for the first update, the model "
             "with --start, such as --start ViT-B-16:laion2b_s34b_b88k"
         )
+    if release_folder is not None and not is_release(Path(release_folder)):
+        raise CmpError(_no_release(Path(release_folder)))
     if data is None:
         raise CmpError("--data: give the folder of the new images")
     below = read_yaml(chosen) if chosen else {}
     return release_folder or str(start), data, config.override(below, settings)
 
 
+def _no_release(folder: Path) -> str:
+    """Return that a folder is no release, with the nearest one beside it."""
+    if folder.is_dir():
+        return f"{folder}: not a release, since it contains no {release.RECORD_FILE}"
+    if str(folder) in models.family_names():
+        return f"{folder}: there is no such release; give the first model by --start {folder}"
+    beside = [x for x in sorted(folder.parent.glob("*")) if is_release(x)]
+    near = did_you_mean(folder.name, [x.name for x in beside])
+    there = ", ".join(str(x) for x in beside[-3:])
+    return f"{folder}: there is no such release{near or (there and f'; there are {there}')}"
+
+
 def _device_of(start: str, device: str | None) -> str:
     """Return the device of an update: the CPU for an embedded model, and otherwise a GPU."""
-    folder = Path(start)
-    is_release = release.is_release(folder)
-    name = release.read_release(folder).config.model.name if is_release else split_start(start)[0]
+    folder, name = Path(start), split_start(start)[0]
+    if is_release(folder):
+        name = release.read_release(folder).config.model.name
     return models.default_device(name, device)
 
 
@@ -149,10 +184,11 @@ def _compute(
 def release_lines(made: release.Release) -> str:
     """Return lines on what to look at in a release."""
     folder = made.folder
-    return (
-        f"{release.describe(made)}\nserved by open_clip as local-dir:{folder}\n"
-        f"look at {folder / release.REPORT_FILE}"
-    )
+    lines = [
+        release.describe(made), f"served by open_clip as local-dir:{folder}",
+        f"look at {folder / release.REPORT_FILE}", retention_since_first(made),
+    ]  # fmt: skip
+    return "\n".join(filter(None, lines))
 
 
 def tune(
@@ -163,6 +199,7 @@ def tune(
     start: str | None = None,
     pool: str | None = None,
     retain: Folders = None,
+    prompt: Prompt = None,
     peaks: Annotated[str | None, typer.Option(metavar="PEAK,...")] = None,
     threads: shared.Threads = 1,
     device: str | None = None,
@@ -183,6 +220,7 @@ def tune(
         start: The model of the first update, as for `cmpt update`.
         pool: As for `cmpt update`. Default: none.
         retain: As for `cmpt update`. Default: none.
+        prompt: As for `cmpt update`. Default: the model's own.
         peaks: The first peaks to try. Default: the recipe's, a third of it, and three times as
             much.
 
@@ -208,7 +246,7 @@ def tune(
                 first, folder, tree, folder=out.with_name(f".{out.stem}.tune"),
                 peaks=_parse_peaks(peaks), device=local_device, execution=execution,
                 observer=begin, tell=lambda row: bar.write(_score_line(row)),
-                pool=pool, retain=retain or [],
+                pool=pool, retain=retain or [], prompt=prompt or "",
             )  # fmt: skip
     if is_first:
         peak = tuning.write_choice(table, out)

@@ -44,7 +44,7 @@ SPLIT_SHARES: dict[str, dict[str, float]] = {
 splits."""
 
 
-def _check_prompt(prompt: str) -> str:
+def check_prompt(prompt: str) -> str:
     """Return the prompt if it has exactly one placeholder, without a format spec."""
     fields = [field for _, *field in string.Formatter().parse(prompt) if field[0] is not None]
     if fields != [["", "", None]]:
@@ -66,7 +66,7 @@ Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 UpdateName = Annotated[Text, BeforeValidator(lambda x: str(x) if type(x) is int else x)]
 """The month or number of an update, or a day in quotes, which YAML would read as a date without
 them."""
-Prompt = Annotated[Text, AfterValidator(_check_prompt)]
+Prompt = Annotated[Text, AfterValidator(check_prompt)]
 SplitShare = Annotated[float, Field(ge=0, le=1)]
 Split = Literal["train", "validation", "test"]
 Role = Literal["pool", "substitute", "adapt", "eval", "transfer"]

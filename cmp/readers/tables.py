@@ -124,7 +124,8 @@ def pictures_folder(
 def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
     """Index the images of a folder.
 
-    The class of an image is the name of its top folder, with spaces instead of "_". If top folders
+    The class of an image is the name of its top folder, with a space for "_" and for any row of
+    spaces. If top folders
     have names of splits, see `split_folders`, classes are the folders inside them.
 
     Args:
@@ -153,7 +154,7 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
             is_picture = is_picture_name(path)
             if slash and is_picture:
                 used.add(label)
-                name = label.replace("_", " ").strip()
+                name = " ".join(label.replace("_", " ").split())
                 rows.append(Row(source, file_stamp(folder, source, known), split, name, None))
             elif is_picture:
                 faults.append(Fault("image outside a class folder", source))

@@ -1,5 +1,7 @@
 """The model card of a release, in Markdown."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,71 +9,117 @@ import pandas as pd
 
 from cmp import models
 from cmp.config import RunConfig
+from cmp.data import Corpus
 from cmp.files import read_yaml
+from cmp.releases import facts
 from cmp.releases.compare import Comparison
 from cmp.releases.release import ReleaseRecord
 
-CARD = read_yaml(Path(__file__).with_name("card.yaml"))["card"]
-"""The card with places for values."""
+CARD = read_yaml(Path(__file__).with_name("card.yaml"))
+"""The card with places for values, and the snippet of code in it."""
+SHOWN_NAMES = 4
+"""Names to choose from in the snippet."""
 
 
 def release_card(
-    record: ReleaseRecord, run_config: RunConfig, comparison: Comparison | None, folder: str
+    record: ReleaseRecord,
+    run_config: RunConfig,
+    corpus: Corpus,
+    comparison: Comparison | None,
+    plan: Sequence[str] = (),
+    said: Sequence[str] = (),
 ) -> str:
     """Return the card of a release.
 
     Args:
         record: What its stream.json holds.
         run_config: The config of its last update.
+        corpus: The data so far.
         comparison: The model before the last update and after it, None where nothing is scored.
-        folder: What the release's folder is called.
+        plan: Sentences on the last update.
+        said: Sentences on the scores.
     """
     name, last = run_config.model.name, record.updates[-1]
-    tokenizer = f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")'
-    if name in models.family_names():  # whose networks and tokens are the package's own
-        tokenizer = "import cmp.embedded.models\n\n"
-        tokenizer += f'tokenizer = cmp.models.tokenizer("{name}")'
-    columns = ["", "training pictures", "steps", "highest rate"]
-    updates = pd.DataFrame(
-        [(x.name, f"{x.images:,}", x.steps, f"{x.peak:g}") for x in record.updates],
-        columns=pd.Index(columns),
-    )
+    rows, chosen = [], ""
+    for update in record.updates:
+        chosen = update.name if update.is_peak_given else chosen
+        source = f"as in {chosen}" if chosen else "the recipe's"
+        source = "given" if update.is_peak_given else source
+        row = update.name, f"{update.images:,}", update.steps, f"{update.peak:g}", source
+        rows.append(row)
+    columns = ["", "training pictures", "steps", "highest rate", "which is"]
+    updates = pd.DataFrame(rows, columns=pd.Index(columns))
     sets = [
-        (tree["name"], arrival["role"], tree.get("licence", "not given"))
+        (tree["name"], arrival["role"], tree.get("prompt", ""), tree.get("licence", "not given"))
         for arrival in record.arrivals
         for tree in arrival["sets"] or [{"name": arrival["folder"]}]
     ]
-    data = pd.DataFrame(dict.fromkeys(sets), columns=pd.Index(["", "role", "licence"]))
+    columns = ["", "role", "prompt", "licence"]
+    data = pd.DataFrame([*dict.fromkeys(sets)], columns=pd.Index(columns))
     hidden = ("data", "training.task_steps")
     changes = [(k, str(x)) for k, x in run_config.changes().items() if k not in hidden]
     mixture = run_config.mixture
-    return CARD.format(
-        name=name, start=run_config.model.start, folder=folder, tokenizer=tokenizer,
+    card = CARD["card"].format(
+        name=name, start=run_config.model.start, snippet=snippet(name, corpus).rstrip(),
         count="once" if len(record.updates) == 1 else f"{len(record.updates)} times",
-        last=last.name, images=f"{last.images:,}", id=record.id,
+        last=last.name, images=facts.count_of(last.images, "training picture"), id=record.id,
         scores=score_table(comparison) if comparison else "No picture is held out for tests yet.",
+        about=facts.SCORES, splits=facts.describe_splits(),
+        months=_explain_updates(comparison), said="\n\n".join(said),
+        plan="\n".join(f"* {sentence}" for sentence in plan),
         updates=markdown_table(updates), method=run_config.method.name,
         merging=run_config.merging.policy, batch=sum(last.counts),
         shares=", ".join(f"{share:.2f}" for share in mixture.shares), data=markdown_table(data),
         settings=markdown_table(pd.DataFrame(changes, columns=pd.Index(["", "value"]))),
         **{key: record.provenance[key] for key in ("device", "torch", "open_clip")},
     )  # fmt: skip
+    return re.sub(r"\n{3,}", "\n\n", card)
+
+
+def snippet(name: str, corpus: Corpus) -> str:
+    """Return Python code that names a picture with the model of a release, run in its folder.
+
+    Args:
+        name: The model.
+        corpus: The data so far, whose last set of updates gives names and the prompt.
+    """
+    dataset = corpus.by_role("adapt")[-1]
+    prompt, names = corpus.datasets[dataset].prompt, corpus.classes[dataset][:SHOWN_NAMES]
+    name = models.known_name(name)
+    family = models.family_of(name)
+    how = CARD["usual"]
+    if family:  # whose networks and tokens are a package's own
+        how = CARD["own"].format(name=name, module=family.__name__)
+    return CARD["snippet"].format(how=how.rstrip(), names=names, prompt=prompt)
+
+
+def _explain_updates(comparison: Comparison | None) -> str:
+    """Return what the rows of updates are, "" without any."""
+    if comparison is None or comparison.updates.empty:
+        return ""
+    names = ", ".join(comparison.corpus.by_role("adapt"))
+    return (
+        f"The pictures of all updates so far are scored as {names}; below, the same pictures have "
+        "a row for each update, by its name."
+    )
 
 
 def score_table(comparison: Comparison) -> str:
     """Return the scores before and after an update in Markdown."""
-    table = pd.concat([comparison.summary, comparison.sets])
+    sets, updates = comparison.sets, comparison.updates
+    table = pd.concat([comparison.summary, sets, updates])
     rows = pd.DataFrame(
         {
             "": table.index,
+            "pictures": ["" if np.isnan(count) else f"{count:,.0f}" for count in table["images"]],
             "before": table["old"],
             "after": table["new"],
             "change, 95% interval": [
                 f"{x.change:+.1f} ({x.low:+.1f} to {x.high:+.1f})" for x in table.itertuples()
             ],
             "lost": [
-                "none was right" if np.isnan(share) else f"{share:.1f}%"
-                for share in table["lost_share"]
+                "none was right" if np.isnan(share) else f"{share:.1f}% ({count:,.0f})"
+                for share, count in zip(table["lost_share"], table["lost"], strict=True)
             ],
         }
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cmp import evaluation, models
+from cmp import evaluation, models, streams
 from cmp.data import Corpus
 from cmp.errors import CmpError, name_choices
 from cmp.evaluation import ENCODE_BLOCK, ROLES, Features, Scores
@@ -50,13 +51,16 @@ class Comparison:
             those that were right, with `lost_low` and `lost_high`; and the same of `gained`, of
             those that were wrong.
         summary: The same columns for A_KA, A_ZS and "all", where datasets count equally.
+        updates: The same columns, and `images`, for the scored pictures of each update, by its
+            name, where questions count equally; no row where the data have no updates.
         flips: A row per question whose answer became wrong (`kind` "lost") or right ("gained"):
             `dataset`, `row` (the corpus position of the picture), `asked` ("name", "image to text"
             or "text to image"), `concept`, and the answers `said_old` and `said_new`, "" in
             retrieval.
         concepts: A row per dataset and class: `questions`, `old`, `new`, `change`, `lost`,
             `gained`, and `became`, the name that the new model gives most of the lost ones; of each
-            dataset first what lost most pictures, net of those gained.
+            dataset first what lost most pictures, and of equal ones what lost the largest share,
+            classes of a single picture last.
         retrieval: A row per dataset with captions, `asked` and `k`: recall@k as `old`, `new`,
             `change`, `low`, `high`, and `questions`.
         index: What a stored index is worth, see `cmp.releases.index.measure_index`.
@@ -71,6 +75,7 @@ class Comparison:
     split: str
     sets: pd.DataFrame
     summary: pd.DataFrame
+    updates: pd.DataFrame
     flips: pd.DataFrame
     concepts: pd.DataFrame
     retrieval: pd.DataFrame
@@ -89,8 +94,7 @@ class Comparison:
         worse = self.concepts[self.concepts["change"] < 0]
         if each:
             return worse.groupby("dataset", sort=False).head(count)
-        order = np.lexsort((worse["change"], worse["gained"] - worse["lost"]))
-        return worse.iloc[order].head(count)
+        return worse.iloc[np.lexsort(_badness(worse))].head(count)
 
 
 def compare(
@@ -102,7 +106,7 @@ def compare(
     split: str = "test",
     subset: int | None = None,
     fit_pictures: int | None = None,
-    precision: str = "bf16",
+    precision: str | None = None,
     device: str | None = None,
     progress: bool = False,
 ) -> Comparison:
@@ -125,7 +129,8 @@ def compare(
         subset: Images per dataset; all where None.
         fit_pictures: How many pictures of other splits the map to the old index is fitted on. Where
             None, 2,000, and with a subset at most five times as many as that.
-        precision: "bf16" or "fp32".
+        precision: "bf16" or "fp32"; where None, that of the new model if it is a release, so that
+            its card has the same numbers, and else "bf16".
         device: "cpu" or "cuda"; where None, the CPU for embedded models and a card for others.
         progress: Whether a progress bar is shown on standard error.
 
@@ -146,6 +151,8 @@ def compare(
     candidates = [as_candidate(model) for model in (old, new)]
     if arrived is None and isinstance(old, Release) and isinstance(new, Release):
         arrived = _updates_between(old, new, corpus) or None
+    if precision is None:
+        precision = new.config.training.precision if isinstance(new, Release) else "bf16"
     is_new = arrived_images(corpus, arrived)
     if fit_pictures is None:
         fit_pictures = min(FIT_PICTURES, FIT_PER_SCORED * (subset or FIT_PICTURES))
@@ -171,6 +178,9 @@ def compare(
         split=split,
         sets=old_scores.datasets[["role", "metric", "images", "chance"]].join(summaries[0]),
         summary=summaries[1],
+        updates=_compare_updates(corpus, questions, is_same).reindex(
+            columns=["images", *summaries[0].columns]
+        ),
         flips=_list_flips(questions),
         concepts=_compare_concepts(questions),
         retrieval=_compare_retrieval(corpus, features, is_same),
@@ -336,21 +346,58 @@ def _summaries(
     chosen = {name: members for name, members in roles.items() if members}
     chosen |= {ALL: list(datasets.index)}
     summary = {
-        name: {"sets": len(members), **_summarise(questions, members, is_same)}
+        name: {"sets": len(members), **_summarise_sets(questions, members, is_same)}
         for name, members in chosen.items()
     }
-    sets = {name: _summarise(questions, [name], is_same) for name in datasets.index}
+    sets = {name: _summarise_sets(questions, [name], is_same) for name in datasets.index}
     return _frame(sets, "dataset"), _frame(summary, "sets of")
+
+
+def update_names(corpus: Corpus, rows: np.ndarray | None = None) -> dict[str, str]:
+    """Return the names of a corpus's updates by their labels, in order of arrival: without their
+    numbers, see `cmp.releases.ledger.update_label`, unless two updates have the same name.
+
+    Args:
+        corpus: The data.
+        rows: Positions of pictures; of all where None.
+    """
+    column = corpus.table["update"]
+    present = column.astype(str).iloc[slice(None) if rows is None else rows].unique()
+    labels = sorted({*present} - {""}, key=streams.update_key)
+    names = [re.sub(r"^\d+ ", "", label) for label in labels]
+    return {
+        label: name if names.count(name) == 1 else label
+        for label, name in zip(labels, names, strict=True)
+    }
+
+
+def _compare_updates(corpus: Corpus, questions: pd.DataFrame, is_same: bool) -> pd.DataFrame:
+    """Return `Comparison.updates`."""
+    arrived = questions[questions["dataset"].isin(corpus.by_role("adapt"))]
+    label = corpus.table["update"].astype(str).to_numpy()[arrived["row"]]
+    rows = {}
+    for update, name in update_names(corpus, arrived["row"].to_numpy()).items():
+        chosen = arrived[label == update]
+        weight = np.full(len(chosen), 1 / len(chosen))
+        images = chosen["row"].nunique()
+        rows[name] = {"images": images, **_summarise(chosen, weight, is_same)}
+    return _frame(rows, "update")
 
 
 def _frame(rows: dict[str, dict[str, float]], index: str) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name=index))
 
 
-def _summarise(questions: pd.DataFrame, datasets: list[str], is_same: bool) -> dict[str, float]:
+def _summarise_sets(
+    questions: pd.DataFrame, datasets: list[str], is_same: bool
+) -> dict[str, float]:
     """Return scores, change and flips over some datasets, which count equally."""
     chosen = questions[questions["dataset"].isin(datasets)]
-    weight = chosen["weight"].to_numpy() / len(datasets)
+    return _summarise(chosen, chosen["weight"].to_numpy() / len(datasets), is_same)
+
+
+def _summarise(chosen: pd.DataFrame, weight: np.ndarray, is_same: bool) -> dict[str, float]:
+    """Return scores, change and flips over some questions with weights that sum to 1."""
     part, group = (pd.factorize(chosen[column])[0] for column in ("dataset", "group"))
     was, now = (chosen[column].to_numpy() > 0 for column in ("hit_old", "hit_new"))
     change = mean_interval(now * 1.0 - was, weight, part, group)
@@ -405,9 +452,13 @@ def _compare_concepts(questions: pd.DataFrame) -> pd.DataFrame:
     table[["old", "new"]] *= 100
     table.insert(5, "change", table["new"] - table["old"])
     place = {name: number for number, name in enumerate(questions["dataset"].unique())}
-    fewer = table["gained"] - table["lost"]
-    order = np.lexsort((table["change"], fewer, table["dataset"].map(place)))
+    order = np.lexsort((*_badness(table), table["dataset"].map(place)))
     return table.iloc[order].reset_index(drop=True)
+
+
+def _badness(concepts: pd.DataFrame) -> tuple[pd.Series, ...]:
+    """Return the keys by which concepts are sorted from the worst, the last key first."""
+    return concepts["change"], concepts["questions"] == 1, -concepts["lost"]
 
 
 def _compare_retrieval(corpus: Corpus, features: list[Features], is_same: bool) -> pd.DataFrame:

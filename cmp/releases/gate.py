@@ -5,6 +5,8 @@
     A_KA: {gain: 3}                 # new content gains at least three points
     each: {drop: 5}                 # of every single set
     sets: {emoji-signs: {drop: 1, sure: true}}   # of this one, in place of `each`
+    each_update: {drop: 5}          # of the pictures of every single update
+    updates: {2026-01: {drop: 2}}   # of those of this one, in place of `each_update`
 
 Estimates are compared, since a gate that asked for certainty would stop every model whose test sets
 are small, the old one's twin included. `sure: true` asks for it: the whole 95 % interval must keep
@@ -12,7 +14,7 @@ the limit, which a set of a few hundred pictures can hardly show for less than s
 with the very features of the old one passes either way where only losses are limited.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -59,6 +61,8 @@ class Gate:
         A_ZS: Of the mean of the sets of old content, whose role is "eval".
         each: Of every set.
         sets: Of single sets, in place of `each`.
+        each_update: Of the pictures of every update.
+        updates: Of those of single updates by name, in place of `each_update`.
     """
 
     all: Limits = Limits()
@@ -66,6 +70,8 @@ class Gate:
     A_ZS: Limits = Limits()
     each: Limits = Limits()
     sets: dict[str, Limits] = Field(default_factory=dict)
+    each_update: Limits = Limits()
+    updates: dict[str, Limits] = Field(default_factory=dict)
 
 
 class GateLine(NamedTuple):
@@ -73,7 +79,7 @@ class GateLine(NamedTuple):
 
     Attributes:
         key: Where it stands in the gate, such as "each.drop".
-        scope: What it is of, a dataset's name or "A_KA", "A_ZS" or "all".
+        scope: What it is of, the name of a dataset or an update, or "A_KA", "A_ZS" or "all".
         limit: The limit, in points or percent.
         value: What was compared with it; NaN where no interval can be formed.
         passed: Whether it is kept.
@@ -98,7 +104,8 @@ def read_gate(path: Path) -> Gate:
         CmpError: It cannot be read, has an unknown key or a limit that is none, or limits nothing.
     """
     gate = check_record(read_yaml(path), Gate, f"{path}: ", EXAMPLE)
-    limits = [*_means(gate).values(), gate.each, *gate.sets.values()]
+    limits = [*_means(gate).values(), gate.each, gate.each_update]
+    limits += [*gate.sets.values(), *gate.updates.values()]
     if not any(map(_asks, limits)):
         raise CmpError(f"{path}: limits nothing{EXAMPLE}")
     return gate
@@ -112,25 +119,29 @@ def apply_gate(gate: Gate, comparison: Comparison) -> list[GateLine]:
         comparison: The models.
 
     Raises:
-        CmpError: It limits a set or a mean that was not compared, and would pass unseen.
+        CmpError: It limits what was not compared, and would pass unseen.
     """
-    check_scopes(gate, dict(comparison.sets["role"]))
+    check_scopes(gate, dict(comparison.sets["role"]), [*comparison.updates.index])
     lines = []
     for scope, limits in _means(gate).items():
         if _asks(limits):
             lines += _apply(limits, scope, scope, comparison.summary.loc[scope])
-    for name, row in comparison.sets.iterrows():
-        key = f"sets.{name}" if name in gate.sets else "each"
-        lines += _apply(gate.sets.get(str(name), gate.each), key, str(name), row)
+    parts = {"sets": (comparison.sets, gate.sets, "each", gate.each)}
+    parts["updates"] = comparison.updates, gate.updates, "each_update", gate.each_update
+    for part, (table, own, usual_key, usual) in parts.items():
+        for name, row in table.iterrows():
+            key = f"{part}.{name}" if name in own else usual_key
+            lines += _apply(own.get(str(name), usual), key, str(name), row)
     return lines
 
 
-def check_scopes(gate: Gate, roles: Mapping[str, str]) -> None:
-    """Raise `CmpError` if a gate limits a set or a mean that is not compared.
+def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str] = ()) -> None:
+    """Raise `CmpError` if a gate limits a set, an update or a mean that is not compared.
 
     Args:
         gate: The limits.
         roles: The role of each set that is compared.
+        updates: The names of the updates whose pictures are compared.
     """
     for scope, role in ROLES.items():
         if _asks(_means(gate)[scope]) and role not in roles.values():
@@ -140,15 +151,23 @@ def check_scopes(gate: Gate, roles: Mapping[str, str]) -> None:
         if name not in roles:
             choices = name_choices(name, list(roles))
             raise CmpError(f"gate: sets.{name}: no such set is compared{choices}")
+    for name in gate.updates:
+        if name not in updates:
+            choices = name_choices(name, list(updates)) if updates else ""
+            raise CmpError(f"gate: updates.{name}: no picture of it is compared{choices}")
+    if _asks(gate.each_update) and not updates:
+        words = "no pictures of updates are compared; take the key out, or compare releases"
+        raise CmpError(f"gate: each_update: {words}")
 
 
 def check_gate(gate: Gate | Path, comparison: Comparison) -> list[str]:
     """Return the limits that a new model breaks, in sentences.
 
     A gate is a YAML file that limits the mean of `all` sets, `A_KA`, `A_ZS`, `each` set, or some
-    `sets` by name, in place of `each`. It limits a `drop` and asks for a `gain` in points, and
-    limits the percentage of right answers that became wrong, `lost`. Estimates are compared, or
-    with `sure: true` the worse end of the 95% interval.
+    `sets` by name, in place of `each`. In the same way it limits the pictures of `each_update`, or
+    of some `updates` by name. It limits a `drop` and asks for a `gain` in points, and limits the
+    percentage of right answers that became wrong, `lost`. Estimates are compared, or with `sure:
+    true` the worse end of the 95% interval.
 
     Args:
         gate: The limits, or their file.

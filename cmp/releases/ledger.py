@@ -22,12 +22,13 @@ from PIL import Image
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from cmp import models
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.files import parse_yaml
-from cmp.readers import collection, images, infer
+from cmp.readers import collection, images, infer, tables
 from cmp.readers.files import ReadImage
-from cmp.readers.index import ImageIndex
+from cmp.readers.index import MEND_FAULTS, ImageIndex
 from cmp.readers.manifest import FileSet, find_manifests, load_manifests
 from cmp.values import STRICT
 
@@ -147,6 +148,7 @@ class ArrivalReport:
         similar_names: Names of some of them.
         new_names: Class names that were never there before.
         old_names: Class names that came again.
+        untested_names: Those of `new_names` without a test picture.
     """
 
     new: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -157,6 +159,7 @@ class ArrivalReport:
     similar_names: tuple[str, ...] = ()
     new_names: tuple[str, ...] = ()
     old_names: tuple[str, ...] = ()
+    untested_names: tuple[str, ...] = ()
 
 
 def arrivals_from(trees: Sequence[Mapping[str, Any]]) -> tuple[Arrival, ...]:
@@ -164,23 +167,115 @@ def arrivals_from(trees: Sequence[Mapping[str, Any]]) -> tuple[Arrival, ...]:
     return tuple(TypeAdapter(list[Arrival]).validate_json(json.dumps([*trees])))
 
 
-def read_sets(folder: Path, role: Role) -> list[tuple[FileSet, Path]]:
+def known_sets(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """Return the sets of a ledger by name, each as it arrived first."""
+    known: dict[str, dict[str, Any]] = {}
+    for tree in (tree for arrival in ledger.arrivals for tree in arrival.sets):
+        known.setdefault(tree["name"], tree)
+    return known
+
+
+def set_names(ledger: Ledger, role: Role) -> dict[str, None]:
+    """Return the names of a role's sets in the order of their arrival."""
+    arrived = (arrival.sets for arrival in ledger.arrivals if arrival.role == role)
+    return dict.fromkeys(tree["name"] for sets in arrived for tree in sets)
+
+
+def joined_set(ledger: Ledger, role: Role) -> str:
+    """Return the name of the set that a folder without a manifest belongs to.
+
+    An update joins the one set of the updates before it, so that a name that comes again is one
+    class; where there are several or none, its set is the usual one of `SET_NAMES`.
+    """
+    names = [*set_names(ledger, role)]
+    return names[0] if role == "adapt" and len(names) == 1 else SET_NAMES[role]
+
+
+def has_manifests(folder: Path) -> bool:
+    """Return whether manifests say what a folder of pictures holds."""
+    return bool(find_manifests(folder, "*.yaml") or find_manifests(folder, "*/*.yaml"))
+
+
+def _refuse_deep_folders(folder: Path, option: str) -> None:
+    """Raise `CmpError` if pictures lie in folders of class folders: then the upper ones are more
+    likely months than classes."""
+    parts = 3 if tables.split_folders(folder) else 2
+    deep = [
+        path for path in tables.walk_files(folder)
+        if tables.is_picture_name(path) and len(path.split("/")) > parts
+    ]  # fmt: skip
+    if deep:
+        top = deep[0].split("/")[0]
+        other = next((path for path in deep if path.split("/")[0] != top), deep[-1])
+        raise CmpError(
+            f"{option}: {folder}: pictures lie in folders of folders, such as {deep[0]} and "
+            f"{other}, so it is not clear which folders are classes; give one month's folder, such "
+            f"as {folder / top}, or if {top} is a class, write a manifest with `cmpt data init "
+            f"{folder}`"
+        )
+
+
+def _refuse_known_folders(ledger: Ledger, folder: Path, role: Role) -> None:
+    """Raise `CmpError` if a folder without a manifest holds one that has another role."""
+    for arrival in ledger.arrivals:
+        is_inside = Path(arrival.folder).is_relative_to(folder) and arrival.folder != EMBEDDED
+        if is_inside and arrival.role != role:
+            raise CmpError(
+                f"{OPTIONS[role]}: {folder} holds {arrival.folder}, which was given by "
+                f"{OPTIONS[arrival.role]}; give a folder without it"
+            )
+
+
+def check_pictures(dataset: FileSet, root: Path, folder: Path) -> ImageIndex:
+    """Return the pictures of a set, each decoded once.
+
+    Args:
+        dataset: Its manifest, of a file or made by `read_sets`.
+        root: The folder that its paths start from.
+        folder: The folder that was given, which errors name where it has no manifest.
+
+    Raises:
+        CmpError: A picture cannot be used.
+    """
+    try:
+        return collection.check_images(collection.read_index(dataset, root))
+    except CmpError as error:
+        if has_manifests(folder):
+            raise
+        raise CmpError(f"{folder}: {without_manifest(str(error), dataset.name, folder)}") from error
+
+
+def without_manifest(fault: str, name: str, folder: Path) -> str:
+    """Return what is wrong with a set without its name and its manifest, which nobody wrote."""
+    how = f"fix or remove them, or set `faults: skip` in a manifest (`cmpt data init {folder}`)"
+    return fault.removeprefix(f"{name}: ").replace(MEND_FAULTS, how)
+
+
+def read_sets(
+    folder: Path, role: Role, prompt: str, ledger: Ledger | None = None
+) -> list[tuple[FileSet, Path]]:
     """Return the manifests of a folder of pictures, or one that is made by looking at them.
+
+    A set that is known has its prompt. A new one has that of its manifest, if it gives one.
 
     Args:
         folder: The folder.
         role: What the pictures are for.
+        prompt: The prompt of new sets whose manifest gives none.
+        ledger: What arrived before, see `joined_set`.
 
     Returns:
         (manifest, folder that its paths start from) pairs.
 
     Raises:
-        CmpError: The folder contains no pictures, or datasets with another role.
+        CmpError: The folder contains no pictures, datasets with another role, or a known set with
+            another prompt.
     """
+    known = known_sets(ledger or Ledger())
     option = OPTIONS[role]
     if not folder.is_dir():
         raise CmpError(f"{option}: {folder} is no folder")
-    if find_manifests(folder, "*.yaml") or find_manifests(folder, "*/*.yaml"):
+    if has_manifests(folder):
         located = load_manifests(str(folder))
         if alien := [each for each, _ in located if each.role not in (role, "adapt")]:
             words = f"{alien[0].name!r} has role {alien[0].role!r}"
@@ -188,17 +283,36 @@ def read_sets(folder: Path, role: Role) -> list[tuple[FileSet, Path]]:
             raise CmpError(f"{option}: {folder}: {words}; give it by {names}")
     else:
         text, _ = infer.describe_folder(folder, role)
-        tree = parse_yaml(text) | {"name": SET_NAMES[role], "licence": "not given"}
+        tree = parse_yaml(text)
+        if tree["reader"]["kind"] == "folder":
+            _refuse_deep_folders(folder, option)
+        tree = tree | {"licence": "not given"}
+        tree["name"] = joined_set(ledger or Ledger(), role)
+        del tree["prompt"]
         located = [(FileSet.model_validate(tree), folder)]
     for dataset, _ in located:
         if dataset.reader.kind == "fomo":
             raise CmpError(f"{option}: {dataset.name}: reader.kind: fomo is a benchmark's own")
-    tree = {"role": role, "update": None, "counts": None, "beside": None}
-    splits = {} if role == "adapt" else {"splits": {}}
-    return [(each.model_copy(update=tree | splits), root) for each, root in located]
+    tree: dict[str, Any] = {"role": role, "update": None, "counts": None, "beside": None}
+    tree |= {} if role == "adapt" else {"splits": {}}
+    sets = []
+    for dataset, root in located:
+        before = prompt
+        if dataset.name in known:
+            before = known[dataset.name].get("prompt", models.USUAL_PROMPT)
+        own = dataset.prompt if "prompt" in dataset.model_fields_set else before
+        if own != before and dataset.name in known:  # it has one classifier
+            raise CmpError(
+                f"{option}: {folder}: {dataset.name}: prompt: {own!r}, and {before!r} before; "
+                "write that, or give the set another name"
+            )
+        sets.append((dataset.model_copy(update=tree | {"prompt": own}), root))
+    return sets
 
 
-def arrive(ledger: Ledger, folder: str, role: Role, name: str = "") -> tuple[Ledger, ArrivalReport]:
+def arrive(
+    ledger: Ledger, folder: str, role: Role, name: str = "", prompt: str = models.USUAL_PROMPT
+) -> tuple[Ledger, ArrivalReport]:
     """Return the ledger with the pictures of a folder appended.
 
     A picture with the same pixels as an earlier one gets the split of the earlier one, so that a
@@ -209,6 +323,7 @@ def arrive(ledger: Ledger, folder: str, role: Role, name: str = "") -> tuple[Led
         folder: A folder of pictures, or `EMBEDDED`.
         role: What they are for.
         name: What the update is called.
+        prompt: The prompt of new sets, see `read_sets`.
 
     Returns:
         The new ledger, and what is new in it.
@@ -221,9 +336,10 @@ def arrive(ledger: Ledger, folder: str, role: Role, name: str = "") -> tuple[Led
         arrival = Arrival(number, name, role, EMBEDDED)
         return Ledger((*ledger.arrivals, arrival), ledger.pictures), ArrivalReport()
     path = Path(os.path.abspath(os.path.expanduser(folder)))
-    located = read_sets(path, role)
-    _check_prompts(ledger, [dataset for dataset, _ in located])
-    indexes = [collection.check_images(collection.read_index(*each)) for each in located]
+    if path.is_dir() and not has_manifests(path):
+        _refuse_known_folders(ledger, path, role)
+    located = read_sets(path, role, prompt, ledger)
+    indexes = [check_pictures(*each, path) for each in located]
     named = {update for index in indexes for update in index.table["update"]}
     if len(named) > 1:
         some = ", ".join(sorted(named)[:NAMED])
@@ -246,15 +362,6 @@ def arrive(ledger: Ledger, folder: str, role: Role, name: str = "") -> tuple[Led
             arriving.append(Picture(*about, tuple(captions), *numbers))
             free |= set() if is_given else {source}
     return _append(ledger, arrival, arriving, free)
-
-
-def _check_prompts(ledger: Ledger, datasets: list[FileSet]) -> None:
-    """Raise `CmpError` if a set comes again with another prompt: it has one classifier."""
-    known = {tree["name"]: tree for arrival in ledger.arrivals for tree in arrival.sets}
-    for dataset in datasets:
-        before = known.get(dataset.name, {}).get("prompt", FileSet.model_fields["prompt"].default)
-        if dataset.name in known and dataset.prompt != before:
-            raise CmpError(f"{dataset.name}: prompt: {dataset.prompt!r}, and {before!r} before")
 
 
 def _append(
@@ -288,6 +395,7 @@ def _append(
         fixed = {*held, *(picture.source for picture in new if picture.source not in free)}
         new = [x if x.source in fixed else x._replace(split="train") for x in new]
     labels, old_labels = ({(x.set, x.label) for x in some} for some in (new, used))
+    tested = {(x.set, x.label) for x in new if x.split == "test"}
     scored = {x.look for x in (*used, *new) if x.split != "train"} - FLAT
     similar = [x.source for x in new if x.split == "train" and x.look in scored]
     report = ArrivalReport(
@@ -295,6 +403,7 @@ def _append(
         len(held), tuple(held[:NAMED]), len(similar), tuple(similar[:NAMED]),
         tuple(sorted(name for _, name in labels - old_labels)),
         tuple(sorted(name for _, name in labels & old_labels)),
+        tuple(sorted(name for _, name in labels - old_labels - tested)),
     )  # fmt: skip
     return Ledger((*ledger.arrivals, arrival), (*ledger.pictures, *new)), report
 

@@ -47,6 +47,8 @@ class UpdateRecord:
         peak: The highest learning rate.
         images: Its training pictures.
         seconds: Computing time.
+        is_peak_given: Whether the peak was among its settings, and not the recipe's or that of the
+            update before.
     """
 
     name: str
@@ -56,6 +58,7 @@ class UpdateRecord:
     peak: float
     images: int
     seconds: float
+    is_peak_given: bool = False
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -71,6 +74,7 @@ class ReleaseRecord:
         arrivals: All folders that pictures came from, see `cmp.releases.ledger.Arrival`.
         provenance: Where the update was computed.
         state: The file of the state.
+        prompt: The prompt of sets whose manifest gives none.
         files: The sha256 of each file of the release.
     """
 
@@ -82,6 +86,7 @@ class ReleaseRecord:
     arrivals: tuple[dict[str, Any], ...]
     provenance: dict[str, Any]
     state: str
+    prompt: str = models.USUAL_PROMPT
     files: dict[str, str] = field(default_factory=dict)
 
 

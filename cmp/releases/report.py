@@ -11,9 +11,11 @@ from typing import Any
 import pandas as pd
 
 from cmp.files import write_atomic
+from cmp.releases import facts
 from cmp.releases.compare import ALL, NAMING, TO_IMAGE, Comparison
+from cmp.releases.facts import count_of
 from cmp.releases.gate import GateLine
-from cmp.releases.index import NEW, RECALL_AT
+from cmp.releases.index import RECALL_AT
 from cmp.releases.thumbnails import SIDE, picture_uris
 
 LARGEST, RESERVE = 3_000_000, 200_000
@@ -46,6 +48,7 @@ def write_report(
     title: str | None = None,
     gate: Sequence[GateLine] = (),
     notes: Sequence[str] = (),
+    background: Sequence[str] = (),
 ) -> None:
     """Write a comparison as a page of at most 3 MB, whole or not at all.
 
@@ -54,7 +57,8 @@ def write_report(
         path: The HTML file.
         title: The page's heading. Where None, it asks whether the new model may be served.
         gate: The limits and what became of them, see `cmp.releases.gate.apply_gate`.
-        notes: Sentences that follow the heading, such as what arrived.
+        notes: Sentences that follow the heading.
+        background: Sentences that are folded below them, such as what arrived.
 
     Raises:
         CmpError: The disk refuses.
@@ -66,7 +70,7 @@ def write_report(
         >>> (folder / "report.html").stat().st_size < 3_000_000
         True
     """
-    write_atomic(path, report_page(comparison, title, gate, notes))
+    write_atomic(path, report_page(comparison, title, gate, notes, background))
 
 
 def report_page(
@@ -74,6 +78,7 @@ def report_page(
     title: str | None = None,
     gate: Sequence[GateLine] = (),
     notes: Sequence[str] = (),
+    background: Sequence[str] = (),
 ) -> str:
     """Return the page of `write_report`, whose arguments these are."""
     walls = {kind: choose_flips(comparison, kind) for kind in ON_WALL}
@@ -84,7 +89,7 @@ def report_page(
 
     def make(uris: dict[int, str]) -> str:
         parts = [
-            _head(comparison, title, gate, notes),
+            _head(comparison, title, gate, notes, background),
             *(_wall(comparison, kind, walls[kind], uris) for kind in ON_WALL),
             _scores(comparison),
             _concepts(comparison, shots, uris),
@@ -135,7 +140,7 @@ def _choose_shots(comparison: Comparison) -> dict[tuple[str, str], list[int]]:
     rows = lost.groupby(["dataset", "concept"])["row"].apply(lambda rows: list(rows)[: SHOTS[0]])
     shots = {}
     for _, table in comparison.worst_concepts(SHOTS[1]).groupby("dataset", sort=False):
-        for row in table.itertuples():
+        for row in table[table["questions"] > 1].itertuples():
             shots[row.dataset, row.concept] = rows.get((row.dataset, row.concept), [])
     return shots
 
@@ -161,11 +166,6 @@ def _range(low: float, high: float) -> str:
     return "no interval" if math.isnan(low) else f"{_number(low)} to {_number(high)}"
 
 
-def _count(count: int, noun: str) -> str:
-    plural = noun.removesuffix("y") + "ies" if noun.endswith("ry") else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else plural}"
-
-
 def _document(title: str, body: str) -> str:
     folder = Path(__file__).parent
     style, script = ((folder / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
@@ -181,16 +181,24 @@ def _document(title: str, body: str) -> str:
 
 
 def _head(
-    comparison: Comparison, title: str, gate: Sequence[GateLine], notes: Sequence[str]
+    comparison: Comparison,
+    title: str,
+    gate: Sequence[GateLine],
+    notes: Sequence[str],
+    background: Sequence[str],
 ) -> str:
     tiles = []
-    for name, words in (("A_ZS", "old content"), ("A_KA", "new content"), (ALL, "all sets")):
+    for name, words in (
+        ("A_ZS", "A_ZS, old content"),
+        ("A_KA", "A_KA, new content"),
+        (ALL, "all sets"),
+    ):
         table = comparison.summary
         if name in table.index and (name != ALL or len(table) == 1):
             row = table.loc[name]
             tiles.append(
                 f"<li><b>{_number(row['old'])} → {_number(row['new'])}</b><span>{words}: mean of "
-                f"{_count(int(row['sets']), 'set')}, {_number(row['change'], '+')} "
+                f"{count_of(int(row['sets']), 'set')}, {_number(row['change'], '+')} "
                 f"({_range(row['low'], row['high'])})</span></li>"
             )
     for kind, words in (("lost", "lost their name"), ("gained", "gained it")):
@@ -202,9 +210,9 @@ def _head(
     verdict = ""
     if gate:
         broken = sum(not line.passed for line in gate)
-        state = f"✗ the gate fails: {broken} of {_count(len(gate), 'limit')} broken"
+        state = f"✗ the gate fails: {broken} of {count_of(len(gate), 'limit')} broken"
         if not broken:
-            state = f"✓ the gate is passed: {_count(len(gate), 'limit')} kept"
+            state = f"✓ the gate is passed: {count_of(len(gate), 'limit')} kept"
         kind = "lost" if broken else "found"
         verdict = f'<p><a class="verdict {kind}" href="#gate">{state}</a></p>'
     said = "".join(f"<p>{_text(note, 500)}</p>" for note in notes)
@@ -212,8 +220,15 @@ def _head(
     return (
         f'<header>\n<h1>{_text(title, 300)}</h1>\n<p class="who">{who}</p>\n{verdict}\n'
         f'<p class="lede">{_finding(comparison)}</p>\n{said}'
-        f'<ul class="tiles">{"".join(tiles)}</ul>\n</header>'
+        f'<ul class="tiles">{"".join(tiles)}</ul>\n{_fold(background)}</header>'
     )
+
+
+def _fold(background: Sequence[str]) -> str:
+    """Return what arrived and how it was trained, folded; pictures come first."""
+    lines = "".join(f"<li>{_text(line, 500)}</li>" for line in background)
+    summary = "<summary>What arrived, and how it was trained</summary>"
+    return f"<details>{summary}<ul>{lines}</ul></details>\n" if lines else ""
 
 
 def _named(comparison: Comparison, kind: str) -> int:
@@ -229,9 +244,11 @@ def _finding(comparison: Comparison) -> str:
     right = round(float((named["old"] * named["questions"]).sum() / 100))
     lost, gained = (_named(comparison, kind) for kind in ON_WALL)
     if not right:
-        return f"{_count(gained, 'picture')} gained a name; the old model named none of them right."
+        return (
+            f"{count_of(gained, 'picture')} gained a name; the old model named none of them right."
+        )
     words = (
-        f"Of {_count(right, 'picture')} that the old model named right, the new one gets "
+        f"Of {count_of(right, 'picture')} that the old model named right, the new one gets "
         f"{lost:,} wrong ({100 * lost / right:.0f}%). It names {gained:,} others right that the "
         "old one did not."
     )
@@ -239,7 +256,7 @@ def _finding(comparison: Comparison) -> str:
         was, now = (round(score * row.questions / 100) for score in (row.old, row.new))
         words += (
             f" Worst is <b>{_text(row.concept)}</b> ({_text(row.dataset)}): of its "
-            f"{_count(row.questions, 'picture')}, {was} had their name and {now} "
+            f"{count_of(row.questions, 'picture')}, {was} had their name and {now} "
             f"{'has' if now == 1 else 'have'} it now."
         )
     return words
@@ -263,7 +280,7 @@ def _wall(comparison: Comparison, kind: str, flips: pd.DataFrame, uris: dict[int
         return f'<section id="{kind}">\n<h2>{heading}</h2>\n<p>{words}</p>\n</section>'
     cards = "\n".join(_card(comparison, row, uris) for row in flips.itertuples())
     total = len(_shown_flips(comparison, kind))
-    shown = f"{len(flips)} of {_count(total, 'picture')}" if total > len(flips) else "All of them"
+    shown = f"{len(flips)} of {count_of(total, 'picture')}" if total > len(flips) else "All of them"
     words = (
         f"{shown}, at most {PER_CONCEPT} of a concept, the sets in turn. The upper name is what "
     )
@@ -309,7 +326,9 @@ def _scores(comparison: Comparison) -> str:
     """Return the scores of all sets, each with its change and interval drawn."""
     sets, summary = comparison.sets, comparison.summary
     down, up = int((sets["high"] < 0).sum()), int((sets["low"] > 0).sum())
-    ends = [value for value in (*sets["low"], *sets["high"], *sets["change"]) if value == value]
+    updates = comparison.updates
+    shown = pd.concat([sets, updates]) if len(updates) else sets
+    ends = [value for value in (*shown["low"], *shown["high"], *shown["change"]) if value == value]
     low, high = min(0.0, *ends), max(0.0, *ends)
     margin = 0.04 * (high - low) or 1.0
     scale = (low - margin, high + margin)
@@ -323,17 +342,29 @@ def _scores(comparison: Comparison) -> str:
             words = f"mean of {len(members)} sets"
             lines.append(_score_line(words, summary.loc[MEANS[role]], scale, "mean"))
         lines += [_score_line(_text(name), row, scale) for name, row in members.iterrows()]
+        if role == "adapt" and len(updates):
+            lines.append('<li class="role">The same new content by update</li>')
+            lines += [_score_line(_text(name), row, scale) for name, row in updates.iterrows()]
     lines.append(_axis(scale))
-    heading = f"{_count(down, 'set')} of {len(sets)} clearly worse, {up} clearly better"
+    heading = f"{count_of(down, 'set')} of {len(sets)} clearly worse, {up} clearly better"
     if comparison.is_same:
         heading = "No score changes"
     return (
         f'<section id="scores">\n<h2>{heading}</h2>\n<p class="quiet">Points by which each score '
         "changed, with 95% intervals over groups of pictures. "
         '<span class="lost">■ clearly lower</span>, <span class="found">● clearly higher</span>, '
-        "○ could be either. At the right: of what was right, the share that is wrong now.</p>\n"
+        "○ could be either. In brackets: how many pictures were scored. At the right: of what was "
+        f'right, the share that is wrong now.</p>\n<p class="quiet">{facts.SCORES} '
+        f"{facts.describe_splits()}{_explain_updates(comparison)}</p>\n"
         f'<ul class="scores">\n{chr(10).join(lines)}\n</ul>\n</section>'
     )
+
+
+def _explain_updates(comparison: Comparison) -> str:
+    if comparison.updates.empty:
+        return ""
+    names = ", ".join(map(_text, comparison.corpus.by_role("adapt")))
+    return f" What updates brought so far is scored as {names}, and once more for each update."
 
 
 def _score_line(name: str, row: pd.Series, scale: tuple[float, float], kind: str = "") -> str:
@@ -351,10 +382,11 @@ def _score_line(name: str, row: pd.Series, scale: tuple[float, float], kind: str
         interval = f'<line class="{state}" {ends} y1="50%" y2="50%"/>'
     zero = f"{_percent(0, scale)}%"
     lost = "nothing was right" if math.isnan(row["lost_share"]) else ""
-    lost = lost or f"{row['lost_share']:.0f}% lost ({_count(int(row['lost']), 'answer')})"
+    lost = lost or f"{row['lost_share']:.0f}% lost ({count_of(int(row['lost']), 'answer')})"
     lost = "nothing lost" if not row["lost"] and row["old"] else lost
+    count = f' <span class="quiet">({row["images"]:,.0f})</span>' if "images" in row else ""
     return (
-        f'<li class="{kind}"><span>{name}</span>'
+        f'<li class="{kind}"><span>{name}{count}</span>'
         f"<span>{_number(row['old'])} → {_number(row['new'])}</span>"
         f'<svg role="img" aria-label="{words}"><title>{words}</title><line class="zero" '
         f'x1="{zero}" x2="{zero}" y1="0" y2="100%"/>{interval}{mark}</svg>'
@@ -389,7 +421,11 @@ def _concepts(
     net = {name: int((table["gained"] - table["lost"]).sum()) for name, table in tables}
     tables = sorted(tables, key=lambda item: net[item[0]])[:MOST_SETS]
     for number, (name, table) in enumerate(tables):
-        rows = "".join(_concept_row(comparison, row, shots, uris) for row in table.itertuples())
+        several, single = table[table["questions"] > 1], table[table["questions"] == 1]
+        rows = "".join(_concept_row(comparison, row, shots, uris) for row in several.itertuples())
+        if len(single):
+            names = ", ".join(f"<b>{_text(name)}</b>" for name in single["concept"])
+            rows += f'<li class="single">Wrong now, with a single picture each: {names}</li>\n'
         first = table.iloc[0]
         about = f"{_text(first['concept'])}, {first['old']:.0f}% → {first['new']:.0f}%"
         opened = " open" if not number else ""
@@ -398,11 +434,13 @@ def _concepts(
             f'<ul class="concepts">\n{rows}</ul></details>'
         )
     worse = int((comparison.concepts["change"] < 0).sum())
-    heading = f"{_count(worse, 'concept')} of {len(comparison.concepts):,} got worse"
+    heading = f"{count_of(worse, 'concept')} of {len(comparison.concepts):,} got worse"
     return (
         f'<section id="concepts">\n<h2>{heading}</h2>\n<p class="quiet">Up to {WORST} of each set, '
-        "those first that lost most pictures: the share that had its right name, before and now, "
-        "and what the lost ones are mostly called.</p>\n" + "\n".join(parts) + "\n</section>"
+        "those first that lost most pictures, and those of a single picture last: the share that "
+        "had its right name, before and now, and what the lost ones are mostly called.</p>\n"
+        + "\n".join(parts)
+        + "\n</section>"
     )
 
 
@@ -454,15 +492,18 @@ def _index(comparison: Comparison) -> str:
     groups = "\n".join(
         _index_bars(part) for _, part in table.groupby(["content", "query"], sort=False)
     )
+    about = (
+        "A query in words is a class name or a caption, whatever number of pictures it fits, and a "
+        "query by a picture asks for another one of its class. One index has all scored pictures. "
+        "The bars are the per cent of queries that find what they ask for among the first "
+        f"{max(RECALL_AT)}, and in brackets as the very first. Pictures that are encoded again lie "
+        "nearer to the new model's queries than the others, so they can push known ones out of the "
+        "first places. The map turns the new model's queries towards an index that is not encoded "
+        f"again yet: {_text(comparison.index_map.sentence, 300)}."
+    )
     return (
-        f'<section id="index">\n<h2>{_index_finding(table)}</h2>\n<p class="quiet">Pictures that '
-        "the old model has indexed need not all be encoded again at once. Here one index has all "
-        "scored pictures. Where only the new ones are encoded again, they lie nearer to the new "
-        "model's queries and can push known ones out of the first places. The bars "
-        "are the per cent of queries that find what they ask for among "
-        f"the first {max(RECALL_AT)}, and in brackets as the very first. The map: "
-        f'{_text(comparison.index_map.sentence, 300)}.</p>\n<div class="index">\n{groups}\n</div>'
-        "\n</section>"
+        f'<section id="index">\n<h2>{_index_finding(table)}</h2>\n<p class="quiet">{about}</p>\n'
+        f'<div class="index">\n{groups}\n</div>\n</section>'
     )
 
 
@@ -486,21 +527,29 @@ def _index_bars(part: pd.DataFrame) -> str:
             gains += f", the map {_number(last['recovers'], '+')}"
         gains = f'<p class="quiet">{gains}.</p>'
     heading = f"{last['content'].capitalize()} content, asked by {QUERIES[last['query']]}"
-    count = f'<span class="quiet">{_count(int(last["queries"]), "query")}</span>'
+    count = f'<span class="quiet">{count_of(int(last["queries"]), "query")}</span>'
     return f"<div><h3>{heading} {count}</h3><ul>{''.join(lines)}</ul>{gains}</div>"
 
 
 def _index_finding(table: pd.DataFrame) -> str:
-    """Return what the old index loses with queries in words, known content and new."""
+    """Return what to do with the old index, and what queries in words find then."""
     of_words = table[table["query"] == "text"]
     chosen = (of_words if len(of_words) else table).groupby("content", sort=False).tail(1)
     if chosen["as_is"].isna().all():
-        return "The old index cannot be asked by the new model: their features differ in size"
-    parts = []
-    for row in chosen.itertuples():
-        words = f"{_number(row.as_is)}% instead of {_number(row.reencoded)}% for {row.content}"
-        parts.append(f"{words} content" if row.content == NEW or len(chosen) == 1 else words)
-    return f"On the old index, search finds {' and '.join(parts)}"
+        return (
+            "Encode every picture again: the new model cannot search the old index, since their "
+            "features differ in size"
+        )
+    asked = "by words" if len(of_words) else "by a picture"
+    last = chosen.iloc[-1]  # new content, if there is any
+    which, again = "the new pictures", last["new_first"]
+    if math.isnan(again):
+        which, again = "every picture", last["reencoded"]
+    now, then = _number(last["as_is"]), _number(again)
+    found = f"{asked}, {last['content']} content is found in"
+    if round(again, 1) <= round(last["as_is"], 1):
+        return f"The old index still serves: {found} {now}% of queries, encoded again in {then}%"
+    return f"Encode {which} again: {found} {then}% of queries instead of {now}%"
 
 
 def _gate(gate: Sequence[GateLine]) -> str:
@@ -508,12 +557,12 @@ def _gate(gate: Sequence[GateLine]) -> str:
         return ""
     broken = [line for line in gate if not line.passed]
     heading = (
-        f"{len(broken)} of {_count(len(gate), 'limit')} broken" if broken else "all limits kept"
+        f"{len(broken)} of {count_of(len(gate), 'limit')} broken" if broken else "all limits kept"
     )
     kept = _gate_list([line for line in gate if line.passed])
     if broken and kept:
         count = len(gate) - len(broken)
-        kept = f"<details><summary>{_count(count, 'limit')} kept</summary>{kept}</details>"
+        kept = f"<details><summary>{count_of(count, 'limit')} kept</summary>{kept}</details>"
     return (
         f'<section id="gate">\n<h2>The gate: {heading}</h2>\n{_gate_list(broken)}\n{kept}\n'
         "</section>"
@@ -537,7 +586,7 @@ def _caveats(comparison: Comparison) -> str:
         f"The scored pictures are those of the {_text(comparison.split)} split. What no set of "
         "them shows, such as other customers' words, can have been lost unseen.",
         "Each interval is right about 19 times in 20, by itself. "
-        f"Among {_count(sets, 'set')}, about {max(1, round(sets / 20))} may look clearly changed "
+        f"Among {count_of(sets, 'set')}, about {max(1, round(sets / 20))} may look clearly changed "
         "by chance, and a concept with few pictures moves by luck alone.",
         "A name counts as lost when another one comes first, however close it was.",
     ]

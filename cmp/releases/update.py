@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pandas as pd
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import from_numpy
 from tqdm.auto import tqdm
 
@@ -24,16 +25,18 @@ import cmp
 from cmp import budgets, config, mixtures, models, schedules
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import CmpError, Interrupted
+from cmp.errors import CmpError, Interrupted, did_you_mean
 from cmp.evaluation import Scores
 from cmp.files import atomic_folder
 from cmp.mixtures import Pools
+from cmp.readers.manifest import check_prompt
 from cmp.registry import get_option
+from cmp.releases import facts, release
 from cmp.releases import ledger as ledgers
-from cmp.releases import release
 from cmp.releases.candidates import Candidate, split_start
 from cmp.releases.card import release_card
 from cmp.releases.compare import Comparison, compare
+from cmp.releases.facts import count_of
 from cmp.releases.ledger import EMBEDDED, ArrivalReport, Ledger
 from cmp.releases.release import Release, ReleaseRecord, UpdateRecord
 from cmp.releases.report import write_report
@@ -69,8 +72,10 @@ class UpdatePlan:
         ledger: All pictures so far, the new ones included.
         corpus: The data.
         pools: What the update draws from.
+        prompt: The prompt of sets whose manifest gives none.
         report: What is new.
         gone: How many pictures of earlier updates are gone.
+        is_peak_given: Whether the peak is among its settings.
     """
 
     id: str
@@ -80,8 +85,10 @@ class UpdatePlan:
     ledger: Ledger
     corpus: Corpus
     pools: Pools
+    prompt: str
     report: ArrivalReport
     gone: int
+    is_peak_given: bool
 
     @property
     def name(self) -> str:
@@ -99,6 +106,16 @@ class UpdatePlan:
         return self.fitted.steps[-1]
 
     @property
+    def earlier(self) -> tuple[UpdateRecord, ...]:
+        """The updates before it."""
+        return self.parent.record.updates if self.parent else ()
+
+    @property
+    def peak_source(self) -> str:
+        """Where its peak comes from, "" where nobody chose it."""
+        return facts.peak_source(self.is_peak_given, self.earlier)
+
+    @property
     def notes(self) -> list[str]:
         """What a user should know before it is trained, in sentences."""
         return [*_notes(self)]
@@ -112,6 +129,7 @@ def plan_update(
     pool: str | Path | None = None,
     retain: Sequence[str | Path] = (),
     name: str = "",
+    prompt: str = "",
     skip_gone: bool = False,
     moved: Mapping[str, str] | None = None,
 ) -> UpdatePlan:
@@ -125,6 +143,8 @@ def plan_update(
         pool: A folder of pictures that are replayed, or "embedded"; kept from then on.
         retain: Folders of pictures that A_ZS is scored on; kept from then on.
         name: What the update is called; the folder's name if it is not given.
+        prompt: For the first update: the prompt of sets whose manifest gives none, such as "a photo
+            of a {}"; if it is not given, the one that the model is used to.
         skip_gone: Whether to go on without pictures of earlier updates that are gone.
         moved: New folders of earlier pictures by old ones.
 
@@ -139,19 +159,23 @@ def plan_update(
     parent = None if is_first else release.read_release(start)
     base = parent.config.to_dict() if parent else _first_tree(os.fspath(start))
     ledger = parent.ledger() if parent else Ledger()
+    prompt = _stream_prompt(prompt, parent, base["model"]["name"])
     if moved:
         ledger = ledgers.move(ledger, moved)
     for folder, role in [(pool, "pool"), *((each, "eval") for each in retain)]:
         if folder is not None:
-            ledger = _arrive_beside(ledger, str(folder), role)
-    ledger, report = ledgers.arrive(ledger, os.fspath(data), "adapt", name)
+            ledger = _arrive_beside(ledger, str(folder), role, prompt)
+    ledger, report = ledgers.arrive(ledger, os.fspath(data), "adapt", name, prompt)
     ledger, parts, gone = ledgers.locate(ledger, skip_gone)
     corpus = ledgers.corpus_of(ledger, parts)
     run_config = _update_config(base, tree, parent, ledger.updates)
     fitted = budgets.settle(run_config, corpus)
     pools = mixtures.task_pools(fitted, corpus)[-1]
-    update_id = _update_id(run_config, parent, ledger, gone)
-    return UpdatePlan(update_id, parent, run_config, fitted, ledger, corpus, pools, report, gone)
+    update_id = _update_id(run_config, parent, ledger, prompt, gone)
+    return UpdatePlan(
+        update_id, parent, run_config, fitted, ledger, corpus, pools, prompt, report, gone,
+        "peak" in tree.get("schedule", {}),
+    )  # fmt: skip
 
 
 def _refuse_settings(tree: Mapping[str, Any]) -> None:
@@ -169,6 +193,7 @@ def _refuse_settings(tree: Mapping[str, Any]) -> None:
 def _first_tree(start: str) -> dict[str, Any]:
     """Return what the first update of a model starts from, as a tree."""
     name, weights = split_start(start)
+    _check_name(start, name)
     family = models.family_of(name)
     section = {"name": name} | ({"start": weights} if weights else {})
     if not weights and not family:
@@ -180,13 +205,43 @@ def _first_tree(start: str) -> dict[str, Any]:
     return config.overlay(tree, config.recipe_tree("default"))
 
 
-def _arrive_beside(ledger: Ledger, folder: str, role: Any) -> Ledger:
+def _stream_prompt(prompt: str, parent: Release | None, name: str) -> str:
+    """Return the prompt of sets whose manifest gives none: the stream's so far, or for the first
+    update the one that was given, or else the model's usual one."""
+    before = parent.record.prompt if parent else ""
+    if before and prompt not in ("", before):
+        raise CmpError(
+            f"--prompt: {prompt!r}, and {before!r} so far: a stream keeps it, or scores could not "
+            "be compared; begin a new one with --start"
+        )
+    try:
+        return check_prompt(prompt or before or models.usual_prompt(name))
+    except ValueError as error:
+        raise CmpError(f"--prompt: {error}") from error
+
+
+def _check_name(start: str, name: str) -> None:
+    """Raise `CmpError` if a start names neither a model nor a folder of one."""
+    embedded, known = models.family_names(), open_clip.list_models()
+    if name in known or models.is_hub(name):
+        return
+    if os.sep in name:
+        raise CmpError(f"{start}: there is no such release")
+    near = did_you_mean(name, embedded) or did_you_mean(name, known)
+    raise CmpError(
+        f"--start: no model is called {name!r:.80}{near}; the embedded models are "
+        f"{', '.join(embedded)}, and others are named with their weights, as in "
+        "ViT-B-16:laion2b_s34b_b88k"
+    )
+
+
+def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> Ledger:
     """Return the ledger with a retention set added, or with a pool in place of the earlier one."""
     if ledger.updates and folder == EMBEDDED:
         raise CmpError("--pool: the embedded pool can be named at the first update only")
     if role == "pool":
         ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
-    return ledgers.arrive(ledger, folder, role)[0]
+    return ledgers.arrive(ledger, folder, role, prompt=prompt)[0]
 
 
 def _update_config(
@@ -214,7 +269,9 @@ def _update_config(
     return result
 
 
-def _update_id(run_config: RunConfig, parent: Release | None, ledger: Ledger, gone: int) -> str:
+def _update_id(
+    run_config: RunConfig, parent: Release | None, ledger: Ledger, prompt: str, gone: int
+) -> str:
     """Return the id of an update, the hash of all that decides its result."""
     earlier = len(parent.record.arrivals) if parent else 0
     start, weights = ({}, "") if parent else identity.start_identity(run_config)
@@ -227,6 +284,8 @@ def _update_id(run_config: RunConfig, parent: Release | None, ledger: Ledger, go
     }
     if not parent:
         content["weights"] = weights
+    if not parent and prompt != models.usual_prompt(run_config.model.name):
+        content["prompt"] = prompt
     if options := run_config.option_record():
         content["options"] = {name: record["sha256"] for name, record in options.items()}
     if gone:
@@ -239,16 +298,21 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
     report, counts, training = plan.report, plan.pools.counts, plan.fitted.training
     new = report.new
     yield (
-        f"update {plan.number}, {plan.name}: {sum(new.values()):,} new pictures: "
+        f"update {plan.number}, {plan.name}: {count_of(sum(new.values()), 'new picture')}: "
         f"{new.get('train', 0):,} to train on, {new.get('validation', 0):,} for tuning, "
         f"{new.get('test', 0):,} for tests"
     )
-    yield f"{_count(report.new_names, 'new name')}, {_count(report.old_names, 'name')} again"
+    new_names, old_names = len(report.new_names), len(report.old_names)
+    yield f"{count_of(new_names, 'new name')}, {count_of(old_names, 'name')} again"
+    if sentence := facts.unjudged(report):
+        yield sentence
+    yield from _describe_sets(plan.ledger, plan.config.model.name)
     if report.again:
-        yield f"{report.again:,} pictures are already known under the same name; left out"
+        yield f"{count_of(report.again, 'picture')} already known under the same name; left out"
     if report.held_out:
         some = ", ".join(report.held_from)
-        yield f"{report.held_out:,} pictures were held out before and stay held out, such as {some}"
+        count = count_of(report.held_out, "picture")
+        yield f"{count} held out before; they stay held out, such as {some}"
     if report.similar:
         some = ", ".join(report.similar_names)
         yield (
@@ -256,19 +320,21 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
             f"as {some}; they are used, but scores may be too high"
         )
     if plan.gone:
-        yield f"{plan.gone:,} pictures from earlier updates are gone and left out"
+        yield f"{count_of(plan.gone, 'picture')} from earlier updates gone and left out"
     passes = plan.steps * counts[1] / max(len(plan.pools.update), 1)
     yield (
-        f"{plan.steps} steps of {sum(counts)}: {counts[1]} new pictures, {counts[2]} of earlier "
-        f"updates, {counts[0]} of the pool; each new picture appears {passes:.1f} times"
+        f"{plan.steps} steps of {sum(counts)}: {count_of(counts[1], 'new picture')}, {counts[2]} "
+        f"of earlier updates, {counts[0]} of the pool; each new picture appears {passes:.1f} times"
     )
+    source = plan.peak_source or "the recipe's, not tuned for these pictures"
+    yield f"peak learning rate: {max_rate(plan.fitted):g}, {source}"
     usual = mixtures.batch_counts(plan.fitted.mixture, training.batch, not len(plan.pools.buffer))
     if sum(counts) < training.batch:
         yield f"there are too few pictures for batches of {training.batch}"
     elif counts[1] < usual[1]:
         yield (
-            f"the update is small, so a batch has {counts[1]} new pictures instead of {usual[1]}; "
-            f"otherwise {mixtures.MIN_STEPS} steps would show them too often"
+            f"the update is small, so a batch has {count_of(counts[1], 'new picture')} instead of "
+            f"{usual[1]}; otherwise {mixtures.MIN_STEPS} steps would show them too often"
         )
     if not plan.corpus.by_role("pool"):
         yield (
@@ -279,9 +345,25 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         yield "forgetting is not measured; pass --retain FOLDER with pictures that the model knew"
 
 
-def _count(names: Sequence[str], word: str) -> str:
-    plural = "" if len(names) == 1 else "s"
-    return f"{len(names)} {word}{plural}"
+def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:
+    """Yield sentences on the sets of the new pictures, and on the prompts of all sets."""
+    sets = [tree["name"] for tree in ledger.arrivals[-1].sets]
+    if sets == [*ledgers.set_names(ledger, "adapt")]:
+        word = "set" if len(sets) == 1 else "sets"
+        yield f"the {word} {', '.join(sets)}: the pictures of all updates"
+    else:
+        yield f"the new pictures belong to {', '.join(sets)}"
+    by_prompt: dict[str, list[str]] = {}
+    for name, tree in ledgers.known_sets(ledger).items():
+        by_prompt.setdefault(tree.get("prompt", models.USUAL_PROMPT), []).append(name)
+    prompts = [f'"{prompt}" for {", ".join(names)}' for prompt, names in by_prompt.items()]
+    words = "prompt" if len(prompts) == 1 else "different prompts"
+    yield f"{words}: {'; '.join(prompts)}"
+    if (usual := models.usual_prompt(model)) != models.USUAL_PROMPT in by_prompt:
+        yield (
+            f'{model} was pretrained with the prompt "{usual}" and may name far fewer pictures '
+            f'with "{models.USUAL_PROMPT}"'
+        )
 
 
 @contextlib.contextmanager
@@ -416,15 +498,15 @@ def write_release(
     matrix = matrix.assign(after=plan.number)
     if parent:
         matrix = pd.concat([pd.read_parquet(parent.path(release.MATRIX_FILE)), matrix])
-    earlier = parent.record.updates if parent else ()
     done = UpdateRecord(
         plan.name, plan.id, plan.steps, plan.pools.counts, max_rate(plan.fitted),
-        len(plan.pools.update), result.seconds - sum(x.seconds for x in earlier),
+        len(plan.pools.update), result.seconds - sum(x.seconds for x in plan.earlier),
+        plan.is_peak_given,
     )  # fmt: skip
     record = ReleaseRecord(
         release.SCHEMA, plan.id, parent.record.id if parent else "", plan.config.to_dict(),
-        (*earlier, done), tuple(dataclasses.asdict(x) for x in plan.ledger.arrivals),
-        result.provenance, f"state/{state.name}",
+        (*plan.earlier, done), tuple(dataclasses.asdict(x) for x in plan.ledger.arrivals),
+        result.provenance, f"state/{state.name}", plan.prompt,
     )  # fmt: skip
     folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(folder) as partial:
@@ -441,12 +523,35 @@ def write_release(
         matrix.to_parquet(partial / release.MATRIX_FILE, index=False)
         hits = {name: from_numpy(x) for name, x in result.hits.items()}
         save_file(hits, partial / release.HITS_FILE)
-        card = release_card(record, plan.config, comparison, folder.name)
+        said = _sentences(plan, result)
+        card = release_card(record, plan.config, plan.corpus, comparison, plan.notes, said)
         (partial / release.CARD_FILE).write_text(card, encoding="utf-8")
         if comparison:
             title = f"{plan.name}: what update {plan.number} taught, and what it cost"
-            write_report(comparison, partial / release.REPORT_FILE, title, notes=plan.notes)
+            if not plan.report.new.get("test"):
+                title = f"{plan.name}: what update {plan.number} cost; what it taught is not judged"
+            page = partial / release.REPORT_FILE
+            write_report(comparison, page, title, notes=said, background=plan.notes)
         release.write_record(partial, record)
+
+
+def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:
+    """Return what to know of the scores after an update."""
+    names = [arrival.name for arrival in plan.ledger.arrivals if arrival.role == "adapt"]
+    found = (
+        facts.unjudged(plan.report),
+        facts.describe_names(result.metrics, names),
+        facts.describe_retention(result.metrics, result.hits, plan.number),
+    )
+    return [sentence for sentence in found if sentence]
+
+
+def retention_since_first(made: Release) -> str:
+    """Return how A_ZS changed since before the first update of a release, in words; "" where that
+    is the last change, or cannot be told."""
+    metrics = pd.read_parquet(made.path(release.SCORES_FILE))
+    hits = {name: x.numpy() for name, x in load_file(made.path(release.HITS_FILE)).items()}
+    return facts.describe_retention(metrics, hits, len(made.record.updates))
 
 
 def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Comparison | None:
@@ -465,7 +570,9 @@ def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Com
         plan.corpus.table["update"] == ledgers.update_label(plan.ledger.arrivals[-1])
     ).to_numpy()
     return compare(
-        Candidate(title, name, before), Candidate(f"after {plan.name}", name, lambda: result.model),
+        Candidate(title, name, before),
+        # open_clip's own attention rounds otherwise in bf16 than that of a model that is loaded
+        Candidate(f"after {plan.name}", name, lambda: models.split_attention(result.model)),
         plan.corpus, arrived=arrived, split=section.split, subset=section.subset,
         precision=plan.config.training.precision, device=device,
     )  # fmt: skip
@@ -484,6 +591,7 @@ def update(
     pool: str | Path | None = None,
     retain: Sequence[str | Path] = (),
     name: str = "",
+    prompt: str = "",
     device: str | None = None,
     progress: bool = True,
     **settings: Any,
@@ -498,6 +606,8 @@ def update(
         pool: For the first update: a folder of pictures that are replayed, or "embedded".
         retain: For the first update: folders of pictures that A_ZS is scored on.
         name: What the update is called; the folder's name if it is not given.
+        prompt: For the first update: the prompt of a class in folders without a manifest, such as
+            "a photo of a {}"; if it is not given, the one that the model is used to.
         device: "cpu" or "cuda"; where None, the CPU for an embedded model and a card for others.
         progress: Whether a progress bar and what is new are shown.
         **settings: Sections of the config, as dicts.
@@ -511,7 +621,7 @@ def update(
     Example:
         >>> cmp.update("releases/2026-01", "pictures/2026-02", "releases/2026-02")  # doctest: +SKIP
     """
-    plan = plan_update(start, data, settings, pool=pool, retain=retain, name=name)
+    plan = plan_update(start, data, settings, pool=pool, retain=retain, name=name, prompt=prompt)
     device = models.default_device(plan.config.model.name, device)
     with tqdm(total=plan.steps, unit=" steps", disable=not progress) as bar:
         for note in plan.notes if progress else ():

@@ -1,0 +1,126 @@
+"""Sentences that the plan, the card and the report of an update share."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from cmp.readers.manifest import SPLIT_SHARES
+from cmp.releases.ledger import ArrivalReport
+from cmp.releases.release import UpdateRecord
+
+SCORES = (
+    "A_KA is the mean score of the sets that updates teach, A_ZS of those that the model knew "
+    "before, both in percent; GM, which tuning maximises, is their geometric mean."
+)
+"""What the summaries are."""
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural unless it is one."""
+    plural = noun.removesuffix("y") + "ies" if noun.endswith("ry") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+def signed(value: float) -> str:
+    """Return a change with one digit, its sign and a true minus."""
+    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def describe_splits() -> str:
+    """Return which pictures are held out."""
+    arrived, kept = SPLIT_SHARES["adapt"], SPLIT_SHARES["eval"]
+    return (
+        f"Where neither files nor a manifest say otherwise, {arrived['test']:.0%} of an update's "
+        f"pictures are held out for tests and {arrived['validation']:.0%} for tuning; of a "
+        f"retention set, {kept['test']:.0%} and {kept['validation']:.0%}."
+    )
+
+
+def unjudged(report: ArrivalReport) -> str:
+    """Return what no picture of an update can show, or ""."""
+    if not report.new.get("test"):
+        return "0 test pictures: this update is not judged, since nothing shows what it taught"
+    if not report.untested_names:
+        return ""
+    names = ", ".join(report.untested_names[:3])
+    more = " and others" if len(report.untested_names) > 3 else ""
+    total = count_of(len(report.new_names), "new name")
+    return (
+        f"{len(report.untested_names)} of {total} have 0 test pictures and are not judged: "
+        f"{names}{more}"
+    )
+
+
+def peak_source(is_given: bool, earlier: Sequence[UpdateRecord]) -> str:
+    """Return where the peak of an update comes from, "" where nobody chose it.
+
+    Args:
+        is_given: Whether it is among the settings of the update itself.
+        earlier: The updates before it.
+    """
+    if is_given:
+        return "given"
+    chosen = [update.name for update in earlier if update.is_peak_given]
+    return f"taken over from {chosen[-1]}" if chosen else ""
+
+
+def describe_names(metrics: pd.DataFrame, names: Sequence[str]) -> str:
+    """Return why the score before an update is not the one on the card of the release before, or
+    "" for a first update.
+
+    Args:
+        metrics: The scores of the stream, as in `RunResult.metrics`.
+        names: The names of all updates.
+    """
+    table, last = _widest(metrics), len(names)
+    taught = table[table["role"] == "adapt"]
+    sizes = taught.groupby("task")[["classes", "images"]].sum()
+    if last < 2 or not {last - 1, last} <= {*sizes.index}:
+        return ""
+    score = taught.loc[taught["task"] == last - 1, "score"].mean()
+    more = (sizes.loc[last] - sizes.loc[last - 1]).astype(int)
+    return (
+        f"The card of {names[-2]} says A_KA {score:.1f} of the model that is called “before” here. "
+        f"It is the same model: since then {count_of(more['classes'], 'name')} and "
+        f"{count_of(more['images'], 'test picture')} came, and it chooses among all names."
+    )
+
+
+def describe_retention(metrics: pd.DataFrame, hits: Mapping[str, np.ndarray], updates: int) -> str:
+    """Return how A_ZS changed since before the first update, or "" where that is the last change or
+    cannot be told.
+
+    Args:
+        metrics: The scores of the stream, as in `RunResult.metrics`.
+        hits: Which questions were answered right, as in `RunResult.hits`.
+        updates: How many updates there were.
+    """
+    table = _widest(metrics)
+    kept = table[table["role"] == "eval"].set_index("dataset")
+    first, last = (kept[kept["task"] == task] for task in (0, updates))
+    same = [x for x in first.index if x in last.index and first["images"][x] == last["images"][x]]
+    if updates < 2 or not same:
+        return ""
+    was, now = (part.loc[same, "score"].mean() for part in (first, last))
+    words = (
+        f"A_ZS was {was:.1f} before the first update and is {now:.1f} after {updates} "
+        f"({signed(now - was)})"
+    )
+    right = [hits[f"0/{name}"] for name in same if f"0/{name}" in hits]
+    still = [hits[f"{updates}/{name}"] for name in same if f"{updates}/{name}" in hits]
+    if len(right) == len(still) and [*map(len, right)] == [*map(len, still)] and right:
+        before, after = np.concatenate(right), np.concatenate(still)
+        if before.any():
+            share = 100 * (before & ~after).sum() / before.sum()
+            words += f"; {share:.1f}% of what was right then is wrong now"
+    return (
+        f"{words}. Losses add up though each update keeps its limits, so compare with a release "
+        "that stays the same as well, such as the first: cmpt compare takes any two."
+    )
+
+
+def _widest(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return the metrics of the largest test that was scored."""
+    is_full = metrics["scope"] == "full"
+    return metrics[is_full] if is_full.any() else metrics
