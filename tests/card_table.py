@@ -22,11 +22,11 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 def committed() -> str:
     """The table of the page."""
-    return PAGE.read_text().partition(f"{BEGIN}\n")[2].partition(f"\n{END}")[0]
+    return PAGE.read_text().partition(f"{BEGIN}\n")[2].partition(f"\n\n{END}")[0]
 
 
 if __name__ == "__main__":
     before, found, after = PAGE.read_text().partition(f"{BEGIN}\n")
-    after = after.partition(f"\n{END}")[2]
+    after = after.partition(f"\n\n{END}")[2]
     table = as_markdown(cards.fitting_table())
-    write_atomic(PAGE, f"{before}{found}{table}\n{END}{after}")
+    write_atomic(PAGE, f"{before}{found}{table}\n\n{END}{after}")

@@ -31,13 +31,15 @@ WAYS = {
     "pictures/general --retain pictures/kept -o releases/2026-01":
         "cmpt update --start small --data pictures/2026-01 --pool pictures/general "
         "--retain pictures/kept -o releases/2026-01",
-    "cmpt update releases/2026-01 --data pictures/2026-02 -o releases/2026-02": PRINTED,
-    "cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml":
-        "cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml || test $? -eq 1",
-    "cmpt tune releases/2026-02 --data pictures/2026-03 -o tuned.yaml": PRINTED,
-    "cmpt update releases/2026-02 --data pictures/2026-03 -o releases/2026-03 --settings "
+    "cmpt tune releases/2026-01 --data pictures/2026-02 -o tuned.yaml": PRINTED,
+    "cmpt update releases/2026-01 --data pictures/2026-02 -o releases/2026-02 --settings "
     "tuned.yaml":
         PRINTED,
+    "cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml":
+        "cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml || test $? -eq 1",
+    "cmpt update releases/2026-02 --data pictures/2026-03 -o releases/2026-03": PRINTED,
+    "cmpt compare releases/2026-01 releases/2026-03 --gate gate.yaml":
+        "cmpt compare releases/2026-01 releases/2026-03 --gate gate.yaml || test $? -eq 1",
     "cmpt release slim releases/2026-01": PRINTED,
     "make site": PRINTED,
     "make test": "make --dry-run test",
@@ -182,7 +184,7 @@ def prepare(clone: Clone) -> dict[str, str]:
         draw_pictures(
             clone.folder / "pictures" / f"2026-0{month}", 3 + month, 20, first=100 + 30 * month
         )
-    (clone.folder / "gate.yaml").write_text("A_ZS: {drop: 2, lost: 15}\n")
+    (clone.folder / "gate.yaml").write_text("A_ZS: {drop: 2, lost: 15}\neach_update: {drop: 5}\n")
     for month in range(1, 13):
         folder = clone.folder / "months" / f"2026-{month:02}"
         draw_pictures(folder, 3, 20)
