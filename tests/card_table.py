@@ -1,4 +1,4 @@
-"""Write the table of `book/where_it_runs.md` that says which networks fit on which cards:
+"""Write the table of `book/manual.md` that says which networks fit on which cards:
 `python -m tests.card_table`, two minutes."""
 
 import pandas as pd
@@ -7,7 +7,7 @@ from cmp.experiments import cards
 from cmp.files import write_atomic
 from cmp.project import book_folder
 
-PAGE = book_folder() / "where_it_runs.md"
+PAGE = book_folder() / "manual.md"
 BEGIN, END = "% written by tests/card_table.py", "% end of the table"
 
 

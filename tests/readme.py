@@ -70,7 +70,7 @@ WAYS = {
     f"--micro-batch 128 --checkpoint-activations{PLANNED}",
     "torchrun --nproc-per-node 4 -m cmp run gpu": "torchrun --nproc-per-node 2 -m cmp run quick "
     "stream.tasks=2 training.steps=3",
-    "srun -N 2 --ntasks-per-node 4 python -m cmp run gpu": f"python -m cmp run gpu{PLANNED}",
+    "srun -K -N 2 --ntasks-per-node 4 python -m cmp run gpu": f"python -m cmp run gpu{PLANNED}",
     "cmpt run gpu --compile --tensorboard _build/board": "cmpt run gpu --compile --tensorboard "
     f"_build/board{PLANNED}",
     "cmpt export ID -o new.safetensors": "cmpt export {kept} -o exported.safetensors",
@@ -84,6 +84,8 @@ WAYS = {
         "torchrun --shutdown-timeout 100 --help",
     "trap 'kill -TERM $run; wait $run; scontrol requeue $SLURM_JOB_ID' TERM": PRINTED,
     "wait $run": PRINTED,
+    "cmpt study first-real --dry-run": f"cmpt study first-real{PLANNED}",
+    "cmpt study first-real": f"cmpt study first-real{PLANNED}",
     "cmpt data init pictures/new": PRINTED,
     "cmpt data init pictures/kept --role eval": PRINTED,
     "cmpt data check pictures": PRINTED,
@@ -95,6 +97,9 @@ WAYS = {
     "ray start --address HEAD:6379": "ray start --help",
     "RAY_ADDRESS=HEAD:6379 cmpt study front --backend ray --jobs 64":
         "cmpt study front --backend ray --jobs 64 --dry-run",
+    "export RAY_AUTH_MODE=token": PRINTED,
+    "ray get-auth-token --generate": "ray get-auth-token --help",
+    "export RAY_AUTH_TOKEN=TOKEN": PRINTED,
     "srun cmpt study front --jobs 4 --shard $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT":
         "cmpt study front --jobs 4 --shard 1/8 --dry-run",
     "[ $? -ne 143 ] || scontrol requeue $SLURM_JOB_ID": PRINTED,

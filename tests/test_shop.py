@@ -105,8 +105,8 @@ def test_months_end_where_one_stream_ends(tiny_releases, tmp_path):
 
 
 def test_months_at_two_peaks_end_where_a_stream_of_both_ends(tiny_releases):
-    """Up to the floor of a cosine, which is a part of the stream's own peak; AdamW may turn that into
-    a step where a gradient is nearly zero."""
+    """Up to the floor of a cosine, which is a part of the stream's own peak; AdamW may turn that
+    into a step where a gradient is nearly zero."""
     _, last = tiny_releases("schedule.peak=0.0012")
     once = shop.run_as_stream(last).model.state_dict()
     served = load_file(last.path(release.WEIGHTS_FILE))
