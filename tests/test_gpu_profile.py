@@ -177,7 +177,8 @@ def test_weights_that_are_nowhere_are_missing_in_words():
     ],
 )
 def test_a_full_run_is_forecast_without_computing(monkeypatch, card, device):
-    monkeypatch.setattr("cmp.scale.devices.device_name", lambda device: card)
+    for place in ("cmp.scale.devices", "cmp.experiments.forecast"):
+        monkeypatch.setattr(f"{place}.device_name", lambda device: card)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(forecast, "worker_count", lambda device: 15)
     monkeypatch.setattr(forecast, "_measure_step", lambda *_: pytest.fail("measured"))

@@ -822,7 +822,7 @@ def test_a_hundred_thousand_rows_in_three_seconds(tmp_path):
         (
             {"reader": {"kind": "csv", "class": "x"}},
             "unknown key; the keys are kind, path, image, caption, label, split, update, "
-            "transparency, exif$",
+            "transparency, exif, draft, resize$",
         ),
     ],
 )

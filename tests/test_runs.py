@@ -153,6 +153,7 @@ def test_every_key_of_the_config_moves_the_id(corpus):
         "merging.window": [0.6, "merging.policy=wsm"],
     }  # fmt: skip
     special = {"targets": ["q_proj"], "fold": False, "fisher": "batch"}
+    special |= {"layer_decay": 0.5, "unlock": 1}
     for method in registry.option_names("method"):
         for key, value in registry.get_option("method", method).settings.items():
             changed = special[key] if key in special else value / 2 if value < 2 else value + 1
