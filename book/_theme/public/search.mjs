@@ -13,7 +13,7 @@ const stem = (term) => {
 const OPTIONS = { fields: ["page", "title", "also", "text"], storeFields: ["page", "title", "text", "weight"], processTerm: stem };
 
 // Pages to look things up in stand behind chapters, and behind both what is only listed.
-const WEIGHTS = [[/^\/(?:api|choices-|architecture|whats-new|literature)/, 0.3], [/^\/a4-/, 0.4], [/^\/glossary/, 0.6], [/^\/a\d-/, 0.8]];
+const WEIGHTS = [[/^\/(?:api|choices-|architecture|whats-new|literature)/, 0.3], [/^\/a4-/, 0.4], [/^\/(?:glossary|manual|where-it-runs)/, 0.6], [/^\/a\d-/, 0.8]];
 const weightOf = (url) => WEIGHTS.find(([pages]) => pages.test(url))?.[1] ?? 1;
 
 // The index of MyST's records, as JSON: a document for each section, under its address. `keywords` has, by
