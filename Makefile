@@ -26,10 +26,10 @@ test: $(READY)
 	$(BIN)/cmpt data build
 	$(PYTEST) -n 2 -m "not long"
 
-# these wait more than they compute
+# these wait more than they compute; PART=1/3 runs a third of their files
 test-long: $(READY)
 	$(BIN)/cmpt data build
-	$(PYTEST) -n 3 -m long
+	$(PYTEST) -n 3 -m long $(if $(PART),--part $(PART))
 
 # the commands of README and the manual, in a clone of what is committed, with an environment of its own
 readme-test: $(READY)

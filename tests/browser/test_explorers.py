@@ -137,6 +137,7 @@ def chapter_cells(numbers):
     return [parameters, *small]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_the_explorers_of_chapters(served, notebook):
     """They are there, and nothing complains; where no cell trains, again when all cells are run a
@@ -223,6 +224,7 @@ def test_two_clicks_make_one_run_and_runs_have_their_own_numbers(small):
     expect(text).to_contain_text("schedule.warmup=0.6")
 
 
+@pytest.mark.long
 def test_reopen_with_a_kernel_finds_state_pins_and_runs(served):
     with lab.opened(*served, "small.ipynb") as watched:
         page = watched.page
@@ -248,6 +250,7 @@ def test_reopen_with_a_kernel_finds_state_pins_and_runs(served):
     assert watched.elsewhere == []
 
 
+@pytest.mark.long
 def test_reopen_without_a_kernel_shows_the_still(served):
     with lab.opened(*served, "small.ipynb") as watched:
         page = watched.page
@@ -324,6 +327,7 @@ def test_a_cell_that_awaits_lets_a_run_begin_and_an_interrupt_leaves_it_alone(se
         explorer.shows("done", 2 * SECONDS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("when", ["before", "while it trains"])
 def test_a_kernel_that_is_gone_is_said_within_a_second(served, when):
     with lab.opened(*served, "small.ipynb") as watched:
