@@ -346,6 +346,7 @@ def test_a_headless_chapter_places_its_runs_on_all_cards(tmp_path, monkeypatch):
     notebook = chapters.notebook(source)
     last = next(n for n, c in enumerate(notebook.cells) if "compute_live(" in c.source)
     cells = [c for c in notebook.cells[: last + 1] if c.cell_type == "code"]
+    cells = [*cells[:3], cells[-1]]  # its beginning, and what its runs are computed by
     cells[-1].source = next(x for x in cells[-1].source.splitlines() if "compute_live(" in x)
     mocked = nbformat.v4.new_code_cell(FOUR_CARDS.replace("DATA", repr(str(tmp_path))))
     placed = nbformat.v4.new_code_cell("print(sorted((w.device, len(w.runs)) for w in made))")
