@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from cmp import arithmetic
+
 SIDE = {"cpu": 2048, "cuda": 8192}
 """Size of the square matrices whose product defines the peak."""
 
@@ -84,9 +86,12 @@ def matmul_peak(dtype: torch.dtype, device: str = "cpu") -> float:
     """Return the best FLOP/s of several products of square matrices.
 
     Args:
-        dtype: The type of the matrices.
+        dtype: The type of the matrices. Where a device has no kernels for bf16, products are
+            computed in fp32, as in training.
         device: The device; on a CPU, all of torch's threads are used.
     """
+    if dtype == torch.bfloat16 and arithmetic.lacks_bf16_kernels(device):
+        dtype = torch.float32
     side = SIDE[device]
     noise = torch.Generator().manual_seed(0)
     a, b = (torch.rand(side, side, generator=noise).to(device, dtype) for _ in range(2))
