@@ -161,8 +161,8 @@ def in_points(value: float) -> str:
         return "a fraction of a point"
     if size < 1.75:
         return ("half a point", "one point", "one and a half points")[round(2 * size) - 1]
-    whole = round(size)
-    return f"{NUMBERS[whole] if whole < len(NUMBERS) else whole} points"
+    rounded = round(size)
+    return f"{NUMBERS[rounded] if rounded < len(NUMBERS) else rounded} points"
 
 
 def estimate(mark: str) -> tuple[Estimate, str]:
@@ -186,10 +186,10 @@ def estimate(mark: str) -> tuple[Estimate, str]:
         return gain(what, kind)
     if kind == "spread":
         row, _, when = what.partition(", ")
-        found = analyses.order_estimates(when)
-        if row not in found:
-            raise CmpError(f"no spread of {row!r}; choose from {', '.join(found)}")
-        return found[row], ""
+        estimates = analyses.order_estimates(when)
+        if row not in estimates:
+            raise CmpError(f"no spread of {row!r}; choose from {', '.join(estimates)}")
+        return estimates[row], ""
     if kind == "before":
         return before(what), ""
     study, setting = _place(what)
@@ -211,18 +211,18 @@ def holds(condition: str) -> bool:
     """
     if judged := READING.fullmatch(condition):
         return str(_claim(judged["claim"])["reading"]) == judged["reading"]
-    found = CONDITION.fullmatch(condition)
-    if not found:
+    parts = CONDITION.fullmatch(condition)
+    if not parts:
         words = "expected MARK <, >, includes or excludes OTHER, or claim NAME is READING"
         raise CmpError(f"{condition!r}: {words}")
-    one, _ = estimate(found["mark"])
+    one, _ = estimate(parts["mark"])
     try:
-        other = float(found["other"])
+        other = float(parts["other"])
     except ValueError:
-        other = estimate(found["other"])[0].value
-    if found["sign"] in "<>":
-        return one.value < other if found["sign"] == "<" else one.value > other
-    return (one.low <= other <= one.high) == (found["sign"] == "includes")
+        other = estimate(parts["other"])[0].value
+    if parts["sign"] in "<>":
+        return one.value < other if parts["sign"] == "<" else one.value > other
+    return (one.low <= other <= one.high) == (parts["sign"] == "includes")
 
 
 def difference(what: str) -> tuple[Estimate, str]:

@@ -122,7 +122,7 @@ def decoding_rates(count: int = 40) -> dict[str, float]:
         Images per second by size and, if they are not the defaults, by keys of
         `cmp.readers.manifest.PictureReader`.
     """
-    found = {}
+    rates = {}
     for size in SIZES:
         with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
             photographs(Path(folder), count, size)
@@ -133,9 +133,8 @@ def decoding_rates(count: int = 40) -> dict[str, float]:
             started = time.perf_counter()
             for content, row in zip(contents, numbers, strict=True):
                 images.random_crop(content, row, SIDE, reader)
-            rate = count / (time.perf_counter() - started)
-            found[f"{size[0]} x {size[1]}{ending}"] = rate
-    return found
+            rates[f"{size[0]} x {size[1]}{ending}"] = count / (time.perf_counter() - started)
+    return rates
 
 
 def _write_list(folder: Path) -> Path:

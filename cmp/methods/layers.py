@@ -23,17 +23,17 @@ def layers_from_top(model: nn.Module) -> dict[str, int]:
     first is L. The stem and embeddings are L + 1.
     """
     names = [name for name, _ in model.named_parameters()]
-    blocks, found = tower_blocks(names), {}
+    blocks, distances = tower_blocks(names), {}
     counts = {name.startswith("visual."): count for name, (_, count) in blocks.items()}
     for name in names:
         parts = [part for part in name.split(".") if part not in _TOWERS]
         if name in blocks:
             number, count = blocks[name]
-            found[name] = count - number
+            distances[name] = count - number
         else:
             is_last = parts[0] in _LAST
-            found[name] = 0 if is_last else counts.get(name.startswith("visual."), 0) + 1
-    return found
+            distances[name] = 0 if is_last else counts.get(name.startswith("visual."), 0) + 1
+    return distances
 
 
 def rate_multiples(state: TrainState) -> dict[str, float]:

@@ -92,9 +92,9 @@ class _SharedLoss(torch.autograd.Function):
                 ours += weights @ other[part]
                 if number == 0:
                     sums += torch.stack([(weights * (logits - shift)).sum(), weights.sum()])
-            whole = torch.zeros_like(one)
-            whole[own] = (ours - other[own]) * (scale / count * gradients[0])
-            towers.append(whole)
+            gradient = torch.zeros_like(one)
+            gradient[own] = (ours - other[own]) * (scale / count * gradients[0])
+            towers.append(gradient)
         of_scale, of_bias = processes.all_gather(sums[None]).sum(0) / count * gradients[0]
         return (
             *towers,
