@@ -328,10 +328,11 @@ def test_what_is_new_is_named_by_set_update_or_picture(few):
     assert set(few.table["dataset"][is_new]) == {"new-solids", "new-digits"}
     assert not arrived_images(only(few, ("new-solids",)), None).any()
     assert set(few.table["dataset"][arrived_images(few, ["shapes"])]) == {"shapes"}
-    table = few.table.assign(update=np.where(few.table["label"] == "three", "may", "april"))
+    table = few.table.assign(update=np.where(few.table["label"] == "three", "2 may", "1 april"))
     table["update"] = table["update"].astype("category")
     months = dataclasses.replace(few, table=table)
-    assert set(table["label"][arrived_images(months, ["may"])]) == {"three"}
+    for name in ("may", "2 may"):  # as tables print it, and as a release stores it
+        assert set(table["label"][arrived_images(months, [name])]) == {"three"}
     given = np.arange(len(few.table)) % 2
     assert arrived_images(few, given).sum() == given.sum()
     with pytest.raises(CmpError, match="a bool for each of"):

@@ -237,14 +237,14 @@ def arrived_images(corpus: Corpus, arrived: Collection[str] | np.ndarray | None)
         adapted = corpus.by_role("adapt")
         scored = [x for x in corpus.datasets if corpus.datasets[x].role in ("eval", "transfer")]
         return table["dataset"].isin(adapted if scored else []).to_numpy()
-    updates = sorted(set(table["update"].cat.categories) - {""})
-    known = [*corpus.datasets, *updates]
+    names = update_names(corpus)
+    known = [*corpus.datasets, *names.values()]
     for name in arrived:
-        if name not in known:
+        if name not in known and name not in names:
             words = f"no dataset and no update is called {name!r:.80}"
             raise CmpError(f"--new: {words}{name_choices(name, known)}")
-    chosen = table["dataset"].isin(list(arrived)) | table["update"].isin(list(arrived))
-    return chosen.to_numpy()
+    updates = [label for label, name in names.items() if {label, name} & set(arrived)]
+    return (table["dataset"].isin(list(arrived)) | table["update"].isin(updates)).to_numpy()
 
 
 def _unscored_rows(corpus: Corpus, split: str, count: int) -> np.ndarray:
