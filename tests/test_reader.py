@@ -79,7 +79,7 @@ def test_a_download_says_what_it_needs_and_holds_its_pictures():
 
 def test_links_that_set_an_explorer_become_words():
     text = 'Try {set}`60% <schedule: {"warmup": 0.6}>` of it, {set}`P <mixture: {"a": [1]}>`.'
-    assert reader.plain_markdown(text, {}) == "Try 60% of it, P."
+    assert reader.plain_markdown(text) == "Try 60% of it, P."
 
 
 def test_a_copy_is_valid_and_in_plain_markdown(copies):

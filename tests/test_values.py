@@ -42,6 +42,17 @@ def filled(*cells, number="03"):
     return [cell.source for cell in book.cells]
 
 
+def test_citations_are_links_in_every_notebook():
+    works = "Merged {cite:p}`roth2024practitioner, time2024`."
+    [text] = filled(works)
+    assert text == (
+        "Merged ([Roth et al., 2024](https://arxiv.org/abs/2408.14471); "
+        "[Dziadzio et al., 2024](https://arxiv.org/abs/2412.06712))."
+    )
+    with pytest.raises(CmpError, match=r"chapter 03: .*`roth2024practitoner`: no such work .*did you mean"):
+        filled("By {cite:p}`roth2024practitoner`.")
+
+
 def test_values_are_those_of_the_published_runs(published):
     scores = verdicts.published_scores("merging")[1].loc["EMA"]
     words = values.fill_values("{{A_KA merging/EMA}} of {{n merging/EMA}}")

@@ -50,10 +50,10 @@ def cells_digest(notebook) -> str:
 def make_copy(source: Path):
     """Return a reader's copy of a chapter: its committed notebook in plain Markdown, with links to
     the previous and next chapters where the lesson ends."""
-    copy, works = read_copy(source.with_suffix(".ipynb")), cited_works()
+    copy = read_copy(source.with_suffix(".ipynb"))
     for cell in copy.cells:
         if cell.cell_type == "markdown":
-            cell.source = plain_markdown(cell.source, works)
+            cell.source = plain_markdown(cell.source)
     files = [None, *(f"{each.stem}.ipynb" for each in chapters.chapters().values()), None]
     place = files.index(f"{source.stem}.ipynb")
     around = {"Before": files[place - 1], "Start": START, "Next": files[place + 1]}
@@ -80,10 +80,10 @@ if missing:
 def make_download(path: Path):
     """Return a self-contained notebook: plain Markdown with embedded diagrams, after one cell that
     says what is needed to run it and one that checks for it."""
-    copy, works = read_copy(path), cited_works()
+    copy = read_copy(path)
     for cell in copy.cells:
         if cell.cell_type == "markdown":
-            text = plain_markdown(cell.source, works)
+            text = plain_markdown(cell.source)
             cell.source = re.sub(r"\]\((diagrams/[\w-]+\.svg)\)", _inline_diagram, text)
     copy.cells[:0] = [
         nbformat.v4.new_markdown_cell(NEEDS, id="needs"),
@@ -98,28 +98,11 @@ def _inline_diagram(match: re.Match) -> str:
     return f"](data:image/svg+xml;base64,{base64.b64encode(content).decode()})"
 
 
-def cited_works() -> dict[str, tuple[str, str]]:
-    """Return the works in `references.bib`: key -> text such as "Roth et al., 2024", and URL."""
-    works = {}
-    text = (chapters.BOOK / "references.bib").read_text(encoding="utf-8")
-    for key, body in re.findall(r"@\w+\{([\w-]+),(.*?)\n\}", text, re.S):
-        fields = dict(re.findall(r"(\w+)\s*=\s*\{(.*)\}", body))
-        authors = [name.partition(",")[0] for name in fields.get("author", key).split(" and ")]
-        named = {1: "{}", 2: "{} and {}"}.get(len(authors), "{} et al.").format(*authors)
-        works[key] = f"{named}, {fields.get('year', '')}", fields.get("url", "")
-    return works
-
-
-def plain_markdown(text: str, works: dict[str, tuple[str, str]]) -> str:
-    """Convert MyST Markdown to plain Markdown: citations become links and folded boxes become HTML
-    details. Labels such as `(A4-01)=` and links that set an explorer are removed."""
-
-    def cite(match: re.Match) -> str:
-        found = [works.get(key.strip(), (key, "")) for key in match[1].split(",")]
-        return "(" + "; ".join(f"[{words}]({url})" if url else words for words, url in found) + ")"
-
+def plain_markdown(text: str) -> str:
+    """Convert MyST Markdown to plain Markdown: folded boxes become HTML details. Labels such as
+    `(A4-01)=` and links that set an explorer are removed."""
     text = re.sub(r"\{set\}`(.+?)\s*<\w+:[^`]*>`", r"\1", text)
-    text = re.sub(r"\{cite:[pt]\}`([^`]+)`", cite, re.sub(r"(?m)^\([\w-]+\)=$", "", text))
+    text = re.sub(r"(?m)^\([\w-]+\)=$", "", text)
     return FOLDED.sub(r"<details><summary>\1</summary>\n\n\2\n\n</details>", text)
 
 

@@ -1,4 +1,4 @@
-"""Fill in what the text of chapters leaves open: measured values, diagrams, and figure numbers.
+"""Fill in what the text of chapters leaves open: measured values, diagrams, figure numbers, works.
 
 A chapter's source contains `{{gain merging/EMA}}`, and its notebook "+4.9 (3.1 to 6.7)", or "+4.9
 (preliminary, 2 of 20 streams)" before all are published. So no measured value is ever typed, and
@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, name_choices
 from cmp.experiments import guidelines, verdicts
 from cmp.experiments.fronts import OutsideFrontError
 from cmp.experiments.scores import (
@@ -35,6 +35,7 @@ REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
 MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
 NOT_YET, NO_GAIN = "(not computed yet)", "(cannot be compared: off the front)"
 NO_MIRROR = "(no front at its A_ZS)"
+CITATION = re.compile(r"\{cite:p\}`([^`]+)`")
 KINDS = ("A_KA", "A_ZS", "GM", "about", "gain", "gain_less", "mirror", "difference", "before", "n",
          "bases", "peak", "points", "spread", "verdict")  # fmt: skip
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -50,19 +51,21 @@ def fill_notebook(notebook: Any, number: str) -> None:
 
     Besides the values of `fill_values`, these are `{{diagram NAME}}`, a picture from `diagrams`
     with its caption; `{{caption LABEL: TEXT}}`, the caption of a figure that a cell draws; and
-    `{{ref LABEL}}`, the number of either. Figures are numbered in order.
+    `{{ref LABEL}}`, the number of either. Figures are numbered in order. Citations become links, so
+    that a notebook reads well wherever it is opened.
 
     Args:
         notebook: An nbformat notebook.
         number: The chapter's number, such as "03".
 
     Raises:
-        CmpError: A mark refers to nothing, or two figures have the same label.
+        CmpError: A mark or a citation refers to nothing, or two figures have the same label.
     """
     cells = [cell for cell in notebook.cells if cell.cell_type == "markdown"]
     labels: dict[str, str] = {}
     for cell in cells:
         cell.source = fill_values(cell.source, f"chapter {number}: ")
+        cell.source = link_citations(cell.source, f"chapter {number}: ")
         for match in LABEL.finditer(cell.source):
             if match[1] in labels:
                 raise CmpError(f"chapter {number}: {match[0]}: the label is used twice; rename one")
@@ -85,6 +88,41 @@ def fill_notebook(notebook: Any, number: str) -> None:
     for cell in cells:  # captions may refer to other figures
         cell.source = REFERENCE.sub(figure, cell.source)
         cell.source = FIGURE.sub(figure, cell.source)
+
+
+def cited_works() -> dict[str, str]:
+    """Return the works in `references.bib`: key -> a link such as "[Roth et al., 2024](URL)"."""
+    works = {}
+    text = (chapters.BOOK / "references.bib").read_text(encoding="utf-8")
+    for key, body in re.findall(r"@\w+\{([\w-]+),(.*?)\n\}", text, re.S):
+        fields = dict(re.findall(r"(\w+)\s*=\s*\{(.*)\}", body))
+        authors = [name.partition(",")[0] for name in fields["author"].split(" and ")]
+        named = {1: "{}", 2: "{} and {}"}.get(len(authors), "{} et al.").format(*authors)
+        works[key] = f"[{named}, {fields['year']}]({fields['url']})"
+    return works
+
+
+def link_citations(text: str, source: str = "") -> str:
+    """Return a text with links in place of its citations, such as {cite:p}`KEY, KEY`.
+
+    Args:
+        text: The text.
+        source: The beginning of error messages.
+
+    Raises:
+        CmpError: A work is not in `references.bib`.
+    """
+    works = cited_works()
+
+    def cite(match: re.Match[str]) -> str:
+        keys = [key.strip() for key in match[1].split(",")]
+        for key in keys:
+            if key not in works:
+                choices = name_choices(key, list(works))
+                raise CmpError(f"{source}{match[0]}: no such work in references.bib{choices}")
+        return f"({'; '.join(works[key] for key in keys)})"
+
+    return CITATION.sub(cite, text)
 
 
 def fill_values(text: str, source: str = "") -> str:

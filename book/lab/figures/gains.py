@@ -115,7 +115,7 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
             words = f"{'at least ' * row.is_bound}{signed(row.gain)} (n = {row.n})"
             beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 11}
             axes.text(1.01, place, words, color=style.ink(colour), **beside)
-        axes.set_yticks(range(len(known)), known["setting"])
+        axes.set_yticks(range(len(known)), known["setting"].map(style.with_subscripts))
         axes.set(xlabel=AXIS, xlim=(left, right), ylim=(len(known) - 0.4, -0.6))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(axis="y", length=0)
@@ -209,7 +209,7 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
         called = style.STYLE["claims"]
         claims = [line if isinstance(line, str) else line["claim"] for line in lines]
         names = [called.get(name, name) for name in claims]
-        axes.set_yticks(range(len(names)), names)
+        axes.set_yticks(range(len(names)), [style.with_subscripts(name) for name in names])
         for label, line in zip(axes.get_yticklabels(), lines, strict=True):
             label.set_fontweight("bold" if isinstance(line, str) else "normal")
         axes.set(ylim=(len(lines) - 0.4, -0.6))
