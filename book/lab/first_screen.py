@@ -208,8 +208,9 @@ def first_explorer(**state: Any) -> explorers.Explorer:
 
 COLUMNS, ROWS = 4, 3
 TILE, GAP, HEAD = (92, 74), 6, 46
-HOLD, ENDS = 0.9, 2.4
-"""Seconds for which each frame, and the last frame, is shown."""
+HOLD, ENDS = 0.9, 3.2
+"""Seconds for which each frame, and the last frame, is shown. The loop begins with the last frame, so
+that a glance sees how it ends."""
 MOMENTS = (0, 1, 2, 3, 4, 5, 7, 10, 14)
 """The step between shown updates, and the last one."""
 LONGEST = 15
@@ -233,7 +234,7 @@ def picture() -> str:
         left = side * (wide + 44)
         parts.append(f'<text class="title" x="{left}" y="18">{html.escape(title)}</text>')
         parts += [
-            f'<text class="sum m{n}" x="{left}" y="38">after {update} updates: '
+            f'<text class="sum m{n}" x="{left}" y="38">after {update} update{"s" * (update != 1)}: '
             f"{stops[name]['scores'][update]['A_ZS']:.0f}% of what is old, "
             f"{stops[name]['scores'][update]['A_KA']:.0f}% of what is new</text>"
             for n, update in enumerate(moments)
@@ -260,7 +261,8 @@ ALT = (
 
 def _style(count: int) -> str:
     """Return the style of the picture, which shows the texts of a number of frames in turn."""
-    total = HOLD * (count - 1) + ENDS
+    before_last = HOLD * (count - 1)
+    total = before_last + ENDS
     lines = [
         "text{font-family:system-ui,sans-serif;fill:#1d2329}.title{font-size:16px;font-weight:700}",
         f".sum{{font-size:12px}}.n{{font-size:10.5px;text-anchor:middle}}.w{{fill:{WRONG}}}",
@@ -274,7 +276,8 @@ def _style(count: int) -> str:
         before = f"{max(0.0, begin - 0.01):.2f}%{{opacity:0}}" if n else ""
         after = f"{end:.2f}%,100%{{opacity:0}}" if n < count - 1 else ""
         lines.append(f"@keyframes k{n}{{{hidden}{before}{shown}{after}}}")
-        lines.append(f".m{n}{{opacity:0;animation:k{n} {total:.1f}s linear infinite}}")
+        timing = f"{total:.1f}s linear -{before_last:.1f}s infinite"
+        lines.append(f".m{n}{{opacity:0;animation:k{n} {timing}}}")
     still = f".m{count - 1}{{animation:none;opacity:1}}"
     others = ",".join(f".m{n}" for n in range(count - 1))
     lines.append(f"@media (prefers-reduced-motion:reduce){{{others}{{animation:none}}{still}}}")
