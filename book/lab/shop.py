@@ -49,7 +49,7 @@ FILES = {
     release.REPORT_FILE: "a page: pictures that lost or gained their name",
     release.SCORES_FILE: "scores of each set, after each update",
     release.MATRIX_FILE: "scores of each month's pictures, month by month",
-    release.HITS_FILE: "which test pictures were named rightly",
+    release.HITS_FILE: "which test pictures were named correctly",
     release.LEDGER_FILE: "the ledger",
     release.START_FILE: "the weights before the first update",
 }

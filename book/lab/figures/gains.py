@@ -35,8 +35,8 @@ NO_GAIN = {
 }
 """Part of the reason why a setting has no gain -> the text of a note."""
 VERDICT_NOTE = "Thick: the verdict's {level} interval."
-VERDICT_CROSSED = " Thin: with other concepts, too."
-VERDICT_BOUND = " Arrow: a bound, which leaves that end open."
+VERDICT_CROSSED = " Thin: the interval for other concepts."
+VERDICT_BOUND = " Arrow: the interval has no end on this side."
 
 
 def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
