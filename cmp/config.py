@@ -601,9 +601,7 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
     """
     if not isinstance(tree, Mapping):
         raise CmpError(f"{source}: expected a mapping of keys, found {tree!r:.60}")
-    tree = dict(tree)
-    if "recipe" in tree:
-        tree = overlay(recipe_tree(tree.pop("recipe")), tree)
+    tree = with_recipe(tree)
     if "seed" in tree:
         seeds = dict.fromkeys(Seeds.__dataclass_fields__, tree.pop("seed"))
         tree = overlay({"seeds": seeds}, tree)
@@ -682,6 +680,13 @@ def recipe_tree(name: str) -> dict[str, Any]:
     if name not in list(RECIPES):
         raise CmpError(f"recipe: {name!r:.60}: unknown; the recipes are: {', '.join(RECIPES)}")
     return copy.deepcopy(RECIPES[name])
+
+
+def with_recipe(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a tree with the keys of its `recipe`, as far as the tree does not set them;
+    raise `CmpError` if there is no such recipe."""
+    rest = {key: value for key, value in tree.items() if key != "recipe"}
+    return overlay(recipe_tree(tree["recipe"]), rest) if "recipe" in tree else rest
 
 
 def overlay(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

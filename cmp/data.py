@@ -180,7 +180,7 @@ class Corpus:
         Raises:
             CmpError: The images have a different size.
         """
-        if isinstance(self.images, Tensor) and side not in self.images.shape[2:]:
+        if isinstance(self.images, Tensor) and self.images.shape[2:] != (side, side):
             words = f"takes images of {side} pixels, but the data have {self.images.shape[-1]}"
             raise CmpError(f"model.name: {model!r} {words}")
 

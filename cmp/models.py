@@ -691,7 +691,9 @@ def cached_weights(name: str, start: str) -> Path | None:
     location, tag = name.partition(":")[2], pretrained_tag(name, start)
     if (run := start.removeprefix(RUN_PREFIX)) != start and run.isalnum():
         stored = project.build_folder() / "runs"
-        paths = map(str, stored.glob(f"{run[: files.SHORT_ID]}*/{files.WEIGHTS}"))
+        paths = [*map(str, stored.glob(f"{run[: files.SHORT_ID]}*/{files.WEIGHTS}"))]
+        if len(paths) > 1:
+            raise CmpError(f"model.start: {start!r}: {len(paths)} runs; give more digits of its id")
     elif name.startswith("local-dir:") and start == HUB:
         paths = [factory._find_checkpoint_in_dir(Path(location))]
     elif tag.get("hf_hub") or (is_hub(name) and start == HUB):

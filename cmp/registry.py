@@ -234,7 +234,7 @@ def check_settings(kind: str, name: str, section: Any) -> None:
                 raise ValueError(f"{key}: not used by {name!r}, only by {users}")
 
 
-def load_plugin(path: Path) -> None:
+def load_plugin(path: str | os.PathLike[str]) -> None:
     """Run a Python file that registers options.
 
     Raises:
@@ -248,7 +248,8 @@ def load_plugin(path: Path) -> None:
         >>> cmp.load_plugin(path)
     """
     place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
-    name = f"cmp_plugin_{path.stem}_{place[:12]}"  # files with the same name are different plugins
+    # files with the same name are different plugins
+    name = f"cmp_plugin_{Path(path).stem}_{place[:12]}"
     try:
         spec = spec_from_file_location(name, path)
         if spec is None or spec.loader is None:

@@ -17,6 +17,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$")]
 Location = Annotated[str, Field(pattern=r"^[^\x00-\x1f]{1,1000}$")]
 _PLACE = (
     r"^([A-Za-z0-9][A-Za-z0-9._+-]{0,99}|hf-hub:[A-Za-z0-9._~/+@-]{1,500}"
-    r"|local-dir:[A-Za-z0-9._~/+@ -]{1,500})$"
+    r"|local-dir:[^\x00-\x1f]{1,500})$"
 )
 ModelName = Annotated[str, Field(pattern=_PLACE)]

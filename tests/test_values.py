@@ -49,7 +49,9 @@ def test_citations_are_links_in_every_notebook():
         "Merged ([Roth et al., 2024](https://arxiv.org/abs/2408.14471); "
         "[Dziadzio et al., 2024](https://arxiv.org/abs/2412.06712))."
     )
-    with pytest.raises(CmpError, match=r"chapter 03: .*`roth2024practitoner`: no such work .*did you mean"):
+    with pytest.raises(
+        CmpError, match=r"chapter 03: .*`roth2024practitoner`: no such work .*did you mean"
+    ):
         filled("By {cite:p}`roth2024practitoner`.")
 
 

@@ -14,7 +14,7 @@ from cmp.errors import CmpError
 from cmp.evaluation import make_test_sets
 from cmp.experiments import forecast
 from cmp.files import check_target
-from cmp.releases import candidates, gate, release, report
+from cmp.releases import candidates, facts, gate, release, report
 from cmp.releases.compare import Comparison, as_candidate, common_device, update_names
 from cmp.releases.compare import compare as compare_models
 from cmp.releases.index import RECALL_AT
@@ -50,8 +50,8 @@ def compare(
     Args:
         old: The deployed model.
         new: The model that may replace it.
-        data: Source of the data: embedded, fomo, or a folder of manifests. Default: for a release,
-            all images that had arrived by then; otherwise embedded.
+        data: Source of the data: embedded, fomo, or a folder of manifests. Default: all images that
+            had arrived by the release NEW, or by OLD if only OLD is a release; otherwise embedded.
         arrived: Datasets or updates with images that an index of the old model lacks; "" for none.
             Default: the updates between two releases; otherwise the datasets of role adapt, if
             there are others.
@@ -79,7 +79,8 @@ def compare(
         made or candidates.find_candidate(x) for made, x in zip(releases, (old, new), strict=True)
     ]
     forecast.check_device(device := common_device([as_candidate(each) for each in pair], device))
-    corpus = releases[1].corpus() if releases[1] and not data else load_data(data or "embedded")
+    owner = releases[1] or releases[0]
+    corpus = owner.corpus() if owner and not data else load_data(data or "embedded")
     if limits:
         sets = make_test_sets(corpus, split, subset)
         rows = [each.rows for each in sets if each.dataset.role == "adapt"]
@@ -149,9 +150,9 @@ def print_comparison(comparison: Comparison) -> None:
 
 def _score_cells(row) -> tuple[object, ...]:
     """Return the cells of a row of `Comparison.sets` or `Comparison.summary`."""
-    interval = f"{row['low']:+.1f} to {row['high']:+.1f}"
+    interval = facts.interval_in_words(row["low"], row["high"])
     share = shared.score_text(row["lost_share"]) + "%"
     return (
-        *map(shared.score_text, (row["old"], row["new"])), f"{row['change']:+.1f}", interval,
+        *map(shared.score_text, (row["old"], row["new"])), facts.signed(row["change"]), interval,
         int(row["lost"]), share, int(row["gained"]),
     )  # fmt: skip

@@ -22,6 +22,7 @@ from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
 
 Folders = Annotated[list[Path] | None, typer.Option("--retain", metavar="FOLDER")]
+Gone = Literal["refuse", "skip"]
 Moved = Annotated[list[str] | None, typer.Option("--moved", metavar="OLD=NEW")]
 Prompt = Annotated[str | None, typer.Option(metavar="TEMPLATE")]
 Start = Annotated[str | None, typer.Argument(metavar="RELEASE")]
@@ -38,7 +39,7 @@ def update(
     prompt: Prompt = None,
     chosen: Annotated[Path | None, typer.Option("--settings", metavar="FILE")] = None,
     name: str | None = None,
-    gone: Literal["refuse", "skip"] = "refuse",
+    gone: Gone = "refuse",
     moved: Moved = None,
     threads: shared.Threads = 1,
     dry_run: bool = False,
@@ -200,6 +201,8 @@ def tune(
     pool: str | None = None,
     retain: Folders = None,
     prompt: Prompt = None,
+    gone: Gone = "refuse",
+    moved: Moved = None,
     peaks: Annotated[str | None, typer.Option(metavar="PEAK,...")] = None,
     threads: shared.Threads = 1,
     device: str | None = None,
@@ -221,6 +224,8 @@ def tune(
         pool: As for `cmpt update`. Default: none.
         retain: As for `cmpt update`. Default: none.
         prompt: As for `cmpt update`. Default: the model's own.
+        gone: As for `cmpt update`.
+        moved: As for `cmpt update`.
         peaks: The first peaks to try. Default: the recipe's, a third of it, and three times as
             much.
 
@@ -246,7 +251,8 @@ def tune(
                 first, folder, tree, folder=out.with_name(f".{out.stem}.tune"),
                 peaks=_parse_peaks(peaks), device=local_device, execution=execution,
                 observer=begin, tell=lambda row: bar.write(_score_line(row)),
-                pool=pool, retain=retain or [], prompt=prompt or "",
+                pool=pool, retain=retain or [], prompt=prompt or "", skip_gone=gone == "skip",
+                moved=_parse_moved(moved),
             )  # fmt: skip
     if is_first:
         peak = tuning.write_choice(table, out)

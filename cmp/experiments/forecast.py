@@ -25,6 +25,7 @@ from cmp.scale.decoding import worker_count
 from cmp.scale.devices import DEVICES, Device, device_name, find_device
 from cmp.scale.execution import ExecutionConfig
 from cmp.scale.kernels import traced_share
+from cmp.schedules import Schedule
 from cmp.seeds import numpy_generator
 from cmp.training import StepResult, create_optimizer, make_train_state, train_task
 
@@ -291,12 +292,13 @@ def _stored_step_seconds(device: str) -> dict[str, float]:
     for run_id in store.stored_ids():
         try:
             record, run_config = store.load_record(run_id)
-        except CmpError:  # damaged, or in an older format
-            continue
-        provenance = record.provenance
-        if provenance["threads"] == 1 and provenance.get("device") == device_name(device):
+            provenance = record.provenance
+            if provenance["threads"] != 1 or provenance.get("device") != device_name(device):
+                continue
             per_step = provenance["seconds"] / budgets.total_steps(run_config)
-            seconds.setdefault(_timing_key(run_config), []).append(per_step)
+        except CmpError:  # damaged, in an older format, or its data are gone
+            continue
+        seconds.setdefault(_timing_key(run_config), []).append(per_step)
     return {key: float(np.median(values)) for key, values in seconds.items()}
 
 
@@ -338,7 +340,8 @@ def _step_seconds(
     task."""
     open_ended = {"budget": None, "passes": None, "task_steps": ()}
     training = dataclasses.replace(run_config.training, steps=MEASURED_STEPS, **open_ended)
-    short = dataclasses.replace(run_config, training=training)
+    curve = Schedule("constant", peak=run_config.schedule.peak)  # any curve fits in
+    short = dataclasses.replace(run_config, training=training, schedule=curve)
     corpus = load_data(run_config.data)
     state = make_train_state(short, corpus, model, device, ExecutionConfig())
     pools, ends = mixtures.task_pools(short, state.corpus), []

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -112,9 +113,9 @@ def bytes_of(x: Tensor) -> memoryview:
 
 def merge_files(
     rule: str,
-    paths: Sequence[Path],
-    out: Path,
-    base: Path | None = None,
+    paths: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
     progress: ByteCounter = lambda count: None,
     **settings: Any,
 ) -> None:
@@ -137,8 +138,8 @@ def merge_files(
         ...     save_file({"w": torch.ones(2)}, path)
         >>> cmp.merge_files("interpolation", paths, folder / "merged.safetensors")
     """
-    parents = [*paths, *([] if base is None else [base])]
-    check_target(out)
+    parents = [Path(path) for path in (*paths, *([] if base is None else [base]))]
+    check_target(out := Path(out))
     if out.exists() and any(path.exists() and out.samefile(path) for path in parents):
         raise CmpError(f"{out}: this is one of the models; write to another file")
     option = get_option("merge_rule", rule)

@@ -66,14 +66,14 @@ def find_candidate(what: str) -> Candidate:
     if what.startswith("hf-hub:"):
         return _candidate(what, what, HUB)
     if what.startswith("local-dir:"):
-        return _folder_candidate(Path(rest))
+        return folder_candidate(Path(rest))
     if name in open_clip.list_models() or name in models.family_names():
         found = re.fullmatch(r"(.+?)(?::(\d{1,9}))?", rest or _usual_start(name))
         assert found
         return _candidate(what, name, found[1], int(found[2] or 0))
     exists = what and Path(what).exists()
     if exists and Path(what).is_dir():
-        return _folder_candidate(Path(what))
+        return folder_candidate(Path(what))
     if what.startswith(RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", what):
         return _run_candidate(what.removeprefix(RUN_PREFIX))
     if exists:
@@ -106,7 +106,7 @@ def _run_candidate(prefix: str) -> Candidate:
     return Candidate(f"run {run.id[:SHORT_ID]}", name, lambda: store.find_model(prefix)[1])
 
 
-def _folder_candidate(folder: Path) -> Candidate:
+def folder_candidate(folder: Path) -> Candidate:
     """Return the model in a folder of open_clip's layout.
 
     An embedded model is known by its config: open_clip would take its own tokenizer for it, whose

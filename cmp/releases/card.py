@@ -115,7 +115,8 @@ def score_table(comparison: Comparison) -> str:
             "before": table["old"],
             "after": table["new"],
             "change, 95% interval": [
-                f"{x.change:+.1f} ({x.low:+.1f} to {x.high:+.1f})" for x in table.itertuples()
+                f"{facts.signed(x.change)} ({facts.interval_in_words(x.low, x.high)})"
+                for x in table.itertuples()
             ],
             "lost": [
                 "none was right" if np.isnan(share) else f"{share:.1f}% ({count:,.0f})"
@@ -128,6 +129,8 @@ def score_table(comparison: Comparison) -> str:
 
 def markdown_table(table: pd.DataFrame) -> str:
     """Return a table without its index in Markdown, numbers with one digit."""
-    texts = table.map(lambda value: f"{value:.1f}" if isinstance(value, float) else str(value))
+    texts = table.map(
+        lambda value: f"{value:.1f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    )
     rows = [[*table.columns], ["---"] * table.shape[1], *texts.to_numpy()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -18,11 +18,11 @@ from cmp.data import Corpus
 from cmp.errors import CmpError, name_choices
 from cmp.evaluation import ENCODE_BLOCK, ROLES, Features, Scores
 from cmp.models import Network
-from cmp.releases.candidates import Candidate, find_candidate
+from cmp.releases.candidates import Candidate, find_candidate, folder_candidate
 from cmp.releases.index import RECALL_AT, IndexMap, fit_map, measure_index
 from cmp.releases.intervals import mean_interval, share_interval
 from cmp.releases.ledger import arrivals_from, update_label
-from cmp.releases.release import Release
+from cmp.releases.release import WEIGHTS_FILE, Release
 
 FIT_PICTURES, FIT_PER_SCORED = 2000, 5
 """Pictures, none of them scored, on which the map to an old index is fitted; and, where a subset of
@@ -196,7 +196,8 @@ def as_candidate(model: str | Release | Candidate | tuple[str, Network]) -> Cand
     if isinstance(model, str):
         return find_candidate(model)
     if isinstance(model, Release):
-        return dataclasses.replace(find_candidate(str(model.folder)), title=model.folder.name)
+        model.path(WEIGHTS_FILE)  # checks its hash
+        return dataclasses.replace(folder_candidate(model.folder), title=model.folder.name)
     if isinstance(model, Candidate):
         return model
     name, network = model

@@ -1,5 +1,6 @@
 """Sentences that the plan, the card and the report of an update share."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,9 +23,23 @@ def count_of(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else plural}"
 
 
+def decimal(value: float, sign: str = "") -> str:
+    """Return a number with one digit and a true minus, a dash for NaN; with the sign "+", also with
+    a plus where it is above zero."""
+    if math.isnan(value):
+        return "–"
+    text = f"{round(value, 1) + 0.0:{sign}.1f}".replace("-", "−")
+    return "0.0" if text == "+0.0" else text
+
+
 def signed(value: float) -> str:
     """Return a change with one digit, its sign and a true minus."""
-    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")
+    return decimal(value, "+")
+
+
+def interval_in_words(low: float, high: float) -> str:
+    """Return an interval, or that there is none."""
+    return "no interval" if math.isnan(low) else f"{decimal(low)} to {decimal(high)}"
 
 
 def describe_splits() -> str:

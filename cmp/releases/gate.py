@@ -14,6 +14,7 @@ the limit, which a set of a few hundred pictures can hardly show for less than s
 with the very features of the old one passes either way where only losses are limited.
 """
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +28,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.errors import CmpError, name_choices
 from cmp.evaluation import ROLES
 from cmp.files import check_record, read_yaml
+from cmp.releases import facts
 from cmp.releases.compare import ALL, Comparison
 from cmp.values import STRICT
 
@@ -160,7 +162,7 @@ def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str] 
         raise CmpError(f"gate: each_update: {words}")
 
 
-def check_gate(gate: Gate | Path, comparison: Comparison) -> list[str]:
+def check_gate(gate: Gate | str | os.PathLike[str], comparison: Comparison) -> list[str]:
     """Return the limits that a new model breaks, in sentences.
 
     A gate is a YAML file that limits the mean of `all` sets, `A_KA`, `A_ZS`, `each` set, or some
@@ -186,7 +188,7 @@ def check_gate(gate: Gate | Path, comparison: Comparison) -> list[str]:
         >>> cmp.check_gate(folder / "gate.yaml", itself)
         []
     """
-    limits = read_gate(gate) if isinstance(gate, Path) else gate
+    limits = gate if isinstance(gate, Gate) else read_gate(Path(os.path.expanduser(gate)))
     return [line.sentence for line in apply_gate(limits, comparison) if not line.passed]
 
 
@@ -216,11 +218,12 @@ def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLin
             change = row["low"] if limits.sure else row["change"]
             value = -change if name == "drop" else change
             asked = f"a fall of at most {limit:g}" if name == "drop" else f"a gain of {limit:g}"
-            signed = f"{change:+.1f}".replace("-", "−")
-            kept = f"{row['old']:.1f} became {row['new']:.1f} ({signed}{ends}); asked is {asked}"
+            size = facts.signed(change)
+            kept = f"{row['old']:.1f} became {row['new']:.1f} ({size}{ends}); asked is {asked}"
         passed = value >= limit if name == "gain" else value <= limit
         if np.isnan(value):
             kept = "one group of pictures is too few for an interval"
-        words = f"{key}.{name}: {kept}" if scope in key else f"{key}.{name}: {scope}: {kept}"
+        is_named = key.rpartition(".")[2] == scope  # "A_ZS", or "sets.NAME", but not "each"
+        words = f"{key}.{name}: {kept}" if is_named else f"{key}.{name}: {scope}: {kept}"
         lines.append(GateLine(f"{key}.{name}", scope, limit, float(value), bool(passed), words))
     return lines

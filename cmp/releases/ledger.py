@@ -389,8 +389,10 @@ def _append(
         new.append(picture._replace(split=split))
         for name in names:
             splits.setdefault(name, split)
-    if arrival.role == "adapt" and not new:
-        raise CmpError(f"--data: {arrival.folder} contains no new picture")
+    if not new:
+        raise CmpError(
+            f"{OPTIONS[arrival.role]}: {arrival.folder} contains no new picture; leave it out"
+        )
     if arrival.role == "adapt" and not any(picture.split == "train" for picture in new):
         fixed = {*held, *(picture.source for picture in new if picture.source not in free)}
         new = [x if x.source in fixed else x._replace(split="train") for x in new]
@@ -455,12 +457,14 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
         CmpError: Pictures are gone, and are not to be skipped.
     """
     parts, gone = [], set()
+    places_of = collections.defaultdict(list)
+    for place, picture in enumerate(ledger.pictures):
+        places_of[picture.arrival, picture.set].append(place)
     for number, arrival in enumerate(ledger.arrivals):
         for tree in arrival.sets:
-            places = [
-                place for place, picture in enumerate(ledger.pictures)
-                if picture.arrival == number and picture.set == tree["name"]
-            ]  # fmt: skip
+            places = places_of[number, tree["name"]]
+            if not places:  # nothing in this folder of the set was new
+                continue
             part, lost = _locate_set(arrival, tree, [ledger.pictures[place] for place in places])
             gone |= {places[n] for n in lost}
             parts.append(part)
@@ -481,21 +485,22 @@ def _locate_set(
     """Return a set of an arrival as the ledger has it, and the positions of those that are gone."""
     about = {key: value for key, value in tree.items() if key != "root"}
     dataset = FileSet.model_validate(about)
-    files: dict[str, dict[str, Any]] = {}
+    files: dict[tuple[str, int], dict[str, Any]] = {}
     read, task = blank, dataset.task
     with contextlib.suppress(CmpError):  # the folder itself may be gone
         index = collection.read_index(dataset, Path(arrival.folder, tree["root"]))
         index, _ = images.usable_images(index)
         read, task = index.read, index.dataset.task
-        files = {row["source"]: row for row in index.table.to_dict("records")}
+        # two tars in two folders may have the same name, and then their pictures have, too
+        files = {(row["source"], row["digest"]): row for row in index.table.to_dict("records")}
     update = update_label(arrival)
     rows, lost = [], []
     for place, picture in enumerate(pictures):
-        file = files.get(picture.source, {})
-        is_here = bool(picture.split) and file.get("digest") == picture.digest
+        facts = files.get((picture.source, picture.digest)) if picture.split else None
+        is_here = facts is not None
         if picture.split and not is_here:
             lost.append(place)
-        facts = file if is_here else NO_FACTS
+        facts = facts or NO_FACTS
         row = {name: facts[name] for name in NO_FACTS} | picture._asdict()
         split = picture.split if is_here else ""
         rows.append(row | {"split": split, "captions": list(picture.captions)})

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp import config, models
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_errors
 from cmp.files import SHORT_ID, file_digest, parse_json, parse_record, read_text
 from cmp.releases import ledger as ledgers
 from cmp.releases.ledger import Ledger, Picture, arrivals_from
@@ -176,13 +176,11 @@ def read_release(folder: str | os.PathLike[str]) -> Release:
     if not is_release(folder):
         raise CmpError(f"{folder}: not a release, since it contains no {RECORD_FILE}")
     path = folder / RECORD_FILE
-    try:
+    with explain_errors(f"{path}: cannot be read", "", LookupError, TypeError):
         tree = parse_json(read_text(path))
         if json_digest(tree["record"]) != tree["sha256"]:
             raise CmpError(f"{path}: damaged: its content is not what was written")
         record = parse_record(json.dumps(tree["record"]), ReleaseRecord)
-    except (ValueError, LookupError, TypeError) as error:
-        raise CmpError(f"{path}: cannot be read ({error})") from error
     if record.schema != SCHEMA:
         raise CmpError(f"{path}: written in schema {record.schema}; this is schema {SCHEMA}")
     return Release(folder, record, config.parse(record.config, str(path)))
@@ -238,7 +236,9 @@ def slim(folder: str | Path) -> int:
     """
     release = read_release(folder)
     paths = [release.folder / name for name in release.slimmable()]
-    freed = sum(path.stat().st_size for path in paths if path.exists())
+    # releases of one stream may share a file by hard links, and then nothing is freed yet
+    stats = [path.stat() for path in paths if path.exists()]
+    freed = sum(stat.st_size for stat in stats if stat.st_nlink == 1)
     for path in paths:
         path.unlink(missing_ok=True)
     return freed

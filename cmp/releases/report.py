@@ -3,6 +3,7 @@
 import html
 import itertools
 import math
+import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 from cmp.files import write_atomic
 from cmp.releases import facts
 from cmp.releases.compare import ALL, NAMING, TO_IMAGE, Comparison
-from cmp.releases.facts import count_of
+from cmp.releases.facts import count_of, decimal, interval_in_words, signed
 from cmp.releases.gate import GateLine
 from cmp.releases.index import RECALL_AT
 from cmp.releases.thumbnails import SIDE, picture_uris
@@ -44,7 +45,7 @@ INDEX_COLUMNS = {
 
 def write_report(
     comparison: Comparison,
-    path: Path,
+    path: str | os.PathLike[str],
     title: str | None = None,
     gate: Sequence[GateLine] = (),
     notes: Sequence[str] = (),
@@ -70,7 +71,9 @@ def write_report(
         >>> (folder / "report.html").stat().st_size < 3_000_000
         True
     """
-    write_atomic(path, report_page(comparison, title, gate, notes, background))
+    write_atomic(
+        Path(os.path.expanduser(path)), report_page(comparison, title, gate, notes, background)
+    )
 
 
 def report_page(
@@ -154,18 +157,6 @@ def _text(value: object, longest: int = LONGEST) -> str:
     return html.escape(text if len(text) <= longest else text[: longest - 1] + "…")
 
 
-def _number(value: float, sign: str = "") -> str:
-    """Return a number with one digit and a true minus; a dash for NaN."""
-    if math.isnan(value):
-        return "–"
-    text = f"{round(value, 1) + 0.0:{sign}.1f}".replace("-", "−")
-    return "0.0" if text in ("+0.0", "−0.0") else text
-
-
-def _range(low: float, high: float) -> str:
-    return "no interval" if math.isnan(low) else f"{_number(low)} to {_number(high)}"
-
-
 def _document(title: str, body: str) -> str:
     folder = Path(__file__).parent
     style, script = ((folder / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
@@ -197,9 +188,9 @@ def _head(
         if name in table.index and (name != ALL or len(table) == 1):
             row = table.loc[name]
             tiles.append(
-                f"<li><b>{_number(row['old'])} → {_number(row['new'])}</b><span>{words}: mean of "
-                f"{count_of(int(row['sets']), 'set')}, {_number(row['change'], '+')} "
-                f"({_range(row['low'], row['high'])})</span></li>"
+                f"<li><b>{decimal(row['old'])} → {decimal(row['new'])}</b><span>{words}: mean of "
+                f"{count_of(int(row['sets']), 'set')}, {signed(row['change'])} "
+                f"({interval_in_words(row['low'], row['high'])})</span></li>"
             )
     for kind, words in (("lost", "lost their name"), ("gained", "gained it")):
         count = _named(comparison, kind)
@@ -369,7 +360,7 @@ def _explain_updates(comparison: Comparison) -> str:
 
 def _score_line(name: str, row: pd.Series, scale: tuple[float, float], kind: str = "") -> str:
     change, low, high = (float(row[key]) for key in ("change", "low", "high"))
-    words = f"{_number(change, '+')} ({_range(low, high)})"
+    words = f"{signed(change)} ({interval_in_words(low, high)})"
     state = "down" if high < 0 else "up" if low > 0 else "open"
     at = f"{_percent(change, scale)}%"
     mark = f'<circle class="{state}" cx="{at}" cy="50%" r="5"/>'
@@ -387,7 +378,7 @@ def _score_line(name: str, row: pd.Series, scale: tuple[float, float], kind: str
     count = f' <span class="quiet">({row["images"]:,.0f})</span>' if "images" in row else ""
     return (
         f'<li class="{kind}"><span>{name}{count}</span>'
-        f"<span>{_number(row['old'])} → {_number(row['new'])}</span>"
+        f"<span>{decimal(row['old'])} → {decimal(row['new'])}</span>"
         f'<svg role="img" aria-label="{words}"><title>{words}</title><line class="zero" '
         f'x1="{zero}" x2="{zero}" y1="0" y2="100%"/>{interval}{mark}</svg>'
         f'<span class="right">{lost}</span></li>'
@@ -466,12 +457,13 @@ def _retrieval(comparison: Comparison) -> str:
     if table.empty:
         return ""
     means = table[(table["asked"] == TO_IMAGE) & (table["k"] == max(RECALL_AT))]
-    was, now = (_number(means[key].mean()) for key in ("old", "new"))
+    was, now = (decimal(means[key].mean()) for key in ("old", "new"))
     heading = f"Captions find their picture in {now}% of searches, {was}% before"
     rows = "\n".join(
         f"<tr><td>{_text(row.dataset)}<br>{row.asked}, first {row.k}</td>"
-        f"<td class=n>{_number(row.old)} → {_number(row.new)}</td>"
-        f"<td class=n>{_number(row.change, '+')} <span>({_range(row.low, row.high)})</span></td>"
+        f"<td class=n>{decimal(row.old)} → {decimal(row.new)}</td>"
+        f"<td class=n>{signed(row.change)} "
+        f"<span>({interval_in_words(row.low, row.high)})</span></td>"
         "</tr>"
         for row in table.itertuples()
     )
@@ -514,17 +506,17 @@ def _index_bars(part: pd.DataFrame) -> str:
     for key, words in INDEX_COLUMNS.items():
         if math.isnan(last[key]):
             continue
-        numbers = f"{_number(last[key])} ({_number(first[key])})"
+        numbers = f"{decimal(last[key])} ({decimal(first[key])})"
         lines.append(
             f'<li><span>{words}</span><span class="bar"><i style="width:{last[key]:.1f}%"></i>'
             f"</span><span>{numbers}</span></li>"
         )
     gains = ""
     if not math.isnan(last["loses"]):
-        again = f"{_number(last['loses'], '+')} points ({_range(last['low'], last['high'])})"
+        again = f"{signed(last['loses'])} points ({interval_in_words(last['low'], last['high'])})"
         gains = f"Against the old index as it is, encoding everything again brings {again}"
         if not math.isnan(last["recovers"]):
-            gains += f", the map {_number(last['recovers'], '+')}"
+            gains += f", the map {signed(last['recovers'])}"
         gains = f'<p class="quiet">{gains}.</p>'
     heading = f"{last['content'].capitalize()} content, asked by {QUERIES[last['query']]}"
     count = f'<span class="quiet">{count_of(int(last["queries"]), "query")}</span>'
@@ -545,7 +537,7 @@ def _index_finding(table: pd.DataFrame) -> str:
     which, again = "the new pictures", last["new_first"]
     if math.isnan(again):
         which, again = "every picture", last["reencoded"]
-    now, then = _number(last["as_is"]), _number(again)
+    now, then = decimal(last["as_is"]), decimal(again)
     found = f"{asked}, {last['content']} content is found in"
     if round(again, 1) <= round(last["as_is"], 1):
         return f"The old index still serves: {found} {now}% of queries, encoded again in {then}%"

@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ def tune(
     center = middle.config.schedule.peak
     waiting = [*peaks] or [center / FACTOR, center, center * FACTOR]
     rows: dict[float, dict[str, float]] = {}
-    while waiting and len(rows) < MOST_PEAKS:
+    while waiting and len(rows) < max(MOST_PEAKS, len(peaks)):
         peak = float(f"{waiting.pop(0):.3g}")
         if peak in rows:
             continue
@@ -95,13 +94,17 @@ def tune(
         rows[peak] = _scores_of(plan, folder, observer(plan), device, execution)
         tell(pd.Series({"peak": peak} | rows[peak]))
         if not waiting:
-            best, known = max(rows, key=lambda each: goal(rows[each])), sorted(rows)
-            waiting += [best / FACTOR] * (best == known[0]) + [best * FACTOR] * (best == known[-1])
+            best = max(rows, key=lambda each: goal(rows[each]))
+            if best == min(rows):
+                waiting.append(best / FACTOR)
+            if best == max(rows):
+                waiting.append(best * FACTOR)
     best = max(rows, key=lambda each: goal(rows[each]))
     if not processes.rank():
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    found = pd.DataFrame([{"peak": peak} | rows[peak] for peak in sorted(rows)])
-    return found.assign(is_best=found["peak"] == best)
+        with contextlib.suppress(OSError):  # which holds checkpoints of others, or is gone
+            (folder / "checkpoints").rmdir()
+    table = pd.DataFrame([{"peak": peak} | rows[peak] for peak in sorted(rows)])
+    return table.assign(is_best=table["peak"] == best)
 
 
 def goal(scores: Mapping[str, float]) -> float:
@@ -133,7 +136,7 @@ def _scores_of(
         except Interrupted as error:
             words = "stopped; everything is saved; the same command continues"
             raise Interrupted(words, error.signal) from None
-        last = store.final_scores(store.after_last_task(store.trajectory(result.metrics)))
+        last = store.final_scores(store.trajectory(result.metrics))
         scores = {name: x for name in SCORES if not math.isnan(x := float(last[name].iloc[0]))}
         if manager:
             keep_value(path, lambda: scores)

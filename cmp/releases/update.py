@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import pandas as pd
 from safetensors.torch import load_file, save_file
@@ -152,8 +151,10 @@ def plan_update(
         CmpError: It cannot be computed as it was asked for.
     """
     tree = config.override({}, settings) if not isinstance(settings, Mapping) else dict(settings)
-    _refuse_settings(tree)
+    tree = config.with_recipe(tree)
+    start = os.path.expanduser(start)
     is_first = not release.is_release(Path(start))
+    _refuse_settings(tree, is_first)
     if is_first and Path(start).is_dir():
         raise CmpError(f"{start}: not a release, since it contains no {release.RECORD_FILE}")
     parent = None if is_first else release.read_release(start)
@@ -178,13 +179,16 @@ def plan_update(
     )  # fmt: skip
 
 
-def _refuse_settings(tree: Mapping[str, Any]) -> None:
-    """Raise `CmpError` for a setting that an update cannot have."""
+def _refuse_settings(tree: Mapping[str, Any], is_first: bool) -> None:
+    """Raise `CmpError` for a setting that no update can have, or only the first."""
+    config.parse(dict(tree), "cmpt update")  # for keys and values that no config can have
     given = dict(config.flat_keys(tree))
+    if "seed" in given and not is_first:
+        raise CmpError("seed: a stream keeps its seeds from the first update on; leave it out")
     for key, reason in FIXED_KEYS.items():
-        found = [name for name in given if name == key or name.startswith(f"{key}.")]
-        if found:
-            raise CmpError(f"{found[0]}: not in an update: {reason}")
+        for name in given:
+            if f"{name}.".startswith(f"{key}."):
+                raise CmpError(f"{name}: not in an update: {reason}")
     meta = given.get("schedule.meta", "none")
     if "peaks" in get_option("meta_schedule", meta).settings:
         raise CmpError(f"schedule.meta: {meta!r}: {FIXED_KEYS['schedule.peaks']}")
@@ -237,7 +241,9 @@ def _check_name(start: str, name: str) -> None:
 
 def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> Ledger:
     """Return the ledger with a retention set added, or with a pool in place of the earlier one."""
-    if ledger.updates and folder == EMBEDDED:
+    if folder == EMBEDDED and role != "pool":
+        raise CmpError("--retain: give a folder; embedded pictures can only be a pool")
+    if folder == EMBEDDED and ledger.updates:
         raise CmpError("--pool: the embedded pool can be named at the first update only")
     if role == "pool":
         ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
@@ -427,6 +433,7 @@ def compute_update(
                 "stopped; everything is saved; the same command continues", error.signal
             ) from None
         if manager:
+            manager.finish()  # on a GPU, a thread may still be writing the last state
             write_release(plan, result, manager.last, folder, device)
     processes.barrier()
     return release.read_release(folder)
@@ -458,19 +465,15 @@ def update_scores(scores: Scores, corpus: Corpus) -> pd.DataFrame:
         corpus: The data of a ledger.
 
     Returns:
-        One row per update with scored pictures: `update`, its number; `score` in percent; `images`.
+        One row per update with scored pictures: `update`, its number; `score` in percent, the mean
+        over questions; `images`, which for pictures with captions are fewer than questions.
     """
-    names = corpus.table["update"].astype(str).to_numpy()[scores.hits["row"]]
-    numbers = np.array([int(name.partition(" ")[0] or 0) for name in names])
-    hits = scores.hits["hit"].to_numpy()
-    present = np.unique(numbers[numbers > 0])
-    return pd.DataFrame(
-        {
-            "update": present,
-            "score": [100 * hits[numbers == number].mean() for number in present],
-            "images": [int((numbers == number).sum()) for number in present],
-        }
-    )
+    hits = scores.hits[["row", "hit"]].copy()
+    labels = corpus.table["update"].astype(str).to_numpy()[hits["row"]]
+    hits["update"] = [int(label.partition(" ")[0] or 0) for label in labels]
+    updates = hits[hits["update"] > 0].groupby("update")
+    table = pd.DataFrame({"score": 100 * updates["hit"].mean(), "images": updates["row"].nunique()})
+    return table.reset_index()
 
 
 def write_release(
@@ -626,5 +629,5 @@ def update(
     with tqdm(total=plan.steps, unit=" steps", disable=not progress) as bar:
         for note in plan.notes if progress else ():
             bar.write(note)
-        observer = Observer(step=lambda task, step, result, model: bar.update() and None)
+        observer = Observer(step=lambda task, step, result, model: bar.update())
         return compute_update(plan, Path(os.path.expanduser(out)), observer, device)

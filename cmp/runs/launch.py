@@ -61,8 +61,8 @@ def run(
     is_stored = store.is_stored(resolved.id)
     with tqdm(total=resolved.steps, unit=" steps", disable=is_stored or not progress) as bar:
         observer = Observer(
-            step=lambda task, step, result, model: bar.update() and None,
-            resumed=lambda steps: bar.update(steps) and None,
+            step=lambda task, step, result, model: bar.update(),
+            resumed=lambda steps: bar.update(steps),
         )
         return compute(resolved, observer, device)
 

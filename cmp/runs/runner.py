@@ -52,9 +52,9 @@ class Observer:
         resumed: (steps done), called first if a run resumes from a checkpoint.
     """
 
-    step: Callable[[int, int, StepResult, nn.Module], None] = lambda task, step, result, model: None
+    step: Callable[[int, int, StepResult, nn.Module], object] = lambda *step: None
     task: Callable[[int, Scores], None] = lambda done, scores: None
-    resumed: Callable[[int], None] = lambda steps: None
+    resumed: Callable[[int], object] = lambda steps: None
 
 
 NO_OBSERVER = Observer()

@@ -1,0 +1,186 @@
+"""Releases where folders, names, settings and devices are unusual."""
+
+import os
+
+import months
+import numpy as np
+import pandas as pd
+import pytest
+from pictures import classes, picture, tar, tree
+
+import cmp
+from cmp.errors import CmpError
+from cmp.releases import card, compare, facts, gate, ledger, release, tuning, update
+from cmp.runs import runner
+
+SMALL = ["training.batch=8", "evaluation.full=false", "evaluation.subset=2"]
+
+
+@pytest.fixture(autouse=True)
+def build(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("months")
+    months.write_pictures(folder, 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(root):
+    plan = update.plan_update(months.START, root / "z-month", SMALL, pool=root / "pool")
+    return update.compute_update(plan, root / "releases" / "1")
+
+
+def test_the_last_state_is_in_the_release_where_a_thread_writes_it(
+    first, root, tmp_path, monkeypatch
+):
+    """As on a GPU."""
+    begin = runner.Run.__post_init__
+
+    def write_in_background(run):
+        begin(run)
+        if run.manager:
+            run.manager.in_background = True
+
+    monkeypatch.setattr(runner.Run, "__post_init__", write_in_background)
+    plan = update.plan_update(first, root / "y-month")
+    made = update.compute_update(plan, tmp_path / "2")
+    progress = made.progress()
+    assert (progress.task, progress.step) == (2, 0)
+
+
+def test_tars_of_the_same_name_are_told_apart(tmp_path):
+    for folder, seeds in (("a", range(8)), ("b", range(8, 16))):
+        members = []
+        for place, seed in enumerate(seeds):
+            members += [(f"{place:05}.png", picture(seed)), (f"{place:05}.cls", b"an oak")]
+        tar(tmp_path / "month" / folder / "00000.tar", members)
+    arrived, report = ledger.arrive(ledger.Ledger(), str(tmp_path / "month"), "adapt")
+    located, parts, gone = ledger.locate(arrived)
+    assert sum(report.new.values()) == 16 and gone == 0
+    assert parts[0].table["digest"].nunique() == 16
+    assert [picture.split for picture in located.pictures] == [x.split for x in arrived.pictures]
+
+
+def test_a_folder_that_brings_nothing_new_is_refused_or_left_out(tmp_path):
+    kept, month = classes(tmp_path / "kept", each=8), tmp_path / "month"
+    arrived, _ = ledger.arrive(ledger.Ledger(), str(kept), "eval")
+    with pytest.raises(CmpError, match=r"--retain: .*kept contains no new picture; leave it out"):
+        ledger.arrive(arrived, str(kept), "eval")
+    about = "name: {0}\ntitle: T\nrole: adapt\nlicence: own\nreader: {{kind: folder, path: {0}}}\n"
+    old, new = classes(month / "old", prefix="x"), classes(month / "new", prefix="y")
+    (month / "old.yaml").write_text(about.format("old"))
+    arrived, _ = ledger.arrive(ledger.Ledger(), str(month), "adapt")
+    tree(new, {"oak/more.png": picture(99)})
+    (month / "new.yaml").write_text(about.format("new"))
+    arrived, _ = ledger.arrive(arrived, str(month), "adapt")  # nothing of the set `old` is new
+    _, parts, gone = ledger.locate(arrived)
+    assert [part.dataset.name for part in parts] == ["old", "new"] and gone == 0 and old.is_dir()
+
+
+def test_a_release_in_a_folder_called_like_a_model_is_the_release(first, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.symlink(first.folder, "small", target_is_directory=True)
+    made = release.read_release("small")
+    assert compare.as_candidate(made).name == first.config.model.name != "small"
+    assert compare.as_candidate("small").name == "small"
+
+
+def test_damaged_weights_are_not_compared(first, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in first.folder.rglob("*"):
+        target = copy / path.relative_to(first.folder)
+        target.mkdir(exist_ok=True) if path.is_dir() else target.write_bytes(path.read_bytes())
+    path = copy / release.WEIGHTS_FILE
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CmpError, match="damaged"):
+        compare.as_candidate(release.read_release(copy))
+
+
+def test_tuning_deletes_nothing_but_its_own(first, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "_scores_of", lambda *given: {"A_KA": 1.0, "A_ZS": 1.0, "GM": 1.0})
+    other = tree(tmp_path / "checkpoints" / "another-run", {"state": b"of somebody"}) / "state"
+    table = cmp.tune(first, root / "y-month", folder=tmp_path, peaks=[0.001, 0.002])
+    assert other.read_bytes() == b"of somebody" and len(table) > 2
+
+
+def test_every_peak_that_is_given_is_tried(first, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "_scores_of", lambda *given: {"A_KA": 1.0})
+    peaks = [0.001 * place for place in range(1, 13)]
+    table = cmp.tune(first, root / "y-month", folder=tmp_path, peaks=peaks)
+    assert table["peak"].round(4).tolist() == np.round(peaks, 4).tolist()
+
+
+def test_a_recipe_among_settings_is_taken(root):
+    own = {"mixture": {"pretraining": 0.5, "update": 0.25, "buffer": 0.25}, "recipe": "default"}
+    plan = update.plan_update(months.START, root / "z-month", own, pool=root / "pool")
+    assert plan.config.mixture.pretraining == 0.5 and plan.config.merging.policy == "ema"
+    without = own | {"merging": {"policy": "none"}}
+    plan = update.plan_update(months.START, root / "z-month", without, pool=root / "pool")
+    assert plan.config.merging.policy == "none"
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("training.task_steps=10", "training.task_steps"), ("training=5", "training"),
+        ("seed=3", "seed: a stream keeps its seeds"), ("recipe=none", "recipe: 'none': unknown"),
+    ],
+)  # fmt: skip
+def test_slips_in_settings_are_named(first, root, setting, words):
+    with pytest.raises(CmpError, match=words):
+        update.plan_update(first, root / "y-month", [setting])
+
+
+def test_a_home_folder_is_expanded(first, root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root))
+    plan = update.plan_update("~/releases/1", root / "y-month")
+    assert plan.parent and plan.parent.record == first.record
+
+
+def test_embedded_pictures_are_a_pool_only(first, root):
+    with pytest.raises(CmpError, match="--retain: give a folder"):
+        update.plan_update(months.START, root / "z-month", SMALL, retain=["embedded"])
+
+
+def test_a_set_is_named_whatever_it_is_called():
+    row = pd.Series({"old": 50.0, "new": 40.0, "change": -10.0})
+    [line] = gate._apply(gate.Limits(drop=5), "each_update", "update", row)
+    assert line.sentence.startswith("each_update.drop: update: 50.0 became 40.0 (−10.0)")
+    [line] = gate._apply(gate.Limits(drop=5), "updates.update", "update", row)
+    assert line.sentence.startswith("updates.update.drop: 50.0 became 40.0")
+
+
+def test_a_gate_is_a_path_in_any_form(tmp_path, monkeypatch):
+    (tmp_path / "gate.yaml").write_text("A_ZS: {drop: 1}")
+    seen = []
+    monkeypatch.setattr(gate, "apply_gate", lambda limits, comparison: seen.append(limits) or [])
+    for path in (tmp_path / "gate.yaml", str(tmp_path / "gate.yaml")):
+        gate.check_gate(path, None)
+    assert seen[0] == seen[1] == gate.Gate(A_ZS=gate.Limits(drop=1))
+
+
+def test_numbers_are_written_the_same_everywhere():
+    assert facts.signed(-0.04) == facts.signed(0.04) == "0.0"
+    assert (facts.signed(1.25), facts.decimal(-3)) == ("+1.2", "−3.0")
+    assert facts.signed(float("nan")) == "–"
+    assert facts.interval_in_words(float("nan"), float("nan")) == "no interval"
+    assert facts.interval_in_words(-1, 2) == "−1.0 to 2.0"
+
+
+def test_a_bar_in_a_name_does_not_break_a_table():
+    table = card.markdown_table(pd.DataFrame({"set": ["a|b"], "score": [1.0]}))
+    assert table.splitlines()[-1] == r"| a\|b | 1.0 |"
+
+
+def test_slimming_counts_what_is_freed(first, root, tmp_path):
+    second = update.compute_update(update.plan_update(first, root / "y-month"), tmp_path / "2")
+    start, state = (second.folder / name for name in (release.START_FILE, second.record.state))
+    assert start.stat().st_nlink > 1
+    assert release.slim(second.folder) == 0 or not state.exists()
+    assert not start.exists() and first.path(release.START_FILE)
