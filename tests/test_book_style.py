@@ -15,7 +15,7 @@ EXERCISED = [source for source in SOURCES if source != SOLUTIONS]
 MAX_LINES = 15
 MAX_COLUMNS = 86
 """What a box of code shows of a line on the site, without scrolling."""
-TRACKS = r"With one hour, .*?of your own\."
+TRACKS = r"If you have an hour, .*?of your own\."
 """What to read in how much time."""
 LIMITS = "What this does not show"
 OPENING = 3

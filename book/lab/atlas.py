@@ -164,7 +164,7 @@ def atlas_explorer(**state: Any) -> explorers.Explorer:
     runs = runs[~runs["study"].str.contains(studies.BAND)]  # these are shorter
     words = f"Where {len(runs):,} published runs of {len(runs['study'].unique())} studies ended."
     figure = figures.plot_ends(runs.assign(merges=runs["merging"] != "none"))
-    title = "At an A_KA of 44 to 60%, most of the runs with the highest A_ZS merge weights"
+    title = "At an A_KA of 44 to 60%, most runs with the highest A_ZS used merging"
     still = explorers.draw_still("atlas", figures.with_title(figure, title), words, state)
     return explorers.Explorer("atlas", table, still, state, answer=_answer)
 

@@ -374,10 +374,9 @@ def planner_explorer() -> Explorer:
     words = f"{planner.plan_summary(plan)} {planner.place_sentence(plan)}"
     known, title = evidence.gather_evidence(), "No stored setting is near the plan"
     if plan.place is not None:
-        stored = [key for key, run in known.runs.items() if run.model.name == plan.run.model.name]
-        retained = setting_means(known.trajectory).loc[stored, "A_ZS"]
-        lower = int((retained < plan.place.scores.loc["A_ZS", "mean"]).sum())
-        title = f"The stored setting nearest to the plan retains more than {lower} of {len(stored)}"
+        learned, retained = plan.place.scores.loc[["A_KA", "A_ZS"], "mean"]
+        title = "The stored setting nearest to the plan ends at an A_KA of "
+        title += f"{learned:.0f}% and an A_ZS of {retained:.0f}%"
     figure = figures.with_title(figures.plot_plan(plan, known), title)
     return _explorer(table, figure, words, _planner_answer)
 

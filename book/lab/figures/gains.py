@@ -235,4 +235,4 @@ def _draw_verdict(axes: Axes, place: int, line: dict[str, Any], colour: str, mar
         style.draw_open_end(axes, end, place, 1 if side else -1, colour)
     axes.plot(beyond, [place] * 2, color=colour, linewidth=1)
     axes.plot(own, [place] * 2, color=colour, linewidth=4, alpha=0.6)
-    axes.plot(line["estimate"], place, marker, color=colour, markersize=8)
+    axes.plot(line["estimate"], place, marker, color=colour, markersize=6)
