@@ -8,10 +8,22 @@ from cmp.bench import networks
 from cmp.bench.report import Report
 from cmp.data import Corpus
 from cmp.scale import compiling
-from cmp.scale.kernels import BANDWIDTH, HOST, LAUNCH, PEAK, PRODUCT_RATE, Kernel, fuse, trace_step
+from cmp.scale.kernels import (
+    BANDWIDTH,
+    HOST,
+    LAUNCH,
+    PEAK,
+    PRODUCT_RATE,
+    Kernel,
+    fuse,
+    trace_step,
+    update_kernels,
+)  # fmt: skip
 
 CAPTIONS = (24, 77)
 """Average number of tokens per traced caption; at most the context length."""
+PARTS = {"image": "image tower", "text": "text tower", "backward": "backward pass"}
+"""What the compiled parts of a step are called."""
 COLUMNS = ("step", "ms", "products", "samples/s", "% of peak", "kernels", "GB", "host")
 
 
@@ -35,9 +47,30 @@ def table_row(
     return dict(zip(COLUMNS, values, strict=True))
 
 
+def describe_rest(kernels: list[Kernel], update: list[Kernel]) -> str:
+    """Return where a step spends the time that its products do not take, in words.
+
+    Args:
+        kernels: The kernels of the step.
+        update: Those of them that clip gradients and update the weights.
+    """
+    seconds = dict.fromkeys([*PARTS, ""], 0.0)
+    for kernel in kernels:
+        if not kernel.flops:
+            seconds[kernel.region] += kernel.seconds
+    of_update = sum(kernel.seconds for kernel in update)
+    parts = {words: seconds[part] for part, words in PARTS.items()}
+    parts |= {"clipping and AdamW": of_update, "augmentation and loss": seconds[""] - of_update}
+    small = sum(kernel.seconds for kernel in kernels if kernel.seconds == LAUNCH)
+    return (
+        ", ".join(f"{1e3 * x:.1f} ms {words}" for words, x in parts.items())
+        + f"; {1e3 * small:.1f} ms of all are kernels so small that only their launch counts"
+    )
+
+
 def trace(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
     """Predict a training step on an H100, eager and with compiled towers, in bf16."""
-    rows, flops = [], []
+    rows, flops, others = [], [], []
     for name in names:
         size = batch or networks.SIZES.get(name, networks.SIZE)
         model = models.create_on_meta(name)
@@ -48,12 +81,15 @@ def trace(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> R
             rows.append(table_row(title, recorder.kernels, size))
             fused = fuse(recorder.kernels, recorder.casts)
             rows.append(table_row(f"{title} compiled", fused, size, is_replayed))
+            rest = describe_rest(fused, update_kernels(model))
+            others.append(f"{title} compiled, beside products: {rest}")
             total = sum(kernel.flops for kernel in recorder.kernels)
             flops.append(
                 f"{title}: captions of {caption} tokens, batch {size}, {total / 1e12:.3g} TFLOP"
             )
     notes = [
         *flops,
+        *others,
         f"assumed for an H100: products at {PRODUCT_RATE / 1e12:.0f} TFLOP/s, {BANDWIDTH / 1e12} "
         f"TB/s, at least {LAUNCH * 1e6:.0f} us per kernel; % of peak: of {PEAK / 1e12:.0f} TFLOP/s",
         "products: their ms; GB: read and written outside products; host: ms for launches at "
