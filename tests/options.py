@@ -80,8 +80,8 @@ def settings() -> list[tuple[str, ...]]:
 def one_in(
     count: int, values: Iterable[Any], kind: Callable[[Any], object] = lambda value: None
 ) -> list:
-    """Values for `parametrize`, of which every `count`-th of each kind stays in the fast suite, from
-    the first on; the others are long. A value is one argument, or what `pytest.param` gave."""
+    """Values for `parametrize`: of each kind every `count`-th stays in the fast suite, from the
+    first on; the others are long. A value is one argument, or what `pytest.param` gave."""
     seen, found = Counter(), []
     for value in values:
         param = value if hasattr(value, "marks") else pytest.param(value)

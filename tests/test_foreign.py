@@ -6,7 +6,9 @@ import os
 import re
 import signal
 
+import forked
 import open_clip
+import options
 import pytest
 import torch
 from huggingface_hub import constants
@@ -22,6 +24,7 @@ from cmp.bench import networks
 from cmp.cli import runs
 from cmp.config import Model, RunConfig
 from cmp.data import load_data
+from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import preflight, studies
 from cmp.files import SHORT_ID
@@ -37,6 +40,14 @@ SMALL = (
 )  # fmt: skip
 NANO = "bench-nano"
 assert NANO in networks.BENCH
+
+
+@pytest.fixture
+def corpus(monkeypatch):
+    """A small part of the benchmark, for the test and for the runs of its commands."""
+    found = forked.small_corpus()
+    monkeypatch.setattr(packed, "load_embedded", lambda *roles: found)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +377,7 @@ def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, monkeypatch
     assert "| merging.policy | ema |" in card
     last = store.trajectory(run.metrics).query("scope == 'full'")["A_ZS"].round(1)
     assert f"| A_ZS |  | {last.iloc[0]} | {last.iloc[-1]} |" in card
-    assert "| new-animals | adapt | MIT |" in card
+    assert "| new-flags | adapt | " in card
     assert ("cmp.models.tokenizer" in card) == (name == "small")
     export = ["export", run.id[:SHORT_ID], "--to", "hf", "-o"]
     assert invoke(cli.app, [*export, str(out)]).exit_code == 0  # its own three files are replaced
@@ -444,7 +455,7 @@ ROLES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", options.one_in(2, ROLES))
 def test_own_pictures_of_one_role_beside_the_stream_s(theirs, tmp_path, monkeypatch, role):
     """A set that there is none of has no score, and a dash stands for it everywhere."""
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))

@@ -159,18 +159,13 @@ def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
     assert "The last words." in cells.partition('class="evidence"')[2].partition("</details>")[0]
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("See {ref}`nowhere`.", "nowhere"),
-        ("See [it](missing.md).", "missing.md"),
-        ("See {cite:p}`nobody2020`.", "nobody2020"),
-    ],
-)
-def test_a_broken_reference_fails_the_build(tmp_path, pages, text, words):
+def test_broken_references_fail_the_build(tmp_path, pages):
+    text = "See {ref}`nowhere`, [it](missing.md) and {cite:p}`nobody2020`."
     sample_book.write(tmp_path, f"# Sample\n\n{text}\n")
-    with pytest.raises(CmpError, match=f"(?s)not built.*{words}"):
+    with pytest.raises(CmpError, match="not built") as error:
         site.build_pages(tmp_path)
+    for word in ("nowhere", "missing.md", "nobody2020"):
+        assert word in str(error.value)
 
 
 FINDS = """import fs from "node:fs";
