@@ -16,6 +16,7 @@ from pictures import fileset, picture, tree
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_exports import SIGLIP_VISION
 from torchvision.transforms import InterpolationMode, Resize
 from typer.testing import CliRunner
 
@@ -498,18 +499,14 @@ def test_a_run_without_scores_is_left_out_of_the_list(tmp_path, monkeypatch):
 @pytest.fixture
 def siglip(tmp_path):
     """The name of a small model that squashes pictures and was made for the sigmoid loss."""
-    vision = {
-        "image_size": 224, "timm_model_name": "vit_tiny_patch16_224", "timm_pool": "map",
-        "timm_model_pretrained": False, "timm_proj": "none",
-    }  # fmt: skip
     text = {
         "context_length": 16, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 2,
         "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "final_ln_after_pool": True,
     }  # fmt: skip
     tree = {
         "model_cfg": {
-            "embed_dim": 192, "init_logit_bias": -10, "custom_text": True,
-            "vision_cfg": vision, "text_cfg": text,
+            "embed_dim": 48, "init_logit_bias": -10, "custom_text": True,
+            "vision_cfg": SIGLIP_VISION, "text_cfg": text,
         },
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
     }  # fmt: skip
