@@ -26,7 +26,7 @@ test: $(READY)
 	$(BIN)/cmpt data build
 	$(PYTEST) -n 2 -m "not long"
 
-# these wait more than they compute; PART=1/3 runs a third of their files
+# PART=1/6 runs a sixth of their files
 test-long: $(READY)
 	$(BIN)/cmpt data build
 	$(PYTEST) -n 3 -m long $(if $(PART),--part $(PART))

@@ -191,11 +191,14 @@ def _clip_cost(model: Network, name: str, batch: int, method: Method, replayed: 
     """Return the cost of a method on a network on the meta device, which is modified."""
     spare = copy.deepcopy(model)
     state = shape_state(name, method, model)
-    flops = count_flops(
-        lambda: total_loss(state, forward_shapes(state, batch, replayed)).backward()
-    )
-    memory = sum(memory_account(state, batch, replayed).values())
-    step = flops + _optimizer_cost(state)[0]
+    with FlopCounterMode(display=False) as counter:  # one forward pass, for FLOPs and memory
+        loss, activations = _count_saved(
+            lambda: total_loss(state, forward_shapes(state, batch, replayed)), _held(state)
+        )
+        loss.backward()
+    optimizer_flops, optimizer_bytes = _optimizer_cost(state)
+    step = counter.get_total_flops() + optimizer_flops
+    memory = activations + sum(_fixed_account(state, optimizer_bytes).values())
     return Cost(step, _end_flops(spare, name, method, batch), memory)
 
 
@@ -276,19 +279,34 @@ def memory_account(state: TrainState, batch: int, replayed: int = 0) -> dict[str
 
     The peak comes once the next loss is computed, while the previous step's gradients still exist.
     """
-    weights = [*state.model.parameters(), *state.model.buffers()]
-    extra = list(state.method_state.values())
-    for network in state.frozen_models.values():
-        extra += [*network.parameters(), *network.buffers()]
     activations = activation_bytes(
-        lambda: total_loss(state, forward_shapes(state, batch, replayed)), [*weights, *extra]
+        lambda: total_loss(state, forward_shapes(state, batch, replayed)), _held(state)
     )
+    return _fixed_account(state, _optimizer_cost(state)[1]) | {"activations": activations}
+
+
+def _weights(state: TrainState) -> list[Tensor]:
+    return [*state.model.parameters(), *state.model.buffers()]
+
+
+def _method_tensors(state: TrainState) -> list[Tensor]:
+    """Return what a method holds beside the model."""
+    networks = state.frozen_models.values()
+    frozen = [x for each in networks for x in (*each.parameters(), *each.buffers())]
+    return [*state.method_state.values(), *frozen]
+
+
+def _held(state: TrainState) -> list[Tensor]:
+    return [*_weights(state), *_method_tensors(state)]
+
+
+def _fixed_account(state: TrainState, optimizer: int) -> dict[str, int]:
+    """Return the bytes that do not depend on the batch, by purpose."""
     return {
-        "weights": storage_bytes(weights),
+        "weights": storage_bytes(_weights(state)),
         "gradients": storage_bytes(training.trainable_parameters(state.model).values()),
-        "optimizer": _optimizer_cost(state)[1],
-        "method": storage_bytes(extra),
-        "activations": activations,
+        "optimizer": optimizer,
+        "method": storage_bytes(_method_tensors(state)),
     }
 
 
@@ -301,6 +319,11 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 def activation_bytes(compute: Callable[[], Tensor], held: list[Tensor]) -> int:
     """Return the bytes that a computation saves for its backward pass, other than those in
     `held`."""
+    return _count_saved(compute, held)[1]
+
+
+def _count_saved(compute: Callable[[], Tensor], held: list[Tensor]) -> tuple[Tensor, int]:
+    """Return the result of a computation, and the bytes as in `activation_bytes`."""
     kept: list[Tensor] = []
 
     def keep(x: Tensor) -> Tensor:
@@ -310,9 +333,7 @@ def activation_bytes(compute: Callable[[], Tensor], held: list[Tensor]) -> int:
     with saved_tensors_hooks(keep, lambda x: x):
         result = compute()  # kept alive, along with all that it saves
     known = {x.untyped_storage()._cdata for x in held}
-    total = storage_bytes(x for x in kept if x.untyped_storage()._cdata not in known)
-    del result
-    return total
+    return result, storage_bytes(x for x in kept if x.untyped_storage()._cdata not in known)
 
 
 def full_cost(run_config: RunConfig) -> Cost:

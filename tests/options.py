@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pandas as pd
+import pytest
 
 from cmp import config, mixtures, models, registry
 from cmp.config import RunConfig
@@ -72,6 +75,26 @@ def settings() -> list[tuple[str, ...]]:
             text = f"{key}={name if isinstance(name, str) else json.dumps(name)}"
             rows.append((text, *WITH.get(text, ()), *ALSO.get(key, ())))
     return rows
+
+
+def one_in(
+    count: int, values: Iterable[Any], kind: Callable[[Any], object] = lambda value: None
+) -> list:
+    """Values for `parametrize`: of each kind every `count`-th stays in the fast suite, from the
+    first on; the others are long. A value is one argument, or what `pytest.param` gave."""
+    seen, found = Counter(), []
+    for value in values:
+        param = value if hasattr(value, "marks") else pytest.param(value)
+        of_kind = kind(param.values[0])
+        marks = (*param.marks, *([pytest.mark.long] if seen[of_kind] % count else []))
+        seen[of_kind] += 1
+        found.append(pytest.param(*param.values, marks=marks, id=param.id))
+    return found
+
+
+def key_of(row: tuple[str, ...]) -> str:
+    """The key that a row of `SETTINGS` is about: a kind of choice, for `one_in`."""
+    return row[0].partition("=")[0]
 
 
 SETTINGS = settings()

@@ -303,6 +303,7 @@ def test_doctor_checks_the_batches_that_a_run_refuses():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.long
 def test_doctor_takes_the_options_that_it_advises():
     large = ["doctor", "--profile", "gpu", "training.batch=1024", "model.start=laion2b"]
     said = run(cli.app, large).output

@@ -386,6 +386,7 @@ def test_an_embedded_model_in_a_folder_keeps_its_tokens(tmp_path):
     assert models.known_name(other) == other
 
 
+@pytest.mark.long
 def test_a_budget_leaves_out_what_a_network_does_not_take(tmp_path, monkeypatch):
     """SigLIP's loss has no labels to draw, which the exact Fisher matrix needs; asked for by name,
     the method is refused."""

@@ -60,6 +60,7 @@ def test_a_card_with_a_slower_memory_reaches_less_of_its_peak():
     assert shares[0] < 0.3 < shares[1]
 
 
+@pytest.mark.long
 def test_micro_batches_and_recomputed_activations_take_a_forward_pass_each():
     """A third of a step is its forward pass. At 40%, ViT-H-14 takes 11.8 h, and 15.7 in parts."""
     run = gpu_run("model.name=ViT-H-14")

@@ -7,6 +7,8 @@ from tests import golden, options
 
 COMMAND = "run `python -m tests.golden`"
 RUNS = golden.run_cases()
+MANY = 100
+"""Runs of a study from which on its ids are computed in the long suite."""
 LEFT_OUT: dict[str, int] = {}
 """Published runs by study whose bases do not ship."""
 
@@ -26,7 +28,7 @@ def test_every_row_and_every_rule_has_a_golden_result():
     assert golden.RULE_CASES.keys() == golden.read()["rules"].keys(), COMMAND
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", options.one_in(4, RUNS, lambda name: name.partition("=")[0]))
 def test_runs_give_what_they_gave(name):
     known, found = golden.read()["runs"][name], golden.compute_run(RUNS[name])
     changed = golden.run_changes(RUNS[name].config, known, found, golden.differences(known))
@@ -41,13 +43,22 @@ def test_rules_give_what_they_gave(name):
     assert changed == {}, f"results changed: raise NUMERICS and {COMMAND}"
 
 
-@pytest.mark.parametrize("chapter", golden.chapters())
+def of_study(chapter):
+    """The golden ids of a study's published runs."""
+    ids = golden.read()["published"].items()
+    return {name: each for name, each in ids if name.startswith(f"{chapter}: ")}
+
+
+def is_large(chapter):
+    return sum(map(len, of_study(chapter).values())) >= MANY
+
+
+@pytest.mark.parametrize(
+    "chapter",
+    [pytest.param(x, marks=[pytest.mark.long] * is_large(x)) for x in golden.chapters()],
+)
 def test_published_runs_keep_their_ids(chapter):
-    known = {
-        name: ids
-        for name, ids in golden.read()["published"].items()
-        if name.startswith(f"{chapter}: ")
-    }
+    known = of_study(chapter)
     assert golden.published(chapter) == known, COMMAND
     if not known:
         pytest.skip("its published results are of another NUMERICS")

@@ -54,6 +54,7 @@ def test_an_impossible_grid_is_refused(given, seeds, words):
         grids.expand_grid(given, seeds, 0)
 
 
+@pytest.mark.long
 def test_a_point_that_fails_leaves_the_others_and_is_listed(tmp_path):
     results.restore_runs(studies.load_study("mixtures"))
     ids = [run.id for run in results.published_runs("mixtures")[:2]]

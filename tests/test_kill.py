@@ -16,6 +16,7 @@ from pathlib import Path
 
 import forked
 import numpy as np
+import options
 import pandas as pd
 import pytest
 import safetensors.torch
@@ -101,16 +102,16 @@ SAVE = 7
 @pytest.mark.parametrize(
     ("moment", "save", "kept"),
     [
-        ("before the write", 1, None),
+        pytest.param("before the write", 1, None, marks=pytest.mark.long),
         ("half written", 1, None),
-        ("before the write", SAVE, 5),
+        pytest.param("before the write", SAVE, 5, marks=pytest.mark.long),
         ("half written", SAVE, 5),
-        ("before the hash", SAVE, 5),
+        pytest.param("before the hash", SAVE, 5, marks=pytest.mark.long),
         ("before the rename", SAVE, 5),
-        ("before the folder is flushed", SAVE, 6),
+        pytest.param("before the folder is flushed", SAVE, 6, marks=pytest.mark.long),
         ("before the old one is pruned", SAVE, 6),
-        ("after the old one is pruned", SAVE, 6),
-        ("half written", TOTAL + 1, TOTAL - 1),
+        pytest.param("after the old one is pruned", SAVE, 6, marks=pytest.mark.long),
+        pytest.param("half written", TOTAL + 1, TOTAL - 1, marks=pytest.mark.long),
     ],
 )
 def test_killed_in_a_save_it_goes_on_from_the_last_whole_one(build, reference, moment, save, kept):
@@ -122,7 +123,7 @@ def test_killed_in_a_save_it_goes_on_from_the_last_whole_one(build, reference, m
     assert forked.leftovers(build) == []
 
 
-@pytest.mark.parametrize("steps", range(TOTAL + 1))
+@pytest.mark.parametrize("steps", options.one_in(4, range(TOTAL + 1)))
 def test_from_every_step_a_new_process_ends_in_the_same_bits(build, reference, steps):
     moment = "before the write" if steps < TOTAL else "before the checkpoints are removed"
     Child(build, forked.compute, moment, steps + 2 if steps < TOTAL else TOTAL + 1).outcome()
@@ -636,7 +637,9 @@ def read_back(folder):
         results.published_metrics("77")
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    "error", options.one_in(2, [errno.ENOSPC, errno.EROFS]), ids=errno.errorcode.get
+)
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
 def test_wherever_the_disk_refuses_that_is_said_and_nothing_is_half_written(written, write, error):
     """Each operation of each writer in turn: what was there before can still be read."""

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import sys
 import time
 from importlib.util import find_spec
@@ -88,8 +89,7 @@ def test_a_cell_shows_the_losses_of_runs_in_progress(build):
     assert chapter_setup.loss_curves(live) == ""  # it has ended
 
 
-@pytest.mark.parametrize("stop", [1, 4, 6, 11])
-@pytest.mark.parametrize("interval", [0.0, 1e6])
+@pytest.mark.parametrize(("stop", "interval"), [(1, 0.0), (6, 0.0), (4, 1e6), (11, 1e6)])
 def test_a_run_that_goes_on_logs_no_step_twice(build, monkeypatch, stop, interval):
     """Stopped after some steps; what it saved is either each of them, or the last task's end."""
     run_config, count = small_config(*RUN), {"seen": 0}
@@ -323,21 +323,31 @@ def test_on_a_card_the_share_of_its_peak_is_logged(build, monkeypatch, card, kno
         assert table["peak_share"].to_list() == pytest.approx([expected] * 3, rel=0.01)
 
 
-def stopped_run():
-    """The id of a run that was stopped after six steps of twelve, a checkpoint a step."""
-    count = {"seen": 0}
+@pytest.fixture(scope="module")
+def stopped_folder(tmp_path_factory):
+    """The build folder of a run that was stopped after all steps but one, a checkpoint a step."""
+    corpus, folder, count = small_corpus(), tmp_path_factory.mktemp("stopped"), {"seen": 0}
 
     def step(*_):
         count["seen"] += 1
-        if count["seen"] == 6:
+        if count["seen"] == TASKS * STEPS - 1:
             raise Interrupted("here", 15)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMP_BUILD", str(folder))
+        patch.setattr(packed, "load_embedded", lambda *roles: corpus)
         make = functools.partial(checkpoints.CheckpointManager, interval=0.0)
         patch.setattr(launch, "CheckpointManager", make)
         with pytest.raises(Interrupted):
             launch.run_one(small_config(*RUN), Observer(step))
-    return identity.run_id_of(small_config(*RUN))
+    return folder
+
+
+@pytest.fixture
+def stopped(build, stopped_folder):
+    """The log of that run, in a copy of its build folder."""
+    shutil.copytree(stopped_folder, build)
+    return logs.log_path(identity.run_id_of(small_config(*RUN)))
 
 
 def change_line(path, number, change):
@@ -360,23 +370,42 @@ DAMAGES = {
 }
 
 
+def shown(run_id):
+    """What `cmpt results show` prints of a run."""
+    result = CliRunner().invoke(cli.app, ["results", "show", run_id[:8]])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def lines_of_steps(path):
+    """Numbers of the lines that are of steps."""
+    return [n for n, line in enumerate(path.read_bytes().split(b"\n")) if b'"step"' in line]
+
+
 @pytest.mark.defect
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_line_of_a_log_stops_nothing_and_is_said(build, damage):
-    run_id = stopped_run()
-    path = logs.log_path(run_id)
-    change_line(path, 2, damage)
-    before = CliRunner().invoke(cli.app, ["results", "show", run_id[:8]])
-    assert before.exit_code == 0 and "1 lines are damaged" in before.output
+def test_a_damaged_line_of_a_log_is_left_out_and_said(stopped, damage):
+    run_id = identity.run_id_of(small_config(*RUN))
+    steps = lines_of_steps(stopped)
+    change_line(stopped, steps[1], damage)
+    table, damaged = logs.check_log(run_id)
+    assert damaged == 1 and len(table.dropna(subset="step")) == len(steps) - 1
+    assert "1 lines are damaged" in shown(run_id)
+    change_line(stopped, steps[1], lambda line: b"")
+    assert "damaged" not in shown(run_id)
+
+
+@pytest.mark.defect
+def test_damaged_lines_of_a_log_stop_no_run_that_goes_on(stopped):
+    """A line that is damaged in each way, beside those of all steps."""
+    lines, place = stopped.read_bytes().split(b"\n"), lines_of_steps(stopped)[1]
+    lines[place:place] = [damage(lines[place]) for damage in DAMAGES.values()]
+    stopped.write_bytes(b"\n".join(lines))
     run = launch.run_one(small_config(*RUN))
     table = logs.read_log(run.id)
-    steps = table.dropna(subset="step")
-    assert len(steps) == TASKS * STEPS - 1
+    assert every_step(table)
     assert list(table["done"].dropna()) == [0, 1, 2, 3]
-    shown = CliRunner().invoke(cli.app, ["results", "show", run.id[:8]])
-    assert shown.exit_code == 0 and "1 lines are damaged" in shown.output
-    change_line(path, 2, lambda line: b"")
-    assert "damaged" not in CliRunner().invoke(cli.app, ["results", "show", run.id[:8]]).output
+    assert f"{len(DAMAGES)} lines are damaged" in shown(run.id)
 
 
 @pytest.mark.defect

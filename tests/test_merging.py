@@ -1038,7 +1038,9 @@ def test_facts_of_rules_and_policies():
 # Whole runs.
 
 
-@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in PAIR_RULES])
+@pytest.mark.parametrize(
+    "rule", options.one_in(4, [rule for rule in RULES if rule not in PAIR_RULES])
+)
 def test_a_run_with_each_rule_over_all_resumes_to_the_bit(rule, tmp_path):
     resumes_to_the_bit(
         small(f"merging.rule={rule}", "merging.policy=all-unrolled", "seed=1"), tmp_path

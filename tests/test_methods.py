@@ -71,8 +71,14 @@ def two_steps(state, batch):
     return with_gradient, moved
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("model", [*models.family_names(), "ViT-S-32"])
+@pytest.mark.parametrize(
+    ("model", "name"),
+    options.one_in(
+        4,
+        [pytest.param(m, n) for m in (*models.family_names(), "ViT-S-32") for n in NAMES],
+        lambda model: model,
+    ),
+)
 def test_after_two_steps_all_that_trains_had_a_gradient_and_moved(model, name, vit):
     network = copy.deepcopy(vit) if model == "ViT-S-32" else models.create_model(model)
     state = budgets.shape_state(model, Method(name=name), network)

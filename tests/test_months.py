@@ -8,6 +8,7 @@ import sys
 
 import months
 import numpy as np
+import options
 import pandas as pd
 import pytest
 from pictures import classes, picture, tree
@@ -21,7 +22,7 @@ from cmp.releases import compare, facts, gate, ledger, release, report, tuning, 
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer
 
-QUICK = ("EMA", "infinite", "class-balanced")
+QUICK = ("EMA", "infinite")
 """Settings that every test run compares; `make test-long` compares the others."""
 SMALL = ["training.batch=8", "evaluation.full=false", "evaluation.subset=2"]
 
@@ -31,10 +32,18 @@ def build(tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Pictures of three months, which no test changes."""
+    folder = tmp_path_factory.mktemp("months") / "data"
+    months.write_pictures(folder, 3)
+    return folder
+
+
 @pytest.fixture
-def root(tmp_path):
-    months.write_pictures(tmp_path / "data", 3)
-    return tmp_path / "data"
+def own_root(root, tmp_path):
+    """A copy of them, which a test may change."""
+    return shutil.copytree(root, tmp_path / "data")
 
 
 @pytest.mark.parametrize(
@@ -52,6 +61,31 @@ def first(root, tmp_path, *settings, **pictures):
     return update.compute_update(plan, tmp_path / "releases" / "1")
 
 
+@pytest.fixture(scope="module")
+def releases(root, tmp_path_factory):
+    """Releases of the first month and of the two first, computed once, with whole test sets."""
+    folder = tmp_path_factory.mktemp("releases")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMP_BUILD", str(folder / "build"))
+        made = first(root, folder, "evaluation.subset=null")
+        update.compute_update(update.plan_update(made, root / "y-month"), folder / "releases" / "2")
+    return folder / "releases"
+
+
+@pytest.fixture
+def made(releases, tmp_path):
+    """A copy of the first of them, which a test may change."""
+    folder = tmp_path / "releases" / "1"
+    return release.read_release(shutil.copytree(releases / "1", folder))
+
+
+@pytest.fixture
+def later(releases, made):
+    """A copy of the second, beside that of the first."""
+    folder = made.folder.with_name("2")
+    return release.read_release(shutil.copytree(releases / "2", folder))
+
+
 def test_a_release_holds_what_serves_judges_and_goes_on(root, tmp_path):
     made = first(root, tmp_path)
     names = {str(path.relative_to(made.folder)) for path in made.folder.rglob("*.*")}
@@ -64,8 +98,7 @@ def test_a_release_holds_what_serves_judges_and_goes_on(root, tmp_path):
     assert [x.name for x in made.folder.parent.iterdir()] == ["1"]  # nothing is left beside it
 
 
-def test_a_release_stands_for_its_folder_and_has_its_data(root, tmp_path):
-    made = first(root, tmp_path)
+def test_a_release_stands_for_its_folder_and_has_its_data(made, root, tmp_path):
     plan = update.plan_update(made, root / "y-month")
     assert plan.parent and plan.parent.record == made.record
     corpus, count = made.corpus(), len(made.ledger().pictures)
@@ -77,10 +110,7 @@ def test_a_release_stands_for_its_folder_and_has_its_data(root, tmp_path):
     assert found.is_same and (found.old, found.new) == ("1", str(made.folder))
 
 
-def test_what_arrived_between_two_releases_is_new_to_an_index(root, tmp_path):
-    made = first(root, tmp_path)
-    plan = update.plan_update(made, root / "y-month")
-    later = update.compute_update(plan, tmp_path / "releases" / "2")
+def test_what_arrived_between_two_releases_is_new_to_an_index(made, later):
     corpus = later.corpus()
     found = compare.compare(made, later, corpus).index
     arrived = corpus.table["update"] == "2 y-month"
@@ -88,12 +118,10 @@ def test_what_arrived_between_two_releases_is_new_to_an_index(root, tmp_path):
     assert not found.equals(compare.compare(made, later, corpus, arrived=["catalogue"]).index)
 
 
-def test_the_command_compares_two_releases_on_the_pictures_so_far(root, tmp_path, monkeypatch):
+def test_the_command_compares_two_releases_on_the_pictures_so_far(
+    made, later, tmp_path, monkeypatch
+):
     """A set and an update that only the new release has, without a word of where they are."""
-    made = first(root, tmp_path)
-    later = update.compute_update(
-        update.plan_update(made, root / "y-month"), tmp_path / "releases" / "2"
-    )
     (tmp_path / "gate.yaml").write_text("sets: {catalogue: {drop: 100, gain: 100}}")
     seen = []
     monkeypatch.setattr("cmp.cli.comparing.print_comparison", seen.append)
@@ -118,7 +146,7 @@ def small_clip(folder):
     return f"local-dir:{folder}"
 
 
-@pytest.mark.parametrize("is_embedded", [True, False])
+@pytest.mark.parametrize("is_embedded", options.one_in(2, [True, False]))
 def test_the_code_of_a_card_names_a_picture(root, tmp_path, is_embedded):
     """In a new process, which knows nothing but the folder of the card."""
     start = months.START if is_embedded else small_clip(tmp_path / "clip")
@@ -136,9 +164,9 @@ def test_the_code_of_a_card_names_a_picture(root, tmp_path, is_embedded):
     assert ("cmp" in code) == is_embedded and "in the folder of this card" in code
 
 
-def test_a_card_has_the_numbers_of_its_comparison(root, tmp_path, monkeypatch):
+def test_a_card_has_the_numbers_of_its_comparison(made, root, tmp_path, monkeypatch):
     """To the bit of the features: what was just trained is computed as what is loaded."""
-    made, seen, encode = first(root, tmp_path), [], evaluation.encode
+    seen, encode = [], evaluation.encode
 
     def watch(*arguments):
         seen.append(encode(*arguments))
@@ -157,9 +185,8 @@ def test_a_card_has_the_numbers_of_its_comparison(root, tmp_path, monkeypatch):
         assert f"| {name} |" in card
 
 
-def test_each_update_has_a_row_and_a_gate(root, tmp_path):
+def test_each_update_has_a_row_and_a_gate(made, root, tmp_path):
     """Its own pictures, beside those of all updates together."""
-    made = first(root, tmp_path, "evaluation.subset=null")
     plan = update.plan_update(made.folder, root / "y-month", name="2026-02")
     later = update.compute_update(plan, tmp_path / "releases" / "2")
     found = compare.compare(made, later, later.corpus())
@@ -180,8 +207,7 @@ def test_each_update_has_a_row_and_a_gate(root, tmp_path):
     assert "The same new content by update" in page and "2026-02 <span" in page
 
 
-def test_two_updates_of_one_name_keep_their_numbers(root, tmp_path):
-    made = first(root, tmp_path)
+def test_two_updates_of_one_name_keep_their_numbers(made, root, tmp_path):
     plan = update.plan_update(made.folder, root / "y-month", name="z-month")
     assert [*compare.update_names(plan.corpus).values()] == ["1 z-month", "2 z-month"]
 
@@ -221,8 +247,7 @@ def test_what_was_right_before_the_first_update_is_counted():
     assert facts.describe_retention(other, hits, 2) == ""  # other pictures
 
 
-def test_an_update_without_test_pictures_is_not_judged(root, tmp_path):
-    made = first(root, tmp_path)
+def test_an_update_without_test_pictures_is_not_judged(made, root, tmp_path):
     folder = tmp_path / "month"
     tree(folder, {f"{n}.png": picture(3000 + n) for n in range(9)})
     rows = [(f"{n}.png", ("ring", "vase", "mug")[n % 3], "train") for n in range(9)]
@@ -245,8 +270,7 @@ def test_an_update_without_test_pictures_is_not_judged(root, tmp_path):
     assert "1 of 2 new names have 0 test pictures and are not judged: vase" in notes
 
 
-def test_a_plan_says_where_the_peak_comes_from(root, tmp_path):
-    made = first(root, tmp_path)
+def test_a_plan_says_where_the_peak_comes_from(made, root, tmp_path):
     peak = made.config.schedule.peak
     own = "the recipe's, not tuned for these pictures"
 
@@ -269,8 +293,8 @@ def invoke(*arguments):
     return CliRunner().invoke(cli.app, [*map(str, arguments)])
 
 
-def test_the_command_says_what_to_do_about_a_peak_and_repeats_nothing(root, tmp_path):
-    made, out = first(root, tmp_path), tmp_path / "releases" / "2"
+def test_the_command_says_what_to_do_about_a_peak_and_repeats_nothing(made, root, tmp_path):
+    out = tmp_path / "releases" / "2"
     month = ("update", made.folder, "--data", root / "y-month", "-o", out)
     done = invoke(*month, "--dry-run")
     assert f"cmpt tune {made.folder} --data {root / 'y-month'} -o" in done.stdout, done.output
@@ -301,8 +325,7 @@ def test_months_in_one_folder_are_not_taken_for_classes(tmp_path):
     assert sets[0][0].reader.kind == "folder"
 
 
-def test_a_release_that_is_not_there_is_called_one(root, tmp_path, monkeypatch):
-    made = first(root, tmp_path)
+def test_a_release_that_is_not_there_is_called_one(made, root, tmp_path, monkeypatch):
     wrong = made.folder.with_name("2026-01")
     found = str(invoke("update", wrong, "--data", root / "y-month", "-o", tmp_path / "2").exception)
     assert f"{wrong}: there is no such release" in found and "--start" not in found
@@ -337,22 +360,20 @@ def test_a_card_lists_the_data(root, tmp_path):
     assert "| catalogue | 2 |" in card and "GM, which tuning maximises" in card
 
 
-def test_a_picture_is_one_picture(root, tmp_path):
-    made = first(root, tmp_path)
+def test_a_picture_is_one_picture(made, root, tmp_path):
     tree(tmp_path / "one", {"person__beard/1.png": picture(4000)})
     plan = update.plan_update(made.folder, tmp_path / "one")
     assert "1 new picture: 1 to train on" in plan.notes[0] and "1 new name, " in plan.notes[1]
     assert plan.report.new_names == ("person beard",)
 
 
-def test_a_release_is_a_folder_for_the_hub_already(root, tmp_path):
-    made = first(root, tmp_path)
+def test_a_release_is_a_folder_for_the_hub_already(made, tmp_path):
     done = invoke("export", made.folder, "--to", "hf", "-o", tmp_path / "hub")
     assert "a release is such a folder already" in str(done.exception)
 
 
 @pytest.mark.parametrize("size", [5, 13, 200])
-def test_months_of_any_size(root, tmp_path, size):
+def test_months_of_any_size(made, root, tmp_path, size):
     """A small month takes fewer of its pictures per batch, a first one as well."""
     folder = tmp_path / "month"
     tree(folder, {f"{'ab'[n % 2]}/{n}.png": picture(1000 + n) for n in range(size)})
@@ -361,14 +382,12 @@ def test_months_of_any_size(root, tmp_path, size):
     assert plan.steps >= 10 and 2 <= sum(plan.pools.counts) <= 64
     shown = plan.steps * plan.pools.counts[1] / plan.report.new["train"]
     assert 2 <= shown <= 2 + max(10, plan.pools.counts[1]) / plan.report.new["train"]
-    made = first(root, tmp_path)
     plan = update.plan_update(made.folder, folder)
     assert plan.number == 2 and sum(plan.pools.counts) == 8
 
 
-def test_a_held_out_picture_stays_held_out(root, tmp_path):
+def test_a_held_out_picture_stays_held_out(made, root, tmp_path):
     """Also under another name, in another file with the same pixels, and in another class."""
-    made = first(root, tmp_path)
     old = made.ledger()
     tests = [x for x in old.pictures if x.split == "test"]
     trained = next(x for x in old.pictures if x.split == "train" and x.set == "catalogue")
@@ -386,9 +405,8 @@ def test_a_held_out_picture_stays_held_out(root, tmp_path):
     assert plan.report.held_out == 2 and any("held out before" in x for x in plan.notes)
 
 
-def test_pictures_that_look_like_held_out_ones_are_reported(root, tmp_path):
+def test_pictures_that_look_like_held_out_ones_are_reported(made, root, tmp_path):
     """They stay in training: the same look is no proof."""
-    made = first(root, tmp_path)
     held = next(x for x in made.ledger().pictures if x.split == "test")
     folder = tmp_path / "near"
     tree(folder, {f"fresh/{n}.png": picture(7000 + n) for n in range(9)})
@@ -403,10 +421,9 @@ def test_pictures_that_look_like_held_out_ones_are_reported(root, tmp_path):
     assert any("look like a held-out picture" in note for note in plan.notes)
 
 
-def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(root, tmp_path):
+def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(made, root, tmp_path):
     """Or the one that the first update gives; later updates have it, too."""
     assert models.usual_prompt("ViT-B-32") == "a photo of a {}"
-    made = first(root, tmp_path)
     (tmp_path / "kept").mkdir()
     classes(tmp_path / "kept", ("red fox",))
     plan = update.plan_update(made.folder, root / "y-month", retain=[tmp_path / "kept"])
@@ -423,33 +440,32 @@ def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(ro
         first(root, tmp_path / "none", prompt="a photo")
 
 
-def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(root, tmp_path):
+def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, tmp_path):
     """Which has one prompt, that of its first manifest. Another set may have another one."""
     about = {"name": "shoes", "title": "Shoes", "licence": "own", "role": "adapt"}
     reader = {"kind": "csv", "path": "months.csv", "label": "label", "split": "split"}
     about |= {"prompt": "a shoe, {}", "reader": reader}
-    (root / "z-month" / "manifest.yaml").write_text(json.dumps(about))
-    made = first(root, tmp_path)
-    plan = update.plan_update(made.folder, root / "y-month")
+    (own_root / "z-month" / "manifest.yaml").write_text(json.dumps(about))
+    made = first(own_root, tmp_path)
+    plan = update.plan_update(made.folder, own_root / "y-month")
     assert [x for x in plan.corpus.datasets if x != "pool"] == ["shoes"]
     assert plan.corpus.captions(len(plan.ledger.pictures) - 1)[0].startswith("a shoe, ")
     assert 'different prompts: "{}" for pool; "a shoe, {}" for shoes' in plan.notes
     assert "the set shoes: the pictures of all updates" in plan.notes
-    manifest = root / "y-month" / "manifest.yaml"
+    manifest = own_root / "y-month" / "manifest.yaml"
     manifest.write_text(json.dumps(about | {"prompt": "{}"}))
     with pytest.raises(CmpError, match=r"shoes: prompt: '\{\}', and 'a shoe, \{\}' before"):
-        update.plan_update(made.folder, root / "y-month")
+        update.plan_update(made.folder, own_root / "y-month")
     manifest.write_text(json.dumps(about | {"name": "caps", "prompt": models.USUAL_PROMPT}))
-    notes = update.plan_update(made.folder, root / "y-month").notes
+    notes = update.plan_update(made.folder, own_root / "y-month").notes
     assert any('tiny was pretrained with the prompt "{}"' in note for note in notes)
     manifest.write_text(json.dumps(about | {"name": "hats", "prompt": "a hat, {}"}))
-    plan = update.plan_update(made.folder, root / "y-month")
+    plan = update.plan_update(made.folder, own_root / "y-month")
     assert "the new pictures belong to hats" in plan.notes
     assert any('"a hat, {}" for hats' in note for note in plan.notes)
 
 
-def test_what_was_there_already_is_left_out(root, tmp_path):
-    made = first(root, tmp_path)
+def test_what_was_there_already_is_left_out(made, root, tmp_path):
     with pytest.raises(CmpError, match="contains no new picture"):
         update.plan_update(made.folder, root / "z-month")
     folder = tmp_path / "more"
@@ -462,16 +478,16 @@ def test_what_was_there_already_is_left_out(root, tmp_path):
     assert report.new_names == ("ring",)
 
 
-def test_pictures_that_are_gone_are_refused_or_skipped(root, tmp_path):
-    made = first(root, tmp_path)
+def test_pictures_that_are_gone_are_refused_or_skipped(own_root, tmp_path):
+    made = first(own_root, tmp_path)
     known = [x for x in made.ledger().pictures if x.set == "catalogue"]
-    (root / "z-month" / known[0].source).unlink()
-    (root / "z-month" / known[3].source).write_bytes(picture(77))  # another picture now
+    (own_root / "z-month" / known[0].source).unlink()
+    (own_root / "z-month" / known[3].source).write_bytes(picture(77))  # another picture now
     with pytest.raises(CmpError) as error:
-        update.plan_update(made.folder, root / "y-month")
+        update.plan_update(made.folder, own_root / "y-month")
     assert "2 pictures from earlier" in str(error.value) and "--gone skip" in str(error.value)
     assert known[0].source in str(error.value)
-    plan = update.plan_update(made.folder, root / "y-month", skip_gone=True)
+    plan = update.plan_update(made.folder, own_root / "y-month", skip_gone=True)
     whole = made.ledger().pictures
     gone = [n for n, x in enumerate(whole) if x.source in (known[0].source, known[3].source)]
     gone = [n for n in gone if whole[n].set == "catalogue"]
@@ -482,16 +498,16 @@ def test_pictures_that_are_gone_are_refused_or_skipped(root, tmp_path):
     update.compute_update(plan, tmp_path / "releases" / "2")
 
 
-def test_moved_folders_are_found_and_checked(root, tmp_path):
-    made = first(root, tmp_path)
-    (root / "z-month").rename(tmp_path / "elsewhere")
+def test_moved_folders_are_found_and_checked(own_root, tmp_path):
+    made = first(own_root, tmp_path)
+    (own_root / "z-month").rename(tmp_path / "elsewhere")
     with pytest.raises(CmpError, match="--moved OLD=NEW"):
-        update.plan_update(made.folder, root / "y-month")
-    moved = {str(root / "z-month"): str(tmp_path / "elsewhere")}
-    plan = update.plan_update(made.folder, root / "y-month", moved=moved)
+        update.plan_update(made.folder, own_root / "y-month")
+    moved = {str(own_root / "z-month"): str(tmp_path / "elsewhere")}
+    plan = update.plan_update(made.folder, own_root / "y-month", moved=moved)
     assert str(tmp_path / "elsewhere") in {x.folder for x in plan.ledger.arrivals}
     with pytest.raises(CmpError, match="no pictures came from"):
-        update.plan_update(made.folder, root / "y-month", moved={"/nowhere": "/else"})
+        update.plan_update(made.folder, own_root / "y-month", moved={"/nowhere": "/else"})
 
 
 REFUSED = {
@@ -509,15 +525,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("setting", REFUSED)
-def test_what_an_update_cannot_have_is_refused_by_name(root, tmp_path, setting):
-    made = first(root, tmp_path)
+def test_what_an_update_cannot_have_is_refused_by_name(made, root, tmp_path, setting):
     with pytest.raises(CmpError) as error:
         update.plan_update(made.folder, root / "y-month", [setting])
     assert setting.partition("=")[0] in str(error.value) and REFUSED[setting] in str(error.value)
 
 
-def test_a_damaged_release_is_refused_before_anything_is_computed(root, tmp_path):
-    made = first(root, tmp_path)
+def test_a_damaged_release_is_refused_before_anything_is_computed(made, root, tmp_path):
     for name in (made.record.state, release.LEDGER_FILE, release.RECORD_FILE):
         path = made.folder / name
         content = path.read_bytes()
@@ -529,8 +543,7 @@ def test_a_damaged_release_is_refused_before_anything_is_computed(root, tmp_path
     update.plan_update(made.folder, root / "y-month")
 
 
-def test_a_slim_release_serves_and_ends_the_stream(root, tmp_path):
-    made = first(root, tmp_path)
+def test_a_slim_release_serves_and_ends_the_stream(made, root, tmp_path):
     assert release.slim(made.folder) > 0
     assert release.read_release(made.folder).ledger().pictures
     with pytest.raises(CmpError, match="slim"):
@@ -576,14 +589,10 @@ def test_another_update_that_was_stopped_is_not_overwritten(root, tmp_path):
     assert made.record.files[release.WEIGHTS_FILE] == whole.record.files[release.WEIGHTS_FILE]
 
 
-def test_the_matrix_has_a_row_for_each_update_so_far(root, tmp_path):
-    made = first(root, tmp_path, "evaluation.subset=null")
-    second = update.compute_update(
-        update.plan_update(made.folder, root / "y-month"), tmp_path / "releases" / "2"
-    )
-    matrix = pd.read_parquet(second.path(release.MATRIX_FILE))
+def test_the_matrix_has_a_row_for_each_update_so_far(made, later):
+    matrix = pd.read_parquet(later.path(release.MATRIX_FILE))
     assert matrix[["after", "update"]].to_numpy().tolist() == [[1, 1], [2, 1], [2, 2]]
-    assert second.record.parent == made.record.id
+    assert later.record.parent == made.record.id
 
 
 def test_a_kill_between_training_and_writing_changes_no_score(root, tmp_path, monkeypatch):
@@ -608,8 +617,8 @@ def test_a_kill_between_training_and_writing_changes_no_score(root, tmp_path, mo
     pd.testing.assert_frame_equal(*tables)
 
 
-def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(root, tmp_path, monkeypatch):
-    made, computed = first(root, tmp_path), []
+def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(made, root, tmp_path, monkeypatch):
+    computed = []
 
     def scores(plan, *_):
         """A peak of GM at 0.02, beyond the three that are tried first."""
@@ -627,8 +636,7 @@ def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(root, tmp_path, m
     assert "c 0.0072" in tuning.draw_front(table)
 
 
-def test_tuning_scores_the_validation_split_and_keeps_it(root, tmp_path):
-    made = first(root, tmp_path)
+def test_tuning_scores_the_validation_split_and_keeps_it(made, root, tmp_path):
     tried = {"folder": tmp_path / "tune", "peaks": (0.001, 0.003, 0.009)}
     rows = []
     table = tuning.tune(made.folder, root / "x-month", tell=rows.append, **tried)

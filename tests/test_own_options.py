@@ -117,6 +117,7 @@ def cmpt(own_options, monkeypatch):
     return invoke
 
 
+@pytest.mark.long
 def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build, monkeypatch, cmpt):
     build = make_build("build")
     same, other = tmp_path / "same.py", tmp_path / "other.py"

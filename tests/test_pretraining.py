@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 
+import forked
 import pytest
 import torch
 
@@ -29,10 +30,10 @@ SHORT = ("training.steps=8", "training.batch=16")
 
 
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory, corpus):
+def pretrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     run_config = pretraining.pretraining_config("small", 7, *SHORT)
-    return folder, pretraining.pretrain(run_config, corpus, folder, Observer())
+    return folder, pretraining.pretrain(run_config, forked.small_corpus(), folder, Observer())
 
 
 def test_pretraining_writes_both_checkpoints_with_cards(pretrained):
@@ -75,10 +76,10 @@ def test_every_card_of_the_project_is_in_the_list_beside_it():
             check_digest(path.with_suffix(".json"), "list it")
 
 
-def test_a_rerun_gives_the_same_bits(pretrained, corpus):
+def test_a_rerun_gives_the_same_bits(pretrained):
     folder, _ = pretrained
     run_config = pretraining.pretraining_config("small", 7, *SHORT)
-    network = models.split_attention(execute(run_config, corpus).model)
+    network = models.split_attention(execute(run_config, forked.small_corpus()).model)
     weights = embedded_models.quantize(network.state_dict())
     stored = models.load_file(folder / "small-s7-annealed.safetensors")
     assert weights.keys() == stored.keys()

@@ -144,6 +144,7 @@ def test_a_damaged_or_missing_copy_is_named(copies):
 
 
 @pytest.mark.defect
+@pytest.mark.long
 def test_jupyterlab_ends_when_it_is_asked_through_the_command(tmp_path):
     """It is a module here that tells its number and waits for a signal."""
     told = tmp_path / "number"

@@ -80,7 +80,9 @@ def build(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("settings", options.SETTINGS, ids=" ".join)
+@pytest.mark.parametrize(
+    "settings", options.one_in(4, options.SETTINGS, options.key_of), ids=" ".join
+)
 def test_every_choice_resumes_to_the_bit(settings, tmp_path):
     """Through the disk; every later state, and the end. From the second task, where all that a
     choice keeps is there; one choice in four from each kind of place."""

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import shutil
 
+import forked
 import numpy as np
 import open_clip
 import options
@@ -39,6 +41,23 @@ def build(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def computed(corpus, tmp_path_factory):
+    """The build folder of a stored run."""
+    folder = tmp_path_factory.mktemp("computed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMP_BUILD", str(folder))
+        launch.run_one(small())
+    return folder
+
+
+@pytest.fixture
+def run(computed, build):
+    """That run, in a copy of the folder, which a test may change."""
+    shutil.copytree(computed, build, dirs_exist_ok=True)
+    return launch.run_one(small())
+
+
 def test_a_run_is_stored_once_and_then_looked_up(corpus, build, monkeypatch):
     first = launch.run_one(small())
     assert first.metrics["task"].tolist() == sorted(first.metrics["task"])
@@ -51,9 +70,8 @@ def test_a_run_is_stored_once_and_then_looked_up(corpus, build, monkeypatch):
     assert again.provenance["seconds"] > 0
 
 
-def test_a_look_up_leaves_the_checkpoints_of_another_process(corpus, build):
+def test_a_look_up_leaves_the_checkpoints_of_another_process(run, corpus):
     """Such as of one that computes the run again, for its weights."""
-    run = launch.run_one(small())
     with CheckpointManager(run.id) as manager:
         assert launch.run_one(small()).id == run.id
         assert (manager.folder / "lock").exists()
@@ -89,8 +107,8 @@ def test_plain_open_clip_loads_the_network_that_a_run_ends_in(corpus, name):
         pytest.param({}, marks=pytest.mark.defect),
         pytest.param({"method": {"name": "lora", "fold": False}}, marks=pytest.mark.defect),
         pytest.param({"method": {"name": "galore", "gap": 2}}, marks=pytest.mark.defect),
-        {"optimizer": {"carry": False}},
-        {"method": "lora"},
+        pytest.param({"optimizer": {"carry": False}}, marks=pytest.mark.long),
+        pytest.param({"method": "lora"}, marks=pytest.mark.long),
     ],
 )
 def test_a_loop_of_one_s_own_over_the_tasks_is_a_run_to_the_bit(corpus, build, settings):
@@ -202,8 +220,8 @@ def test_the_buffer_holds_all_earlier_updates(corpus):
         np.testing.assert_array_equal(pool.buffer, expected)
 
 
-def test_full_tests_are_scored_at_both_ends(corpus):
-    metrics = execute(small("evaluation.full=true"), corpus).metrics
+def test_full_tests_are_scored_at_both_ends():
+    metrics = execute(small("evaluation.full=true"), forked.small_corpus()).metrics
     assert set(metrics[metrics["scope"] == "full"]["task"]) == {0, 2}
     assert set(metrics[metrics["scope"] == "subset"]["task"]) == {0, 1, 2}
 
@@ -226,8 +244,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(corpus, build, setting
     assert not (build / "runs").exists()
 
 
-def test_results_are_listed_and_shown(corpus, build, monkeypatch):
-    run = launch.run_one(small())
+def test_results_are_listed_and_shown(run, corpus, monkeypatch):
     short = run.id[:SHORT_ID]
     invoke = CliRunner().invoke
     rows = []
@@ -244,8 +261,7 @@ def test_results_are_listed_and_shown(corpus, build, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["{", '{"id": 3}', ""])
-def test_a_damaged_run_is_named(corpus, build, damage):
-    run = launch.run_one(small())
+def test_a_damaged_run_is_named(run, corpus, damage):
     (store.run_folder(run.id) / "run.json").write_text(damage)
     with pytest.raises(CmpError, match=run.id[:SHORT_ID]):
         store.load_run(run.id)
@@ -262,8 +278,7 @@ def test_one_unreadable_run_does_not_take_the_list_down(corpus, build):
     assert "metrics.parquet is damaged" in result.stderr
 
 
-def test_a_run_of_an_older_format_is_said_to_be_one(corpus, build):
-    run = launch.run_one(small())
+def test_a_run_of_an_older_format_is_said_to_be_one(run, corpus):
     path = store.run_folder(run.id) / "run.json"
     tree = json.loads(path.read_text())
     path.write_text(json.dumps(tree | {"format": store.RUN_FORMAT - 1}))
@@ -295,8 +310,7 @@ def changed_identity_too(tree):
         (changed_identity_too, "identity: does not match the id"),
     ],
 )
-def test_a_record_that_was_changed_is_refused(corpus, build, change, words):
-    run = launch.run_one(small())
+def test_a_record_that_was_changed_is_refused(run, corpus, change, words):
     path = store.run_folder(run.id) / "run.json"
     tree = json.loads(path.read_text())
     change(tree)
@@ -305,8 +319,7 @@ def test_a_record_that_was_changed_is_refused(corpus, build, change, words):
         store.load_run(run.id)
 
 
-def test_a_run_on_data_that_were_made_anew_is_not_damaged(corpus, build, monkeypatch):
-    run = launch.run_one(small())
+def test_a_run_on_data_that_were_made_anew_is_not_damaged(run, corpus, monkeypatch):
     other = dataclasses.replace(corpus, hashes=corpus.hashes | {"shapes": "0" * 64})
     monkeypatch.setattr(identity, "load_data", lambda name: other)
     assert identity.run_id_of(small()) != run.id

@@ -104,6 +104,7 @@ def test_months_end_where_one_stream_ends(tiny_releases, tmp_path):
     assert file_digest(tmp_path / "once.safetensors") == served
 
 
+@pytest.mark.long
 def test_months_at_two_peaks_end_where_a_stream_of_both_ends(tiny_releases):
     """Up to the floor of a cosine, which is a part of the stream's own peak; AdamW may turn that
     into a step where a gradient is nearly zero."""

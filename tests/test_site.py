@@ -162,15 +162,16 @@ def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("See {ref}`nowhere`.", "nowhere"),
-        ("See [it](missing.md).", "missing.md"),
-        ("See {cite:p}`nobody2020`.", "nobody2020"),
+        ("See {ref}`nowhere` and {cite:p}`nobody2020`.", ("nowhere", "nobody2020")),
+        ("See [it](missing.md).", ("missing.md",)),
     ],
 )
 def test_a_broken_reference_fails_the_build(tmp_path, pages, text, words):
     sample_book.write(tmp_path, f"# Sample\n\n{text}\n")
-    with pytest.raises(CmpError, match=f"(?s)not built.*{words}"):
+    with pytest.raises(CmpError, match="not built") as error:
         site.build_pages(tmp_path)
+    for word in words:
+        assert word in str(error.value)
 
 
 FINDS = """import fs from "node:fs";

@@ -181,7 +181,6 @@ def plan_update(
 
 def _refuse_settings(tree: Mapping[str, Any], is_first: bool) -> None:
     """Raise `CmpError` for a setting that no update can have, or only the first."""
-    config.parse(dict(tree), "cmpt update")  # for keys and values that no config can have
     given = dict(config.flat_keys(tree))
     if "seed" in given and not is_first:
         raise CmpError("seed: a stream keeps its seeds from the first update on; leave it out")
@@ -189,9 +188,11 @@ def _refuse_settings(tree: Mapping[str, Any], is_first: bool) -> None:
         for name in given:
             if f"{name}.".startswith(f"{key}."):
                 raise CmpError(f"{name}: not in an update: {reason}")
-    meta = given.get("schedule.meta", "none")
-    if "peaks" in get_option("meta_schedule", meta).settings:
+    meta = given.get("schedule.meta")
+    if isinstance(meta, str) and "peaks" in get_option("meta_schedule", meta).settings:
         raise CmpError(f"schedule.meta: {meta!r}: {FIXED_KEYS['schedule.peaks']}")
+    # for keys and values that no config can have
+    config.parse(config.overlay({"stream": {"tasks": 1}}, tree), "cmpt update")
 
 
 def _first_tree(start: str) -> dict[str, Any]:

@@ -169,6 +169,7 @@ def small(served):
     assert (watched.errors, watched.elsewhere) == ([], [])
 
 
+@pytest.mark.long
 def test_a_schedule_is_moved_by_mouse_keyboard_and_typing(small):
     watched, explorer = small
     before, knee = explorer.said.text_content(), explorer.place.locator(".knees .handle").first
@@ -203,6 +204,7 @@ def test_a_meta_schedule_runs_beside_its_constant_twin(small):
     keep(explorer, "twin")
 
 
+@pytest.mark.long
 def test_two_clicks_make_one_run_and_runs_have_their_own_numbers(small):
     """A pin shows its own run: of two schedules that differ in the warmup alone, one is trained."""
     _, explorer = small
