@@ -209,8 +209,8 @@ def first_explorer(**state: Any) -> explorers.Explorer:
 COLUMNS, ROWS = 4, 3
 TILE, GAP, HEAD = (92, 74), 6, 46
 HOLD, ENDS = 0.9, 3.2
-"""Seconds for which each frame, and the last frame, is shown. The loop begins with the last frame, so
-that a glance sees how it ends."""
+"""Seconds for which each frame, and the last frame, is shown. The loop begins with the last
+frame, so that a glance sees how it ends."""
 MOMENTS = (0, 1, 2, 3, 4, 5, 7, 10, 14)
 """The step between shown updates, and the last one."""
 LONGEST = 15
