@@ -408,12 +408,6 @@ def _idle_task(schedule: Schedule, every: tuple[int, ...], *options: Option) -> 
     return None
 
 
-def learning_rates(schedule: Schedule, tasks: int, steps: int) -> np.ndarray:
-    """Return the learning rates of a stream of equally long tasks, [tasks, steps]."""
-    every = (steps,) * tasks
-    return np.array([task_rates(schedule, every, t) for t in range(tasks)])
-
-
 def branch_step(schedule: Schedule, steps: int) -> int | None:
     """Return the step at which each task branches off to cool down.
 

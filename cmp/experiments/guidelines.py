@@ -134,21 +134,6 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
     return f"{signed(found.value)} points of A_ZS at equal A_KA ({counted})", sign
 
 
-def guideline_box(name: str) -> dict[str, tuple[str, ...]]:
-    """Return the rows of a guideline's box, `ROWS` -> paragraphs."""
-    guideline = load_guidelines()[name]
-    measured = measure_guideline(guideline, judged_claims())
-    follows_paper = guideline.follows == "paper" or measured.disagrees
-    why = ("The advice follows the paper, whose evidence is at scale.",) * follows_paper
-    paragraphs = (
-        (guideline.paper, f"Its scale: {guideline.scale}."),
-        measured.sentences,
-        measured.networks or ("Not tried for these claims.",),
-        (guideline.advice, *why, f"Still open: {guideline.open}"),
-    )
-    return dict(zip(ROWS, paragraphs, strict=True))
-
-
 def judged_claims() -> pd.DataFrame:
     """Return the verdicts on the book's claims, recomputed only if a result has changed."""
     stamps = [(path.name, path.stat().st_mtime_ns) for path in results.RESULTS.glob("*.parquet")]

@@ -28,7 +28,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import pandas as pd
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from tqdm.auto import tqdm
@@ -328,16 +327,6 @@ def shard_runs(configs: list[RunConfig], text: str) -> list[RunConfig]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise CmpError(f"shard {text!r}: expected i/n with i from 1 to n, such as 2/8")
     return configs[int(match[1]) - 1 :: int(match[2])]
-
-
-def collect_metrics(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
-    """Return the metrics of stored runs in one table, with `setting`, `replicate` and `run`."""
-    frames = []
-    for (setting, replicate), run_config in configs.items():
-        run = store.load_run(identity.run_id_of(run_config))
-        short = run.id[:SHORT_ID]
-        frames.append(run.metrics.assign(setting=setting, replicate=replicate, run=short))
-    return pd.concat(frames, ignore_index=True)
 
 
 def is_translatable(changes: dict[str, Any], name: str) -> bool:

@@ -344,14 +344,6 @@ def final_scores(trajectory: pd.DataFrame) -> pd.DataFrame:
     return after_last_task(trajectory[trajectory["scope"] == wide])
 
 
-def scores_on_way(run: StoredRun) -> pd.DataFrame:
-    """Return `A_KA`, `A_ZS` and `GM` of a run before its stream and after each task, indexed by
-    task, on the largest test that was scored at that point."""
-    table = trajectory(run.metrics)
-    widest = table.sort_values("scope").drop_duplicates("task")  # "full" sorts before "subset"
-    return widest.set_index("task").sort_index()[["A_KA", "A_ZS", "GM"]]
-
-
 class Verdict(NamedTuple):
     """The result of comparing two computations of a run.
 
