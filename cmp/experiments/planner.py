@@ -19,6 +19,7 @@ from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.experiments.guidelines import load_guidelines
 from cmp.experiments.scores import AGGREGATES, level_in_words
 from cmp.files import read_yaml
+from cmp.mixtures import MIN_STEPS
 
 _WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))
 KEEP: dict[str, str] = _WORDS["keep"]
@@ -43,15 +44,9 @@ TAGS = {"ViT-B-16": "laion2b_s34b_b88k", "ViT-B-32": "laion2b_s34b_b79k"}
 REAL = config.profile("gpu")
 """The profile of the paper, whose data, peak, optimiser and evaluation a plan for a real model
 uses."""
-MIN_STEPS = 10
-"""Fewest steps per update in a plan; with fewer, warmup and cooldown take most of them."""
 BATCHES = (512, 256, 128, 64, 32)
 """Batch sizes for a real model: the largest that fits is used, at most the paper's."""
 LINE_WIDTH = 98
-
-
-MAX_COMPUTE = 1e15
-"""Upper bound on GPU hours or memory-adjusted GFLOPs, more than exist."""
 
 
 class ImpossibleRequest(CmpError):
@@ -130,8 +125,8 @@ def _problems(request: PlanRequest) -> Iterator[str]:
     if (request.gpu_hours is None) == (request.gmafs is None):
         yield "give the compute either in GPU hours or in memory-adjusted GFLOPs"
     compute = request.gmafs if request.gpu_hours is None else request.gpu_hours
-    if not 0 < compute <= MAX_COMPUTE:
-        yield f"compute {compute:g}: must be above 0, and at most {MAX_COMPUTE:g}"
+    if not 0 < compute <= values.MAX_COMPUTE:
+        yield f"compute {compute:g}: must be above 0, and at most {values.MAX_COMPUTE:g}"
     if not 1 <= request.updates <= values.MAX_COUNT:
         yield PROBLEMS["updates"].format(updates=request.updates, most=values.MAX_COUNT)
     if not 0 <= request.replay <= 1:

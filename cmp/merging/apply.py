@@ -46,7 +46,6 @@ def merge(
     rule: str,
     models: Sequence[StateDict],
     base: StateDict | None = None,
-    out: Weights | None = None,
     **settings: Any,
 ) -> Weights:
     """Merge state dicts with a rule.
@@ -55,7 +54,6 @@ def merge(
         rule: A registered rule, such as "ties".
         models: State dicts with the same names and shapes, newest first, all on one device.
         base: The weights before the stream, for rules on task vectors.
-        out: Tensors to write the result into, which must not share memory with the arguments.
         **settings: `weights`, `draw`, and the settings in `cmp.merging.rules.MERGE_SETTINGS` that
             the rule reads, such as `density`.
 
@@ -74,7 +72,7 @@ def merge(
     option = get_option("merge_rule", rule)
     options = make_options(option, len(models), **settings)
     check_models(option, models, base)
-    return dict(iter_merged(option, models, base, options, out))
+    return dict(iter_merged(option, models, base, options))
 
 
 def check_models(

@@ -27,7 +27,7 @@ PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz", ".j
 """Suffixes of files that could run code when other programs decode them."""
 TEXT_SUFFIXES = (".txt", ".cls", ".json")
 """Suffixes of texts about an image: its caption, its label, or both as JSON."""
-MAX_TEXT_BYTES = 2**20
+MAX_CAPTION_BYTES = 2**20
 """Largest size in bytes of a caption, a label or a JSON member."""
 
 
@@ -166,7 +166,7 @@ def _read_samples(path: Path) -> tuple[list[list[Any]], list[Fault]]:
             if suffix.endswith(IMAGE_SUFFIXES):
                 image = member
             elif suffix in TEXT_SUFFIXES:
-                short = member.size <= MAX_TEXT_BYTES
+                short = member.size <= MAX_CAPTION_BYTES
                 texts[suffix] = decode_text(member_bytes(member, file)) if short else ""
         if image:
             label, caption = label_and_caption(texts)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmp.data import Corpus
-from cmp.evaluation import ENCODE_BLOCK, Features
+from cmp.evaluation import ENCODE_BLOCK, RETRIEVAL_K, Features
 from cmp.releases.intervals import mean_interval
 
-RECALL_AT = (1, 5)
+RECALL_AT = (1, RETRIEVAL_K)
 KNOWN, NEW = "known", "new"
 """What the content of an index is called."""
 TIE_BREAK = 1e-6

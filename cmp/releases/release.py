@@ -13,6 +13,7 @@ from typing import Any
 import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
+from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
@@ -29,7 +30,7 @@ from cmp.runs.identity import json_digest
 
 SCHEMA = 1
 RECORD_FILE = "stream.json"
-WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
+WEIGHTS_FILE, CONFIG_FILE = HF_SAFE_WEIGHTS_NAME, HF_CONFIG_NAME
 CARD_FILE, REPORT_FILE = "README.md", "report.html"
 SCORES_FILE, MATRIX_FILE, HITS_FILE = "scores.parquet", "matrix.parquet", "hits.safetensors"
 LEDGER_FILE, START_FILE = "state/pictures.parquet", "state/start.safetensors"

@@ -22,10 +22,12 @@ from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
 
 FACTOR = 3.0
-"""How far apart two peaks lie that are tried."""
+"""Factor between neighbouring peaks."""
 MOST_PEAKS = 9
-"""Peaks that are tried at most."""
+"""The most peaks that are tried."""
 SCORES = ("A_KA", "A_ZS", "GM")
+WIDTH, HEIGHT = 48, 12
+"""The characters of a line, and the lines, of the drawing of the peaks."""
 
 
 def tune(
@@ -159,24 +161,22 @@ def write_choice(table: pd.DataFrame, path: Path) -> float:
     return peak
 
 
-def draw_front(table: pd.DataFrame, width: int = 48, height: int = 12) -> str:
+def draw_front(table: pd.DataFrame) -> str:
     """Return the peaks in the plane of A_KA and A_ZS, drawn with letters; "" without both scores.
 
     Args:
-        table: What `tune` returned.
-        width: Characters of a line.
-        height: Lines.
+        table: The result of `tune`.
     """
     if not {"A_KA", "A_ZS"} <= {*table}:
         return ""
     x, y = (table[name].to_numpy() for name in ("A_KA", "A_ZS"))
     places = [
         ((each - each.min()) / ((each.max() - each.min()) or 1) * (size - 1)).round().astype(int)
-        for each, size in ((x, width), (y, height))
+        for each, size in ((x, WIDTH), (y, HEIGHT))
     ]
-    grid = [[" "] * width for _ in range(height)]
+    grid = [[" "] * WIDTH for _ in range(HEIGHT)]
     for number, (column, row) in enumerate(zip(*places, strict=True)):
-        grid[height - 1 - row][column] = chr(ord("a") + number)
+        grid[HEIGHT - 1 - row][column] = chr(ord("a") + number)
     lines = [f"{'A_ZS' if not n else '':>4} |{''.join(row)}" for n, row in enumerate(grid)]
     keys = ", ".join(f"{chr(ord('a') + n)} {peak:g}" for n, peak in enumerate(table["peak"]))
-    return "\n".join([*lines, f"     +{'-' * width} A_KA", f"     peaks: {keys}"])
+    return "\n".join([*lines, f"     +{'-' * WIDTH} A_KA", f"     peaks: {keys}"])
