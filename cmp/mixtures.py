@@ -109,18 +109,18 @@ def empty_shares(mixture: Mixture, batch: int, empty_buffer: bool) -> list[str]:
     ]
 
 
-def check_shares(batch: int, mixtures: Iterable[tuple[Mixture, bool]], label: str) -> None:
+def check_shares(batch: int, tasks: Iterable[tuple[Mixture, bool]], label: str) -> None:
     """Check that every nonzero share gives a batch at least one sample.
 
     Args:
         batch: Samples per batch.
-        mixtures: Pairs of a task's mixture and whether its buffer is empty.
+        tasks: Pairs of a task's mixture and whether its buffer is empty.
         label: The name of the batch in error messages.
 
     Raises:
         CmpError: A share gives no sample; the message names it and the smallest batch that works.
     """
-    distinct = list(dict.fromkeys(mixtures))
+    distinct = list(dict.fromkeys(tasks))
     empty = [
         name for mixture, is_first in distinct for name in empty_shares(mixture, batch, is_first)
     ]

@@ -131,7 +131,8 @@ def _scores_of(
         return known
     checkpoints = contextlib.nullcontext()
     if not processes.rank():
-        checkpoints = CheckpointManager(plan.id, folder=folder / "checkpoints" / plan.id[:12])
+        work = folder / "checkpoints" / plan.id[:12]
+        checkpoints = CheckpointManager(plan.id, folder=work, in_background=device != "cpu")
     with checkpoints as manager:
         try:
             result = train_update(plan, observer, manager, device, execution)

@@ -373,13 +373,13 @@ def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:
 
 
 @contextlib.contextmanager
-def _update_manager(plan: UpdatePlan, folder: Path) -> Any:
+def _update_manager(plan: UpdatePlan, folder: Path, device: str) -> Any:
     """Yield the checkpoints of an update beside its release, None for all processes but one."""
     if processes.rank():
         yield None
         return
     work = working_folder(folder)
-    with CheckpointManager(plan.id, folder=work) as manager:
+    with CheckpointManager(plan.id, folder=work, in_background=device != "cpu") as manager:
         yield manager
         manager.remove()
 
@@ -425,7 +425,7 @@ def compute_update(
             f"{folder}: an update with other pictures or settings was stopped here; repeat its "
             f"command, or delete {work}"
         )
-    with _update_manager(plan, folder) as manager:
+    with _update_manager(plan, folder, device) as manager:
         try:
             result = train_update(plan, observer, manager, device, execution)
         except Interrupted as error:
@@ -453,8 +453,9 @@ def train_update(
         path = plan.parent.path(release.START_FILE)
         model = models.load_from_file(plan.config.model.name, path)
     return execute(
-        plan.config, plan.corpus, observer, model, device, manager, execution, plan.fitted, start
-    )
+        plan.config, plan.corpus, observer, model, device=device, manager=manager,
+        execution=execution, fitted=plan.fitted, start=start,
+    )  # fmt: skip
 
 
 def update_scores(scores: Scores, corpus: Corpus) -> pd.DataFrame:

@@ -281,6 +281,7 @@ class CheckpointManager:
         interval: float = INTERVAL,
         wait: bool = False,
         folder: Path | None = None,
+        in_background: bool = False,
     ):
         """Prepare the manager.
 
@@ -290,12 +291,13 @@ class CheckpointManager:
             wait: Whether to wait for another process that computes the same run, instead of raising
                 `CmpError`.
             folder: The folder for checkpoints. If None, the run's own folder in the build folder.
+            in_background: Whether a thread writes, as for a run on a GPU, which then goes on.
         """
         self.run_id, self.interval, self.wait = run_id, interval, wait
         self.launch: dict[str, bool | int | str] = {}
         self.folder = folder or checkpoint_folder(run_id)
         self.last: Path | None = None
-        self.in_background = False
+        self.in_background = in_background
         self._lock = contextlib.ExitStack()
         self._due = time.monotonic() + interval
         self._writer = futures.ThreadPoolExecutor(1, "checkpoint")

@@ -157,7 +157,8 @@ def compute(
             with contextlib.suppress(CmpError), CheckpointManager(run.id) as manager:
                 manager.remove()
     else:
-        with CheckpointManager(run.id, wait=wait) as manager:
+        on_gpu = device != "cpu"
+        with CheckpointManager(run.id, wait=wait, in_background=on_gpu) as manager:
             manager.launch = launch_options(execution or ExecutionConfig(), keep, boards)
             stored = is_kept(run.id, keep)  # another process may have been faster
             processes.broadcast(_IS_STORED if stored else "")
