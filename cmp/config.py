@@ -161,8 +161,10 @@ class Merging:
         merges = registry.get_option("merge_policy", self.policy).facts["merges"]
         rule = registry.get_option("merge_rule", self.rule)
         if self.rule != "interpolation" and not merges:
-            words = "uses no merge rule; set merging.policy=ema, or another policy that merges"
-            raise ValueError(f"rule {self.rule!r}: policy {self.policy!r} {words}")
+            raise ValueError(
+                f"rule {self.rule!r}: policy {self.policy!r} uses no merge rule; set "
+                "merging.policy=ema, or another policy that merges"
+            )
         registry.check_settings("merge_rule", self.rule, self)
         registry.check_settings("merge_policy", self.policy, self)
         if check := rule.facts["check"]:

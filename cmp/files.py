@@ -52,8 +52,7 @@ def child_path(folder: Path, name: str, suffix: str = "") -> Path:
         CmpError: The name has other characters, so the path could lie elsewhere.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
-        words = "use letters, digits, - and _"
-        raise CmpError(f"{name!r:.60}: not a valid name in {folder}; {words}")
+        raise CmpError(f"{name!r:.60}: not a valid name in {folder}; use letters, digits, - and _")
     return folder / f"{name}{suffix}"
 
 

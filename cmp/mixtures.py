@@ -262,8 +262,10 @@ class MixtureSampler(Sampler[list[int]]):
                 sample.
         """
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-            words = "give those of pool, update and buffer, which must sum to one"
-            raise CmpError(f"MixtureSampler: shares {tuple(shares)}: {words}")
+            raise CmpError(
+                f"MixtureSampler: shares {tuple(shares)}: give those of pool, update and buffer, "
+                "which must sum to one"
+            )
         sizes = np.cumsum([0, len(pool), len(update), len(buffer)])
         self.pools = Pools(*(np.arange(a, b) for a, b in itertools.pairwise(sizes)))
         pretraining, newest, earlier = map(float, shares)

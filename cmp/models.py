@@ -109,8 +109,10 @@ def create_on_meta(name: str) -> Network:
 def _open_clip_model(name: str, **options: Any) -> nn.Module:
     embedded = ", ".join(family_names())  # importing a family registers its models with open_clip
     if name not in (names := open_clip.list_models()) and not is_hub(name):
-        words = f"the embedded models are {embedded}{did_you_mean(name, names)}"
-        raise CmpError(f"model.name: {name!r} is not an open_clip model; {words}")
+        raise CmpError(
+            f"model.name: {name!r} is not an open_clip model; the embedded models are "
+            f"{embedded}{did_you_mean(name, names)}"
+        )
     settings = Path(name.removeprefix("local-dir:"), "open_clip_config.json")
     try:
         if settings.is_file():

@@ -102,15 +102,19 @@ def check_models(
     names = labels or [f"model {number}" for number in range(1, len(models) + 1)] + ["base"]
     for label, model in zip(names, everything, strict=False):
         if not isinstance(model, Mapping):
-            words = "give its state_dict(), or use cmp.merge_files for files"
-            raise CmpError(f"merge: {label}: a {type(model).__name__} is not a state dict; {words}")
+            raise CmpError(
+                f"merge: {label}: a {type(model).__name__} is not a state dict; give its "
+                "state_dict(), or use cmp.merge_files for files"
+            )
         for name, x in model.items():
             if not isinstance(x, Tensor):
-                words = f"a {type(x).__name__} is not a tensor; convert it"
-                raise CmpError(f"merge: {label}: {name}: {words}")
+                raise CmpError(
+                    f"merge: {label}: {name}: a {type(x).__name__} is not a tensor; convert it"
+                )
             if x.is_meta:
-                words = "has no values on the meta device; load them"
-                raise CmpError(f"merge: {label}: {name}: {words}")
+                raise CmpError(
+                    f"merge: {label}: {name}: has no values on the meta device; load them"
+                )
         if model is not everything[0]:
             check_same_tensors(names[0], everything[0], label, model)
 
@@ -423,11 +427,14 @@ def check_option(option: Option) -> None:
     """
     facts = option.facts
     if facts["keeps_norm"] and not (facts["base"] and facts["matrix"]):
-        words = "keeps_norm=True needs base=True and matrix=True"
-        raise CmpError(f"merge_rule {option.name!r}: {words}")
+        raise CmpError(
+            f"merge_rule {option.name!r}: keeps_norm=True needs base=True and matrix=True"
+        )
     if facts["linear"] and facts["matrix"]:
-        words = "linear=True returns factors and matrix=True a tensor; declare only one of them"
-        raise CmpError(f"merge_rule {option.name!r}: {words}")
+        raise CmpError(
+            f"merge_rule {option.name!r}: linear=True returns factors and matrix=True a tensor; "
+            "declare only one of them"
+        )
     count, entries = option.facts["count"] or 3, torch.linspace(-1, 1, 24)
     models = [entries * (1 + number) for number in range(count)]
     base = {"x": entries / 2} if option.facts["base"] else None

@@ -55,8 +55,10 @@ def check_prompt(prompt: str) -> str:
 def _check_name(name: str) -> str:
     """Return the name if it is valid in results and run ids."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
-        words = "at most 100 letters, digits, - and _, the first a letter or digit"
-        raise ValueError(f"{name!r:.80} must be {words}")
+        raise ValueError(
+            f"{name!r:.80} must be at most 100 letters, digits, - and _, the first a letter or "
+            "digit"
+        )
     return name
 
 
@@ -296,12 +298,14 @@ class FileSet(SetManifest):
         endings, what = FILE_ENDINGS[self.reader.kind], f"{self.name}: reader.path: {pattern:.200}"
         for path in [path for path in files if not is_inside(path, root)]:
             if is_inside(path.parent, root):
-                words = "is a link out of the manifest's folder; copy the file into it"
-                raise CmpError(f"{self.name}: reader.path: {path} {words}")
-            if path.suffix.lower() not in endings:  # the message names neither
-                words = "matches files outside the manifest's folder that do not match"
                 raise CmpError(
-                    f"{what} {words} *{endings[0]}; use a pattern that matches only such files"
+                    f"{self.name}: reader.path: {path} is a link out of the manifest's folder; "
+                    "copy the file into it"
+                )
+            if path.suffix.lower() not in endings:  # the message names neither
+                raise CmpError(
+                    f"{what} matches files outside the manifest's folder that do not match "
+                    f"*{endings[0]}; use a pattern that matches only such files"
                 )
         return files
 

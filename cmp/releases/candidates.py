@@ -77,8 +77,10 @@ def find_candidate(what: str) -> Candidate:
     if what.startswith(RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", what):
         return _run_candidate(what.removeprefix(RUN_PREFIX))
     if exists:
-        words = "a file does not say which network its weights are of"
-        raise CmpError(f"{what}: {words}; write NAME:{what}, such as ViT-B-32:{what}")
+        raise CmpError(
+            f"{what}: a file does not say which network its weights are of; write NAME:{what}, "
+            f"such as ViT-B-32:{what}"
+        )
     near = did_you_mean(name, open_clip.list_models())
     raise CmpError(f"{what!r:.300}: names no model{near}; give {FORMS}")
 
@@ -87,8 +89,10 @@ def _usual_start(name: str) -> str:
     if name in models.family_names():
         return USUAL_START
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-    words = "a tag of open_clip, the path of a file, or random"
-    raise CmpError(f"{name}: which weights? Write {name}:START, with {words}; tags: {tags}")
+    raise CmpError(
+        f"{name}: which weights? Write {name}:START, with a tag of open_clip, the path of a file, "
+        f"or random; tags: {tags}"
+    )
 
 
 def _candidate(title: str, name: str, start: str, seed: int = 0) -> Candidate:
@@ -114,8 +118,10 @@ def folder_candidate(folder: Path) -> Candidate:
     """
     for name in (HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME):
         if not (folder / name).is_file():
-            words = "it is no release, and no folder that `cmpt export --to hf` or open_clip wrote"
-            raise CmpError(f"{folder}: there is no {name} in it; {words}")
+            raise CmpError(
+                f"{folder}: there is no {name} in it; it is no release, and no folder that `cmpt "
+                "export --to hf` or open_clip wrote"
+            )
     with explain_errors(f"{folder / HF_CONFIG_NAME}: cannot be read", "", TypeError, KeyError):
         about = parse_json(read_text(folder / HF_CONFIG_NAME))["model_cfg"]
     for name in models.family_names():

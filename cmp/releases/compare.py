@@ -231,8 +231,10 @@ def arrived_images(corpus: Corpus, arrived: Collection[str] | np.ndarray | None)
     table = corpus.table
     if isinstance(arrived, np.ndarray):
         if arrived.shape != (len(table),):
-            words = f"must have a bool for each of {len(table):,} images"
-            raise CmpError(f"arrived: {words}, has the shape {arrived.shape}")
+            raise CmpError(
+                f"arrived: must have a bool for each of {len(table):,} images, has the shape "
+                f"{arrived.shape}"
+            )
         return arrived.astype(bool)
     if arrived is None:
         adapted = corpus.by_role("adapt")
@@ -242,8 +244,9 @@ def arrived_images(corpus: Corpus, arrived: Collection[str] | np.ndarray | None)
     known = [*corpus.datasets, *names.values()]
     for name in arrived:
         if name not in known and name not in names:
-            words = f"no dataset and no update is called {name!r:.80}"
-            raise CmpError(f"--new: {words}{name_choices(name, known)}")
+            raise CmpError(
+                f"--new: no dataset and no update is called {name!r:.80}{name_choices(name, known)}"
+            )
     updates = [label for label, name in names.items() if {label, name} & set(arrived)]
     return (table["dataset"].isin(list(arrived)) | table["update"].isin(updates)).to_numpy()
 

@@ -108,8 +108,10 @@ def compare_features(probe: Probe, image: Tensor, text: Tensor, what: str) -> tu
     pairs = (image, probe.image_features), (text, probe.text_features)
     for found, expected in pairs:
         if found.shape != expected.shape:
-            words = f"{[*found.shape]}, where the network's are {[*expected.shape]}"
-            raise CmpError(f"{what}: features are {words}; nothing was written")
+            raise CmpError(
+                f"{what}: features are {[*found.shape]}, where the network's are "
+                f"{[*expected.shape]}; nothing was written"
+            )
     image_difference, text_difference = ((x - y).abs().max().item() for x, y in pairs)
     if not max(image_difference, text_difference) <= TOLERANCE:  # NaN is refused, too
         raise CmpError(

@@ -147,8 +147,10 @@ def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str] 
     """
     for scope, role in ROLES.items():
         if _asks(_means(gate)[scope]) and role not in roles.values():
-            words = f"no set of role {role} is compared; take the key out, or give such a set"
-            raise CmpError(f"gate: {scope}: {words}")
+            raise CmpError(
+                f"gate: {scope}: no set of role {role} is compared; take the key out, or give such "
+                "a set"
+            )
     for name in gate.sets:
         if name not in roles:
             choices = name_choices(name, list(roles))
@@ -158,8 +160,10 @@ def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str] 
             choices = name_choices(name, list(updates)) if updates else ""
             raise CmpError(f"gate: updates.{name}: no picture of it is compared{choices}")
     if _asks(gate.each_update) and not updates:
-        words = "no pictures of updates are compared; take the key out, or compare releases"
-        raise CmpError(f"gate: each_update: {words}")
+        raise CmpError(
+            "gate: each_update: no pictures of updates are compared; take the key out, or compare "
+            "releases"
+        )
 
 
 def check_gate(gate: Gate | str | os.PathLike[str], comparison: Comparison) -> list[str]:

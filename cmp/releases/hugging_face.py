@@ -137,8 +137,9 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
 
     probe = make_probe(name, model)
     if probe.no_tokenizer and kind == CLIP:  # its pooling needs to know the last token
-        words = f"its tokenizer cannot be loaded ({probe.no_tokenizer:.200})"
-        raise CmpError(f"model.name: {name!r}: {words}")
+        raise CmpError(
+            f"model.name: {name!r}: its tokenizer cannot be loaded ({probe.no_tokenizer:.200})"
+        )
     tokenizer = None if probe.no_tokenizer else models.tokenizer(name)
     with export_folder(folder, FILES) as partial, quiet_transformers():
         save_file(tensors, partial / "model.safetensors", {"format": "pt"})
@@ -347,8 +348,10 @@ def name_activation(activation: nn.Module) -> str:
     for name, function in ACTIVATIONS.items():
         if torch.allclose(activation(x), function(x), atol=1e-6):
             return name
-    words = f"{type(activation).__name__} is none of {', '.join(ACTIVATIONS)}"
-    raise CmpError(f"--to transformers: the activation {words}; --to onnx takes any network")
+    raise CmpError(
+        f"--to transformers: the activation {type(activation).__name__} is none of "
+        f"{', '.join(ACTIVATIONS)}; --to onnx takes any network"
+    )
 
 
 def describe_preprocessing(name: str, how: Preprocessing) -> dict[str, Any]:

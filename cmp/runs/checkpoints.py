@@ -435,11 +435,10 @@ class CheckpointManager:
         name = self.run_id[: files.SHORT_ID]
         remedy = f"`cmpt results rm {name}` and the same command start again"
         if not paths:
-            words = (
-                f"the weights of step {step} are missing, perhaps because another version began "
-                "the run"
+            raise CmpError(
+                f"{self.folder}: the weights of step {step} are missing, perhaps because another "
+                f"version began the run; {remedy}"
             )
-            raise CmpError(f"{self.folder}: {words}; {remedy}")
         with explain_errors(f"{paths[-1]}: cannot be read", f"; {remedy}", CmpError):
             check_content(paths[-1])
             return load_file(paths[-1])

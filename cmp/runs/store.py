@@ -243,8 +243,9 @@ def load_record(run_id: str) -> tuple[RunRecord, RunConfig]:
         stored, changes = record.identity.get("config", {}), run_config.changes()
         paths = {k: x for k, x in PLACEHOLDERS.items() if k in changes and stored.get(k) == x}
         if json_digest(changes | paths) != json_digest(stored):
-            words = "does not match the id, or comes from a version with other defaults"
-            raise ValueError(f"config: {words}")
+            raise ValueError(
+                "config: does not match the id, or comes from a version with other defaults"
+            )
     return record, run_config
 
 
@@ -437,16 +438,16 @@ def find_parent(run_config: RunConfig) -> StoredRun | None:
         if not prefix.isalnum():
             raise CmpError(f"{start!r}: give at least the first digits of a run's id, run:ID")
         if unfinished:
-            words = f"is not finished; `cmpt resume {unfinished[0]}` continues it, and"
             raise CmpError(
-                f"run {unfinished[0]} {words} `cmpt export` exports the weights after its last task"
+                f"run {unfinished[0]} is not finished; `cmpt resume {unfinished[0]}` continues it, "
+                "and `cmpt export` exports the weights after its last task"
             )
         parent = find_run(prefix)
         if parent.config.model.name != name:
-            words = (
-                f"has the model {parent.config.model.name!r}, not {name!r}; set model.name to that"
+            raise CmpError(
+                f"run {parent.id[:SHORT_ID]} has the model {parent.config.model.name!r}, not "
+                f"{name!r}; set model.name to that"
             )
-            raise CmpError(f"run {parent.id[:SHORT_ID]} {words}")
         kept_path(parent)
     except CmpError as error:
         raise CmpError(f"model.start: {error}") from error
@@ -513,8 +514,9 @@ def find_model(prefix: str) -> tuple[StoredRun, models.Network]:
     numbers = {checkpoints.file_number(path): path for path in checkpoints.model_files(folder)}
     done = max((number for number in numbers if number <= progress.task), default=0)
     if not done:
-        words = f"no task is finished; `cmpt resume {progress.run[:SHORT_ID]}` continues it"
-        raise CmpError(f"{name}: {words}")
+        raise CmpError(
+            f"{name}: no task is finished; `cmpt resume {progress.run[:SHORT_ID]}` continues it"
+        )
     checkpoints.check_content(numbers[done])
     run = run_so_far(progress, done)
     return run, models.load_from_file(run.config.model.name, numbers[done])
