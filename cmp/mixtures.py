@@ -336,7 +336,7 @@ def small_counts(
     new = min(d, held_d, math.ceil(passes * held_d / MIN_STEPS))
     if new == d and p <= held_p and b <= held_b:
         return p, d, b
-    open_p, open_b = held_p * (p > 0), held_b * (b > 0)
+    open_p, open_b = held_p if p else 0, held_b if b else 0
     wanted_p = round((batch - new) * p / max(p + b, 1))
     b = min(batch - new - min(wanted_p, open_p), open_b)
     p = min(batch - new - b, open_p)

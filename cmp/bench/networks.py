@@ -131,7 +131,8 @@ def setting(name: str, corpus: Corpus, batch: int | None = None, steps: int = 1)
         )
     size = batch or SIZES.get(name, SIZE)
     settings = [f"model.name={name}", f"training.batch={size}", f"training.steps={steps}"]
-    settings += ["mixture.replay=1.0"] * (name == LARGE)
+    if name == LARGE:
+        settings.append("mixture.replay=1.0")
     run_config = config.parse(config.override(config.profile("cpu"), settings), "benchmark")
     return Setting(name, run_config, corpus, mixtures.task_pools(run_config, corpus)[TASK])
 

@@ -105,11 +105,12 @@ def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
     words, signs = [], dict[str, set[bool]]()
     for network in guideline.networks:
         text, sign = _measure_network(network)
-        own = " (the book's network)" * (network.network == OWN)
+        own = " (the book's network)" if network.network == OWN else ""
         words.append(f"{network.technique} on `{network.network}`{own}: {text}.")
         if sign is not None:
             signs.setdefault(network.technique, set()).add(sign)
-    words += [UNTUNED] * bool(words)
+    if words:
+        words.append(UNTUNED)
     flips = any(len(found) > 1 for found in signs.values())
     disagrees = (claims.loc[claims["source"] == "paper", "agrees"] == "no").any()
     return Measured(sentences, tuple(words), flips or bool(disagrees))

@@ -20,6 +20,7 @@ from cmp.experiments.guidelines import load_guidelines
 from cmp.experiments.scores import AGGREGATES, level_in_words
 from cmp.files import read_yaml
 from cmp.mixtures import MIN_STEPS
+from cmp.releases.facts import count_of
 
 _WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))
 KEEP: dict[str, str] = _WORDS["keep"]
@@ -335,10 +336,8 @@ def _affordable_steps(request: PlanRequest, run: config.RunConfig) -> int:
     if (steps := budget.steps) < MIN_STEPS:
         most = int(request.updates * budget.allowed / (MIN_STEPS * budget.step + budget.end))
         facts = {"updates": request.updates, "model": request.model, "batch": run.training.batch}
-        facts |= {"steps": f"{steps or 'no'} step{'s' * (steps > 1)}", "least": MIN_STEPS}
-        facts["most"] = (
-            f"at most {most:,} update{'s' * (most > 1)}" if most else "not even one update"
-        )
+        facts |= {"steps": count_of(steps, "step") if steps else "no step", "least": MIN_STEPS}
+        facts["most"] = f"at most {count_of(most, 'update')}" if most else "not even one update"
         raise ImpossibleRequest(PROBLEMS["few steps"].format(**facts))
     if budget.steps > values.MAX_COUNT:
         raise ImpossibleRequest(f"{budget.steps:.3g} steps per update are more than a run can have")
@@ -406,8 +405,8 @@ def plan_summary(plan: Plan) -> str:
     trained = "everything trained" if method == "full" else f"trained by {method}"
     tasks, steps, batch = run.stream.tasks, run.training.steps, run.training.batch
     return (
-        f"{run.model.name}: {tasks:,} update{'s' * (tasks > 1)} of {steps:,} "
-        f"step{'s' * (steps > 1)} at batch {batch}, {trained}; batches of "
+        f"{run.model.name}: {count_of(tasks, 'update')} of {count_of(steps, 'step')} at batch "
+        f"{batch}, {trained}; batches of "
         f"{mixture.pretraining:.0%} pool, {mixture.update:.0%} update, {mixture.buffer:.0%} "
         f"earlier updates; EMA-Merge, {run.merging.weight:g} of each update."
     )
@@ -416,14 +415,15 @@ def plan_summary(plan: Plan) -> str:
 def place_sentence(plan: Plan) -> str:
     """Return a sentence on the scores of stored runs similar to a plan, or that there are none."""
     if plan.place is None:
-        signs = f" {_WORDS['signs']}" * (len(plan.effects) > 0)
+        signs = f" {_WORDS['signs']}" if len(plan.effects) else ""
         return _WORDS["no place"].format(reason=plan.outside) + signs
     rows = plan.place.scores.loc[list(AGGREGATES)]
     scores = ", ".join(f"{name} {words}" for name, words in rows["words"].items())
-    over = f": {level_in_words()} t-intervals over bases, {plan.place.n} streams"
-    over *= bool(rows["low"].notna().all())
+    over = ""
+    if rows["low"].notna().all():
+        over = f": {level_in_words()} t-intervals over bases, {plan.place.n} streams"
     differs = f" It differs in {', '.join(plan.place.differs)}." if plan.place.differs else ""
     return (
         f"The nearest stored runs, {plan.place.setting!r} of study {plan.place.study}, ended, in "
-        f"per cent, at {scores}{over}.{differs}"
+        f"percent, at {scores}{over}.{differs}"
     )

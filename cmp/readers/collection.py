@@ -187,8 +187,10 @@ def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
             raise CmpError(f"{message}; run `cmpt data check {source}` for details")
         warnings.warn(f"{message}; scores cover only the others", stacklevel=2)
     if leaked := notes.leaked_pictures(indexes):
-        more = f" (`cmpt data check {source}` lists {len(leaked) - 1} more)" * (len(leaked) > 1)
-        warnings.warn(f"{leaked[0]}{more}", stacklevel=2)
+        message = leaked[0]
+        if len(leaked) > 1:
+            message += f" (`cmpt data check {source}` lists {len(leaked) - 1} more)"
+        warnings.warn(message, stacklevel=2)
     return indexes, any(dataset.beside for dataset, _ in located)
 
 

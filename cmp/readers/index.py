@@ -224,10 +224,11 @@ def summarise_faults(faults: list[Fault]) -> str:
         found = [fault.where for fault in faults if fault.kind == kind]
         names = [name for name in found if name]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        words = f"{len(found)}, not named, as they are outside the manifest's folder"
-        parts.append(f"{kind}: {', '.join(names[:3]) or words}{more}")
-    text = "; ".join(parts) + "; ..." * (len(kinds) > MAX_KINDS)
-    return text.encode(errors="replace").decode()
+        unnamed = f"{len(found)}, not named, as they are outside the manifest's folder"
+        parts.append(f"{kind}: {', '.join(names[:3]) or unnamed}{more}")
+    if len(kinds) > MAX_KINDS:
+        parts.append("...")
+    return "; ".join(parts).encode(errors="replace").decode()
 
 
 def refuse_faults(dataset: FileSet, faults: list[Fault]) -> None:

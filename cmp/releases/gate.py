@@ -9,7 +9,7 @@
     updates: {2026-01: {drop: 2}}   # of those of this one, in place of `each_update`
 
 Estimates are compared, since a gate that asked for certainty would stop every model whose test sets
-are small, the old one's twin included. `sure: true` asks for it: the whole 95 % interval must keep
+are small, the old one's twin included. `sure: true` asks for it: the whole 95% interval must keep
 the limit, which a set of a few hundred pictures can hardly show for less than some points. A model
 with the very features of the old one passes either way where only losses are limited.
 """
@@ -38,13 +38,13 @@ EXAMPLE = "; a gate is such as `each: {drop: 5, lost: 20}` or `A_KA: {gain: 1, s
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Limits:
-    """What is asked of a set, or of a mean of sets; None asks nothing.
+    """The limits on a set, or on a mean of sets; None is no limit.
 
     Attributes:
         drop: The score falls by at most so many points.
         lost: Of the questions that were answered right, at most so many percent are wrong now.
         gain: The score rises by at least so many points.
-        sure: Whether the whole 95 % interval must keep the limits, and not the estimate alone.
+        sure: Whether the whole 95% interval must keep the limits, and not the estimate alone.
     """
 
     drop: Points | None = None
@@ -58,13 +58,13 @@ class Gate:
     """The limits of a file.
 
     Attributes:
-        all: Of the mean of all sets.
-        A_KA: Of the mean of the sets of new content, whose role is "adapt".
-        A_ZS: Of the mean of the sets of old content, whose role is "eval".
-        each: Of every set.
-        sets: Of single sets, in place of `each`.
-        each_update: Of the pictures of every update.
-        updates: Of those of single updates by name, in place of `each_update`.
+        all: Limits on the mean of all sets.
+        A_KA: Limits on the mean of the sets of new content, whose role is "adapt".
+        A_ZS: Limits on the mean of the sets of old content, whose role is "eval".
+        each: Limits on every set.
+        sets: Limits on single sets, in place of `each`.
+        each_update: Limits on the images of every update.
+        updates: Limits on those of single updates by name, in place of `each_update`.
     """
 
     all: Limits = Limits()
@@ -77,15 +77,15 @@ class Gate:
 
 
 class GateLine(NamedTuple):
-    """One limit and what became of it.
+    """A limit, and whether it was kept.
 
     Attributes:
         key: Where it stands in the gate, such as "each.drop".
-        scope: What it is of, the name of a dataset or an update, or "A_KA", "A_ZS" or "all".
+        scope: What it limits: the name of a dataset or an update, or "A_KA", "A_ZS" or "all".
         limit: The limit, in points or percent.
         value: What was compared with it; NaN where no interval can be formed.
         passed: Whether it is kept.
-        sentence: All that in words.
+        sentence: All of this in a sentence.
     """
 
     key: str
@@ -103,7 +103,7 @@ def read_gate(path: Path) -> Gate:
         path: A YAML file, see this module.
 
     Raises:
-        CmpError: It cannot be read, has an unknown key or a limit that is none, or limits nothing.
+        CmpError: It cannot be read, has an unknown key or an invalid limit, or limits nothing.
     """
     gate = check_record(read_yaml(path), Gate, f"{path}: ", EXAMPLE)
     limits = [*_means(gate).values(), gate.each, gate.each_update]
@@ -114,7 +114,7 @@ def read_gate(path: Path) -> Gate:
 
 
 def apply_gate(gate: Gate, comparison: Comparison) -> list[GateLine]:
-    """Return every limit of a gate with what became of it.
+    """Return every limit of a gate, and whether it was kept.
 
     Args:
         gate: The limits.
@@ -210,24 +210,29 @@ def _numbers(limits: Limits) -> dict[str, float | None]:
 
 def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLine]:
     """Return the lines of a set, or of a mean of sets, whose row has its numbers."""
-    lines, ends = [], " at the interval's worse end" * limits.sure
+    lines, ends = [], " at the interval's worse end" if limits.sure else ""
     for name, limit in _numbers(limits).items():
         if limit is None:
             continue
         if name == "lost":
             value = row["lost_high"] if limits.sure else row["lost_share"]
             value = value if row["old"] else 0.0  # where nothing was right nothing is lost
-            kept = f"{value:.1f}% of what was right is wrong now{ends}; at most {limit:g}% may be"
+            sentence = (
+                f"{value:.1f}% of what was right is wrong now{ends}; at most {limit:g}% may be"
+            )
         else:
             change = row["low"] if limits.sure else row["change"]
             value = -change if name == "drop" else change
-            asked = f"a fall of at most {limit:g}" if name == "drop" else f"a gain of {limit:g}"
+            rule = f"a fall of at most {limit:g} is allowed"
+            if name == "gain":
+                rule = f"a gain of at least {limit:g} is required"
             size = facts.signed(change)
-            kept = f"{row['old']:.1f} became {row['new']:.1f} ({size}{ends}); asked is {asked}"
+            sentence = f"{row['old']:.1f} became {row['new']:.1f} ({size}{ends}); {rule}"
         passed = value >= limit if name == "gain" else value <= limit
         if np.isnan(value):
-            kept = "one group of pictures is too few for an interval"
+            sentence = "one group of images is too few for an interval"
         is_named = key.rpartition(".")[2] == scope  # "A_ZS", or "sets.NAME", but not "each"
-        words = f"{key}.{name}: {kept}" if is_named else f"{key}.{name}: {scope}: {kept}"
-        lines.append(GateLine(f"{key}.{name}", scope, limit, float(value), bool(passed), words))
+        place = f"{key}.{name}" if is_named else f"{key}.{name}: {scope}"
+        sentence = f"{place}: {sentence}"
+        lines.append(GateLine(f"{key}.{name}", scope, limit, float(value), bool(passed), sentence))
     return lines
