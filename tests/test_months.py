@@ -631,7 +631,7 @@ def test_tuning_scores_the_validation_split_and_keeps_it(root, tmp_path):
     made = first(root, tmp_path)
     tried = {"folder": tmp_path / "tune", "peaks": (0.001, 0.003, 0.009)}
     rows = []
-    table = tuning.tune(made.folder, root / "x-month", tell=rows.append, **tried)
+    table = tuning.tune(made.folder, root / "x-month", on_row=rows.append, **tried)
     assert len(rows) == len(table) >= 3 and "A_KA" in table
     stored = sorted((tmp_path / "tune").glob("*.json"))
     assert len(stored) == len(table)

@@ -108,7 +108,7 @@ def compare(
 
 
 def _release_notes(old: release.Release | None, new: release.Release | None) -> list[str]:
-    """Return what to know of scores of two releases."""
+    """Return sentences on the scores of two releases."""
     if old is None or new is None or len(old.record.updates) >= len(new.record.updates):
         return []
     return [
@@ -144,7 +144,7 @@ def print_comparison(comparison: Comparison) -> None:
         (row.content, row.query, *(shared.score_text(getattr(row, cell)) for cell in cells))
         for row in index.itertuples()
     ]
-    shared.print_table(columns, shown, f"recall@{max(RECALL_AT)} on the old index, in per cent")
+    shared.print_table(columns, shown, f"recall@{max(RECALL_AT)} on the old index, in percent")
     typer.echo(f"map: {comparison.index_map.sentence}")
 
 

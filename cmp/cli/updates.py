@@ -68,7 +68,7 @@ def update(
             "a photo of a {}". Default: "{}" for embedded models, otherwise "a photo of a {}".
         chosen: A file of settings, such as one written by `cmpt tune`. Default: none.
         name: Name of the update. Default: the folder's name.
-        gone: Whether pictures of earlier updates that are gone are refused or skipped.
+        gone: Whether to refuse or skip pictures of earlier updates that are gone.
         moved: A folder of earlier images that has moved, as OLD=NEW. Default: none.
 
     Example:
@@ -105,7 +105,7 @@ def update(
 
 
 def _dry_run_lines(plan: UpdatePlan, given: tuple[str, Path, dict[str, Any]]) -> str:
-    """Return what a dry run ends with."""
+    """Return the last lines of a dry run."""
     if plan.peak_source:
         return "nothing was computed"
     start, data, _ = given
@@ -142,7 +142,7 @@ def _given(
 
 
 def _no_release(folder: Path) -> str:
-    """Return that a folder is no release, with the nearest one beside it."""
+    """Return an error message for a folder that is not a release, suggesting the nearest one."""
     if folder.is_dir():
         return f"{folder}: not a release, since it contains no {release.RECORD_FILE}"
     if str(folder) in models.family_names():
@@ -250,7 +250,7 @@ def tune(
             table = tuning.tune(
                 first, folder, tree, folder=out.with_name(f".{out.stem}.tune"),
                 peaks=_parse_peaks(peaks), device=local_device, execution=execution,
-                observer=begin, tell=lambda row: bar.write(_score_line(row)),
+                observer=begin, on_row=lambda row: bar.write(_score_line(row)),
                 pool=pool, retain=retain or [], prompt=prompt or "", skip_gone=gone == "skip",
                 moved=_parse_moved(moved),
             )  # fmt: skip

@@ -16,9 +16,9 @@ from cmp.releases.compare import Comparison
 from cmp.releases.release import ReleaseRecord
 
 CARD = read_yaml(Path(__file__).with_name("card.yaml"))
-"""The card with places for values, and the snippet of code in it."""
+"""The template of the card, and that of the code snippet in it."""
 SHOWN_NAMES = 4
-"""Names to choose from in the snippet."""
+"""The number of names in the snippet."""
 
 
 def release_card(
@@ -32,10 +32,10 @@ def release_card(
     """Return the card of a release.
 
     Args:
-        record: What its stream.json holds.
+        record: The content of its stream.json.
         run_config: The config of its last update.
         corpus: The data so far.
-        comparison: The model before the last update and after it, None where nothing is scored.
+        comparison: The models before and after the last update; None if nothing is scored.
         plan: Sentences on the last update.
         said: Sentences on the scores.
     """
@@ -47,7 +47,7 @@ def release_card(
         source = "given" if update.is_peak_given else source
         row = update.name, f"{update.images:,}", update.steps, f"{update.peak:g}", source
         rows.append(row)
-    columns = ["", "training pictures", "steps", "highest rate", "which is"]
+    columns = ["", "training pictures", "steps", "peak rate", "source"]
     updates = pd.DataFrame(rows, columns=pd.Index(columns))
     sets = [
         (tree["name"], arrival["role"], tree.get("prompt", ""), tree.get("licence", "not given"))
@@ -81,26 +81,26 @@ def snippet(name: str, corpus: Corpus) -> str:
 
     Args:
         name: The model.
-        corpus: The data so far, whose last set of updates gives names and the prompt.
+        corpus: The data so far; its last set of updates gives names and the prompt.
     """
     dataset = corpus.by_role("adapt")[-1]
     prompt, names = corpus.datasets[dataset].prompt, corpus.classes[dataset][:SHOWN_NAMES]
     name = models.known_name(name)
     family = models.family_of(name)
     how = CARD["usual"]
-    if family:  # whose networks and tokens are a package's own
+    if family:  # with its package's own networks and tokens
         how = CARD["own"].format(name=name, module=family.__name__)
     return CARD["snippet"].format(how=how.rstrip(), names=names, prompt=prompt)
 
 
 def _explain_updates(comparison: Comparison | None) -> str:
-    """Return what the rows of updates are, "" without any."""
+    """Return a sentence on the rows of updates, or "" without any."""
     if comparison is None or comparison.updates.empty:
         return ""
     names = ", ".join(comparison.corpus.by_role("adapt"))
     return (
-        f"The pictures of all updates so far are scored as {names}; below, the same pictures have "
-        "a row for each update, by its name."
+        f"The pictures of all updates so far are scored as {names}; below, the same pictures are "
+        "listed by update, one row each."
     )
 
 
@@ -119,7 +119,7 @@ def score_table(comparison: Comparison) -> str:
                 for x in table.itertuples()
             ],
             "lost": [
-                "none was right" if np.isnan(share) else f"{share:.1f}% ({count:,.0f})"
+                "–" if np.isnan(share) else f"{share:.1f}% ({count:,.0f})"
                 for share, count in zip(table["lost_share"], table["lost"], strict=True)
             ],
         }

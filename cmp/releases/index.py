@@ -1,5 +1,5 @@
-"""What a stored index is worth to a new model: recall of new queries against old features, and a
-linear map between both."""
+"""How well a stored index serves a new model: the recall of new queries against old features, and a
+linear map between the two."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ from cmp.releases.intervals import mean_interval
 
 RECALL_AT = (1, RETRIEVAL_K)
 KNOWN, NEW = "known", "new"
-"""What the content of an index is called."""
+"""The names of the two parts of an index."""
 TIE_BREAK = 1e-6
-"""Weight of the identity in the fit of a map, as a part of the largest singular value: directions
-that no picture shows are left as they are."""
+"""Weight of the identity in the fit of a map, relative to the largest singular value, so that
+directions that no picture determines stay as they are."""
 GALLERIES = ("before", "reencoded", "as_is", "mapped", "new_first", "new_first_mapped")
 """The columns of recall, see `measure_index`."""
 
@@ -28,7 +28,7 @@ class IndexMap:
     """A linear map from a new model's queries to an old index.
 
     Attributes:
-        matrix: [E of the new model, E of the old]; None where it could not be fitted.
+        matrix: [E of the new model, E of the old]; None if it could not be fitted.
         pictures: How many pictures it was fitted on.
         sentence: What kind of map it is, or why there is none.
     """
@@ -46,8 +46,8 @@ class IndexMap:
 def fit_map(new: Tensor, old: Tensor) -> IndexMap:
     """Fit the orthogonal map from new features to old ones of the same pictures (Procrustes).
 
-    Of all matrices with orthonormal columns, or rows where there are fewer of them, it takes
-    `new @ matrix` nearest to `old` in squares.
+    Among all matrices with orthonormal columns (or rows, if there are fewer of them), it makes
+    `new @ matrix` closest to `old` in squares.
 
     Args:
         new: The new model's features, [N, E].
@@ -55,7 +55,9 @@ def fit_map(new: Tensor, old: Tensor) -> IndexMap:
     """
     count, dims = len(new), (new.shape[1], old.shape[1])
     if count < 2:
-        return IndexMap(None, count, "no map: there are no pictures to fit it on but scored ones")
+        return IndexMap(
+            None, count, "no map: all pictures are scored, and none is left to fit it on"
+        )
     product = new.double().T @ old.double()
     largest = torch.linalg.matrix_norm(product, 2)
     tie_break = torch.eye(*dims, dtype=torch.float64, device=product.device)
@@ -64,7 +66,7 @@ def fit_map(new: Tensor, old: Tensor) -> IndexMap:
     if dims[0] != dims[1]:
         words = (
             f"a rectangular map from {dims[0]} to {dims[1]} dimensions, fitted on {count:,} "
-            "pictures that are not scored; without it the new model cannot ask the old index"
+            "pictures that are not scored; without it the new model cannot query the old index"
         )
     return IndexMap((u @ vh).float(), count, words)
 
@@ -74,9 +76,9 @@ def measure_index(
 ) -> pd.DataFrame:
     """Return how often queries find what they ask for in one index of all scored pictures.
 
-    A query is a text, a class's prompt or a caption, which asks for any picture that it belongs to;
-    or a picture, which asks for another one of its class. A text that belongs to known and to new
-    pictures is asked twice, for either.
+    A query is either a text, that is a class's prompt or a caption, which asks for any of its
+    pictures; or a picture, which asks for another one of its class. A text with both known and new
+    pictures is queried twice, once for each.
 
     Args:
         corpus: The data.
@@ -88,12 +90,12 @@ def measure_index(
 
     Returns:
         A row per content ("known", "new"), query ("text", "picture") and `k`: `queries`; recall@k
-        in percent, of old queries on the old index (`before`), and of new ones on an index that is
-        wholly `reencoded`, on the old one `as_is`, on the old one through the map (`mapped`), and
-        on the old one where only new pictures were encoded again, as they are (`new_first`), or
-        they and the queries through the map (`new_first_mapped`); `loses`, reencoded
-        minus as_is, with the ends `low` and `high` of its 95 % interval, and `recovers`, mapped
-        minus as_is. What cannot be asked is NaN.
+        in percent, of old queries on the old index (`before`), and of new queries on an index that
+        is wholly `reencoded`, on the old one `as_is`, on the old one through the map (`mapped`),
+        and on the old one with only new pictures encoded again, without the map (`new_first`) or
+        with these and the queries mapped (`new_first_mapped`); `loses`, reencoded minus as_is, with
+        the ends `low` and `high` of its 95% interval; and `recovers`, mapped minus as_is. NaN where
+        there is no such query.
     """
     picture, text = _pairs(corpus, new)
     is_same = old.equals(new)
@@ -137,7 +139,7 @@ def measure_index(
 
 
 def _pairs(corpus: Corpus, features: Features) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures and the texts that belong to them, as positions among the features."""
+    """Return each pair of a picture and a text of it, as positions among the features."""
     place = {text: index for index, text in enumerate(features.texts)}
     pictures, texts, first = [], [], 0
     for test_set in features.test_sets:
@@ -160,7 +162,7 @@ def _of_classes(features: Features) -> np.ndarray:
 
 
 def _nearest(queries: Tensor, gallery: Tensor, skip_self: bool = False) -> np.ndarray:
-    """Return the positions of the nearest of a gallery, [queries, the largest k]."""
+    """Return the positions of the nearest entries of a gallery, [queries, the largest k]."""
     k, found = min(max(RECALL_AT), len(gallery) - skip_self), []
     for start in range(0, len(queries), ENCODE_BLOCK):
         similarity = queries[start : start + ENCODE_BLOCK] @ gallery.T
@@ -181,10 +183,12 @@ def _text_hits(
 def _picture_questions(
     picture: np.ndarray, text: np.ndarray, chosen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pictures whose class has another of the same content, and a number per picture
-    that those of one class and content share."""
+    """Return the pictures whose class has another one in the same part of the index, and a number
+    per picture that those of one class and part share."""
     label = np.full(len(chosen), -1)
-    label[picture] = text  # one each: captions, which may be several, are not asked
+    label[picture] = (
+        text  # one per picture: captions, of which there may be several, are no queries
+    )
     label[~chosen] = -1 - np.arange(len(chosen))[~chosen]  # equal to no other
     counts = pd.Series(label).map(pd.Series(label).value_counts()).to_numpy()
     return np.flatnonzero(chosen & (counts > 1)), label
@@ -193,7 +197,7 @@ def _picture_questions(
 def _recall_rows(
     content: str, query: str, found: dict[str, np.ndarray], group: np.ndarray, is_same: bool
 ) -> list[dict[str, object]]:
-    """Return a row of `measure_index` for each k, none where nothing is asked.
+    """Return a row of `measure_index` for each k, or none without queries.
 
     Args:
         content: "known" or "new".

@@ -56,13 +56,13 @@ def write_report(
     Args:
         comparison: The models.
         path: The HTML file.
-        title: The page's heading. Where None, it asks whether the new model may be served.
-        gate: The limits and what became of them, see `cmp.releases.gate.apply_gate`.
+        title: The page's heading. If None, it asks whether the new model may be deployed.
+        gate: The limits, and whether they were kept, see `cmp.releases.gate.apply_gate`.
         notes: Sentences that follow the heading.
-        background: Sentences that are folded below them, such as what arrived.
+        background: Sentences to fold below them, such as what arrived.
 
     Raises:
-        CmpError: The disk refuses.
+        CmpError: The file cannot be written.
 
     Example:
         >>> corpus = cmp.load_data("embedded")
@@ -103,7 +103,7 @@ def report_page(
         ]
         return _document(title, "\n".join(filter(None, parts)))
 
-    # pictures take what the text leaves
+    # pictures get the space that the text leaves
     budget = LARGEST - RESERVE - len(make({}).encode())
     return make(picture_uris(comparison.corpus, wanted, max(0, budget)))
 
@@ -487,7 +487,7 @@ def _index(comparison: Comparison) -> str:
     about = (
         "A query in words is a class name or a caption, whatever number of pictures it fits, and a "
         "query by a picture asks for another one of its class. One index has all scored pictures. "
-        "The bars are the per cent of queries that find what they ask for among the first "
+        "The bars are the percentage of queries that find what they ask for among the first "
         f"{max(RECALL_AT)}, and in brackets as the very first. Pictures that are encoded again lie "
         "nearer to the new model's queries than the others, so they can push known ones out of the "
         "first places. The map turns the new model's queries towards an index that is not encoded "

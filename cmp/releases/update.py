@@ -1,8 +1,8 @@
 """`cmpt update`: the next task of a stream without an end.
 
-An update is planned first: what is new, how long it is trained, what it starts from. Whatever can
-be refused is refused then. It is trained by the same loop as a task of a simulated stream, and
-written as a release.
+An update is planned first: what is new, how long it is trained, what it starts from. Every check
+that needs no training is made then. It is trained by the same loop as a task of a simulated stream,
+and written as a release.
 """
 
 import contextlib
@@ -47,16 +47,16 @@ from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
 
 KEPT_KEYS = ("model", "method", "merging.policy", "optimizer.carry", "seeds")
-"""What a stream keeps from its first update on, since its state rests on it."""
+"""Keys that cannot change after the first update of a stream, since its state depends on them."""
 FIXED_KEYS = {
     "data": "pictures are given by --data, --pool and --retain",
-    "stream": "an update is one task, and its classes are what its pictures show",
+    "stream": "an update is one task, with the classes of its pictures",
     "training.steps": "set training.passes, or training.task_steps=[N] for a number of steps",
     "training.budget": "set training.passes, or training.task_steps=[N] for a number of steps",
-    "mixture.last": "it needs to know how many updates there will be",
-    "schedule.peaks": "it needs to know how many updates there will be; set schedule.peak for each",
+    "mixture.last": "it needs the number of updates",
+    "schedule.peaks": "it needs the number of updates; set schedule.peak for each",
 }
-"""Settings that an update cannot have, with the reason or what to set instead."""
+"""Settings that an update cannot have, each with the reason or what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,15 @@ class UpdatePlan:
     """An update that can be computed.
 
     Attributes:
-        id: Its id: the hash of what it goes on from, of its config and of its new pictures.
-        parent: The release that it goes on from, None for the first update.
-        config: The config, as it was asked for.
-        fitted: The config that is computed.
+        id: Its id: the hash of the release or model that it starts from, its config and its new
+            pictures.
+        parent: The release that it starts from, or None for the first update.
+        config: The config as given.
+        fitted: The config that is actually run, see `cmp.budgets.settle`.
         ledger: All pictures so far, the new ones included.
         corpus: The data.
         pools: What the update draws from.
-        prompt: The prompt of sets whose manifest gives none.
+        prompt: The prompt for sets whose manifest has none.
         report: What is new.
         gone: How many pictures of earlier updates are gone.
         is_peak_given: Whether the peak is among its settings.
@@ -101,7 +102,7 @@ class UpdatePlan:
 
     @property
     def steps(self) -> int:
-        """How long it is trained."""
+        """The number of training steps."""
         return self.fitted.steps[-1]
 
     @property
@@ -111,12 +112,12 @@ class UpdatePlan:
 
     @property
     def peak_source(self) -> str:
-        """Where its peak comes from, "" where nobody chose it."""
-        return facts.peak_source(self.is_peak_given, self.earlier)
+        """Where its peak comes from, or "" for the recipe's."""
+        return facts.describe_peak(self.is_peak_given, self.earlier)
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know before it is trained, in sentences."""
+        """Sentences that a user should read before it is trained."""
         return [*_notes(self)]
 
 
@@ -132,23 +133,23 @@ def plan_update(
     skip_gone: bool = False,
     moved: Mapping[str, str] | None = None,
 ) -> UpdatePlan:
-    """Work out an update; nothing is trained, and nothing is written.
+    """Plan an update, without training or writing anything.
 
     Args:
         start: A release, or its folder; for the first update "NAME" or "NAME:START" of a model,
             such as "ViT-B-16:laion2b_s34b_b88k", "small" or "hf-hub:ORG/NAME".
         data: The folder of the new pictures.
         settings: Keys of the config to change, as nested dicts or as "key=value" texts.
-        pool: A folder of pictures that are replayed, or "embedded"; kept from then on.
-        retain: Folders of pictures that A_ZS is scored on; kept from then on.
-        name: What the update is called; the folder's name if it is not given.
-        prompt: For the first update: the prompt of sets whose manifest gives none, such as "a photo
-            of a {}"; if it is not given, the one that the model is used to.
-        skip_gone: Whether to go on without pictures of earlier updates that are gone.
-        moved: New folders of earlier pictures by old ones.
+        pool: A folder of pictures to replay in this and all later updates, or "embedded".
+        retain: Folders of pictures that A_ZS is scored on from now on.
+        name: The name of the update; by default, the folder's.
+        prompt: For the first update: the prompt for sets whose manifest has none, such as "a photo
+            of a {}"; by default, the model's usual one.
+        skip_gone: Whether to continue without pictures of earlier updates that are gone.
+        moved: Old folder -> new folder, for earlier pictures that have moved.
 
     Raises:
-        CmpError: It cannot be computed as it was asked for.
+        CmpError: The update cannot be computed; the message says why.
     """
     tree = config.override({}, settings) if not isinstance(settings, Mapping) else dict(settings)
     tree = config.with_recipe(tree)
@@ -188,14 +189,14 @@ def _refuse_settings(tree: Mapping[str, Any], is_first: bool) -> None:
     for key, reason in FIXED_KEYS.items():
         for name in given:
             if f"{name}.".startswith(f"{key}."):
-                raise CmpError(f"{name}: not in an update: {reason}")
+                raise CmpError(f"{name}: an update cannot have it: {reason}")
     meta = given.get("schedule.meta", "none")
     if "peaks" in get_option("meta_schedule", meta).settings:
         raise CmpError(f"schedule.meta: {meta!r}: {FIXED_KEYS['schedule.peaks']}")
 
 
 def _first_tree(start: str) -> dict[str, Any]:
-    """Return what the first update of a model starts from, as a tree."""
+    """Return the config of a model's first update before the user's settings, as a tree."""
     name, weights = split_start(start)
     _check_name(start, name)
     family = models.family_of(name)
@@ -210,13 +211,13 @@ def _first_tree(start: str) -> dict[str, Any]:
 
 
 def _stream_prompt(prompt: str, parent: Release | None, name: str) -> str:
-    """Return the prompt of sets whose manifest gives none: the stream's so far, or for the first
-    update the one that was given, or else the model's usual one."""
+    """Return the prompt for sets whose manifest has none: the stream's or, for the first update,
+    the given one, by default the model's usual one."""
     before = parent.record.prompt if parent else ""
     if before and prompt not in ("", before):
         raise CmpError(
-            f"--prompt: {prompt!r}, and {before!r} so far: a stream keeps it, or scores could not "
-            "be compared; begin a new one with --start"
+            f"--prompt: {prompt!r}, but this stream has {before!r}, which cannot change, or scores "
+            "could not be compared; start a new stream with --start"
         )
     try:
         return check_prompt(prompt or before or models.usual_prompt(name))
@@ -253,13 +254,13 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> Ledge
 def _update_config(
     base: dict[str, Any], tree: dict[str, Any], parent: Release | None, number: int
 ) -> RunConfig:
-    """Return the config of an update: that of the one before, with what the user changes."""
+    """Return the config of an update: that of the previous one, with the user's changes."""
     steps = [update.steps for update in parent.record.updates] if parent else []
     own = list(tree.get("training", {}).get("task_steps", ()))
     if len(own) > 1:
         raise CmpError("training.task_steps: an update is one task; give one number")
     fixed = {"stream": {"order": "given", "tasks": number}, "training": {"task_steps": steps + own}}
-    if "policy" in tree.get("merging", {}):  # whose other settings are another policy's
+    if "policy" in tree.get("merging", {}):  # the other settings belong to another policy
         base = base | {"merging": {}}
     above = config.overlay(tree, fixed)
     result = config.parse(config.overlay({**base, "data": "pictures"}, above), "cmpt update")
@@ -268,8 +269,8 @@ def _update_config(
         for key in before:
             if before[key] != after[key] and any(f"{key}.".startswith(f"{k}.") for k in KEPT_KEYS):
                 raise CmpError(
-                    f"{key}: {after[key]!r}, and {before[key]!r} so far: a stream keeps it, since "
-                    "its state rests on it; begin a new one with --start"
+                    f"{key}: {after[key]!r}, but this stream has {before[key]!r}, which cannot "
+                    "change; start a new stream with --start"
                 )
         store.check_sources(parent.record.id, parent.progress().options)
     return result
@@ -278,7 +279,7 @@ def _update_config(
 def _update_id(
     run_config: RunConfig, parent: Release | None, ledger: Ledger, prompt: str, gone: int
 ) -> str:
-    """Return the id of an update, the hash of all that decides its result."""
+    """Return the id of an update, the hash of everything that determines its result."""
     earlier = len(parent.record.arrivals) if parent else 0
     start, weights = ({}, "") if parent else identity.start_identity(run_config)
     changes = {key: x for key, x in run_config.changes().items() if key != "data"}
@@ -309,8 +310,8 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         f"{new.get('test', 0):,} for tests"
     )
     new_names, old_names = len(report.new_names), len(report.old_names)
-    yield f"{count_of(new_names, 'new name')}, {count_of(old_names, 'name')} again"
-    if sentence := facts.unjudged(report):
+    yield f"{count_of(new_names, 'new name')}, {count_of(old_names, 'known name')}"
+    if sentence := facts.describe_unscored(report):
         yield sentence
     yield from _describe_sets(plan.ledger, plan.config.model.name)
     if report.again:
@@ -374,7 +375,7 @@ def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:
 
 @contextlib.contextmanager
 def _update_manager(plan: UpdatePlan, folder: Path, device: str) -> Any:
-    """Yield the checkpoints of an update beside its release, None for all processes but one."""
+    """Yield the checkpoint manager of an update, or None in all processes but the first."""
     if processes.rank():
         yield None
         return
@@ -385,7 +386,7 @@ def _update_manager(plan: UpdatePlan, folder: Path, device: str) -> Any:
 
 
 def working_folder(folder: Path) -> Path:
-    """Return where the checkpoints of a release are while it is computed."""
+    """Return the folder of the checkpoints while a release is computed."""
     return folder.parent / f".{folder.name}.update"
 
 
@@ -400,13 +401,13 @@ def compute_update(
 
     Args:
         plan: The update.
-        folder: Where the release will be.
-        observer: Hears of the progress.
+        folder: The folder of the release.
+        observer: Receives the progress.
         device: "cpu" or "cuda".
-        execution: How a step is computed.
+        execution: How steps are computed.
 
     Raises:
-        CmpError: The folder already exists, or another process computes it.
+        CmpError: The folder already exists, or another process is computing the update.
         Interrupted: SIGINT or SIGTERM was received; the same command continues.
     """
     if release.is_release(folder):
@@ -490,8 +491,8 @@ def write_release(
         plan: The update.
         result: The finished training.
         state: The checkpoint at its end.
-        folder: Where the release will be.
-        device: Where models are compared.
+        folder: The folder of the release.
+        device: The device on which models are compared.
     """
     assert state is not None
     parent = plan.parent
@@ -533,17 +534,17 @@ def write_release(
         if comparison:
             title = f"{plan.name}: what update {plan.number} taught, and what it cost"
             if not plan.report.new.get("test"):
-                title = f"{plan.name}: what update {plan.number} cost; what it taught is not judged"
+                title = f"{plan.name}: what update {plan.number} cost; what it taught is not scored"
             page = partial / release.REPORT_FILE
             write_report(comparison, page, title, notes=said, background=plan.notes)
         release.write_record(partial, record)
 
 
 def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:
-    """Return what to know of the scores after an update."""
+    """Return sentences on the scores after an update."""
     names = [arrival.name for arrival in plan.ledger.arrivals if arrival.role == "adapt"]
     found = (
-        facts.unjudged(plan.report),
+        facts.describe_unscored(plan.report),
         facts.describe_names(result.metrics, names),
         facts.describe_retention(result.metrics, result.hits, plan.number),
     )
@@ -551,8 +552,8 @@ def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:
 
 
 def retention_since_first(made: Release) -> str:
-    """Return how A_ZS changed since before the first update of a release, in words; "" where that
-    is the last change, or cannot be told."""
+    """Return a sentence on how A_ZS has changed since before the first update of a release, or ""
+    if there was only one update or nothing to compare."""
     metrics = pd.read_parquet(made.path(release.SCORES_FILE))
     hits = {name: x.numpy() for name, x in load_file(made.path(release.HITS_FILE)).items()}
     return facts.describe_retention(metrics, hits, len(made.record.updates))
@@ -575,7 +576,7 @@ def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Com
     ).to_numpy()
     return compare(
         Candidate(title, name, before),
-        # open_clip's own attention rounds otherwise in bf16 than that of a model that is loaded
+        # in bf16, open_clip's own attention rounds differently from that of a loaded model
         Candidate(f"after {plan.name}", name, lambda: models.split_attention(result.model)),
         plan.corpus, arrived=arrived, split=section.split, subset=section.subset,
         precision=plan.config.training.precision, device=device,
@@ -600,27 +601,26 @@ def update(
     progress: bool = True,
     **settings: Any,
 ) -> Release:
-    """Bring a model up to date with a folder of new pictures, and write a release.
+    """Update a model with a folder of new pictures, and write a release.
 
     Args:
-        start: The release that it goes on from, or its folder; for the first update a model,
-            "NAME:START".
+        start: The release to start from, or its folder; for the first update a model, "NAME:START".
         data: The folder of the new pictures.
-        out: Where the release will be.
-        pool: For the first update: a folder of pictures that are replayed, or "embedded".
+        out: The folder of the release.
+        pool: For the first update: a folder of pictures to replay, or "embedded".
         retain: For the first update: folders of pictures that A_ZS is scored on.
-        name: What the update is called; the folder's name if it is not given.
+        name: The name of the update; by default, the folder's.
         prompt: For the first update: the prompt of a class in folders without a manifest, such as
-            "a photo of a {}"; if it is not given, the one that the model is used to.
-        device: "cpu" or "cuda"; where None, the CPU for an embedded model and a card for others.
-        progress: Whether a progress bar and what is new are shown.
+            "a photo of a {}"; by default, the model's usual one.
+        device: "cpu" or "cuda". If None, the CPU for an embedded model and a GPU for others.
+        progress: Whether to show what is new, and a progress bar.
         **settings: Sections of the config, as dicts.
 
     Returns:
         The release.
 
     Raises:
-        CmpError: It cannot be computed as it was asked for.
+        CmpError: The update cannot be computed; the message says why.
 
     Example:
         >>> cmp.update("releases/2026-01", "pictures/2026-02", "releases/2026-02")  # doctest: +SKIP
