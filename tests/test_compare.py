@@ -309,7 +309,7 @@ def test_features_of_another_size_get_a_rectangular_map(encoded):
     assert table["as_is"].isna().all() and table["new_first"].isna().all()
     assert (table["mapped"] - table["before"]).abs().max() < 5
     none = fit_map(new.image[:0], old.image[:0])
-    assert none.matrix is None and "no pictures to fit it on" in none.sentence
+    assert none.matrix is None and "none is left to fit it on" in none.sentence
     table = measure_index(some, old, new, np.zeros(len(old.image), bool), none)
     assert table["mapped"].isna().all() and (table["reencoded"] == table["before"]).all()
 
@@ -370,7 +370,7 @@ def test_a_model_passes_every_limit_on_losses_against_itself(itself):
 
 def test_a_gate_that_asks_for_a_gain_fails_a_model_against_itself_and_says_so(itself):
     [words] = gate.check_gate(Gate(A_KA=Limits(gain=1, drop=1)), itself)
-    assert words.startswith("A_KA.gain: ") and "asked is a gain of 1" in words
+    assert words.startswith("A_KA.gain: ") and "a gain of at least 1 is required" in words
 
 
 def line(row, **limits):
@@ -608,12 +608,12 @@ def test_the_page_says_first_what_to_do_with_the_index(two):
 
     of_new = found.assign(content="new")
     words = "by words, new content is found in 80.0% of queries instead of 27.0%"
-    assert heading(of_new) == f"Encode the new pictures again: {words}"
+    assert heading(of_new) == f"Encode the new images again: {words}"
     assert heading(of_new.assign(as_is=80.0)).startswith("The old index still serves: by words")
-    assert "every picture again" in heading(of_new.assign(new_first=np.nan))
+    assert "every image again" in heading(of_new.assign(new_first=np.nan))
     assert "differ in size" in heading(of_new.assign(as_is=np.nan))
     page = report.report_page(two)
-    assert "whatever number of pictures it fits" in page and "The map turns" in page
+    assert "whatever number of images it fits" in page and "The map turns" in page
 
 
 def test_a_page_of_many_pictures_stays_small(two, monkeypatch):
@@ -708,14 +708,14 @@ def test_an_embedded_model_in_a_folder_keeps_its_own_tokens(few, tmp_path):
     ("what", "words"),
     [
         ("smal", "did you mean 'small'"),
-        ("nothing/there", "names no model"),
+        ("nothing/there", "is not a model"),
         ("ViT-B-32", "ViT-B-32:START"),
         ("small:annealed:99", "no annealed base 99"),
         ("small:nothing", "model.start: 'nothing'"),
         ("run:0000000000", "no run with this id"),
         ("deadbeef", "no run with this id"),
         ("local-dir:/nowhere", "no open_clip_config.json"),
-        ("", "names no model"),
+        ("", "is not a model"),
     ],
 )
 def test_what_names_no_model_is_refused(what, words):

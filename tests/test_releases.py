@@ -68,7 +68,7 @@ def test_tars_of_the_same_name_are_told_apart(tmp_path):
 def test_a_folder_that_brings_nothing_new_is_refused_or_left_out(tmp_path):
     kept, month = classes(tmp_path / "kept", each=8), tmp_path / "month"
     arrived, _ = ledger.arrive(ledger.Ledger(), str(kept), "eval")
-    with pytest.raises(CmpError, match=r"--retain: .*kept contains no new picture; leave it out"):
+    with pytest.raises(CmpError, match=r"--retain: .*kept contains no new image; leave it out"):
         ledger.arrive(arrived, str(kept), "eval")
     about = "name: {0}\ntitle: T\nrole: adapt\nlicence: own\nreader: {{kind: folder, path: {0}}}\n"
     old, new = classes(month / "old", prefix="x"), classes(month / "new", prefix="y")

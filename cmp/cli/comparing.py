@@ -113,7 +113,7 @@ def _release_notes(old: release.Release | None, new: release.Release | None) -> 
         return []
     return [
         "A_KA before can be lower than on the card of the old release: the same model now chooses "
-        "among the names of later updates, too, and is asked about their pictures"
+        "among the names of later updates, too, and is asked about their images"
     ]
 
 
@@ -131,7 +131,7 @@ def print_comparison(comparison: Comparison) -> None:
     columns = ("", "before", "now", "change", "95%", "lost", "of right", "gained")
     shared.print_table(columns, rows, f"{comparison.old} -> {comparison.new}, {comparison.split}")
     if len(comparison.updates):
-        typer.echo("rows with a dash: the pictures of each update")
+        typer.echo("rows with a dash: the images of each update")
     worst = comparison.worst_concepts(WORST, each=False)
     if len(worst):
         cells = ("dataset", "concept", "questions", "lost", "gained", "became")

@@ -68,7 +68,7 @@ def update(
             "a photo of a {}". Default: "{}" for embedded models, otherwise "a photo of a {}".
         chosen: A file of settings, such as one written by `cmpt tune`. Default: none.
         name: Name of the update. Default: the folder's name.
-        gone: Whether to refuse or skip pictures of earlier updates that are gone.
+        gone: Whether to refuse or skip images of earlier updates that are gone.
         moved: A folder of earlier images that has moved, as OLD=NEW. Default: none.
 
     Example:
@@ -99,7 +99,7 @@ def update(
             if not plan.peak_source:
                 typer.echo(
                     f"its peak, {plan.config.schedule.peak:g}, is the recipe's and was not tuned "
-                    f"for your pictures; before the next update: cmpt tune {out} "
+                    f"for your images; before the next update: cmpt tune {out} "
                     "--data FOLDER_OF_NEXT_MONTH -o tuned.yaml"
                 )
 

@@ -541,7 +541,7 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
     what = {"gain": "points of A_ZS at equal A_KA", "spread": "points of spread"}
     unit, at_least = what.get(claim.measure, f"points of {claim.measure}"), ""
     if claim.names != "all":
-        words = {"kept": "whose pictures the fresh pool may show", "lacking": "that replay lacked"}
+        words = {"kept": "whose images the fresh pool may show", "lacking": "that replay lacked"}
         unit += f", on names {words[claim.names]}"
     if row["bound"]:
         words = "at least" if row["bound"] > 0 else "at most"

@@ -47,7 +47,7 @@ def release_card(
         source = "given" if update.is_peak_given else source
         row = update.name, f"{update.images:,}", update.steps, f"{update.peak:g}", source
         rows.append(row)
-    columns = ["", "training pictures", "steps", "peak rate", "source"]
+    columns = ["", "training images", "steps", "peak rate", "source"]
     updates = pd.DataFrame(rows, columns=pd.Index(columns))
     sets = [
         (tree["name"], arrival["role"], tree.get("prompt", ""), tree.get("licence", "not given"))
@@ -62,8 +62,8 @@ def release_card(
     card = CARD["card"].format(
         name=name, start=run_config.model.start, snippet=snippet(name, corpus).rstrip(),
         count="once" if len(record.updates) == 1 else f"{len(record.updates)} times",
-        last=last.name, images=facts.count_of(last.images, "training picture"), id=record.id,
-        scores=score_table(comparison) if comparison else "No picture is held out for tests yet.",
+        last=last.name, images=facts.count_of(last.images, "training image"), id=record.id,
+        scores=score_table(comparison) if comparison else "No image is held out for tests yet.",
         about=facts.SCORES, splits=facts.describe_splits(),
         months=_explain_updates(comparison), said="\n\n".join(said),
         plan="\n".join(f"* {sentence}" for sentence in plan),
@@ -77,7 +77,7 @@ def release_card(
 
 
 def snippet(name: str, corpus: Corpus) -> str:
-    """Return Python code that names a picture with the model of a release, run in its folder.
+    """Return Python code that names an image with the model of a release, run in its folder.
 
     Args:
         name: The model.
@@ -99,7 +99,7 @@ def _explain_updates(comparison: Comparison | None) -> str:
         return ""
     names = ", ".join(comparison.corpus.by_role("adapt"))
     return (
-        f"The pictures of all updates so far are scored as {names}; below, the same pictures are "
+        f"The images of all updates so far are scored as {names}; below, the same images are "
         "listed by update, one row each."
     )
 
@@ -111,7 +111,7 @@ def score_table(comparison: Comparison) -> str:
     rows = pd.DataFrame(
         {
             "": table.index,
-            "pictures": ["" if np.isnan(count) else f"{count:,.0f}" for count in table["images"]],
+            "images": ["" if np.isnan(count) else f"{count:,.0f}" for count in table["images"]],
             "before": table["old"],
             "after": table["new"],
             "change, 95% interval": [

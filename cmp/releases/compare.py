@@ -1,4 +1,4 @@
-"""What two models do on the same pictures: scores, names lost and gained, and a stored index."""
+"""What two models do on the same images: scores, names lost and gained, and a stored index."""
 
 import dataclasses
 import functools
@@ -25,8 +25,8 @@ from cmp.releases.ledger import arrivals_from, update_label
 from cmp.releases.release import WEIGHTS_FILE, Release
 
 FIT_PICTURES, FIT_PER_SCORED = 2000, 5
-"""How many pictures, none of them scored, the map to an old index is fitted on; and the most per
-scored picture of a dataset if only a subset is scored."""
+"""How many images, none of them scored, the map to an old index is fitted on; and the most per
+scored image of a dataset if only a subset is scored."""
 SMALL_SIDE = 64
 """Pixels per side up to which a CPU encodes a whole block of `cmp.evaluation` at once."""
 NAMING, TO_TEXT, TO_IMAGE = "name", "image to text", "text to image"
@@ -38,8 +38,8 @@ ENDS = ("", "_low", "_high")
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two models on the same pictures. Scores, shares and intervals are in percent. The 95% intervals
-    are paired and over groups of pictures that are hit or missed together.
+    """Two models on the same images. Scores, shares and intervals are in percent. The 95% intervals
+    are paired and over groups of images that are hit or missed together.
 
     Attributes:
         old: The old model's title.
@@ -51,16 +51,16 @@ class Comparison:
             those that were right, with `lost_low` and `lost_high`; and the same of `gained`, of
             those that were wrong.
         summary: The same columns for A_KA, A_ZS and "all", where datasets count equally.
-        updates: The same columns, and `images`, for the scored pictures of each update, by its
+        updates: The same columns, and `images`, for the scored images of each update, by its
             name, where questions count equally; no row where the data have no updates.
         flips: A row per question whose answer became wrong (`kind` "lost") or right ("gained"):
-            `dataset`, `row` (the corpus position of the picture), `asked` ("name", "image to text"
+            `dataset`, `row` (the corpus position of the image), `asked` ("name", "image to text"
             or "text to image"), `concept`, and the answers `said_old` and `said_new`, "" in
             retrieval.
         concepts: A row per dataset and class: `questions`, `old`, `new`, `change`, `lost`,
             `gained`, and `became`, the name that the new model gives most of the lost ones. Within
-            a dataset, sorted by pictures lost, then by the share lost, with classes of a single
-            picture last.
+            a dataset, sorted by images lost, then by the share lost, with classes of a single
+            image last.
         retrieval: A row per dataset with captions, `asked` and `k`: recall@k as `old`, `new`,
             `change`, `low`, `high`, and `questions`.
         index: The recall of a stored index, see `cmp.releases.index.measure_index`.
@@ -89,8 +89,8 @@ class Comparison:
 
         Args:
             count: Up to how many.
-            each: Whether `count` is per dataset. Otherwise it is for all datasets together, and those
-            that lost most pictures come first.
+            each: Whether `count` is per dataset. Otherwise it is for all datasets together, and
+                those that lost most images come first.
         """
         worse = self.concepts[self.concepts["change"] < 0]
         if each:
@@ -111,9 +111,9 @@ def compare(
     device: str | None = None,
     progress: bool = False,
 ) -> Comparison:
-    """Compare two models on the same pictures: what the new one gains, and what it gets wrong now.
+    """Compare two models on the same images: what the new one gains, and what it gets wrong now.
 
-    Every picture is decoded and encoded once for each model, by its own preprocessing; only
+    Every image is decoded and encoded once for each model, by its own preprocessing; only
     features are kept. One model is in memory at a time, unless networks are given. Right-to-wrong
     answers are the negative flips of Yan et al. (2020, arXiv 2011.09161), here as a share of what
     was right.
@@ -128,7 +128,7 @@ def compare(
             in the data; otherwise the datasets of the role "adapt", if there are others.
         split: "test" or "validation".
         subset: Images per dataset; None for all.
-        fit_pictures: How many pictures of other splits the map to the old index is fitted on. If
+        fit_pictures: How many images of other splits the map to the old index is fitted on. If
             None, 2,000, and with a subset at most five times as many as that.
         precision: "bf16" or "fp32". If None, that of the new model if it is a release, so that its
             card has the same numbers; otherwise "bf16".
@@ -141,7 +141,8 @@ def compare(
         `concepts`, `retrieval`, and `index` (what the old model's index is worth to the new one).
 
     Raises:
-        CmpError: A model cannot be loaded or does not take images of this size, or nothing is scored.
+        CmpError: A model cannot be loaded or does not take images of this size, or nothing is
+            scored.
 
     Example:
         >>> corpus = cmp.load_data("embedded")
@@ -215,8 +216,8 @@ def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str]:
 
 
 def common_device(candidates: Collection[Candidate], device: str | None) -> str:
-    """Return the given device or, by default, the one on which both models are encoded: a GPU if one
-    of them would be computed there."""
+    """Return the given device or, by default, the one on which both models are encoded: a GPU if
+    one of them would be computed there."""
     usual = {models.default_device(candidate.name, device) for candidate in candidates}
     return device or ("cuda" if "cuda" in usual else "cpu")
 
@@ -285,7 +286,7 @@ def _encode(
     sets = evaluation.make_test_sets(corpus, split, subset)
     total = sum(len(each.rows) for each in sets) + len(others)
     with tqdm(
-        total=total, desc=f"encode {progress}", unit=" pictures", disable=not progress, delay=1
+        total=total, desc=f"encode {progress}", unit=" images", disable=not progress, delay=1
     ) as bar:
         share = functools.partial(_in_blocks, bar, _block_size(side, device))
         name = candidate.name
@@ -366,7 +367,7 @@ def update_names(corpus: Corpus, rows: np.ndarray | None = None) -> dict[str, st
 
     Args:
         corpus: The data.
-        rows: Positions of pictures; None for all.
+        rows: Positions of images; None for all.
     """
     column = corpus.table["update"]
     present = column.astype(str).iloc[slice(None) if rows is None else rows].unique()
@@ -410,7 +411,7 @@ def _summarise(chosen: pd.DataFrame, weight: np.ndarray, is_same: bool) -> dict[
     change = mean_interval(now * 1.0 - was, weight, part, group)
     lost = share_interval(~now, was, weight, group)
     gained = share_interval(now, ~was, weight, group)
-    if is_same:  # nothing can differ, not even on other pictures
+    if is_same:  # nothing can differ, not even on other images
         change, lost, gained = (0.0,) * 3, (0.0,) * 3, (0.0,) * 3
     ends = {"change": change, "lost_share": lost, "gained_share": gained}
     shown = {

@@ -24,19 +24,19 @@ TEXTS = (
     "", "a cat", "A photo of two Dogs, running!", "the shop's 3 red shoes (size 42)",
     "Straße in München, 1987", "猫の写真", "an octopus 🐙", "a very long description of " * 30,
 )  # fmt: skip
-"""Texts whose features are compared: empty, in capitals, in other scripts, and longer than any tower
-accepts."""
+"""Texts whose features are compared: empty, in capitals, in other scripts, and longer than any
+tower accepts."""
 PICTURES = 8
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Pictures and texts, and their features by the network.
+    """Images and texts, and their features by the network.
 
     Attributes:
-        pixels: Normalised pictures, [8, 3, S, S].
+        pixels: Normalised images, [8, 3, S, S].
         tokens: Tokens of texts, [8, L].
-        image_features: Unit features of the pictures, [8, E].
+        image_features: Unit features of the images, [8, E].
         text_features: Unit features of the texts, [8, E].
         no_tokenizer: Why the tokens are random instead of those of `TEXTS`, or "".
     """
@@ -53,7 +53,7 @@ class Export:
     """The result of an export.
 
     Attributes:
-        differences: The largest difference from the network's features, of pictures and of texts.
+        differences: The largest difference from the network's features, of images and of texts.
         loading: Lines of Python that load it.
         notes: Sentences on what is missing in it, or works differently than in open_clip.
     """
@@ -65,7 +65,7 @@ class Export:
 
 @torch.no_grad()
 def make_probe(name: str, model: Network) -> Probe:
-    """Return the pictures and texts whose features are compared, the same every time.
+    """Return the images and texts whose features are compared, the same every time.
 
     Args:
         name: The model's name, which determines its tokenizer.
@@ -87,16 +87,16 @@ def make_probe(name: str, model: Network) -> Probe:
 
 
 def text_tower(model: Network) -> Any:
-    """Return a network's text tower: a part of it, or for open_clip's CLIP class the network itself."""
+    """Return a network's text tower: a part of it, or the network itself if it is a CLIP."""
     return getattr(model, "text", model)
 
 
 def compare_features(probe: Probe, image: Tensor, text: Tensor, what: str) -> tuple[float, float]:
-    """Return the largest differences in the features of pictures and of texts.
+    """Return the largest differences in the features of images and of texts.
 
     Args:
         probe: The network's features.
-        image: The other format's features of the pictures, [8, E].
+        image: The other format's features of the images, [8, E].
         text: Its features of the texts, [8, E].
         what: The format, for the error.
 
@@ -113,7 +113,7 @@ def compare_features(probe: Probe, image: Tensor, text: Tensor, what: str) -> tu
     image_difference, text_difference = ((x - y).abs().max().item() for x, y in pairs)
     if not max(image_difference, text_difference) <= TOLERANCE:  # NaN is refused, too
         raise CmpError(
-            f"{what}: features differ from the network's by {image_difference:.1g} (pictures) and "
+            f"{what}: features differ from the network's by {image_difference:.1g} (images) and "
             f"{text_difference:.1g} (texts), more than {TOLERANCE:g}; nothing was written"
         )
     return image_difference, text_difference

@@ -43,26 +43,26 @@ def interval_in_words(low: float, high: float) -> str:
 
 
 def describe_splits() -> str:
-    """Return a sentence on which pictures are held out."""
+    """Return a sentence on which images are held out."""
     arrived, kept = SPLIT_SHARES["adapt"], SPLIT_SHARES["eval"]
     return (
-        f"Unless files or a manifest give splits, {arrived['test']:.0%} of an update's pictures "
+        f"Unless files or a manifest give splits, {arrived['test']:.0%} of an update's images "
         f"are held out for tests and {arrived['validation']:.0%} for tuning; of a retention set, "
         f"{kept['test']:.0%} and {kept['validation']:.0%}."
     )
 
 
 def describe_unscored(report: ArrivalReport) -> str:
-    """Return a sentence on what the test pictures of an update cannot show, or ""."""
+    """Return a sentence on what the test images of an update cannot show, or ""."""
     if not report.new.get("test"):
-        return "no test pictures, so what this update taught is not scored"
+        return "no test images, so what this update taught is not scored"
     if not report.untested_names:
         return ""
     names = ", ".join(report.untested_names[:3])
     more = " and others" if len(report.untested_names) > 3 else ""
     total = count_of(len(report.new_names), "new name")
     return (
-        f"{len(report.untested_names)} of {total} have no test pictures and are not scored: "
+        f"{len(report.untested_names)} of {total} have no test images and are not scored: "
         f"{names}{more}"
     )
 
@@ -98,7 +98,7 @@ def describe_names(metrics: pd.DataFrame, names: Sequence[str]) -> str:
     return (
         f"The card of {names[-2]} gives A_KA {score:.1f} for the model that is called “before” "
         f"here. It is the same model, but {count_of(more['classes'], 'name')} and "
-        f"{count_of(more['images'], 'test picture')} are new, and it chooses among all names."
+        f"{count_of(more['images'], 'test image')} are new, and it chooses among all names."
     )
 
 
@@ -130,8 +130,8 @@ def describe_retention(metrics: pd.DataFrame, hits: Mapping[str, np.ndarray], up
             share = 100 * (before & ~after).sum() / before.sum()
             words += f"; {share:.1f}% of what was right then is wrong now"
     return (
-        f"{words}. Losses add up even if each update keeps its limits, so also compare with a fixed "
-        "release, such as the first: cmpt compare takes any two."
+        f"{words}. Losses add up even if each update keeps its limits, so also compare with a "
+        "fixed release, such as the first: cmpt compare takes any two."
     )
 
 

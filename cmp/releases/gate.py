@@ -5,12 +5,12 @@
     A_KA: {gain: 3}                 # new content gains at least three points
     each: {drop: 5}                 # of every single set
     sets: {emoji-signs: {drop: 1, sure: true}}   # of this one, in place of `each`
-    each_update: {drop: 5}          # of the pictures of every single update
+    each_update: {drop: 5}          # of the images of every single update
     updates: {2026-01: {drop: 2}}   # of those of this one, in place of `each_update`
 
 Estimates are compared, since a gate that asked for certainty would stop every model whose test sets
 are small, the old one's twin included. `sure: true` asks for it: the whole 95% interval must keep
-the limit, which a set of a few hundred pictures can hardly show for less than some points. A model
+the limit, which a set of a few hundred images can hardly show for less than some points. A model
 with the very features of the old one passes either way where only losses are limited.
 """
 
@@ -143,7 +143,7 @@ def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str] 
     Args:
         gate: The limits.
         roles: The role of each set that is compared.
-        updates: The names of the updates whose pictures are compared.
+        updates: The names of the updates whose images are compared.
     """
     for scope, role in ROLES.items():
         if _asks(_means(gate)[scope]) and role not in roles.values():
@@ -158,10 +158,10 @@ def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str] 
     for name in gate.updates:
         if name not in updates:
             choices = name_choices(name, list(updates)) if updates else ""
-            raise CmpError(f"gate: updates.{name}: no picture of it is compared{choices}")
+            raise CmpError(f"gate: updates.{name}: no image of it is compared{choices}")
     if _asks(gate.each_update) and not updates:
         raise CmpError(
-            "gate: each_update: no pictures of updates are compared; take the key out, or compare "
+            "gate: each_update: no images of updates are compared; take the key out, or compare "
             "releases"
         )
 
@@ -170,7 +170,7 @@ def check_gate(gate: Gate | str | os.PathLike[str], comparison: Comparison) -> l
     """Return the limits that a new model breaks, in sentences.
 
     A gate is a YAML file that limits the mean of `all` sets, `A_KA`, `A_ZS`, `each` set, or some
-    `sets` by name, in place of `each`. In the same way it limits the pictures of `each_update`, or
+    `sets` by name, in place of `each`. In the same way it limits the images of `each_update`, or
     of some `updates` by name. It limits a `drop` and asks for a `gain` in points, and limits the
     percentage of right answers that became wrong, `lost`. Estimates are compared, or with `sure:
     true` the worse end of the 95% interval.

@@ -105,12 +105,12 @@ PUNCTUATION = r"[!-/:-@\[-`{-~]"
 LOADING = """model = transformers.{kind}.from_pretrained("{folder}")
 processor = transformers.AutoProcessor.from_pretrained("{folder}")"""
 PIXELS = (
-    "a prepared picture may differ from open_clip's by one level of 255, since `transformers` "
+    "a prepared image may differ from open_clip's by one level of 255, since `transformers` "
     'resizes by torchvision; AutoImageProcessor.from_pretrained(..., backend="pil") gives the same'
 )
 OTHERWISE = (
-    "texts with curly quotes, HTML entities or a broken encoding get other tokens: open_clip repairs "
-    "them first, `transformers` does not"
+    "texts with curly quotes, HTML entities or a broken encoding get other tokens: open_clip "
+    "repairs them first, `transformers` does not"
 )
 
 
@@ -209,7 +209,7 @@ def find_kind(name: str, model: Network) -> str:
         if visual.pool_type != "tok" or visual.attn_pool is not None:
             raise unsupported_error(
                 name,
-                f"its VisionTransformer pools by {visual.pool_type!r}, not at its class token alone",
+                f"its VisionTransformer pools by {visual.pool_type!r}, not only at its class token",
             )
     elif isinstance(getattr(tower, "attn_pool", None), AttentionPoolLatent):
         kind, wanted = SIGLIP, ("last", False)
@@ -359,14 +359,14 @@ def name_activation(activation: nn.Module) -> str:
 
 
 def describe_preprocessing(name: str, how: Preprocessing) -> dict[str, Any]:
-    """Return the preprocessing of pictures in the form of `transformers`.
+    """Return the preprocessing of images in the form of `transformers`.
 
     Args:
         name: The model, for the error.
         how: How open_clip prepares them.
 
     Raises:
-        CmpError: Pictures are padded to a square, which `transformers` cannot do.
+        CmpError: Images are padded to a square, which `transformers` cannot do.
     """
     side = {"height": how.size, "width": how.size}
     if how.resize_mode == "longest":

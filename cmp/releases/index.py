@@ -18,7 +18,7 @@ KNOWN, NEW = "known", "new"
 """The names of the two parts of an index."""
 TIE_BREAK = 1e-6
 """Weight of the identity in the fit of a map, relative to the largest singular value, so that
-directions that no picture determines stay as they are."""
+directions that no image determines stay as they are."""
 GALLERIES = ("before", "reencoded", "as_is", "mapped", "new_first", "new_first_mapped")
 """The columns of recall, see `measure_index`."""
 
@@ -29,7 +29,7 @@ class IndexMap:
 
     Attributes:
         matrix: [E of the new model, E of the old]; None if it could not be fitted.
-        pictures: How many pictures it was fitted on.
+        pictures: How many images it was fitted on.
         sentence: What kind of map it is, or why there is none.
     """
 
@@ -44,29 +44,27 @@ class IndexMap:
 
 
 def fit_map(new: Tensor, old: Tensor) -> IndexMap:
-    """Fit the orthogonal map from new features to old ones of the same pictures (Procrustes).
+    """Fit the orthogonal map from new features to old ones of the same images (Procrustes).
 
     Among all matrices with orthonormal columns (or rows, if there are fewer of them), it makes
     `new @ matrix` closest to `old` in squares.
 
     Args:
         new: The new model's features, [N, E].
-        old: The old model's features of the same pictures, [N, E of the old].
+        old: The old model's features of the same images, [N, E of the old].
     """
     count, dims = len(new), (new.shape[1], old.shape[1])
     if count < 2:
-        return IndexMap(
-            None, count, "no map: all pictures are scored, and none is left to fit it on"
-        )
+        return IndexMap(None, count, "no map: all images are scored, and none is left to fit it on")
     product = new.double().T @ old.double()
     largest = torch.linalg.matrix_norm(product, 2)
     tie_break = torch.eye(*dims, dtype=torch.float64, device=product.device)
     u, _, vh = torch.linalg.svd(product + TIE_BREAK * largest * tie_break, full_matrices=False)
-    words = f"an orthogonal map, fitted on {count:,} pictures that are not scored"
+    words = f"an orthogonal map, fitted on {count:,} images that are not scored"
     if dims[0] != dims[1]:
         words = (
             f"a rectangular map from {dims[0]} to {dims[1]} dimensions, fitted on {count:,} "
-            "pictures that are not scored; without it the new model cannot query the old index"
+            "images that are not scored; without it the new model cannot query the old index"
         )
     return IndexMap((u @ vh).float(), count, words)
 
@@ -74,17 +72,17 @@ def fit_map(new: Tensor, old: Tensor) -> IndexMap:
 def measure_index(
     corpus: Corpus, old: Features, new: Features, is_new: np.ndarray, index_map: IndexMap
 ) -> pd.DataFrame:
-    """Return how often queries find what they ask for in one index of all scored pictures.
+    """Return how often queries find what they ask for in one index of all scored images.
 
     A query is either a text, that is a class's prompt or a caption, which asks for any of its
-    pictures; or a picture, which asks for another one of its class. A text with both known and new
-    pictures is queried twice, once for each.
+    images; or an image, which asks for another one of its class. A text with both known and new
+    images is queried twice, once for each.
 
     Args:
         corpus: The data.
-        old: The features by which pictures were indexed.
+        old: The features by which images were indexed.
         new: The features of the model that will answer queries.
-        is_new: Whether each scored picture is new to the index, bool [N], in the order of the
+        is_new: Whether each scored image is new to the index, bool [N], in the order of the
             features.
         index_map: See `fit_map`.
 
@@ -92,7 +90,7 @@ def measure_index(
         A row per content ("known", "new"), query ("text", "picture") and `k`: `queries`; recall@k
         in percent, of old queries on the old index (`before`), and of new queries on an index that
         is wholly `reencoded`, on the old one `as_is`, on the old one through the map (`mapped`),
-        and on the old one with only new pictures encoded again, without the map (`new_first`) or
+        and on the old one with only new images encoded again, without the map (`new_first`) or
         with these and the queries mapped (`new_first_mapped`); `loses`, reencoded minus as_is, with
         the ends `low` and `high` of its 95% interval; and `recovers`, mapped minus as_is. NaN where
         there is no such query.
@@ -100,7 +98,7 @@ def measure_index(
     picture, text = _pairs(corpus, new)
     is_same = old.equals(new)
     chosen = torch.from_numpy(is_new).to(new.image.device)[:, None]
-    columns: dict[str, tuple[Tensor, Tensor, Tensor]] = {  # gallery, text and picture queries
+    columns: dict[str, tuple[Tensor, Tensor, Tensor]] = {  # gallery, text and image queries
         "before": (old.image, old.text, old.image),
         "reencoded": (new.image, new.text, new.image),
     }
@@ -139,7 +137,7 @@ def measure_index(
 
 
 def _pairs(corpus: Corpus, features: Features) -> tuple[np.ndarray, np.ndarray]:
-    """Return each pair of a picture and a text of it, as positions among the features."""
+    """Return each pair of an image and a text of it, as positions among the features."""
     place = {text: index for index, text in enumerate(features.texts)}
     pictures, texts, first = [], [], 0
     for test_set in features.test_sets:
@@ -156,7 +154,7 @@ def _pairs(corpus: Corpus, features: Features) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _of_classes(features: Features) -> np.ndarray:
-    """Return whether each picture is of a set with classes."""
+    """Return whether each image is of a set with classes."""
     sets = features.test_sets
     return np.repeat([x.owner is None for x in sets], [len(x.rows) for x in sets])
 
@@ -176,19 +174,17 @@ def _nearest(queries: Tensor, gallery: Tensor, skip_self: bool = False) -> np.nd
 def _text_hits(
     nearest: np.ndarray, asked: np.ndarray, picture: np.ndarray, text: np.ndarray, count: int
 ) -> np.ndarray:
-    """Return whether each of the nearest pictures belongs to its text, [texts, k]."""
+    """Return whether each of the nearest images belongs to its text, [texts, k]."""
     return np.isin(asked[:, None] * count + nearest, text * count + picture)
 
 
 def _picture_questions(
     picture: np.ndarray, text: np.ndarray, chosen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pictures whose class has another one in the same part of the index, and a number
-    per picture that those of one class and part share."""
+    """Return the images whose class has another one in the same part of the index, and a number
+    per image that those of one class and part share."""
     label = np.full(len(chosen), -1)
-    label[picture] = (
-        text  # one per picture: captions, of which there may be several, are no queries
-    )
+    label[picture] = text  # one per image: captions, of which there may be several, are no queries
     label[~chosen] = -1 - np.arange(len(chosen))[~chosen]  # equal to no other
     counts = pd.Series(label).map(pd.Series(label).value_counts()).to_numpy()
     return np.flatnonzero(chosen & (counts > 1)), label

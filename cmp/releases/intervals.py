@@ -53,7 +53,7 @@ def mean_interval(
     """Return the mean of paired differences with its interval.
 
     If all differences are zero, the interval is as wide as that of a share of zero, since other
-    pictures could differ.
+    images could differ.
 
     Args:
         value: New minus old of each question, in [-1, 1].

@@ -1,6 +1,6 @@
-"""The ledger of a release: every picture that ever arrived, in order of arrival.
+"""The ledger of a release: every image that ever arrived, in order of arrival.
 
-A picture keeps its row forever. A picture that is gone keeps its row without a split, so earlier
+An image keeps its row forever. An image that is gone keeps its row without a split, so earlier
 updates still draw the same samples.
 """
 
@@ -35,13 +35,13 @@ from cmp.values import STRICT
 EMBEDDED = "embedded"
 """In place of a folder: the embedded benchmark's pool and retention sets."""
 GONE = -1
-"""The position of a picture that is gone."""
+"""The position of an image that is gone."""
 NO_FACTS = {"position": GONE, "size": 0, "changed": 0, "traits": 0}
-"""The columns of an index for a picture that is gone."""
+"""The columns of an index for an image that is gone."""
 FLAT = {0}
-"""The look hash of plain pictures, which all share."""
+"""The look hash of plain images, which all share."""
 NAMED = 3
-"""How many pictures a message names."""
+"""How many images a message names."""
 
 Role = Literal["adapt", "pool", "eval"]
 SET_NAMES: dict[Role, str] = {"adapt": "catalogue", "pool": "pool", "eval": "kept"}
@@ -51,13 +51,13 @@ OPTIONS: dict[Role, str] = {"adapt": "--data", "pool": "--pool", "eval": "--reta
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Arrival:
-    """A folder of pictures that was given once.
+    """A folder of images that was given once.
 
     Attributes:
         update: The number of the update, from 1; 0 for a pool or retention sets.
         name: The name of the update.
         role: "adapt", "pool" or "eval".
-        folder: The folder of the pictures, or `EMBEDDED`.
+        folder: The folder of the images, or `EMBEDDED`.
         sets: The manifests of its sets, as JSON.
     """
 
@@ -80,7 +80,7 @@ class Picture(NamedTuple):
         captions: Its captions.
         digest: A hash of its file.
         pixels: A hash of its pixels.
-        look: A hash that similar pictures share.
+        look: A hash that similar images share.
     """
 
     arrival: int
@@ -95,7 +95,7 @@ class Picture(NamedTuple):
 
     @property
     def key(self) -> tuple:
-        """The key that a picture keeps when it is sent again."""
+        """The key that an image keeps when it is sent again."""
         return self.set, self.label, self.captions, self.digest
 
 
@@ -106,11 +106,11 @@ def update_label(arrival: Arrival) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Ledger:
-    """All pictures that arrived so far, in the order of arrival.
+    """All images that arrived so far, in the order of arrival.
 
     Attributes:
-        arrivals: The folders of the pictures.
-        pictures: The pictures.
+        arrivals: The folders of the images.
+        pictures: The images.
     """
 
     arrivals: tuple[Arrival, ...] = ()
@@ -122,7 +122,7 @@ class Ledger:
         return max((arrival.update for arrival in self.arrivals), default=0)
 
     def digest(self, first: int = 0) -> str:
-        """Return the sha256 of all pictures from an arrival on."""
+        """Return the sha256 of all images from an arrival on."""
         digest = hashlib.sha256()
         for picture in self.pictures:
             if picture.arrival >= first:
@@ -130,25 +130,25 @@ class Ledger:
         return digest.hexdigest()
 
     def without(self, arrivals: Collection[int]) -> "Ledger":
-        """Return the ledger with the pictures of some arrivals no longer used."""
+        """Return the ledger with the images of some arrivals no longer used."""
         kept = [x._replace(split="") if x.arrival in arrivals else x for x in self.pictures]
         return Ledger(self.arrivals, tuple(kept))
 
 
 @dataclass(frozen=True)
 class ArrivalReport:
-    """The pictures and names that an arrival brought.
+    """The images and names that an arrival brought.
 
     Attributes:
-        new: Its new pictures by split.
-        again: How many pictures were known already, with the same class and captions.
-        held_out: How many pictures were held out by an earlier arrival, and stay so.
+        new: Its new images by split.
+        again: How many images were known already, with the same class and captions.
+        held_out: How many images were held out by an earlier arrival, and stay so.
         held_from: Names of some of them.
-        similar: How many new training pictures look like a held-out one.
+        similar: How many new training images look like a held-out one.
         similar_names: Names of some of them.
         new_names: Class names that were not known before.
         old_names: Class names that were known.
-        untested_names: Those of `new_names` without a test picture.
+        untested_names: Those of `new_names` without a test image.
     """
 
     new: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -192,12 +192,12 @@ def joined_set(ledger: Ledger, role: Role) -> str:
 
 
 def has_manifests(folder: Path) -> bool:
-    """Return whether manifests describe a folder of pictures."""
+    """Return whether manifests describe a folder of images."""
     return bool(find_manifests(folder, "*.yaml") or find_manifests(folder, "*/*.yaml"))
 
 
 def _refuse_deep_folders(folder: Path, option: str) -> None:
-    """Raise `CmpError` if pictures are in folders within class folders: the upper ones are then
+    """Raise `CmpError` if images are in folders within class folders: the upper ones are then
     more likely months than classes."""
     parts = 3 if tables.split_folders(folder) else 2
     deep = [
@@ -208,7 +208,7 @@ def _refuse_deep_folders(folder: Path, option: str) -> None:
         top = deep[0].split("/")[0]
         other = next((path for path in deep if path.split("/")[0] != top), deep[-1])
         raise CmpError(
-            f"{option}: {folder}: pictures are in folders of folders, such as {deep[0]} and "
+            f"{option}: {folder}: images are in folders of folders, such as {deep[0]} and "
             f"{other}, so it is not clear which folders are classes; give one month's folder, such "
             f"as {folder / top}, or if {top} is a class, write a manifest with `cmpt data init "
             f"{folder}`"
@@ -227,7 +227,7 @@ def _refuse_known_folders(ledger: Ledger, folder: Path, role: Role) -> None:
 
 
 def check_pictures(dataset: FileSet, root: Path, folder: Path) -> ImageIndex:
-    """Return the pictures of a set, each decoded once.
+    """Return the images of a set, each decoded once.
 
     Args:
         dataset: Its manifest, from a file or made by `read_sets`.
@@ -235,7 +235,7 @@ def check_pictures(dataset: FileSet, root: Path, folder: Path) -> ImageIndex:
         folder: The given folder, which errors name if it has no manifest.
 
     Raises:
-        CmpError: A picture cannot be used.
+        CmpError: An image cannot be used.
     """
     try:
         return collection.check_images(collection.read_index(dataset, root))
@@ -254,21 +254,21 @@ def without_manifest(fault: str, name: str, folder: Path) -> str:
 def read_sets(
     folder: Path, role: Role, prompt: str, ledger: Ledger | None = None
 ) -> list[tuple[FileSet, Path]]:
-    """Return the manifests of a folder of pictures, or one inferred from them.
+    """Return the manifests of a folder of images, or one inferred from them.
 
     A known set keeps its prompt. A new one has that of its manifest, if any.
 
     Args:
         folder: The folder.
-        role: The role of the pictures.
+        role: The role of the images.
         prompt: The prompt for new sets whose manifest has none.
-        ledger: The pictures so far, see `joined_set`.
+        ledger: The images so far, see `joined_set`.
 
     Returns:
         (manifest, folder that its paths start from) pairs.
 
     Raises:
-        CmpError: The folder contains no pictures, datasets with another role, or a known set with
+        CmpError: The folder contains no images, datasets with another role, or a known set with
             another prompt.
     """
     known = known_sets(ledger or Ledger())
@@ -315,14 +315,14 @@ def read_sets(
 def arrive(
     ledger: Ledger, folder: str, role: Role, name: str = "", prompt: str = models.USUAL_PROMPT
 ) -> tuple[Ledger, ArrivalReport]:
-    """Return the ledger with the pictures of a folder appended.
+    """Return the ledger with the images of a folder appended.
 
-    A picture with the same pixels as an earlier one gets the split of the earlier one, so that a
-    held-out picture is never trained on.
+    An image with the same pixels as an earlier one gets the split of the earlier one, so that a
+    held-out image is never trained on.
 
     Args:
-        ledger: The pictures so far.
-        folder: A folder of pictures, or `EMBEDDED`.
+        ledger: The images so far.
+        folder: A folder of images, or `EMBEDDED`.
         role: Their role.
         name: The name of the update.
         prompt: The prompt for new sets, see `read_sets`.
@@ -331,7 +331,7 @@ def arrive(
         The new ledger, and a report on the arrival.
 
     Raises:
-        CmpError: A picture cannot be used, or the folder brings nothing new.
+        CmpError: An image cannot be used, or the folder brings nothing new.
     """
     number = ledger.updates + 1 if role == "adapt" else 0
     if folder == EMBEDDED:
@@ -369,13 +369,13 @@ def arrive(
 def _append(
     ledger: Ledger, arrival: Arrival, arriving: list[Picture], free: Collection[str]
 ) -> tuple[Ledger, ArrivalReport]:
-    """Return the ledger with the new pictures of an arrival appended, see `arrive`.
+    """Return the ledger with the new images of an arrival appended, see `arrive`.
 
     Args:
         ledger: The ledger.
         arrival: The arrival.
-        arriving: Its pictures.
-        free: Names of pictures whose split no file gives.
+        arriving: Its images.
+        free: Names of images whose split no file gives.
     """
     used = [picture for picture in ledger.pictures if picture.split]
     known, splits = {picture.key for picture in used}, _splits_of(used)
@@ -393,7 +393,7 @@ def _append(
             splits.setdefault(name, split)
     if not new:
         raise CmpError(
-            f"{OPTIONS[arrival.role]}: {arrival.folder} contains no new picture; leave it out"
+            f"{OPTIONS[arrival.role]}: {arrival.folder} contains no new image; leave it out"
         )
     if arrival.role == "adapt" and not any(picture.split == "train" for picture in new):
         fixed = {*held, *(picture.source for picture in new if picture.source not in free)}
@@ -413,7 +413,7 @@ def _append(
 
 
 def _splits_of(pictures: Iterable[Picture]) -> dict[tuple[str, int], str]:
-    """Return the split of the first picture by the hash of its file, and by that of its pixels."""
+    """Return the split of the first image by the hash of its file, and by that of its pixels."""
     splits: dict[tuple[str, int], str] = {}
     for picture in pictures:
         splits.setdefault(("file", picture.digest), picture.split)
@@ -429,7 +429,7 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
         moved: Old folder -> new folder, which includes everything below it.
 
     Raises:
-        CmpError: No pictures came from an old folder.
+        CmpError: No images came from an old folder.
     """
     arrivals = list(ledger.arrivals)
     for old, new in moved.items():
@@ -437,7 +437,7 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
         matching = [n for n, x in enumerate(arrivals) if f"{x.folder}/".startswith(f"{old}/")]
         if not matching:
             folders = ", ".join(dict.fromkeys(x.folder for x in arrivals if x.folder != EMBEDDED))
-            raise CmpError(f"--moved: no pictures came from {old}; they came from {folders}")
+            raise CmpError(f"--moved: no images came from {old}; they came from {folders}")
         for n in matching:
             folder = os.path.normpath(new + arrivals[n].folder[len(old) :])
             arrivals[n] = dataclasses.replace(arrivals[n], folder=folder)
@@ -445,18 +445,18 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
 
 
 def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageIndex], int]:
-    """Return the pictures of a ledger with their files, each checked by its hash.
+    """Return the images of a ledger with their files, each checked by its hash.
 
     Args:
         ledger: The ledger.
-        skip_gone: Whether to continue without pictures that are gone or have changed.
+        skip_gone: Whether to continue without images that are gone or have changed.
 
     Returns:
-        The ledger, with no split for pictures that are gone; its sets as they arrived; and how many
-        pictures are gone.
+        The ledger, with no split for images that are gone; its sets as they arrived; and how many
+        images are gone.
 
     Raises:
-        CmpError: Pictures are gone, and `skip_gone` is not set.
+        CmpError: Images are gone, and `skip_gone` is not set.
     """
     parts, gone = [], set()
     places_of = collections.defaultdict(list)
@@ -465,7 +465,7 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
     for number, arrival in enumerate(ledger.arrivals):
         for tree in arrival.sets:
             places = places_of[number, tree["name"]]
-            if not places:  # none of the set's pictures in this folder were new
+            if not places:  # none of the set's images in this folder were new
                 continue
             part, lost = _locate_set(arrival, tree, [ledger.pictures[place] for place in places])
             gone |= {places[n] for n in lost}
@@ -474,7 +474,7 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
         some = [ledger.pictures[place] for place in sorted(gone)[:NAMED]]
         names = ", ".join(f"{ledger.arrivals[x.arrival].folder}/{x.source}" for x in some)
         raise CmpError(
-            f"{len(gone)} pictures from earlier updates are gone or have changed, such as {names}; "
+            f"{len(gone)} images from earlier updates are gone or have changed, such as {names}; "
             "put them back, or pass --moved OLD=NEW, or --gone skip to continue without them"
         )
     kept = (x._replace(split="") if n in gone else x for n, x in enumerate(ledger.pictures))
@@ -484,7 +484,7 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
 def _locate_set(
     arrival: Arrival, tree: Mapping[str, Any], pictures: list[Picture]
 ) -> tuple[ImageIndex, list[int]]:
-    """Return the pictures of an arrival's set, and the positions of those that are gone."""
+    """Return the images of an arrival's set, and the positions of those that are gone."""
     manifest = {key: value for key, value in tree.items() if key != "root"}
     dataset = FileSet.model_validate(manifest)
     files: dict[tuple[str, int], dict[str, Any]] = {}
@@ -493,7 +493,7 @@ def _locate_set(
         index = collection.read_index(dataset, Path(arrival.folder, tree["root"]))
         index, _ = images.usable_images(index)
         read, task = index.read, index.dataset.task
-        # tars of the same name in two folders may have pictures of the same name
+        # tars of the same name in two folders may have images of the same name
         files = {(row["source"], row["digest"]): row for row in index.table.to_dict("records")}
     update = update_label(arrival)
     rows, lost = [], []
@@ -520,12 +520,12 @@ def _blank_file() -> bytes:
 
 
 def blank(position: int) -> bytes:
-    """Return the file of a black pixel, in place of a picture that is gone."""
+    """Return the file of a black pixel, in place of an image that is gone."""
     return _blank_file()
 
 
 def read_or_blank(read: ReadImage, position: int) -> bytes:
-    """Return the file of a picture, or that of one pixel if it is gone."""
+    """Return the file of an image, or that of one pixel if it is gone."""
     return blank(position) if position == GONE else read(position)
 
 

@@ -1,4 +1,4 @@
-"""A network as two ONNX files, one for pictures and one for texts, and the facts about their use.
+"""A network as two ONNX files, one for images and one for texts, and the facts about their use.
 
 Any network will do. onnxruntime, and whatever else reads ONNX, then needs neither torch nor
 open_clip; only tokens are still made by the model's tokenizer.
@@ -33,7 +33,7 @@ text = onnxruntime.InferenceSession("{{folder}}/{TEXT_FILE}")"""
 
 
 class ImageTower(nn.Module):
-    """A network's image tower: normalised pictures [B, 3, S, S] -> unit features [B, E]."""
+    """A network's image tower: normalised images [B, 3, S, S] -> unit features [B, E]."""
 
     def __init__(self, model: Network):
         super().__init__()

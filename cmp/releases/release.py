@@ -47,7 +47,7 @@ class UpdateRecord:
         steps: The number of training steps.
         counts: Samples per batch from the pretraining pool, the update and the buffer.
         peak: The highest learning rate.
-        images: The number of its training pictures.
+        images: The number of its training images.
         seconds: The computing time.
         is_peak_given: Whether its settings gave the peak, which otherwise is the recipe's or that
             of the previous update.
@@ -73,7 +73,7 @@ class ReleaseRecord:
         parent: The id of the release that it started from, or "" for the first.
         config: The config, as a tree.
         updates: All updates so far.
-        arrivals: All folders of pictures so far, see `cmp.releases.ledger.Arrival`.
+        arrivals: All folders of images so far, see `cmp.releases.ledger.Arrival`.
         provenance: The machine that computed the update.
         state: The file of the state.
         prompt: The prompt for sets whose manifest has none.
@@ -132,16 +132,16 @@ class Release:
         return self.record.state, START_FILE
 
     def ledger(self) -> Ledger:
-        """Return the pictures that arrived so far."""
+        """Return the images that arrived so far."""
         rows = pq.read_table(self.path(LEDGER_FILE)).to_pylist()
         known = [Picture(**row | {"captions": tuple(row["captions"])}) for row in rows]
         return Ledger(arrivals_from(self.record.arrivals), tuple(known))
 
     def corpus(self) -> Corpus:
-        """Return the data so far: the pictures of all updates, the pool, and the retention sets.
+        """Return the data so far: the images of all updates, the pool, and the retention sets.
 
         Raises:
-            CmpError: Pictures are gone or have changed.
+            CmpError: Images are gone or have changed.
         """
         ledger, parts, _ = ledgers.locate(self.ledger())
         return ledgers.corpus_of(ledger, parts)
@@ -200,7 +200,7 @@ def write_record(folder: Path, record: ReleaseRecord) -> None:
 
 
 def write_ledger(ledger: Ledger, path: Path) -> None:
-    """Write the pictures of a ledger as a table."""
+    """Write the images of a ledger as a table."""
     pq.write_table(pa.Table.from_pylist([x._asdict() for x in ledger.pictures]), path)
 
 

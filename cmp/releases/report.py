@@ -1,4 +1,4 @@
-"""A comparison as one page of HTML: pictures first, no network, and no script needed to read it."""
+"""A comparison as one page of HTML: images first, no network, and no script needed to read it."""
 
 import html
 import itertools
@@ -20,11 +20,11 @@ from cmp.releases.index import RECALL_AT
 from cmp.releases.thumbnails import SIDE, picture_uris
 
 LARGEST, RESERVE = 3_000_000, 200_000
-"""Bytes that a page has at most, and those of them for what is written around the pictures."""
+"""Bytes that a page has at most, and those of them for what is written around the images."""
 ON_WALL, PER_CONCEPT = {"lost": 42, "gained": 28}, 2
-"""Pictures on each wall, and of one concept among them."""
+"""Images on each wall, and of one concept among them."""
 WORST, SHOTS = 20, (3, 8)
-"""Concepts of each set in the list of the worst; pictures of each concept, and how many concepts
+"""Concepts of each set in the list of the worst; images of each concept, and how many concepts
 have any."""
 MOST_SETS = 80
 """Sets with a list of their worst concepts."""
@@ -32,12 +32,12 @@ LONGEST = 90
 """Characters of a name or a caption; the rest is cut off."""
 ROLES = {"adapt": "New content (A_KA)", "eval": "Old content (A_ZS)", "transfer": "Transfer"}
 MEANS = {"adapt": "A_KA", "eval": "A_ZS"}
-QUERIES = {"text": "words", "picture": "a picture"}
+QUERIES = {"text": "words", "picture": "an image"}
 INDEX_COLUMNS = {
     "before": "old model on its own index",
     "as_is": "new model, old index",
     "mapped": "the same, queries through the map",
-    "new_first": "new pictures encoded again",
+    "new_first": "new images encoded again",
     "new_first_mapped": "the same, all through the map",
     "reencoded": "everything encoded again",
 }
@@ -103,7 +103,7 @@ def report_page(
         ]
         return _document(title, "\n".join(filter(None, parts)))
 
-    # pictures get the space that the text leaves
+    # images get the space that the text leaves
     budget = LARGEST - RESERVE - len(make({}).encode())
     return make(picture_uris(comparison.corpus, wanted, max(0, budget)))
 
@@ -129,7 +129,7 @@ def choose_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
 
 
 def _shown_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
-    """Return the pictures that lost or gained their name, or where no picture is asked for its
+    """Return the images that lost or gained their name, or where no image is asked for its
     name, those that a caption no longer finds, or finds now."""
     flips, has_names = comparison.flips, (comparison.sets["metric"] == "top-1").any()
     chosen = (flips["kind"] == kind) & (flips["asked"] == (NAMING if has_names else TO_IMAGE))
@@ -137,7 +137,7 @@ def _shown_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
 
 
 def _choose_shots(comparison: Comparison) -> dict[tuple[str, str], list[int]]:
-    """Return the pictures that stand beside the worst concepts, by dataset and concept."""
+    """Return the images that stand beside the worst concepts, by dataset and concept."""
     flips = comparison.flips
     lost = flips[(flips["kind"] == "lost") & (flips["asked"] == NAMING)]
     rows = lost.groupby(["dataset", "concept"])["row"].apply(lambda rows: list(rows)[: SHOTS[0]])
@@ -196,7 +196,7 @@ def _head(
         count = _named(comparison, kind)
         tiles.append(
             f'<li><b class="{"lost" if kind == "lost" else "found"}">{count:,}</b>'
-            f"<span>pictures that {words}</span></li>"
+            f"<span>images that {words}</span></li>"
         )
     verdict = ""
     if gate:
@@ -216,7 +216,7 @@ def _head(
 
 
 def _fold(background: Sequence[str]) -> str:
-    """Return what arrived and how it was trained, folded; pictures come first."""
+    """Return what arrived and how it was trained, folded; images come first."""
     lines = "".join(f"<li>{_text(line, 500)}</li>" for line in background)
     summary = "<summary>What arrived, and how it was trained</summary>"
     return f"<details>{summary}<ul>{lines}</ul></details>\n" if lines else ""
@@ -235,11 +235,9 @@ def _finding(comparison: Comparison) -> str:
     right = round(float((named["old"] * named["questions"]).sum() / 100))
     lost, gained = (_named(comparison, kind) for kind in ON_WALL)
     if not right:
-        return (
-            f"{count_of(gained, 'picture')} gained a name; the old model named none of them right."
-        )
+        return f"{count_of(gained, 'image')} gained a name; the old model named none of them right."
     words = (
-        f"Of {count_of(right, 'picture')} that the old model named right, the new one gets "
+        f"Of {count_of(right, 'image')} that the old model named right, the new one gets "
         f"{lost:,} wrong ({100 * lost / right:.0f}%). It names {gained:,} others right that the "
         "old one did not."
     )
@@ -247,7 +245,7 @@ def _finding(comparison: Comparison) -> str:
         was, now = (round(score * row.questions / 100) for score in (row.old, row.new))
         words += (
             f" Worst is <b>{_text(row.concept)}</b> ({_text(row.dataset)}): of its "
-            f"{count_of(row.questions, 'picture')}, {was} had their name and {now} "
+            f"{count_of(row.questions, 'image')}, {was} had their name and {now} "
             f"{'has' if now == 1 else 'have'} it now."
         )
     return words
@@ -266,12 +264,12 @@ def _side(comparison: Comparison) -> int:
 def _wall(comparison: Comparison, kind: str, flips: pd.DataFrame, uris: dict[int, str]) -> str:
     heading = "What lost its name" if kind == "lost" else "What gained its name"
     if flips.empty:
-        words = "No picture was named right before and is wrong now."
-        words = words if kind == "lost" else "No picture was wrong before and is right now."
+        words = "No image was named right before and is wrong now."
+        words = words if kind == "lost" else "No image was wrong before and is right now."
         return f'<section id="{kind}">\n<h2>{heading}</h2>\n<p>{words}</p>\n</section>'
     cards = "\n".join(_card(comparison, row, uris) for row in flips.itertuples())
     total = len(_shown_flips(comparison, kind))
-    shown = f"{len(flips)} of {count_of(total, 'picture')}" if total > len(flips) else "All of them"
+    shown = f"{len(flips)} of {count_of(total, 'image')}" if total > len(flips) else "All of them"
     words = (
         f"{shown}, at most {PER_CONCEPT} of a concept, the sets in turn. The upper name is what "
     )
@@ -290,7 +288,7 @@ def _wall(comparison: Comparison, kind: str, flips: pd.DataFrame, uris: dict[int
 
 
 def _card(comparison: Comparison, row: Any, uris: dict[int, str]) -> str:
-    """Return the card of one flip: the picture, what it was called, and what it is called now."""
+    """Return the card of one flip: the image, what it was called, and what it is called now."""
     concept, lost = _text(row.concept), row.kind == "lost"
     if row.asked == NAMING:
         wrong = _text(row.said_new if lost else row.said_old)
@@ -304,7 +302,7 @@ def _card(comparison: Comparison, row: Any, uris: dict[int, str]) -> str:
         alt = f"{concept}; before: {was}; now: {now}"
     else:
         words = f"“{concept}” {'no longer finds it' if lost else 'finds it now'}"
-        alt = f"picture of “{concept}”"
+        alt = f"image of “{concept}”"
     shown = _image(_side(comparison), uris[row.row], alt) if row.row in uris else ""
     frame = f'<div class="frame">{shown}</div>' if shown else "<div></div>"
     return (
@@ -342,9 +340,9 @@ def _scores(comparison: Comparison) -> str:
         heading = "No score changes"
     return (
         f'<section id="scores">\n<h2>{heading}</h2>\n<p class="quiet">Points by which each score '
-        "changed, with 95% intervals over groups of pictures. "
+        "changed, with 95% intervals over groups of images. "
         '<span class="lost">■ clearly lower</span>, <span class="found">● clearly higher</span>, '
-        "○ could be either. In brackets: how many pictures were scored. At the right: of what was "
+        "○ could be either. In brackets: how many images were scored. At the right: of what was "
         f'right, the share that is wrong now.</p>\n<p class="quiet">{facts.SCORES} '
         f"{facts.describe_splits()}{_explain_updates(comparison)}</p>\n"
         f'<ul class="scores">\n{chr(10).join(lines)}\n</ul>\n</section>'
@@ -416,7 +414,7 @@ def _concepts(
         rows = "".join(_concept_row(comparison, row, shots, uris) for row in several.itertuples())
         if len(single):
             names = ", ".join(f"<b>{_text(name)}</b>" for name in single["concept"])
-            rows += f'<li class="single">Wrong now, with a single picture each: {names}</li>\n'
+            rows += f'<li class="single">Wrong now, with a single image each: {names}</li>\n'
         first = table.iloc[0]
         about = f"{_text(first['concept'])}, {first['old']:.0f}% → {first['new']:.0f}%"
         opened = " open" if not number else ""
@@ -428,7 +426,7 @@ def _concepts(
     heading = f"{count_of(worse, 'concept')} of {len(comparison.concepts):,} got worse"
     return (
         f'<section id="concepts">\n<h2>{heading}</h2>\n<p class="quiet">Up to {WORST} of each set, '
-        "those first that lost most pictures, and those of a single picture last: the share that "
+        "those first that lost most images, and those of a single image last: the share that "
         "had its right name, before and now, and what the lost ones are mostly called.</p>\n"
         + "\n".join(parts)
         + "\n</section>"
@@ -458,7 +456,7 @@ def _retrieval(comparison: Comparison) -> str:
         return ""
     means = table[(table["asked"] == TO_IMAGE) & (table["k"] == max(RECALL_AT))]
     was, now = (decimal(means[key].mean()) for key in ("old", "new"))
-    heading = f"Captions find their picture in {now}% of searches, {was}% before"
+    heading = f"Captions find their image in {now}% of searches, {was}% before"
     rows = "\n".join(
         f"<tr><td>{_text(row.dataset)}<br>{row.asked}, first {row.k}</td>"
         f"<td class=n>{decimal(row.old)} → {decimal(row.new)}</td>"
@@ -485,10 +483,10 @@ def _index(comparison: Comparison) -> str:
         _index_bars(part) for _, part in table.groupby(["content", "query"], sort=False)
     )
     about = (
-        "A query in words is a class name or a caption, whatever number of pictures it fits, and a "
-        "query by a picture asks for another one of its class. One index has all scored pictures. "
+        "A query in words is a class name or a caption, whatever number of images it fits, and a "
+        "query by an image asks for another one of its class. One index has all scored images. "
         "The bars are the percentage of queries that find what they ask for among the first "
-        f"{max(RECALL_AT)}, and in brackets as the very first. Pictures that are encoded again lie "
+        f"{max(RECALL_AT)}, and in brackets as the very first. Images that are encoded again lie "
         "nearer to the new model's queries than the others, so they can push known ones out of the "
         "first places. The map turns the new model's queries towards an index that is not encoded "
         f"again yet: {_text(comparison.index_map.sentence, 300)}."
@@ -529,14 +527,14 @@ def _index_finding(table: pd.DataFrame) -> str:
     chosen = (of_words if len(of_words) else table).groupby("content", sort=False).tail(1)
     if chosen["as_is"].isna().all():
         return (
-            "Encode every picture again: the new model cannot search the old index, since their "
+            "Encode every image again: the new model cannot search the old index, since their "
             "features differ in size"
         )
-    asked = "by words" if len(of_words) else "by a picture"
+    asked = "by words" if len(of_words) else "by an image"
     last = chosen.iloc[-1]  # new content, if there is any
-    which, again = "the new pictures", last["new_first"]
+    which, again = "the new images", last["new_first"]
     if math.isnan(again):
-        which, again = "every picture", last["reencoded"]
+        which, again = "every image", last["reencoded"]
     now, then = decimal(last["as_is"]), decimal(again)
     found = f"{asked}, {last['content']} content is found in"
     if round(again, 1) <= round(last["as_is"], 1):
@@ -575,11 +573,11 @@ def _caveats(comparison: Comparison) -> str:
     lines = [
         "It says what got worse, and not why: the update, its learning rate, its data and its "
         "luck look the same here.",
-        f"The scored pictures are those of the {_text(comparison.split)} split. What no set of "
+        f"The scored images are those of the {_text(comparison.split)} split. What no set of "
         "them shows, such as other customers' words, can have been lost unseen.",
         "Each interval is right about 19 times in 20, by itself. "
         f"Among {count_of(sets, 'set')}, about {max(1, round(sets / 20))} may look clearly changed "
-        "by chance, and a concept with few pictures moves by luck alone.",
+        "by chance, and a concept with few images moves by luck alone.",
         "A name counts as lost when another one comes first, however close it was.",
     ]
     body = "".join(f"<li>{line}</li>" for line in lines)

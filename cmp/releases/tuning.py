@@ -63,7 +63,7 @@ def tune(
         and `is_best`.
 
     Raises:
-        CmpError: The update cannot be computed, or it has no validation pictures.
+        CmpError: The update cannot be computed, or it has no validation images.
         Interrupted: SIGINT or SIGTERM was received; the same call continues.
 
     Example:
@@ -82,7 +82,7 @@ def tune(
     arrived = middle.corpus.by_role("adapt")
     if not any(len(middle.corpus.rows("validation", dataset=name)) for name in arrived):
         raise CmpError(
-            "cmpt tune: no update has validation pictures to compare peaks on; give some by the "
+            "cmpt tune: no update has validation images to compare peaks on; give some by the "
             "column `split` of a table, or wait for a larger update"
         )
     center = middle.config.schedule.peak

@@ -49,8 +49,8 @@ from cmp.scale.execution import ExecutionConfig
 KEPT_KEYS = ("model", "method", "merging.policy", "optimizer.carry", "seeds")
 """Keys that cannot change after the first update of a stream, since its state depends on them."""
 FIXED_KEYS = {
-    "data": "pictures are given by --data, --pool and --retain",
-    "stream": "an update is one task, with the classes of its pictures",
+    "data": "images are given by --data, --pool and --retain",
+    "stream": "an update is one task, with the classes of its images",
     "training.steps": "set training.passes, or training.task_steps=[N] for a number of steps",
     "training.budget": "set training.passes, or training.task_steps=[N] for a number of steps",
     "mixture.last": "it needs the number of updates",
@@ -65,16 +65,16 @@ class UpdatePlan:
 
     Attributes:
         id: Its id: the hash of the release or model that it starts from, its config and its new
-            pictures.
+            images.
         parent: The release that it starts from, or None for the first update.
         config: The config as given.
         fitted: The config that is actually run, see `cmp.budgets.settle`.
-        ledger: All pictures so far, the new ones included.
+        ledger: All images so far, the new ones included.
         corpus: The data.
         pools: What the update draws from.
         prompt: The prompt for sets whose manifest has none.
         report: What is new.
-        gone: How many pictures of earlier updates are gone.
+        gone: How many images of earlier updates are gone.
         is_peak_given: Whether the peak is among its settings.
     """
 
@@ -138,15 +138,15 @@ def plan_update(
     Args:
         start: A release, or its folder; for the first update "NAME" or "NAME:START" of a model,
             such as "ViT-B-16:laion2b_s34b_b88k", "small" or "hf-hub:ORG/NAME".
-        data: The folder of the new pictures.
+        data: The folder of the new images.
         settings: Keys of the config to change, as nested dicts or as "key=value" texts.
-        pool: A folder of pictures to replay in this and all later updates, or "embedded".
-        retain: Folders of pictures that A_ZS is scored on from now on.
+        pool: A folder of images to replay in this and all later updates, or "embedded".
+        retain: Folders of images that A_ZS is scored on from now on.
         name: The name of the update; by default, the folder's.
         prompt: For the first update: the prompt for sets whose manifest has none, such as "a photo
             of a {}"; by default, the model's usual one.
-        skip_gone: Whether to continue without pictures of earlier updates that are gone.
-        moved: Old folder -> new folder, for earlier pictures that have moved.
+        skip_gone: Whether to continue without images of earlier updates that are gone.
+        moved: Old folder -> new folder, for earlier images that have moved.
 
     Raises:
         CmpError: The update cannot be computed; the message says why.
@@ -243,7 +243,7 @@ def _check_name(start: str, name: str) -> None:
 def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> Ledger:
     """Return the ledger with a retention set added, or with a pool in place of the earlier one."""
     if folder == EMBEDDED and role != "pool":
-        raise CmpError("--retain: give a folder; embedded pictures can only be a pool")
+        raise CmpError("--retain: give a folder; embedded images can only be a pool")
     if folder == EMBEDDED and ledger.updates:
         raise CmpError("--pool: the embedded pool can be named at the first update only")
     if role == "pool":
@@ -305,7 +305,7 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
     report, counts, training = plan.report, plan.pools.counts, plan.fitted.training
     new = report.new
     yield (
-        f"update {plan.number}, {plan.name}: {count_of(sum(new.values()), 'new picture')}: "
+        f"update {plan.number}, {plan.name}: {count_of(sum(new.values()), 'new image')}: "
         f"{new.get('train', 0):,} to train on, {new.get('validation', 0):,} for tuning, "
         f"{new.get('test', 0):,} for tests"
     )
@@ -315,51 +315,51 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         yield sentence
     yield from _describe_sets(plan.ledger, plan.config.model.name)
     if report.again:
-        yield f"{count_of(report.again, 'picture')} already known under the same name; left out"
+        yield f"{count_of(report.again, 'image')} already known under the same name; left out"
     if report.held_out:
         some = ", ".join(report.held_from)
-        count = count_of(report.held_out, "picture")
+        count = count_of(report.held_out, "image")
         yield f"{count} held out before; they stay held out, such as {some}"
     if report.similar:
         some = ", ".join(report.similar_names)
         yield (
-            f"{report.similar:,} of the new training pictures look like a held-out picture, such "
+            f"{report.similar:,} of the new training images look like a held-out image, such "
             f"as {some}; they are used, but scores may be too high"
         )
     if plan.gone:
-        yield f"{count_of(plan.gone, 'picture')} from earlier updates gone and left out"
+        yield f"{count_of(plan.gone, 'image')} from earlier updates gone and left out"
     passes = plan.steps * counts[1] / max(len(plan.pools.update), 1)
     yield (
-        f"{plan.steps} steps of {sum(counts)}: {count_of(counts[1], 'new picture')}, {counts[2]} "
-        f"of earlier updates, {counts[0]} of the pool; each new picture appears {passes:.1f} times"
+        f"{plan.steps} steps of {sum(counts)}: {count_of(counts[1], 'new image')}, {counts[2]} "
+        f"of earlier updates, {counts[0]} of the pool; each new image appears {passes:.1f} times"
     )
-    source = plan.peak_source or "the recipe's, not tuned for these pictures"
+    source = plan.peak_source or "the recipe's, not tuned for these images"
     yield f"peak learning rate: {max_rate(plan.fitted):g}, {source}"
     usual = mixtures.batch_counts(plan.fitted.mixture, training.batch, not len(plan.pools.buffer))
     if sum(counts) < training.batch:
-        yield f"there are too few pictures for batches of {training.batch}"
+        yield f"there are too few images for batches of {training.batch}"
     elif counts[1] < usual[1]:
         yield (
-            f"the update is small, so a batch has {count_of(counts[1], 'new picture')} instead of "
+            f"the update is small, so a batch has {count_of(counts[1], 'new image')} instead of "
             f"{usual[1]}; otherwise {mixtures.MIN_STEPS} steps would show them too often"
         )
     if not plan.corpus.by_role("pool"):
         yield (
             "no pool is replayed, so only merging protects what the model knew before its first "
-            "update; pass --pool FOLDER with pictures like those of pretraining"
+            "update; pass --pool FOLDER with images like those of pretraining"
         )
     if not plan.corpus.by_role("eval"):
-        yield "forgetting is not measured; pass --retain FOLDER with pictures that the model knew"
+        yield "forgetting is not measured; pass --retain FOLDER with images that the model knew"
 
 
 def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:
-    """Yield sentences on the sets of the new pictures, and on the prompts of all sets."""
+    """Yield sentences on the sets of the new images, and on the prompts of all sets."""
     sets = [tree["name"] for tree in ledger.arrivals[-1].sets]
     if sets == [*ledgers.set_names(ledger, "adapt")]:
         word = "set" if len(sets) == 1 else "sets"
-        yield f"the {word} {', '.join(sets)}: the pictures of all updates"
+        yield f"the {word} {', '.join(sets)}: the images of all updates"
     else:
-        yield f"the new pictures belong to {', '.join(sets)}"
+        yield f"the new images belong to {', '.join(sets)}"
     by_prompt: dict[str, list[str]] = {}
     for name, tree in ledgers.known_sets(ledger).items():
         by_prompt.setdefault(tree.get("prompt", models.USUAL_PROMPT), []).append(name)
@@ -368,7 +368,7 @@ def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:
     yield f"{words}: {'; '.join(prompts)}"
     if (usual := models.usual_prompt(model)) != models.USUAL_PROMPT in by_prompt:
         yield (
-            f'{model} was pretrained with the prompt "{usual}" and may name far fewer pictures '
+            f'{model} was pretrained with the prompt "{usual}" and may name far fewer images '
             f'with "{models.USUAL_PROMPT}"'
         )
 
@@ -423,7 +423,7 @@ def compute_update(
     unfinished = latest_progress(work)
     if unfinished and unfinished.run != plan.id:
         raise CmpError(
-            f"{folder}: an update with other pictures or settings was stopped here; repeat its "
+            f"{folder}: an update with other images or settings was stopped here; repeat its "
             f"command, or delete {work}"
         )
     with _update_manager(plan, folder, device) as manager:
@@ -460,15 +460,15 @@ def train_update(
 
 
 def update_scores(scores: Scores, corpus: Corpus) -> pd.DataFrame:
-    """Return how well a model names the pictures of each update.
+    """Return how well a model names the images of each update.
 
     Args:
         scores: Its evaluation.
         corpus: The data of a ledger.
 
     Returns:
-        One row per update with scored pictures: `update`, its number; `score` in percent, the mean
-        over questions; `images`, which for pictures with captions are fewer than questions.
+        One row per update with scored images: `update`, its number; `score` in percent, the mean
+        over questions; `images`, which for images with captions are fewer than questions.
     """
     hits = scores.hits[["row", "hit"]].copy()
     labels = corpus.table["update"].astype(str).to_numpy()[hits["row"]]
@@ -601,14 +601,14 @@ def update(
     progress: bool = True,
     **settings: Any,
 ) -> Release:
-    """Update a model with a folder of new pictures, and write a release.
+    """Update a model with a folder of new images, and write a release.
 
     Args:
         start: The release to start from, or its folder; for the first update a model, "NAME:START".
-        data: The folder of the new pictures.
+        data: The folder of the new images.
         out: The folder of the release.
-        pool: For the first update: a folder of pictures to replay, or "embedded".
-        retain: For the first update: folders of pictures that A_ZS is scored on.
+        pool: For the first update: a folder of images to replay, or "embedded".
+        retain: For the first update: folders of images that A_ZS is scored on.
         name: The name of the update; by default, the folder's.
         prompt: For the first update: the prompt of a class in folders without a manifest, such as
             "a photo of a {}"; by default, the model's usual one.

@@ -78,7 +78,7 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
     if (corpus.table["update"] != "").any():
         content["rows"] = "by arrival"  # in 0.2 datasets were ordered by name
     if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
-        content["scaled"] = scaled  # datasets with pictures that used to be read as white
+        content["scaled"] = scaled  # datasets with images that used to be read as white
     return content
 
 
