@@ -54,7 +54,7 @@ class ScoredSet:
 
 
 @dataclass(frozen=True)
-class Features:
+class EncodedSets:
     """A network's features of the images and texts of several test sets.
 
     Attributes:
@@ -76,7 +76,7 @@ class Features:
         for test_set, image in zip(self.test_sets, parts, strict=True):
             yield test_set, image, self.text[[place[text] for text in test_set.texts]]
 
-    def equals(self, other: "Features") -> bool:
+    def equals(self, other: "EncodedSets") -> bool:
         """Return whether another network's features are bitwise equal."""
         return torch.equal(self.image, other.image) and torch.equal(self.text, other.text)
 
@@ -155,7 +155,7 @@ def encode(
     subset: int | None,
     precision: str,
     share_rows: ShareRows = lambda items, encode: encode(items),
-) -> Features:
+) -> EncodedSets:
     """Return a network's features of all images and texts in an evaluation.
 
     Args:
@@ -181,10 +181,10 @@ def encode(
         raise CmpError(
             "evaluation: features are not finite; check that the weights belong to this model"
         )
-    return Features(test_sets, image, texts, text)
+    return EncodedSets(test_sets, image, texts, text)
 
 
-def score(corpus: Corpus, features: Features) -> Scores:
+def score(corpus: Corpus, features: EncodedSets) -> Scores:
     """Return the scores of a network from its features.
 
     Args:

@@ -61,7 +61,7 @@ KINDS = {
         "stream.order",
         {"statistics": False, "partial": False, "seeded": True, "updates": False},
     ),
-    "buffer": Kind("cmp.mixtures", "mixture.policy", {"capacity": "none"}),
+    "buffer": Kind("cmp.buffers", "mixture.policy", {"capacity": "none"}),
 }  # fmt: skip
 
 

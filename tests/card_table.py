@@ -10,8 +10,8 @@ from cmp import budgets, config, models
 from cmp.experiments import forecast
 from cmp.experiments.forecast import DEVICES, USABLE_MEMORY
 from cmp.files import write_atomic
-from cmp.merging.apply import tower_blocks
 from cmp.project import book_folder
+from cmp.towers import tower_blocks
 
 PAGE = book_folder() / "manual.md"
 BEGIN, END = "% written by tests/card_table.py", "% end of the table"

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import cmp
 from cmp import cli, evaluation, models
 from cmp.errors import CmpError
-from cmp.evaluation import Features, ScoredSet
+from cmp.evaluation import EncodedSets, ScoredSet
 from cmp.releases import candidates, gate, intervals, report
 from cmp.releases.candidates import find_candidate
 from cmp.releases.compare import NAMING, Comparison, arrived_images, common_device, compare
@@ -814,7 +814,7 @@ def test_a_gate_of_sets_that_are_not_compared_is_refused_before_anything_is_enco
 def test_features_are_kept_by_set():
     """Texts that several sets share are encoded once and found by each."""
     sets = [ScoredSet(None, np.arange(2), ["a", "b"]), ScoredSet(None, np.arange(3), ["b", "c"])]
-    features = Features(sets, torch.arange(5.0)[:, None], ["a", "b", "c"], torch.eye(3))
+    features = EncodedSets(sets, torch.arange(5.0)[:, None], ["a", "b", "c"], torch.eye(3))
     (_, first, _), (_, second, texts) = features.by_set()
     assert first.flatten().tolist() == [0, 1] and second.flatten().tolist() == [2, 3, 4]
     assert torch.equal(texts, torch.eye(3)[1:])

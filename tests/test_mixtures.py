@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from cmp import config, mixtures, registry
+from cmp import buffers, config, mixtures, registry
+from cmp.buffers import choose_lowest, rank_within_groups
 from cmp.config import Mixture
 from cmp.errors import CmpError
 from cmp.experiments import statistics
@@ -25,11 +26,9 @@ from cmp.mixtures import (
     Pools,
     batch_counts,
     batch_rows,
-    choose_lowest,
     empty_shares,
     is_kept_concept,
     largest_batch,
-    rank_within_groups,
     replay_pool,
     sample,
     sample_evenly,
@@ -307,7 +306,7 @@ def histories(draw):
 
 def buffer_rows(policy, updates, labels, capacity, seed=0):
     """The corpus positions that a buffer keeps, and their groups."""
-    history = mixtures.buffer_history(updates, labels)
+    history = buffers.buffer_history(updates, labels)
     kept, groups = registry.get_option("buffer", policy).value(history, capacity, seed)
     return history.rows[kept], groups
 

@@ -199,7 +199,7 @@ def test_what_a_later_release_says_of_the_earlier_ones(root, tmp_path):
         f"A_ZS was {metrics[0, 'eval']:.1f} before the first update and is "
         f"{metrics[2, 'eval']:.1f} after 2"
     )
-    names = f"The card of z-month says A_KA {metrics[1, 'adapt']:.1f}"
+    names = f"The card of z-month gives A_KA {metrics[1, 'adapt']:.1f}"
     for words in (kept, names, "1 name and "):
         assert words in card and words in page
     assert kept in update.retention_since_first(later)
@@ -293,7 +293,9 @@ def test_months_in_one_folder_are_not_taken_for_classes(tmp_path):
     for words in ("2026-01/oak/0.png", "2026-02/", f"{pictures}/2026-01", "cmpt data init"):
         assert words in str(error.value)
     classes(tmp_path / "shop" / "kept", each=3)
-    with pytest.raises(CmpError, match=r"--data: .*shop contains .*kept, which was given by --retain"):
+    with pytest.raises(
+        CmpError, match=r"--data: .*shop contains .*kept, which was given by --retain"
+    ):
         update.plan_update(months.START, tmp_path / "shop", retain=[tmp_path / "shop" / "kept"])
     classes(tmp_path / "split" / "train", each=3)
     classes(tmp_path / "split" / "test", each=3, prefix="")

@@ -246,7 +246,7 @@ def export(
         typer.echo(f"written: {out}\n{loading_code(name, network, out)}")
     if name in models.family_names() and to not in EXPORTERS:
         typer.echo("import cmp.embedded.models first, so that open_clip knows this model")
-    for sentence in hub.served_otherwise(found) if found else ():
+    for sentence in hub.read_differently(found) if found else ():
         typer.echo(f"note: {sentence}")
 
 

@@ -41,13 +41,13 @@ def write_hub_folder(
         (partial / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def served_otherwise(run: store.StoredRun) -> list[str]:
+def read_differently(run: store.StoredRun) -> list[str]:
     """Report images of a run's data that open_clip's own transform reads differently.
 
     Args:
         run: The run; its provenance counts these images.
     """
-    sentences = notes.served_otherwise(run.provenance.get("pictures", {}))
+    sentences = notes.describe_differences(run.provenance.get("pictures", {}))
     if run.config.model.name in models.family_names():
         sentences.append(
             "transparent parts of embedded images were evaluated over white, but open_clip's own "
@@ -79,7 +79,7 @@ def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
         scores=markdown_table(_scores(run.metrics[run.metrics["scope"] == scope])),
         data=markdown_table(pd.DataFrame(data, columns=["", "role", "licence"])),
         settings=markdown_table(pd.DataFrame(changes, columns=["", "value"])),
-        pictures="\n".join(f"* {sentence}" for sentence in served_otherwise(run)),
+        pictures="\n".join(f"* {sentence}" for sentence in read_differently(run)),
         **{key: run.provenance[key] for key in ("seconds", "device", "torch", "open_clip")},
     )  # fmt: skip
 

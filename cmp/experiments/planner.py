@@ -274,10 +274,12 @@ def _choose_mixture(request: PlanRequest) -> dict[str, Any]:
     The stream of a single update has no earlier ones; the user's own pool contains them.
     """
     has_earlier = request.buffer != 0 and not (request.embedded and request.updates == 1)
-    there = {"pretraining": request.replay > 0, "update": True, "buffer": has_earlier}
+    is_available = {"pretraining": request.replay > 0, "update": True, "buffer": has_earlier}
     shares = config.recipe_tree("default")["mixture"]
-    total = sum(shares[name] for name in there if there[name])
-    mixture: dict[str, Any] = {name: there[name] * shares[name] / total for name in there}
+    total = sum(shares[name] for name in is_available if is_available[name])
+    mixture: dict[str, Any] = {
+        name: shares[name] / total if is_there else 0.0 for name, is_there in is_available.items()
+    }
     if request.updates == 1:
         mixture |= {"pretraining": mixture["pretraining"] + mixture["buffer"], "buffer": 0.0}
     if mixture["pretraining"] > 0:

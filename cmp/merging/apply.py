@@ -11,10 +11,8 @@ selecting entries or adding differences could give invalid values. `logit_scale`
 parameter.
 """
 
-import functools
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,6 +32,7 @@ from cmp.merging.rules import (
     make_options,
 )
 from cmp.registry import Option, get_option
+from cmp.towers import layer_depth
 
 StateDict = Mapping[str, Tensor]
 RUNNING_STATISTICS = ("running_mean", "running_var")
@@ -378,44 +377,6 @@ def merge_task_vectors(
 def square_norm(x: Tensor) -> float:
     """Return the sum of squares, in fp64."""
     return torch.linalg.vector_norm(x, dtype=torch.float64).item() ** 2
-
-
-_BLOCK_NUMBER = re.compile(r"(.*?)\.(\d+(?:\.\d+)*)\.")
-"""The first run of numbers in a name: the numbered part, and its number."""
-
-
-@functools.lru_cache(maxsize=8)
-def layer_depth(names: tuple[str, ...]) -> dict[str, float]:
-    """Return each parameter's depth l / (L - 1) among the L blocks of its tower, from 0 to 1.
-
-    Everything outside the blocks, such as the stem, embeddings and projections, has depth 0.
-    """
-    depth = dict.fromkeys(names, 0.0)
-    for name, (number, count) in tower_blocks(names).items():
-        depth[name] = number / max(count - 1, 1)
-    return depth
-
-
-def tower_blocks(names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Return the number of each parameter's block in its tower, from 0, and how many blocks the
-    tower has; only for parameters within blocks.
-
-    The blocks of a tower are its most frequent numbered parts, in the order of their numbers: in
-    "visual.trunk.stages.1.0.weight", the stack is "visual.trunk.stages" and the number (1, 0).
-    "layer1" of a ResNet counts as number 1 of "layer".
-    """
-    found = {}
-    towers: dict[bool, dict[str, dict[str, tuple[int, ...]]]] = {True: {}, False: {}}
-    for name in names:
-        if match := _BLOCK_NUMBER.match(re.sub(r"\blayer(?=\d)", "layer.", name)):
-            stack = towers[name.startswith("visual.")].setdefault(match[1], {})
-            stack[name] = tuple(map(int, match[2].split(".")))
-    for stacks in towers.values():
-        ordered = [stacks[stack] for stack in sorted(stacks)]
-        numbers = max(ordered, key=lambda stack: len(set(stack.values())), default={})
-        blocks = sorted(set(numbers.values()))
-        found |= {name: (blocks.index(n), len(blocks)) for name, n in numbers.items()}
-    return found
 
 
 def check_option(option: Option) -> None:

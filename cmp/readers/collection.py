@@ -106,10 +106,10 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
     """
     tables = [_corpus_table(index) for index in indexes]
     sets = _parts_by_set(indexes)
-    about = [_describe(parts) for parts in sets.values()]
+    descriptions = [_describe(parts) for parts in sets.values()]
     noted = {name: found for name, parts in sets.items() if (found := _join_parts(parts).noted())}
     if not with_embedded:
-        corpus = build_corpus(images.image_files(indexes), tables, about)
+        corpus = build_corpus(images.image_files(indexes), tables, descriptions)
         return dataclasses.replace(corpus, noted=noted)
     embedded = load_data("embedded")
     names = [name for name, dataset in embedded.datasets.items() if dataset.role != "adapt"]
@@ -122,7 +122,8 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
     corpus = build_corpus(
         torch.cat([embedded.images[torch.from_numpy(rows)], pixels]),
         [stored.assign(captions=[embedded.captions(row) for row in rows]), *tables],
-        [(embedded.datasets[n], embedded.classes[n], embedded.hashes[n]) for n in names] + about,
+        [(embedded.datasets[n], embedded.classes[n], embedded.hashes[n]) for n in names]
+        + descriptions,
     )
     return dataclasses.replace(corpus, noted=noted)
 

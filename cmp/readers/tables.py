@@ -255,8 +255,8 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
     _check_columns(dataset, list(map(str, frame)))
     images = _column(dataset, frame, "image")
     if images and isinstance(images[0], bytes):
-        held = [image if isinstance(image, bytes) else None for image in images]
-        stamps = [NO_FILE if image is None else Stamp(len(image), crc32(image)) for image in held]
+        contents = [image if isinstance(image, bytes) else None for image in images]
+        stamps = [NO_FILE if x is None else Stamp(len(x), crc32(x)) for x in contents]
         return _index_frame(dataset, frame, [""] * len(images), stamps, images.__getitem__)
     names = [name if isinstance(name, str) else "" for name in images]
     known: dict[str, bool] = {}

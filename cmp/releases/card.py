@@ -26,8 +26,8 @@ def release_card(
     run_config: RunConfig,
     corpus: Corpus,
     comparison: Comparison | None,
-    plan: Sequence[str] = (),
-    said: Sequence[str] = (),
+    update_sentences: Sequence[str] = (),
+    score_sentences: Sequence[str] = (),
 ) -> str:
     """Return the card of a release.
 
@@ -36,8 +36,8 @@ def release_card(
         run_config: The config of its last update.
         corpus: The data so far.
         comparison: The models before and after the last update; None if nothing is scored.
-        plan: Sentences on the last update.
-        said: Sentences on the scores.
+        update_sentences: Sentences on the last update.
+        score_sentences: Sentences on the scores.
     """
     name, last = run_config.model.name, record.updates[-1]
     rows, chosen = [], ""
@@ -65,8 +65,8 @@ def release_card(
         last=last.name, images=facts.count_of(last.images, "training image"), id=record.id,
         scores=score_table(comparison) if comparison else "No image is held out for tests yet.",
         about=facts.SCORES, splits=facts.describe_splits(),
-        months=_explain_updates(comparison), said="\n\n".join(said),
-        plan="\n".join(f"* {sentence}" for sentence in plan),
+        months=_explain_updates(comparison), said="\n\n".join(score_sentences),
+        plan="\n".join(f"* {sentence}" for sentence in update_sentences),
         updates=markdown_table(updates), method=run_config.method.name,
         merging=run_config.merging.policy, batch=sum(last.counts),
         shares=", ".join(f"{share:.2f}" for share in mixture.shares), data=markdown_table(data),

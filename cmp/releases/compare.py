@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from cmp import evaluation, models, streams
 from cmp.data import Corpus
 from cmp.errors import CmpError, name_choices
-from cmp.evaluation import ENCODE_BLOCK, ROLES, Features, Scores
+from cmp.evaluation import ENCODE_BLOCK, ROLES, EncodedSets, Scores
 from cmp.models import Network
 from cmp.releases.candidates import Candidate, find_candidate, folder_candidate
 from cmp.releases.index import RECALL_AT, IndexMap, fit_map, measure_index
@@ -278,7 +278,7 @@ def _encode(
     precision: str,
     device: str,
     progress: str,
-) -> tuple[Features, Tensor]:
+) -> tuple[EncodedSets, Tensor]:
     """Load a model and return its features of what is scored, and of other images; `progress` is
     what the bar is called, "" for none."""
     network = _load_checked(candidate, corpus).to(device)
@@ -327,7 +327,9 @@ def _in_blocks(bar: tqdm, size: int, items: Any, encode: Callable[[Any], Tensor]
     return torch.cat(features)
 
 
-def _pair_questions(corpus: Corpus, features: Features, old: Scores, new: Scores) -> pd.DataFrame:
+def _pair_questions(
+    corpus: Corpus, features: EncodedSets, old: Scores, new: Scores
+) -> pd.DataFrame:
     """Return a row per question with its kind and both models' hits and answers."""
     table = old.hits.rename(columns={"hit": "hit_old", "answer": "said_old"})
     table = table.assign(hit_new=new.hits["hit"], said_new=new.hits["answer"])
@@ -469,7 +471,7 @@ def _badness(concepts: pd.DataFrame) -> tuple[pd.Series, ...]:
     return concepts["change"], concepts["questions"] == 1, -concepts["lost"]
 
 
-def _compare_retrieval(corpus: Corpus, features: list[Features], is_same: bool) -> pd.DataFrame:
+def _compare_retrieval(corpus: Corpus, features: list[EncodedSets], is_same: bool) -> pd.DataFrame:
     """Return `Comparison.retrieval`."""
     rows: list[dict[str, object]] = []
     for (test_set, *old), (_, *new) in zip(*(each.by_set() for each in features), strict=True):

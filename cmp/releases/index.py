@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmp.data import Corpus
-from cmp.evaluation import ENCODE_BLOCK, RETRIEVAL_K, Features
+from cmp.evaluation import ENCODE_BLOCK, RETRIEVAL_K, EncodedSets
 from cmp.releases.intervals import mean_interval
 
 RECALL_AT = (1, RETRIEVAL_K)
@@ -70,7 +70,7 @@ def fit_map(new: Tensor, old: Tensor) -> IndexMap:
 
 
 def measure_index(
-    corpus: Corpus, old: Features, new: Features, is_new: np.ndarray, index_map: IndexMap
+    corpus: Corpus, old: EncodedSets, new: EncodedSets, is_new: np.ndarray, index_map: IndexMap
 ) -> pd.DataFrame:
     """Return how often queries find what they ask for in one index of all scored images.
 
@@ -122,21 +122,22 @@ def measure_index(
     tables = []
     for content, chosen in ((KNOWN, ~is_new), (NEW, is_new)):
         pairs = chosen[picture]
-        asked = np.unique(text[pairs])
-        found = {
-            key: _text_hits(texts[asked], asked, picture[pairs], text[pairs], len(rows))
+        queries = np.unique(text[pairs])
+        hits_by_gallery = {
+            key: _text_hits(texts[queries], queries, picture[pairs], text[pairs], len(rows))
             for key, (texts, _) in nearest.items()
         }
-        tables += _recall_rows(content, "text", found, np.arange(len(asked)), is_same)
-        asked, label = _picture_questions(picture, text, chosen & labelled)
-        found = {
-            key: label[near[asked]] == label[asked, None] for key, (_, near) in nearest.items()
+        groups = np.arange(len(queries))
+        tables += _recall_rows(content, "text", hits_by_gallery, groups, is_same)
+        queries, label = _picture_queries(picture, text, chosen & labelled)
+        hits_by_gallery = {
+            key: label[near[queries]] == label[queries, None] for key, (_, near) in nearest.items()
         }
-        tables += _recall_rows(content, "picture", found, group[asked], is_same)
+        tables += _recall_rows(content, "picture", hits_by_gallery, group[queries], is_same)
     return pd.DataFrame(tables)
 
 
-def _pairs(corpus: Corpus, features: Features) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(corpus: Corpus, features: EncodedSets) -> tuple[np.ndarray, np.ndarray]:
     """Return each pair of an image and a text of it, as positions among the features."""
     place = {text: index for index, text in enumerate(features.texts)}
     pictures, texts, first = [], [], 0
@@ -153,7 +154,7 @@ def _pairs(corpus: Corpus, features: Features) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(pictures), np.concatenate(texts)
 
 
-def _of_classes(features: Features) -> np.ndarray:
+def _of_classes(features: EncodedSets) -> np.ndarray:
     """Return whether each image is of a set with classes."""
     sets = features.test_sets
     return np.repeat([x.owner is None for x in sets], [len(x.rows) for x in sets])
@@ -172,13 +173,13 @@ def _nearest(queries: Tensor, gallery: Tensor, skip_self: bool = False) -> np.nd
 
 
 def _text_hits(
-    nearest: np.ndarray, asked: np.ndarray, picture: np.ndarray, text: np.ndarray, count: int
+    nearest: np.ndarray, queries: np.ndarray, picture: np.ndarray, text: np.ndarray, count: int
 ) -> np.ndarray:
     """Return whether each of the nearest images belongs to its text, [texts, k]."""
-    return np.isin(asked[:, None] * count + nearest, text * count + picture)
+    return np.isin(queries[:, None] * count + nearest, text * count + picture)
 
 
-def _picture_questions(
+def _picture_queries(
     picture: np.ndarray, text: np.ndarray, chosen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the images whose class has another one in the same part of the index, and a number
@@ -191,20 +192,20 @@ def _picture_questions(
 
 
 def _recall_rows(
-    content: str, query: str, found: dict[str, np.ndarray], group: np.ndarray, is_same: bool
+    content: str, query: str, nearest: dict[str, np.ndarray], group: np.ndarray, is_same: bool
 ) -> list[dict[str, object]]:
     """Return a row of `measure_index` for each k, or none without queries.
 
     Args:
         content: "known" or "new".
         query: "text" or "picture".
-        found: By column, whether each of a query's nearest is right, bool [queries, k].
+        nearest: By column, whether each of a query's nearest entries is right, bool [queries, k].
         group: The group of each query.
         is_same: Whether both models have the same features.
     """
     rows: list[dict[str, object]] = []
     for k in RECALL_AT if len(group) else ():
-        hits = {key: near[:, :k].any(1).astype(float) for key, near in found.items()}
+        hits = {key: near[:, :k].any(1).astype(float) for key, near in nearest.items()}
         row = {"content": content, "query": query, "k": k, "queries": len(group)}
         row |= {key: 100 * hits[key].mean() if key in hits else np.nan for key in GALLERIES}
         ends = (np.nan,) * 3

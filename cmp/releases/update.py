@@ -528,27 +528,27 @@ def write_release(
         matrix.to_parquet(partial / release.MATRIX_FILE, index=False)
         hits = {name: from_numpy(x) for name, x in result.hits.items()}
         save_file(hits, partial / release.HITS_FILE)
-        said = _sentences(plan, result)
-        card = release_card(record, plan.config, plan.corpus, comparison, plan.notes, said)
+        sentences = _sentences(plan, result)
+        card = release_card(record, plan.config, plan.corpus, comparison, plan.notes, sentences)
         (partial / release.CARD_FILE).write_text(card, encoding="utf-8")
         if comparison:
             title = f"{plan.name}: what update {plan.number} taught, and what it cost"
             if not plan.report.new.get("test"):
                 title = f"{plan.name}: what update {plan.number} cost; what it taught is not scored"
             page = partial / release.REPORT_FILE
-            write_report(comparison, page, title, notes=said, background=plan.notes)
+            write_report(comparison, page, title, notes=sentences, background=plan.notes)
         release.write_record(partial, record)
 
 
 def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:
     """Return sentences on the scores after an update."""
     names = [arrival.name for arrival in plan.ledger.arrivals if arrival.role == "adapt"]
-    found = (
+    candidates = (
         facts.describe_unscored(plan.report),
         facts.describe_names(result.metrics, names),
         facts.describe_retention(result.metrics, result.hits, plan.number),
     )
-    return [sentence for sentence in found if sentence]
+    return [sentence for sentence in candidates if sentence]
 
 
 def retention_since_first(made: Release) -> str:
