@@ -2,6 +2,9 @@
 
 It is a tree of frozen dataclasses and parsed strictly: an unknown key, a wrong type or an
 impossible value raises an error that names the key. Names of options come from `cmp.registry`.
+
+The section `schedule` is defined in `cmp.schedules`, beside the options that it names. Both modules
+list the keys of their sections in `cmp.registry.SECTION_KEYS`.
 """
 
 import copy

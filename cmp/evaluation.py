@@ -103,7 +103,10 @@ class Scores:
 
     def summary(self) -> dict[str, float]:
         """Return A_KA, A_ZS and their geometric mean GM in percent, leaving out what was not
-        scored."""
+        scored.
+
+        This is the definition of the three scores. `cmp.runs.store.trajectory` gives the same from
+        stored metrics, and `cmp.releases.compare` with intervals of paired differences."""
         scored = [name for name in ROLES if ROLES[name] in set(self.datasets["role"])]
         summary = {name: self.aggregate(name)[0] for name in scored}
         if len(summary) == len(ROLES):

@@ -61,7 +61,7 @@ def load_folder(source: str) -> Corpus:
         source: A name or path, see `manifest.manifest_folders`.
 
     Raises:
-        CmpError: If any of it cannot be used, see `load_collection`.
+        CmpError: The data cannot be used, see `load_collection`.
     """
     paths = [path for path, _ in manifest_files(source)]
     return _load_folder(source, tuple((path, path.stat().st_mtime_ns) for path in paths))
@@ -102,7 +102,7 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
             in memory at 32 pixels, like the embedded ones.
 
     Raises:
-        CmpError: If a dataset has the same name as an added embedded one.
+        CmpError: A dataset has the same name as an added embedded one.
     """
     tables = [_corpus_table(index) for index in indexes]
     sets = _parts_by_set(indexes)
@@ -166,7 +166,7 @@ def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
         The datasets, and whether to add the embedded ones.
 
     Raises:
-        CmpError: If all datasets are absent, or one has wrong counts or faults.
+        CmpError: All datasets are absent, or one has wrong counts or faults.
     """
     located = load_manifests(source)
     indexes, absent = [], []
@@ -203,7 +203,7 @@ def read_index(dataset: FileSet, root: Path) -> ImageIndex:
         root: The folder that its paths start from.
 
     Raises:
-        CmpError: If the dataset cannot be read at all.
+        CmpError: The dataset cannot be read at all.
     """
     if dataset.reader.kind not in READERS:
         raise CmpError(
@@ -224,7 +224,7 @@ def check_images(index: ImageIndex) -> ImageIndex:
         The dataset without unusable images.
 
     Raises:
-        CmpError: If there are faults and the manifest does not say `faults: skip`, or if no image
+        CmpError: There are faults and the manifest does not say `faults: skip`, or no image
             is left.
     """
     refuse_faults(index.dataset, index.faults)

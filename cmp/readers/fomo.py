@@ -50,8 +50,8 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
         The index. Listed images that are missing are faults.
 
     Raises:
-        AbsentError: If neither the dataset's folder nor its tar exists.
-        CmpError: If a list or the tar cannot be read.
+        AbsentError: Neither the dataset's folder nor its tar exists.
+        CmpError: A list or the tar cannot be read.
     """
     folder = dataset.reader.folder
     images, archive = root / folder, root / f"{folder}.tar"

@@ -69,8 +69,8 @@ def open_image(content: bytes, min_side: int = 0) -> Image.Image:
             as long as no side gets shorter than this many pixels.
 
     Raises:
-        DecompressionBombError: If it has more than `MAX_PIXELS` pixels.
-        CmpError: If Pillow is set to accept truncated images.
+        DecompressionBombError: It has more than `MAX_PIXELS` pixels.
+        CmpError: Pillow is set to accept truncated images.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise CmpError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES hides damage; set it to False")

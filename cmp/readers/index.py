@@ -214,11 +214,7 @@ def _row_fault(row: Row, texts: list[str] | None, labelled: bool) -> str:
 
 
 def summarise_faults(faults: list[Fault]) -> str:
-    """Return a line that lists faults by kind, naming the first three of each.
-
-    Args:
-        faults: The faults.
-    """
+    """Return a line that lists faults by kind, naming the first three of each."""
     parts, kinds = [], list(dict.fromkeys(fault.kind for fault in faults))
     for kind in kinds[:MAX_KINDS]:
         found = [fault.where for fault in faults if fault.kind == kind]
@@ -239,7 +235,7 @@ def refuse_faults(dataset: FileSet, faults: list[Fault]) -> None:
         faults: What cannot be used.
 
     Raises:
-        CmpError: If there are faults; the message names the first of each kind.
+        CmpError: There are faults; the message names the first of each kind.
     """
     if faults and dataset.faults == "refuse":
         raise CmpError(

@@ -281,7 +281,7 @@ class FileSet(SetManifest):
             root: The folder that the pattern starts from, unless it is absolute.
 
         Raises:
-            CmpError: If there are none, if the pattern would search folders outside the root, or if
+            CmpError: There are none, the pattern would search folders outside the root, or
                 it matches links that lead out of the root or files outside it without the reader's
                 endings.
         """
@@ -345,7 +345,7 @@ def load_manifests(source: str) -> list[tuple[FileSet, Path]]:
         (manifest, folder that its paths are relative to) pairs, in the order of the files.
 
     Raises:
-        CmpError: If there is no manifest, one is faulty, two datasets have the same name, or
+        CmpError: There is no manifest, one is faulty, two datasets have the same name, or
             manifests are at two levels.
     """
     for folder, _ in manifest_folders(source):
@@ -407,7 +407,7 @@ def refuse_two_levels(upper: list[Path], lower: list[Path]) -> None:
         lower: The manifests in the inner folders.
 
     Raises:
-        CmpError: If there are both.
+        CmpError: There are both.
     """
     if upper and lower:
         raise CmpError(
@@ -431,7 +431,7 @@ def read_manifest(path: Path, schema: type[Model]) -> Model:
         An instance of `schema`.
 
     Raises:
-        CmpError: If the file cannot be read or does not fit; the message names the first invalid
+        CmpError: The file cannot be read or does not fit; the message names the first invalid
             key.
     """
     try:

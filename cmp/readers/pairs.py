@@ -29,7 +29,7 @@ def read_pairs(dataset: FileSet, root: Path) -> ImageIndex:
         unless they are at the top level, like the tables of img2dataset.
 
     Raises:
-        CmpError: If there is no such folder; or see `tables.pictures_folder`.
+        CmpError: There is no such folder; see also `tables.pictures_folder`.
     """
     folder, is_foreign = pictures_folder(dataset, root, TEXT_SUFFIXES)
     splits = {path.name for path in split_folders(folder)}

@@ -34,9 +34,6 @@ MAX_CAPTION_BYTES = 2**20
 def unsafe_reason(member: tarfile.TarInfo) -> str | None:
     """Return why a member of a tar must not be read.
 
-    Args:
-        member: The member.
-
     Returns:
         The kind of fault, or None for a safe regular file or folder.
     """
@@ -64,7 +61,7 @@ def tar_members(path: Path, faults: list[Fault]) -> Iterator[tuple[tarfile.TarIn
         (member, the tar as an open file) pairs, in the order of the tar.
 
     Raises:
-        CmpError: If the file is missing, damaged or compressed.
+        CmpError: The file is missing, damaged or compressed.
     """
     if not path.is_file():
         raise CmpError(f"{path}: no such tar; pipes and URLs are not supported")
@@ -121,7 +118,7 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
         The index.
 
     Raises:
-        CmpError: If no tar matches the pattern, or one cannot be read.
+        CmpError: No tar matches the pattern, or one cannot be read.
     """
     files = dataset.find_files(root)
     rows, faults, spans = [], [], []
@@ -138,9 +135,6 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
 
 def tar_samples(path: Path) -> tuple[list[list[Any]], list[list[str]]]:
     """Return the samples of a tar, cached in the build folder until the tar changes.
-
-    Args:
-        path: The tar.
 
     Returns:
         For each sample with an image, [key, offset, size, label, caption], see `read_tars`; for

@@ -123,7 +123,7 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
         folder: The folder; an earlier export in it is replaced.
 
     Returns:
-        What was written.
+        The result of the export.
 
     Raises:
         CmpError: `transformers` has no such network or gives other features, or the folder cannot
@@ -133,10 +133,11 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
     model.eval()
     kind, how = find_kind(name, model), models.preprocessing(model)
     tensors, settings = rename_tensors(name, model), describe_preprocessing(name, how)
-    import transformers  # an extra, which takes seconds; what it does not have is refused before
+    # an extra that takes seconds to import, so unsupported networks are refused before
+    import transformers
 
     probe = make_probe(name, model)
-    if probe.no_tokenizer and kind == CLIP:  # its pooling needs to know the last token
+    if probe.no_tokenizer and kind == CLIP:  # the last token, where it pools, must be known
         raise CmpError(
             f"model.name: {name!r}: its tokenizer cannot be loaded ({probe.no_tokenizer:.200})"
         )
@@ -159,13 +160,13 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
 
 
 def _pooled(output: Any) -> Tensor:
-    """Return the features of a tower, which older versions of `transformers` give alone."""
+    """Return the features of a tower, which older versions of `transformers` return directly."""
     return getattr(output, "pooler_output", output)
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep `transformers` from drawing bars and from warnings while a network is loaded."""
+    """Suppress progress bars and warnings of `transformers` while a network is loaded."""
     from transformers.utils import logging
 
     had_bars = logging.is_progress_bar_enabled()
@@ -183,12 +184,12 @@ def unsupported_error(name: str, reason: str) -> CmpError:
 
     Args:
         name: The model.
-        reason: What of it has no place there.
+        reason: The part without a counterpart.
     """
     return CmpError(
-        f"--to transformers: {name!r}: {reason}; what can be exported is CLIP (open_clip's own "
-        "vision transformer and its causal text tower) and SigLIP (timm's vision transformer with "
-        "attention pooling, and a text tower that looks both ways); --to onnx takes any network"
+        f"--to transformers: {name!r}: {reason}; only CLIP (open_clip's own vision transformer "
+        "and its causal text tower) and SigLIP (timm's vision transformer with attention pooling, "
+        "and a text tower without a causal mask) can be exported; --to onnx takes any network"
     )
 
 
@@ -234,7 +235,7 @@ def rename_tensors(name: str, model: Network) -> dict[str, Tensor]:
         model: Its network, its attention split.
 
     Raises:
-        CmpError: A tensor has no place there.
+        CmpError: A tensor has no counterpart there.
     """
     renamed = {}
     for old, x in split_timm(model.state_dict()).items():
@@ -255,7 +256,7 @@ def rename_tensors(name: str, model: Network) -> dict[str, Tensor]:
 
 
 def rename(name: str) -> str | None:
-    """Return what a tensor of open_clip is called in `transformers`, None where it has no place."""
+    """Return the name of a tensor of open_clip in `transformers`, or None without a counterpart."""
     if found := re.fullmatch(r"(.*blocks)\.(\d+)\.(.*)", name):
         place, number, rest = found.groups()
         stack, part = _replace_start(place, TENSORS), _replace_start(rest, BLOCKS)
@@ -264,7 +265,7 @@ def rename(name: str) -> str | None:
 
 
 def _replace_start(name: str, table: dict[str, str]) -> str | None:
-    """Return a name whose longest start that a table has is replaced; None where it has none."""
+    """Return a name with its longest start in a table replaced, or None if there is none."""
     start = name
     while start and start not in table:
         start = start.rpartition(".")[0]
@@ -272,8 +273,8 @@ def _replace_start(name: str, table: dict[str, str]) -> str | None:
 
 
 def split_timm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with timm's attention as `transformers` has it: one matrix per projection in a
-    block, and all three in one where tokens are pooled."""
+    """Return tensors with timm's attention in the form of `transformers`: one matrix per projection
+    in a block, and one for all three in attention pooling."""
     split = {}
     for name, x in tensors.items():
         if name.startswith("visual.trunk.blocks.") and ".attn.qkv." in name:
@@ -293,8 +294,8 @@ def describe_network(model: Network, kind: str, probe: Probe, tokenizer: Any) ->
     Args:
         model: The network.
         kind: Its kind.
-        probe: Texts, in whose tokens those of the start and the end are looked up.
-        tokenizer: The tokenizer, None where it is not here.
+        probe: Texts, whose tokens show those for the start and the end.
+        tokenizer: The tokenizer; None if it is not on this machine.
     """
     visual, text = model.visual, text_tower(model)
     width = text.ln_final.normalized_shape[0]
@@ -326,7 +327,7 @@ def describe_network(model: Network, kind: str, probe: Probe, tokenizer: Any) ->
 
 
 def _describe_blocks(blocks: Any, norm: nn.LayerNorm) -> dict[str, Any]:
-    """Return what the config of a tower says of its blocks and of its norms."""
+    """Return the part of a tower's config that describes its blocks and norms."""
     block = blocks[0]
     heads = block.attn.heads if hasattr(block.attn, "heads") else block.attn.num_heads
     is_timm = hasattr(block.mlp, "fc1")
@@ -435,8 +436,8 @@ def write_byte_pairs(tokenizer: SimpleTokenizer, length: int, folder: Path) -> N
 
     Args:
         tokenizer: open_clip's tokenizer.
-        length: Tokens of the longest text.
-        folder: Where to.
+        length: The most tokens of a text.
+        folder: The folder of the export.
     """
     vocabulary = {SPECIAL_TOKENS.get(token, token): i for token, i in tokenizer.encoder.items()}
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
@@ -449,14 +450,14 @@ def write_byte_pairs(tokenizer: SimpleTokenizer, length: int, folder: Path) -> N
 
 
 def write_fast_tokenizer(tokenizer: HFTokenizer, length: int, folder: Path) -> None:
-    """Write a tokenizer of `transformers` which cleans texts as open_clip does before.
+    """Write a tokenizer of `transformers` that first cleans texts as open_clip does.
 
-    It gives tokens alone, and no mask: SigLIP was trained with all places of a text in view.
+    It returns only tokens and no mask, since SigLIP was trained without one.
 
     Args:
         tokenizer: open_clip's wrapper around it.
-        length: Tokens of the longest text.
-        folder: Where to.
+        length: The most tokens of a text.
+        folder: The folder of the export.
     """
     from tokenizers import Regex, Tokenizer, normalizers
     from transformers import PreTrainedTokenizerFast

@@ -310,7 +310,7 @@ def find_run(prefix: str) -> StoredRun:
 
 
 def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return the aggregate scores of runs over their streams.
+    """Return the aggregate scores of runs over their streams, as `Scores.summary` defines them.
 
     Args:
         metrics: As in `StoredRun`, or of several runs distinguished by `setting` and `replicate`.
