@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from cmp import cli, evaluation, models
 from cmp.errors import CmpError, Interrupted
 from cmp.files import file_digest
-from cmp.releases import compare, facts, gate, ledger, release, report, tuning, update
+from cmp.releases import compare, gate, ledger, release, report, sentences, tuning, update
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer
 
@@ -213,12 +213,12 @@ def test_what_was_right_before_the_first_update_is_counted():
     )
     before = np.array([True] * 6 + [False] * 2)
     hits = {"0/kept": before, "2/kept": np.array([False] * 3 + [True] * 4 + [False])}
-    words = facts.describe_retention(metrics, hits, 2)
+    words = sentences.describe_retention(metrics, hits, 2)
     assert "A_ZS was 75.0 before the first update and is 50.0 after 2 (−25.0)" in words
     assert "50.0% of what was right then is wrong now" in words
-    assert facts.describe_retention(metrics, hits, 1) == ""  # the last change says it
+    assert sentences.describe_retention(metrics, hits, 1) == ""  # the last change says it
     other = metrics.assign(images=range(4))
-    assert facts.describe_retention(other, hits, 2) == ""  # other pictures
+    assert sentences.describe_retention(other, hits, 2) == ""  # other pictures
 
 
 def test_an_update_without_test_pictures_is_not_judged(root, tmp_path):

@@ -10,7 +10,7 @@ from pictures import classes, picture, tar, tree
 
 import cmp
 from cmp.errors import CmpError
-from cmp.releases import card, compare, facts, gate, ledger, release, tuning, update
+from cmp.releases import card, compare, gate, ledger, release, sentences, tuning, update
 from cmp.runs import runner
 
 SMALL = ["training.batch=8", "evaluation.full=false", "evaluation.subset=2"]
@@ -166,11 +166,11 @@ def test_a_gate_is_a_path_in_any_form(tmp_path, monkeypatch):
 
 
 def test_numbers_are_written_the_same_everywhere():
-    assert facts.signed(-0.04) == facts.signed(0.04) == "0.0"
-    assert (facts.signed(1.25), facts.decimal(-3)) == ("+1.2", "−3.0")
-    assert facts.signed(float("nan")) == "–"
-    assert facts.interval_in_words(float("nan"), float("nan")) == "no interval"
-    assert facts.interval_in_words(-1, 2) == "−1.0 to 2.0"
+    assert sentences.signed(-0.04) == sentences.signed(0.04) == "0.0"
+    assert (sentences.signed(1.25), sentences.decimal(-3)) == ("+1.2", "−3.0")
+    assert sentences.signed(float("nan")) == "–"
+    assert sentences.interval_in_words(float("nan"), float("nan")) == "no interval"
+    assert sentences.interval_in_words(-1, 2) == "−1.0 to 2.0"
 
 
 def test_a_bar_in_a_name_does_not_break_a_table():

@@ -14,7 +14,7 @@ from cmp.errors import CmpError
 from cmp.evaluation import make_test_sets
 from cmp.experiments import forecast
 from cmp.files import check_target
-from cmp.releases import candidates, facts, gate, release, report
+from cmp.releases import candidates, gate, release, report, sentences
 from cmp.releases.compare import Comparison, as_candidate, common_device, update_names
 from cmp.releases.compare import compare as compare_models
 from cmp.releases.index import RECALL_AT
@@ -150,9 +150,10 @@ def print_comparison(comparison: Comparison) -> None:
 
 def _score_cells(row) -> tuple[object, ...]:
     """Return the cells of a row of `Comparison.sets` or `Comparison.summary`."""
-    interval = facts.interval_in_words(row["low"], row["high"])
+    change = sentences.signed(row["change"])
+    interval = sentences.interval_in_words(row["low"], row["high"])
     share = shared.score_text(row["lost_share"]) + "%"
     return (
-        *map(shared.score_text, (row["old"], row["new"])), facts.signed(row["change"]), interval,
+        *map(shared.score_text, (row["old"], row["new"])), change, interval,
         int(row["lost"]), share, int(row["gained"]),
     )  # fmt: skip

@@ -20,7 +20,7 @@ from cmp.experiments.guidelines import load_guidelines
 from cmp.experiments.scores import AGGREGATES, level_in_words
 from cmp.files import read_yaml
 from cmp.mixtures import MIN_STEPS
-from cmp.releases.facts import count_of
+from cmp.releases.sentences import count_of
 
 _WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))
 KEEP: dict[str, str] = _WORDS["keep"]

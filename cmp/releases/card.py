@@ -11,7 +11,7 @@ from cmp import models
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.files import read_yaml
-from cmp.releases import facts
+from cmp.releases import sentences
 from cmp.releases.compare import Comparison
 from cmp.releases.release import ReleaseRecord
 
@@ -62,9 +62,9 @@ def release_card(
     card = CARD["card"].format(
         name=name, start=run_config.model.start, snippet=snippet(name, corpus).rstrip(),
         count="once" if len(record.updates) == 1 else f"{len(record.updates)} times",
-        last=last.name, images=facts.count_of(last.images, "training image"), id=record.id,
+        last=last.name, images=sentences.count_of(last.images, "training image"), id=record.id,
         scores=score_table(comparison) if comparison else "No image is held out for tests yet.",
-        about=facts.SCORES, splits=facts.describe_splits(),
+        about=sentences.SCORES, splits=sentences.describe_splits(),
         months=_explain_updates(comparison), said="\n\n".join(score_sentences),
         plan="\n".join(f"* {sentence}" for sentence in update_sentences),
         updates=markdown_table(updates), method=run_config.method.name,
@@ -115,7 +115,7 @@ def score_table(comparison: Comparison) -> str:
             "before": table["old"],
             "after": table["new"],
             "change, 95% interval": [
-                f"{facts.signed(x.change)} ({facts.interval_in_words(x.low, x.high)})"
+                f"{sentences.signed(x.change)} ({sentences.interval_in_words(x.low, x.high)})"
                 for x in table.itertuples()
             ],
             "lost": [

@@ -28,7 +28,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.errors import CmpError, name_choices
 from cmp.evaluation import ROLES
 from cmp.files import check_record, read_yaml
-from cmp.releases import facts
+from cmp.releases import sentences
 from cmp.releases.compare import ALL, Comparison
 from cmp.values import STRICT
 
@@ -226,7 +226,7 @@ def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLin
             rule = f"a fall of at most {limit:g} is allowed"
             if name == "gain":
                 rule = f"a gain of at least {limit:g} is required"
-            size = facts.signed(change)
+            size = sentences.signed(change)
             sentence = f"{row['old']:.1f} became {row['new']:.1f} ({size}{ends}); {rule}"
         passed = value >= limit if name == "gain" else value <= limit
         if np.isnan(value):

@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 
 from cmp.files import write_atomic
-from cmp.releases import facts
+from cmp.releases import sentences
 from cmp.releases.compare import ALL, NAMING, TO_IMAGE, Comparison
-from cmp.releases.facts import count_of, decimal, interval_in_words, signed
 from cmp.releases.gate import GateLine
 from cmp.releases.index import RECALL_AT
+from cmp.releases.sentences import count_of, decimal, interval_in_words, signed
 from cmp.releases.thumbnails import SIDE, picture_uris
 
 LARGEST, RESERVE = 3_000_000, 200_000
@@ -344,8 +344,8 @@ def _scores(comparison: Comparison) -> str:
         "changed, with 95% intervals over groups of images. "
         '<span class="lost">■ clearly lower</span>, <span class="found">● clearly higher</span>, '
         "○ could be either. In brackets: the number of scored images. On the right: the share of "
-        f'right answers that are wrong now.</p>\n<p class="quiet">{facts.SCORES} '
-        f"{facts.describe_splits()}{_explain_updates(comparison)}</p>\n"
+        f'right answers that are wrong now.</p>\n<p class="quiet">{sentences.SCORES} '
+        f"{sentences.describe_splits()}{_explain_updates(comparison)}</p>\n"
         f'<ul class="scores">\n{chr(10).join(lines)}\n</ul>\n</section>'
     )
 

@@ -30,15 +30,15 @@ from cmp.files import atomic_folder
 from cmp.mixtures import Pools
 from cmp.readers.manifest import check_prompt
 from cmp.registry import get_option
-from cmp.releases import facts, release
 from cmp.releases import ledger as ledgers
+from cmp.releases import release, sentences
 from cmp.releases.candidates import Candidate, split_start
 from cmp.releases.card import release_card
 from cmp.releases.compare import Comparison, compare
-from cmp.releases.facts import count_of
 from cmp.releases.ledger import EMBEDDED, ArrivalReport, Ledger
 from cmp.releases.release import Release, ReleaseRecord, UpdateRecord
 from cmp.releases.report import write_report
+from cmp.releases.sentences import count_of
 from cmp.runs import identity, store
 from cmp.runs.checkpoints import CheckpointManager, RunState, latest_progress
 from cmp.runs.identity import json_digest
@@ -113,7 +113,7 @@ class UpdatePlan:
     @property
     def peak_source(self) -> str:
         """Where its peak comes from, or "" for the recipe's."""
-        return facts.describe_peak(self.is_peak_given, self.earlier)
+        return sentences.describe_peak(self.is_peak_given, self.earlier)
 
     @property
     def notes(self) -> list[str]:
@@ -311,7 +311,7 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
     )
     new_names, old_names = len(report.new_names), len(report.old_names)
     yield f"{count_of(new_names, 'new name')}, {count_of(old_names, 'known name')}"
-    if sentence := facts.describe_unscored(report):
+    if sentence := sentences.describe_unscored(report):
         yield sentence
     yield from _describe_sets(plan.ledger, plan.config.model.name)
     if report.again:
@@ -528,15 +528,17 @@ def write_release(
         matrix.to_parquet(partial / release.MATRIX_FILE, index=False)
         hits = {name: from_numpy(x) for name, x in result.hits.items()}
         save_file(hits, partial / release.HITS_FILE)
-        sentences = _sentences(plan, result)
-        card = release_card(record, plan.config, plan.corpus, comparison, plan.notes, sentences)
+        score_sentences = _sentences(plan, result)
+        card = release_card(
+            record, plan.config, plan.corpus, comparison, plan.notes, score_sentences
+        )
         (partial / release.CARD_FILE).write_text(card, encoding="utf-8")
         if comparison:
             title = f"{plan.name}: what update {plan.number} taught, and what it cost"
             if not plan.report.new.get("test"):
                 title = f"{plan.name}: what update {plan.number} cost; what it taught is not scored"
             page = partial / release.REPORT_FILE
-            write_report(comparison, page, title, notes=sentences, background=plan.notes)
+            write_report(comparison, page, title, notes=score_sentences, background=plan.notes)
         release.write_record(partial, record)
 
 
@@ -544,9 +546,9 @@ def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:
     """Return sentences on the scores after an update."""
     names = [arrival.name for arrival in plan.ledger.arrivals if arrival.role == "adapt"]
     candidates = (
-        facts.describe_unscored(plan.report),
-        facts.describe_names(result.metrics, names),
-        facts.describe_retention(result.metrics, result.hits, plan.number),
+        sentences.describe_unscored(plan.report),
+        sentences.describe_names(result.metrics, names),
+        sentences.describe_retention(result.metrics, result.hits, plan.number),
     )
     return [sentence for sentence in candidates if sentence]
 
@@ -556,7 +558,7 @@ def retention_since_first(made: Release) -> str:
     if there was only one update or nothing to compare."""
     metrics = pd.read_parquet(made.path(release.SCORES_FILE))
     hits = {name: x.numpy() for name, x in load_file(made.path(release.HITS_FILE)).items()}
-    return facts.describe_retention(metrics, hits, len(made.record.updates))
+    return sentences.describe_retention(metrics, hits, len(made.record.updates))
 
 
 def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Comparison | None:
