@@ -1,4 +1,4 @@
-"""What two models do on the same images: scores, names lost and gained, and a stored index."""
+"""Compare two models on the same images: scores, names lost and gained, and a stored index."""
 
 import dataclasses
 import functools

@@ -80,7 +80,7 @@ class GateLine(NamedTuple):
     """A limit, and whether it was kept.
 
     Attributes:
-        key: Where it stands in the gate, such as "each.drop".
+        key: Its key in the gate, such as "each.drop".
         scope: What it limits: the name of a dataset or an update, or "A_KA", "A_ZS" or "all".
         limit: The limit, in points or percent.
         value: What was compared with it; NaN where no interval can be formed.

@@ -1,4 +1,4 @@
-"""Sentences that the plan, the card and the report of an update share."""
+"""Sentences and numbers in words for the plan, the card and the report of an update."""
 
 import math
 from collections.abc import Mapping, Sequence
