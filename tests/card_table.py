@@ -37,8 +37,8 @@ class Fit(NamedTuple):
     bytes: float
 
     def __str__(self) -> str:
-        options = [f"--micro-batch {self.micro_batch}"] * (self.micro_batch < BATCH)
-        options += ["--checkpoint-activations"] * self.recomputed
+        options = [f"--micro-batch {self.micro_batch}"] if self.micro_batch < BATCH else []
+        options += ["--checkpoint-activations"] if self.recomputed else []
         how = f"`{' '.join(options)}`" if options else "whole batch"
         return f"{how} ({self.bytes / 1e9:.0f} GB)"
 

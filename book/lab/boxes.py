@@ -28,7 +28,7 @@ def beside_paper(*guidelines: str, rows: Sequence[str] = ROWS) -> HTML:
             for name, texts in guideline_box(guideline).items()
             if name in rows
         ]
-        name = f"<h3>{guideline.capitalize()}</h3>" * (len(guidelines) > 1)
+        name = f"<h3>{guideline.capitalize()}</h3>" if len(guidelines) > 1 else ""
         boxes.append(f"{name}<table><tr>{'</tr><tr>'.join(cells)}</tr></table>")
     return HTML("\n".join(boxes))
 
@@ -46,7 +46,7 @@ def guideline_box(name: str) -> dict[str, tuple[str, ...]]:
     guideline = load_guidelines()[name]
     measured = measure_guideline(guideline, judged_claims())
     follows_paper = guideline.follows == "paper" or measured.disagrees
-    why = ("The advice follows the paper, whose evidence is at scale.",) * follows_paper
+    why = ("The advice follows the paper, whose evidence is at scale.",) if follows_paper else ()
     paragraphs = (
         (guideline.paper, f"Its scale: {guideline.scale}."),
         measured.sentences,
