@@ -747,7 +747,7 @@ def test_a_file_and_a_half_folder_are_refused_with_the_fix(tmp_path):
     file.write_bytes(b"")
     with pytest.raises(CmpError, match=f"write NAME:{re.escape(str(file))}"):
         find_candidate(str(file))
-    with pytest.raises(CmpError, match=r"there is no open_clip_config\.json in it"):
+    with pytest.raises(CmpError, match=r"contains no open_clip_config\.json"):
         find_candidate(str(tmp_path))
     (tmp_path / "open_clip_config.json").write_text("{")
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"")

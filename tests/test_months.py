@@ -439,7 +439,7 @@ def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(root, tmp_
     assert "the set shoes: the images of all updates" in plan.notes
     manifest = root / "y-month" / "manifest.yaml"
     manifest.write_text(json.dumps(about | {"prompt": "{}"}))
-    with pytest.raises(CmpError, match=r"shoes: prompt: '\{\}', and 'a shoe, \{\}' before"):
+    with pytest.raises(CmpError, match=r"shoes: prompt: '\{\}', but it was 'a shoe, \{\}'"):
         update.plan_update(made.folder, root / "y-month")
     manifest.write_text(json.dumps(about | {"name": "caps", "prompt": models.USUAL_PROMPT}))
     notes = update.plan_update(made.folder, root / "y-month").notes
@@ -500,12 +500,12 @@ REFUSED = {
     "stream.tasks=3": "one task",
     "training.steps=3": "training.passes",
     "training.budget=1": "training.passes",
-    "model.name=small": "a stream keeps it",
-    "method.name=lora": "a stream keeps it",
-    "merging.policy=none": "a stream keeps it",
-    "schedule.meta=free": "how many updates",
-    "mixture.last=[0.5,0.25,0.25]": "how many updates",
-    "seeds.data=3": "a stream keeps it",
+    "model.name=small": "which cannot change",
+    "method.name=lora": "which cannot change",
+    "merging.policy=none": "which cannot change",
+    "schedule.meta=free": "the number of updates",
+    "mixture.last=[0.5,0.25,0.25]": "the number of updates",
+    "seeds.data=3": "which cannot change",
     "data=elsewhere": "--data",
 }
 

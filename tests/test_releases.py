@@ -125,6 +125,13 @@ def test_a_recipe_among_settings_is_taken(root):
     assert plan.config.merging.policy == "none"
 
 
+@pytest.mark.parametrize("setting", ["merging.weight=0.3", "training.task_steps=[2]"])
+def test_a_setting_that_rests_on_the_recipe_is_taken(first, root, setting):
+    """A section is checked as a whole: alone, without the policy, a weight means nothing."""
+    plan = update.plan_update(first, root / "y-month", [setting])
+    assert plan.config.merging.weight == (0.3 if "weight" in setting else 0.5)
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from cmp import config
-from cmp.errors import CmpError, Interrupted
+from cmp.errors import CmpError
 from cmp.files import child_path, write_atomic
 from cmp.readers.files import keep_value, read_kept
 from cmp.releases.update import UpdatePlan, plan_update, train_update
@@ -134,12 +134,7 @@ def _scores_of(
         work = folder / "checkpoints" / plan.id[:12]
         checkpoints = CheckpointManager(plan.id, folder=work, in_background=device != "cpu")
     with checkpoints as manager:
-        try:
-            result = train_update(plan, observer, manager, device, execution)
-        except Interrupted as error:
-            raise Interrupted(
-                "stopped; everything is saved; the same command continues", error.signal
-            ) from None
+        result = train_update(plan, observer, manager, device, execution)
         last = store.final_scores(store.trajectory(result.metrics))
         scores = {name: x for name in SCORES if not math.isnan(x := float(last[name].iloc[0]))}
         if manager:

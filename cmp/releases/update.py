@@ -182,7 +182,9 @@ def plan_update(
 
 def _refuse_settings(tree: Mapping[str, Any], is_first: bool) -> None:
     """Raise `CmpError` for a setting that no update can have, or only the first."""
-    config.parse(dict(tree), "cmpt update")  # for keys and values that no config can have
+    for key, value in tree.items():
+        if not isinstance(value, Mapping):  # such as training=5, whose keys are looked at below
+            config.parse({key: value}, "cmpt update")
     given = dict(config.flat_keys(tree))
     if "seed" in given and not is_first:
         raise CmpError("seed: a stream keeps its seeds from the first update on; leave it out")
@@ -256,10 +258,16 @@ def _update_config(
 ) -> RunConfig:
     """Return the config of an update: that of the previous one, with the user's changes."""
     steps = [update.steps for update in parent.record.updates] if parent else []
-    own = list(tree.get("training", {}).get("task_steps", ()))
-    if len(own) > 1:
-        raise CmpError("training.task_steps: an update is one task; give one number")
-    fixed = {"stream": {"order": "given", "tasks": number}, "training": {"task_steps": steps + own}}
+    own = tree.get("training", {}).get("task_steps", [])
+    if not isinstance(own, list | tuple) or len(own) > 1:
+        raise CmpError(
+            f"training.task_steps: {own!r}: an update is one task; give a list with one number, "
+            "such as [10]"
+        )
+    fixed = {
+        "stream": {"order": "given", "tasks": number},
+        "training": {"task_steps": [*steps, *own]},
+    }
     if "policy" in tree.get("merging", {}):  # the other settings belong to another policy
         base = base | {"merging": {}}
     above = config.overlay(tree, fixed)
@@ -427,12 +435,7 @@ def compute_update(
             f"command, or delete {work}"
         )
     with _update_manager(plan, folder, device) as manager:
-        try:
-            result = train_update(plan, observer, manager, device, execution)
-        except Interrupted as error:
-            raise Interrupted(
-                "stopped; everything is saved; the same command continues", error.signal
-            ) from None
+        result = train_update(plan, observer, manager, device, execution)
         if manager:
             manager.finish()  # on a GPU, a thread may still be writing the last state
             write_release(plan, result, manager.last, folder, device)
@@ -447,16 +450,25 @@ def train_update(
     device: str = "cpu",
     execution: ExecutionConfig | None = None,
 ) -> RunResult:
-    """Train a planned update from the state of its parent, see `cmp.runs.runner.execute`."""
+    """Train a planned update from the state of its parent, see `cmp.runs.runner.execute`.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM was received; the same command continues.
+    """
     start, model = None, None
     if plan.parent:
         start: RunState | None = plan.parent.state()
         path = plan.parent.path(release.START_FILE)
         model = models.load_from_file(plan.config.model.name, path)
-    return execute(
-        plan.config, plan.corpus, observer, model, device=device, manager=manager,
-        execution=execution, fitted=plan.fitted, start=start,
-    )  # fmt: skip
+    try:
+        return execute(
+            plan.config, plan.corpus, observer, model, device=device, manager=manager,
+            execution=execution, fitted=plan.fitted, start=start,
+        )  # fmt: skip
+    except Interrupted as error:
+        raise Interrupted(
+            "stopped; everything is saved; the same command continues", error.signal
+        ) from None
 
 
 def update_scores(scores: Scores, corpus: Corpus) -> pd.DataFrame:
