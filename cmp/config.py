@@ -2,6 +2,9 @@
 
 It is a tree of frozen dataclasses and parsed strictly: an unknown key, a wrong type or an
 impossible value raises an error that names the key. Names of options come from `cmp.registry`.
+
+The section `schedule` is defined in `cmp.schedules`, beside the options that it names. Both modules
+list the keys of their sections in `cmp.registry.SECTION_KEYS`.
 """
 
 import copy
@@ -161,8 +164,10 @@ class Merging:
         merges = registry.get_option("merge_policy", self.policy).facts["merges"]
         rule = registry.get_option("merge_rule", self.rule)
         if self.rule != "interpolation" and not merges:
-            words = "uses no merge rule; set merging.policy=ema, or another policy that merges"
-            raise ValueError(f"rule {self.rule!r}: policy {self.policy!r} {words}")
+            raise ValueError(
+                f"rule {self.rule!r}: policy {self.policy!r} uses no merge rule; set "
+                "merging.policy=ema, or another policy that merges"
+            )
         registry.check_settings("merge_rule", self.rule, self)
         registry.check_settings("merge_policy", self.policy, self)
         if check := rule.facts["check"]:

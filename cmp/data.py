@@ -181,8 +181,10 @@ class Corpus:
             CmpError: The images have a different size.
         """
         if isinstance(self.images, Tensor) and self.images.shape[2:] != (side, side):
-            words = f"takes images of {side} pixels, but the data have {self.images.shape[-1]}"
-            raise CmpError(f"model.name: {model!r} {words}")
+            raise CmpError(
+                f"model.name: {model!r} takes images of {side} pixels, but the data have "
+                f"{self.images.shape[-1]}"
+            )
 
     def rows(self, split: str, **columns: str) -> np.ndarray:
         """Return the positions of a split's images, filtered by values of other columns.

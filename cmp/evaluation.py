@@ -54,7 +54,7 @@ class ScoredSet:
 
 
 @dataclass(frozen=True)
-class Features:
+class EncodedSets:
     """A network's features of the images and texts of several test sets.
 
     Attributes:
@@ -76,7 +76,7 @@ class Features:
         for test_set, image in zip(self.test_sets, parts, strict=True):
             yield test_set, image, self.text[[place[text] for text in test_set.texts]]
 
-    def equals(self, other: "Features") -> bool:
+    def equals(self, other: "EncodedSets") -> bool:
         """Return whether another network's features are bitwise equal."""
         return torch.equal(self.image, other.image) and torch.equal(self.text, other.text)
 
@@ -103,7 +103,10 @@ class Scores:
 
     def summary(self) -> dict[str, float]:
         """Return A_KA, A_ZS and their geometric mean GM in percent, leaving out what was not
-        scored."""
+        scored.
+
+        This is the definition of the three scores. `cmp.runs.store.trajectory` gives the same from
+        stored metrics, and `cmp.releases.compare` with intervals of paired differences."""
         scored = [name for name in ROLES if ROLES[name] in set(self.datasets["role"])]
         summary = {name: self.aggregate(name)[0] for name in scored}
         if len(summary) == len(ROLES):
@@ -155,7 +158,7 @@ def encode(
     subset: int | None,
     precision: str,
     share_rows: ShareRows = lambda items, encode: encode(items),
-) -> Features:
+) -> EncodedSets:
     """Return a network's features of all images and texts in an evaluation.
 
     Args:
@@ -181,10 +184,10 @@ def encode(
         raise CmpError(
             "evaluation: features are not finite; check that the weights belong to this model"
         )
-    return Features(test_sets, image, texts, text)
+    return EncodedSets(test_sets, image, texts, text)
 
 
-def score(corpus: Corpus, features: Features) -> Scores:
+def score(corpus: Corpus, features: EncodedSets) -> Scores:
     """Return the scores of a network from its features.
 
     Args:
@@ -372,7 +375,7 @@ def make_test_sets(corpus: Corpus, split: str, subset: int | None) -> list[Score
     if not test_sets:
         raise CmpError(
             f"evaluation: no dataset of this corpus has images in {split!r}; name another "
-            "split, or give some pictures that one, in their table or in a folder of that name"
+            "split, or give some images that one, in their table or in a folder of that name"
         )
     return test_sets
 

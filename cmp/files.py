@@ -52,8 +52,7 @@ def child_path(folder: Path, name: str, suffix: str = "") -> Path:
         CmpError: The name has other characters, so the path could lie elsewhere.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
-        words = "use letters, digits, - and _"
-        raise CmpError(f"{name!r:.60}: not a valid name in {folder}; {words}")
+        raise CmpError(f"{name!r:.60}: not a valid name in {folder}; use letters, digits, - and _")
     return folder / f"{name}{suffix}"
 
 
@@ -237,11 +236,12 @@ def delete_folder(folder: Path, own: Iterable[Path]) -> None:
         folder.rmdir()
     others = sorted(path.name for path in folder.glob("*") if path not in own)
     if others:
-        names = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
-        words = (
-            f"kept, since it contains files that cmpt did not write ({names}); move or delete it"
+        names = ", ".join(others[:3] if len(others) <= 3 else [*others[:3], "..."])
+        message = (
+            f"{folder}: kept, since it contains files that cmpt did not write ({names}); move or "
+            "delete it"
         )
-        warnings.warn(f"{folder}: {words}", stacklevel=3)
+        warnings.warn(message, stacklevel=3)
 
 
 def delete_leftovers(parent: Path) -> None:

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from cmp import streams
+from cmp.buffers import buffer_history, choose_lowest, rank_within_groups
 from cmp.config import Mixture, RunConfig, parse
 from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, to_device
 from cmp.errors import CmpError
-from cmp.registry import Option, get_option, register
+from cmp.registry import get_option
 from cmp.seeds import numpy_generator, unit_interval
 from cmp.values import MAX_COUNT
 
@@ -109,18 +110,18 @@ def empty_shares(mixture: Mixture, batch: int, empty_buffer: bool) -> list[str]:
     ]
 
 
-def check_shares(batch: int, mixtures: Iterable[tuple[Mixture, bool]], label: str) -> None:
+def check_shares(batch: int, tasks: Iterable[tuple[Mixture, bool]], label: str) -> None:
     """Check that every nonzero share gives a batch at least one sample.
 
     Args:
         batch: Samples per batch.
-        mixtures: Pairs of a task's mixture and whether its buffer is empty.
+        tasks: Pairs of a task's mixture and whether its buffer is empty.
         label: The name of the batch in error messages.
 
     Raises:
         CmpError: A share gives no sample; the message names it and the smallest batch that works.
     """
-    distinct = list(dict.fromkeys(mixtures))
+    distinct = list(dict.fromkeys(tasks))
     empty = [
         name for mixture, is_first in distinct for name in empty_shares(mixture, batch, is_first)
     ]
@@ -262,8 +263,10 @@ class MixtureSampler(Sampler[list[int]]):
                 sample.
         """
         if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-            words = "give those of pool, update and buffer, which must sum to one"
-            raise CmpError(f"MixtureSampler: shares {tuple(shares)}: {words}")
+            raise CmpError(
+                f"MixtureSampler: shares {tuple(shares)}: give those of pool, update and buffer, "
+                "which must sum to one"
+            )
         sizes = np.cumsum([0, len(pool), len(update), len(buffer)])
         self.pools = Pools(*(np.arange(a, b) for a, b in itertools.pairwise(sizes)))
         pretraining, newest, earlier = map(float, shares)
@@ -334,7 +337,7 @@ def small_counts(
     new = min(d, held_d, math.ceil(passes * held_d / MIN_STEPS))
     if new == d and p <= held_p and b <= held_b:
         return p, d, b
-    open_p, open_b = held_p * (p > 0), held_b * (b > 0)
+    open_p, open_b = held_p if p else 0, held_b if b else 0
     wanted_p = round((batch - new) * p / max(p + b, 1))
     b = min(batch - new - min(wanted_p, open_p), open_b)
     p = min(batch - new - b, open_p)
@@ -480,115 +483,6 @@ def _group_permutations(seed: int, task: int) -> Callable[[int, int, int], np.nd
         return numpy_generator("data/member", seed, task, group, epoch).permutation(size)
 
     return permutation
-
-
-def choose_lowest(keys: Sequence[np.ndarray], count: int | None) -> np.ndarray:
-    """Return the sorted positions of the `count` items that come first by the last key, with ties
-    broken by the key before it, and so on.
-
-    An item chosen from a set is also chosen from any subset that contains it, so a buffer that uses
-    this never brings back an item that it dropped.
-
-    Args:
-        keys: Arrays of equal length; the last one is the primary key.
-        count: The number of items; None for all.
-    """
-    return np.sort(np.lexsort(keys)[:count])
-
-
-def rank_within_groups(groups: np.ndarray, priority: np.ndarray) -> np.ndarray:
-    """Return each item's rank within its group by increasing priority, from 0, [n]."""
-    return pd.Series(priority).groupby(groups).rank("first").to_numpy(np.int64) - 1
-
-
-@dataclass(frozen=True)
-class BufferHistory:
-    """All n images of earlier updates.
-
-    Attributes:
-        rows: Their positions in the corpus, sorted, [n].
-        task: The number of the update that each arrived in, [n].
-        label: The number of each image's class, [n].
-    """
-
-    rows: np.ndarray
-    task: np.ndarray
-    label: np.ndarray
-
-
-def buffer_history(updates: list[np.ndarray], labels: np.ndarray) -> BufferHistory:
-    """Return the history of a list of updates.
-
-    Args:
-        updates: Corpus positions per update.
-        labels: The class number of every image of the corpus.
-    """
-    rows = np.concatenate(updates) if updates else np.empty(0, np.int64)
-    task = np.repeat(np.arange(len(updates)), [len(update) for update in updates])
-    order = np.argsort(rows)
-    return BufferHistory(rows[order], task[order], labels[rows[order]])
-
-
-BufferContent = tuple[np.ndarray, np.ndarray | None]
-"""The images of a `BufferHistory` that are kept, as sorted positions in it, and the group number of
-each if groups are drawn equally often."""
-
-
-@register("buffer", "unlimited")
-def unlimited_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """Keep every image; all images are drawn equally often."""
-    return np.arange(len(history.rows)), None
-
-
-@register("buffer", "reservoir", capacity="required")
-def reservoir_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """Keep a uniform sample of fixed size; all images are drawn equally often."""
-    return choose_lowest([_random_keys("buffer", seed, history.rows)], capacity), None
-
-
-@register("buffer", "class-balanced", capacity="optional")
-def class_balanced_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """Keep the same number of images of each class; all classes are drawn equally often."""
-    return _balanced_buffer(history, history.label, capacity, seed)
-
-
-@register("buffer", "task-balanced", capacity="optional")
-def task_balanced_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
-    """Keep the same number of images of each update; all updates are drawn equally often."""
-    return _balanced_buffer(history, history.task, capacity, seed)
-
-
-def _balanced_buffer(
-    history: BufferHistory, groups: np.ndarray, capacity: int | None, seed: int
-) -> BufferContent:
-    """Keep every group's first image, then every group's second, and so on."""
-    rank = rank_within_groups(groups, _random_keys("buffer", seed, history.rows))
-    kept = choose_lowest([_random_keys("buffer/groups", seed, groups), rank], capacity)
-    return kept, groups[kept]
-
-
-def _random_keys(name: str, seed: int, items: np.ndarray) -> np.ndarray:
-    """Return a random number per item that depends only on the item, the name and the seed."""
-    return numpy_generator(name, seed).random(int(items.max(initial=0)) + 1)[items]
-
-
-def check_option(option: Option) -> None:
-    """Check a buffer on a small history.
-
-    Raises:
-        CmpError: It keeps images that never arrived, keeps more than its capacity, or returns
-            groups that do not match.
-    """
-    history = BufferHistory(np.arange(0, 24, 2), np.arange(12) // 4, np.arange(12) % 5)
-    capacity = None if option.facts["capacity"] == "none" else 6
-    kept, groups = option.value(history, capacity, 0)
-    kept = np.asarray(kept)
-    if len(np.setdiff1d(kept, np.arange(12))) or len(np.unique(kept)) < len(kept):
-        raise CmpError(f"buffer {option.name!r}: keeps {kept}: expected distinct positions 0 to 11")
-    if capacity is not None and len(kept) > capacity:
-        raise CmpError(f"buffer {option.name!r}: keeps {len(kept)} images, more than {capacity}")
-    if groups is not None and len(groups) != len(kept):
-        raise CmpError(f"buffer {option.name!r}: {len(groups)} groups for {len(kept)} images")
 
 
 ROLE_OF_POOL = {"pretraining": "pool", "fresh": "pool", "substitute": "substitute"}

@@ -43,7 +43,9 @@ RUN_PREFIX = "run:"
 USUAL_PROMPT = "a photo of a {}"
 """The prompt of a class for models whose family has none of its own."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
-TOO_MANY_LAYERS = re.compile(r'"layers"\s*:[\s\d,\[]*\d{4}')
+MAX_LAYERS = 999
+"""The most layers of a part of a foreign network; a config that asks for 10**9 would be built
+without end."""
 _SHOWN_TENSORS = 3  # tensors named in an error
 _TEXT_MULTIPLE = 16  # `pack_texts` pads to this, as a CPU compiles kernels for each shape
 
@@ -107,12 +109,14 @@ def create_on_meta(name: str) -> Network:
 def _open_clip_model(name: str, **options: Any) -> nn.Module:
     embedded = ", ".join(family_names())  # importing a family registers its models with open_clip
     if name not in (names := open_clip.list_models()) and not is_hub(name):
-        words = f"the embedded models are {embedded}{did_you_mean(name, names)}"
-        raise CmpError(f"model.name: {name!r} is not an open_clip model; {words}")
+        raise CmpError(
+            f"model.name: {name!r} is not an open_clip model; the embedded models are "
+            f"{embedded}{did_you_mean(name, names)}"
+        )
     settings = Path(name.removeprefix("local-dir:"), "open_clip_config.json")
     try:
-        if settings.is_file() and TOO_MANY_LAYERS.search(settings.read_text(encoding="utf-8")):
-            raise ValueError("more than 999 layers")  # they would be made without end
+        if settings.is_file():
+            _check_layers(files.parse_json(files.read_text(settings))["model_cfg"])
         with quiet_logging():
             model = open_clip.create_model(name, load_weights=False, output_dict=True, **options)
     except Exception as error:  # a missing package or hub, or anything in a third-party config
@@ -120,6 +124,14 @@ def _open_clip_model(name: str, **options: Any) -> nn.Module:
         raise CmpError(f"model.name: {name!r} cannot be created here ({reason:.300})") from error
     check_attention(model)
     return model
+
+
+def _check_layers(model_config: dict[str, Any]) -> None:
+    """Raise `ValueError` if a part of a network has more than `MAX_LAYERS` layers."""
+    for part in model_config.values():
+        layers = part.get("layers", 0) if isinstance(part, dict) else 0
+        if max(layers if isinstance(layers, list) else [layers], default=0) > MAX_LAYERS:
+            raise ValueError(f"more than {MAX_LAYERS} layers")
 
 
 def check_attention(model: nn.Module) -> None:

@@ -61,7 +61,7 @@ KINDS = {
         "stream.order",
         {"statistics": False, "partial": False, "seeded": True, "updates": False},
     ),
-    "buffer": Kind("cmp.mixtures", "mixture.policy", {"capacity": "none"}),
+    "buffer": Kind("cmp.buffers", "mixture.policy", {"capacity": "none"}),
 }  # fmt: skip
 
 
@@ -130,8 +130,7 @@ def register(
     """
     if kind not in KINDS:
         raise CmpError(_unknown("kind of option", kind, KINDS))
-    for fact in facts.keys() - KINDS[kind].facts.keys():
-        raise CmpError(_unknown(f"property of a {kind}", fact, KINDS[kind].facts))
+    _check_facts(kind, facts)
     declared = dict(settings) if isinstance(settings, Mapping) else dict.fromkeys(settings)
     module = sys._getframe(1).f_globals.get("__name__", "__main__")
 
@@ -158,8 +157,8 @@ def _add_foreign(option: Option) -> None:
             f"{option.kind} {option.name!r}: {owner} already uses this name; choose another"
         )
     section = KINDS[option.kind].key.partition(".")[0]
-    for key in option.settings.keys() - SECTION_KEYS[section]:
-        raise CmpError(_unknown(f"key of section {section}", key, SECTION_KEYS[section]))
+    if unknown := sorted(option.settings.keys() - SECTION_KEYS[section]):
+        raise CmpError(_unknown(f"key of section {section}", unknown[0], SECTION_KEYS[section]))
     _options[option.kind] = options | {option.name: option}
     try:
         importlib.import_module(KINDS[option.kind].home).check_option(option)
@@ -197,8 +196,7 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
         ['interpolation', 'slerp']
     """
     options = options_of(kind)
-    for fact in facts.keys() - KINDS[kind].facts.keys():
-        raise CmpError(_unknown(f"property of a {kind}", fact, KINDS[kind].facts))
+    _check_facts(kind, facts)
     return [
         name
         for name, option in options.items()
@@ -284,6 +282,12 @@ def load_entry(group: str, name: str) -> Any:
     except Exception as error:  # not installed, or anything that third-party code raises
         why = f"cannot be loaded ({type(error).__name__}: {error}); reinstall its package"
         raise CmpError(f"entry point {name!r} of {group!r}: {why}, or uninstall it") from error
+
+
+def _check_facts(kind: str, facts: Mapping[str, Any]) -> None:
+    """Raise `CmpError` if options of a kind have no such property."""
+    if unknown := sorted(facts.keys() - KINDS[kind].facts.keys()):
+        raise CmpError(_unknown(f"property of a {kind}", unknown[0], KINDS[kind].facts))
 
 
 def _unknown(what: str, name: str, names: Collection[str]) -> str:

@@ -5,12 +5,13 @@ can be combined. Tasks are t = 0, ..., T - 1; task t has N steps n = 0, ..., N -
 W warm up and the last C cool down.
 """
 
+import bisect
 import dataclasses
 import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -408,12 +409,6 @@ def _idle_task(schedule: Schedule, every: tuple[int, ...], *options: Option) -> 
     return None
 
 
-def learning_rates(schedule: Schedule, tasks: int, steps: int) -> np.ndarray:
-    """Return the learning rates of a stream of equally long tasks, [tasks, steps]."""
-    every = (steps,) * tasks
-    return np.array([task_rates(schedule, every, t) for t in range(tasks)])
-
-
 def branch_step(schedule: Schedule, steps: int) -> int | None:
     """Return the step at which each task branches off to cool down.
 
@@ -452,21 +447,22 @@ def lr_scheduler(
         >>> optimizer.step(), scheduler.step()
         (None, None)
     """
-    given: Any = steps
-    is_endless = not isinstance(given, Iterable)
-    tasks = [given] if is_endless else [*given]
+    is_endless = not isinstance(steps, Iterable)
+    tasks = [*steps] if isinstance(steps, Iterable) else [steps]
     if not tasks or not all(isinstance(each, int | np.integer) and each > 0 for each in tasks):
-        words = (
-            "give the steps of a task, a whole number from 1, or a list with one number per task"
+        raise CmpError(
+            f"lr_scheduler: steps: {steps!r}: give the steps of a task, a whole number from 1, or "
+            "a list with one number per task"
         )
-        raise CmpError(f"lr_scheduler: steps: {steps!r}: {words}")
     tasks, peaks = [int(each) for each in tasks], schedule.peaks
     if "peaks" in get_option("meta_schedule", schedule.meta).settings:
         if is_endless:
             tasks, is_endless = tasks * len(peaks), False
         if not 0 < len(tasks) <= len(peaks):
-            words = f"{len(peaks)} peaks for {len(tasks)} tasks; give one per task"
-            raise CmpError(f"lr_scheduler: schedule.peaks: {words}")
+            raise CmpError(
+                f"lr_scheduler: schedule.peaks: {len(peaks)} peaks for {len(tasks)} tasks; give "
+                "one per task"
+            )
     try:
         for each in {*tasks}:
             schedule.durations(each)
@@ -478,7 +474,7 @@ def lr_scheduler(
         if is_endless:
             return relative_rate(schedule, tasks[0], *divmod(number, tasks[0]))
         number = min(number, starts[-1] - 1)
-        task = int(np.searchsorted(starts, number, side="right")) - 1
+        task = bisect.bisect_right(starts, number) - 1
         return relative_rate(schedule, tasks, task, number - starts[task])
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -113,7 +113,7 @@ def _parts(name: str, value: Any, root: str) -> list[Part]:
     if inspect.isclass(value):
         return _class_members(value)
     if inspect.isroutine(value) and _is_named(value):  # written in another language
-        raise _unreadable(name)
+        raise _unreadable_error(name)
     if isinstance(value, Mapping):
         is_plain = all(isinstance(key, str | int) for key in value)
         members = value.items() if is_plain else enumerate(value.items())
@@ -129,7 +129,7 @@ def _state(name: str, value: Any) -> dict[str, Any]:
     try:
         made = value.__reduce_ex__(4)
     except Exception as error:  # as for a lock or an open file
-        raise _unreadable(name, f"the state of this {type(value).__name__}") from error
+        raise _unreadable_error(name, f"the state of this {type(value).__name__}") from error
     _, args, state, *items = (None, made, None) if isinstance(made, str) else (*made, None)
     state = state if isinstance(state, dict) else {"state": state}
     held = {"class": type(value), "args": args} | state
@@ -199,10 +199,10 @@ def _read_source(function: Any) -> str:
     try:
         return textwrap.dedent(inspect.getsource(function.__code__))
     except (OSError, TypeError) as error:
-        raise _unreadable(function.__qualname__) from error
+        raise _unreadable_error(function.__qualname__) from error
 
 
-def _unreadable(name: str, what: str = "its source") -> CmpError:
+def _unreadable_error(name: str, what: str = "its source") -> CmpError:
     return CmpError(
         f"{name}: {what} cannot be read, so runs that use it cannot be distinguished; define it "
         "in a cell or a file, and create locks, open files and the like inside a function"

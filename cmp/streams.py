@@ -69,9 +69,9 @@ def _class_order(
         raise CmpError(f"stream.traits: {traits!r}: no class {unknown[0]!r} in the data{hint}")
     if not is_partial:
         if missing := set(entries) - set(table.index):
-            words = f"lacks {len(missing)} classes, such as {min(missing)!r}"
             raise CmpError(
-                f"stream.traits: {traits!r} {words}; measure them with `cmpt stream make`"
+                f"stream.traits: {traits!r} lacks {len(missing)} classes, such as "
+                f"{min(missing)!r}; measure them with `cmpt stream make`"
             )
         table = table.loc[list(entries)]
     positions = np.asarray(option.value(table, seed))
@@ -257,8 +257,10 @@ def check_option(option: Option) -> None:
                 f"order {option.name!r}: returned {order}: expected a permutation of 0 to 11"
             )
     if option.facts["seeded"] and all((order == orders[0]).all() for order in orders):
-        words = "the seed makes no difference; declare seeded=False if that is intended"
-        raise CmpError(f"order {option.name!r}: {words}")
+        raise CmpError(
+            f"order {option.name!r}: the seed makes no difference; declare seeded=False if that is "
+            "intended"
+        )
 
 
 # The path of "similarity" never stores all pairs. Each point keeps a list of its nearest

@@ -82,7 +82,6 @@ def train_task(
     pools: Pools,
     task: int,
     after_step: Callable[[int, StepResult], None] = lambda step, result: None,
-    optimizer: torch.optim.Optimizer | None = None,
     first: int = 0,
 ) -> None:
     """Train a network in place on one task, or on the rest of it.
@@ -96,8 +95,6 @@ def train_task(
         pools: The pools that the task may draw from.
         task: The task's number, from 0.
         after_step: Called with (step, result) after each step.
-        optimizer: The optimiser. If None, the state's own, whose moments carry over from task to
-            task if the config says so.
         first: The step to start from.
 
     Raises:
@@ -115,14 +112,13 @@ def train_task(
     own_samples = execution.own_samples(sum(pools.counts))
     set_train_mode(state.model)
     if first == 0 and not config.carries_moments:
-        vars(state).pop("optimizer", None)
-    optimizer = optimizer or state.optimizer
+        state.renew_optimizer()
     if first == 0:
         with execution.outside_steps():
             method.begin_task(state, task)
     for step in range(first, steps):
         batch = state.loader.batch(pools, task, step, own_samples)
-        after_step(step, train_step(state, optimizer, batch, task, step, rates[step]))
+        after_step(step, train_step(state, state.optimizer, batch, task, step, rates[step]))
 
     def encode_further(number: int) -> ForwardOutput:
         batch = state.loader.batch(pools, task, steps + number)
@@ -333,9 +329,13 @@ class TrainState:
 
     @functools.cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser, created anew at the start of the run and of each task without carried
-        moments."""
+        """The optimiser of the run, created when it is first needed. Its moments carry over from
+        task to task if the config says so."""
         return create_optimizer(self)
+
+    def renew_optimizer(self) -> None:
+        """Forget the optimiser and its moments, so that the next step begins a new one."""
+        vars(self).pop("optimizer", None)
 
 
 def make_train_state(

@@ -6,6 +6,8 @@ from pydantic import ConfigDict, Field
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 MAX_COUNT = 2**31 - 1
+MAX_COMPUTE = 1e15
+"""Upper bound on GPU hours or memory-adjusted GFLOPs, more than exist."""
 Positive = Annotated[float, Field(gt=0)]
 Multiple = Annotated[float, Field(gt=0, le=1e6)]
 NotNegative = Annotated[float, Field(ge=0)]

@@ -21,6 +21,7 @@ from cmp.experiments import results
 from cmp.project import project_folder
 from cmp.runs import store
 from cmp.runs.runner import execute
+from lab import live_runs
 
 PATH = project_folder() / "book" / "drift.yaml"
 NARROW = {
@@ -48,7 +49,7 @@ def measure(count: int, seed: int) -> dict[str, dict]:
         torch.set_num_threads(run.provenance["threads"])
         corpus = load_data(run.config.data)
         again = store.make_stored_run(run.config, execute(run.config, corpus), run.identity)
-        before, now = (store.scores_on_way(each).iloc[-1] for each in (run, again))
+        before, now = (live_runs.scores_on_way(each).iloc[-1] for each in (run, again))
         row = {"setting": str(settings[run.id]), "stored": run.provenance["cpu_capability"]}
         row["now"] = torch.backends.cpu.get_cpu_capability()
         row |= {name: round(float(now[name] - before[name]), 3) for name in ("A_KA", "A_ZS")}

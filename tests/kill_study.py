@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from cmp.embedded import packed
 from cmp.experiments import studies
+from lab import analyses
 
 SIZES = {
     "stream.tasks": 3, "training.steps": 8, "training.batch": 8, "evaluation.subset": 2,
@@ -69,7 +70,7 @@ class Campaign:
             patch.setattr(packed, "load_embedded", lambda *roles: small_corpus())
             configs = studies.load_study("77").configs("quick")
             assert len(configs) == self.runs
-            return studies.collect_metrics(configs)
+            return analyses.collect_metrics(configs)
 
     def look(self) -> int:
         """Runs that are stored; notes each that is another file than it was."""

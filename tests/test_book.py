@@ -11,10 +11,9 @@ from typer.testing import CliRunner
 
 from cmp import cli, config
 from cmp.errors import CmpError
-from cmp.experiments import studies
 from cmp.project import build_folder
 from cmp.runs import launch
-from lab import chapters, run
+from lab import analyses, chapters, run
 
 PARAMETERS = """\
 profile: str = "quick"  # quick, cpu or gpu
@@ -519,10 +518,11 @@ def test_the_site_can_show_what_committed_notebooks_hold():
 RUN = """
 from cmp import config
 from cmp.experiments import studies
+from lab import analyses
 settings = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
 run_config = config.parse(config.override(config.profile("quick"), settings))
 studies.compute_runs([run_config])
-frame = studies.collect_metrics({("it", 0): run_config})
+frame = analyses.collect_metrics({("it", 0): run_config})
 print(frame["run"][0], repr(float(frame["score"].sum())))
 """
 
@@ -546,6 +546,6 @@ def test_a_chapter_the_shell_and_the_library_make_the_same_run(corpus, tmp_path,
             CliRunner().invoke(cli.app, ["run", "quick", *settings])
         else:
             launch.run_one(run_config)
-        frame = studies.collect_metrics({("it", 0): run_config})
+        frame = analyses.collect_metrics({("it", 0): run_config})
         found[way] = f"{frame['run'][0]} {float(frame['score'].sum())!r}"
     assert found["chapter"] == found["shell"] == found["library"] == printed

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from cmp import budgets, config, models
-from cmp.experiments import cards, forecast, paper
-from cmp.experiments.cards import Fit
+from cmp.experiments import forecast, paper
 from tests import card_table
+from tests.card_table import Fit
 
 
 def test_the_parts_of_a_step_add_up_to_its_memory():
-    fixed, sample, _ = cards.step_parts("ViT-B-16")
+    fixed, sample, _ = card_table.step_parts("ViT-B-16")
     run = config.parse(config.override(config.profile("gpu"), ["model.start=random"]))
     assert fixed + 512 * sample == pytest.approx(forecast.step_memory(run), rel=0.01)
     assert (fixed + 512 * sample) / 1e9 == pytest.approx(paper.TABLE4["full"].memory, rel=0.02)
@@ -18,7 +18,7 @@ def test_the_parts_of_a_step_add_up_to_its_memory():
 
 def test_recomputed_activations_are_the_inputs_of_blocks_and_one_block():
     """Measured on a small network: what a forward pass saves."""
-    _, sample, recomputed = cards.step_parts("ViT-B-32")
+    _, sample, recomputed = card_table.step_parts("ViT-B-32")
     assert recomputed < sample / 4
     kept = []
     model = models.create_on_meta("ViT-B-32")
@@ -37,21 +37,23 @@ def test_recomputed_activations_are_the_inputs_of_blocks_and_one_block():
 
 def test_what_fits_is_the_largest_power_of_two(monkeypatch):
     gigabyte = 1e9
-    monkeypatch.setattr(cards, "step_parts", lambda name: (2 * gigabyte, gigabyte, gigabyte / 10))
+    monkeypatch.setattr(
+        card_table, "step_parts", lambda name: (2 * gigabyte, gigabyte, gigabyte / 10)
+    )
     usable = forecast.USABLE_MEMORY
-    assert cards.fit_model("x", 600 * gigabyte / usable) == Fit(512, False, 514 * gigabyte)
-    assert cards.fit_model("x", 513 * gigabyte / usable) == Fit(256, False, 258 * gigabyte)
-    assert cards.fit_model("x", 9.9 * gigabyte / usable) == Fit(64, True, 8.4 * gigabyte)
-    assert cards.fit_model("x", 2.7 * gigabyte / usable) is None
+    assert card_table.fit_model("x", 600 * gigabyte / usable) == Fit(512, False, 514 * gigabyte)
+    assert card_table.fit_model("x", 513 * gigabyte / usable) == Fit(256, False, 258 * gigabyte)
+    assert card_table.fit_model("x", 9.9 * gigabyte / usable) == Fit(64, True, 8.4 * gigabyte)
+    assert card_table.fit_model("x", 2.7 * gigabyte / usable) is None
     assert str(Fit(512, False, 47e9)) == "whole batch (47 GB)"
     assert str(Fit(8, True, 20e9)) == "`--micro-batch 8 --checkpoint-activations` (20 GB)"
-    monkeypatch.setattr(cards, "step_parts", lambda name: (2 * gigabyte, gigabyte, None))
-    assert cards.fit_model("x", 9.9 * gigabyte / usable) is None
+    monkeypatch.setattr(card_table, "step_parts", lambda name: (2 * gigabyte, gigabyte, None))
+    assert card_table.fit_model("x", 9.9 * gigabyte / usable) is None
 
 
 def test_the_page_has_the_table():
     """Of the smaller networks; `python -m tests.card_table` writes all."""
     names = ("ViT-B-32", "ViT-B-16")
     lines = card_table.committed().splitlines()
-    assert lines[:4] == card_table.as_markdown(cards.fitting_table(names)).splitlines()
-    assert [line.split("`")[1] for line in lines[2:]] == list(cards.MODELS)
+    assert lines[:4] == card_table.as_markdown(card_table.fitting_table(names)).splitlines()
+    assert [line.split("`")[1] for line in lines[2:]] == list(card_table.MODELS)

@@ -28,6 +28,7 @@ from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.checkpoints import StopRequest
 from cmp.runs.store import unfinished_runs
 from cmp.scale import decoding
+from lab import analyses
 
 SMALL = ["stream.tasks=3", "training.batch=12", "evaluation.subset=2", "model.start=random"]
 SEEDS = range(5)
@@ -153,7 +154,7 @@ def wait_for(condition):
 
 
 def tables(configs):
-    frame = studies.collect_metrics({("small", each.seeds.init): each for each in configs})
+    frame = analyses.collect_metrics({("small", each.seeds.init): each for each in configs})
     digests = frame["run"].map(lambda run: store.find_run(run).weights)
     return frame.assign(weights=digests)
 

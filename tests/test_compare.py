@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import cmp
 from cmp import cli, evaluation, models
 from cmp.errors import CmpError
-from cmp.evaluation import Features, ScoredSet
+from cmp.evaluation import EncodedSets, ScoredSet
 from cmp.releases import candidates, gate, intervals, report
 from cmp.releases.candidates import find_candidate
 from cmp.releases.compare import NAMING, Comparison, arrived_images, common_device, compare
@@ -309,7 +309,7 @@ def test_features_of_another_size_get_a_rectangular_map(encoded):
     assert table["as_is"].isna().all() and table["new_first"].isna().all()
     assert (table["mapped"] - table["before"]).abs().max() < 5
     none = fit_map(new.image[:0], old.image[:0])
-    assert none.matrix is None and "no pictures to fit it on" in none.sentence
+    assert none.matrix is None and "none is left to fit it on" in none.sentence
     table = measure_index(some, old, new, np.zeros(len(old.image), bool), none)
     assert table["mapped"].isna().all() and (table["reencoded"] == table["before"]).all()
 
@@ -370,7 +370,7 @@ def test_a_model_passes_every_limit_on_losses_against_itself(itself):
 
 def test_a_gate_that_asks_for_a_gain_fails_a_model_against_itself_and_says_so(itself):
     [words] = gate.check_gate(Gate(A_KA=Limits(gain=1, drop=1)), itself)
-    assert words.startswith("A_KA.gain: ") and "asked is a gain of 1" in words
+    assert words.startswith("A_KA.gain: ") and "a gain of at least 1 is required" in words
 
 
 def line(row, **limits):
@@ -608,12 +608,12 @@ def test_the_page_says_first_what_to_do_with_the_index(two):
 
     of_new = found.assign(content="new")
     words = "by words, new content is found in 80.0% of queries instead of 27.0%"
-    assert heading(of_new) == f"Encode the new pictures again: {words}"
+    assert heading(of_new) == f"Encode the new images again: {words}"
     assert heading(of_new.assign(as_is=80.0)).startswith("The old index still serves: by words")
-    assert "every picture again" in heading(of_new.assign(new_first=np.nan))
+    assert "every image again" in heading(of_new.assign(new_first=np.nan))
     assert "differ in size" in heading(of_new.assign(as_is=np.nan))
     page = report.report_page(two)
-    assert "whatever number of pictures it fits" in page and "The map turns" in page
+    assert "whatever number of images it fits" in page and "The map turns" in page
 
 
 def test_a_page_of_many_pictures_stays_small(two, monkeypatch):
@@ -708,14 +708,14 @@ def test_an_embedded_model_in_a_folder_keeps_its_own_tokens(few, tmp_path):
     ("what", "words"),
     [
         ("smal", "did you mean 'small'"),
-        ("nothing/there", "names no model"),
+        ("nothing/there", "is not a model"),
         ("ViT-B-32", "ViT-B-32:START"),
         ("small:annealed:99", "no annealed base 99"),
         ("small:nothing", "model.start: 'nothing'"),
         ("run:0000000000", "no run with this id"),
         ("deadbeef", "no run with this id"),
         ("local-dir:/nowhere", "no open_clip_config.json"),
-        ("", "names no model"),
+        ("", "is not a model"),
     ],
 )
 def test_what_names_no_model_is_refused(what, words):
@@ -747,7 +747,7 @@ def test_a_file_and_a_half_folder_are_refused_with_the_fix(tmp_path):
     file.write_bytes(b"")
     with pytest.raises(CmpError, match=f"write NAME:{re.escape(str(file))}"):
         find_candidate(str(file))
-    with pytest.raises(CmpError, match=r"there is no open_clip_config\.json in it"):
+    with pytest.raises(CmpError, match=r"contains no open_clip_config\.json"):
         find_candidate(str(tmp_path))
     (tmp_path / "open_clip_config.json").write_text("{")
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"")
@@ -814,7 +814,7 @@ def test_a_gate_of_sets_that_are_not_compared_is_refused_before_anything_is_enco
 def test_features_are_kept_by_set():
     """Texts that several sets share are encoded once and found by each."""
     sets = [ScoredSet(None, np.arange(2), ["a", "b"]), ScoredSet(None, np.arange(3), ["b", "c"])]
-    features = Features(sets, torch.arange(5.0)[:, None], ["a", "b", "c"], torch.eye(3))
+    features = EncodedSets(sets, torch.arange(5.0)[:, None], ["a", "b", "c"], torch.eye(3))
     (_, first, _), (_, second, texts) = features.by_set()
     assert first.flatten().tolist() == [0, 1] and second.flatten().tolist() == [2, 3, 4]
     assert torch.equal(texts, torch.eye(3)[1:])

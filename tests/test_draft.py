@@ -35,14 +35,14 @@ def jpeg(width, height):
      ((1024, 768), 768, 384), ((2400, 1800), 450, 225)],
 )  # fmt: skip
 def test_a_jpeg_is_decoded_as_small_as_its_manifest_allows(size, double, side, monkeypatch):
-    heights, see = [], images.see_image
+    heights, see = [], images.open_upright
 
     def watch(*arguments):
         image = see(*arguments)
         heights.append(image.height)
         return image
 
-    monkeypatch.setattr(images, "see_image", watch)
+    monkeypatch.setattr(images, "open_upright", watch)
     numbers, crops = np.full(4, 0.5), {}
     for draft in ("double", "side"):
         crops[draft] = images.random_crop(jpeg(*size), numbers, SIDE, PictureReader(draft=draft))

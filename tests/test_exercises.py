@@ -6,11 +6,11 @@ import torch
 
 import cmp
 import lab
-from cmp import mixtures, schedules
+from cmp import mixtures
 from cmp.errors import CmpError
 from cmp.experiments import paper
 from cmp.files import read_yaml
-from lab import chapters, exercises
+from lab import analyses, chapters, exercises
 
 SHEET = read_yaml(exercises.SHEET)
 CHECKED = SHEET["exercises"]
@@ -90,8 +90,8 @@ def test_answers_of_schedules_and_merging():
         deployed = cmp.merge("interpolation", pair, weights=(0.75, 0.25))["w"]
     assert answer("03.2") == pytest.approx([ema[0].item(), deployed[0].item()], abs=1e-6)
     falling = cmp.Schedule("rsqrt", meta="rsqrt", peak=0.0016)
-    meta = schedules.learning_rates(falling, 20, 40).mean()
-    plain = schedules.learning_rates(cmp.Schedule("wsd", peak=1.0), 20, 40).mean()
+    meta = analyses.learning_rates(falling, 20, 40).mean()
+    plain = analyses.learning_rates(cmp.Schedule("wsd", peak=1.0), 20, 40).mean()
     assert answer("04.1") == pytest.approx(meta / plain, abs=1e-6)
     peaks = np.sin(np.pi / (2 * (np.arange(20) + 1))) ** 2
     assert answer("04.2") == int((peaks < 0.01).argmax()) + 1

@@ -18,7 +18,7 @@ import pytest
 import synthetic
 from scipy import stats
 
-from cmp import config, schedules
+from cmp import config
 from cmp.cli import runs as cli_runs
 from cmp.config import Schedule
 from cmp.errors import CmpError
@@ -107,7 +107,7 @@ def test_the_script_knows_every_schedule_of_the_package(shared_folder):
         with contextlib.suppress(CmpError):  # the two do not go together
             schedule = Schedule(name, meta, 0.002, **{key: keys[key] for key in used})
             with contextlib.suppress(ValueError):  # too long for the task
-                expected.append(schedules.learning_rates(schedule, tasks, steps).ravel())
+                expected.append(analyses.learning_rates(schedule, tasks, steps).ravel())
                 cases.append([keys | {"name": name, "meta": meta, "peak": 0.002}, tasks, steps])
     assert len(cases) > 60
     assert {case[0]["name"] for case in cases} == {*option_names("schedule")}
@@ -185,10 +185,9 @@ def test_the_table_of_mixtures_is_the_surface(published):
 
 def test_images_are_seen_as_often_as_the_table_says(published, corpus):
     from cmp import mixtures
-    from cmp.experiments import statistics
 
     run = config.parse(config.profile("cpu"))
-    pools, counts = mixtures.task_pools(run, corpus), statistics.sample_counts(run, corpus)
+    pools, counts = mixtures.task_pools(run, corpus), analyses.sample_counts(run, corpus)
     pool, update, buffer = np.divide(explorers.mixture_table()["passes"], 3)  # of thirds
     assert counts.sum(axis=0)[pools[0].pretraining].mean() == pytest.approx(pool, rel=0.15)
     own = sum(counts[task, pool.update].sum() for task, pool in enumerate(pools))
@@ -496,7 +495,7 @@ def test_a_run_lands(build, monkeypatch):
     told = follow(run)
     assert told[0]["words"] == "starting"
     assert told[-1]["done"] and told[-1]["over"]
-    stored = store.scores_on_way(store.load_run(identity.run_id_of(run)))
+    stored = live_runs.scores_on_way(store.load_run(identity.run_id_of(run)))
     trail = [about["trail"] for about in told if "trail" in about][-1]
     assert np.array(trail) == pytest.approx(stored[["A_KA", "A_ZS"]].to_numpy(), abs=0.01)
     again = follow(run)

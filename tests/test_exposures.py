@@ -7,12 +7,13 @@ import pytest
 
 from cmp import budgets, config, mixtures, streams
 from cmp.experiments import statistics
+from lab import analyses
 from tests import chapter_code
 
 
 def test_counts_are_those_of_the_batches_that_training_makes():
     chosen, corpus = forked.small_config(), forked.small_corpus()
-    found = statistics.sample_counts(chosen, corpus)
+    found = analyses.sample_counts(chosen, corpus)
     by_hand = np.zeros_like(found)
     for task, pools in enumerate(mixtures.task_pools(chosen, corpus)):
         for step in range(chosen.training.steps):
@@ -39,7 +40,7 @@ def test_counts_and_passes_are_of_the_steps_that_a_budget_buys(corpus):
     chosen = config.parse(config.override(config.profile("cpu"), settings))
     bought = budgets.apply_budget(chosen)
     assert bought.training.steps != chosen.training.steps
-    counts = statistics.sample_counts(chosen, corpus)
+    counts = analyses.sample_counts(chosen, corpus)
     assert counts.sum() == 2 * bought.training.steps * chosen.training.batch
     report = statistics.stream_report(chosen, corpus)
     assert report.equals(statistics.stream_report(bought, corpus))

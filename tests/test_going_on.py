@@ -30,6 +30,7 @@ from cmp.runs.store import unfinished_runs
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
 from cmp.training import StepResult
+from lab import live_runs
 
 invoke = CliRunner().invoke
 QUICK = [*forked.SETTINGS, "stream.tasks=2", "evaluation.subset=30", "evaluation.full=false"]
@@ -120,7 +121,7 @@ def test_a_trial_stops_after_some_updates_is_listed_and_goes_on():
     trial = invoke(cli.app, ["run", "quick", *EMA, "--keep-weights", "--stop-after", "1"])
     assert trial.exit_code == 0 and "cmpt resume" in trial.output
     listed = invoke(cli.app, ["results", "ls"], env={"COLUMNS": "200"}).output
-    last = store.scores_on_way(whole).loc[1]
+    last = live_runs.scores_on_way(whole).loc[1]
     assert re.search(rf"{name} +1 of 2 updates +subset", listed)
     assert all(f"{value:.1f}" in listed for value in last)
     shown = invoke(cli.app, ["results", "show", name[:6]]).output

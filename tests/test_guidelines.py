@@ -7,7 +7,7 @@ import pytest
 import synthetic
 
 from cmp.experiments import guidelines, verdicts
-from cmp.experiments.guidelines import Guideline, guideline_box, measure_guideline
+from cmp.experiments.guidelines import Guideline, measure_guideline
 from cmp.files import check_record
 from lab import boxes
 
@@ -97,7 +97,7 @@ def test_every_guideline_of_the_book_has_a_claim_and_a_true_advice():
     assert {claim.guideline for claim in known.claims} == set(names)
     verdict_rows = guidelines.judged_claims()
     for name, each in names.items():
-        box = guideline_box(name)
+        box = boxes.guideline_box(name)
         assert tuple(box) == guidelines.ROWS
         assert all(box.values())
         if measure_guideline(each, verdict_rows).disagrees:

@@ -107,8 +107,8 @@ def test_an_export_says_which_pictures_open_clip_sees_otherwise(folder, monkeypa
     for out in ("new.safetensors", "new"):
         to = ["--to", "hf"] * (out == "new")
         done = invoke(cli.app, ["export", run_id, "-o", out, *to])
-        assert "note: mine: transparent pictures: 1; " in done.output, done.output
-    assert "* mine: transparent pictures: 1; " in Path("new/README.md").read_text()
+        assert "note: mine: transparent images: 1; " in done.output, done.output
+    assert "* mine: transparent images: 1; " in Path("new/README.md").read_text()
 
 
 def test_parts_are_drawn_by_step_and_seed_alone(folder):

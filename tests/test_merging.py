@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from options import small
 from test_resume import BOUNDARY, FIRST, MIDDLE, MemoryManager, equal, same
 
-from cmp import config, models, registry
+from cmp import config, models, registry, towers
 from cmp.config import Merging, Schedule
 from cmp.errors import CmpError
 from cmp.merging import apply, policies, ranks, rules
@@ -304,8 +304,11 @@ def test_a_rule_leaves_its_arguments_alone(rule, count):
     assert all(identical(one, other) for one, other in zip([base, *tuned], kept, strict=True))
     places = {x.data_ptr() for each in [base, *tuned] for x in each.values()}
     assert places.isdisjoint(x.data_ptr() for x in merged.values())
+    option = registry.get_option("merge_rule", rule)
+    options = rules.make_options(option, len(tuned))
     space = {name: torch.full_like(x, math.nan) for name, x in base.items()}
-    assert identical(merge(rule, tuned, base_for(rule, base), out=space), merged)
+    given = apply.iter_merged(option, tuned, base_for(rule, base), options, space)
+    assert identical(dict(given), merged)
     assert identical(space, merged)
 
 
@@ -542,8 +545,8 @@ def test_lines_scales_task_vectors_by_block():
 @pytest.mark.parametrize("name", models.family_names())
 def test_blocks_of_the_embedded_models_are_in_order(name):
     names = list(models.create_model(name).state_dict())
-    depth = apply.layer_depth(tuple(names))
-    assert depth == apply.layer_depth(tuple(sorted(names, reverse=True)))
+    depth = towers.layer_depth(tuple(names))
+    assert depth == towers.layer_depth(tuple(sorted(names, reverse=True)))
     for tower in ("visual.", "transformer."):
         places = [depth[key] for key in names if key.startswith(tower)]
         inside = [place for place in places if place]
@@ -553,11 +556,11 @@ def test_blocks_of_the_embedded_models_are_in_order(name):
 
 
 def test_blocks_of_other_models():
-    depth = apply.layer_depth(
+    depth = towers.layer_depth(
         tuple(f"visual.layer{i}.{j}.conv1.weight" for i in (1, 2) for j in (0, 1, 10))
     )
     assert list(depth.values()) == [0, 0.2, 0.4, 0.6, 0.8, 1]
-    assert apply.layer_depth(("a.0.weight", "b")) == {"a.0.weight": 0, "b": 0}
+    assert towers.layer_depth(("a.0.weight", "b")) == {"a.0.weight": 0, "b": 0}
 
 
 @pytest.mark.parametrize("rule", RULES)

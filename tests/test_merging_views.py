@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cmp import config, evaluation, models
-from cmp.runs.launch import task_end_weights
 from cmp.runs.runner import execute
 from lab import figures, kernel_explorers
+from lab.analyses import task_end_weights
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
 

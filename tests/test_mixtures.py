@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 
-from cmp import config, mixtures, registry
+from cmp import buffers, config, mixtures, registry
+from cmp.buffers import choose_lowest, rank_within_groups
 from cmp.config import Mixture
 from cmp.errors import CmpError
 from cmp.experiments import statistics
@@ -25,11 +26,9 @@ from cmp.mixtures import (
     Pools,
     batch_counts,
     batch_rows,
-    choose_lowest,
     empty_shares,
     is_kept_concept,
     largest_batch,
-    rank_within_groups,
     replay_pool,
     sample,
     sample_evenly,
@@ -37,6 +36,7 @@ from cmp.mixtures import (
 from cmp.readers import class_tables
 from cmp.runs.runner import Observer, execute
 from cmp.seeds import numpy_generator
+from lab import analyses
 
 
 @st.composite
@@ -306,7 +306,7 @@ def histories(draw):
 
 def buffer_rows(policy, updates, labels, capacity, seed=0):
     """The corpus positions that a buffer keeps, and their groups."""
-    history = mixtures.buffer_history(updates, labels)
+    history = buffers.buffer_history(updates, labels)
     kept, groups = registry.get_option("buffer", policy).value(history, capacity, seed)
     return history.rows[kept], groups
 
@@ -542,7 +542,7 @@ def test_without_a_pool_update_and_buffer_take_its_share(without_pool):
     with pytest.warns(UserWarning, match="20% update, 80% buffer"):
         fitted = mixtures.fit_mixture(uneven, without_pool)
         report = statistics.stream_report(uneven, without_pool)
-        assert statistics.sample_counts(uneven, without_pool).sum() == 3 * 4 * 4
+        assert analyses.sample_counts(uneven, without_pool).sum() == 3 * 4 * 4
     assert fitted.mixture.shares == pytest.approx((0, 0.2, 0.8))
     assert (
         report["passes"].tolist()

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from cmp import cli, evaluation, models
 from cmp.errors import CmpError, Interrupted
 from cmp.files import file_digest
-from cmp.releases import compare, facts, gate, ledger, release, report, tuning, update
+from cmp.releases import compare, gate, ledger, release, report, sentences, tuning, update
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer
 
@@ -225,7 +225,7 @@ def test_what_a_later_release_says_of_the_earlier_ones(root, tmp_path):
         f"A_ZS was {metrics[0, 'eval']:.1f} before the first update and is "
         f"{metrics[2, 'eval']:.1f} after 2"
     )
-    names = f"The card of z-month says A_KA {metrics[1, 'adapt']:.1f}"
+    names = f"The card of z-month gives A_KA {metrics[1, 'adapt']:.1f}"
     for words in (kept, names, "1 name and "):
         assert words in card and words in page
     assert kept in update.retention_since_first(later)
@@ -239,12 +239,12 @@ def test_what_was_right_before_the_first_update_is_counted():
     )
     before = np.array([True] * 6 + [False] * 2)
     hits = {"0/kept": before, "2/kept": np.array([False] * 3 + [True] * 4 + [False])}
-    words = facts.describe_retention(metrics, hits, 2)
+    words = sentences.describe_retention(metrics, hits, 2)
     assert "A_ZS was 75.0 before the first update and is 50.0 after 2 (−25.0)" in words
     assert "50.0% of what was right then is wrong now" in words
-    assert facts.describe_retention(metrics, hits, 1) == ""  # the last change says it
+    assert sentences.describe_retention(metrics, hits, 1) == ""  # the last change says it
     other = metrics.assign(images=range(4))
-    assert facts.describe_retention(other, hits, 2) == ""  # other pictures
+    assert sentences.describe_retention(other, hits, 2) == ""  # other pictures
 
 
 def test_an_update_without_test_pictures_is_not_judged(made, root, tmp_path):
@@ -259,20 +259,20 @@ def test_an_update_without_test_pictures_is_not_judged(made, root, tmp_path):
     write(rows)
     plan = update.plan_update(made.folder, folder)
     later = update.compute_update(plan, tmp_path / "releases" / "2")
-    words = "0 test pictures: this update is not judged"
+    words = "no test images, so what this update taught is not scored"
     assert any(words in note for note in plan.notes)
     card, page = (later.path(x).read_text() for x in (release.CARD_FILE, release.REPORT_FILE))
     assert words in card and words in page
     assert "<h1>month: update 2 cost" not in page and "taught, and" not in page
-    assert "what it taught is not judged</h1>" in page
+    assert "what it taught is not scored</h1>" in page
     write([(*rows[0][:2], "test"), *rows[1:]])
     notes = update.plan_update(made.folder, folder).notes
-    assert "1 of 2 new names have 0 test pictures and are not judged: vase" in notes
+    assert "1 of 2 new names have no test images and are not scored: vase" in notes
 
 
 def test_a_plan_says_where_the_peak_comes_from(made, root, tmp_path):
     peak = made.config.schedule.peak
-    own = "the recipe's, not tuned for these pictures"
+    own = "the recipe's, not tuned for these images"
 
     def said(plan):
         return next(note for note in plan.notes if note.startswith("peak"))
@@ -317,7 +317,9 @@ def test_months_in_one_folder_are_not_taken_for_classes(tmp_path):
     for words in ("2026-01/oak/0.png", "2026-02/", f"{pictures}/2026-01", "cmpt data init"):
         assert words in str(error.value)
     classes(tmp_path / "shop" / "kept", each=3)
-    with pytest.raises(CmpError, match=r"--data: .*shop holds .*kept, which was given by --retain"):
+    with pytest.raises(
+        CmpError, match=r"--data: .*shop contains .*kept, which was given by --retain"
+    ):
         update.plan_update(months.START, tmp_path / "shop", retain=[tmp_path / "shop" / "kept"])
     classes(tmp_path / "split" / "train", each=3)
     classes(tmp_path / "split" / "test", each=3, prefix="")
@@ -356,14 +358,14 @@ def test_a_card_lists_the_data(root, tmp_path):
     card = first(root, tmp_path).path(release.CARD_FILE).read_text()
     assert "| pool | pool | {} | not given |" in card
     assert "| catalogue | adapt | {} | not given |" in card
-    assert "20% of an update's pictures are held out for tests and 10% for tuning" in card
+    assert "20% of an update's images are held out for tests and 10% for tuning" in card
     assert "| catalogue | 2 |" in card and "GM, which tuning maximises" in card
 
 
 def test_a_picture_is_one_picture(made, root, tmp_path):
     tree(tmp_path / "one", {"person__beard/1.png": picture(4000)})
     plan = update.plan_update(made.folder, tmp_path / "one")
-    assert "1 new picture: 1 to train on" in plan.notes[0] and "1 new name, " in plan.notes[1]
+    assert "1 new image: 1 to train on" in plan.notes[0] and "1 new name, " in plan.notes[1]
     assert plan.report.new_names == ("person beard",)
 
 
@@ -418,7 +420,7 @@ def test_pictures_that_look_like_held_out_ones_are_reported(made, root, tmp_path
             break
     plan = update.plan_update(made.folder, folder)
     assert plan.report.similar and plan.report.held_out == 0
-    assert any("look like a held-out picture" in note for note in plan.notes)
+    assert any("look like a held-out image" in note for note in plan.notes)
 
 
 def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(made, root, tmp_path):
@@ -434,7 +436,7 @@ def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(ma
     assert own.record.id != made.record.id
     plan = update.plan_update(own.folder, root / "y-month")
     assert {x.captions[0].partition(" ")[0] for x in plan.ledger.pictures} == {"my"}
-    with pytest.raises(CmpError, match=r"--prompt: 'the \{\}', and 'my \{\}' so far"):
+    with pytest.raises(CmpError, match=r"--prompt: 'the \{\}', but this stream has 'my \{\}'"):
         update.plan_update(own.folder, root / "y-month", prompt="the {}")
     with pytest.raises(CmpError, match=r"--prompt: .* exactly one"):
         first(root, tmp_path / "none", prompt="a photo")
@@ -451,22 +453,22 @@ def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, 
     assert [x for x in plan.corpus.datasets if x != "pool"] == ["shoes"]
     assert plan.corpus.captions(len(plan.ledger.pictures) - 1)[0].startswith("a shoe, ")
     assert 'different prompts: "{}" for pool; "a shoe, {}" for shoes' in plan.notes
-    assert "the set shoes: the pictures of all updates" in plan.notes
+    assert "the set shoes: the images of all updates" in plan.notes
     manifest = own_root / "y-month" / "manifest.yaml"
     manifest.write_text(json.dumps(about | {"prompt": "{}"}))
-    with pytest.raises(CmpError, match=r"shoes: prompt: '\{\}', and 'a shoe, \{\}' before"):
+    with pytest.raises(CmpError, match=r"shoes: prompt: '\{\}', but it was 'a shoe, \{\}'"):
         update.plan_update(made.folder, own_root / "y-month")
     manifest.write_text(json.dumps(about | {"name": "caps", "prompt": models.USUAL_PROMPT}))
     notes = update.plan_update(made.folder, own_root / "y-month").notes
     assert any('tiny was pretrained with the prompt "{}"' in note for note in notes)
     manifest.write_text(json.dumps(about | {"name": "hats", "prompt": "a hat, {}"}))
     plan = update.plan_update(made.folder, own_root / "y-month")
-    assert "the new pictures belong to hats" in plan.notes
+    assert "the new images belong to hats" in plan.notes
     assert any('"a hat, {}" for hats' in note for note in plan.notes)
 
 
 def test_what_was_there_already_is_left_out(made, root, tmp_path):
-    with pytest.raises(CmpError, match="contains no new picture"):
+    with pytest.raises(CmpError, match="contains no new image"):
         update.plan_update(made.folder, root / "z-month")
     folder = tmp_path / "more"
     shutil.copytree(root / "z-month", folder)
@@ -485,7 +487,7 @@ def test_pictures_that_are_gone_are_refused_or_skipped(own_root, tmp_path):
     (own_root / "z-month" / known[3].source).write_bytes(picture(77))  # another picture now
     with pytest.raises(CmpError) as error:
         update.plan_update(made.folder, own_root / "y-month")
-    assert "2 pictures from earlier" in str(error.value) and "--gone skip" in str(error.value)
+    assert "2 images from earlier" in str(error.value) and "--gone skip" in str(error.value)
     assert known[0].source in str(error.value)
     plan = update.plan_update(made.folder, own_root / "y-month", skip_gone=True)
     whole = made.ledger().pictures
@@ -506,7 +508,7 @@ def test_moved_folders_are_found_and_checked(own_root, tmp_path):
     moved = {str(own_root / "z-month"): str(tmp_path / "elsewhere")}
     plan = update.plan_update(made.folder, own_root / "y-month", moved=moved)
     assert str(tmp_path / "elsewhere") in {x.folder for x in plan.ledger.arrivals}
-    with pytest.raises(CmpError, match="no pictures came from"):
+    with pytest.raises(CmpError, match="no images came from"):
         update.plan_update(made.folder, own_root / "y-month", moved={"/nowhere": "/else"})
 
 
@@ -514,12 +516,12 @@ REFUSED = {
     "stream.tasks=3": "one task",
     "training.steps=3": "training.passes",
     "training.budget=1": "training.passes",
-    "model.name=small": "a stream keeps it",
-    "method.name=lora": "a stream keeps it",
-    "merging.policy=none": "a stream keeps it",
-    "schedule.meta=free": "how many updates",
-    "mixture.last=[0.5,0.25,0.25]": "how many updates",
-    "seeds.data=3": "a stream keeps it",
+    "model.name=small": "which cannot change",
+    "method.name=lora": "which cannot change",
+    "merging.policy=none": "which cannot change",
+    "schedule.meta=free": "the number of updates",
+    "mixture.last=[0.5,0.25,0.25]": "the number of updates",
+    "seeds.data=3": "which cannot change",
     "data=elsewhere": "--data",
 }
 
@@ -580,7 +582,7 @@ def test_another_update_that_was_stopped_is_not_overwritten(root, tmp_path):
     with pytest.raises(Interrupted, match="the same command continues"):
         update.compute_update(plan, out, Observer(step=stop))
     other = update.plan_update(months.START, root / "y-month", SMALL, pool=root / "pool")
-    with pytest.raises(CmpError, match="other pictures or settings was stopped here"):
+    with pytest.raises(CmpError, match="other images or settings was stopped here"):
         update.compute_update(other, out)
     made = update.compute_update(plan, out)
     whole = first(root, tmp_path / "whole")
@@ -639,7 +641,7 @@ def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(made, root, tmp_p
 def test_tuning_scores_the_validation_split_and_keeps_it(made, root, tmp_path):
     tried = {"folder": tmp_path / "tune", "peaks": (0.001, 0.003, 0.009)}
     rows = []
-    table = tuning.tune(made.folder, root / "x-month", tell=rows.append, **tried)
+    table = tuning.tune(made.folder, root / "x-month", on_row=rows.append, **tried)
     assert len(rows) == len(table) >= 3 and "A_KA" in table
     stored = sorted((tmp_path / "tune").glob("*.json"))
     assert len(stored) == len(table)

@@ -85,14 +85,14 @@ def test_pictures_that_open_clip_sees_otherwise_are_counted_by_set(folder):
     tree(folder / "new/train", {f"a/{n}.png": odd["rotated"] + bytes(n) for n in (20, 21)})
     said = check(folder)
     for trait, words in (
-        ("grey16", "grey pictures of 16 bits: 1, such as c/grey16.png"),
-        ("colour16", "colour pictures of 16 bits: 1, such as c/colour16.png"),
-        ("values32", "pictures of 32 bits a value: 1, such as c/values32.png"),
-        ("transparent", "transparent pictures: 1, such as c/transparent.png"),
-        ("rotated", "pictures that their EXIF data turn: 1, such as c/rotated.png"),
+        ("grey16", "grey images of 16 bits: 1, such as c/grey16.png"),
+        ("colour16", "colour images of 16 bits: 1, such as c/colour16.png"),
+        ("values32", "images of 32 bits per value: 1, such as c/values32.png"),
+        ("transparent", "transparent images: 1, such as c/transparent.png"),
+        ("rotated", "images that their EXIF data rotate: 1, such as c/rotated.png"),
     ):
         assert f"note: kept: {words}" in said, trait
-    assert "note: new: pictures that their EXIF data turn: 2, such as train/a/20.png" in said
+    assert "note: new: images that their EXIF data rotate: 2, such as train/a/20.png" in said
     assert "`exif: apply`" in said and "`transparency: as-open-clip`" in said
     assert said == check(folder)  # also from what was kept of the first check
     [usual, _] = [index.data_hash() for index in collection.load_collection(str(folder))[0]]
@@ -100,8 +100,8 @@ def test_pictures_that_open_clip_sees_otherwise_are_counted_by_set(folder):
     about = fileset(name="kept", role="eval", splits={"test": 1.0}, reader=keys)
     write(folder / "kept/manifest.yaml", about)
     said = check(folder)
-    assert "`exif: apply`" not in said.partition("new: pictures")[0]
-    assert "exif_transpose" in said and "transparency is dropped" in said
+    assert "`exif: apply`" not in said.partition("new: images")[0]
+    assert "exif_transpose" in said and "alpha channel is dropped" in said
     [now, _] = [index.data_hash() for index in collection.load_collection(str(folder))[0]]
     assert now != usual
 

@@ -369,7 +369,9 @@ def test_weights_that_are_not_finite_stop_all_processes_where_the_first_one_save
 
 def test_processes_without_a_checkpoint_know_that_the_first_one_has_it(corpus, monkeypatch):
     monkeypatch.setattr(processes, "broadcast", lambda text: text or "abababababab")
-    run = Run(make_train_state(ranks.small(), corpus), NO_OBSERVER, None, StopRequest(), {}, None)
+    run = Run(
+        ranks.small(), make_train_state(ranks.small(), corpus), NO_OBSERVER, None, StopRequest(), {}
+    )
     run.save_or_stop(1, 0)
     run.stop.signal = 15
     with pytest.raises(

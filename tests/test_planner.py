@@ -255,7 +255,7 @@ def test_without_studies_a_real_model_alone_is_planned(known, monkeypatch, tmp_p
         ({"gpu_hours": float("nan")}, "must be above 0"),
         ({"gpu_hours": 1e-6}, "buys no step in each of 20 updates of small at batch 64"),
         ({"gpu_hours": 1e9, "device": "h100"}, "more than a run can have"),
-        ({"updates": 0}, "a stream has one at least"),
+        ({"updates": 0}, "a stream has from 1 to"),
         ({"updates": 523}, "the embedded stream has 522 classes"),
         ({"images": 1}, "more updates than images"),
         ({"model": "ViT-B-32", "device": "a100", "updates": 2_000_000}, "more updates than images"),
@@ -440,14 +440,14 @@ def test_a_batch_takes_no_more_of_an_update_or_the_buffer_than_they_hold(known, 
 def test_earlier_updates_of_a_stream_of_one_are_in_the_pool(known):
     plan = planner.make_plan(real(updates=1), known)
     assert plan.run.mixture.shares == (0.75, 0.25, 0)
-    assert note(plan, "Earlier updates are no part of a stream of one")
+    assert note(plan, "A stream of one update")
     assert " 1 update of " in planner.plan_summary(plan)
     kept = planner.make_plan(real(updates=1, pool=0.0, buffer=100), known).run.mixture
     assert kept.shares == pytest.approx((2 / 3, 1 / 3, 0))
     assert (kept.replay, kept.capacity) == (1, None)
     none = planner.make_plan(real(updates=1, buffer=0), known)
     assert none.run.mixture.shares == (0.5, 0.5, 0)
-    assert not any("a stream of one" in each for each in none.notes)
+    assert not any("A stream of one update" in each for each in none.notes)
     embedded = planner.make_plan(core(updates=1), known)  # its pool has no earlier updates
     assert embedded.run.mixture.shares == (0.5, 0.5, 0)
 
@@ -456,7 +456,7 @@ def test_earlier_updates_of_a_stream_of_one_are_in_the_pool(known):
 def test_new_names_lock_nothing_and_add_a_note(known, make):
     names, both = (planner.make_plan(make(new=new), known) for new in ("names", "both"))
     assert names.tree == both.tree and names.run.method.name == "full"
-    assert "method.name=locked-image" in note(names, "Everything is trained all the same")
+    assert "method.name=locked-image" in note(names, "Everything is trained nevertheless")
 
 
 def test_a_plan_begins_with_the_weights_that_are_given(known):

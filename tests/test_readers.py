@@ -916,7 +916,7 @@ def test_data_init_writes_a_manifest_of_each_role(tmp_path, role):
     [(dataset, where)] = load_manifests(str(root))
     assert dataset.role == role and dataset.splits == SPLIT_SHARES[role]
     assert dataset.beside == ("embedded" if role == "adapt" else None)
-    assert ("A_ZS asks what a model has not forgotten" in shell.output) == (role == "adapt")
+    assert ("A_ZS measures what a model has not forgotten" in shell.output) == (role == "adapt")
     state = collection.dataset_state(dataset, where)
     assert state.state == "present" and len(state.index.table) == 60
 

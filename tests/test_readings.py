@@ -43,7 +43,7 @@ def build(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_times_are_rounded_to_what_is_easily_said(seconds, words):
-    assert forecast.round_time(seconds) == words
+    assert chapter_setup.round_time(seconds) == words
 
 
 def test_what_is_stored_is_told_with_what_it_took_and_what_is_missing_with_its_forecast(build):
@@ -56,7 +56,7 @@ def test_what_is_stored_is_told_with_what_it_took_and_what_is_missing_with_its_f
     text = chapter_setup.run_status([*grid, grid[0]], [])  # two settings may come to one run
     took = store.load_record(identity.run_id_of(grid[0], small_corpus()))[0].provenance["seconds"]
     assert text == (
-        f"Stored: 1 of 3 live runs, which took about {forecast.round_time(took)}. "
+        f"Stored: 1 of 3 live runs, which took about {chapter_setup.round_time(took)}. "
         "To compute: 2, about 10 s."
     )
     assert chapter_setup.run_status([*grid, grid[0]], []) == text

@@ -10,7 +10,7 @@ from pictures import classes, picture, tar, tree
 
 import cmp
 from cmp.errors import CmpError
-from cmp.releases import card, compare, facts, gate, ledger, release, tuning, update
+from cmp.releases import card, compare, gate, ledger, release, sentences, tuning, update
 from cmp.runs import runner
 
 SMALL = ["training.batch=8", "evaluation.full=false", "evaluation.subset=2"]
@@ -68,7 +68,7 @@ def test_tars_of_the_same_name_are_told_apart(tmp_path):
 def test_a_folder_that_brings_nothing_new_is_refused_or_left_out(tmp_path):
     kept, month = classes(tmp_path / "kept", each=8), tmp_path / "month"
     arrived, _ = ledger.arrive(ledger.Ledger(), str(kept), "eval")
-    with pytest.raises(CmpError, match=r"--retain: .*kept contains no new picture; leave it out"):
+    with pytest.raises(CmpError, match=r"--retain: .*kept contains no new image; leave it out"):
         ledger.arrive(arrived, str(kept), "eval")
     about = "name: {0}\ntitle: T\nrole: adapt\nlicence: own\nreader: {{kind: folder, path: {0}}}\n"
     old, new = classes(month / "old", prefix="x"), classes(month / "new", prefix="y")
@@ -125,6 +125,13 @@ def test_a_recipe_among_settings_is_taken(root):
     assert plan.config.merging.policy == "none"
 
 
+@pytest.mark.parametrize("setting", ["merging.weight=0.3", "training.task_steps=[2]"])
+def test_a_setting_that_rests_on_the_recipe_is_taken(first, root, setting):
+    """A section is checked as a whole: alone, without the policy, a weight means nothing."""
+    plan = update.plan_update(first, root / "y-month", [setting])
+    assert plan.config.merging.weight == (0.3 if "weight" in setting else 0.5)
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
@@ -166,11 +173,11 @@ def test_a_gate_is_a_path_in_any_form(tmp_path, monkeypatch):
 
 
 def test_numbers_are_written_the_same_everywhere():
-    assert facts.signed(-0.04) == facts.signed(0.04) == "0.0"
-    assert (facts.signed(1.25), facts.decimal(-3)) == ("+1.2", "−3.0")
-    assert facts.signed(float("nan")) == "–"
-    assert facts.interval_in_words(float("nan"), float("nan")) == "no interval"
-    assert facts.interval_in_words(-1, 2) == "−1.0 to 2.0"
+    assert sentences.signed(-0.04) == sentences.signed(0.04) == "0.0"
+    assert (sentences.signed(1.25), sentences.decimal(-3)) == ("+1.2", "−3.0")
+    assert sentences.signed(float("nan")) == "–"
+    assert sentences.interval_in_words(float("nan"), float("nan")) == "no interval"
+    assert sentences.interval_in_words(-1, 2) == "−1.0 to 2.0"
 
 
 def test_a_bar_in_a_name_does_not_break_a_table():

@@ -21,6 +21,7 @@ from cmp.experiments import forecast, results, studies
 from cmp.files import DIGESTS, SHORT_ID, listed_file
 from cmp.mixtures import is_kept_concept
 from cmp.runs import identity, launch, store
+from lab import analyses
 
 invoke = CliRunner().invoke
 GRID = {
@@ -75,7 +76,7 @@ def test_what_is_published_is_what_was_collected(place):
     frame = results.published_metrics("77")
     assert list(frame["setting"].unique()) == ["z", "a", "same as z"]  # in the order of the grid
     keys = ["setting", "replicate", "task", "scope", "dataset"]
-    expected = studies.collect_metrics(studies.load_study("77").configs("quick")).set_index(keys)[
+    expected = analyses.collect_metrics(studies.load_study("77").configs("quick")).set_index(keys)[
         "score"
     ]
     assert frame.set_index(keys)["score"].sort_index().equals(expected.sort_index())

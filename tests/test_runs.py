@@ -25,6 +25,7 @@ from cmp.methods import adapters
 from cmp.runs import identity, launch, runner, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import execute
+from lab import analyses
 
 SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
 
@@ -392,7 +393,7 @@ def test_a_study_is_computed_collected_and_published(corpus, build, write_grid, 
     results.publish_study(study, "quick")
     frame = results.published_metrics("77")
     assert list(frame["setting"].unique()) == ["a", "b", "joint"]
-    expected = studies.collect_metrics(study.configs("quick"))
+    expected = analyses.collect_metrics(study.configs("quick"))
     assert len(frame) == len(expected)
     assert frame["score"].sum() == pytest.approx(expected["score"].sum())
     trajectory = store.trajectory(frame)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmp import budgets, config, mixtures, models, schedules
+from cmp import budgets, config, mixtures, models
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.experiments import pretraining, verdicts
@@ -17,7 +17,6 @@ from cmp.experiments.scores import (
     by_replicate,
     estimate_mean,
     setting_estimates,
-    setting_means,
     signed,
     t_factor,
     t_interval,
@@ -52,7 +51,7 @@ def test_means_have_intervals_over_bases():
         for task in (0, 2)
     ]
     frame = pd.DataFrame(rows)
-    assert setting_means(frame).loc["a", "GM"] == 21
+    assert analyses.setting_means(frame).loc["a", "GM"] == 21
     assert t_factor(3, 0.95) == pytest.approx(4.303, rel=1e-3)
     half = t_factor(3, verdicts.claims_level()) / 3**0.5
     assert setting_estimates(frame, "a")["GM"].half == pytest.approx(half)
@@ -153,7 +152,7 @@ def test_the_regime_of_a_run_is_computed_by_every_measure_of_the_paper_s(corpus)
 
 def test_the_paper_s_sum_of_learning_rates_is_that_of_its_profile():
     run = config.parse(config.profile("gpu"))
-    rates = schedules.learning_rates(run.schedule, run.stream.tasks, run.training.steps)
+    rates = analyses.learning_rates(run.schedule, run.stream.tasks, run.training.steps)
     paper = read_yaml(chapters.BOOK / "regime.yaml")
     assert rates.sum() == pytest.approx(paper["sum of learning rates"], rel=0.02)
     assert run.training.steps == pytest.approx(paper["steps of an update"], rel=0.01)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cmp import config, registry, schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
+from lab import analyses
 
 CURVES = registry.option_names("schedule")
 OVER_STREAM = registry.option_names("schedule", over_stream=True)
@@ -71,7 +72,7 @@ def test_the_package_has_the_schedules_of_the_specification():
 @given(any_schedule())
 def test_finite_never_negative_never_above_the_peak(case):
     schedule, steps = case
-    rates = schedules.learning_rates(schedule, TASKS, steps)
+    rates = analyses.learning_rates(schedule, TASKS, steps)
     assert rates.shape == (TASKS, steps)
     assert np.isfinite(rates).all()
     assert (rates >= 0).all()
@@ -81,7 +82,7 @@ def test_finite_never_negative_never_above_the_peak(case):
 @given(any_schedule(), st.integers(0, TASKS - 1))
 def test_the_warmup_is_a_line_and_nothing_rises_after_it(case, task):
     schedule, steps = case
-    rates = schedules.learning_rates(schedule, TASKS, steps)[task]
+    rates = analyses.learning_rates(schedule, TASKS, steps)[task]
     warmup, _ = schedule.durations(steps)
     if schedule.name in OVER_STREAM and task:
         warmup = 0
@@ -236,7 +237,7 @@ def usual(name, meta, **more):
     [pair for pair in PAIRS if registry.get_option("schedule", pair[0]).facts["continuous"]],
 )
 def test_continuous_inside_a_task(name, meta):
-    rates = schedules.learning_rates(usual(name, meta), TASKS, 2000)
+    rates = analyses.learning_rates(usual(name, meta), TASKS, 2000)
     steepest = math.sqrt(1 / 200) if name == "wsd-sqrt" else 1 / 199  # the first step of a cooldown
     assert np.abs(np.diff(rates, axis=1)).max() <= steepest + 1e-9
 
@@ -245,7 +246,7 @@ def test_infinite_is_continuous_across_tasks_and_ends_each_in_a_branch():
     schedule = usual("infinite", "none", level=0.4)
     steps, kept = 2000, schedules.branch_step(schedule, 2000)
     assert kept == 1800
-    rates = schedules.learning_rates(schedule, TASKS, steps)
+    rates = analyses.learning_rates(schedule, TASKS, steps)
     trunk = rates[:, :kept].ravel()
     assert np.abs(np.diff(trunk)).max() <= 1 / 199
     assert trunk[199] == 1
@@ -271,7 +272,7 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("pair", "peaks"), PUBLISHED)
 def test_peaks_as_published(pair, peaks):
-    rates = schedules.learning_rates(usual(*pair), 3, N)
+    rates = analyses.learning_rates(usual(*pair), 3, N)
     assert rates.max(axis=1) == pytest.approx(peaks, abs=1.5e-3)
     assert rates[:, W - 1] == pytest.approx(rates.max(axis=1))
 
@@ -301,12 +302,12 @@ def reference_rsqrt(t, n):
     ("name", "reference"), [("cosine", reference_cosine), ("rsqrt", reference_rsqrt)]
 )
 def test_the_reference_recurrences(name, reference):
-    rates = schedules.learning_rates(usual(name, name), TASKS, N)
+    rates = analyses.learning_rates(usual(name, name), TASKS, N)
     assert rates == pytest.approx(np.array([[reference(t, n) for n in range(N)] for t in range(4)]))
 
 
 def test_dynamic_is_one_cosine_stretched_over_the_tasks_so_far():
-    rates = schedules.learning_rates(usual("cosine", "cosine-dynamic"), TASKS, N)
+    rates = analyses.learning_rates(usual("cosine", "cosine-dynamic"), TASKS, N)
     for t in range(TASKS):
         place = np.arange(N)[W:] + t * N + 1 - W * (t + 1)
         curve = (1 + np.cos(np.pi * place / ((t + 1) * (N - W)))) / 2
@@ -314,18 +315,18 @@ def test_dynamic_is_one_cosine_stretched_over_the_tasks_so_far():
 
 
 def test_recovered_is_one_decay_over_the_stream():
-    rates = schedules.learning_rates(usual("rsqrt", "rsqrt-recovered"), TASKS, N)[:, W : N - W]
+    rates = analyses.learning_rates(usual("rsqrt", "rsqrt-recovered"), TASKS, N)[:, W : N - W]
     assert (np.diff(rates.ravel()) <= 0).all()
     counted = np.arange(TASKS * (N - 2 * W)) + W
     assert rates.ravel() == pytest.approx(1e-3 + (1 - 1e-3) * np.sqrt(W / counted))
 
 
 def test_a_shift_goes_on_where_so_many_steps_of_decay_end():
-    whole = schedules.learning_rates(
+    whole = analyses.learning_rates(
         Schedule("rsqrt", peak=1.0, warmup_steps=10, cooldown=0.0), 1, 300
     )[0]
     later = Schedule("rsqrt", peak=1.0, warmup_steps=10, cooldown=0.0, shift=200)
-    assert schedules.learning_rates(later, 1, 100)[0, 10:] == pytest.approx(whole[210:300])
+    assert analyses.learning_rates(later, 1, 100)[0, 10:] == pytest.approx(whole[210:300])
 
 
 def test_tables_by_hand():
@@ -340,10 +341,10 @@ def test_tables_by_hand():
         (Schedule("cosine", peak=1.0, warmup_steps=3), [1 / 3, 2 / 3, 1, 0.5005, 0.001]),
         (Schedule("constant", "geometric", 0.5), [0.5] * 5),
     ):
-        assert schedules.learning_rates(schedule, 1, 5)[0] == pytest.approx(expected)
-    geometric = schedules.learning_rates(Schedule("constant", "geometric", 1.0, decay=0.5), 4, 2)
+        assert analyses.learning_rates(schedule, 1, 5)[0] == pytest.approx(expected)
+    geometric = analyses.learning_rates(Schedule("constant", "geometric", 1.0, decay=0.5), 4, 2)
     assert geometric.tolist() == [[1, 1], [0.5, 0.5], [0.25, 0.25], [0.125, 0.125]]
-    free = schedules.learning_rates(Schedule("constant", "free", 2.0, peaks=(1.0, 0.0, 0.5)), 3, 1)
+    free = analyses.learning_rates(Schedule("constant", "free", 2.0, peaks=(1.0, 0.0, 0.5)), 3, 1)
     assert free.ravel().tolist() == [2, 0, 1]
 
 
@@ -415,7 +416,7 @@ def test_what_makes_no_sense_is_refused_with_the_numbers(assignments, words):
 @given(any_schedule())
 def test_a_task_is_called_idle_where_it_learns_nothing(case):
     schedule, steps = case
-    rates = schedules.learning_rates(schedule, TASKS, steps)
+    rates = analyses.learning_rates(schedule, TASKS, steps)
     idle = [task for task in range(TASKS) if not rates[task].any()]
     assert schedules.idle_task(schedule, (steps,) * TASKS) == (idle[0] if idle else None)
 

@@ -19,7 +19,7 @@ from forked import Child, await_true, is_alive, small_config, small_corpus, stud
 from kill_study import Campaign
 from typer.testing import CliRunner
 
-from cmp import cli, config, schedules
+from cmp import cli, config
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.experiments import forecast, results, studies, workers
@@ -30,6 +30,7 @@ from cmp.runs import identity, launch, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import execute
 from cmp.runs.store import unfinished_runs
+from lab import analyses
 
 SIZES = {
     "stream.tasks": 3, "training.steps": 4, "training.batch": 4, "evaluation.subset": 1,
@@ -605,7 +606,7 @@ def test_a_campaign_notices_what_is_not_as_it_should_be(tmp_path, monkeypatch):
 def test_lower_peaks_have_the_mean_rate_of_what_they_stand_beside(lower, schedule):
     grid = studies.load_study("rates").configs("cpu", 1)
     means = [
-        schedules.learning_rates(one.schedule, one.stream.tasks, one.training.steps).mean()
+        analyses.learning_rates(one.schedule, one.stream.tasks, one.training.steps).mean()
         for one in (grid[lower, 0], grid[schedule, 0])
     ]
     assert means[0] == pytest.approx(means[1], rel=2e-3)

@@ -15,7 +15,7 @@ from cmp.errors import CmpError
 from cmp.experiments import fronts, guidelines, results, studies, verdicts
 from cmp.experiments.scores import level_in_words, t_factor
 from cmp.files import read_yaml
-from lab import figures
+from lab import analyses, figures
 
 ORDERS = ["order a", "order b", "order c"]
 PEAK = next(iter(synthetic.FRONT))
@@ -258,7 +258,7 @@ def test_every_front_of_the_book_has_peaks_that_make_one():
 
 def test_what_each_setting_buys_is_tabulated_and_drawn(load):
     known = load(*CLAIMS)
-    table = verdicts.gains_table(known.fronts["plain"], {"methods": list(SETTINGS)})
+    table = analyses.gains_table(known.fronts["plain"], {"methods": list(SETTINGS)})
     gains = table.set_index("setting")
     assert gains["gain"].dropna().is_monotonic_decreasing
     assert gains.loc["above", "low"] < gains.loc["above", "gain"] < gains.loc["above", "high"]
@@ -304,7 +304,7 @@ def test_a_gain_far_from_all_others_lies_off_the_scale():
 
 def test_what_lacks_streams_has_no_interval_and_says_so(load):
     known = load(*CLAIMS)
-    table = verdicts.gains_table(known.fronts["plain"], {"partial": ["above"], "later": ["above"]})
+    table = analyses.gains_table(known.fronts["plain"], {"partial": ["above"], "later": ["above"]})
     first, later = table.to_dict("records")
     assert (first["preliminary"], first["n"]) == ("19 of 20 streams", 19)
     assert np.isfinite(first["gain"])
@@ -328,7 +328,7 @@ def test_every_interval_has_the_level_of_the_claims(load):
 
 def test_claims_on_one_front_err_together(load):
     known = load(CLAIM, CLAIM | {"name": "on", "terms": [{"of": "on"}]})
-    table = verdicts.claim_correlations(known)
+    table = analyses.claim_correlations(known)
     assert table.shape == (2, 2)
     assert -1 <= table.loc["above", "on"] <= 1
 

@@ -5,25 +5,30 @@ task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published metrics are th
 `cmp.experiments.results.published_metrics`.
 """
 
+import contextlib
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import open_clip
 import pandas as pd
+from torch import nn
 
-from cmp import config, evaluation, mixtures, models, schedules, streams
+from cmp import budgets, config, evaluation, mixtures, models, schedules, streams
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
-from cmp.experiments import forecast, paper, results, scores, statistics, studies, verdicts
+from cmp.experiments import forecast, paper, results, scores, studies, verdicts
 from cmp.experiments.pretraining import pretraining_config
 from cmp.experiments.scores import by_replicate, estimate_mean, planned_streams, run_bases
-from cmp.files import read_yaml
+from cmp.files import SHORT_ID, read_yaml
 from cmp.merging.rules import Weights
+from cmp.methods import adapters
 from cmp.project import project_folder
-from cmp.runs import store
+from cmp.runs import identity, store
+from cmp.runs.runner import Observer, execute
+from cmp.training import StepResult
 from lab import chapters
 
 MEANS = {"A_KA": "A_KA", "A_ZS": "A_ZS"}
@@ -111,7 +116,7 @@ def runs_of_size(
     if name and results.is_published(name):
         return ends_on_subset(results.published_metrics(name))
     if live:
-        return ends_on_subset(studies.collect_metrics(live))
+        return ends_on_subset(collect_metrics(live))
     return pd.DataFrame(columns=["setting", "A_KA", "A_ZS"])
 
 
@@ -140,7 +145,7 @@ def mean_scores(
         `preliminary`, such as "2 of 20 streams".
     """
     rows, places = {}, {words: place.split("/", 1) for words, place in settings.items()}
-    replicates = verdicts.shared_replicates(places.values()) if shared else slice(None)
+    replicates = shared_replicates(places.values()) if shared else slice(None)
     planned = {words: planned_streams(*place) for words, place in places.items()}
     for words, place in places.items():
         scores, rows[words] = verdicts.setting_scores(*place).loc[replicates], {}
@@ -299,10 +304,10 @@ def regime_table(runs: dict[str, config.RunConfig], corpus: Corpus) -> pd.DataFr
     for name, run in runs.items():
         pretraining = pretraining_config(run.model.name, 0)
         rates, before = (
-            schedules.learning_rates(each.schedule, each.stream.tasks, each.training.steps)
+            learning_rates(each.schedule, each.stream.tasks, each.training.steps)
             for each in (run, pretraining)
         )
-        pools, counts = mixtures.task_pools(run, corpus), statistics.sample_counts(run, corpus)
+        pools, counts = mixtures.task_pools(run, corpus), sample_counts(run, corpus)
         own = [counts[task, pool.update].mean() for task, pool in enumerate(pools)]
         pool = len(mixtures.replay_pool(corpus, pretraining.mixture, 0))
         seen = pretraining.training.steps * pretraining.training.batch / pool
@@ -620,7 +625,7 @@ def by_technique(gains: pd.DataFrame) -> pd.DataFrame:
     All rates are shown, since selecting the best gain would favour techniques tried more often.
 
     Args:
-        gains: The result of `cmp.experiments.verdicts.gains_table`.
+        gains: The result of `gains_table`.
 
     Returns:
         The rows, starting with the technique with the largest mean gain.
@@ -630,3 +635,120 @@ def by_technique(gains: pd.DataFrame) -> pd.DataFrame:
     keys = parts.assign(peak=pd.to_numeric(parts["peak"]), mean=-mean)
     order = keys.sort_values(["mean", "technique", "peak"], kind="stable").index
     return gains.loc[order].reset_index(drop=True)
+
+
+def collect_metrics(configs: dict[tuple[str, int], config.RunConfig]) -> pd.DataFrame:
+    """Return the metrics of stored runs in one table, with `setting`, `replicate` and `run`."""
+    frames = []
+    for (setting, replicate), run_config in configs.items():
+        run = store.load_run(identity.run_id_of(run_config))
+        short = run.id[:SHORT_ID]
+        frames.append(run.metrics.assign(setting=setting, replicate=replicate, run=short))
+    return pd.concat(frames, ignore_index=True)
+
+
+def sample_counts(run: config.RunConfig, corpus: Corpus) -> np.ndarray:
+    """Return how often each task of a run shows each image of the corpus, [tasks, images]."""
+    run = budgets.settle(run, corpus)
+    counts = np.zeros((run.stream.tasks, len(corpus.table)), np.int64)
+    for task, pools in enumerate(mixtures.task_pools(run, corpus)):
+        for step in range(run.steps[task]):
+            rows = mixtures.batch_rows(pools, pools.counts, run.seeds.data, task, step)
+            np.add.at(counts[task], rows, 1)
+    return counts
+
+
+def setting_means(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean final value of each aggregate over replicates, one row per setting.
+
+    Args:
+        trajectory: The result of `cmp.runs.store.trajectory` for several settings and replicates.
+    """
+    ends = store.final_scores(trajectory)
+    return ends.groupby("setting", sort=False)[list(scores.AGGREGATES)].mean()
+
+
+def learning_rates(schedule: config.Schedule, tasks: int, steps: int) -> np.ndarray:
+    """Return the learning rates of a stream of equally long tasks, [tasks, steps]."""
+    every = (steps,) * tasks
+    return np.array([schedules.task_rates(schedule, every, t) for t in range(tasks)])
+
+
+def gains_table(
+    front: verdicts.FrontOf, settings: dict[str, Sequence[str]], shared: bool = False
+) -> pd.DataFrame:
+    """Return the gains of published settings.
+
+    Intervals have the level of the claims, but only `judge_claims` gives verdicts.
+
+    Args:
+        front: The front.
+        settings: The settings of each study.
+        shared: Whether to use only replicates that all these settings have, so that rows are
+            compared on the same streams. There are no intervals then.
+
+    Returns:
+        One row per setting, largest gain first: `study`, `setting`, `A_KA`, `A_ZS`, `gain` with
+        `low` and `high` (over bases, NaN if there is no interval yet), `mirror`, `is_bound`, `n`,
+        `preliminary` (such as "2 of 20 streams", or "" if complete), and `reason` if there is no
+        gain.
+    """
+    places = [(study, name) for study, names in settings.items() for name in names]
+    rows, replicates = [], shared_replicates(places) if shared else None
+    for study, name in places:
+        row = {"study": study, "setting": name, "n": 0, "is_bound": False, "reason": ""}
+        row |= dict.fromkeys(("A_KA", "A_ZS", "gain", "low", "high", "mirror"), np.nan)
+        row["preliminary"] = ""
+        rows.append(row)
+        try:
+            own = verdicts.setting_scores(study, name)
+            own = own if replicates is None else own.loc[replicates]
+            row |= {"n": len(own)} | own[["A_KA", "A_ZS"]].mean().to_dict()
+            gain = verdicts.gain_of(study, name, front, replicates=replicates)
+        except CmpError as error:
+            row["reason"] = (
+                verdicts.NOT_COMPUTED if isinstance(error, verdicts.NotComputed) else str(error)
+            )
+            continue
+        estimate = verdicts.estimate_gain(study, name, gain)
+        row |= {"gain": estimate.value, "mirror": gain.mirror, "is_bound": gain.is_bound}
+        if not shared:
+            row |= {"low": estimate.low, "high": estimate.high, "preliminary": estimate.progress}
+    return pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
+
+
+def shared_replicates(places: Iterable[Sequence[str]]) -> pd.Index:
+    """Return the replicates that all given settings have, each a study and a setting, ignoring
+    unpublished ones."""
+    replicates = []
+    for study, name in places:
+        with contextlib.suppress(verdicts.NotComputed):
+            replicates.append(verdicts.setting_scores(study, name).index)
+    return functools.reduce(pd.Index.intersection, replicates) if replicates else pd.Index([])
+
+
+def claim_correlations(known: verdicts.ClaimsFile) -> pd.DataFrame:
+    """Return the error correlations of claims on gains, which share a front."""
+    pseudo = {}
+    for claim in known.claims:
+        if claim.measure == "gain" and not verdicts.missing_runs(claim, known):
+            with contextlib.suppress(CmpError):  # the setting is outside the front
+                pseudo[claim.name] = verdicts.measure_claim(claim, known).pseudo
+    return pd.DataFrame(pseudo).corr()
+
+
+def task_end_weights(run: config.RunConfig, corpus: Corpus) -> list[Weights]:
+    """Return the weights before the stream and at the end of each task, on the CPU.
+
+    The run is computed only for this, and not stored.
+    """
+    weights: list[Weights] = [models.load_model(run.model, run.seeds.init).state_dict()]
+    steps = budgets.settle(run, corpus).steps
+
+    def keep(task: int, step: int, result: StepResult, model: nn.Module) -> None:
+        if step == steps[task] - 1:
+            merged = adapters.merged_state_dict(model)
+            weights.append({name: x.cpu().clone() for name, x in merged.items()})
+
+    execute(run, corpus, Observer(keep))
+    return weights

@@ -6,7 +6,7 @@ from html import escape
 
 from IPython.display import HTML
 
-from cmp.experiments.guidelines import ROWS, guideline_box
+from cmp.experiments.guidelines import ROWS, judged_claims, load_guidelines, measure_guideline
 
 LESSON, EVIDENCE = (ROWS[0], ROWS[3]), ROWS[1:3]
 """The rows of a box in a lesson, and those for its evidence."""
@@ -28,7 +28,7 @@ def beside_paper(*guidelines: str, rows: Sequence[str] = ROWS) -> HTML:
             for name, texts in guideline_box(guideline).items()
             if name in rows
         ]
-        name = f"<h3>{guideline.capitalize()}</h3>" * (len(guidelines) > 1)
+        name = f"<h3>{guideline.capitalize()}</h3>" if len(guidelines) > 1 else ""
         boxes.append(f"{name}<table><tr>{'</tr><tr>'.join(cells)}</tr></table>")
     return HTML("\n".join(boxes))
 
@@ -39,3 +39,18 @@ def _paragraph(text: str) -> str:
     text = re.sub(r"(?<!\w)'([^']+)'", r"‘\1’", re.sub(r'"([^"]+)"', r"“\1”", text))
     text = text.replace("'", "’")
     return f'<p style="margin: 0 0 0.5em">{text}</p>'
+
+
+def guideline_box(name: str) -> dict[str, tuple[str, ...]]:
+    """Return the rows of a guideline's box, `ROWS` -> paragraphs."""
+    guideline = load_guidelines()[name]
+    measured = measure_guideline(guideline, judged_claims())
+    follows_paper = guideline.follows == "paper" or measured.disagrees
+    why = ("The advice follows the paper, whose evidence is at scale.",) if follows_paper else ()
+    paragraphs = (
+        (guideline.paper, f"Its scale: {guideline.scale}."),
+        measured.sentences,
+        measured.networks or ("Not tried for these claims.",),
+        (guideline.advice, *why, f"Still open: {guideline.open}"),
+    )
+    return dict(zip(ROWS, paragraphs, strict=True))

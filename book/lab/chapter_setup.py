@@ -3,6 +3,7 @@
 import asyncio
 import html
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,13 +14,14 @@ from IPython.display import display
 from cmp import budgets, config
 from cmp.config import RunConfig
 from cmp.experiments import forecast, preflight, results, studies, workers
-from cmp.experiments.forecast import round_time
 from cmp.runs import identity, logs, store
 from cmp.runs.checkpoints import StopRequest
 from lab import chapters
+from lab.live_runs import scores_on_way
 
 LOOK_SECONDS = 1.0
 """Seconds between a cell's looks at the logs of its runs."""
+ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
 
 
 def begin_chapter(
@@ -198,5 +200,12 @@ def print_ends(scope: dict[str, Any]) -> None:
     for name, value in scope.items():
         named = value.items() if isinstance(value, dict) else [(name, value)]
         runs |= {str(key): run for key, run in named if isinstance(run, store.StoredRun)}
-    ends = {name: store.scores_on_way(run).iloc[-1] for name, run in runs.items()}
+    ends = {name: scores_on_way(run).iloc[-1] for name, run in runs.items()}
     print(json.dumps({name: end[["A_KA", "A_ZS"]].round(3).tolist() for name, end in ends.items()}))
+
+
+def round_time(seconds: float) -> str:
+    """Return a time rounded, by ratio, to a scale of round times such as "20 s" and "2 min"."""
+    units = forecast.UNITS.items()
+    ladder = {f"{step} {unit}": step * size for unit, size in units for step in ROUND_TIMES}
+    return min(ladder, key=lambda words: abs(math.log(ladder[words] / max(seconds, 0.1))))

@@ -318,7 +318,7 @@ def schedule_explorer(**state: Any) -> Explorer:
     curves = {}
     for run in runs:
         schedule = changed_run("cpu", run["changes"]).schedule
-        curves[run["label"]] = schedules.learning_rates(schedule, table["tasks"], table["steps"])
+        curves[run["label"]] = analyses.learning_rates(schedule, table["tasks"], table["steps"])
     words = "The learning rates of " + " and ".join(
         f"{run['label']} (A_KA {run['at'][0]:.1f}%, A_ZS {run['at'][1]:.1f}%)" for run in runs
     )

@@ -22,9 +22,8 @@ from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.files import parse_json, read_text, read_yaml, write_atomic
 from cmp.merging.rules import Weights
-from cmp.runs import launch
 from cmp.runs.runner import execute
-from lab import chapters, explorers, scrubber
+from lab import analyses, chapters, explorers, scrubber
 
 SHEET = chapters.BOOK / "first_screen.yaml"
 STORED = chapters.BOOK / "first_screen.json"
@@ -56,7 +55,7 @@ def served_weights(run: RunConfig, corpus: Corpus) -> Iterator[Weights]:
         corpus: The embedded benchmark.
     """
     share, served = run.merging.weight, None
-    for trained in launch.task_end_weights(run, corpus):
+    for trained in analyses.task_end_weights(run, corpus):
         if served is None or run.merging.policy == "none":
             served = trained
         else:

@@ -23,7 +23,6 @@ from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import evidence, paper, planner, results, statistics, verdicts
 from cmp.experiments.forecast import GIGA
-from cmp.experiments.scores import setting_means
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
 from cmp.registry import option_names
@@ -303,7 +302,7 @@ def planner_table(with_answers: bool = False) -> Table:
         with_answers: Whether to include answers to all questions, for pages without a kernel.
     """
     known, embedded = evidence.gather_evidence(), models.family_names()
-    means, stored = setting_means(known.trajectory)[AXES].round(2), {}
+    means, stored = analyses.setting_means(known.trajectory)[AXES].round(2), {}
     for name, run in known.runs.items():
         stored.setdefault(run.model.name, []).append(means.loc[name].tolist())
     menus = {key: [[name, f"{name}: {words}"] for name, words in texts.items()]

@@ -13,6 +13,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pandas as pd
 import torch
 
 from cmp import budgets, config
@@ -52,7 +53,7 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
                 if message.get("over"):
                     return
     if store.is_stored(run_id):
-        scores = store.scores_on_way(store.load_run(run_id))
+        scores = scores_on_way(store.load_run(run_id))
         yield {"trail": scores[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
         yield {"words": "done", "done": True, "progress": 1.0, "over": True}
     else:  # stopped by anyone
@@ -116,3 +117,11 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def scores_on_way(run: store.StoredRun) -> pd.DataFrame:
+    """Return `A_KA`, `A_ZS` and `GM` of a run before its stream and after each task, indexed by
+    task, on the largest test that was scored at that point."""
+    table = store.trajectory(run.metrics)
+    widest = table.sort_values("scope").drop_duplicates("task")  # "full" sorts before "subset"
+    return widest.set_index("task").sort_index()[["A_KA", "A_ZS", "GM"]]

@@ -282,7 +282,7 @@ def difference(what: str) -> tuple[Estimate, str]:
 def _difference_of_gains(places: list[tuple[str, str]], planned: int) -> tuple[Estimate, str]:
     """Return the difference of two gains over the settings' common streams, counting the error of
     their shared front once."""
-    front, replicates = verdicts.load_claims().fronts["plain"], verdicts.shared_replicates(places)
+    front, replicates = verdicts.load_claims().fronts["plain"], analyses.shared_replicates(places)
     one, other = (verdicts.gain_of(*p, front, replicates=replicates) for p in places)
     if one.is_bound and other.is_bound:
         raise OutsideFrontError(f"{places}: both gains are bounds; their difference is unknown")

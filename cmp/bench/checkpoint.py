@@ -17,7 +17,7 @@ from cmp.data import Corpus
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import INTERVAL, SCHEMA, CheckpointManager, Progress, RunState
 from cmp.runs.runner import machine_record
-from cmp.training import build_adamw, train_task
+from cmp.training import train_task
 
 COLUMNS = ("model", "% of the time", "ms", "10-90 %", "ms until it goes on", "MB")
 
@@ -29,14 +29,13 @@ def checkpoint(names: list[str], corpus: Corpus, rounds: int, batch: int | None)
     for name in names:
         setting = networks.setting(name, corpus, batch, steps=1)
         state = networks.train_state(setting, BF16)
-        optimizer = build_adamw(state.model, setting.config.optimizer)
-        train_task(state, setting.pools, TASK, optimizer=optimizer)  # creates moments
+        train_task(state, setting.pools, TASK)  # creates moments
         with (
             tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder,
             CheckpointManager("benchmark") as manager,
         ):
             manager.folder, tree = Path(folder), setting.config.to_dict()
-            save = make_save(manager, tree, state.model, optimizer)
+            save = make_save(manager, tree, state.model, state.optimizer)
 
             def go_on(manager=manager, save=save) -> None:
                 manager.in_background = True

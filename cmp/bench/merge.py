@@ -77,17 +77,18 @@ def moved(base: Weights, number: int) -> Weights:
     return {k: torch.randn(x.shape, generator=noise).mul_(0.01).add_(x) for k, x in base.items()}
 
 
-def merge_finite(
+def merge_into(
     rule: str,
     models: list[Weights],
     base: Weights | None = None,
     out: Weights | None = None,
+    finite: bool = True,
     **settings: Any,
 ) -> Weights:
-    """Merge weights that are known to be finite, as a run does after checking them."""
+    """Merge weights, by default as a run does, which knows that they are finite."""
     option = get_option("merge_rule", rule)
     options = make_options(option, len(models), **settings)
-    return dict(apply.iter_merged(option, models, base, options, out, finite=True))
+    return dict(apply.iter_merged(option, models, base, options, out, finite=finite))
 
 
 def in_memory(tuned: list[Weights], base: Weights, rounds: int) -> list[dict[str, Any]]:
@@ -98,21 +99,21 @@ def in_memory(tuned: list[Weights], base: Weights, rounds: int) -> list[dict[str
     section = Merging(policy="step-ema")
     operations = {
         "interpolation of 2": Operation(
-            lambda: merge_finite("interpolation", pair, **half, **into), 3, 1.2
+            lambda: merge_into("interpolation", pair, **half, **into), 3, 1.2
         ),
-        "mean of 5": Operation(lambda: merge_finite("interpolation", tuned, **into), 6, 1.2),
+        "mean of 5": Operation(lambda: merge_into("interpolation", tuned, **into), 6, 1.2),
         "EMA, a step": Operation(
             lambda: update_step_average(section, memory, lambda: tuned[0], 0, 1), 3, 1.3
         ),
-        "slerp of 2": Operation(lambda: merge_finite("slerp", pair, **half, **into), 5, 1.4),
+        "slerp of 2": Operation(lambda: merge_into("slerp", pair, **half, **into), 5, 1.4),
         "task arithmetic of 5": Operation(
-            lambda: merge_finite("task-arithmetic", tuned, base, scale=0.3, **into), 7, 3
+            lambda: merge_into("task-arithmetic", tuned, base, scale=0.3, **into), 7, 3
         ),
         "interpolation of 2, checked": Operation(
-            lambda: apply.merge("interpolation", pair, **half, out=out), 3
+            lambda: merge_into("interpolation", pair, **half, **into, finite=False), 3
         ),
         "interpolation of 2, new tensors": Operation(
-            lambda: merge_finite("interpolation", pair, **half), 3
+            lambda: merge_into("interpolation", pair, **half), 3
         ),
     }
     return measure(operations, base, rounds)
@@ -195,7 +196,7 @@ def trimming(
     vector."""
     out = {name: torch.empty_like(x) for name, x in base.items()}
     calls = {
-        "fast": lambda: apply.merge("ties", pair, base, out=out, density=DENSITY),
+        "fast": lambda: merge_into("ties", pair, base, out, finite=False, density=DENSITY),
         "plain": lambda: plain_ties(pair, base, DENSITY),
     }
     seconds = timing.interleaved(calls, rounds)

@@ -102,10 +102,10 @@ class Setting:
             batch = mixtures.make_batch(self.config, self.corpus, self.pools, TASK, step)
             yield batch._replace(images=enlarge(batch.images, self.side))
 
-    def distinct_captions(self, steps: int = 8) -> float:
-        """Return the mean number of distinct captions in a batch."""
-        counts = [len(batch.texts.unique()) for batch in itertools.islice(self.batches(), steps)]
-        return sum(counts) / steps
+    def distinct_captions(self) -> float:
+        """Return the mean number of distinct captions in a batch, over eight batches."""
+        counts = [len(batch.texts.unique()) for batch in itertools.islice(self.batches(), 8)]
+        return sum(counts) / len(counts)
 
 
 def enlarge(x: Tensor, side: int) -> Tensor:
@@ -131,7 +131,8 @@ def setting(name: str, corpus: Corpus, batch: int | None = None, steps: int = 1)
         )
     size = batch or SIZES.get(name, SIZE)
     settings = [f"model.name={name}", f"training.batch={size}", f"training.steps={steps}"]
-    settings += ["mixture.replay=1.0"] * (name == LARGE)
+    if name == LARGE:
+        settings.append("mixture.replay=1.0")
     run_config = config.parse(config.override(config.profile("cpu"), settings), "benchmark")
     return Setting(name, run_config, corpus, mixtures.task_pools(run_config, corpus)[TASK])
 

@@ -102,14 +102,17 @@ def run_command() -> None:
     """Run the given command, and exit as described in `main`."""
     try:
         app()
-    except (CmpError, OSError) as error:  # such as a full disk
+    except CmpError as error:
         complain(error)
+        sys.exit(2)
+    except OSError as error:  # such as a full disk
+        complain(f"cannot read or write: {error}")
         sys.exit(2)
     except ModuleNotFoundError as error:
         if not error.name or error.name.startswith("cmp"):
             raise
-        words = f"pip install '{DISTRIBUTION}{extras_with(error.name)}'"
-        complain(f"this command needs the package {error.name!r}: {words}")
+        install = f"pip install '{DISTRIBUTION}{extras_with(error.name)}'"
+        complain(f"this command needs the package {error.name!r}: {install}")
         sys.exit(2)
     except Interrupted as stop:
         from cmp.scale import processes

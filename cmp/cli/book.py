@@ -176,7 +176,7 @@ def site(picture: bool = False, predictions: bool = False, pdf: bool = False) ->
     """Build the book as static pages. The first build downloads the theme's packages.
 
     Args:
-        picture: Only draw the pictures of the first page and of README.
+        picture: Only draw the images of the first page and of README.
         predictions: Only train the models of the first screen, about a minute for each setting, and
             store their predictions.
         pdf: Also print the book and the card "Keep CLIP current" to PDF, with an installed

@@ -6,15 +6,12 @@ from pathlib import Path
 import torch
 import typer
 
-from cmp import budgets, config
+from cmp import budgets, config, values
 from cmp.cli import shared
 from cmp.errors import CmpError
 from cmp.experiments import paper
 from cmp.experiments.forecast import GIGA
 from cmp.registry import option_names
-
-MAX_TOTAL = 1e15
-"""Largest total in GFLOPs, a thousand times more than any model was trained with."""
 
 TABLE4_NOTE = Path(__file__).with_name("table4.txt").read_text(encoding="utf-8").rstrip()
 
@@ -46,8 +43,10 @@ def budget(
     Example:
         cmpt budget --method full --method lora,rank=4
     """
-    if total is not None and not 0 < total <= MAX_TOTAL:
-        raise CmpError(f"--total: {total:g} GFLOPs: must be above 0, and at most {MAX_TOTAL:g}")
+    if total is not None and not 0 < total <= values.MAX_COMPUTE:
+        raise CmpError(
+            f"--total: {total:g} GFLOPs: must be above 0, and at most {values.MAX_COMPUTE:g}"
+        )
     if models:
         if table4 or method:
             raise CmpError("--models: only for full fine-tuning; leave out --method and --table4")

@@ -14,7 +14,7 @@ from cmp.errors import CmpError
 from cmp.evaluation import make_test_sets
 from cmp.experiments import forecast
 from cmp.files import check_target
-from cmp.releases import candidates, facts, gate, release, report
+from cmp.releases import candidates, gate, release, report, sentences
 from cmp.releases.compare import Comparison, as_candidate, common_device, update_names
 from cmp.releases.compare import compare as compare_models
 from cmp.releases.index import RECALL_AT
@@ -108,12 +108,12 @@ def compare(
 
 
 def _release_notes(old: release.Release | None, new: release.Release | None) -> list[str]:
-    """Return what to know of scores of two releases."""
+    """Return sentences on the scores of two releases."""
     if old is None or new is None or len(old.record.updates) >= len(new.record.updates):
         return []
     return [
         "A_KA before can be lower than on the card of the old release: the same model now chooses "
-        "among the names of later updates, too, and is asked about their pictures"
+        "among the names of later updates, too, and is asked about their images"
     ]
 
 
@@ -131,7 +131,7 @@ def print_comparison(comparison: Comparison) -> None:
     columns = ("", "before", "now", "change", "95%", "lost", "of right", "gained")
     shared.print_table(columns, rows, f"{comparison.old} -> {comparison.new}, {comparison.split}")
     if len(comparison.updates):
-        typer.echo("rows with a dash: the pictures of each update")
+        typer.echo("rows with a dash: the images of each update")
     worst = comparison.worst_concepts(WORST, each=False)
     if len(worst):
         cells = ("dataset", "concept", "questions", "lost", "gained", "became")
@@ -144,15 +144,16 @@ def print_comparison(comparison: Comparison) -> None:
         (row.content, row.query, *(shared.score_text(getattr(row, cell)) for cell in cells))
         for row in index.itertuples()
     ]
-    shared.print_table(columns, shown, f"recall@{max(RECALL_AT)} on the old index, in per cent")
+    shared.print_table(columns, shown, f"recall@{max(RECALL_AT)} on the old index, in percent")
     typer.echo(f"map: {comparison.index_map.sentence}")
 
 
 def _score_cells(row) -> tuple[object, ...]:
     """Return the cells of a row of `Comparison.sets` or `Comparison.summary`."""
-    interval = facts.interval_in_words(row["low"], row["high"])
+    change = sentences.signed(row["change"])
+    interval = sentences.interval_in_words(row["low"], row["high"])
     share = shared.score_text(row["lost_share"]) + "%"
     return (
-        *map(shared.score_text, (row["old"], row["new"])), facts.signed(row["change"]), interval,
+        *map(shared.score_text, (row["old"], row["new"])), change, interval,
         int(row["lost"]), share, int(row["gained"]),
     )  # fmt: skip

@@ -27,7 +27,7 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
         (n, x.name, x.images, x.steps, sum(x.counts), f"{x.peak:g}", f"{x.seconds:.0f}")
         for n, x in enumerate(made.record.updates, 1)
     ]
-    columns = ("", "update", "pictures", "steps", "batch", "peak", "seconds")
+    columns = ("", "update", "images", "steps", "batch", "peak", "seconds")
     shared.print_table(columns, rows, release.describe(made))
     typer.echo("all files are intact")
 

@@ -228,8 +228,10 @@ def export(
         write_export(name, network, out, to)
     elif to == "hf":
         if found is None:
-            words = f"a model card describes a run, and {name!r} is not a run"
-            raise CmpError(f"--to hf: {words}; give the id of a run, or choose another format")
+            raise CmpError(
+                f"--to hf: a model card describes a run, and {name!r} is not a run; give the id of "
+                "a run, or choose another format"
+            )
         hub.write_hub_folder(found, network, load_data(found.config.data), out)
         loading = f'open_clip.create_model_from_pretrained("local-dir:{out}")'
         typer.echo(f"written: {out}\nmodel, preprocess = {loading}")
@@ -244,7 +246,7 @@ def export(
         typer.echo(f"written: {out}\n{loading_code(name, network, out)}")
     if name in models.family_names() and to not in EXPORTERS:
         typer.echo("import cmp.embedded.models first, so that open_clip knows this model")
-    for sentence in hub.served_otherwise(found) if found else ():
+    for sentence in hub.read_differently(found) if found else ():
         typer.echo(f"note: {sentence}")
 
 

@@ -149,7 +149,7 @@ def try_settings(
             score(label, merged)
             bar.update()
     columns = [rule, *(column for key in evaluation.ROLES for column in (key, "s.e.")), "GM"]
-    shared.print_table(columns, rows, f"{model}, validation, in per cent")
+    shared.print_table(columns, rows, f"{model}, validation, in percent")
 
 
 def candidate_settings(candidates: Sequence[str], count: int) -> dict[str, dict[str, Any]]:

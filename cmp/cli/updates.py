@@ -15,7 +15,6 @@ from cmp.experiments import forecast
 from cmp.files import read_yaml
 from cmp.releases import release, tuning
 from cmp.releases.candidates import split_start
-from cmp.releases.release import is_release
 from cmp.releases.update import UpdatePlan, compute_update, plan_update, retention_since_first
 from cmp.runs.runner import Observer
 from cmp.scale import processes
@@ -29,7 +28,7 @@ Start = Annotated[str | None, typer.Argument(metavar="RELEASE")]
 
 
 def update(
-    release: Start = None,
+    parent: Start = None,
     settings: shared.Settings = None,
     data: Annotated[Path | None, typer.Option(metavar="FOLDER")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER")] = None,
@@ -55,7 +54,7 @@ def update(
     `torchrun -m cmp update ...` splits each batch between processes.
 
     Args:
-        release: The release to start from.
+        parent: The release to start from.
         data: The folder of the new images: one folder per class, a table, tars, or manifests.
         out: The folder of the new release.
         start: The model of the first update: NAME:START, such as ViT-B-16:laion2b_s34b_b88k, small,
@@ -68,7 +67,7 @@ def update(
             "a photo of a {}". Default: "{}" for embedded models, otherwise "a photo of a {}".
         chosen: A file of settings, such as one written by `cmpt tune`. Default: none.
         name: Name of the update. Default: the folder's name.
-        gone: Whether pictures of earlier updates that are gone are refused or skipped.
+        gone: Whether to refuse or skip images of earlier updates that are gone.
         moved: A folder of earlier images that has moved, as OLD=NEW. Default: none.
 
     Example:
@@ -77,7 +76,7 @@ def update(
     if out is None:
         raise CmpError("-o: give the folder of the new release")
     torch.set_num_threads(threads)
-    given = _given(release, start, data, settings, chosen)
+    given = _given(parent, start, data, settings, chosen)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     pictures: dict[str, Any] = {
         "pool": pool, "retain": retain or [], "name": name or "", "prompt": prompt or "",
@@ -91,7 +90,7 @@ def update(
         if dry_run:
             return typer.echo(_dry_run_lines(plan, given))
         forecast.check_device(local_device)
-        is_there = is_release(out)
+        is_there = release.is_release(out)
         made = _compute(plan, out, local_device, execution)
         if processes.rank() == 0:
             state = "already there" if is_there else "written"
@@ -99,13 +98,13 @@ def update(
             if not plan.peak_source:
                 typer.echo(
                     f"its peak, {plan.config.schedule.peak:g}, is the recipe's and was not tuned "
-                    f"for your pictures; before the next update: cmpt tune {out} "
+                    f"for your images; before the next update: cmpt tune {out} "
                     "--data FOLDER_OF_NEXT_MONTH -o tuned.yaml"
                 )
 
 
 def _dry_run_lines(plan: UpdatePlan, given: tuple[str, Path, dict[str, Any]]) -> str:
-    """Return what a dry run ends with."""
+    """Return the last lines of a dry run."""
     if plan.peak_source:
         return "nothing was computed"
     start, data, _ = given
@@ -118,7 +117,7 @@ def _dry_run_lines(plan: UpdatePlan, given: tuple[str, Path, dict[str, Any]]) ->
 
 
 def _given(
-    release_folder: str | None,
+    parent: str | None,
     start: str | None,
     data: Path | None,
     settings: list[str] | None,
@@ -126,28 +125,28 @@ def _given(
 ) -> tuple[str, Path, dict[str, Any]]:
     """Return the start, the data and the settings of an update from a command's arguments."""
     settings = list(settings or [])
-    if release_folder and "=" in release_folder and not Path(release_folder).exists():
-        settings, release_folder = [release_folder, *settings], None  # a first update's setting
-    if (release_folder is None) == (start is None):
+    if parent and "=" in parent and not Path(parent).exists():
+        settings, parent = [parent, *settings], None  # a first update's setting
+    if (parent is None) == (start is None):
         raise CmpError(
             "cmpt update: give the RELEASE to start from or, for the first update, the model "
             "with --start, such as --start ViT-B-16:laion2b_s34b_b88k"
         )
-    if release_folder is not None and not is_release(Path(release_folder)):
-        raise CmpError(_no_release(Path(release_folder)))
+    if parent is not None and not release.is_release(Path(parent)):
+        raise CmpError(_no_release(Path(parent)))
     if data is None:
         raise CmpError("--data: give the folder of the new images")
     below = read_yaml(chosen) if chosen else {}
-    return release_folder or str(start), data, config.override(below, settings)
+    return parent or str(start), data, config.override(below, settings)
 
 
 def _no_release(folder: Path) -> str:
-    """Return that a folder is no release, with the nearest one beside it."""
+    """Return an error message for a folder that is not a release, suggesting the nearest one."""
     if folder.is_dir():
         return f"{folder}: not a release, since it contains no {release.RECORD_FILE}"
     if str(folder) in models.family_names():
         return f"{folder}: there is no such release; give the first model by --start {folder}"
-    beside = [x for x in sorted(folder.parent.glob("*")) if is_release(x)]
+    beside = [x for x in sorted(folder.parent.glob("*")) if release.is_release(x)]
     near = did_you_mean(folder.name, [x.name for x in beside])
     there = ", ".join(str(x) for x in beside[-3:])
     return f"{folder}: there is no such release{near or (there and f'; there are {there}')}"
@@ -156,7 +155,7 @@ def _no_release(folder: Path) -> str:
 def _device_of(start: str, device: str | None) -> str:
     """Return the device of an update: the CPU for an embedded model, and otherwise a GPU."""
     folder, name = Path(start), split_start(start)[0]
-    if is_release(folder):
+    if release.is_release(folder):
         name = release.read_release(folder).config.model.name
     return models.default_device(name, device)
 
@@ -193,7 +192,7 @@ def release_lines(made: release.Release) -> str:
 
 
 def tune(
-    release: Start = None,
+    parent: Start = None,
     settings: shared.Settings = None,
     data: Annotated[Path | None, typer.Option(metavar="FOLDER")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE")] = None,
@@ -217,7 +216,7 @@ def tune(
     `cmpt update --settings FILE`.
 
     Args:
-        release: The release that the update starts from.
+        parent: The release that the update starts from.
         data: The folder of the new images.
         out: The file for the result, NAME.yaml.
         start: The model of the first update, as for `cmpt update`.
@@ -235,7 +234,7 @@ def tune(
     if out is None or out.suffix != ".yaml":
         raise CmpError("-o: give the file for the result, NAME.yaml")
     torch.set_num_threads(threads)
-    first, folder, tree = _given(release, start, data, settings, None)
+    first, folder, tree = _given(parent, start, data, settings, None)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     with processes.init_distributed(_device_of(first, device)) as local_device:
         forecast.check_device(local_device)
@@ -250,7 +249,7 @@ def tune(
             table = tuning.tune(
                 first, folder, tree, folder=out.with_name(f".{out.stem}.tune"),
                 peaks=_parse_peaks(peaks), device=local_device, execution=execution,
-                observer=begin, tell=lambda row: bar.write(_score_line(row)),
+                observer=begin, on_row=lambda row: bar.write(_score_line(row)),
                 pool=pool, retain=retain or [], prompt=prompt or "", skip_gone=gone == "skip",
                 moved=_parse_moved(moved),
             )  # fmt: skip

@@ -32,9 +32,6 @@ RECIPES = {
 def make_dataset(dataset: Dataset) -> str:
     """Run a dataset's recipe on its cached packages, and pack the result.
 
-    Args:
-        dataset: The manifest.
-
     Returns:
         The dataset's name.
     """
@@ -56,7 +53,7 @@ def build_datasets(names: list[str] | None = None, jobs: int | None = None) -> l
         The names of the datasets that were built.
 
     Raises:
-        CmpError: If a package cannot be downloaded, or a recipe gives unexpected counts.
+        CmpError: A package cannot be downloaded, or a recipe gives unexpected counts.
     """
     outdated = [dataset for dataset in select_datasets(names) if not packed.is_intact(dataset)]
     if not outdated:

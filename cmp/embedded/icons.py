@@ -56,20 +56,13 @@ class IconSet(NamedTuple):
     characters: dict[str, str]
 
     def resolve(self, name: str) -> str | None:
-        """Return the icon for a name or an alias, or None.
-
-        Args:
-            name: The name.
-        """
+        """Return the icon for a name or an alias, or None."""
         for _ in range(5):  # aliases of aliases
             name = self.aliases.get(name, {"parent": name})["parent"]
         return name if name in self.icons else None
 
     def render(self, name: str) -> np.ndarray:
         """Render an icon, in black if it has no colour.
-
-        Args:
-            name: The icon.
 
         Returns:
             uint8 [4, 32, 32], RGBA.

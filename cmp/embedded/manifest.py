@@ -223,7 +223,7 @@ def load_packages(folder: Path = MANIFESTS) -> dict[str, Package]:
         Packages by short name.
 
     Raises:
-        CmpError: If the file is invalid.
+        CmpError: The file is invalid.
     """
     return read_manifest(folder / "packages.yaml", Packages).packages
 
@@ -239,7 +239,7 @@ def embedded_manifests(folder: Path = MANIFESTS) -> dict[str, Dataset]:
         Datasets by name, in the order of the files.
 
     Raises:
-        CmpError: If a manifest is invalid, its file name is not the dataset's name, or it names a
+        CmpError: A manifest is invalid, its file name is not the dataset's name, or it names a
             source that is not in `packages.yaml`.
     """
     packages = load_packages(folder)
@@ -263,7 +263,7 @@ def select_datasets(names: list[str] | None = None) -> list[Dataset]:
         names: The datasets; all by default.
 
     Raises:
-        CmpError: If there is no such dataset.
+        CmpError: There is no such dataset.
     """
     datasets = embedded_manifests()
     if unknown := [name for name in names or () if name not in datasets]:

@@ -228,7 +228,7 @@ def find_base(name: str, start: str, seed: int) -> Path:
         seed: The seed of its pretraining.
 
     Raises:
-        CmpError: If the base is damaged or missing; the message lists the bases and how to make it.
+        CmpError: The base is damaged or missing; the message lists the bases and how to make it.
     """
     path = base_path(name, start, seed)
     if path.exists():

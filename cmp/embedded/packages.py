@@ -31,22 +31,15 @@ ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAErr
 
 
 def cache_path(package: Package) -> Path:
-    """Return the path of a package's archive in the cache.
-
-    Args:
-        package: The package.
-    """
+    """Return the path of a package's archive in the cache."""
     return build_folder() / "packages" / package.file
 
 
 def fetch_package(package: Package) -> Path:
     """Return the archive of a package, downloading it if it is not cached.
 
-    Args:
-        package: The package.
-
     Raises:
-        CmpError: If it cannot be downloaded, or its sha256 is not the pinned one.
+        CmpError: It cannot be downloaded, or its sha256 is not the pinned one.
     """
     path = cache_path(package)
     if path.exists() and file_digest(path) == package.sha256:
@@ -108,7 +101,7 @@ def archive_members(archive: Path, prefix: str = "") -> Iterator[tuple[str, byte
         (name, content) pairs.
 
     Raises:
-        CmpError: If the archive is damaged, or unpacks to over 64 MiB for a file or 512 MiB in
+        CmpError: The archive is damaged, or unpacks to over 64 MiB for a file or 512 MiB in
             total.
     """
     total = 0
@@ -146,7 +139,7 @@ def archive_member(archive: Path, name: str) -> bytes:
         name: The file's name in the archive.
 
     Raises:
-        CmpError: If there is no such file, or the archive is damaged.
+        CmpError: There is no such file, or the archive is damaged.
     """
     for member, content in archive_members(archive, name):
         if member == name:

@@ -83,7 +83,7 @@ def load_embedded() -> Corpus:
     """Return the embedded benchmark.
 
     Raises:
-        CmpError: If a dataset is not built, or damaged.
+        CmpError: A dataset is not built, or damaged.
     """
     return join_packed([read_packed(dataset) for dataset in manifest.embedded_manifests().values()])
 
@@ -122,7 +122,7 @@ def write_packed(dataset: manifest.Dataset, samples: Samples) -> None:
         samples: The result of its recipe.
 
     Raises:
-        CmpError: If the counts are not the manifest's, or writing fails.
+        CmpError: The counts are not the manifest's, or writing fails.
     """
     images = np.ascontiguousarray(samples[0])
     table = pd.DataFrame(samples[1], columns=list(SAMPLE_COLUMNS))
@@ -165,11 +165,8 @@ def is_intact(dataset: manifest.Dataset) -> bool:
 def read_packed(dataset: manifest.Dataset) -> PackedDataset:
     """Open a packed dataset.
 
-    Args:
-        dataset: The manifest.
-
     Raises:
-        CmpError: If it is missing, made from another manifest, incomplete or damaged.
+        CmpError: It is missing, made from another manifest, incomplete or damaged.
     """
     folder, remedy = manifest.store_path(dataset.name), f"run `cmpt data build {dataset.name}`"
     if not manifest.is_built(dataset):

@@ -22,7 +22,7 @@ def contact_sheet(packed: PackedDataset, path: Path) -> None:
         path: A PNG file.
 
     Raises:
-        CmpError: If the file cannot be written.
+        CmpError: The file cannot be written.
     """
     size = len(packed.table)
     rows = np.sort(numpy_generator("sheet", 0, packed.dataset.name).permutation(size)[:SHEET_COUNT])

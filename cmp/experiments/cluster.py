@@ -41,8 +41,8 @@ def run_on_ray(
     """Compute runs on the Ray cluster at `RAY_ADDRESS`, or on this machine if it is not set.
 
     A run takes one core, and one GPU if `device` is "cuda"; runs on the GPUs of a node share its
-    cores for decoding. If its node or worker is lost, a run
-    restarts elsewhere, from its checkpoint if the nodes share a build folder.
+    cores for decoding. If its node or worker is lost, a run restarts elsewhere, from its checkpoint
+    if the nodes share a build folder.
 
     Args:
         todo: The runs to compute.

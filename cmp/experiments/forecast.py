@@ -49,7 +49,6 @@ MEASURED, UNCOUNTED = 50, 5
 """Steps of a run whose measured time replaces the forecast, and the steps before them that do not
 count, such as those in which towers are compiled."""
 
-ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
 UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
 MEASURED_STEPS = 4
 """Steps to measure if no such run is stored; the first is not counted."""
@@ -254,12 +253,6 @@ def time_in_words(seconds: float) -> str:
     units = {"ms": 1e-3} | UNITS
     unit = max((name for name in units if units[name] <= seconds), key=units.get, default="ms")
     return f"{float(f'{seconds / units[unit]:.3g}'):g} {unit}"
-
-
-def round_time(seconds: float) -> str:
-    """Return a time rounded, by ratio, to a scale of round times such as "20 s" and "2 min"."""
-    ladder = {f"{step} {unit}": step * size for unit, size in UNITS.items() for step in ROUND_TIMES}
-    return min(ladder, key=lambda words: abs(math.log(ladder[words] / max(seconds, 0.1))))
 
 
 def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[float]:

@@ -105,11 +105,12 @@ def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
     words, signs = [], dict[str, set[bool]]()
     for network in guideline.networks:
         text, sign = _measure_network(network)
-        own = " (the book's network)" * (network.network == OWN)
+        own = " (the book's network)" if network.network == OWN else ""
         words.append(f"{network.technique} on `{network.network}`{own}: {text}.")
         if sign is not None:
             signs.setdefault(network.technique, set()).add(sign)
-    words += [UNTUNED] * bool(words)
+    if words:
+        words.append(UNTUNED)
     flips = any(len(found) > 1 for found in signs.values())
     disagrees = (claims.loc[claims["source"] == "paper", "agrees"] == "no").any()
     return Measured(sentences, tuple(words), flips or bool(disagrees))
@@ -132,21 +133,6 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
     sign = found.value > 0 if abs(found.value) > verdicts.MATTERS and not found.progress else None
     counted = f"preliminary, {found.progress}" if found.progress else f"n = {found.streams}"
     return f"{signed(found.value)} points of A_ZS at equal A_KA ({counted})", sign
-
-
-def guideline_box(name: str) -> dict[str, tuple[str, ...]]:
-    """Return the rows of a guideline's box, `ROWS` -> paragraphs."""
-    guideline = load_guidelines()[name]
-    measured = measure_guideline(guideline, judged_claims())
-    follows_paper = guideline.follows == "paper" or measured.disagrees
-    why = ("The advice follows the paper, whose evidence is at scale.",) * follows_paper
-    paragraphs = (
-        (guideline.paper, f"Its scale: {guideline.scale}."),
-        measured.sentences,
-        measured.networks or ("Not tried for these claims.",),
-        (guideline.advice, *why, f"Still open: {guideline.open}"),
-    )
-    return dict(zip(ROWS, paragraphs, strict=True))
 
 
 def judged_claims() -> pd.DataFrame:

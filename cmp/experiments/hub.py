@@ -4,11 +4,8 @@
 once the folder is uploaded. The model card is made from the stored run.
 """
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
-import open_clip
 import pandas as pd
 
 from cmp import budgets, models
@@ -16,10 +13,9 @@ from cmp.data import Corpus
 from cmp.files import atomic_folder, check_held_files, read_yaml
 from cmp.readers import notes
 from cmp.releases.card import markdown_table
+from cmp.releases.release import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_served_model
 from cmp.runs import store
 
-WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
-CARD_FILE = "README.md"
 CARD = read_yaml(Path(__file__).with_name("model_card.yaml"))["card"]
 """The template of the card in Markdown."""
 
@@ -39,24 +35,19 @@ def write_hub_folder(
         CmpError: The folder contains other files, or cannot be written.
     """
     check_held_files(folder, {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE})
-    about = {
-        "model_cfg": open_clip.get_model_config(run.config.model.name),
-        "preprocess_cfg": asdict(models.preprocessing(model)),
-    }
     with atomic_folder(folder) as partial:
-        models.export_weights(model, partial / WEIGHTS_FILE)
-        (partial / CONFIG_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        write_served_model(model, run.config.model.name, partial)
         card = model_card(run, corpus, folder.name)
         (partial / CARD_FILE).write_text(card, encoding="utf-8")
 
 
-def served_otherwise(run: store.StoredRun) -> list[str]:
+def read_differently(run: store.StoredRun) -> list[str]:
     """Report images of a run's data that open_clip's own transform reads differently.
 
     Args:
         run: The run; its provenance counts these images.
     """
-    sentences = notes.served_otherwise(run.provenance.get("pictures", {}))
+    sentences = notes.describe_differences(run.provenance.get("pictures", {}))
     if run.config.model.name in models.family_names():
         sentences.append(
             "transparent parts of embedded images were evaluated over white, but open_clip's own "
@@ -88,7 +79,7 @@ def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
         scores=markdown_table(_scores(run.metrics[run.metrics["scope"] == scope])),
         data=markdown_table(pd.DataFrame(data, columns=["", "role", "licence"])),
         settings=markdown_table(pd.DataFrame(changes, columns=["", "value"])),
-        pictures="\n".join(f"* {sentence}" for sentence in served_otherwise(run)),
+        pictures="\n".join(f"* {sentence}" for sentence in read_differently(run)),
         **{key: run.provenance[key] for key in ("seconds", "device", "torch", "open_clip")},
     )  # fmt: skip
 

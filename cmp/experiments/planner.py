@@ -19,6 +19,8 @@ from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.experiments.guidelines import load_guidelines
 from cmp.experiments.scores import AGGREGATES, level_in_words
 from cmp.files import read_yaml
+from cmp.mixtures import MIN_STEPS
+from cmp.releases.sentences import count_of
 
 _WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))
 KEEP: dict[str, str] = _WORDS["keep"]
@@ -43,15 +45,9 @@ TAGS = {"ViT-B-16": "laion2b_s34b_b88k", "ViT-B-32": "laion2b_s34b_b79k"}
 REAL = config.profile("gpu")
 """The profile of the paper, whose data, peak, optimiser and evaluation a plan for a real model
 uses."""
-MIN_STEPS = 10
-"""Fewest steps per update in a plan; with fewer, warmup and cooldown take most of them."""
 BATCHES = (512, 256, 128, 64, 32)
 """Batch sizes for a real model: the largest that fits is used, at most the paper's."""
 LINE_WIDTH = 98
-
-
-MAX_COMPUTE = 1e15
-"""Upper bound on GPU hours or memory-adjusted GFLOPs, more than exist."""
 
 
 class ImpossibleRequest(CmpError):
@@ -130,8 +126,8 @@ def _problems(request: PlanRequest) -> Iterator[str]:
     if (request.gpu_hours is None) == (request.gmafs is None):
         yield "give the compute either in GPU hours or in memory-adjusted GFLOPs"
     compute = request.gmafs if request.gpu_hours is None else request.gpu_hours
-    if not 0 < compute <= MAX_COMPUTE:
-        yield f"compute {compute:g}: must be above 0, and at most {MAX_COMPUTE:g}"
+    if not 0 < compute <= values.MAX_COMPUTE:
+        yield f"compute {compute:g}: must be above 0, and at most {values.MAX_COMPUTE:g}"
     if not 1 <= request.updates <= values.MAX_COUNT:
         yield PROBLEMS["updates"].format(updates=request.updates, most=values.MAX_COUNT)
     if not 0 <= request.replay <= 1:
@@ -278,10 +274,12 @@ def _choose_mixture(request: PlanRequest) -> dict[str, Any]:
     The stream of a single update has no earlier ones; the user's own pool contains them.
     """
     has_earlier = request.buffer != 0 and not (request.embedded and request.updates == 1)
-    there = {"pretraining": request.replay > 0, "update": True, "buffer": has_earlier}
+    is_available = {"pretraining": request.replay > 0, "update": True, "buffer": has_earlier}
     shares = config.recipe_tree("default")["mixture"]
-    total = sum(shares[name] for name in there if there[name])
-    mixture: dict[str, Any] = {name: there[name] * shares[name] / total for name in there}
+    total = sum(shares[name] for name in is_available if is_available[name])
+    mixture: dict[str, Any] = {
+        name: shares[name] / total if is_there else 0.0 for name, is_there in is_available.items()
+    }
     if request.updates == 1:
         mixture |= {"pretraining": mixture["pretraining"] + mixture["buffer"], "buffer": 0.0}
     if mixture["pretraining"] > 0:
@@ -340,10 +338,8 @@ def _affordable_steps(request: PlanRequest, run: config.RunConfig) -> int:
     if (steps := budget.steps) < MIN_STEPS:
         most = int(request.updates * budget.allowed / (MIN_STEPS * budget.step + budget.end))
         facts = {"updates": request.updates, "model": request.model, "batch": run.training.batch}
-        facts |= {"steps": f"{steps or 'no'} step{'s' * (steps > 1)}", "least": MIN_STEPS}
-        facts["most"] = (
-            f"at most {most:,} update{'s' * (most > 1)}" if most else "not even one update"
-        )
+        facts |= {"steps": count_of(steps, "step") if steps else "no step", "least": MIN_STEPS}
+        facts["most"] = f"at most {count_of(most, 'update')}" if most else "not even one update"
         raise ImpossibleRequest(PROBLEMS["few steps"].format(**facts))
     if budget.steps > values.MAX_COUNT:
         raise ImpossibleRequest(f"{budget.steps:.3g} steps per update are more than a run can have")
@@ -411,8 +407,8 @@ def plan_summary(plan: Plan) -> str:
     trained = "everything trained" if method == "full" else f"trained by {method}"
     tasks, steps, batch = run.stream.tasks, run.training.steps, run.training.batch
     return (
-        f"{run.model.name}: {tasks:,} update{'s' * (tasks > 1)} of {steps:,} "
-        f"step{'s' * (steps > 1)} at batch {batch}, {trained}; batches of "
+        f"{run.model.name}: {count_of(tasks, 'update')} of {count_of(steps, 'step')} at batch "
+        f"{batch}, {trained}; batches of "
         f"{mixture.pretraining:.0%} pool, {mixture.update:.0%} update, {mixture.buffer:.0%} "
         f"earlier updates; EMA-Merge, {run.merging.weight:g} of each update."
     )
@@ -421,14 +417,15 @@ def plan_summary(plan: Plan) -> str:
 def place_sentence(plan: Plan) -> str:
     """Return a sentence on the scores of stored runs similar to a plan, or that there are none."""
     if plan.place is None:
-        signs = f" {_WORDS['signs']}" * (len(plan.effects) > 0)
+        signs = f" {_WORDS['signs']}" if len(plan.effects) else ""
         return _WORDS["no place"].format(reason=plan.outside) + signs
     rows = plan.place.scores.loc[list(AGGREGATES)]
     scores = ", ".join(f"{name} {words}" for name, words in rows["words"].items())
-    over = f": {level_in_words()} t-intervals over bases, {plan.place.n} streams"
-    over *= bool(rows["low"].notna().all())
+    over = ""
+    if rows["low"].notna().all():
+        over = f": {level_in_words()} t-intervals over bases, {plan.place.n} streams"
     differs = f" It differs in {', '.join(plan.place.differs)}." if plan.place.differs else ""
     return (
         f"The nearest stored runs, {plan.place.setting!r} of study {plan.place.study}, ended, in "
-        f"per cent, at {scores}{over}.{differs}"
+        f"percent, at {scores}{over}.{differs}"
     )

@@ -315,8 +315,9 @@ def delete_run(prefix: str) -> tuple[str, int]:
     run_ids = {path.name for place in places for path in place.glob("[0-9a-f]*/")}
     names = [name for name in run_ids if name.startswith(prefix[:SHORT_ID])]
     if len(names) != 1 or not prefix:
-        words = f"{len(names) or 'no'} runs have this id; `cmpt results ls` lists all runs"
-        raise CmpError(f"{prefix!r}: {words}")
+        raise CmpError(
+            f"{prefix!r}: {len(names) or 'no'} runs have this id; `cmpt results ls` lists all runs"
+        )
     [name] = names
     if len(prefix) > SHORT_ID and not unfinished_runs(prefix):
         store.find_run(prefix)  # compares the digits that the folder's name lacks

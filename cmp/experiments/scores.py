@@ -190,16 +190,6 @@ def study_trajectory(study: str) -> pd.DataFrame:
     return table.assign(planned=planned.astype(int))
 
 
-def setting_means(trajectory: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean final value of each aggregate over replicates, one row per setting.
-
-    Args:
-        trajectory: The result of `cmp.runs.store.trajectory` for several settings and replicates,
-            as in the other functions of this module.
-    """
-    return store.final_scores(trajectory).groupby("setting", sort=False)[list(AGGREGATES)].mean()
-
-
 def setting_estimates(trajectory: pd.DataFrame, setting: str) -> dict[str, Estimate]:
     """Return the final scores of a setting by aggregate.
 

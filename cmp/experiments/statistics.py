@@ -95,17 +95,6 @@ def _words(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
 
 
-def sample_counts(config: RunConfig, corpus: Corpus) -> np.ndarray:
-    """Return how often each task of a run shows each image of the corpus, [tasks, images]."""
-    config = budgets.settle(config, corpus)
-    counts = np.zeros((config.stream.tasks, len(corpus.table)), np.int64)
-    for task, pools in enumerate(mixtures.task_pools(config, corpus)):
-        for step in range(config.steps[task]):
-            rows = mixtures.batch_rows(pools, pools.counts, config.seeds.data, task, step)
-            np.add.at(counts[task], rows, 1)
-    return counts
-
-
 def stream_report(config: RunConfig, corpus: Corpus) -> pd.DataFrame:
     """Return a summary of what arrives in each task of a run.
 

@@ -28,7 +28,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import pandas as pd
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from tqdm.auto import tqdm
@@ -275,7 +274,6 @@ def compute_runs(
     device: str = "cpu",
     backend: str = "local",
     finished: Callable[[RunConfig], Any] | None = None,
-    stop: StopRequest | None = None,
 ) -> None:
     """Compute the missing runs, with a progress bar.
 
@@ -288,8 +286,6 @@ def compute_runs(
         device: "cpu" or "cuda".
         backend: One of `BACKENDS`.
         finished: Called with each finished run, instead of a progress bar over these runs.
-        stop: Records signals. By default, they are recorded here, which works only in the main
-            thread.
 
     Raises:
         Interrupted: A signal was received; unfinished runs are saved.
@@ -303,7 +299,7 @@ def compute_runs(
         return
     with tqdm(total=len(todo), desc="runs", unit=" runs", disable=finished is not None) as bar:
         report = finished or (lambda _: bar.update())
-        with contextlib.nullcontext(stop) if stop else StopRequest() as request:
+        with StopRequest() as request:
             failures = BACKENDS[backend](todo, jobs, device, report, request)
     if failures:
         names = [identity.known_id(each)[:SHORT_ID] or "a run without weights" for each in failures]
@@ -328,16 +324,6 @@ def shard_runs(configs: list[RunConfig], text: str) -> list[RunConfig]:
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise CmpError(f"shard {text!r}: expected i/n with i from 1 to n, such as 2/8")
     return configs[int(match[1]) - 1 :: int(match[2])]
-
-
-def collect_metrics(configs: dict[tuple[str, int], RunConfig]) -> pd.DataFrame:
-    """Return the metrics of stored runs in one table, with `setting`, `replicate` and `run`."""
-    frames = []
-    for (setting, replicate), run_config in configs.items():
-        run = store.load_run(identity.run_id_of(run_config))
-        short = run.id[:SHORT_ID]
-        frames.append(run.metrics.assign(setting=setting, replicate=replicate, run=short))
-    return pd.concat(frames, ignore_index=True)
 
 
 def is_translatable(changes: dict[str, Any], name: str) -> bool:

@@ -9,11 +9,10 @@ A second, crossed interval also treats the concepts of the test as a sample. The
 this test set; statements about other concepts are based on the crossed interval.
 """
 
-import contextlib
 import functools
 import json
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -349,7 +348,7 @@ def _by_names(scores: pd.DataFrame, names: str) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class _Contrast:
+class Contrast:
     """The result of a contrast, or of one of its terms.
 
     Attributes:
@@ -366,7 +365,7 @@ class _Contrast:
     parts: list[tuple[str, str, float, float]]
 
 
-def _measure(claim: Claim, known: ClaimsFile) -> _Contrast:
+def measure_claim(claim: Claim, known: ClaimsFile) -> Contrast:
     """Return the sum of a claim's terms."""
     terms = [
         _measure_gain(claim, term, known.fronts[term.front])
@@ -377,7 +376,7 @@ def _measure(claim: Claim, known: ClaimsFile) -> _Contrast:
     bounds = {term.bound for term in terms if term.bound}
     if len(bounds) > 1:
         raise fronts.OutsideFrontError("it adds one lower bound of a gain and subtracts another")
-    return _Contrast(
+    return Contrast(
         functools.reduce(operator.add, (term.values for term in terms)),
         functools.reduce(operator.add, (term.pseudo for term in terms)),
         sum(bounds),
@@ -385,7 +384,7 @@ def _measure(claim: Claim, known: ClaimsFile) -> _Contrast:
     )
 
 
-def _measure_gain(claim: Claim, term: Term, front: FrontOf) -> _Contrast:
+def _measure_gain(claim: Claim, term: Term, front: FrontOf) -> Contrast:
     """Return a gain. Its concept error is that of the setting and the front's nearest peak."""
     [setting], times, study = term.of, term.times, claim.study_of(term)
     gain = gain_of(study, setting, front, claim.names)
@@ -394,15 +393,15 @@ def _measure_gain(claim: Claim, term: Term, front: FrontOf) -> _Contrast:
         (front.study, gain.nearest, -times, times * gain.slope),
     ]
     bound = int(np.sign(times)) * gain.is_bound
-    return _Contrast(times * gain.values, times * gain.pseudo, bound, parts)
+    return Contrast(times * gain.values, times * gain.pseudo, bound, parts)
 
 
-def _measure_scores(claim: Claim, term: Term) -> _Contrast:
+def _measure_scores(claim: Claim, term: Term) -> Contrast:
     """Return a score, or the spread of A_KA over settings, which has no concept error."""
     times, study = term.times, claim.study_of(term)
     if claim.measure == "spread":
         values, base = spread_of(study, term)
-        return _Contrast(times * values, times * values.groupby(base).mean(), 0, [])
+        return Contrast(times * values, times * values.groupby(base).mean(), 0, [])
     [setting] = term.of
     scores = setting_scores(study, setting)
     values = scores[claim.measure if claim.names == "all" else claim.names]
@@ -411,7 +410,7 @@ def _measure_scores(claim: Claim, term: Term) -> _Contrast:
     weights = {"A_ZS": (1.0, 0.0), "A_KA": (0.0, 1.0), "GM": (slope / 2, 1 / slope / 2)}
     retention, accumulation = weights[claim.measure]
     part = (study, setting, times * retention, times * accumulation)
-    return _Contrast(times * values, times * bases, 0, [part])
+    return Contrast(times * values, times * bases, 0, [part])
 
 
 def spread_of(study: str, term: Term) -> tuple[pd.Series, pd.Series]:
@@ -475,11 +474,11 @@ def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
         "planned": claim.half_width,
         "level": level,
     }
-    if words := _missing_runs(claim, known):
+    if words := missing_runs(claim, known):
         sentence = f"Not computed yet: {words}."
         return row | {"reading": NOT_COMPUTED, "agrees": "", "sentence": sentence}
     try:
-        contrast = _measure(claim, known)
+        contrast = measure_claim(claim, known)
     except CmpError as error:
         reading = NOT_COVERED if isinstance(error, fronts.OutsideFrontError) else NO_FRONT
         return row | {"reading": reading, "agrees": "", "sentence": f"Not measured: {error}."}
@@ -503,7 +502,7 @@ def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
     return row | {"sentence": _sentence(row, claim)}
 
 
-def _missing_runs(claim: Claim, known: ClaimsFile) -> str:
+def missing_runs(claim: Claim, known: ClaimsFile) -> str:
     """Return a text on a claim's runs that are not published yet, or "".
 
     Raises:
@@ -542,7 +541,7 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
     what = {"gain": "points of A_ZS at equal A_KA", "spread": "points of spread"}
     unit, at_least = what.get(claim.measure, f"points of {claim.measure}"), ""
     if claim.names != "all":
-        words = {"kept": "whose pictures the fresh pool may show", "lacking": "that replay lacked"}
+        words = {"kept": "whose images the fresh pool may show", "lacking": "that replay lacked"}
         unit += f", on names {words[claim.names]}"
     if row["bound"]:
         words = "at least" if row["bound"] > 0 else "at most"
@@ -639,64 +638,3 @@ def _weigh_questions(corpus: Corpus, seeds: tuple[int, ...], names: str) -> dict
         rows.append(own)
     return {"dataset": dataset, "concept": concept, "is_retention": is_retention,
             "weights": np.array(rows)}  # fmt: skip
-
-
-def gains_table(
-    front: FrontOf, settings: dict[str, Sequence[str]], shared: bool = False
-) -> pd.DataFrame:
-    """Return the gains of published settings.
-
-    Intervals have the level of the claims, but only `judge_claims` gives verdicts.
-
-    Args:
-        front: The front.
-        settings: The settings of each study.
-        shared: Whether to use only replicates that all these settings have, so that rows are
-            compared on the same streams. There are no intervals then.
-
-    Returns:
-        One row per setting, largest gain first: `study`, `setting`, `A_KA`, `A_ZS`, `gain` with
-        `low` and `high` (over bases, NaN if there is no interval yet), `mirror`, `is_bound`, `n`,
-        `preliminary` (such as "2 of 20 streams", or "" if complete), and `reason` if there is no
-        gain.
-    """
-    places = [(study, name) for study, names in settings.items() for name in names]
-    rows, replicates = [], shared_replicates(places) if shared else None
-    for study, name in places:
-        row = {"study": study, "setting": name, "n": 0, "is_bound": False, "reason": ""}
-        row |= dict.fromkeys(("A_KA", "A_ZS", "gain", "low", "high", "mirror"), np.nan)
-        row["preliminary"] = ""
-        rows.append(row)
-        try:
-            scores = setting_scores(study, name)
-            scores = scores if replicates is None else scores.loc[replicates]
-            row |= {"n": len(scores)} | scores[["A_KA", "A_ZS"]].mean().to_dict()
-            gain = gain_of(study, name, front, replicates=replicates)
-        except CmpError as error:
-            row["reason"] = NOT_COMPUTED if isinstance(error, NotComputed) else str(error)
-            continue
-        estimate = estimate_gain(study, name, gain)
-        row |= {"gain": estimate.value, "mirror": gain.mirror, "is_bound": gain.is_bound}
-        if not shared:
-            row |= {"low": estimate.low, "high": estimate.high, "preliminary": estimate.progress}
-    return pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
-
-
-def shared_replicates(places: Iterable[Sequence[str]]) -> pd.Index:
-    """Return the replicates that all given settings have, each a study and a setting, ignoring
-    unpublished ones."""
-    replicates = []
-    for study, name in places:
-        with contextlib.suppress(NotComputed):
-            replicates.append(setting_scores(study, name).index)
-    return functools.reduce(pd.Index.intersection, replicates) if replicates else pd.Index([])
-
-
-def claim_correlations(known: ClaimsFile) -> pd.DataFrame:
-    """Return the error correlations of claims on gains, which share a front."""
-    pseudo = {}
-    for claim in known.claims:
-        if claim.measure == "gain" and not _missing_runs(claim, known):
-            with contextlib.suppress(CmpError):  # the setting is outside the front
-                pseudo[claim.name] = _measure(claim, known).pseudo
-    return pd.DataFrame(pseudo).corr()

@@ -11,10 +11,8 @@ selecting entries or adding differences could give invalid values. `logit_scale`
 parameter.
 """
 
-import functools
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,6 +32,7 @@ from cmp.merging.rules import (
     make_options,
 )
 from cmp.registry import Option, get_option
+from cmp.towers import layer_depth
 
 StateDict = Mapping[str, Tensor]
 RUNNING_STATISTICS = ("running_mean", "running_var")
@@ -46,7 +45,6 @@ def merge(
     rule: str,
     models: Sequence[StateDict],
     base: StateDict | None = None,
-    out: Weights | None = None,
     **settings: Any,
 ) -> Weights:
     """Merge state dicts with a rule.
@@ -55,7 +53,6 @@ def merge(
         rule: A registered rule, such as "ties".
         models: State dicts with the same names and shapes, newest first, all on one device.
         base: The weights before the stream, for rules on task vectors.
-        out: Tensors to write the result into, which must not share memory with the arguments.
         **settings: `weights`, `draw`, and the settings in `cmp.merging.rules.MERGE_SETTINGS` that
             the rule reads, such as `density`.
 
@@ -74,7 +71,7 @@ def merge(
     option = get_option("merge_rule", rule)
     options = make_options(option, len(models), **settings)
     check_models(option, models, base)
-    return dict(iter_merged(option, models, base, options, out))
+    return dict(iter_merged(option, models, base, options))
 
 
 def check_models(
@@ -104,15 +101,19 @@ def check_models(
     names = labels or [f"model {number}" for number in range(1, len(models) + 1)] + ["base"]
     for label, model in zip(names, everything, strict=False):
         if not isinstance(model, Mapping):
-            words = "give its state_dict(), or use cmp.merge_files for files"
-            raise CmpError(f"merge: {label}: a {type(model).__name__} is not a state dict; {words}")
+            raise CmpError(
+                f"merge: {label}: a {type(model).__name__} is not a state dict; give its "
+                "state_dict(), or use cmp.merge_files for files"
+            )
         for name, x in model.items():
             if not isinstance(x, Tensor):
-                words = f"a {type(x).__name__} is not a tensor; convert it"
-                raise CmpError(f"merge: {label}: {name}: {words}")
+                raise CmpError(
+                    f"merge: {label}: {name}: a {type(x).__name__} is not a tensor; convert it"
+                )
             if x.is_meta:
-                words = "has no values on the meta device; load them"
-                raise CmpError(f"merge: {label}: {name}: {words}")
+                raise CmpError(
+                    f"merge: {label}: {name}: has no values on the meta device; load them"
+                )
         if model is not everything[0]:
             check_same_tensors(names[0], everything[0], label, model)
 
@@ -378,44 +379,6 @@ def square_norm(x: Tensor) -> float:
     return torch.linalg.vector_norm(x, dtype=torch.float64).item() ** 2
 
 
-_BLOCK_NUMBER = re.compile(r"(.*?)\.(\d+(?:\.\d+)*)\.")
-"""The first run of numbers in a name: the numbered part, and its number."""
-
-
-@functools.lru_cache(maxsize=8)
-def layer_depth(names: tuple[str, ...]) -> dict[str, float]:
-    """Return each parameter's depth l / (L - 1) among the L blocks of its tower, from 0 to 1.
-
-    Everything outside the blocks, such as the stem, embeddings and projections, has depth 0.
-    """
-    depth = dict.fromkeys(names, 0.0)
-    for name, (number, count) in tower_blocks(names).items():
-        depth[name] = number / max(count - 1, 1)
-    return depth
-
-
-def tower_blocks(names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Return the number of each parameter's block in its tower, from 0, and how many blocks the
-    tower has; only for parameters within blocks.
-
-    The blocks of a tower are its most frequent numbered parts, in the order of their numbers: in
-    "visual.trunk.stages.1.0.weight", the stack is "visual.trunk.stages" and the number (1, 0).
-    "layer1" of a ResNet counts as number 1 of "layer".
-    """
-    found = {}
-    towers: dict[bool, dict[str, dict[str, tuple[int, ...]]]] = {True: {}, False: {}}
-    for name in names:
-        if match := _BLOCK_NUMBER.match(re.sub(r"\blayer(?=\d)", "layer.", name)):
-            stack = towers[name.startswith("visual.")].setdefault(match[1], {})
-            stack[name] = tuple(map(int, match[2].split(".")))
-    for stacks in towers.values():
-        ordered = [stacks[stack] for stack in sorted(stacks)]
-        numbers = max(ordered, key=lambda stack: len(set(stack.values())), default={})
-        blocks = sorted(set(numbers.values()))
-        found |= {name: (blocks.index(n), len(blocks)) for name, n in numbers.items()}
-    return found
-
-
 def check_option(option: Option) -> None:
     """Check a merge rule on two small tensors.
 
@@ -425,11 +388,14 @@ def check_option(option: Option) -> None:
     """
     facts = option.facts
     if facts["keeps_norm"] and not (facts["base"] and facts["matrix"]):
-        words = "keeps_norm=True needs base=True and matrix=True"
-        raise CmpError(f"merge_rule {option.name!r}: {words}")
+        raise CmpError(
+            f"merge_rule {option.name!r}: keeps_norm=True needs base=True and matrix=True"
+        )
     if facts["linear"] and facts["matrix"]:
-        words = "linear=True returns factors and matrix=True a tensor; declare only one of them"
-        raise CmpError(f"merge_rule {option.name!r}: {words}")
+        raise CmpError(
+            f"merge_rule {option.name!r}: linear=True returns factors and matrix=True a tensor; "
+            "declare only one of them"
+        )
     count, entries = option.facts["count"] or 3, torch.linspace(-1, 1, 24)
     models = [entries * (1 + number) for number in range(count)]
     base = {"x": entries / 2} if option.facts["base"] else None

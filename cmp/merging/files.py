@@ -51,8 +51,9 @@ class TensorFile(Mapping[str, Tensor]):
         for name in sorted(file.keys()):
             header = file.get_slice(name)
             if (kind := header.get_dtype()) not in DTYPES:
-                words = f"{kind} is not supported; convert it to float32 first"
-                raise CmpError(f"{path}: {name}: {words}")
+                raise CmpError(
+                    f"{path}: {name}: {kind} is not supported; convert it to float32 first"
+                )
             self.outline[name] = torch.empty((), dtype=DTYPES[kind]).expand(header.get_shape())
 
     def __getitem__(self, name: str) -> Tensor:
@@ -183,8 +184,9 @@ def shared_preprocessing(models: Sequence[TensorFile]) -> dict[str, str]:
     records = {x.metadata[PREPROCESSING]: x.path for x in models if PREPROCESSING in x.metadata}
     if len(records) > 1:
         (one, first), (other, second), *_ = records.items()
-        words = "prepare images differently"
-        raise CmpError(f"{first} and {second} {words}: {one:.300} and {other:.300}")
+        raise CmpError(
+            f"{first} and {second} prepare images differently: {one:.300} and {other:.300}"
+        )
     return {PREPROCESSING: next(iter(records))} if records else {}
 
 

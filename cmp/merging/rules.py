@@ -120,9 +120,10 @@ def make_options(
         return MergeOptions(rule=rule.name, weights=weights, draw=draw, **settings)
     except ValidationError as error:
         key, fault = first_fault(error)
-        words = fault["msg"].removeprefix("Value error, ")
-        found = f"{key}: {words} (found {fault['input']!r:.80})" if key else words
-        raise CmpError(f"merge: {found}") from error
+        finding = fault["msg"].removeprefix("Value error, ")
+        if key:
+            finding = f"{key}: {finding} (found {fault['input']!r:.80})"
+        raise CmpError(f"merge: {finding}") from error
 
 
 def check_weights(rule: Option, count: int, weights: Sequence[float]) -> None:

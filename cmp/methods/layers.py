@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import nn
 
 from cmp.errors import CmpError
-from cmp.merging.apply import tower_blocks
+from cmp.towers import tower_blocks
 from cmp.training import TrainState
 
 _LAST = ("ln_post", "ln_final", "proj", "text_projection", "logit_scale", "logit_bias", "norm")

@@ -61,7 +61,7 @@ def load_folder(source: str) -> Corpus:
         source: A name or path, see `manifest.manifest_folders`.
 
     Raises:
-        CmpError: If any of it cannot be used, see `load_collection`.
+        CmpError: The data cannot be used, see `load_collection`.
     """
     paths = [path for path, _ in manifest_files(source)]
     return _load_folder(source, tuple((path, path.stat().st_mtime_ns) for path in paths))
@@ -102,14 +102,14 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
             in memory at 32 pixels, like the embedded ones.
 
     Raises:
-        CmpError: If a dataset has the same name as an added embedded one.
+        CmpError: A dataset has the same name as an added embedded one.
     """
     tables = [_corpus_table(index) for index in indexes]
     sets = _parts_by_set(indexes)
-    about = [_describe(parts) for parts in sets.values()]
+    descriptions = [_describe(parts) for parts in sets.values()]
     noted = {name: found for name, parts in sets.items() if (found := _join_parts(parts).noted())}
     if not with_embedded:
-        corpus = build_corpus(images.image_files(indexes), tables, about)
+        corpus = build_corpus(images.image_files(indexes), tables, descriptions)
         return dataclasses.replace(corpus, noted=noted)
     embedded = load_data("embedded")
     names = [name for name, dataset in embedded.datasets.items() if dataset.role != "adapt"]
@@ -122,7 +122,8 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
     corpus = build_corpus(
         torch.cat([embedded.images[torch.from_numpy(rows)], pixels]),
         [stored.assign(captions=[embedded.captions(row) for row in rows]), *tables],
-        [(embedded.datasets[n], embedded.classes[n], embedded.hashes[n]) for n in names] + about,
+        [(embedded.datasets[n], embedded.classes[n], embedded.hashes[n]) for n in names]
+        + descriptions,
     )
     return dataclasses.replace(corpus, noted=noted)
 
@@ -165,7 +166,7 @@ def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
         The datasets, and whether to add the embedded ones.
 
     Raises:
-        CmpError: If all datasets are absent, or one has wrong counts or faults.
+        CmpError: All datasets are absent, or one has wrong counts or faults.
     """
     located = load_manifests(source)
     indexes, absent = [], []
@@ -187,8 +188,10 @@ def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
             raise CmpError(f"{message}; run `cmpt data check {source}` for details")
         warnings.warn(f"{message}; scores cover only the others", stacklevel=2)
     if leaked := notes.leaked_pictures(indexes):
-        more = f" (`cmpt data check {source}` lists {len(leaked) - 1} more)" * (len(leaked) > 1)
-        warnings.warn(f"{leaked[0]}{more}", stacklevel=2)
+        message = leaked[0]
+        if len(leaked) > 1:
+            message += f" (`cmpt data check {source}` lists {len(leaked) - 1} more)"
+        warnings.warn(message, stacklevel=2)
     return indexes, any(dataset.beside for dataset, _ in located)
 
 
@@ -200,7 +203,7 @@ def read_index(dataset: FileSet, root: Path) -> ImageIndex:
         root: The folder that its paths start from.
 
     Raises:
-        CmpError: If the dataset cannot be read at all.
+        CmpError: The dataset cannot be read at all.
     """
     if dataset.reader.kind not in READERS:
         raise CmpError(
@@ -221,7 +224,7 @@ def check_images(index: ImageIndex) -> ImageIndex:
         The dataset without unusable images.
 
     Raises:
-        CmpError: If there are faults and the manifest does not say `faults: skip`, or if no image
+        CmpError: There are faults and the manifest does not say `faults: skip`, or no image
             is left.
     """
     refuse_faults(index.dataset, index.faults)

@@ -50,8 +50,8 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
         The index. Listed images that are missing are faults.
 
     Raises:
-        AbsentError: If neither the dataset's folder nor its tar exists.
-        CmpError: If a list or the tar cannot be read.
+        AbsentError: Neither the dataset's folder nor its tar exists.
+        CmpError: A list or the tar cannot be read.
     """
     folder = dataset.reader.folder
     images, archive = root / folder, root / f"{folder}.tar"
@@ -68,13 +68,13 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
     in_folder, known = images.is_dir(), {}
     members = () if in_folder else (member for member, _ in tars.tar_members(archive, faults))
     changed = 0 if in_folder else archive.stat().st_ctime_ns
-    held = {m.name.removeprefix(f"{folder}/"): (0, m.offset_data, m.size) for m in members}
+    span_of = {m.name.removeprefix(f"{folder}/"): (0, m.offset_data, m.size) for m in members}
     for split, name, about in _listed_images(dataset, info):
         target, source = about.get("target"), f"{folder}/{name}"
         if classes and not (type(target) is int and 0 <= target < len(classes)):
             faults.append(Fault("target is not a class", source))
         else:
-            spans.append(held.get(name, (0, 0, -1)))
+            spans.append(span_of.get(name, (0, 0, -1)))
             stamp = Stamp(spans[-1][2], changed, "missing file")
             stamp = file_stamp(images, name, known) if in_folder else stamp
             label = classes[target].strip() if classes else None

@@ -69,8 +69,8 @@ def open_image(content: bytes, min_side: int = 0) -> Image.Image:
             as long as no side gets shorter than this many pixels.
 
     Raises:
-        DecompressionBombError: If it has more than `MAX_PIXELS` pixels.
-        CmpError: If Pillow is set to accept truncated images.
+        DecompressionBombError: It has more than `MAX_PIXELS` pixels.
+        CmpError: Pillow is set to accept truncated images.
     """
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise CmpError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES hides damage; set it to False")
@@ -86,7 +86,7 @@ def open_image(content: bytes, min_side: int = 0) -> Image.Image:
     return image
 
 
-def see_image(content: bytes, reader: PictureReader, min_side: int = 0) -> Image.Image:
+def open_upright(content: bytes, reader: PictureReader, min_side: int = 0) -> Image.Image:
     """Open an image with 8 bits per value, and upright if its dataset's manifest says so.
 
     Args:
@@ -172,7 +172,7 @@ def prepare_image(content: bytes, how: Preprocessing, reader: PictureReader = US
     Returns:
         uint8 [3, how.size, how.size].
     """
-    image, side = convert_to_rgb(see_image(content, reader), reader.transparency), how.size
+    image, side = convert_to_rgb(open_upright(content, reader), reader.transparency), how.size
     size = [side, side]
     if how.resize_mode == "longest":
         size = [max(1, round(side * length / max(image.size))) for length in image.size]
@@ -201,7 +201,7 @@ def random_crop(
     Returns:
         uint8 [3, side, side].
     """
-    image = see_image(content, reader, side if reader.draft == "side" else 2 * side)
+    image = open_upright(content, reader, side if reader.draft == "side" else 2 * side)
     area, shape, across, down = map(float, numbers)
     ratio = math.exp(math.log(CROP_RATIO[0]) + shape * math.log(CROP_RATIO[1] / CROP_RATIO[0]))
     pixels = (CROP_AREA[0] + area * (CROP_AREA[1] - CROP_AREA[0])) * image.width * image.height
@@ -477,7 +477,7 @@ def decode_rgba(content: bytes, reader: PictureReader = USUAL) -> np.ndarray:
     Returns:
         uint8 [4, 32, 32], RGBA.
     """
-    image = see_image(content, reader)
+    image = open_upright(content, reader)
     if reader.transparency == "as-open-clip":
         image = image.convert("RGB")
     image = image.convert("RGBA").convert("RGBa")

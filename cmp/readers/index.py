@@ -214,20 +214,17 @@ def _row_fault(row: Row, texts: list[str] | None, labelled: bool) -> str:
 
 
 def summarise_faults(faults: list[Fault]) -> str:
-    """Return a line that lists faults by kind, naming the first three of each.
-
-    Args:
-        faults: The faults.
-    """
+    """Return a line that lists faults by kind, naming the first three of each."""
     parts, kinds = [], list(dict.fromkeys(fault.kind for fault in faults))
     for kind in kinds[:MAX_KINDS]:
         found = [fault.where for fault in faults if fault.kind == kind]
         names = [name for name in found if name]
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        words = f"{len(found)}, not named, as they are outside the manifest's folder"
-        parts.append(f"{kind}: {', '.join(names[:3]) or words}{more}")
-    text = "; ".join(parts) + "; ..." * (len(kinds) > MAX_KINDS)
-    return text.encode(errors="replace").decode()
+        unnamed = f"{len(found)}, not named, as they are outside the manifest's folder"
+        parts.append(f"{kind}: {', '.join(names[:3]) or unnamed}{more}")
+    if len(kinds) > MAX_KINDS:
+        parts.append("...")
+    return "; ".join(parts).encode(errors="replace").decode()
 
 
 def refuse_faults(dataset: FileSet, faults: list[Fault]) -> None:
@@ -238,7 +235,7 @@ def refuse_faults(dataset: FileSet, faults: list[Fault]) -> None:
         faults: What cannot be used.
 
     Raises:
-        CmpError: If there are faults; the message names the first of each kind.
+        CmpError: There are faults; the message names the first of each kind.
     """
     if faults and dataset.faults == "refuse":
         raise CmpError(

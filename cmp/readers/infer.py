@@ -42,7 +42,7 @@ def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
         The path for the manifest, its text, and a description of what was found.
 
     Raises:
-        CmpError: If the folder contains none of these, or manifests would be at two levels.
+        CmpError: The folder contains none of these, or manifests would be at two levels.
     """
     if not folder.is_dir():
         raise CmpError(f"{folder}: no such folder")
@@ -91,7 +91,7 @@ def write_manifest(path: Path, text: str) -> None:
         text: Its content.
 
     Raises:
-        CmpError: If the file exists, or cannot be written.
+        CmpError: The file exists, or cannot be written.
     """
     if path.exists():
         raise CmpError(

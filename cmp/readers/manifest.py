@@ -55,8 +55,10 @@ def check_prompt(prompt: str) -> str:
 def _check_name(name: str) -> str:
     """Return the name if it is valid in results and run ids."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
-        words = "at most 100 letters, digits, - and _, the first a letter or digit"
-        raise ValueError(f"{name!r:.80} must be {words}")
+        raise ValueError(
+            f"{name!r:.80} must be at most 100 letters, digits, - and _, the first a letter or "
+            "digit"
+        )
     return name
 
 
@@ -279,7 +281,7 @@ class FileSet(SetManifest):
             root: The folder that the pattern starts from, unless it is absolute.
 
         Raises:
-            CmpError: If there are none, if the pattern would search folders outside the root, or if
+            CmpError: There are none, the pattern would search folders outside the root, or
                 it matches links that lead out of the root or files outside it without the reader's
                 endings.
         """
@@ -296,12 +298,14 @@ class FileSet(SetManifest):
         endings, what = FILE_ENDINGS[self.reader.kind], f"{self.name}: reader.path: {pattern:.200}"
         for path in [path for path in files if not is_inside(path, root)]:
             if is_inside(path.parent, root):
-                words = "is a link out of the manifest's folder; copy the file into it"
-                raise CmpError(f"{self.name}: reader.path: {path} {words}")
-            if path.suffix.lower() not in endings:  # the message names neither
-                words = "matches files outside the manifest's folder that do not match"
                 raise CmpError(
-                    f"{what} {words} *{endings[0]}; use a pattern that matches only such files"
+                    f"{self.name}: reader.path: {path} is a link out of the manifest's folder; "
+                    "copy the file into it"
+                )
+            if path.suffix.lower() not in endings:  # the message names neither
+                raise CmpError(
+                    f"{what} matches files outside the manifest's folder that do not match "
+                    f"*{endings[0]}; use a pattern that matches only such files"
                 )
         return files
 
@@ -341,7 +345,7 @@ def load_manifests(source: str) -> list[tuple[FileSet, Path]]:
         (manifest, folder that its paths are relative to) pairs, in the order of the files.
 
     Raises:
-        CmpError: If there is no manifest, one is faulty, two datasets have the same name, or
+        CmpError: There is no manifest, one is faulty, two datasets have the same name, or
             manifests are at two levels.
     """
     for folder, _ in manifest_folders(source):
@@ -403,7 +407,7 @@ def refuse_two_levels(upper: list[Path], lower: list[Path]) -> None:
         lower: The manifests in the inner folders.
 
     Raises:
-        CmpError: If there are both.
+        CmpError: There are both.
     """
     if upper and lower:
         raise CmpError(
@@ -427,7 +431,7 @@ def read_manifest(path: Path, schema: type[Model]) -> Model:
         An instance of `schema`.
 
     Raises:
-        CmpError: If the file cannot be read or does not fit; the message names the first invalid
+        CmpError: The file cannot be read or does not fit; the message names the first invalid
             key.
     """
     try:

@@ -12,7 +12,7 @@ from cmp.evaluation import RETRIEVAL_K, chance_of_recall
 from cmp.files import read_yaml
 from cmp.readers.index import TRAITS, ImageIndex
 
-SEEN_OTHERWISE: dict[str, str] = read_yaml(Path(__file__).with_name("notes.yaml"))
+READ_DIFFERENTLY: dict[str, str] = read_yaml(Path(__file__).with_name("notes.yaml"))
 """Trait, with the manifest's setting if there is one -> what a model's user must know."""
 HIGH_CHANCE = 0.1
 """The chance level of retrieval from which it is reported."""
@@ -25,7 +25,7 @@ def notes_on(indexes: list[ImageIndex]) -> list[str]:
         indexes: The datasets. Duplicates are found only among checked images.
     """
     checked = [index for index in indexes if "digest" in index.table]
-    sentences = [sentence for index in checked for sentence in seen_otherwise(index)]
+    sentences = [sentence for index in checked for sentence in images_read_differently(index)]
     sentences += [sentence for index in indexes for sentence in read_elsewhere(index)]
     sentences += leaked_pictures(checked)
     sentences += [sentence for index in checked for sentence in repeated_pictures(index)]
@@ -40,7 +40,7 @@ def read_elsewhere(index: ImageIndex) -> list[str]:
     return [f"{index.dataset.name}: reader.path: points outside the manifest's folder, to {path}"]
 
 
-def seen_otherwise(index: ImageIndex) -> list[str]:
+def images_read_differently(index: ImageIndex) -> list[str]:
     """Report images of a dataset that other programs may read differently from training.
 
     Args:
@@ -53,10 +53,10 @@ def seen_otherwise(index: ImageIndex) -> list[str]:
         name: index.table["source"].iloc[int((traits >> i & 1).argmax())]
         for i, name in enumerate(TRAITS)
     }
-    return served_otherwise({index.dataset.name: noted}, names)
+    return describe_differences({index.dataset.name: noted}, names)
 
 
-def served_otherwise(
+def describe_differences(
     noted: dict[str, dict[str, Any]], names: Mapping[str, str] | None = None
 ) -> list[str]:
     """Report images of a run's data that open_clip's own transform reads differently.
@@ -72,7 +72,7 @@ def served_otherwise(
     for dataset, found in noted.items():
         for trait in [name for name in TRAITS if name in found]:
             keys = [trait, f"{trait}: {found['transparency']}", f"{trait}: {found['exif']}"]
-            words = next(SEEN_OTHERWISE[key] for key in keys if key in SEEN_OTHERWISE)
+            words = next(READ_DIFFERENTLY[key] for key in keys if key in READ_DIFFERENTLY)
             such = f", such as {names[trait]}" if names else ""
             what, _, then = words.partition("; ")
             sentences.append(f"{dataset}: {what}: {found[trait]}{such}; {then}")

@@ -12,7 +12,7 @@ from cmp.readers.files import Stamp, file_stamp, read_file
 from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 from cmp.readers.tables import pictures_folder, split_folders, walk_files
-from cmp.readers.tars import MAX_TEXT_BYTES, TEXT_SUFFIXES, decode_text, label_and_caption
+from cmp.readers.tars import MAX_CAPTION_BYTES, TEXT_SUFFIXES, decode_text, label_and_caption
 
 
 def read_pairs(dataset: FileSet, root: Path) -> ImageIndex:
@@ -29,7 +29,7 @@ def read_pairs(dataset: FileSet, root: Path) -> ImageIndex:
         unless they are at the top level, like the tables of img2dataset.
 
     Raises:
-        CmpError: If there is no such folder; or see `tables.pictures_folder`.
+        CmpError: There is no such folder; see also `tables.pictures_folder`.
     """
     folder, is_foreign = pictures_folder(dataset, root, TEXT_SUFFIXES)
     splits = {path.name for path in split_folders(folder)}
@@ -66,7 +66,7 @@ def read_texts(
     for name in text_names(image, paths):
         about = file_stamp(folder, name, known)
         stamp = about if about.problem else stamp
-        is_short = not about.problem and about.size <= MAX_TEXT_BYTES
+        is_short = not about.problem and about.size <= MAX_CAPTION_BYTES
         content = (folder / name).read_bytes() if is_short else b""
         texts[os.path.splitext(name)[1]] = decode_text(content)
     return stamp, label_and_caption(texts)

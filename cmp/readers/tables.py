@@ -57,11 +57,7 @@ def walk_files(folder: Path | str, prefix: str = "") -> Iterator[str]:
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """Return the folders directly inside a folder, sorted, without hidden ones.
-
-    Args:
-        folder: The folder.
-    """
+    """Return the folders directly inside a folder, sorted, without hidden ones."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
@@ -69,9 +65,6 @@ def split_folders(folder: Path) -> list[Path]:
     """Return the folders directly inside a folder if all, or several, have names of splits.
 
     A single one among others is a class, such as trains.
-
-    Args:
-        folder: The folder.
     """
     inside = visible_folders(folder)
     known = [path for path in inside if path.name.lower() in SPLIT_NAMES]
@@ -125,8 +118,8 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
     """Index the images of a folder.
 
     The class of an image is the name of its top folder, with a space for "_" and for any row of
-    spaces. If top folders
-    have names of splits, see `split_folders`, classes are the folders inside them.
+    spaces. If top folders have names of splits, see `split_folders`, classes are the folders inside
+    them.
 
     Args:
         dataset: A manifest whose reader is a `FolderReader`.
@@ -137,7 +130,7 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
         outside class folders.
 
     Raises:
-        CmpError: If there is no such folder; or see `pictures_folder`.
+        CmpError: There is no such folder; see also `pictures_folder`.
     """
     folder, is_foreign = pictures_folder(dataset, root)
     rows, faults, classes, used = [], [], {}, set()
@@ -180,7 +173,7 @@ def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
         The index.
 
     Raises:
-        CmpError: If no file matches the pattern, or one cannot be read or lacks a column; or see
+        CmpError: No file matches the pattern, or one cannot be read or lacks a column; or see
             `read_frame`.
     """
     files = dataset.find_files(root)
@@ -250,13 +243,13 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
         The index.
 
     Raises:
-        CmpError: If a column is missing, or all files in the table are missing.
+        CmpError: A column is missing, or all files in the table are missing.
     """
     _check_columns(dataset, list(map(str, frame)))
     images = _column(dataset, frame, "image")
     if images and isinstance(images[0], bytes):
-        held = [image if isinstance(image, bytes) else None for image in images]
-        stamps = [NO_FILE if image is None else Stamp(len(image), crc32(image)) for image in held]
+        contents = [image if isinstance(image, bytes) else None for image in images]
+        stamps = [NO_FILE if x is None else Stamp(len(x), crc32(x)) for x in contents]
         return _index_frame(dataset, frame, [""] * len(images), stamps, images.__getitem__)
     names = [name if isinstance(name, str) else "" for name in images]
     known: dict[str, bool] = {}

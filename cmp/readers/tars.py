@@ -27,15 +27,12 @@ PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz", ".j
 """Suffixes of files that could run code when other programs decode them."""
 TEXT_SUFFIXES = (".txt", ".cls", ".json")
 """Suffixes of texts about an image: its caption, its label, or both as JSON."""
-MAX_TEXT_BYTES = 2**20
+MAX_CAPTION_BYTES = 2**20
 """Largest size in bytes of a caption, a label or a JSON member."""
 
 
 def unsafe_reason(member: tarfile.TarInfo) -> str | None:
     """Return why a member of a tar must not be read.
-
-    Args:
-        member: The member.
 
     Returns:
         The kind of fault, or None for a safe regular file or folder.
@@ -64,7 +61,7 @@ def tar_members(path: Path, faults: list[Fault]) -> Iterator[tuple[tarfile.TarIn
         (member, the tar as an open file) pairs, in the order of the tar.
 
     Raises:
-        CmpError: If the file is missing, damaged or compressed.
+        CmpError: The file is missing, damaged or compressed.
     """
     if not path.is_file():
         raise CmpError(f"{path}: no such tar; pipes and URLs are not supported")
@@ -121,7 +118,7 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
         The index.
 
     Raises:
-        CmpError: If no tar matches the pattern, or one cannot be read.
+        CmpError: No tar matches the pattern, or one cannot be read.
     """
     files = dataset.find_files(root)
     rows, faults, spans = [], [], []
@@ -138,9 +135,6 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
 
 def tar_samples(path: Path) -> tuple[list[list[Any]], list[list[str]]]:
     """Return the samples of a tar, cached in the build folder until the tar changes.
-
-    Args:
-        path: The tar.
 
     Returns:
         For each sample with an image, [key, offset, size, label, caption], see `read_tars`; for
@@ -166,7 +160,7 @@ def _read_samples(path: Path) -> tuple[list[list[Any]], list[Fault]]:
             if suffix.endswith(IMAGE_SUFFIXES):
                 image = member
             elif suffix in TEXT_SUFFIXES:
-                short = member.size <= MAX_TEXT_BYTES
+                short = member.size <= MAX_CAPTION_BYTES
                 texts[suffix] = decode_text(member_bytes(member, file)) if short else ""
         if image:
             label, caption = label_and_caption(texts)

@@ -1,4 +1,4 @@
-"""Models that a user names in one text: an embedded base, a tag, a file, a run, a folder, a hub."""
+"""Find the model that one text names: an embedded base, a tag, a file, a run, a folder, a hub."""
 
 import functools
 import json
@@ -28,11 +28,11 @@ FORMS = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is not loaded before it is needed, since two at once may fill the memory.
+    """A model that is loaded when needed, since two may not fit in memory.
 
     Attributes:
-        title: What tables and reports call it.
-        name: The model's name, which chooses its tokenizer.
+        title: Its title in tables and reports.
+        name: The model's name, which determines its tokenizer.
         load: Returns the network.
     """
 
@@ -41,67 +41,73 @@ class Candidate:
     load: Callable[[], Network]
 
 
-def split_start(what: str) -> tuple[str, str]:
-    """Return the name and the start of a model from "NAME:START", "" where no start is given. The
-    name of a hub's model contains a colon itself."""
-    if models.is_hub(what):
-        return what, HUB
-    name, _, start = what.partition(":")
+def split_start(text: str) -> tuple[str, str]:
+    """Return the name and the start of a model from "NAME:START"; the start is "" if not given. The
+    name of a model from a hub contains a colon itself."""
+    if models.is_hub(text):
+        return text, HUB
+    name, _, start = text.partition(":")
     return name, start
 
 
-def find_candidate(what: str) -> Candidate:
+def find_candidate(text: str) -> Candidate:
     """Return the model that a text names.
 
     Args:
-        what: NAME:START, where START is a base of an embedded model, a pretrained tag of open_clip,
+        text: NAME:START, where START is a base of an embedded model, a pretrained tag of open_clip,
             `random` or the path of a file, and may be followed by the number of a base,
             NAME:START:SEED; `run:ID`; `hf-hub:ORG/NAME`; or a folder as open_clip writes it for the
             hub, such as a release, with `local-dir:` before it or not.
 
     Raises:
-        CmpError: It names no model.
+        CmpError: It is not a model.
     """
-    name, _, rest = what.partition(":")
-    if what.startswith("hf-hub:"):
-        return _candidate(what, what, HUB)
-    if what.startswith("local-dir:"):
+    name, _, rest = text.partition(":")
+    if text.startswith("hf-hub:"):
+        return _candidate(text, text, HUB)
+    if text.startswith("local-dir:"):
         return folder_candidate(Path(rest))
     if name in open_clip.list_models() or name in models.family_names():
         found = re.fullmatch(r"(.+?)(?::(\d{1,9}))?", rest or _usual_start(name))
         assert found
-        return _candidate(what, name, found[1], int(found[2] or 0))
-    exists = what and Path(what).exists()
-    if exists and Path(what).is_dir():
-        return folder_candidate(Path(what))
-    if what.startswith(RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", what):
-        return _run_candidate(what.removeprefix(RUN_PREFIX))
+        return _candidate(text, name, found[1], int(found[2] or 0))
+    exists = text and Path(text).exists()
+    if exists and Path(text).is_dir():
+        return folder_candidate(Path(text))
+    if text.startswith(RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", text):
+        return _run_candidate(text.removeprefix(RUN_PREFIX))
     if exists:
-        words = "a file does not say which network its weights are of"
-        raise CmpError(f"{what}: {words}; write NAME:{what}, such as ViT-B-32:{what}")
+        raise CmpError(
+            f"{text}: a file does not say which network its weights belong to; write NAME:{text}, "
+            f"such as ViT-B-32:{text}"
+        )
     near = did_you_mean(name, open_clip.list_models())
-    raise CmpError(f"{what!r:.300}: names no model{near}; give {FORMS}")
+    raise CmpError(f"{text!r:.300}: is not a model{near}; give {FORMS}")
 
 
 def _usual_start(name: str) -> str:
     if name in models.family_names():
         return USUAL_START
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-    words = "a tag of open_clip, the path of a file, or random"
-    raise CmpError(f"{name}: which weights? Write {name}:START, with {words}; tags: {tags}")
+    raise CmpError(
+        f"{name}: give the weights, as in {name}:START; START is a tag of open_clip, the path of a "
+        f"file, or random; tags: {tags}"
+    )
 
 
 def _candidate(title: str, name: str, start: str, seed: int = 0) -> Candidate:
     tree = {"model": {"name": name, "start": start}}
     section = config.parse(tree, f"{title!r:.300}").model
-    models.fetch_weights(section, seed)  # what is missing is said before anything is computed
+    models.fetch_weights(
+        section, seed
+    )  # so that missing files are reported before anything is computed
     return Candidate(title, name, lambda: models.load_model(section, seed))
 
 
 def _run_candidate(prefix: str) -> Candidate:
     run = store.find_any_run(prefix)
     if store.is_stored(run.id):
-        store.kept_path(run)  # raises where its weights are gone
+        store.kept_path(run)  # raises if its weights are gone
     name = run.config.model.name
     return Candidate(f"run {run.id[:SHORT_ID]}", name, lambda: store.find_model(prefix)[1])
 
@@ -109,17 +115,19 @@ def _run_candidate(prefix: str) -> Candidate:
 def folder_candidate(folder: Path) -> Candidate:
     """Return the model in a folder of open_clip's layout.
 
-    An embedded model is known by its config: open_clip would take its own tokenizer for it, whose
-    vocabulary is another.
+    An embedded model is recognised by its config, since open_clip would use its own tokenizer, with
+    another vocabulary.
     """
     for name in (HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME):
         if not (folder / name).is_file():
-            words = "it is no release, and no folder that `cmpt export --to hf` or open_clip wrote"
-            raise CmpError(f"{folder}: there is no {name} in it; {words}")
+            raise CmpError(
+                f"{folder}: contains no {name}; it is neither a release nor a folder written by "
+                "`cmpt export --to hf` or open_clip"
+            )
     with explain_errors(f"{folder / HF_CONFIG_NAME}: cannot be read", "", TypeError, KeyError):
-        about = parse_json(read_text(folder / HF_CONFIG_NAME))["model_cfg"]
+        model_config = parse_json(read_text(folder / HF_CONFIG_NAME))["model_cfg"]
     for name in models.family_names():
-        if json.dumps(open_clip.get_model_config(name)) == json.dumps(about):
+        if json.dumps(open_clip.get_model_config(name)) == json.dumps(model_config):
             load = functools.partial(models.load_from_file, name, folder / HF_SAFE_WEIGHTS_NAME)
             return Candidate(str(folder), name, load)
     return _candidate(str(folder), f"local-dir:{folder}", HUB)

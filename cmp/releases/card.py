@@ -11,14 +11,14 @@ from cmp import models
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.files import read_yaml
-from cmp.releases import facts
+from cmp.releases import sentences
 from cmp.releases.compare import Comparison
 from cmp.releases.release import ReleaseRecord
 
 CARD = read_yaml(Path(__file__).with_name("card.yaml"))
-"""The card with places for values, and the snippet of code in it."""
+"""The template of the card, and that of the code snippet in it."""
 SHOWN_NAMES = 4
-"""Names to choose from in the snippet."""
+"""The number of names in the snippet."""
 
 
 def release_card(
@@ -26,18 +26,18 @@ def release_card(
     run_config: RunConfig,
     corpus: Corpus,
     comparison: Comparison | None,
-    plan: Sequence[str] = (),
-    said: Sequence[str] = (),
+    update_sentences: Sequence[str] = (),
+    score_sentences: Sequence[str] = (),
 ) -> str:
     """Return the card of a release.
 
     Args:
-        record: What its stream.json holds.
+        record: The content of its stream.json.
         run_config: The config of its last update.
         corpus: The data so far.
-        comparison: The model before the last update and after it, None where nothing is scored.
-        plan: Sentences on the last update.
-        said: Sentences on the scores.
+        comparison: The models before and after the last update; None if nothing is scored.
+        update_sentences: Sentences on the last update.
+        score_sentences: Sentences on the scores.
     """
     name, last = run_config.model.name, record.updates[-1]
     rows, chosen = [], ""
@@ -47,7 +47,7 @@ def release_card(
         source = "given" if update.is_peak_given else source
         row = update.name, f"{update.images:,}", update.steps, f"{update.peak:g}", source
         rows.append(row)
-    columns = ["", "training pictures", "steps", "highest rate", "which is"]
+    columns = ["", "training images", "steps", "peak rate", "source"]
     updates = pd.DataFrame(rows, columns=pd.Index(columns))
     sets = [
         (tree["name"], arrival["role"], tree.get("prompt", ""), tree.get("licence", "not given"))
@@ -62,11 +62,11 @@ def release_card(
     card = CARD["card"].format(
         name=name, start=run_config.model.start, snippet=snippet(name, corpus).rstrip(),
         count="once" if len(record.updates) == 1 else f"{len(record.updates)} times",
-        last=last.name, images=facts.count_of(last.images, "training picture"), id=record.id,
-        scores=score_table(comparison) if comparison else "No picture is held out for tests yet.",
-        about=facts.SCORES, splits=facts.describe_splits(),
-        months=_explain_updates(comparison), said="\n\n".join(said),
-        plan="\n".join(f"* {sentence}" for sentence in plan),
+        last=last.name, images=sentences.count_of(last.images, "training image"), id=record.id,
+        scores=score_table(comparison) if comparison else "No image is held out for tests yet.",
+        about=sentences.SCORES, splits=sentences.describe_splits(),
+        months=_explain_updates(comparison), said="\n\n".join(score_sentences),
+        plan="\n".join(f"* {sentence}" for sentence in update_sentences),
         updates=markdown_table(updates), method=run_config.method.name,
         merging=run_config.merging.policy, batch=sum(last.counts),
         shares=", ".join(f"{share:.2f}" for share in mixture.shares), data=markdown_table(data),
@@ -77,30 +77,30 @@ def release_card(
 
 
 def snippet(name: str, corpus: Corpus) -> str:
-    """Return Python code that names a picture with the model of a release, run in its folder.
+    """Return Python code that names an image with the model of a release, run in its folder.
 
     Args:
         name: The model.
-        corpus: The data so far, whose last set of updates gives names and the prompt.
+        corpus: The data so far; its last set of updates gives names and the prompt.
     """
     dataset = corpus.by_role("adapt")[-1]
     prompt, names = corpus.datasets[dataset].prompt, corpus.classes[dataset][:SHOWN_NAMES]
     name = models.known_name(name)
     family = models.family_of(name)
     how = CARD["usual"]
-    if family:  # whose networks and tokens are a package's own
+    if family:  # with its package's own networks and tokens
         how = CARD["own"].format(name=name, module=family.__name__)
     return CARD["snippet"].format(how=how.rstrip(), names=names, prompt=prompt)
 
 
 def _explain_updates(comparison: Comparison | None) -> str:
-    """Return what the rows of updates are, "" without any."""
+    """Return a sentence on the rows of updates, or "" without any."""
     if comparison is None or comparison.updates.empty:
         return ""
     names = ", ".join(comparison.corpus.by_role("adapt"))
     return (
-        f"The pictures of all updates so far are scored as {names}; below, the same pictures have "
-        "a row for each update, by its name."
+        f"The images of all updates so far are scored as {names}; below, the same images are "
+        "listed by update, one row each."
     )
 
 
@@ -111,15 +111,15 @@ def score_table(comparison: Comparison) -> str:
     rows = pd.DataFrame(
         {
             "": table.index,
-            "pictures": ["" if np.isnan(count) else f"{count:,.0f}" for count in table["images"]],
+            "images": ["" if np.isnan(count) else f"{count:,.0f}" for count in table["images"]],
             "before": table["old"],
             "after": table["new"],
             "change, 95% interval": [
-                f"{facts.signed(x.change)} ({facts.interval_in_words(x.low, x.high)})"
+                f"{sentences.signed(x.change)} ({sentences.interval_in_words(x.low, x.high)})"
                 for x in table.itertuples()
             ],
             "lost": [
-                "none was right" if np.isnan(share) else f"{share:.1f}% ({count:,.0f})"
+                "–" if np.isnan(share) else f"{share:.1f}% ({count:,.0f})"
                 for share, count in zip(table["lost_share"], table["lost"], strict=True)
             ],
         }

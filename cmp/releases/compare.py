@@ -1,4 +1,4 @@
-"""What two models do on the same pictures: scores, names lost and gained, and a stored index."""
+"""Compare two models on the same images: scores, names lost and gained, and a stored index."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from cmp import evaluation, models, streams
 from cmp.data import Corpus
 from cmp.errors import CmpError, name_choices
-from cmp.evaluation import ENCODE_BLOCK, ROLES, Features, Scores
+from cmp.evaluation import ENCODE_BLOCK, ROLES, EncodedSets, Scores
 from cmp.models import Network
 from cmp.releases.candidates import Candidate, find_candidate, folder_candidate
 from cmp.releases.index import RECALL_AT, IndexMap, fit_map, measure_index
@@ -25,12 +25,12 @@ from cmp.releases.ledger import arrivals_from, update_label
 from cmp.releases.release import WEIGHTS_FILE, Release
 
 FIT_PICTURES, FIT_PER_SCORED = 2000, 5
-"""Pictures, none of them scored, on which the map to an old index is fitted; and, where a subset of
-each set is scored, how many there are at most for each picture of one."""
+"""How many images, none of them scored, the map to an old index is fitted on; and the most per
+scored image of a dataset if only a subset is scored."""
 SMALL_SIDE = 64
 """Pixels per side up to which a CPU encodes a whole block of `cmp.evaluation` at once."""
 NAMING, TO_TEXT, TO_IMAGE = "name", "image to text", "text to image"
-"""What a question asks for."""
+"""The kinds of question."""
 ALL = "all"
 """The row of `Comparison.summary` where all sets count equally."""
 ENDS = ("", "_low", "_high")
@@ -38,12 +38,12 @@ ENDS = ("", "_low", "_high")
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Two models on the same pictures. Scores, shares and intervals are in percent; intervals are
-    of 95 %, paired, over groups of pictures that are named together.
+    """Two models on the same images. Scores, shares and intervals are in percent. The 95% intervals
+    are paired and over groups of images that are hit or missed together.
 
     Attributes:
-        old: What the old model is called.
-        new: What the new model is called.
+        old: The old model's title.
+        new: The new model's title.
         corpus: The data.
         split: The split that is scored.
         sets: A row per dataset: `role`, `metric`, `questions`, `old`, `new`, `change` with `low`
@@ -51,21 +51,21 @@ class Comparison:
             those that were right, with `lost_low` and `lost_high`; and the same of `gained`, of
             those that were wrong.
         summary: The same columns for A_KA, A_ZS and "all", where datasets count equally.
-        updates: The same columns, and `images`, for the scored pictures of each update, by its
+        updates: The same columns, and `images`, for the scored images of each update, by its
             name, where questions count equally; no row where the data have no updates.
         flips: A row per question whose answer became wrong (`kind` "lost") or right ("gained"):
-            `dataset`, `row` (the corpus position of the picture), `asked` ("name", "image to text"
+            `dataset`, `row` (the corpus position of the image), `asked` ("name", "image to text"
             or "text to image"), `concept`, and the answers `said_old` and `said_new`, "" in
             retrieval.
         concepts: A row per dataset and class: `questions`, `old`, `new`, `change`, `lost`,
-            `gained`, and `became`, the name that the new model gives most of the lost ones; of each
-            dataset first what lost most pictures, and of equal ones what lost the largest share,
-            classes of a single picture last.
+            `gained`, and `became`, the name that the new model gives most of the lost ones. Within
+            a dataset, sorted by images lost, then by the share lost, with classes of a single
+            image last.
         retrieval: A row per dataset with captions, `asked` and `k`: recall@k as `old`, `new`,
             `change`, `low`, `high`, and `questions`.
-        index: What a stored index is worth, see `cmp.releases.index.measure_index`.
+        index: The recall of a stored index, see `cmp.releases.index.measure_index`.
         index_map: The linear map from new queries to the old index.
-        is_same: Whether both models have the same features, to the bit: no interval is needed then.
+        is_same: Whether both models have bitwise the same features, so no interval is needed.
         scores: The evaluation of the old model, and of the new one.
     """
 
@@ -89,7 +89,8 @@ class Comparison:
 
         Args:
             count: Up to how many.
-            each: Whether so many of each dataset, or of all, those first that lost most pictures.
+            each: Whether `count` is per dataset. Otherwise it is for all datasets together, and
+                those that lost most images come first.
         """
         worse = self.concepts[self.concepts["change"] < 0]
         if each:
@@ -110,29 +111,29 @@ def compare(
     device: str | None = None,
     progress: bool = False,
 ) -> Comparison:
-    """Compare two models on the same pictures: what the new one gains, and what it gets wrong now.
+    """Compare two models on the same images: what the new one gains, and what it gets wrong now.
 
-    Every picture is decoded and encoded once for each model, by its own preprocessing; features
-    alone are kept. One model is in memory at a time, unless networks are given. Right-to-wrong
+    Every image is decoded and encoded once for each model, by its own preprocessing; only
+    features are kept. One model is in memory at a time, unless networks are given. Right-to-wrong
     answers are the negative flips of Yan et al. (2020, arXiv 2011.09161), here as a share of what
     was right.
 
     Args:
         old: The model that is served: "NAME:START", "run:ID", "hf-hub:ORG/NAME" or a folder in
             open_clip's layout; or a release, or a name and a network.
-        new: The model that may take its place.
+        new: The model that may replace it.
         corpus: The data.
         arrived: What is new to an index of the old model: names of datasets or of updates, or a
-            bool for every image of the corpus. Where None, the updates between two releases that
-            are in the data; else the datasets of the role "adapt" if there are others beside them.
+            bool for every image of the corpus. If None, the updates between two releases that are
+            in the data; otherwise the datasets of the role "adapt", if there are others.
         split: "test" or "validation".
-        subset: Images per dataset; all where None.
-        fit_pictures: How many pictures of other splits the map to the old index is fitted on. Where
+        subset: Images per dataset; None for all.
+        fit_pictures: How many images of other splits the map to the old index is fitted on. If
             None, 2,000, and with a subset at most five times as many as that.
-        precision: "bf16" or "fp32"; where None, that of the new model if it is a release, so that
-            its card has the same numbers, and else "bf16".
-        device: "cpu" or "cuda"; where None, the CPU for embedded models and a card for others.
-        progress: Whether a progress bar is shown on standard error.
+        precision: "bf16" or "fp32". If None, that of the new model if it is a release, so that its
+            card has the same numbers; otherwise "bf16".
+        device: "cpu" or "cuda". If None, the CPU for embedded models and a GPU for others.
+        progress: Whether to show a progress bar on standard error.
 
     Returns:
         A `Comparison` with pandas tables: `sets` and `summary` (scores, change, lost and gained
@@ -140,7 +141,8 @@ def compare(
         `concepts`, `retrieval`, and `index` (what the old model's index is worth to the new one).
 
     Raises:
-        CmpError: A model cannot be loaded or does not take these images, or nothing is scored.
+        CmpError: A model cannot be loaded or does not take images of this size, or nothing is
+            scored.
 
     Example:
         >>> corpus = cmp.load_data("embedded")
@@ -159,7 +161,9 @@ def compare(
     kept = _unscored_rows(corpus, split, fit_pictures)
     features, fitted = [], []
     target = common_device(candidates, device)
-    _load_checked(candidates[1], corpus)  # its faults are found before the old model is computed
+    _load_checked(
+        candidates[1], corpus
+    )  # so that its faults are found before the old model is encoded
     for candidate, role in zip(candidates, ("old", "new"), strict=True):
         encode = functools.partial(_encode, candidate, corpus, split, subset, kept, precision)
         scored, others = encode(target, role if progress else "")
@@ -192,7 +196,7 @@ def compare(
 
 
 def as_candidate(model: str | Release | Candidate | tuple[str, Network]) -> Candidate:
-    """Return a model as `compare` takes it, which loads it when it is needed."""
+    """Return a model in the form that `compare` uses, to be loaded when needed."""
     if isinstance(model, str):
         return find_candidate(model)
     if isinstance(model, Release):
@@ -205,14 +209,14 @@ def as_candidate(model: str | Release | Candidate | tuple[str, Network]) -> Cand
 
 
 def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str]:
-    """Return the updates of a corpus that arrived after one release and until another."""
+    """Return the updates of a corpus that arrived after one release and up to another."""
     first, known = len(old.record.updates), set(corpus.table["update"].cat.categories)
     arrivals = arrivals_from(new.record.arrivals)
     return known & {update_label(arrival) for arrival in arrivals if arrival.update > first}
 
 
 def common_device(candidates: Collection[Candidate], device: str | None) -> str:
-    """Return the device that was given, or else the one on which both models are encoded: a card if
+    """Return the given device or, by default, the one on which both models are encoded: a GPU if
     one of them would be computed there."""
     usual = {models.default_device(candidate.name, device) for candidate in candidates}
     return device or ("cuda" if "cuda" in usual else "cpu")
@@ -231,8 +235,10 @@ def arrived_images(corpus: Corpus, arrived: Collection[str] | np.ndarray | None)
     table = corpus.table
     if isinstance(arrived, np.ndarray):
         if arrived.shape != (len(table),):
-            words = f"must have a bool for each of {len(table):,} images"
-            raise CmpError(f"arrived: {words}, has the shape {arrived.shape}")
+            raise CmpError(
+                f"arrived: must have a bool for each of {len(table):,} images, has the shape "
+                f"{arrived.shape}"
+            )
         return arrived.astype(bool)
     if arrived is None:
         adapted = corpus.by_role("adapt")
@@ -242,15 +248,16 @@ def arrived_images(corpus: Corpus, arrived: Collection[str] | np.ndarray | None)
     known = [*corpus.datasets, *names.values()]
     for name in arrived:
         if name not in known and name not in names:
-            words = f"no dataset and no update is called {name!r:.80}"
-            raise CmpError(f"--new: {words}{name_choices(name, known)}")
+            raise CmpError(
+                f"--new: no dataset and no update is called {name!r:.80}{name_choices(name, known)}"
+            )
     updates = [label for label, name in names.items() if {label, name} & set(arrived)]
     return (table["dataset"].isin(list(arrived)) | table["update"].isin(updates)).to_numpy()
 
 
 def _unscored_rows(corpus: Corpus, split: str, count: int) -> np.ndarray:
-    """Return the positions of images that are not scored, evenly of all datasets and their rows:
-    of validation first, then of training."""
+    """Return the positions of images that are not scored, spread evenly over datasets and their
+    rows: validation images first, then training images."""
     each, chosen = -(-count // len(corpus.datasets)), []
     for name in corpus.datasets:
         left = each
@@ -271,7 +278,7 @@ def _encode(
     precision: str,
     device: str,
     progress: str,
-) -> tuple[Features, Tensor]:
+) -> tuple[EncodedSets, Tensor]:
     """Load a model and return its features of what is scored, and of other images; `progress` is
     what the bar is called, "" for none."""
     network = _load_checked(candidate, corpus).to(device)
@@ -279,7 +286,7 @@ def _encode(
     sets = evaluation.make_test_sets(corpus, split, subset)
     total = sum(len(each.rows) for each in sets) + len(others)
     with tqdm(
-        total=total, desc=f"encode {progress}", unit=" pictures", disable=not progress, delay=1
+        total=total, desc=f"encode {progress}", unit=" images", disable=not progress, delay=1
     ) as bar:
         share = functools.partial(_in_blocks, bar, _block_size(side, device))
         name = candidate.name
@@ -300,17 +307,17 @@ def _load_checked(candidate: Candidate, corpus: Corpus) -> Network:
 
 
 def _block_size(side: int, device: str) -> int:
-    """Return how many images of so many pixels per side are encoded between two moves of a bar. A
-    card gets many, since processes that decode begin anew each time; a CPU few that are large,
-    whose pixels and activations take half a gigabyte otherwise."""
+    """Return how many images of a size are encoded between two updates of the progress bar. A GPU
+    gets many, since decoding processes are started again for each block. A CPU gets fewer large
+    ones, whose pixels and activations would otherwise take half a gigabyte."""
     if device != "cpu":
         return 8 * ENCODE_BLOCK
     return ENCODE_BLOCK if side <= SMALL_SIDE else ENCODE_BLOCK // 8
 
 
 def _in_blocks(bar: tqdm, size: int, items: Any, encode: Callable[[Any], Tensor]) -> Tensor:
-    """Encode images a block at a time, to move a bar in between; texts at once, since they are
-    packed by length."""
+    """Encode images block by block, moving the progress bar after each, and texts at once, since
+    they are packed by length."""
     if not isinstance(items, np.ndarray):
         return encode(items)
     features = []
@@ -320,8 +327,10 @@ def _in_blocks(bar: tqdm, size: int, items: Any, encode: Callable[[Any], Tensor]
     return torch.cat(features)
 
 
-def _pair_questions(corpus: Corpus, features: Features, old: Scores, new: Scores) -> pd.DataFrame:
-    """Return a row per question with both models' hits and answers, and what it asks for."""
+def _pair_questions(
+    corpus: Corpus, features: EncodedSets, old: Scores, new: Scores
+) -> pd.DataFrame:
+    """Return a row per question with its kind and both models' hits and answers."""
     table = old.hits.rename(columns={"hit": "hit_old", "answer": "said_old"})
     table = table.assign(hit_new=new.hits["hit"], said_new=new.hits["answer"])
     asked, concept = [], []
@@ -360,7 +369,7 @@ def update_names(corpus: Corpus, rows: np.ndarray | None = None) -> dict[str, st
 
     Args:
         corpus: The data.
-        rows: Positions of pictures; of all where None.
+        rows: Positions of images; None for all.
     """
     column = corpus.table["update"]
     present = column.astype(str).iloc[slice(None) if rows is None else rows].unique()
@@ -392,19 +401,19 @@ def _frame(rows: dict[str, dict[str, float]], index: str) -> pd.DataFrame:
 def _summarise_sets(
     questions: pd.DataFrame, datasets: list[str], is_same: bool
 ) -> dict[str, float]:
-    """Return scores, change and flips over some datasets, which count equally."""
+    """Return scores, change and flips over datasets, which count equally."""
     chosen = questions[questions["dataset"].isin(datasets)]
     return _summarise(chosen, chosen["weight"].to_numpy() / len(datasets), is_same)
 
 
 def _summarise(chosen: pd.DataFrame, weight: np.ndarray, is_same: bool) -> dict[str, float]:
-    """Return scores, change and flips over some questions with weights that sum to 1."""
+    """Return scores, change and flips over questions, with weights that sum to 1."""
     part, group = (pd.factorize(chosen[column])[0] for column in ("dataset", "group"))
     was, now = (chosen[column].to_numpy() > 0 for column in ("hit_old", "hit_new"))
     change = mean_interval(now * 1.0 - was, weight, part, group)
     lost = share_interval(~now, was, weight, group)
     gained = share_interval(now, ~was, weight, group)
-    if is_same:  # nothing can differ, on other pictures neither
+    if is_same:  # nothing can differ, not even on other images
         change, lost, gained = (0.0,) * 3, (0.0,) * 3, (0.0,) * 3
     ends = {"change": change, "lost_share": lost, "gained_share": gained}
     shown = {
@@ -462,7 +471,7 @@ def _badness(concepts: pd.DataFrame) -> tuple[pd.Series, ...]:
     return concepts["change"], concepts["questions"] == 1, -concepts["lost"]
 
 
-def _compare_retrieval(corpus: Corpus, features: list[Features], is_same: bool) -> pd.DataFrame:
+def _compare_retrieval(corpus: Corpus, features: list[EncodedSets], is_same: bool) -> pd.DataFrame:
     """Return `Comparison.retrieval`."""
     rows: list[dict[str, object]] = []
     for (test_set, *old), (_, *new) in zip(*(each.by_set() for each in features), strict=True):

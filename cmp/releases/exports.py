@@ -1,5 +1,5 @@
-"""What every export to another library's format shares: it is compared with the network, and the
-folder is there only if both give the same features."""
+"""The shared part of exports to other libraries' formats. An export is compared with the network,
+and its folder is only written if both give the same features."""
 
 import contextlib
 import json
@@ -19,27 +19,26 @@ from cmp.models import Network
 from cmp.seeds import torch_generator
 
 TOLERANCE = 1e-5
-"""The largest difference of any entry of a feature, a unit vector in fp32, that is accepted."""
+"""The largest accepted difference in any entry of a feature, a unit vector in fp32."""
 TEXTS = (
     "", "a cat", "A photo of two Dogs, running!", "the shop's 3 red shoes (size 42)",
     "Straße in München, 1987", "猫の写真", "an octopus 🐙", "a very long description of " * 30,
 )  # fmt: skip
-"""Texts to compare features of: empty, in capitals, in other scripts, and longer than any tower
-takes."""
+"""Texts whose features are compared: empty, in capitals, in other scripts, and longer than any
+tower accepts."""
 PICTURES = 8
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Pictures and texts, and what the network makes of them.
+    """Images and texts, and their features by the network.
 
     Attributes:
-        pixels: Normalised pictures, [8, 3, S, S].
+        pixels: Normalised images, [8, 3, S, S].
         tokens: Tokens of texts, [8, L].
-        image_features: Unit features of the pictures, [8, E].
+        image_features: Unit features of the images, [8, E].
         text_features: Unit features of the texts, [8, E].
-        no_tokenizer: Why the tokens are drawn at random and are not those of `TEXTS`; empty where
-            they are.
+        no_tokenizer: Why the tokens are random instead of those of `TEXTS`, or "".
     """
 
     pixels: Tensor
@@ -51,13 +50,12 @@ class Probe:
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        differences: The largest difference of a feature from the network's, for pictures and for
-            texts.
+        differences: The largest difference from the network's features, of images and of texts.
         loading: Lines of Python that load it.
-        notes: Sentences on what is missing in it, or works in another way than in open_clip.
+        notes: Sentences on what is missing in it, or works differently than in open_clip.
     """
 
     differences: tuple[float, float]
@@ -67,10 +65,10 @@ class Export:
 
 @torch.no_grad()
 def make_probe(name: str, model: Network) -> Probe:
-    """Return pictures and texts to compare features of, the same ones each time.
+    """Return the images and texts whose features are compared, the same every time.
 
     Args:
-        name: The model, which chooses the tokenizer.
+        name: The model's name, which determines its tokenizer.
         model: Its network, in evaluation mode and on the CPU.
     """
     generator, side = torch_generator("export", 0), models.preprocessing(model).size
@@ -81,7 +79,7 @@ def make_probe(name: str, model: Network) -> Probe:
     try:
         with models.quiet_logging():
             tokens = models.tokenizer(name)([*TEXTS])
-    except (ImportError, OSError, ValueError) as error:  # a package or a hub's file is not here
+    except (ImportError, OSError, ValueError) as error:  # a package or a file of a hub is missing
         reason, size = first_line(error), (len(TEXTS), model.context_length)
         tokens = torch.randint(text_tower(model).vocab_size, size, generator=generator)
     features = models.encode_image(model, pixels), models.encode_text(model, tokens)
@@ -89,17 +87,17 @@ def make_probe(name: str, model: Network) -> Probe:
 
 
 def text_tower(model: Network) -> Any:
-    """Return a network's text tower: a part of it, or in CLIP's own case the network itself."""
+    """Return a network's text tower: a part of it, or the network itself if it is a CLIP."""
     return getattr(model, "text", model)
 
 
 def compare_features(probe: Probe, image: Tensor, text: Tensor, what: str) -> tuple[float, float]:
-    """Return the largest difference of the features of pictures, and of texts.
+    """Return the largest differences in the features of images and of texts.
 
     Args:
-        probe: What the network gives.
-        image: What the other format gives for the pictures, [8, E].
-        text: The same for the texts, [8, E].
+        probe: The network's features.
+        image: The other format's features of the images, [8, E].
+        text: Its features of the texts, [8, E].
         what: The format, for the error.
 
     Raises:
@@ -108,12 +106,14 @@ def compare_features(probe: Probe, image: Tensor, text: Tensor, what: str) -> tu
     pairs = (image, probe.image_features), (text, probe.text_features)
     for found, expected in pairs:
         if found.shape != expected.shape:
-            words = f"{[*found.shape]}, where the network's are {[*expected.shape]}"
-            raise CmpError(f"{what}: features are {words}; nothing was written")
+            raise CmpError(
+                f"{what}: features have shape {[*found.shape]}, but the network's have "
+                f"{[*expected.shape]}; nothing was written"
+            )
     image_difference, text_difference = ((x - y).abs().max().item() for x, y in pairs)
     if not max(image_difference, text_difference) <= TOLERANCE:  # NaN is refused, too
         raise CmpError(
-            f"{what}: features differ from the network's by {image_difference:.1g} (pictures) and "
+            f"{what}: features differ from the network's by {image_difference:.1g} (images) and "
             f"{text_difference:.1g} (texts), more than {TOLERANCE:g}; nothing was written"
         )
     return image_difference, text_difference
@@ -121,7 +121,7 @@ def compare_features(probe: Probe, image: Tensor, text: Tensor, what: str) -> tu
 
 @contextlib.contextmanager
 def export_folder(folder: Path, names: set[str]) -> Iterator[Path]:
-    """Write a folder of an export, whole or not at all.
+    """Write the folder of an export, whole or not at all.
 
     Args:
         folder: The folder; an earlier export in it is replaced.
@@ -131,7 +131,7 @@ def export_folder(folder: Path, names: set[str]) -> Iterator[Path]:
         An empty folder to fill, see `cmp.files.atomic_folder`.
 
     Raises:
-        CmpError: The folder holds other files, or the disk refuses.
+        CmpError: The folder contains other files, or cannot be written.
     """
     check_held_files(folder, names)
     with atomic_folder(folder) as partial:
@@ -139,6 +139,6 @@ def export_folder(folder: Path, names: set[str]) -> Iterator[Path]:
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """Write a tree as JSON, for people, too."""
+    """Write a tree as indented JSON."""
     text = json.dumps(tree, indent=2, ensure_ascii=False)
     path.write_text(f"{text}\n", encoding="utf-8")

@@ -5,12 +5,12 @@
     A_KA: {gain: 3}                 # new content gains at least three points
     each: {drop: 5}                 # of every single set
     sets: {emoji-signs: {drop: 1, sure: true}}   # of this one, in place of `each`
-    each_update: {drop: 5}          # of the pictures of every single update
+    each_update: {drop: 5}          # of the images of every single update
     updates: {2026-01: {drop: 2}}   # of those of this one, in place of `each_update`
 
 Estimates are compared, since a gate that asked for certainty would stop every model whose test sets
-are small, the old one's twin included. `sure: true` asks for it: the whole 95 % interval must keep
-the limit, which a set of a few hundred pictures can hardly show for less than some points. A model
+are small, the old one's twin included. `sure: true` asks for it: the whole 95% interval must keep
+the limit, which a set of a few hundred images can hardly show for less than some points. A model
 with the very features of the old one passes either way where only losses are limited.
 """
 
@@ -28,7 +28,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.errors import CmpError, name_choices
 from cmp.evaluation import ROLES
 from cmp.files import check_record, read_yaml
-from cmp.releases import facts
+from cmp.releases import sentences
 from cmp.releases.compare import ALL, Comparison
 from cmp.values import STRICT
 
@@ -38,13 +38,13 @@ EXAMPLE = "; a gate is such as `each: {drop: 5, lost: 20}` or `A_KA: {gain: 1, s
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Limits:
-    """What is asked of a set, or of a mean of sets; None asks nothing.
+    """The limits on a set, or on a mean of sets; None is no limit.
 
     Attributes:
         drop: The score falls by at most so many points.
         lost: Of the questions that were answered right, at most so many percent are wrong now.
         gain: The score rises by at least so many points.
-        sure: Whether the whole 95 % interval must keep the limits, and not the estimate alone.
+        sure: Whether the whole 95% interval must keep the limits, and not the estimate alone.
     """
 
     drop: Points | None = None
@@ -58,13 +58,13 @@ class Gate:
     """The limits of a file.
 
     Attributes:
-        all: Of the mean of all sets.
-        A_KA: Of the mean of the sets of new content, whose role is "adapt".
-        A_ZS: Of the mean of the sets of old content, whose role is "eval".
-        each: Of every set.
-        sets: Of single sets, in place of `each`.
-        each_update: Of the pictures of every update.
-        updates: Of those of single updates by name, in place of `each_update`.
+        all: Limits on the mean of all sets.
+        A_KA: Limits on the mean of the sets of new content, whose role is "adapt".
+        A_ZS: Limits on the mean of the sets of old content, whose role is "eval".
+        each: Limits on every set.
+        sets: Limits on single sets, in place of `each`.
+        each_update: Limits on the images of every update.
+        updates: Limits on those of single updates by name, in place of `each_update`.
     """
 
     all: Limits = Limits()
@@ -77,15 +77,15 @@ class Gate:
 
 
 class GateLine(NamedTuple):
-    """One limit and what became of it.
+    """A limit, and whether it was kept.
 
     Attributes:
-        key: Where it stands in the gate, such as "each.drop".
-        scope: What it is of, the name of a dataset or an update, or "A_KA", "A_ZS" or "all".
+        key: Its key in the gate, such as "each.drop".
+        scope: What it limits: the name of a dataset or an update, or "A_KA", "A_ZS" or "all".
         limit: The limit, in points or percent.
         value: What was compared with it; NaN where no interval can be formed.
         passed: Whether it is kept.
-        sentence: All that in words.
+        sentence: All of this in a sentence.
     """
 
     key: str
@@ -103,7 +103,7 @@ def read_gate(path: Path) -> Gate:
         path: A YAML file, see this module.
 
     Raises:
-        CmpError: It cannot be read, has an unknown key or a limit that is none, or limits nothing.
+        CmpError: It cannot be read, has an unknown key or an invalid limit, or limits nothing.
     """
     gate = check_record(read_yaml(path), Gate, f"{path}: ", EXAMPLE)
     limits = [*_means(gate).values(), gate.each, gate.each_update]
@@ -114,7 +114,7 @@ def read_gate(path: Path) -> Gate:
 
 
 def apply_gate(gate: Gate, comparison: Comparison) -> list[GateLine]:
-    """Return every limit of a gate with what became of it.
+    """Return every limit of a gate, and whether it was kept.
 
     Args:
         gate: The limits.
@@ -143,12 +143,14 @@ def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str] 
     Args:
         gate: The limits.
         roles: The role of each set that is compared.
-        updates: The names of the updates whose pictures are compared.
+        updates: The names of the updates whose images are compared.
     """
     for scope, role in ROLES.items():
         if _asks(_means(gate)[scope]) and role not in roles.values():
-            words = f"no set of role {role} is compared; take the key out, or give such a set"
-            raise CmpError(f"gate: {scope}: {words}")
+            raise CmpError(
+                f"gate: {scope}: no set of role {role} is compared; take the key out, or give such "
+                "a set"
+            )
     for name in gate.sets:
         if name not in roles:
             choices = name_choices(name, list(roles))
@@ -156,17 +158,19 @@ def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str] 
     for name in gate.updates:
         if name not in updates:
             choices = name_choices(name, list(updates)) if updates else ""
-            raise CmpError(f"gate: updates.{name}: no picture of it is compared{choices}")
+            raise CmpError(f"gate: updates.{name}: no image of it is compared{choices}")
     if _asks(gate.each_update) and not updates:
-        words = "no pictures of updates are compared; take the key out, or compare releases"
-        raise CmpError(f"gate: each_update: {words}")
+        raise CmpError(
+            "gate: each_update: no images of updates are compared; take the key out, or compare "
+            "releases"
+        )
 
 
 def check_gate(gate: Gate | str | os.PathLike[str], comparison: Comparison) -> list[str]:
     """Return the limits that a new model breaks, in sentences.
 
     A gate is a YAML file that limits the mean of `all` sets, `A_KA`, `A_ZS`, `each` set, or some
-    `sets` by name, in place of `each`. In the same way it limits the pictures of `each_update`, or
+    `sets` by name, in place of `each`. In the same way it limits the images of `each_update`, or
     of some `updates` by name. It limits a `drop` and asks for a `gain` in points, and limits the
     percentage of right answers that became wrong, `lost`. Estimates are compared, or with `sure:
     true` the worse end of the 95% interval.
@@ -206,24 +210,29 @@ def _numbers(limits: Limits) -> dict[str, float | None]:
 
 def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLine]:
     """Return the lines of a set, or of a mean of sets, whose row has its numbers."""
-    lines, ends = [], " at the interval's worse end" * limits.sure
+    lines, ends = [], " at the interval's worse end" if limits.sure else ""
     for name, limit in _numbers(limits).items():
         if limit is None:
             continue
         if name == "lost":
             value = row["lost_high"] if limits.sure else row["lost_share"]
             value = value if row["old"] else 0.0  # where nothing was right nothing is lost
-            kept = f"{value:.1f}% of what was right is wrong now{ends}; at most {limit:g}% may be"
+            sentence = (
+                f"{value:.1f}% of what was right is wrong now{ends}; at most {limit:g}% may be"
+            )
         else:
             change = row["low"] if limits.sure else row["change"]
             value = -change if name == "drop" else change
-            asked = f"a fall of at most {limit:g}" if name == "drop" else f"a gain of {limit:g}"
-            size = facts.signed(change)
-            kept = f"{row['old']:.1f} became {row['new']:.1f} ({size}{ends}); asked is {asked}"
+            rule = f"a fall of at most {limit:g} is allowed"
+            if name == "gain":
+                rule = f"a gain of at least {limit:g} is required"
+            size = sentences.signed(change)
+            sentence = f"{row['old']:.1f} became {row['new']:.1f} ({size}{ends}); {rule}"
         passed = value >= limit if name == "gain" else value <= limit
         if np.isnan(value):
-            kept = "one group of pictures is too few for an interval"
+            sentence = "one group of images is too few for an interval"
         is_named = key.rpartition(".")[2] == scope  # "A_ZS", or "sets.NAME", but not "each"
-        words = f"{key}.{name}: {kept}" if is_named else f"{key}.{name}: {scope}: {kept}"
-        lines.append(GateLine(f"{key}.{name}", scope, limit, float(value), bool(passed), words))
+        place = f"{key}.{name}" if is_named else f"{key}.{name}: {scope}"
+        sentence = f"{place}: {sentence}"
+        lines.append(GateLine(f"{key}.{name}", scope, limit, float(value), bool(passed), sentence))
     return lines

@@ -1,8 +1,8 @@
 """A network as a folder of `transformers`: `CLIPModel` or `SiglipModel`, with its preprocessing and
 its tokenizer.
 
-Both libraries compute the same from the same tensors under other names, so that an export is a
-table of names, and little else. What has no place there is refused by name.
+Both libraries compute the same from the same tensors under different names, so an export is little
+more than a table of names. A tensor without a counterpart is an error that names it.
 """
 
 import contextlib
@@ -39,17 +39,17 @@ from cmp.releases.exports import (
 
 CLIP, SIGLIP = "clip", "siglip"
 CLASSES = {CLIP: "CLIPModel", SIGLIP: "SiglipModel"}
-"""The class in `transformers` by kind of network, `model_type` there."""
+"""The class in `transformers` by kind of network, which is the `model_type` there."""
 FILES = {
     "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json",
     "tokenizer.json", "special_tokens_map.json", "vocab.json", "merges.txt",
 }  # fmt: skip
-"""Whatever an export may consist of."""
+"""All files that an export may have."""
 
 TENSORS = {
     "logit_scale": "logit_scale",
     "logit_bias": "logit_bias",
-    # the text tower, of CLIP in the network itself, of others in its part `text`
+    # the text tower: in the network itself for CLIP, and otherwise in its part `text`
     "token_embedding": "text_model.embeddings.token_embedding",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "transformer.resblocks": "text_model.encoder.layers",
@@ -61,7 +61,7 @@ TENSORS = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.conv1": "vision_model.embeddings.patch_embedding",
     "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.ln_pre": "vision_model.pre_layrnorm",  # so it is called there
+    "visual.ln_pre": "vision_model.pre_layrnorm",  # sic
     "visual.transformer.resblocks": "vision_model.encoder.layers",
     "visual.ln_post": "vision_model.post_layernorm",
     "visual.proj": "visual_projection.weight",
@@ -77,7 +77,7 @@ TENSORS = {
     "visual.trunk.attn_pool.norm": "vision_model.head.layernorm",
     "visual.trunk.attn_pool.mlp": "vision_model.head.mlp",
 }
-"""A tensor or a layer of open_clip -> what it is called in `transformers`."""
+"""A tensor or layer of open_clip -> its name in `transformers`."""
 BLOCKS = {
     "ln_1": "layer_norm1", "norm1": "layer_norm1",
     "ln_2": "layer_norm2", "norm2": "layer_norm2",
@@ -89,28 +89,28 @@ BLOCKS = {
 }  # fmt: skip
 """The same within a block of a transformer."""
 TRANSPOSED = {"visual.proj", "text_projection"}
-"""Matrices that features are multiplied with from the left, where `transformers` has a layer."""
+"""Matrices that open_clip multiplies features with, where `transformers` has a linear layer."""
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
-"""Names of activations in `transformers`, and what they compute."""
+"""Activations by their names in `transformers`."""
 FILTERS = {"bicubic": 3, "random": 3, "bilinear": 2}
 """Interpolations as Pillow numbers them; `random` is bicubic in evaluation."""
 SPECIAL_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-"""What open_clip and `transformers` call the tokens around a text."""
+"""The tokens around a text in open_clip -> in `transformers`."""
 PUNCTUATION = r"[!-/:-@\[-`{-~]"
 """Python's `string.punctuation` as a regular expression."""
 LOADING = """model = transformers.{kind}.from_pretrained("{folder}")
 processor = transformers.AutoProcessor.from_pretrained("{folder}")"""
 PIXELS = (
-    "a prepared picture may differ from open_clip's by one level of 255, since `transformers` "
+    "a prepared image may differ from open_clip's by one level of 255, since `transformers` "
     'resizes by torchvision; AutoImageProcessor.from_pretrained(..., backend="pil") gives the same'
 )
 OTHERWISE = (
-    "texts with curly quotes, HTML entities or a broken encoding get other tokens: open_clip mends "
-    "them first, `transformers` does not"
+    "texts with curly quotes, HTML entities or a broken encoding get other tokens: open_clip "
+    "repairs them first, `transformers` does not"
 )
 
 
@@ -118,27 +118,29 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
     """Write a network as `transformers` loads it, and check it.
 
     Args:
-        name: The model, which chooses the tokenizer.
+        name: The model's name, which determines its tokenizer.
         model: Its network, on the CPU; it is put into evaluation mode.
         folder: The folder; an earlier export in it is replaced.
 
     Returns:
-        What was written.
+        The result of the export.
 
     Raises:
-        CmpError: `transformers` has no such network, or gives other features, or the folder cannot
-            be written; nothing is.
+        CmpError: `transformers` has no such network or gives other features, or the folder cannot
+            be written. Nothing is written then.
         ModuleNotFoundError: The extra `transformers` is not installed.
     """
     model.eval()
     kind, how = find_kind(name, model), models.preprocessing(model)
     tensors, settings = rename_tensors(name, model), describe_preprocessing(name, how)
-    import transformers  # an extra, which takes seconds; what it does not have is refused before
+    # an extra that takes seconds to import, so unsupported networks are refused before
+    import transformers
 
     probe = make_probe(name, model)
-    if probe.no_tokenizer and kind == CLIP:  # its pooling needs to know the last token
-        words = f"its tokenizer cannot be loaded ({probe.no_tokenizer:.200})"
-        raise CmpError(f"model.name: {name!r}: {words}")
+    if probe.no_tokenizer and kind == CLIP:  # the last token, where it pools, must be known
+        raise CmpError(
+            f"model.name: {name!r}: its tokenizer cannot be loaded ({probe.no_tokenizer:.200})"
+        )
     tokenizer = None if probe.no_tokenizer else models.tokenizer(name)
     with export_folder(folder, FILES) as partial, quiet_transformers():
         save_file(tensors, partial / "model.safetensors", {"format": "pt"})
@@ -148,7 +150,7 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
         load: Any = getattr(transformers, CLASSES[kind]).from_pretrained
         network, report = load(partial, local_files_only=True, output_loading_info=True)
         if wrong := sorted(map(str, (*report["missing_keys"], *report["unexpected_keys"]))):
-            raise refuse(name, f"{wrong[0]} has no counterpart")
+            raise unsupported_error(name, f"{wrong[0]} has no counterpart")
         with torch.no_grad():
             image = _pooled(network.get_image_features(pixel_values=probe.pixels))
             text = _pooled(network.get_text_features(input_ids=probe.tokens))
@@ -158,13 +160,13 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
 
 
 def _pooled(output: Any) -> Tensor:
-    """Return the features of a tower, which older versions of `transformers` give alone."""
+    """Return the features of a tower, which older versions of `transformers` return directly."""
     return getattr(output, "pooler_output", output)
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep `transformers` from drawing bars and from warnings while a network is loaded."""
+    """Suppress progress bars and warnings of `transformers` while a network is loaded."""
     from transformers.utils import logging
 
     had_bars = logging.is_progress_bar_enabled()
@@ -177,17 +179,17 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def refuse(name: str, reason: str) -> CmpError:
+def unsupported_error(name: str, reason: str) -> CmpError:
     """Return the error for a network that `transformers` does not have.
 
     Args:
         name: The model.
-        reason: What of it has no place there.
+        reason: The part without a counterpart.
     """
     return CmpError(
-        f"--to transformers: {name!r}: {reason}; what can be exported is CLIP (open_clip's own "
-        "vision transformer and its causal text tower) and SigLIP (timm's vision transformer with "
-        "attention pooling, and a text tower that looks both ways); --to onnx takes any network"
+        f"--to transformers: {name!r}: {reason}; only CLIP (open_clip's own vision transformer "
+        "and its causal text tower) and SigLIP (timm's vision transformer with attention pooling, "
+        "and a text tower without a causal mask) can be exported; --to onnx takes any network"
     )
 
 
@@ -206,18 +208,22 @@ def find_kind(name: str, model: Network) -> str:
     if isinstance(visual, VisionTransformer):
         kind, wanted = CLIP, ("argmax", True)
         if visual.pool_type != "tok" or visual.attn_pool is not None:
-            words = f"pools by {visual.pool_type!r}, not at its class token alone"
-            raise refuse(name, f"its VisionTransformer {words}")
+            raise unsupported_error(
+                name,
+                f"its VisionTransformer pools by {visual.pool_type!r}, not only at its class token",
+            )
     elif isinstance(getattr(tower, "attn_pool", None), AttentionPoolLatent):
         kind, wanted = SIGLIP, ("last", False)
     else:
-        raise refuse(name, f"its image tower is a {type(tower).__name__}")
+        raise unsupported_error(name, f"its image tower is a {type(tower).__name__}")
     if not isinstance(text, open_clip.CLIP | TextTransformer):
-        raise refuse(name, f"its text tower is a {type(text).__name__}")
+        raise unsupported_error(name, f"its text tower is a {type(text).__name__}")
     pool: Any = text.text_pool_type if isinstance(text, open_clip.CLIP) else text.pool_type
     if (pool, text.attn_mask is not None) != wanted or getattr(text, "use_pad_mask", False):
-        words = "causal" if text.attn_mask is not None else "not causal"
-        raise refuse(name, f"its text tower, {words} and pooled by {pool!r}, is not that of {kind}")
+        mask = "causal" if text.attn_mask is not None else "not causal"
+        raise unsupported_error(
+            name, f"its text tower, {mask} and pooled by {pool!r}, is not that of {kind}"
+        )
     return kind
 
 
@@ -229,12 +235,12 @@ def rename_tensors(name: str, model: Network) -> dict[str, Tensor]:
         model: Its network, its attention split.
 
     Raises:
-        CmpError: A tensor has no place there.
+        CmpError: A tensor has no counterpart there.
     """
     renamed = {}
     for old, x in split_timm(model.state_dict()).items():
         if (new := rename(old.removeprefix("text."))) is None:
-            raise refuse(name, f"{old!r} has no counterpart")
+            raise unsupported_error(name, f"{old!r} has no counterpart")
         renamed[new] = (x.T if old.removeprefix("text.") in TRANSPOSED else x).clone().contiguous()
     if "vision_model.head.probe" in renamed:  # SigLIP's
         renamed["logit_scale"] = renamed["logit_scale"].reshape(1)
@@ -244,13 +250,13 @@ def rename_tensors(name: str, model: Network) -> dict[str, Tensor]:
         renamed[positions] = renamed[positions].flatten(0, -2)  # without timm's batch of one
     else:
         if "logit_bias" in renamed:
-            raise refuse(name, "'logit_bias' has no counterpart")
+            raise unsupported_error(name, "'logit_bias' has no counterpart")
         renamed["logit_scale"] = renamed["logit_scale"].reshape(())
     return renamed
 
 
 def rename(name: str) -> str | None:
-    """Return what a tensor of open_clip is called in `transformers`, None where it has no place."""
+    """Return the name of a tensor of open_clip in `transformers`, or None without a counterpart."""
     if found := re.fullmatch(r"(.*blocks)\.(\d+)\.(.*)", name):
         place, number, rest = found.groups()
         stack, part = _replace_start(place, TENSORS), _replace_start(rest, BLOCKS)
@@ -259,7 +265,7 @@ def rename(name: str) -> str | None:
 
 
 def _replace_start(name: str, table: dict[str, str]) -> str | None:
-    """Return a name whose longest start that a table has is replaced; None where it has none."""
+    """Return a name with its longest start in a table replaced, or None if there is none."""
     start = name
     while start and start not in table:
         start = start.rpartition(".")[0]
@@ -267,8 +273,8 @@ def _replace_start(name: str, table: dict[str, str]) -> str | None:
 
 
 def split_timm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with timm's attention as `transformers` has it: one matrix per projection in a
-    block, and all three in one where tokens are pooled."""
+    """Return tensors with timm's attention in the form of `transformers`: one matrix per projection
+    in a block, and one for all three in attention pooling."""
     split = {}
     for name, x in tensors.items():
         if name.startswith("visual.trunk.blocks.") and ".attn.qkv." in name:
@@ -288,8 +294,8 @@ def describe_network(model: Network, kind: str, probe: Probe, tokenizer: Any) ->
     Args:
         model: The network.
         kind: Its kind.
-        probe: Texts, in whose tokens those of the start and the end are looked up.
-        tokenizer: The tokenizer, None where it is not here.
+        probe: Texts, whose tokens show those for the start and the end.
+        tokenizer: The tokenizer; None if it is not on this machine.
     """
     visual, text = model.visual, text_tower(model)
     width = text.ln_final.normalized_shape[0]
@@ -321,7 +327,7 @@ def describe_network(model: Network, kind: str, probe: Probe, tokenizer: Any) ->
 
 
 def _describe_blocks(blocks: Any, norm: nn.LayerNorm) -> dict[str, Any]:
-    """Return what the config of a tower says of its blocks and of its norms."""
+    """Return the part of a tower's config that describes its blocks and norms."""
     block = blocks[0]
     heads = block.attn.heads if hasattr(block.attn, "heads") else block.attn.num_heads
     is_timm = hasattr(block.mlp, "fc1")
@@ -338,7 +344,7 @@ def _describe_blocks(blocks: Any, norm: nn.LayerNorm) -> dict[str, Any]:
 
 
 def name_activation(activation: nn.Module) -> str:
-    """Return what `transformers` calls an activation, by what it computes.
+    """Return the name of an activation in `transformers`, found by what it computes.
 
     Raises:
         CmpError: It is none of `ACTIVATIONS`.
@@ -347,23 +353,25 @@ def name_activation(activation: nn.Module) -> str:
     for name, function in ACTIVATIONS.items():
         if torch.allclose(activation(x), function(x), atol=1e-6):
             return name
-    words = f"{type(activation).__name__} is none of {', '.join(ACTIVATIONS)}"
-    raise CmpError(f"--to transformers: the activation {words}; --to onnx takes any network")
+    raise CmpError(
+        f"--to transformers: the activation {type(activation).__name__} is none of "
+        f"{', '.join(ACTIVATIONS)}; --to onnx takes any network"
+    )
 
 
 def describe_preprocessing(name: str, how: Preprocessing) -> dict[str, Any]:
-    """Return how pictures are prepared, as `transformers` writes it.
+    """Return the preprocessing of images in the form of `transformers`.
 
     Args:
         name: The model, for the error.
         how: How open_clip prepares them.
 
     Raises:
-        CmpError: Pictures are filled up to a square, which `transformers` does not do.
+        CmpError: Images are padded to a square, which `transformers` cannot do.
     """
     side = {"height": how.size, "width": how.size}
     if how.resize_mode == "longest":
-        raise refuse(name, "its resize_mode 'longest' has no counterpart")
+        raise unsupported_error(name, "its resize_mode 'longest' has no counterpart")
     crops = how.resize_mode == "shortest"
     return {
         "image_processor_type": "CLIPImageProcessor",
@@ -382,16 +390,16 @@ def describe_preprocessing(name: str, how: Preprocessing) -> dict[str, Any]:
 
 
 def write_tokenizer(name: str, tokenizer: Any, probe: Probe, folder: Path) -> list[str]:
-    """Write a tokenizer, if it gives the tokens that open_clip's gives.
+    """Write a tokenizer, if it gives the same tokens as open_clip's.
 
     Args:
         name: The model.
-        tokenizer: Its tokenizer, None where it is not here.
+        tokenizer: Its tokenizer; None if it is not on this machine.
         probe: Texts with their tokens.
-        folder: Where the network is.
+        folder: The folder of the export.
 
     Returns:
-        Sentences on what is missing, or works in another way.
+        Sentences on what is missing or works differently.
     """
     from transformers import AutoTokenizer
 
@@ -407,11 +415,13 @@ def write_tokenizer(name: str, tokenizer: Any, probe: Probe, folder: Path) -> li
     else:
         reason = probe.no_tokenizer or f"it is a {type(tokenizer).__name__}"
         own = open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
-        words = f"no tokenizer is written ({reason:.200}): use {own or 'that of the first model'}"
-        return [f"{words}, and fill texts up to {length} tokens"]
+        return [
+            f"no tokenizer is written ({reason:.200}): use {own or 'that of the first model'}, and "
+            f"pad texts to {length} tokens"
+        ]
     again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    found = again([*TEXTS], padding="max_length", truncation=True, return_tensors="pt")
-    if torch.equal(found["input_ids"], expected):
+    encoded = again([*TEXTS], padding="max_length", truncation=True, return_tensors="pt")
+    if torch.equal(encoded["input_ids"], expected):
         return [OTHERWISE]
     for path in {*folder.iterdir()} - before:
         path.unlink()
@@ -426,8 +436,8 @@ def write_byte_pairs(tokenizer: SimpleTokenizer, length: int, folder: Path) -> N
 
     Args:
         tokenizer: open_clip's tokenizer.
-        length: Tokens of the longest text.
-        folder: Where to.
+        length: The most tokens of a text.
+        folder: The folder of the export.
     """
     vocabulary = {SPECIAL_TOKENS.get(token, token): i for token, i in tokenizer.encoder.items()}
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
@@ -440,14 +450,14 @@ def write_byte_pairs(tokenizer: SimpleTokenizer, length: int, folder: Path) -> N
 
 
 def write_fast_tokenizer(tokenizer: HFTokenizer, length: int, folder: Path) -> None:
-    """Write a tokenizer of `transformers` which cleans texts as open_clip does before.
+    """Write a tokenizer of `transformers` that first cleans texts as open_clip does.
 
-    It gives tokens alone, and no mask: SigLIP was trained with all places of a text in view.
+    It returns only tokens and no mask, since SigLIP was trained without one.
 
     Args:
         tokenizer: open_clip's wrapper around it.
-        length: Tokens of the longest text.
-        folder: Where to.
+        length: The most tokens of a text.
+        folder: The folder of the export.
     """
     from tokenizers import Regex, Tokenizer, normalizers
     from transformers import PreTrainedTokenizerFast

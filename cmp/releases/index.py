@@ -1,5 +1,5 @@
-"""What a stored index is worth to a new model: recall of new queries against old features, and a
-linear map between both."""
+"""How well a stored index serves a new model: the recall of new queries against old features, and a
+linear map between the two."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmp.data import Corpus
-from cmp.evaluation import ENCODE_BLOCK, Features
+from cmp.evaluation import ENCODE_BLOCK, RETRIEVAL_K, EncodedSets
 from cmp.releases.intervals import mean_interval
 
-RECALL_AT = (1, 5)
+RECALL_AT = (1, RETRIEVAL_K)
 KNOWN, NEW = "known", "new"
-"""What the content of an index is called."""
+"""The names of the two parts of an index."""
 TIE_BREAK = 1e-6
-"""Weight of the identity in the fit of a map, as a part of the largest singular value: directions
-that no picture shows are left as they are."""
+"""Weight of the identity in the fit of a map, relative to the largest singular value, so that
+directions that no image determines stay as they are."""
 GALLERIES = ("before", "reencoded", "as_is", "mapped", "new_first", "new_first_mapped")
 """The columns of recall, see `measure_index`."""
 
@@ -28,8 +28,8 @@ class IndexMap:
     """A linear map from a new model's queries to an old index.
 
     Attributes:
-        matrix: [E of the new model, E of the old]; None where it could not be fitted.
-        pictures: How many pictures it was fitted on.
+        matrix: [E of the new model, E of the old]; None if it could not be fitted.
+        pictures: How many images it was fitted on.
         sentence: What kind of map it is, or why there is none.
     """
 
@@ -44,61 +44,61 @@ class IndexMap:
 
 
 def fit_map(new: Tensor, old: Tensor) -> IndexMap:
-    """Fit the orthogonal map from new features to old ones of the same pictures (Procrustes).
+    """Fit the orthogonal map from new features to old ones of the same images (Procrustes).
 
-    Of all matrices with orthonormal columns, or rows where there are fewer of them, it takes
-    `new @ matrix` nearest to `old` in squares.
+    Among all matrices with orthonormal columns (or rows, if there are fewer of them), it makes
+    `new @ matrix` closest to `old` in squares.
 
     Args:
         new: The new model's features, [N, E].
-        old: The old model's features of the same pictures, [N, E of the old].
+        old: The old model's features of the same images, [N, E of the old].
     """
     count, dims = len(new), (new.shape[1], old.shape[1])
     if count < 2:
-        return IndexMap(None, count, "no map: there are no pictures to fit it on but scored ones")
+        return IndexMap(None, count, "no map: all images are scored, and none is left to fit it on")
     product = new.double().T @ old.double()
     largest = torch.linalg.matrix_norm(product, 2)
     tie_break = torch.eye(*dims, dtype=torch.float64, device=product.device)
     u, _, vh = torch.linalg.svd(product + TIE_BREAK * largest * tie_break, full_matrices=False)
-    words = f"an orthogonal map, fitted on {count:,} pictures that are not scored"
+    words = f"an orthogonal map, fitted on {count:,} images that are not scored"
     if dims[0] != dims[1]:
         words = (
             f"a rectangular map from {dims[0]} to {dims[1]} dimensions, fitted on {count:,} "
-            "pictures that are not scored; without it the new model cannot ask the old index"
+            "images that are not scored; without it the new model cannot query the old index"
         )
     return IndexMap((u @ vh).float(), count, words)
 
 
 def measure_index(
-    corpus: Corpus, old: Features, new: Features, is_new: np.ndarray, index_map: IndexMap
+    corpus: Corpus, old: EncodedSets, new: EncodedSets, is_new: np.ndarray, index_map: IndexMap
 ) -> pd.DataFrame:
-    """Return how often queries find what they ask for in one index of all scored pictures.
+    """Return how often queries find what they ask for in one index of all scored images.
 
-    A query is a text, a class's prompt or a caption, which asks for any picture that it belongs to;
-    or a picture, which asks for another one of its class. A text that belongs to known and to new
-    pictures is asked twice, for either.
+    A query is either a text, that is a class's prompt or a caption, which asks for any of its
+    images; or an image, which asks for another one of its class. A text with both known and new
+    images is queried twice, once for each.
 
     Args:
         corpus: The data.
-        old: The features by which pictures were indexed.
+        old: The features by which images were indexed.
         new: The features of the model that will answer queries.
-        is_new: Whether each scored picture is new to the index, bool [N], in the order of the
+        is_new: Whether each scored image is new to the index, bool [N], in the order of the
             features.
         index_map: See `fit_map`.
 
     Returns:
         A row per content ("known", "new"), query ("text", "picture") and `k`: `queries`; recall@k
-        in percent, of old queries on the old index (`before`), and of new ones on an index that is
-        wholly `reencoded`, on the old one `as_is`, on the old one through the map (`mapped`), and
-        on the old one where only new pictures were encoded again, as they are (`new_first`), or
-        they and the queries through the map (`new_first_mapped`); `loses`, reencoded
-        minus as_is, with the ends `low` and `high` of its 95 % interval, and `recovers`, mapped
-        minus as_is. What cannot be asked is NaN.
+        in percent, of old queries on the old index (`before`), and of new queries on an index that
+        is wholly `reencoded`, on the old one `as_is`, on the old one through the map (`mapped`),
+        and on the old one with only new images encoded again, without the map (`new_first`) or
+        with these and the queries mapped (`new_first_mapped`); `loses`, reencoded minus as_is, with
+        the ends `low` and `high` of its 95% interval; and `recovers`, mapped minus as_is. NaN where
+        there is no such query.
     """
     picture, text = _pairs(corpus, new)
     is_same = old.equals(new)
     chosen = torch.from_numpy(is_new).to(new.image.device)[:, None]
-    columns: dict[str, tuple[Tensor, Tensor, Tensor]] = {  # gallery, text and picture queries
+    columns: dict[str, tuple[Tensor, Tensor, Tensor]] = {  # gallery, text and image queries
         "before": (old.image, old.text, old.image),
         "reencoded": (new.image, new.text, new.image),
     }
@@ -122,22 +122,23 @@ def measure_index(
     tables = []
     for content, chosen in ((KNOWN, ~is_new), (NEW, is_new)):
         pairs = chosen[picture]
-        asked = np.unique(text[pairs])
-        found = {
-            key: _text_hits(texts[asked], asked, picture[pairs], text[pairs], len(rows))
+        queries = np.unique(text[pairs])
+        hits_by_gallery = {
+            key: _text_hits(texts[queries], queries, picture[pairs], text[pairs], len(rows))
             for key, (texts, _) in nearest.items()
         }
-        tables += _recall_rows(content, "text", found, np.arange(len(asked)), is_same)
-        asked, label = _picture_questions(picture, text, chosen & labelled)
-        found = {
-            key: label[near[asked]] == label[asked, None] for key, (_, near) in nearest.items()
+        groups = np.arange(len(queries))
+        tables += _recall_rows(content, "text", hits_by_gallery, groups, is_same)
+        queries, label = _picture_queries(picture, text, chosen & labelled)
+        hits_by_gallery = {
+            key: label[near[queries]] == label[queries, None] for key, (_, near) in nearest.items()
         }
-        tables += _recall_rows(content, "picture", found, group[asked], is_same)
+        tables += _recall_rows(content, "picture", hits_by_gallery, group[queries], is_same)
     return pd.DataFrame(tables)
 
 
-def _pairs(corpus: Corpus, features: Features) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures and the texts that belong to them, as positions among the features."""
+def _pairs(corpus: Corpus, features: EncodedSets) -> tuple[np.ndarray, np.ndarray]:
+    """Return each pair of an image and a text of it, as positions among the features."""
     place = {text: index for index, text in enumerate(features.texts)}
     pictures, texts, first = [], [], 0
     for test_set in features.test_sets:
@@ -153,14 +154,14 @@ def _pairs(corpus: Corpus, features: Features) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(pictures), np.concatenate(texts)
 
 
-def _of_classes(features: Features) -> np.ndarray:
-    """Return whether each picture is of a set with classes."""
+def _of_classes(features: EncodedSets) -> np.ndarray:
+    """Return whether each image is of a set with classes."""
     sets = features.test_sets
     return np.repeat([x.owner is None for x in sets], [len(x.rows) for x in sets])
 
 
 def _nearest(queries: Tensor, gallery: Tensor, skip_self: bool = False) -> np.ndarray:
-    """Return the positions of the nearest of a gallery, [queries, the largest k]."""
+    """Return the positions of the nearest entries of a gallery, [queries, the largest k]."""
     k, found = min(max(RECALL_AT), len(gallery) - skip_self), []
     for start in range(0, len(queries), ENCODE_BLOCK):
         similarity = queries[start : start + ENCODE_BLOCK] @ gallery.T
@@ -172,39 +173,39 @@ def _nearest(queries: Tensor, gallery: Tensor, skip_self: bool = False) -> np.nd
 
 
 def _text_hits(
-    nearest: np.ndarray, asked: np.ndarray, picture: np.ndarray, text: np.ndarray, count: int
+    nearest: np.ndarray, queries: np.ndarray, picture: np.ndarray, text: np.ndarray, count: int
 ) -> np.ndarray:
-    """Return whether each of the nearest pictures belongs to its text, [texts, k]."""
-    return np.isin(asked[:, None] * count + nearest, text * count + picture)
+    """Return whether each of the nearest images belongs to its text, [texts, k]."""
+    return np.isin(queries[:, None] * count + nearest, text * count + picture)
 
 
-def _picture_questions(
+def _picture_queries(
     picture: np.ndarray, text: np.ndarray, chosen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pictures whose class has another of the same content, and a number per picture
-    that those of one class and content share."""
+    """Return the images whose class has another one in the same part of the index, and a number
+    per image that those of one class and part share."""
     label = np.full(len(chosen), -1)
-    label[picture] = text  # one each: captions, which may be several, are not asked
+    label[picture] = text  # one per image: captions, of which there may be several, are no queries
     label[~chosen] = -1 - np.arange(len(chosen))[~chosen]  # equal to no other
     counts = pd.Series(label).map(pd.Series(label).value_counts()).to_numpy()
     return np.flatnonzero(chosen & (counts > 1)), label
 
 
 def _recall_rows(
-    content: str, query: str, found: dict[str, np.ndarray], group: np.ndarray, is_same: bool
+    content: str, query: str, nearest: dict[str, np.ndarray], group: np.ndarray, is_same: bool
 ) -> list[dict[str, object]]:
-    """Return a row of `measure_index` for each k, none where nothing is asked.
+    """Return a row of `measure_index` for each k, or none without queries.
 
     Args:
         content: "known" or "new".
         query: "text" or "picture".
-        found: By column, whether each of a query's nearest is right, bool [queries, k].
+        nearest: By column, whether each of a query's nearest entries is right, bool [queries, k].
         group: The group of each query.
         is_same: Whether both models have the same features.
     """
     rows: list[dict[str, object]] = []
     for k in RECALL_AT if len(group) else ():
-        hits = {key: near[:, :k].any(1).astype(float) for key, near in found.items()}
+        hits = {key: near[:, :k].any(1).astype(float) for key, near in nearest.items()}
         row = {"content": content, "query": query, "k": k, "queries": len(group)}
         row |= {key: 100 * hits[key].mean() if key in hits else np.nan for key in GALLERIES}
         ends = (np.nan,) * 3

@@ -1,4 +1,4 @@
-"""95 % intervals of paired differences and of shares, over groups that are independent.
+"""95% intervals of paired differences and of shares, over groups that are independent.
 
 All drawings of one emoji are named or missed together. As in `cmp.evaluation.aggregate`, they count
 as one observation, so that the errors here are those of a bootstrap over groups.
@@ -16,8 +16,8 @@ Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 def t_quantile(freedom: int) -> float:
     """Return the two-sided quantile of Student's t at `LEVEL`.
 
-    It is an expansion in 1 / freedom (Abramowitz and Stegun, 26.7.5), which is too small by 1 % at
-    two degrees and by 0.1 % at three. scipy has the exact one, but comes with an extra only.
+    It is an expansion in 1 / freedom (Abramowitz and Stegun, 26.7.5), which is too small by 1% at
+    two degrees and by 0.1% at three. scipy has the exact one, but comes with an extra only.
 
     Args:
         freedom: Degrees of freedom, at least 1.
@@ -37,8 +37,8 @@ def wilson_interval(share: float, count: float) -> tuple[float, float]:
     """Return Wilson's interval of a share of independent observations.
 
     Args:
-        share: In [0, 1].
-        count: How many observations, which may be an effective number.
+        share: The share, in [0, 1].
+        count: The number of observations, possibly an effective one.
     """
     if not count > 0:
         return 0.0, 1.0
@@ -52,17 +52,17 @@ def mean_interval(
 ) -> tuple[float, float, float]:
     """Return the mean of paired differences with its interval.
 
-    Where all differences are zero, the interval is as wide as that of a share of which none was
-    found: other pictures could well differ.
+    If all differences are zero, the interval is as wide as that of a share of zero, since other
+    images could differ.
 
     Args:
         value: New minus old of each question, in [-1, 1].
-        weight: Of each in the mean; those of a part sum to the part's weight.
-        part: The dataset of each as a number: deviations are taken from its mean.
+        weight: The weight of each question in the mean; those of a part sum to the part's weight.
+        part: The number of each question's dataset, from whose mean deviations are taken.
         group: The group of each as a number.
 
     Returns:
-        The mean and the interval's ends; those are NaN where there is one group.
+        The mean and the interval's ends, which are NaN if there is only one group.
     """
     mean = float(weight @ value)
     groups = len(np.unique(group))
@@ -87,12 +87,12 @@ def share_interval(
 
     Args:
         hit: Whether each question counts, bool.
-        among: Whether it is one of those that the share is of, bool.
+        among: Whether it is in the set of which the share is taken, bool.
         weight: Of each question.
         group: The group of each as a number.
 
     Returns:
-        The share and its interval's ends, in [0, 1]; NaN where there is nothing to take a share of.
+        The share and its interval's ends, in [0, 1]; NaN if no question is in `among`.
     """
     total = float(weight @ among)
     if not total:

@@ -1,6 +1,6 @@
-"""The ledger of a release: every picture that ever arrived, in order of arrival.
+"""The ledger of a release: every image that ever arrived, in order of arrival.
 
-A picture keeps its row for ever. A picture that is gone keeps its row without a split, so earlier
+An image keeps its row forever. An image that is gone keeps its row without a split, so earlier
 updates still draw the same samples.
 """
 
@@ -35,30 +35,30 @@ from cmp.values import STRICT
 EMBEDDED = "embedded"
 """In place of a folder: the embedded benchmark's pool and retention sets."""
 GONE = -1
-"""The position of a picture that is gone."""
+"""The position of an image that is gone."""
 NO_FACTS = {"position": GONE, "size": 0, "changed": 0, "traits": 0}
-"""What an index knows of a file beside what the ledger does, of one that is gone."""
+"""The columns of an index for an image that is gone."""
 FLAT = {0}
-"""The look of pictures without any edge, which says nothing."""
+"""The look hash of plain images, which all share."""
 NAMED = 3
-"""Pictures that a message names."""
+"""How many images a message names."""
 
 Role = Literal["adapt", "pool", "eval"]
 SET_NAMES: dict[Role, str] = {"adapt": "catalogue", "pool": "pool", "eval": "kept"}
-"""What sets are called that no manifest names: what arrives is one catalogue, whose names grow."""
+"""The names of sets without a manifest. All that arrives is one catalogue, which grows."""
 OPTIONS: dict[Role, str] = {"adapt": "--data", "pool": "--pool", "eval": "--retain"}
 
 
 @checked_dataclass(frozen=True, config=STRICT)
 class Arrival:
-    """A folder of pictures that was named once.
+    """A folder of images that was given once.
 
     Attributes:
-        update: The number of the update that it is, from 1; 0 for a pool and for retention sets.
-        name: What the update is called.
+        update: The number of the update, from 1; 0 for a pool or retention sets.
+        name: The name of the update.
         role: "adapt", "pool" or "eval".
-        folder: Where the pictures are, or `EMBEDDED`.
-        sets: The manifests of its sets, as JSON has them.
+        folder: The folder of the images, or `EMBEDDED`.
+        sets: The manifests of its sets, as JSON.
     """
 
     update: int
@@ -75,12 +75,12 @@ class Picture(NamedTuple):
         arrival: The position of its arrival.
         set: The set that it belongs to.
         source: Its name in that folder.
-        split: "train", "validation" or "test"; "" where it is not used any more.
+        split: "train", "validation" or "test"; "" if it is no longer used.
         label: Its class.
         captions: Its captions.
         digest: A hash of its file.
         pixels: A hash of its pixels.
-        look: A hash that similar pictures share.
+        look: A hash that similar images share.
     """
 
     arrival: int
@@ -95,7 +95,7 @@ class Picture(NamedTuple):
 
     @property
     def key(self) -> tuple:
-        """What makes a picture that is sent again the same."""
+        """The key that an image keeps when it is sent again."""
         return self.set, self.label, self.captions, self.digest
 
 
@@ -106,11 +106,11 @@ def update_label(arrival: Arrival) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Ledger:
-    """All pictures that arrived so far, in the order of arrival.
+    """All images that arrived so far, in the order of arrival.
 
     Attributes:
-        arrivals: The folders that they came from.
-        pictures: The pictures.
+        arrivals: The folders of the images.
+        pictures: The images.
     """
 
     arrivals: tuple[Arrival, ...] = ()
@@ -118,11 +118,11 @@ class Ledger:
 
     @property
     def updates(self) -> int:
-        """How many updates arrived."""
+        """The number of updates so far."""
         return max((arrival.update for arrival in self.arrivals), default=0)
 
     def digest(self, first: int = 0) -> str:
-        """Return the sha256 of all pictures from an arrival on."""
+        """Return the sha256 of all images from an arrival on."""
         digest = hashlib.sha256()
         for picture in self.pictures:
             if picture.arrival >= first:
@@ -130,25 +130,25 @@ class Ledger:
         return digest.hexdigest()
 
     def without(self, arrivals: Collection[int]) -> "Ledger":
-        """Return the ledger in which the pictures of some arrivals are not used any more."""
+        """Return the ledger with the images of some arrivals no longer used."""
         kept = [x._replace(split="") if x.arrival in arrivals else x for x in self.pictures]
         return Ledger(self.arrivals, tuple(kept))
 
 
 @dataclass(frozen=True)
 class ArrivalReport:
-    """What an arrival brought.
+    """The images and names that an arrival brought.
 
     Attributes:
-        new: Its new pictures by split.
-        again: Pictures that were there already, with the same class and captions.
-        held_out: Pictures that are held out since an earlier arrival, and stay so.
+        new: Its new images by split.
+        again: How many images were known already, with the same class and captions.
+        held_out: How many images were held out by an earlier arrival, and stay so.
         held_from: Names of some of them.
-        similar: New training pictures that look like one that is held out.
+        similar: How many new training images look like a held-out one.
         similar_names: Names of some of them.
-        new_names: Class names that were never there before.
-        old_names: Class names that came again.
-        untested_names: Those of `new_names` without a test picture.
+        new_names: Class names that were not known before.
+        old_names: Class names that were known.
+        untested_names: Those of `new_names` without a test image.
     """
 
     new: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -163,7 +163,7 @@ class ArrivalReport:
 
 
 def arrivals_from(trees: Sequence[Mapping[str, Any]]) -> tuple[Arrival, ...]:
-    """Return arrivals from what JSON has of them."""
+    """Return arrivals from their JSON form."""
     return tuple(TypeAdapter(list[Arrival]).validate_json(json.dumps([*trees])))
 
 
@@ -184,21 +184,21 @@ def set_names(ledger: Ledger, role: Role) -> dict[str, None]:
 def joined_set(ledger: Ledger, role: Role) -> str:
     """Return the name of the set that a folder without a manifest belongs to.
 
-    An update joins the one set of the updates before it, so that a name that comes again is one
-    class; where there are several or none, its set is the usual one of `SET_NAMES`.
+    An update joins the only set of the earlier updates, so that a repeated name is one class. If
+    there are several sets or none, it is the one in `SET_NAMES`.
     """
     names = [*set_names(ledger, role)]
     return names[0] if role == "adapt" and len(names) == 1 else SET_NAMES[role]
 
 
 def has_manifests(folder: Path) -> bool:
-    """Return whether manifests say what a folder of pictures holds."""
+    """Return whether manifests describe a folder of images."""
     return bool(find_manifests(folder, "*.yaml") or find_manifests(folder, "*/*.yaml"))
 
 
 def _refuse_deep_folders(folder: Path, option: str) -> None:
-    """Raise `CmpError` if pictures lie in folders of class folders: then the upper ones are more
-    likely months than classes."""
+    """Raise `CmpError` if images are in folders within class folders: the upper ones are then
+    more likely months than classes."""
     parts = 3 if tables.split_folders(folder) else 2
     deep = [
         path for path in tables.walk_files(folder)
@@ -208,7 +208,7 @@ def _refuse_deep_folders(folder: Path, option: str) -> None:
         top = deep[0].split("/")[0]
         other = next((path for path in deep if path.split("/")[0] != top), deep[-1])
         raise CmpError(
-            f"{option}: {folder}: pictures lie in folders of folders, such as {deep[0]} and "
+            f"{option}: {folder}: images are in folders of folders, such as {deep[0]} and "
             f"{other}, so it is not clear which folders are classes; give one month's folder, such "
             f"as {folder / top}, or if {top} is a class, write a manifest with `cmpt data init "
             f"{folder}`"
@@ -216,26 +216,26 @@ def _refuse_deep_folders(folder: Path, option: str) -> None:
 
 
 def _refuse_known_folders(ledger: Ledger, folder: Path, role: Role) -> None:
-    """Raise `CmpError` if a folder without a manifest holds one that has another role."""
+    """Raise `CmpError` if a folder without a manifest contains one with another role."""
     for arrival in ledger.arrivals:
         is_inside = Path(arrival.folder).is_relative_to(folder) and arrival.folder != EMBEDDED
         if is_inside and arrival.role != role:
             raise CmpError(
-                f"{OPTIONS[role]}: {folder} holds {arrival.folder}, which was given by "
+                f"{OPTIONS[role]}: {folder} contains {arrival.folder}, which was given by "
                 f"{OPTIONS[arrival.role]}; give a folder without it"
             )
 
 
 def check_pictures(dataset: FileSet, root: Path, folder: Path) -> ImageIndex:
-    """Return the pictures of a set, each decoded once.
+    """Return the images of a set, each decoded once.
 
     Args:
-        dataset: Its manifest, of a file or made by `read_sets`.
+        dataset: Its manifest, from a file or made by `read_sets`.
         root: The folder that its paths start from.
-        folder: The folder that was given, which errors name where it has no manifest.
+        folder: The given folder, which errors name if it has no manifest.
 
     Raises:
-        CmpError: A picture cannot be used.
+        CmpError: An image cannot be used.
     """
     try:
         return collection.check_images(collection.read_index(dataset, root))
@@ -246,7 +246,7 @@ def check_pictures(dataset: FileSet, root: Path, folder: Path) -> ImageIndex:
 
 
 def without_manifest(fault: str, name: str, folder: Path) -> str:
-    """Return what is wrong with a set without its name and its manifest, which nobody wrote."""
+    """Return a fault without the set's name and its manifest's keys, which no user wrote."""
     how = f"fix or remove them, or set `faults: skip` in a manifest (`cmpt data init {folder}`)"
     return fault.removeprefix(f"{name}: ").replace(MEND_FAULTS, how)
 
@@ -254,33 +254,35 @@ def without_manifest(fault: str, name: str, folder: Path) -> str:
 def read_sets(
     folder: Path, role: Role, prompt: str, ledger: Ledger | None = None
 ) -> list[tuple[FileSet, Path]]:
-    """Return the manifests of a folder of pictures, or one that is made by looking at them.
+    """Return the manifests of a folder of images, or one inferred from them.
 
-    A set that is known has its prompt. A new one has that of its manifest, if it gives one.
+    A known set keeps its prompt. A new one has that of its manifest, if any.
 
     Args:
         folder: The folder.
-        role: What the pictures are for.
-        prompt: The prompt of new sets whose manifest gives none.
-        ledger: What arrived before, see `joined_set`.
+        role: The role of the images.
+        prompt: The prompt for new sets whose manifest has none.
+        ledger: The images so far, see `joined_set`.
 
     Returns:
         (manifest, folder that its paths start from) pairs.
 
     Raises:
-        CmpError: The folder contains no pictures, datasets with another role, or a known set with
+        CmpError: The folder contains no images, datasets with another role, or a known set with
             another prompt.
     """
     known = known_sets(ledger or Ledger())
     option = OPTIONS[role]
     if not folder.is_dir():
-        raise CmpError(f"{option}: {folder} is no folder")
+        raise CmpError(f"{option}: {folder} is not a folder")
     if has_manifests(folder):
         located = load_manifests(str(folder))
         if alien := [each for each, _ in located if each.role not in (role, "adapt")]:
-            words = f"{alien[0].name!r} has role {alien[0].role!r}"
             names = " or ".join(f"{o} ({r})" for r, o in OPTIONS.items() if r != role)
-            raise CmpError(f"{option}: {folder}: {words}; give it by {names}")
+            raise CmpError(
+                f"{option}: {folder}: {alien[0].name!r} has role {alien[0].role!r}; give it by "
+                f"{names}"
+            )
     else:
         text, _ = infer.describe_folder(folder, role)
         tree = parse_yaml(text)
@@ -292,7 +294,7 @@ def read_sets(
         located = [(FileSet.model_validate(tree), folder)]
     for dataset, _ in located:
         if dataset.reader.kind == "fomo":
-            raise CmpError(f"{option}: {dataset.name}: reader.kind: fomo is a benchmark's own")
+            raise CmpError(f"{option}: {dataset.name}: reader.kind: fomo is only for the benchmark")
     tree: dict[str, Any] = {"role": role, "update": None, "counts": None, "beside": None}
     tree |= {} if role == "adapt" else {"splits": {}}
     sets = []
@@ -303,8 +305,8 @@ def read_sets(
         own = dataset.prompt if "prompt" in dataset.model_fields_set else before
         if own != before and dataset.name in known:  # it has one classifier
             raise CmpError(
-                f"{option}: {folder}: {dataset.name}: prompt: {own!r}, and {before!r} before; "
-                "write that, or give the set another name"
+                f"{option}: {folder}: {dataset.name}: prompt: {own!r}, but it was {before!r} "
+                "before; write that, or give the set another name"
             )
         sets.append((dataset.model_copy(update=tree | {"prompt": own}), root))
     return sets
@@ -313,23 +315,23 @@ def read_sets(
 def arrive(
     ledger: Ledger, folder: str, role: Role, name: str = "", prompt: str = models.USUAL_PROMPT
 ) -> tuple[Ledger, ArrivalReport]:
-    """Return the ledger with the pictures of a folder appended.
+    """Return the ledger with the images of a folder appended.
 
-    A picture with the same pixels as an earlier one gets the split of the earlier one, so that a
-    held-out picture is never trained on.
+    An image with the same pixels as an earlier one gets the split of the earlier one, so that a
+    held-out image is never trained on.
 
     Args:
-        ledger: What arrived before.
-        folder: A folder of pictures, or `EMBEDDED`.
-        role: What they are for.
-        name: What the update is called.
-        prompt: The prompt of new sets, see `read_sets`.
+        ledger: The images so far.
+        folder: A folder of images, or `EMBEDDED`.
+        role: Their role.
+        name: The name of the update.
+        prompt: The prompt for new sets, see `read_sets`.
 
     Returns:
-        The new ledger, and what is new in it.
+        The new ledger, and a report on the arrival.
 
     Raises:
-        CmpError: A picture cannot be used, or the folder brings nothing new.
+        CmpError: An image cannot be used, or the folder brings nothing new.
     """
     number = ledger.updates + 1 if role == "adapt" else 0
     if folder == EMBEDDED:
@@ -344,14 +346,14 @@ def arrive(
     if len(named) > 1:
         some = ", ".join(sorted(named)[:NAMED])
         raise CmpError(
-            f"{OPTIONS[role]}: {path} holds several updates ({some}); give one at a time"
+            f"{OPTIONS[role]}: {path} contains several updates ({some}); give one update at a time"
         )
     sets = tuple(
         {"root": os.path.relpath(root, path)} | dataset.model_dump(mode="json", exclude_unset=True)
         for dataset, root in located
     )
     arrival = Arrival(number, name or path.name, role, str(path), sets)
-    arriving, free = [], set()  # splits that no file gave may be changed
+    arriving, free = [], set()  # splits that no file gives may change
     for index in indexes:
         columns = [index.table[name] for name in ("source", "split", "label", "captions")]
         hashes = [index.table[name].tolist() for name in images.HASHES]
@@ -367,13 +369,13 @@ def arrive(
 def _append(
     ledger: Ledger, arrival: Arrival, arriving: list[Picture], free: Collection[str]
 ) -> tuple[Ledger, ArrivalReport]:
-    """Return the ledger with what is new of an arrival, see `arrive`.
+    """Return the ledger with the new images of an arrival appended, see `arrive`.
 
     Args:
         ledger: The ledger.
         arrival: The arrival.
-        arriving: Its pictures.
-        free: Names of those whose split no file gives.
+        arriving: Its images.
+        free: Names of images whose split no file gives.
     """
     used = [picture for picture in ledger.pictures if picture.split]
     known, splits = {picture.key for picture in used}, _splits_of(used)
@@ -391,7 +393,7 @@ def _append(
             splits.setdefault(name, split)
     if not new:
         raise CmpError(
-            f"{OPTIONS[arrival.role]}: {arrival.folder} contains no new picture; leave it out"
+            f"{OPTIONS[arrival.role]}: {arrival.folder} contains no new image; leave it out"
         )
     if arrival.role == "adapt" and not any(picture.split == "train" for picture in new):
         fixed = {*held, *(picture.source for picture in new if picture.source not in free)}
@@ -411,7 +413,7 @@ def _append(
 
 
 def _splits_of(pictures: Iterable[Picture]) -> dict[tuple[str, int], str]:
-    """Return the split of the first picture with each file, and with the same pixels."""
+    """Return the split of the first image by the hash of its file, and by that of its pixels."""
     splits: dict[tuple[str, int], str] = {}
     for picture in pictures:
         splits.setdefault(("file", picture.digest), picture.split)
@@ -420,14 +422,14 @@ def _splits_of(pictures: Iterable[Picture]) -> dict[tuple[str, int], str]:
 
 
 def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
-    """Return the ledger with folders that lie elsewhere now.
+    """Return the ledger with the new places of folders that have moved.
 
     Args:
         ledger: The ledger.
-        moved: New folders by old ones; all below the old ones moves along.
+        moved: Old folder -> new folder, which includes everything below it.
 
     Raises:
-        CmpError: No arrival lay there.
+        CmpError: No images came from an old folder.
     """
     arrivals = list(ledger.arrivals)
     for old, new in moved.items():
@@ -435,7 +437,7 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
         matching = [n for n, x in enumerate(arrivals) if f"{x.folder}/".startswith(f"{old}/")]
         if not matching:
             folders = ", ".join(dict.fromkeys(x.folder for x in arrivals if x.folder != EMBEDDED))
-            raise CmpError(f"--moved: no pictures came from {old}; they came from {folders}")
+            raise CmpError(f"--moved: no images came from {old}; they came from {folders}")
         for n in matching:
             folder = os.path.normpath(new + arrivals[n].folder[len(old) :])
             arrivals[n] = dataclasses.replace(arrivals[n], folder=folder)
@@ -443,18 +445,18 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
 
 
 def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageIndex], int]:
-    """Return the pictures of a ledger with their files, each checked by its hash.
+    """Return the images of a ledger with their files, each checked by its hash.
 
     Args:
         ledger: The ledger.
-        skip_gone: Whether to go on without pictures that are gone or have changed.
+        skip_gone: Whether to continue without images that are gone or have changed.
 
     Returns:
-        The ledger, without the splits of those that are gone; its sets as they arrived; and how
-        many are gone.
+        The ledger, with no split for images that are gone; its sets as they arrived; and how many
+        images are gone.
 
     Raises:
-        CmpError: Pictures are gone, and are not to be skipped.
+        CmpError: Images are gone, and `skip_gone` is not set.
     """
     parts, gone = [], set()
     places_of = collections.defaultdict(list)
@@ -463,7 +465,7 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
     for number, arrival in enumerate(ledger.arrivals):
         for tree in arrival.sets:
             places = places_of[number, tree["name"]]
-            if not places:  # nothing in this folder of the set was new
+            if not places:  # none of the set's images in this folder were new
                 continue
             part, lost = _locate_set(arrival, tree, [ledger.pictures[place] for place in places])
             gone |= {places[n] for n in lost}
@@ -472,7 +474,7 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
         some = [ledger.pictures[place] for place in sorted(gone)[:NAMED]]
         names = ", ".join(f"{ledger.arrivals[x.arrival].folder}/{x.source}" for x in some)
         raise CmpError(
-            f"{len(gone)} pictures from earlier updates are gone or have changed, such as {names}; "
+            f"{len(gone)} images from earlier updates are gone or have changed, such as {names}; "
             "put them back, or pass --moved OLD=NEW, or --gone skip to continue without them"
         )
     kept = (x._replace(split="") if n in gone else x for n, x in enumerate(ledger.pictures))
@@ -482,16 +484,16 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
 def _locate_set(
     arrival: Arrival, tree: Mapping[str, Any], pictures: list[Picture]
 ) -> tuple[ImageIndex, list[int]]:
-    """Return a set of an arrival as the ledger has it, and the positions of those that are gone."""
-    about = {key: value for key, value in tree.items() if key != "root"}
-    dataset = FileSet.model_validate(about)
+    """Return the images of an arrival's set, and the positions of those that are gone."""
+    manifest = {key: value for key, value in tree.items() if key != "root"}
+    dataset = FileSet.model_validate(manifest)
     files: dict[tuple[str, int], dict[str, Any]] = {}
     read, task = blank, dataset.task
     with contextlib.suppress(CmpError):  # the folder itself may be gone
         index = collection.read_index(dataset, Path(arrival.folder, tree["root"]))
         index, _ = images.usable_images(index)
         read, task = index.read, index.dataset.task
-        # two tars in two folders may have the same name, and then their pictures have, too
+        # tars of the same name in two folders may have images of the same name
         files = {(row["source"], row["digest"]): row for row in index.table.to_dict("records")}
     update = update_label(arrival)
     rows, lost = [], []
@@ -518,12 +520,12 @@ def _blank_file() -> bytes:
 
 
 def blank(position: int) -> bytes:
-    """Return the file of one white pixel, in place of a picture that is gone."""
+    """Return the file of a black pixel, in place of an image that is gone."""
     return _blank_file()
 
 
 def read_or_blank(read: ReadImage, position: int) -> bytes:
-    """Return the file of a picture, or that of one pixel where it is gone."""
+    """Return the file of an image, or that of one pixel if it is gone."""
     return blank(position) if position == GONE else read(position)
 
 

@@ -1,7 +1,7 @@
-"""A network as two ONNX files, one for pictures and one for texts, and the facts about their use.
+"""A network as two ONNX files, one for images and one for texts, and the facts about their use.
 
-Any network will do. onnxruntime, and whatever else reads ONNX, then needs neither torch nor
-open_clip; only tokens are still made by the model's tokenizer.
+This works for any network. onnxruntime, or any other program that reads ONNX, then needs neither
+torch nor open_clip; only the tokens still come from the model's tokenizer.
 """
 
 import warnings
@@ -18,14 +18,14 @@ from cmp.models import Network
 from cmp.releases.exports import Export, compare_features, export_folder, make_probe, write_json
 
 OPSET = 18
-"""The version of ONNX's operators that the files ask for."""
+"""The version of ONNX's operators that the files require."""
 IMAGE_FILE, TEXT_FILE, FACTS_FILE = "image.onnx", "text.onnx", "export.json"
 DATA_SUFFIX = ".data"
-"""What is added to a file's name for the file of its weights, where they are kept apart."""
+"""The suffix of a separate file of weights, added to the name of its ONNX file."""
 MAX_INLINE_BYTES = 2_000_000_000
-"""Weights above this are kept apart, since a file of protocol buffers has at most 2 GiB."""
+"""Larger weights go to a separate file, since a file of protocol buffers has at most 2 GiB."""
 BATCHES = (1, 3, 4)
-"""Sizes of the batches that the files are tried with; the exporter sees another."""
+"""Batch sizes that the files are checked with; the exporter sees a different one."""
 
 
 LOADING = f"""image = onnxruntime.InferenceSession("{{folder}}/{IMAGE_FILE}")
@@ -33,7 +33,7 @@ text = onnxruntime.InferenceSession("{{folder}}/{TEXT_FILE}")"""
 
 
 class ImageTower(nn.Module):
-    """A network's image tower: normalised pictures [B, 3, S, S] -> unit features [B, E]."""
+    """A network's image tower: normalised images [B, 3, S, S] -> unit features [B, E]."""
 
     def __init__(self, model: Network):
         super().__init__()
@@ -58,20 +58,20 @@ def export_onnx(name: str, model: Network, folder: Path) -> Export:
     """Write both towers of a network as ONNX files of any batch size, and check them.
 
     Args:
-        name: The model, which chooses the tokenizer.
+        name: The model's name, which determines its tokenizer.
         model: Its network, on the CPU; it is put into evaluation mode.
         folder: The folder; an earlier export in it is replaced.
 
     Returns:
-        What was written.
+        The result of the export.
 
     Raises:
-        CmpError: The features of onnxruntime are not those of the network, or the folder cannot be
-            written; nothing is.
+        CmpError: The features of onnxruntime differ from those of the network, or the folder cannot
+            be written. Nothing is written then.
         ModuleNotFoundError: The extra `onnx` is not installed.
     """
-    import onnxruntime  # all three are an extra
-    import onnxscript  # noqa: F401  torch's exporter needs it, and says so less clearly
+    import onnxruntime  # both are in the extra `onnx`
+    import onnxscript  # noqa: F401  torch's exporter needs it, but its own error is less clear
 
     model.eval()
     probe = make_probe(name, model)
@@ -89,11 +89,11 @@ def export_onnx(name: str, model: Network, folder: Path) -> Export:
             features.append(torch.from_numpy(np.concatenate(parts)))
         differences = compare_features(probe, features[0], features[1], str(folder))
         write_json(partial / FACTS_FILE, describe(name, model, differences))
-    notes = [f"opset {OPSET}; what the inputs are and how they are made is in {FACTS_FILE}"]
+    notes = [f"opset {OPSET}; {FACTS_FILE} describes the inputs and how to prepare them"]
     if probe.no_tokenizer:
         notes.append(
             f"the tokenizer cannot be loaded here ({probe.no_tokenizer:.200}), so the text tower "
-            "was compared on tokens drawn at random"
+            "was checked on random tokens"
         )
     return Export(differences, LOADING.format(folder=str(folder)), notes)
 
@@ -103,7 +103,7 @@ def write_tower(tower: nn.Module, key: str, values: Tensor, path: Path) -> None:
 
     Args:
         tower: The tower, in evaluation mode.
-        key: What its input is called.
+        key: The name of its input.
         values: A batch.
         path: The file.
     """
@@ -125,12 +125,12 @@ def write_tower(tower: nn.Module, key: str, values: Tensor, path: Path) -> None:
 
 
 def describe(name: str, model: Network, differences: tuple[float, float]) -> dict[str, Any]:
-    """Return what a program must know to use the two files.
+    """Return the facts that a program needs to use the two files.
 
     Args:
         name: The model.
         model: Its network.
-        differences: The largest differences of features that the check found.
+        differences: The largest differences in features that the check found.
     """
     how, bias = models.preprocessing(model), model.logit_bias
     known = models.known_name(name)

@@ -1,6 +1,7 @@
-"""A release: a folder with all that is needed to serve a model, to judge it, and to go on from it.
+"""A release: a folder with everything needed to serve a model, to judge it, and to update it.
 
-It is written once, whole, and never changed; `slim` alone takes away what only a next update needs.
+It is written once, whole, and never changed. Only `slim` removes from it what just a further update
+needs.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
+from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
@@ -29,7 +31,7 @@ from cmp.runs.identity import json_digest
 
 SCHEMA = 1
 RECORD_FILE = "stream.json"
-WEIGHTS_FILE, CONFIG_FILE = "open_clip_model.safetensors", "open_clip_config.json"
+WEIGHTS_FILE, CONFIG_FILE = HF_SAFE_WEIGHTS_NAME, HF_CONFIG_NAME
 CARD_FILE, REPORT_FILE = "README.md", "report.html"
 SCORES_FILE, MATRIX_FILE, HITS_FILE = "scores.parquet", "matrix.parquet", "hits.safetensors"
 LEDGER_FILE, START_FILE = "state/pictures.parquet", "state/start.safetensors"
@@ -40,15 +42,15 @@ class UpdateRecord:
     """One update of a stream.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         id: Its id.
-        steps: How long it was trained. [steps]
-        counts: Samples of a batch from pretraining pool, update and buffer.
+        steps: The number of training steps.
+        counts: Samples per batch from the pretraining pool, the update and the buffer.
         peak: The highest learning rate.
-        images: Its training pictures.
-        seconds: Computing time.
-        is_peak_given: Whether the peak was among its settings, and not the recipe's or that of the
-            update before.
+        images: The number of its training images.
+        seconds: The computing time.
+        is_peak_given: Whether its settings gave the peak, which otherwise is the recipe's or that
+            of the previous update.
     """
 
     name: str
@@ -63,18 +65,18 @@ class UpdateRecord:
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class ReleaseRecord:
-    """What stream.json holds.
+    """The content of stream.json.
 
     Attributes:
-        schema: The format.
+        schema: The version of the format.
         id: The id of the last update, which is the release's.
-        parent: The id of the release that it goes on from, "" for the first.
+        parent: The id of the release that it started from, or "" for the first.
         config: The config, as a tree.
         updates: All updates so far.
-        arrivals: All folders that pictures came from, see `cmp.releases.ledger.Arrival`.
-        provenance: Where the update was computed.
+        arrivals: All folders of images so far, see `cmp.releases.ledger.Arrival`.
+        provenance: The machine that computed the update.
         state: The file of the state.
-        prompt: The prompt of sets whose manifest gives none.
+        prompt: The prompt for sets whose manifest has none.
         files: The sha256 of each file of the release.
     """
 
@@ -92,11 +94,11 @@ class ReleaseRecord:
 
 @dataclass(frozen=True)
 class Release:
-    """A release on a disk; it stands for its folder wherever a path is taken.
+    """A release on disk. It can be used as a path to its folder.
 
     Attributes:
-        folder: Where it is.
-        record: What its stream.json says.
+        folder: Its folder.
+        record: The content of its stream.json.
         config: The config of its stream.
 
     Example:
@@ -112,49 +114,49 @@ class Release:
         return os.fspath(self.folder)
 
     def path(self, name: str) -> Path:
-        """Return a file of the release, once its content is what was written.
+        """Return the path of a file of the release, after checking its hash.
 
         Raises:
             CmpError: It is missing or damaged.
         """
         path = self.folder / name
         if not path.is_file():
-            removed = "; `cmpt release slim` removed it, so nothing can go on from here"
+            removed = "; `cmpt release slim` removed it, so no update can start from this release"
             raise CmpError(f"{path}: is missing{removed if name in self.slimmable() else ''}")
         if file_digest(path) != self.record.files[name]:
-            raise CmpError(f"{path}: damaged: its content is not what {RECORD_FILE} says")
+            raise CmpError(f"{path}: damaged: its hash differs from the one in {RECORD_FILE}")
         return path
 
     def slimmable(self) -> tuple[str, str]:
-        """Return the files that only a next update needs."""
+        """Return the files that only a further update needs."""
         return self.record.state, START_FILE
 
     def ledger(self) -> Ledger:
-        """Return the pictures that arrived so far."""
+        """Return the images that arrived so far."""
         rows = pq.read_table(self.path(LEDGER_FILE)).to_pylist()
         known = [Picture(**row | {"captions": tuple(row["captions"])}) for row in rows]
         return Ledger(arrivals_from(self.record.arrivals), tuple(known))
 
     def corpus(self) -> Corpus:
-        """Return the data so far: the pictures of all updates, the pool, and the retention sets.
+        """Return the data so far: the images of all updates, the pool, and the retention sets.
 
         Raises:
-            CmpError: Pictures are gone or have changed.
+            CmpError: Images are gone or have changed.
         """
         ledger, parts, _ = ledgers.locate(self.ledger())
         return ledgers.corpus_of(ledger, parts)
 
     def progress(self) -> Progress:
-        """Return what the state holds beside its tensors, once the whole file is checked."""
+        """Return the state without its tensors, after checking the hash of the whole file."""
         return checkpoints.read_progress(self.path(self.record.state))
 
     def state(self) -> RunState:
-        """Return the state that the next update starts from; reading it checks its hash."""
+        """Return the state that the next update starts from, after checking its hash."""
         return checkpoints.read_checkpoint(self.folder / self.record.state)
 
 
 def is_release(folder: Path) -> bool:
-    """Return whether a folder holds a release."""
+    """Return whether a folder contains a release."""
     return (folder / RECORD_FILE).is_file()
 
 
@@ -165,7 +167,7 @@ def read_release(folder: str | os.PathLike[str]) -> Release:
         folder: The folder.
 
     Raises:
-        CmpError: It holds none, or its record is damaged.
+        CmpError: It contains no release, or its record is damaged.
 
     Example:
         >>> release = cmp.read_release("releases/2026-02")  # doctest: +SKIP
@@ -182,12 +184,14 @@ def read_release(folder: str | os.PathLike[str]) -> Release:
             raise CmpError(f"{path}: damaged: its content is not what was written")
         record = parse_record(json.dumps(tree["record"]), ReleaseRecord)
     if record.schema != SCHEMA:
-        raise CmpError(f"{path}: written in schema {record.schema}; this is schema {SCHEMA}")
+        raise CmpError(
+            f"{path}: has schema {record.schema}, but this version reads schema {SCHEMA}"
+        )
     return Release(folder, record, config.parse(record.config, str(path)))
 
 
 def write_record(folder: Path, record: ReleaseRecord) -> None:
-    """Write stream.json into a folder, with the hashes of all other files that it holds."""
+    """Write stream.json into a folder, with the hashes of all other files in it."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = {str(path.relative_to(folder)): file_digest(path) for path in paths}
     tree = json.loads(json.dumps(asdict(record) | {"files": digests}))
@@ -196,17 +200,17 @@ def write_record(folder: Path, record: ReleaseRecord) -> None:
 
 
 def write_ledger(ledger: Ledger, path: Path) -> None:
-    """Write the pictures of a ledger as a table."""
+    """Write the images of a ledger as a table."""
     pq.write_table(pa.Table.from_pylist([x._asdict() for x in ledger.pictures]), path)
 
 
 def write_served_model(model: models.Network, name: str, folder: Path) -> None:
-    """Write a network and its config as open_clip loads them: `local-dir:FOLDER`.
+    """Write a network and its config so that open_clip loads them as `local-dir:FOLDER`.
 
     Args:
         model: The network.
         name: Its name.
-        folder: Where they are written.
+        folder: The folder to write into.
     """
     about = {
         "model_cfg": open_clip.get_model_config(name),
@@ -217,26 +221,26 @@ def write_served_model(model: models.Network, name: str, folder: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Let a file stand in a second place, without a copy where the disk can do so."""
+    """Link a file to a second path, or copy it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
-    except OSError:  # another disk, or one that has no links
+    except OSError:  # another disk, or one without hard links
         shutil.copyfile(source, target)
 
 
 def slim(folder: str | Path) -> int:
-    """Remove the weights and moments that only a next update needs; the ledger stays.
+    """Remove the weights and moments that only a further update needs, keeping the ledger.
 
     Args:
         folder: The release.
 
     Returns:
-        How many bytes were freed.
+        The number of bytes freed.
     """
     release = read_release(folder)
     paths = [release.folder / name for name in release.slimmable()]
-    # releases of one stream may share a file by hard links, and then nothing is freed yet
+    # releases of one stream may share a file by hard links; then deleting one link frees nothing
     stats = [path.stat() for path in paths if path.exists()]
     freed = sum(stat.st_size for stat in stats if stat.st_nlink == 1)
     for path in paths:

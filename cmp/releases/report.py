@@ -1,4 +1,4 @@
-"""A comparison as one page of HTML: pictures first, no network, and no script needed to read it."""
+"""A comparison as one page of HTML: images first, no network, and no script needed to read it."""
 
 import html
 import itertools
@@ -12,32 +12,32 @@ from typing import Any
 import pandas as pd
 
 from cmp.files import write_atomic
-from cmp.releases import facts
+from cmp.releases import sentences
 from cmp.releases.compare import ALL, NAMING, TO_IMAGE, Comparison
-from cmp.releases.facts import count_of, decimal, interval_in_words, signed
 from cmp.releases.gate import GateLine
 from cmp.releases.index import RECALL_AT
+from cmp.releases.sentences import count_of, decimal, interval_in_words, signed
 from cmp.releases.thumbnails import SIDE, picture_uris
 
 LARGEST, RESERVE = 3_000_000, 200_000
-"""Bytes that a page has at most, and those of them for what is written around the pictures."""
+"""The most bytes of a page, and those of them that are reserved for everything but images."""
 ON_WALL, PER_CONCEPT = {"lost": 42, "gained": 28}, 2
-"""Pictures on each wall, and of one concept among them."""
+"""The most images on each wall, and per concept."""
 WORST, SHOTS = 20, (3, 8)
-"""Concepts of each set in the list of the worst; pictures of each concept, and how many concepts
-have any."""
+"""The most concepts per set in the list of the worst; the most images per concept, and concepts per
+set with images."""
 MOST_SETS = 80
-"""Sets with a list of their worst concepts."""
+"""The most sets with a list of their worst concepts."""
 LONGEST = 90
-"""Characters of a name or a caption; the rest is cut off."""
+"""The most characters of a name or a caption; the rest is cut off."""
 ROLES = {"adapt": "New content (A_KA)", "eval": "Old content (A_ZS)", "transfer": "Transfer"}
 MEANS = {"adapt": "A_KA", "eval": "A_ZS"}
-QUERIES = {"text": "words", "picture": "a picture"}
+QUERIES = {"text": "words", "picture": "an image"}
 INDEX_COLUMNS = {
     "before": "old model on its own index",
     "as_is": "new model, old index",
     "mapped": "the same, queries through the map",
-    "new_first": "new pictures encoded again",
+    "new_first": "new images encoded again",
     "new_first_mapped": "the same, all through the map",
     "reencoded": "everything encoded again",
 }
@@ -56,13 +56,13 @@ def write_report(
     Args:
         comparison: The models.
         path: The HTML file.
-        title: The page's heading. Where None, it asks whether the new model may be served.
-        gate: The limits and what became of them, see `cmp.releases.gate.apply_gate`.
+        title: The page's heading. If None, it asks whether the new model may be deployed.
+        gate: The limits, and whether they were kept, see `cmp.releases.gate.apply_gate`.
         notes: Sentences that follow the heading.
-        background: Sentences that are folded below them, such as what arrived.
+        background: Sentences to fold below them, such as what arrived.
 
     Raises:
-        CmpError: The disk refuses.
+        CmpError: The file cannot be written.
 
     Example:
         >>> corpus = cmp.load_data("embedded")
@@ -103,7 +103,7 @@ def report_page(
         ]
         return _document(title, "\n".join(filter(None, parts)))
 
-    # pictures take what the text leaves
+    # images get the space that the text leaves
     budget = LARGEST - RESERVE - len(make({}).encode())
     return make(picture_uris(comparison.corpus, wanted, max(0, budget)))
 
@@ -129,15 +129,15 @@ def choose_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
 
 
 def _shown_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
-    """Return the pictures that lost or gained their name, or where no picture is asked for its
-    name, those that a caption no longer finds, or finds now."""
+    """Return the images that lost or gained their name or, if no set has names, those that a
+    caption no longer finds, or finds now."""
     flips, has_names = comparison.flips, (comparison.sets["metric"] == "top-1").any()
     chosen = (flips["kind"] == kind) & (flips["asked"] == (NAMING if has_names else TO_IMAGE))
     return flips[chosen].drop_duplicates(["dataset", "row"])
 
 
 def _choose_shots(comparison: Comparison) -> dict[tuple[str, str], list[int]]:
-    """Return the pictures that stand beside the worst concepts, by dataset and concept."""
+    """Return the images to show beside the worst concepts, by dataset and concept."""
     flips = comparison.flips
     lost = flips[(flips["kind"] == "lost") & (flips["asked"] == NAMING)]
     rows = lost.groupby(["dataset", "concept"])["row"].apply(lambda rows: list(rows)[: SHOTS[0]])
@@ -152,7 +152,7 @@ def _choose_shots(comparison: Comparison) -> dict[tuple[str, str], list[int]]:
 
 
 def _text(value: object, longest: int = LONGEST) -> str:
-    """Return a user's text for HTML: escaped, without control characters, cut where too long."""
+    """Return a user's text for HTML: escaped, without control characters, and cut if too long."""
     text = "".join(c for c in str(value) if unicodedata.category(c)[0] != "C")
     return html.escape(text if len(text) <= longest else text[: longest - 1] + "…")
 
@@ -196,7 +196,7 @@ def _head(
         count = _named(comparison, kind)
         tiles.append(
             f'<li><b class="{"lost" if kind == "lost" else "found"}">{count:,}</b>'
-            f"<span>pictures that {words}</span></li>"
+            f"<span>images that {words}</span></li>"
         )
     verdict = ""
     if gate:
@@ -216,7 +216,7 @@ def _head(
 
 
 def _fold(background: Sequence[str]) -> str:
-    """Return what arrived and how it was trained, folded; pictures come first."""
+    """Return a folded list of what arrived and how it was trained."""
     lines = "".join(f"<li>{_text(line, 500)}</li>" for line in background)
     summary = "<summary>What arrived, and how it was trained</summary>"
     return f"<details>{summary}<ul>{lines}</ul></details>\n" if lines else ""
@@ -228,26 +228,24 @@ def _named(comparison: Comparison, kind: str) -> int:
 
 
 def _finding(comparison: Comparison) -> str:
-    """Return what happened, in a sentence or two."""
+    """Return the main result in a sentence or two."""
     if comparison.is_same:
         return "Both models have the same features to the last bit, so nothing was lost or gained."
     named = comparison.sets[comparison.sets["metric"] == "top-1"]
     right = round(float((named["old"] * named["questions"]).sum() / 100))
     lost, gained = (_named(comparison, kind) for kind in ON_WALL)
     if not right:
-        return (
-            f"{count_of(gained, 'picture')} gained a name; the old model named none of them right."
-        )
+        return f"{count_of(gained, 'image')} gained a name; the old model named none of them right."
     words = (
-        f"Of {count_of(right, 'picture')} that the old model named right, the new one gets "
+        f"Of {count_of(right, 'image')} that the old model named right, the new one gets "
         f"{lost:,} wrong ({100 * lost / right:.0f}%). It names {gained:,} others right that the "
         "old one did not."
     )
     for row in comparison.worst_concepts(1, each=False).itertuples():
         was, now = (round(score * row.questions / 100) for score in (row.old, row.new))
         words += (
-            f" Worst is <b>{_text(row.concept)}</b> ({_text(row.dataset)}): of its "
-            f"{count_of(row.questions, 'picture')}, {was} had their name and {now} "
+            f" The worst concept is <b>{_text(row.concept)}</b> ({_text(row.dataset)}): of its "
+            f"{count_of(row.questions, 'image')}, {was} had their name and {now} "
             f"{'has' if now == 1 else 'have'} it now."
         )
     return words
@@ -266,16 +264,17 @@ def _side(comparison: Comparison) -> int:
 def _wall(comparison: Comparison, kind: str, flips: pd.DataFrame, uris: dict[int, str]) -> str:
     heading = "What lost its name" if kind == "lost" else "What gained its name"
     if flips.empty:
-        words = "No picture was named right before and is wrong now."
-        words = words if kind == "lost" else "No picture was wrong before and is right now."
+        words = "No image that was named right before is wrong now."
+        if kind == "gained":
+            words = "No image that was named wrong before is right now."
         return f'<section id="{kind}">\n<h2>{heading}</h2>\n<p>{words}</p>\n</section>'
     cards = "\n".join(_card(comparison, row, uris) for row in flips.itertuples())
     total = len(_shown_flips(comparison, kind))
-    shown = f"{len(flips)} of {count_of(total, 'picture')}" if total > len(flips) else "All of them"
+    shown = f"{len(flips)} of {count_of(total, 'image')}" if total > len(flips) else "All of them"
     words = (
-        f"{shown}, at most {PER_CONCEPT} of a concept, the sets in turn. The upper name is what "
+        f"{shown}, at most {PER_CONCEPT} per concept, from each set in turn. The upper name is the "
+        "old model's answer, the lower one the new model's."
     )
-    words += "the old model says, the lower one what the new model says."
     options = "".join(f"<option>{_text(name)}</option>" for name in flips["dataset"].unique())
     controls = (
         f'<div class="filter" data-wall="wall-{kind}"><select aria-label="Set"><option value="">'
@@ -290,7 +289,7 @@ def _wall(comparison: Comparison, kind: str, flips: pd.DataFrame, uris: dict[int
 
 
 def _card(comparison: Comparison, row: Any, uris: dict[int, str]) -> str:
-    """Return the card of one flip: the picture, what it was called, and what it is called now."""
+    """Return the card of one flip: the image, and its names before and now."""
     concept, lost = _text(row.concept), row.kind == "lost"
     if row.asked == NAMING:
         wrong = _text(row.said_new if lost else row.said_old)
@@ -304,7 +303,7 @@ def _card(comparison: Comparison, row: Any, uris: dict[int, str]) -> str:
         alt = f"{concept}; before: {was}; now: {now}"
     else:
         words = f"“{concept}” {'no longer finds it' if lost else 'finds it now'}"
-        alt = f"picture of “{concept}”"
+        alt = f"image of “{concept}”"
     shown = _image(_side(comparison), uris[row.row], alt) if row.row in uris else ""
     frame = f'<div class="frame">{shown}</div>' if shown else "<div></div>"
     return (
@@ -342,11 +341,11 @@ def _scores(comparison: Comparison) -> str:
         heading = "No score changes"
     return (
         f'<section id="scores">\n<h2>{heading}</h2>\n<p class="quiet">Points by which each score '
-        "changed, with 95% intervals over groups of pictures. "
+        "changed, with 95% intervals over groups of images. "
         '<span class="lost">■ clearly lower</span>, <span class="found">● clearly higher</span>, '
-        "○ could be either. In brackets: how many pictures were scored. At the right: of what was "
-        f'right, the share that is wrong now.</p>\n<p class="quiet">{facts.SCORES} '
-        f"{facts.describe_splits()}{_explain_updates(comparison)}</p>\n"
+        "○ could be either. In brackets: the number of scored images. On the right: the share of "
+        f'right answers that are wrong now.</p>\n<p class="quiet">{sentences.SCORES} '
+        f"{sentences.describe_splits()}{_explain_updates(comparison)}</p>\n"
         f'<ul class="scores">\n{chr(10).join(lines)}\n</ul>\n</section>'
     )
 
@@ -355,7 +354,7 @@ def _explain_updates(comparison: Comparison) -> str:
     if comparison.updates.empty:
         return ""
     names = ", ".join(map(_text, comparison.corpus.by_role("adapt")))
-    return f" What updates brought so far is scored as {names}, and once more for each update."
+    return f" The images of all updates are scored as {names}, and again for each update."
 
 
 def _score_line(name: str, row: pd.Series, scale: tuple[float, float], kind: str = "") -> str:
@@ -416,7 +415,7 @@ def _concepts(
         rows = "".join(_concept_row(comparison, row, shots, uris) for row in several.itertuples())
         if len(single):
             names = ", ".join(f"<b>{_text(name)}</b>" for name in single["concept"])
-            rows += f'<li class="single">Wrong now, with a single picture each: {names}</li>\n'
+            rows += f'<li class="single">Wrong now, with a single image each: {names}</li>\n'
         first = table.iloc[0]
         about = f"{_text(first['concept'])}, {first['old']:.0f}% → {first['new']:.0f}%"
         opened = " open" if not number else ""
@@ -427,9 +426,9 @@ def _concepts(
     worse = int((comparison.concepts["change"] < 0).sum())
     heading = f"{count_of(worse, 'concept')} of {len(comparison.concepts):,} got worse"
     return (
-        f'<section id="concepts">\n<h2>{heading}</h2>\n<p class="quiet">Up to {WORST} of each set, '
-        "those first that lost most pictures, and those of a single picture last: the share that "
-        "had its right name, before and now, and what the lost ones are mostly called.</p>\n"
+        f'<section id="concepts">\n<h2>{heading}</h2>\n<p class="quiet">Up to {WORST} per set, '
+        "sorted by images lost, with concepts of a single image last: the share of images with the "
+        "right name, before and now, and the most frequent name of the lost ones.</p>\n"
         + "\n".join(parts)
         + "\n</section>"
     )
@@ -458,7 +457,7 @@ def _retrieval(comparison: Comparison) -> str:
         return ""
     means = table[(table["asked"] == TO_IMAGE) & (table["k"] == max(RECALL_AT))]
     was, now = (decimal(means[key].mean()) for key in ("old", "new"))
-    heading = f"Captions find their picture in {now}% of searches, {was}% before"
+    heading = f"Captions find their image in {now}% of searches, {was}% before"
     rows = "\n".join(
         f"<tr><td>{_text(row.dataset)}<br>{row.asked}, first {row.k}</td>"
         f"<td class=n>{decimal(row.old)} → {decimal(row.new)}</td>"
@@ -469,7 +468,7 @@ def _retrieval(comparison: Comparison) -> str:
     )
     return (
         f'<section id="retrieval">\n<h2>{heading}</h2>\n'
-        '<p class="quiet">Per cent of queries with a match among the first one or five.</p>\n'
+        '<p class="quiet">Percentage of queries with a match among the first one or five.</p>\n'
         "<table><thead><tr><th>set and query</th><th class=n>before → now</th>"
         f"<th class=n>change (95% interval)</th></tr></thead><tbody>\n{rows}\n</tbody></table>\n"
         "</section>"
@@ -477,7 +476,7 @@ def _retrieval(comparison: Comparison) -> str:
 
 
 def _index(comparison: Comparison) -> str:
-    """Return what a stored index is worth, with a finding as its title."""
+    """Return the recall of a stored index, with a finding as its title."""
     table = comparison.index
     if table.empty:
         return ""
@@ -485,13 +484,13 @@ def _index(comparison: Comparison) -> str:
         _index_bars(part) for _, part in table.groupby(["content", "query"], sort=False)
     )
     about = (
-        "A query in words is a class name or a caption, whatever number of pictures it fits, and a "
-        "query by a picture asks for another one of its class. One index has all scored pictures. "
-        "The bars are the per cent of queries that find what they ask for among the first "
-        f"{max(RECALL_AT)}, and in brackets as the very first. Pictures that are encoded again lie "
-        "nearer to the new model's queries than the others, so they can push known ones out of the "
-        "first places. The map turns the new model's queries towards an index that is not encoded "
-        f"again yet: {_text(comparison.index_map.sentence, 300)}."
+        "A query in words is a class name or a caption, whatever number of images it fits; a "
+        "query by an image asks for another one of its class. One index has all scored images. "
+        "The bars are the percentage of queries that find what they ask for among the first "
+        f"{max(RECALL_AT)}, and in brackets as the very first. Images that are encoded again are "
+        "closer to the new model's queries than the others, so they can push known ones out of the "
+        "first places. The map turns the new model's queries towards an index that is not yet "
+        f"encoded again: {_text(comparison.index_map.sentence, 300)}."
     )
     return (
         f'<section id="index">\n<h2>{_index_finding(table)}</h2>\n<p class="quiet">{about}</p>\n'
@@ -524,19 +523,19 @@ def _index_bars(part: pd.DataFrame) -> str:
 
 
 def _index_finding(table: pd.DataFrame) -> str:
-    """Return what to do with the old index, and what queries in words find then."""
+    """Return what to do with the old index, and the recall of queries after that."""
     of_words = table[table["query"] == "text"]
     chosen = (of_words if len(of_words) else table).groupby("content", sort=False).tail(1)
     if chosen["as_is"].isna().all():
         return (
-            "Encode every picture again: the new model cannot search the old index, since their "
+            "Encode every image again: the new model cannot search the old index, since their "
             "features differ in size"
         )
-    asked = "by words" if len(of_words) else "by a picture"
+    asked = "by words" if len(of_words) else "by an image"
     last = chosen.iloc[-1]  # new content, if there is any
-    which, again = "the new pictures", last["new_first"]
+    which, again = "the new images", last["new_first"]
     if math.isnan(again):
-        which, again = "every picture", last["reencoded"]
+        which, again = "every image", last["reencoded"]
     now, then = decimal(last["as_is"]), decimal(again)
     found = f"{asked}, {last['content']} content is found in"
     if round(again, 1) <= round(last["as_is"], 1):
@@ -573,13 +572,13 @@ def _gate_list(lines: list[GateLine]) -> str:
 def _caveats(comparison: Comparison) -> str:
     sets = len(comparison.sets)
     lines = [
-        "It says what got worse, and not why: the update, its learning rate, its data and its "
-        "luck look the same here.",
-        f"The scored pictures are those of the {_text(comparison.split)} split. What no set of "
-        "them shows, such as other customers' words, can have been lost unseen.",
+        "It shows what got worse, not why: the update, its learning rate, its data and chance look "
+        "the same here.",
+        f"The scored images are those of the {_text(comparison.split)} split. Anything that no set "
+        "covers, such as other customers' words, may have been lost unseen.",
         "Each interval is right about 19 times in 20, by itself. "
         f"Among {count_of(sets, 'set')}, about {max(1, round(sets / 20))} may look clearly changed "
-        "by chance, and a concept with few pictures moves by luck alone.",
+        "by chance, and a concept with few images changes by chance alone.",
         "A name counts as lost when another one comes first, however close it was.",
     ]
     body = "".join(f"<li>{line}</li>" for line in lines)

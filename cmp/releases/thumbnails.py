@@ -1,4 +1,4 @@
-"""Small pictures as data URIs, for pages without a network."""
+"""Small images as data URIs, for pages without a network."""
 
 import base64
 import io
@@ -12,23 +12,23 @@ from torch import Tensor
 from cmp.data import Corpus, Preprocessing
 
 SIDE = 112
-"""Pixels of the side of a picture that comes from a file; embedded ones stay as they are."""
+"""Pixels per side of images from files; embedded ones keep their size."""
 JPEG_QUALITY = 74
 WHITE = 255
 
 
 def picture_uris(corpus: Corpus, rows: Iterable[int], budget: int) -> dict[int, str]:
-    """Return pictures as data URIs, until they fill a number of bytes.
+    """Return images as data URIs, as many as fit into a number of characters.
 
     Args:
         corpus: The data.
-        rows: Positions of the pictures, the most wanted first; one may be there several times, and
-            counts as often.
-        budget: How many characters they may take in all.
+        rows: Positions of the images, the most important first. A position that occurs several
+            times counts as often.
+        budget: The most characters in all.
 
     Returns:
-        By position. What is transparent is white, and a picture is whole, on white where it is no
-        square.
+        The URIs by position. Transparent parts are white; images are not cropped, and the rest of
+        the square is white.
     """
     wanted, uris, used = list(rows), {}, 0
     how = Preprocessing(size=SIDE, resize_mode="longest", fill_color=WHITE)
@@ -50,7 +50,7 @@ def picture_uris(corpus: Corpus, rows: Iterable[int], budget: int) -> dict[int, 
 
 
 def _read(corpus: Corpus, rows: np.ndarray, how: Preprocessing) -> Tensor:
-    """Return pictures as uint8 RGB, [B, 3, H, W], from files or from memory."""
+    """Return images as uint8 RGB, [B, 3, H, W], from files or from memory."""
     if not isinstance(corpus.images, Tensor):
         return corpus.images.at(how)[rows]
     images = corpus.images[torch.from_numpy(rows)].float()
@@ -59,7 +59,7 @@ def _read(corpus: Corpus, rows: np.ndarray, how: Preprocessing) -> Tensor:
 
 
 def _as_uri(pixels: Tensor) -> str:
-    """Return a picture, uint8 [3, H, W]: a JPEG, or a PNG where it is too small for one."""
+    """Return an image, uint8 [3, H, W], as a data URI: a JPEG, or a PNG if it is small."""
     file, image = io.BytesIO(), Image.fromarray(pixels.permute(1, 2, 0).numpy())
     if image.width < SIDE:
         kind = "png"

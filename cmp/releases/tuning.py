@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from cmp import config
-from cmp.errors import CmpError, Interrupted
+from cmp.errors import CmpError
 from cmp.files import child_path, write_atomic
 from cmp.readers.files import keep_value, read_kept
 from cmp.releases.update import UpdatePlan, plan_update, train_update
@@ -22,10 +22,12 @@ from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
 
 FACTOR = 3.0
-"""How far apart two peaks lie that are tried."""
+"""Factor between neighbouring peaks."""
 MOST_PEAKS = 9
-"""Peaks that are tried at most."""
+"""The most peaks that are tried."""
 SCORES = ("A_KA", "A_ZS", "GM")
+WIDTH, HEIGHT = 48, 12
+"""The characters of a line, and the lines, of the drawing of the peaks."""
 
 
 def tune(
@@ -38,7 +40,7 @@ def tune(
     device: str = "cpu",
     execution: ExecutionConfig | None = None,
     observer: Callable[[UpdatePlan], Observer] = lambda plan: NO_OBSERVER,
-    tell: Callable[[pd.Series], object] = lambda row: None,
+    on_row: Callable[[pd.Series], object] = lambda row: None,
     **pictures: Any,
 ) -> pd.DataFrame:
     """Try an update at several peaks, and score each on the validation split.
@@ -47,21 +49,21 @@ def tune(
     Scores are kept in a folder, so that the same call continues after a stop.
 
     Args:
-        start, data, settings, **pictures: As of `cmp.releases.update.plan_update`.
-        folder: Where the scores are kept, and the checkpoints meanwhile.
-        peaks: The peaks to begin with; where none are given, the config's own, a third of it, and
-            three times as much.
+        start, data, settings, **pictures: As for `cmp.releases.update.plan_update`.
+        folder: The folder for the scores and, meanwhile, the checkpoints.
+        peaks: The first peaks to try; by default, the config's own, a third of it, and three times
+            as much.
         device: "cpu" or "cuda".
-        execution: How a step is computed.
-        observer: Takes the plan of an update, and returns the observer of its training.
-        tell: Called with each row of the table once it is known.
+        execution: How steps are computed.
+        observer: Given the plan of an update, returns the observer of its training.
+        on_row: Called with each row of the table as soon as it is known.
 
     Returns:
-        A row per peak, sorted: `peak`, A_KA, A_ZS and GM in percent as far as there is something to
-        score, and `is_best`.
+        One row per peak, sorted: `peak`; those of A_KA, A_ZS and GM that are scored, in percent;
+        and `is_best`.
 
     Raises:
-        CmpError: The update cannot be computed, or it has no validation pictures.
+        CmpError: The update cannot be computed, or it has no validation images.
         Interrupted: SIGINT or SIGTERM was received; the same call continues.
 
     Example:
@@ -80,8 +82,8 @@ def tune(
     arrived = middle.corpus.by_role("adapt")
     if not any(len(middle.corpus.rows("validation", dataset=name)) for name in arrived):
         raise CmpError(
-            "cmpt tune: no update has validation pictures, on which peaks are compared; give "
-            "some by the column `split` of a table, or wait for a larger update"
+            "cmpt tune: no update has validation images to compare peaks on; give some by the "
+            "column `split` of a table, or wait for a larger update"
         )
     center = middle.config.schedule.peak
     waiting = [*peaks] or [center / FACTOR, center, center * FACTOR]
@@ -92,23 +94,23 @@ def tune(
             continue
         plan = plan_at(peak)
         rows[peak] = _scores_of(plan, folder, observer(plan), device, execution)
-        tell(pd.Series({"peak": peak} | rows[peak]))
+        on_row(pd.Series({"peak": peak} | rows[peak]))
         if not waiting:
-            best = max(rows, key=lambda each: goal(rows[each]))
+            best = max(rows, key=lambda each: tuning_score(rows[each]))
             if best == min(rows):
                 waiting.append(best / FACTOR)
             if best == max(rows):
                 waiting.append(best * FACTOR)
-    best = max(rows, key=lambda each: goal(rows[each]))
+    best = max(rows, key=lambda each: tuning_score(rows[each]))
     if not processes.rank():
-        with contextlib.suppress(OSError):  # which holds checkpoints of others, or is gone
+        with contextlib.suppress(OSError):  # it has other checkpoints, or is gone
             (folder / "checkpoints").rmdir()
     table = pd.DataFrame([{"peak": peak} | rows[peak] for peak in sorted(rows)])
     return table.assign(is_best=table["peak"] == best)
 
 
-def goal(scores: Mapping[str, float]) -> float:
-    """Return the score that the best peak maximises: GM, or A_KA if nothing else is scored."""
+def tuning_score(scores: Mapping[str, float]) -> float:
+    """Return the score to maximise: GM, or A_KA if nothing else is scored."""
     return scores.get("GM", scores["A_KA"])
 
 
@@ -119,9 +121,9 @@ def _scores_of(
     device: str,
     execution: ExecutionConfig | None,
 ) -> dict[str, float]:
-    """Return the scores after an update, from the folder if they are there.
+    """Return the scores after an update, from the folder if they are stored there.
 
-    Of several processes, the first one looks into the folder, and the others do as it does.
+    With several processes, the first reads the folder and tells the others.
     """
     path = child_path(folder, plan.id[:12], ".json")
     known = json.loads(processes.broadcast("" if processes.rank() else json.dumps(read_kept(path))))
@@ -129,13 +131,10 @@ def _scores_of(
         return known
     checkpoints = contextlib.nullcontext()
     if not processes.rank():
-        checkpoints = CheckpointManager(plan.id, folder=folder / "checkpoints" / plan.id[:12])
+        work = folder / "checkpoints" / plan.id[:12]
+        checkpoints = CheckpointManager(plan.id, folder=work, in_background=device != "cpu")
     with checkpoints as manager:
-        try:
-            result = train_update(plan, observer, manager, device, execution)
-        except Interrupted as error:
-            words = "stopped; everything is saved; the same command continues"
-            raise Interrupted(words, error.signal) from None
+        result = train_update(plan, observer, manager, device, execution)
         last = store.final_scores(store.trajectory(result.metrics))
         scores = {name: x for name in SCORES if not math.isnan(x := float(last[name].iloc[0]))}
         if manager:
@@ -145,10 +144,10 @@ def _scores_of(
 
 
 def write_choice(table: pd.DataFrame, path: Path) -> float:
-    """Write the best peak as settings that `cmpt update --settings` takes, and return it.
+    """Write the best peak as settings for `cmpt update --settings`, and return it.
 
     Args:
-        table: What `tune` returned.
+        table: The result of `tune`.
         path: The file, NAME.yaml.
     """
     peak = float(table.loc[table["is_best"], "peak"].iloc[0])
@@ -159,24 +158,22 @@ def write_choice(table: pd.DataFrame, path: Path) -> float:
     return peak
 
 
-def draw_front(table: pd.DataFrame, width: int = 48, height: int = 12) -> str:
+def draw_front(table: pd.DataFrame) -> str:
     """Return the peaks in the plane of A_KA and A_ZS, drawn with letters; "" without both scores.
 
     Args:
-        table: What `tune` returned.
-        width: Characters of a line.
-        height: Lines.
+        table: The result of `tune`.
     """
     if not {"A_KA", "A_ZS"} <= {*table}:
         return ""
     x, y = (table[name].to_numpy() for name in ("A_KA", "A_ZS"))
     places = [
         ((each - each.min()) / ((each.max() - each.min()) or 1) * (size - 1)).round().astype(int)
-        for each, size in ((x, width), (y, height))
+        for each, size in ((x, WIDTH), (y, HEIGHT))
     ]
-    grid = [[" "] * width for _ in range(height)]
+    grid = [[" "] * WIDTH for _ in range(HEIGHT)]
     for number, (column, row) in enumerate(zip(*places, strict=True)):
-        grid[height - 1 - row][column] = chr(ord("a") + number)
+        grid[HEIGHT - 1 - row][column] = chr(ord("a") + number)
     lines = [f"{'A_ZS' if not n else '':>4} |{''.join(row)}" for n, row in enumerate(grid)]
     keys = ", ".join(f"{chr(ord('a') + n)} {peak:g}" for n, peak in enumerate(table["peak"]))
-    return "\n".join([*lines, f"     +{'-' * width} A_KA", f"     peaks: {keys}"])
+    return "\n".join([*lines, f"     +{'-' * WIDTH} A_KA", f"     peaks: {keys}"])

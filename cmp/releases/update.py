@@ -1,8 +1,8 @@
 """`cmpt update`: the next task of a stream without an end.
 
-An update is planned first: what is new, how long it is trained, what it starts from. Whatever can
-be refused is refused then. It is trained by the same loop as a task of a simulated stream, and
-written as a release.
+An update is planned first: what is new, how long it is trained, what it starts from. Every check
+that needs no training is made then. It is trained by the same loop as a task of a simulated stream,
+and written as a release.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ from cmp.files import atomic_folder
 from cmp.mixtures import Pools
 from cmp.readers.manifest import check_prompt
 from cmp.registry import get_option
-from cmp.releases import facts, release
 from cmp.releases import ledger as ledgers
+from cmp.releases import release, sentences
 from cmp.releases.candidates import Candidate, split_start
 from cmp.releases.card import release_card
 from cmp.releases.compare import Comparison, compare
-from cmp.releases.facts import count_of
 from cmp.releases.ledger import EMBEDDED, ArrivalReport, Ledger
 from cmp.releases.release import Release, ReleaseRecord, UpdateRecord
 from cmp.releases.report import write_report
+from cmp.releases.sentences import count_of
 from cmp.runs import identity, store
 from cmp.runs.checkpoints import CheckpointManager, RunState, latest_progress
 from cmp.runs.identity import json_digest
@@ -47,16 +47,16 @@ from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
 
 KEPT_KEYS = ("model", "method", "merging.policy", "optimizer.carry", "seeds")
-"""What a stream keeps from its first update on, since its state rests on it."""
+"""Keys that cannot change after the first update of a stream, since its state depends on them."""
 FIXED_KEYS = {
-    "data": "pictures are given by --data, --pool and --retain",
-    "stream": "an update is one task, and its classes are what its pictures show",
+    "data": "images are given by --data, --pool and --retain",
+    "stream": "an update is one task, with the classes of its images",
     "training.steps": "set training.passes, or training.task_steps=[N] for a number of steps",
     "training.budget": "set training.passes, or training.task_steps=[N] for a number of steps",
-    "mixture.last": "it needs to know how many updates there will be",
-    "schedule.peaks": "it needs to know how many updates there will be; set schedule.peak for each",
+    "mixture.last": "it needs the number of updates",
+    "schedule.peaks": "it needs the number of updates; set schedule.peak for each",
 }
-"""Settings that an update cannot have, with the reason or what to set instead."""
+"""Settings that an update cannot have, each with the reason or what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,17 @@ class UpdatePlan:
     """An update that can be computed.
 
     Attributes:
-        id: Its id: the hash of what it goes on from, of its config and of its new pictures.
-        parent: The release that it goes on from, None for the first update.
-        config: The config, as it was asked for.
-        fitted: The config that is computed.
-        ledger: All pictures so far, the new ones included.
+        id: Its id: the hash of the release or model that it starts from, its config and its new
+            images.
+        parent: The release that it starts from, or None for the first update.
+        config: The config as given.
+        fitted: The config that is actually run, see `cmp.budgets.settle`.
+        ledger: All images so far, the new ones included.
         corpus: The data.
         pools: What the update draws from.
-        prompt: The prompt of sets whose manifest gives none.
+        prompt: The prompt for sets whose manifest has none.
         report: What is new.
-        gone: How many pictures of earlier updates are gone.
+        gone: How many images of earlier updates are gone.
         is_peak_given: Whether the peak is among its settings.
     """
 
@@ -101,7 +102,7 @@ class UpdatePlan:
 
     @property
     def steps(self) -> int:
-        """How long it is trained."""
+        """The number of training steps."""
         return self.fitted.steps[-1]
 
     @property
@@ -111,12 +112,12 @@ class UpdatePlan:
 
     @property
     def peak_source(self) -> str:
-        """Where its peak comes from, "" where nobody chose it."""
-        return facts.peak_source(self.is_peak_given, self.earlier)
+        """Where its peak comes from, or "" for the recipe's."""
+        return sentences.describe_peak(self.is_peak_given, self.earlier)
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know before it is trained, in sentences."""
+        """Sentences that a user should read before it is trained."""
         return [*_notes(self)]
 
 
@@ -132,23 +133,23 @@ def plan_update(
     skip_gone: bool = False,
     moved: Mapping[str, str] | None = None,
 ) -> UpdatePlan:
-    """Work out an update; nothing is trained, and nothing is written.
+    """Plan an update, without training or writing anything.
 
     Args:
         start: A release, or its folder; for the first update "NAME" or "NAME:START" of a model,
             such as "ViT-B-16:laion2b_s34b_b88k", "small" or "hf-hub:ORG/NAME".
-        data: The folder of the new pictures.
+        data: The folder of the new images.
         settings: Keys of the config to change, as nested dicts or as "key=value" texts.
-        pool: A folder of pictures that are replayed, or "embedded"; kept from then on.
-        retain: Folders of pictures that A_ZS is scored on; kept from then on.
-        name: What the update is called; the folder's name if it is not given.
-        prompt: For the first update: the prompt of sets whose manifest gives none, such as "a photo
-            of a {}"; if it is not given, the one that the model is used to.
-        skip_gone: Whether to go on without pictures of earlier updates that are gone.
-        moved: New folders of earlier pictures by old ones.
+        pool: A folder of images to replay in this and all later updates, or "embedded".
+        retain: Folders of images that A_ZS is scored on from now on.
+        name: The name of the update; by default, the folder's.
+        prompt: For the first update: the prompt for sets whose manifest has none, such as "a photo
+            of a {}"; by default, the model's usual one.
+        skip_gone: Whether to continue without images of earlier updates that are gone.
+        moved: Old folder -> new folder, for earlier images that have moved.
 
     Raises:
-        CmpError: It cannot be computed as it was asked for.
+        CmpError: The update cannot be computed; the message says why.
     """
     tree = config.override({}, settings) if not isinstance(settings, Mapping) else dict(settings)
     tree = config.with_recipe(tree)
@@ -181,22 +182,23 @@ def plan_update(
 
 def _refuse_settings(tree: Mapping[str, Any], is_first: bool) -> None:
     """Raise `CmpError` for a setting that no update can have, or only the first."""
+    for key, value in tree.items():
+        if not isinstance(value, Mapping):  # such as training=5, whose keys are looked at below
+            config.parse({key: value}, "cmpt update")
     given = dict(config.flat_keys(tree))
     if "seed" in given and not is_first:
         raise CmpError("seed: a stream keeps its seeds from the first update on; leave it out")
     for key, reason in FIXED_KEYS.items():
         for name in given:
             if f"{name}.".startswith(f"{key}."):
-                raise CmpError(f"{name}: not in an update: {reason}")
-    meta = given.get("schedule.meta")
-    if isinstance(meta, str) and "peaks" in get_option("meta_schedule", meta).settings:
+                raise CmpError(f"{name}: an update cannot have it: {reason}")
+    meta = given.get("schedule.meta", "none")
+    if "peaks" in get_option("meta_schedule", meta).settings:
         raise CmpError(f"schedule.meta: {meta!r}: {FIXED_KEYS['schedule.peaks']}")
-    # for keys and values that no config can have
-    config.parse(config.overlay({"stream": {"tasks": 1}}, tree), "cmpt update")
 
 
 def _first_tree(start: str) -> dict[str, Any]:
-    """Return what the first update of a model starts from, as a tree."""
+    """Return the config of a model's first update before the user's settings, as a tree."""
     name, weights = split_start(start)
     _check_name(start, name)
     family = models.family_of(name)
@@ -211,13 +213,13 @@ def _first_tree(start: str) -> dict[str, Any]:
 
 
 def _stream_prompt(prompt: str, parent: Release | None, name: str) -> str:
-    """Return the prompt of sets whose manifest gives none: the stream's so far, or for the first
-    update the one that was given, or else the model's usual one."""
+    """Return the prompt for sets whose manifest has none: the stream's or, for the first update,
+    the given one, by default the model's usual one."""
     before = parent.record.prompt if parent else ""
     if before and prompt not in ("", before):
         raise CmpError(
-            f"--prompt: {prompt!r}, and {before!r} so far: a stream keeps it, or scores could not "
-            "be compared; begin a new one with --start"
+            f"--prompt: {prompt!r}, but this stream has {before!r}, which cannot change, or scores "
+            "could not be compared; start a new stream with --start"
         )
     try:
         return check_prompt(prompt or before or models.usual_prompt(name))
@@ -243,7 +245,7 @@ def _check_name(start: str, name: str) -> None:
 def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> Ledger:
     """Return the ledger with a retention set added, or with a pool in place of the earlier one."""
     if folder == EMBEDDED and role != "pool":
-        raise CmpError("--retain: give a folder; embedded pictures can only be a pool")
+        raise CmpError("--retain: give a folder; embedded images can only be a pool")
     if folder == EMBEDDED and ledger.updates:
         raise CmpError("--pool: the embedded pool can be named at the first update only")
     if role == "pool":
@@ -254,13 +256,19 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> Ledge
 def _update_config(
     base: dict[str, Any], tree: dict[str, Any], parent: Release | None, number: int
 ) -> RunConfig:
-    """Return the config of an update: that of the one before, with what the user changes."""
+    """Return the config of an update: that of the previous one, with the user's changes."""
     steps = [update.steps for update in parent.record.updates] if parent else []
-    own = list(tree.get("training", {}).get("task_steps", ()))
-    if len(own) > 1:
-        raise CmpError("training.task_steps: an update is one task; give one number")
-    fixed = {"stream": {"order": "given", "tasks": number}, "training": {"task_steps": steps + own}}
-    if "policy" in tree.get("merging", {}):  # whose other settings are another policy's
+    own = tree.get("training", {}).get("task_steps", [])
+    if not isinstance(own, list | tuple) or len(own) > 1:
+        raise CmpError(
+            f"training.task_steps: {own!r}: an update is one task; give a list with one number, "
+            "such as [10]"
+        )
+    fixed = {
+        "stream": {"order": "given", "tasks": number},
+        "training": {"task_steps": [*steps, *own]},
+    }
+    if "policy" in tree.get("merging", {}):  # the other settings belong to another policy
         base = base | {"merging": {}}
     above = config.overlay(tree, fixed)
     result = config.parse(config.overlay({**base, "data": "pictures"}, above), "cmpt update")
@@ -269,8 +277,8 @@ def _update_config(
         for key in before:
             if before[key] != after[key] and any(f"{key}.".startswith(f"{k}.") for k in KEPT_KEYS):
                 raise CmpError(
-                    f"{key}: {after[key]!r}, and {before[key]!r} so far: a stream keeps it, since "
-                    "its state rests on it; begin a new one with --start"
+                    f"{key}: {after[key]!r}, but this stream has {before[key]!r}, which cannot "
+                    "change; start a new stream with --start"
                 )
         store.check_sources(parent.record.id, parent.progress().options)
     return result
@@ -279,7 +287,7 @@ def _update_config(
 def _update_id(
     run_config: RunConfig, parent: Release | None, ledger: Ledger, prompt: str, gone: int
 ) -> str:
-    """Return the id of an update, the hash of all that decides its result."""
+    """Return the id of an update, the hash of everything that determines its result."""
     earlier = len(parent.record.arrivals) if parent else 0
     start, weights = ({}, "") if parent else identity.start_identity(run_config)
     changes = {key: x for key, x in run_config.changes().items() if key != "data"}
@@ -305,61 +313,61 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
     report, counts, training = plan.report, plan.pools.counts, plan.fitted.training
     new = report.new
     yield (
-        f"update {plan.number}, {plan.name}: {count_of(sum(new.values()), 'new picture')}: "
+        f"update {plan.number}, {plan.name}: {count_of(sum(new.values()), 'new image')}: "
         f"{new.get('train', 0):,} to train on, {new.get('validation', 0):,} for tuning, "
         f"{new.get('test', 0):,} for tests"
     )
     new_names, old_names = len(report.new_names), len(report.old_names)
-    yield f"{count_of(new_names, 'new name')}, {count_of(old_names, 'name')} again"
-    if sentence := facts.unjudged(report):
+    yield f"{count_of(new_names, 'new name')}, {count_of(old_names, 'known name')}"
+    if sentence := sentences.describe_unscored(report):
         yield sentence
     yield from _describe_sets(plan.ledger, plan.config.model.name)
     if report.again:
-        yield f"{count_of(report.again, 'picture')} already known under the same name; left out"
+        yield f"{count_of(report.again, 'image')} already known under the same name; left out"
     if report.held_out:
         some = ", ".join(report.held_from)
-        count = count_of(report.held_out, "picture")
+        count = count_of(report.held_out, "image")
         yield f"{count} held out before; they stay held out, such as {some}"
     if report.similar:
         some = ", ".join(report.similar_names)
         yield (
-            f"{report.similar:,} of the new training pictures look like a held-out picture, such "
+            f"{report.similar:,} of the new training images look like a held-out image, such "
             f"as {some}; they are used, but scores may be too high"
         )
     if plan.gone:
-        yield f"{count_of(plan.gone, 'picture')} from earlier updates gone and left out"
+        yield f"{count_of(plan.gone, 'image')} from earlier updates gone and left out"
     passes = plan.steps * counts[1] / max(len(plan.pools.update), 1)
     yield (
-        f"{plan.steps} steps of {sum(counts)}: {count_of(counts[1], 'new picture')}, {counts[2]} "
-        f"of earlier updates, {counts[0]} of the pool; each new picture appears {passes:.1f} times"
+        f"{plan.steps} steps of {sum(counts)}: {count_of(counts[1], 'new image')}, {counts[2]} "
+        f"of earlier updates, {counts[0]} of the pool; each new image appears {passes:.1f} times"
     )
-    source = plan.peak_source or "the recipe's, not tuned for these pictures"
+    source = plan.peak_source or "the recipe's, not tuned for these images"
     yield f"peak learning rate: {max_rate(plan.fitted):g}, {source}"
     usual = mixtures.batch_counts(plan.fitted.mixture, training.batch, not len(plan.pools.buffer))
     if sum(counts) < training.batch:
-        yield f"there are too few pictures for batches of {training.batch}"
+        yield f"there are too few images for batches of {training.batch}"
     elif counts[1] < usual[1]:
         yield (
-            f"the update is small, so a batch has {count_of(counts[1], 'new picture')} instead of "
+            f"the update is small, so a batch has {count_of(counts[1], 'new image')} instead of "
             f"{usual[1]}; otherwise {mixtures.MIN_STEPS} steps would show them too often"
         )
     if not plan.corpus.by_role("pool"):
         yield (
             "no pool is replayed, so only merging protects what the model knew before its first "
-            "update; pass --pool FOLDER with pictures like those of pretraining"
+            "update; pass --pool FOLDER with images like those of pretraining"
         )
     if not plan.corpus.by_role("eval"):
-        yield "forgetting is not measured; pass --retain FOLDER with pictures that the model knew"
+        yield "forgetting is not measured; pass --retain FOLDER with images that the model knew"
 
 
 def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:
-    """Yield sentences on the sets of the new pictures, and on the prompts of all sets."""
+    """Yield sentences on the sets of the new images, and on the prompts of all sets."""
     sets = [tree["name"] for tree in ledger.arrivals[-1].sets]
     if sets == [*ledgers.set_names(ledger, "adapt")]:
         word = "set" if len(sets) == 1 else "sets"
-        yield f"the {word} {', '.join(sets)}: the pictures of all updates"
+        yield f"the {word} {', '.join(sets)}: the images of all updates"
     else:
-        yield f"the new pictures belong to {', '.join(sets)}"
+        yield f"the new images belong to {', '.join(sets)}"
     by_prompt: dict[str, list[str]] = {}
     for name, tree in ledgers.known_sets(ledger).items():
         by_prompt.setdefault(tree.get("prompt", models.USUAL_PROMPT), []).append(name)
@@ -368,25 +376,25 @@ def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:
     yield f"{words}: {'; '.join(prompts)}"
     if (usual := models.usual_prompt(model)) != models.USUAL_PROMPT in by_prompt:
         yield (
-            f'{model} was pretrained with the prompt "{usual}" and may name far fewer pictures '
+            f'{model} was pretrained with the prompt "{usual}" and may name far fewer images '
             f'with "{models.USUAL_PROMPT}"'
         )
 
 
 @contextlib.contextmanager
-def _update_manager(plan: UpdatePlan, folder: Path) -> Any:
-    """Yield the checkpoints of an update beside its release, None for all processes but one."""
+def _update_manager(plan: UpdatePlan, folder: Path, device: str) -> Any:
+    """Yield the checkpoint manager of an update, or None in all processes but the first."""
     if processes.rank():
         yield None
         return
     work = working_folder(folder)
-    with CheckpointManager(plan.id, folder=work) as manager:
+    with CheckpointManager(plan.id, folder=work, in_background=device != "cpu") as manager:
         yield manager
         manager.remove()
 
 
 def working_folder(folder: Path) -> Path:
-    """Return where the checkpoints of a release are while it is computed."""
+    """Return the folder of the checkpoints while a release is computed."""
     return folder.parent / f".{folder.name}.update"
 
 
@@ -401,13 +409,13 @@ def compute_update(
 
     Args:
         plan: The update.
-        folder: Where the release will be.
-        observer: Hears of the progress.
+        folder: The folder of the release.
+        observer: Receives the progress.
         device: "cpu" or "cuda".
-        execution: How a step is computed.
+        execution: How steps are computed.
 
     Raises:
-        CmpError: The folder already exists, or another process computes it.
+        CmpError: The folder already exists, or another process is computing the update.
         Interrupted: SIGINT or SIGTERM was received; the same command continues.
     """
     if release.is_release(folder):
@@ -423,16 +431,11 @@ def compute_update(
     unfinished = latest_progress(work)
     if unfinished and unfinished.run != plan.id:
         raise CmpError(
-            f"{folder}: an update with other pictures or settings was stopped here; repeat its "
+            f"{folder}: an update with other images or settings was stopped here; repeat its "
             f"command, or delete {work}"
         )
-    with _update_manager(plan, folder) as manager:
-        try:
-            result = train_update(plan, observer, manager, device, execution)
-        except Interrupted as error:
-            raise Interrupted(
-                "stopped; everything is saved; the same command continues", error.signal
-            ) from None
+    with _update_manager(plan, folder, device) as manager:
+        result = train_update(plan, observer, manager, device, execution)
         if manager:
             manager.finish()  # on a GPU, a thread may still be writing the last state
             write_release(plan, result, manager.last, folder, device)
@@ -447,27 +450,37 @@ def train_update(
     device: str = "cpu",
     execution: ExecutionConfig | None = None,
 ) -> RunResult:
-    """Train a planned update from the state of its parent, see `cmp.runs.runner.execute`."""
+    """Train a planned update from the state of its parent, see `cmp.runs.runner.execute`.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM was received; the same command continues.
+    """
     start, model = None, None
     if plan.parent:
         start: RunState | None = plan.parent.state()
         path = plan.parent.path(release.START_FILE)
         model = models.load_from_file(plan.config.model.name, path)
-    return execute(
-        plan.config, plan.corpus, observer, model, device, manager, execution, plan.fitted, start
-    )
+    try:
+        return execute(
+            plan.config, plan.corpus, observer, model, device=device, manager=manager,
+            execution=execution, fitted=plan.fitted, start=start,
+        )  # fmt: skip
+    except Interrupted as error:
+        raise Interrupted(
+            "stopped; everything is saved; the same command continues", error.signal
+        ) from None
 
 
 def update_scores(scores: Scores, corpus: Corpus) -> pd.DataFrame:
-    """Return how well a model names the pictures of each update.
+    """Return how well a model names the images of each update.
 
     Args:
         scores: Its evaluation.
         corpus: The data of a ledger.
 
     Returns:
-        One row per update with scored pictures: `update`, its number; `score` in percent, the mean
-        over questions; `images`, which for pictures with captions are fewer than questions.
+        One row per update with scored images: `update`, its number; `score` in percent, the mean
+        over questions; `images`, which for images with captions are fewer than questions.
     """
     hits = scores.hits[["row", "hit"]].copy()
     labels = corpus.table["update"].astype(str).to_numpy()[hits["row"]]
@@ -490,8 +503,8 @@ def write_release(
         plan: The update.
         result: The finished training.
         state: The checkpoint at its end.
-        folder: Where the release will be.
-        device: Where models are compared.
+        folder: The folder of the release.
+        device: The device on which models are compared.
     """
     assert state is not None
     parent = plan.parent
@@ -527,35 +540,37 @@ def write_release(
         matrix.to_parquet(partial / release.MATRIX_FILE, index=False)
         hits = {name: from_numpy(x) for name, x in result.hits.items()}
         save_file(hits, partial / release.HITS_FILE)
-        said = _sentences(plan, result)
-        card = release_card(record, plan.config, plan.corpus, comparison, plan.notes, said)
+        score_sentences = _sentences(plan, result)
+        card = release_card(
+            record, plan.config, plan.corpus, comparison, plan.notes, score_sentences
+        )
         (partial / release.CARD_FILE).write_text(card, encoding="utf-8")
         if comparison:
             title = f"{plan.name}: what update {plan.number} taught, and what it cost"
             if not plan.report.new.get("test"):
-                title = f"{plan.name}: what update {plan.number} cost; what it taught is not judged"
+                title = f"{plan.name}: what update {plan.number} cost; what it taught is not scored"
             page = partial / release.REPORT_FILE
-            write_report(comparison, page, title, notes=said, background=plan.notes)
+            write_report(comparison, page, title, notes=score_sentences, background=plan.notes)
         release.write_record(partial, record)
 
 
 def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:
-    """Return what to know of the scores after an update."""
+    """Return sentences on the scores after an update."""
     names = [arrival.name for arrival in plan.ledger.arrivals if arrival.role == "adapt"]
-    found = (
-        facts.unjudged(plan.report),
-        facts.describe_names(result.metrics, names),
-        facts.describe_retention(result.metrics, result.hits, plan.number),
+    candidates = (
+        sentences.describe_unscored(plan.report),
+        sentences.describe_names(result.metrics, names),
+        sentences.describe_retention(result.metrics, result.hits, plan.number),
     )
-    return [sentence for sentence in found if sentence]
+    return [sentence for sentence in candidates if sentence]
 
 
 def retention_since_first(made: Release) -> str:
-    """Return how A_ZS changed since before the first update of a release, in words; "" where that
-    is the last change, or cannot be told."""
+    """Return a sentence on how A_ZS has changed since before the first update of a release, or ""
+    if there was only one update or nothing to compare."""
     metrics = pd.read_parquet(made.path(release.SCORES_FILE))
     hits = {name: x.numpy() for name, x in load_file(made.path(release.HITS_FILE)).items()}
-    return facts.describe_retention(metrics, hits, len(made.record.updates))
+    return sentences.describe_retention(metrics, hits, len(made.record.updates))
 
 
 def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Comparison | None:
@@ -575,7 +590,7 @@ def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Com
     ).to_numpy()
     return compare(
         Candidate(title, name, before),
-        # open_clip's own attention rounds otherwise in bf16 than that of a model that is loaded
+        # in bf16, open_clip's own attention rounds differently from that of a loaded model
         Candidate(f"after {plan.name}", name, lambda: models.split_attention(result.model)),
         plan.corpus, arrived=arrived, split=section.split, subset=section.subset,
         precision=plan.config.training.precision, device=device,
@@ -600,27 +615,26 @@ def update(
     progress: bool = True,
     **settings: Any,
 ) -> Release:
-    """Bring a model up to date with a folder of new pictures, and write a release.
+    """Update a model with a folder of new images, and write a release.
 
     Args:
-        start: The release that it goes on from, or its folder; for the first update a model,
-            "NAME:START".
-        data: The folder of the new pictures.
-        out: Where the release will be.
-        pool: For the first update: a folder of pictures that are replayed, or "embedded".
-        retain: For the first update: folders of pictures that A_ZS is scored on.
-        name: What the update is called; the folder's name if it is not given.
+        start: The release to start from, or its folder; for the first update a model, "NAME:START".
+        data: The folder of the new images.
+        out: The folder of the release.
+        pool: For the first update: a folder of images to replay, or "embedded".
+        retain: For the first update: folders of images that A_ZS is scored on.
+        name: The name of the update; by default, the folder's.
         prompt: For the first update: the prompt of a class in folders without a manifest, such as
-            "a photo of a {}"; if it is not given, the one that the model is used to.
-        device: "cpu" or "cuda"; where None, the CPU for an embedded model and a card for others.
-        progress: Whether a progress bar and what is new are shown.
+            "a photo of a {}"; by default, the model's usual one.
+        device: "cpu" or "cuda". If None, the CPU for an embedded model and a GPU for others.
+        progress: Whether to show what is new, and a progress bar.
         **settings: Sections of the config, as dicts.
 
     Returns:
         The release.
 
     Raises:
-        CmpError: It cannot be computed as it was asked for.
+        CmpError: The update cannot be computed; the message says why.
 
     Example:
         >>> cmp.update("releases/2026-01", "pictures/2026-02", "releases/2026-02")  # doctest: +SKIP

@@ -281,6 +281,7 @@ class CheckpointManager:
         interval: float = INTERVAL,
         wait: bool = False,
         folder: Path | None = None,
+        in_background: bool = False,
     ):
         """Prepare the manager.
 
@@ -290,12 +291,13 @@ class CheckpointManager:
             wait: Whether to wait for another process that computes the same run, instead of raising
                 `CmpError`.
             folder: The folder for checkpoints. If None, the run's own folder in the build folder.
+            in_background: Whether a thread writes, as for a run on a GPU, which then goes on.
         """
         self.run_id, self.interval, self.wait = run_id, interval, wait
         self.launch: dict[str, bool | int | str] = {}
         self.folder = folder or checkpoint_folder(run_id)
         self.last: Path | None = None
-        self.in_background = False
+        self.in_background = in_background
         self._lock = contextlib.ExitStack()
         self._due = time.monotonic() + interval
         self._writer = futures.ThreadPoolExecutor(1, "checkpoint")
@@ -371,7 +373,9 @@ class CheckpointManager:
             state = dataclasses.replace(state, tensors=copies)
         self._call(self._write, state)
         now = time.monotonic()
-        self._due = now + max(self.interval, (now - started) / MAX_SHARE * (self.interval > 0))
+        # a test that saves at every step sets the interval to 0
+        pause = (now - started) / MAX_SHARE if self.interval > 0 else 0.0
+        self._due = now + max(self.interval, pause)
 
     def _call(self, write: Callable[..., None], *arguments: Any) -> None:
         """Write in the thread, after its earlier tasks, or right here."""
@@ -433,11 +437,10 @@ class CheckpointManager:
         name = self.run_id[: files.SHORT_ID]
         remedy = f"`cmpt results rm {name}` and the same command start again"
         if not paths:
-            words = (
-                f"the weights of step {step} are missing, perhaps because another version began "
-                "the run"
+            raise CmpError(
+                f"{self.folder}: the weights of step {step} are missing, perhaps because another "
+                f"version began the run; {remedy}"
             )
-            raise CmpError(f"{self.folder}: {words}; {remedy}")
         with explain_errors(f"{paths[-1]}: cannot be read", f"; {remedy}", CmpError):
             check_content(paths[-1])
             return load_file(paths[-1])

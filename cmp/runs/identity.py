@@ -78,7 +78,7 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
     if (corpus.table["update"] != "").any():
         content["rows"] = "by arrival"  # in 0.2 datasets were ordered by name
     if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
-        content["scaled"] = scaled  # datasets with pictures that used to be read as white
+        content["scaled"] = scaled  # datasets with images that used to be read as white
     return content
 
 
@@ -121,10 +121,10 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
     if model.start == "random":
         return {}, model.start
     if path is None:  # an id based on the name would change after the download
-        words = (
-            "are not on this machine, and a run's id depends on their content; download them first"
+        raise CmpError(
+            f"model.start: the weights {model.start!r} of {model.name!r} are not on this machine, "
+            "and a run's id depends on their content; download them first"
         )
-        raise CmpError(f"model.start: the weights {model.start!r} of {model.name!r} {words}")
     is_base, is_hub = model.start in STARTS, model.start == models.HUB
     digest = _start_digest(path, is_base, path.stat().st_mtime_ns, path.stat().st_size)
     is_named = is_base or is_hub or models.pretrained_tag(model.name, model.start)

@@ -7,16 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from tqdm.auto import tqdm
 
-from cmp import budgets, config, models
+from cmp import config, models
 from cmp.config import RunConfig
-from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.files import delete_leftovers, read_yaml
-from cmp.merging.rules import Weights
-from cmp.methods import adapters
 from cmp.runs import store
 from cmp.runs.checkpoints import CheckpointManager, checkpoint_folder
 from cmp.runs.logs import RunLog
@@ -24,7 +20,6 @@ from cmp.runs.resolve import ResolvedRun, resolve_run
 from cmp.runs.runner import NO_OBSERVER, Observer, execute
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
-from cmp.training import StepResult
 
 _IS_STORED = "stored"
 """What the first of several processes broadcasts about a run that need not be computed."""
@@ -108,23 +103,6 @@ def changes_to_cpu(run_config: RunConfig) -> dict[str, Any]:
     return {k: value for k, value in config.flat_keys(run_config.to_dict()) if value != usual[k]}
 
 
-def task_end_weights(config: RunConfig, corpus: Corpus) -> list[Weights]:
-    """Return the weights before the stream and at the end of each task, on the CPU.
-
-    The run is computed only for this, and not stored.
-    """
-    weights: list[Weights] = [models.load_model(config.model, config.seeds.init).state_dict()]
-    steps = budgets.settle(config, corpus).steps
-
-    def keep(task: int, step: int, result: StepResult, model: nn.Module) -> None:
-        if step == steps[task] - 1:
-            merged = adapters.merged_state_dict(model)
-            weights.append({name: x.cpu().clone() for name, x in merged.items()})
-
-    execute(config, corpus, Observer(keep))
-    return weights
-
-
 def run_one(
     run_config: RunConfig,
     observer: Observer = NO_OBSERVER,
@@ -179,7 +157,8 @@ def compute(
             with contextlib.suppress(CmpError), CheckpointManager(run.id) as manager:
                 manager.remove()
     else:
-        with CheckpointManager(run.id, wait=wait) as manager:
+        on_gpu = device != "cpu"
+        with CheckpointManager(run.id, wait=wait, in_background=on_gpu) as manager:
             manager.launch = launch_options(execution or ExecutionConfig(), keep, boards)
             stored = is_kept(run.id, keep)  # another process may have been faster
             processes.broadcast(_IS_STORED if stored else "")

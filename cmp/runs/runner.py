@@ -53,7 +53,7 @@ class Observer:
     """
 
     step: Callable[[int, int, StepResult, nn.Module], object] = lambda *step: None
-    task: Callable[[int, Scores], None] = lambda done, scores: None
+    task: Callable[[int, Scores], object] = lambda done, scores: None
     resumed: Callable[[int], object] = lambda steps: None
 
 
@@ -140,7 +140,7 @@ def evaluation_sizes(config: RunConfig, done: int) -> list[int | None]:
     """
     section, ends = config.evaluation, (0, config.stream.tasks)
     full = section.full and section.subset is not None and done in ends
-    return [section.subset] + [None] * full
+    return [section.subset, None] if full else [section.subset]
 
 
 def execute(
@@ -175,16 +175,15 @@ def execute(
         Interrupted: SIGINT or SIGTERM was received; the state is saved after a full step.
         Diverged: Training diverged; the last good state is kept, with a report beside it.
     """
-    original = config
-    config = fitted or budgets.settle(config, corpus)
-    pools = mixtures.task_pools(config, corpus)
+    fitted = fitted or budgets.settle(config, corpus)
+    pools = mixtures.task_pools(fitted, corpus)
     execution = execution or ExecutionConfig()
-    state = make_train_state(config, corpus, model, device, execution)
+    state = make_train_state(fitted, corpus, model, device, execution)
     with StopRequest() as stop:
         machine = machine_record(device) | execution.record()
         if corpus.noted:
             machine["pictures"] = corpus.noted
-        run = Run(state, observer, manager, stop, machine, original)
+        run = Run(config, state, observer, manager, stop, machine)
         first_task, first_step = run.begin(start)
         for task in range(first_task, len(pools)):
             after_step = functools.partial(run.after_step, task)
@@ -205,12 +204,12 @@ class Run:
     """The progress of a run in this process.
 
     Attributes:
+        config: The config as given.
         state: The network and its run.
         observer: Receives the progress.
         manager: Saves checkpoints.
         stop: Records a signal that asks to stop.
         machine: The machine of the run.
-        original: The config before its budget was applied.
         rows: The rows of the metrics so far.
         hits: As in `RunResult`, so far.
         trunk: The state at which a branch of the schedule began.
@@ -220,12 +219,12 @@ class Run:
         started: The time at which this process started.
     """
 
+    config: RunConfig
     state: TrainState
     observer: Observer
     manager: CheckpointManager | None
     stop: StopRequest
     machine: dict[str, Any]
-    original: RunConfig
     rows: list[dict[str, Any]] = field(default_factory=list)
     hits: dict[str, np.ndarray] = field(default_factory=dict)
     trunk: dict[str, Tensor] = field(default_factory=dict)
@@ -235,12 +234,23 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.config, self.model = self.state.config, self.state.model
-        self.device = self.model.logit_scale.device
-        if self.manager:
-            self.manager.in_background = self.device.type == "cuda"
-        if self.config.merging.policy != "none":
+        if self.fitted.merging.policy != "none":
             self.memory = {"zero": self.weights()}
+
+    @property
+    def fitted(self) -> RunConfig:
+        """The config that is actually run, see `cmp.budgets.settle`."""
+        return self.state.config
+
+    @property
+    def model(self) -> Network:
+        """The network."""
+        return self.state.model
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return self.model.logit_scale.device
 
     def weights(self) -> Weights:
         """Return a copy of the network's weights on the CPU, with adapters merged in."""
@@ -281,18 +291,18 @@ class Run:
             )
             warnings.warn(message, stacklevel=2)
             self.machine = self.machine | {"began": progress.machine}
-        self.observer.resumed(sum(self.config.steps[: progress.task]) + progress.step)
+        self.observer.resumed(sum(self.fitted.steps[: progress.task]) + progress.step)
         return progress.task, progress.step
 
     def evaluate(self, done: int) -> None:
         """Score the model after a number of tasks: on the subset, and at both ends on the full
         test."""
         scored: list[Scores] = []
-        for size in evaluation_sizes(self.config, done):
+        for size in evaluation_sizes(self.fitted, done):
             with adapters.merged(self.model), self.state.execution.outside_steps():
                 scores = evaluate(
-                    self.model, self.config.model.name, self.state.corpus,
-                    self.config.evaluation.split, size, self.config.training.precision,
+                    self.model, self.fitted.model.name, self.state.corpus,
+                    self.fitted.evaluation.split, size, self.fitted.training.precision,
                     processes.share_rows,
                 )  # fmt: skip
             scope = "full" if size is None else "subset"
@@ -307,11 +317,11 @@ class Run:
 
     def after_step(self, task: int, step: int, result: StepResult) -> None:
         """Call the observer, keep the state at a branch, save if due, and stop if requested."""
-        steps = self.config.steps[task]
-        update_step_average(self.config.merging, self.memory, self.model.state_dict, step, steps)
+        steps = self.fitted.steps[task]
+        update_step_average(self.fitted.merging, self.memory, self.model.state_dict, step, steps)
         self.observer.step(task, step, result, self.model)
         done = step + 1
-        if done == branch_step(self.config.schedule, steps):
+        if done == branch_step(self.fitted.schedule, steps):
             tensors = checkpoints.state_tensors(self.model, self.state.optimizer)
             self.trunk = {name: x.detach().clone() for name, x in tensors.items()}
         self.save_or_stop(task, done, self.state.optimizer)
@@ -320,13 +330,13 @@ class Run:
         """Score the deployed weights, load those that the next task starts from, and save."""
         start: Weights = {}
         scored: Weights = {}
-        merging, seed = self.config.merging, self.config.seeds.data
+        merging, seed = self.fitted.merging, self.fitted.seeds.data
         if merging.policy != "none":
             end = TaskEnd(merging, self.memory, self.weights(), done, seed, self.device)
             self.memory, start, scored = apply_policy(end)
             adapters.load_merged(self.model, scored)
         self.evaluate(done)
-        is_last = done == self.config.stream.tasks
+        is_last = done == self.fitted.stream.tasks
         deployed = self.weights() if self.manager and not is_last else {}
         if is_last and (self.trunk or start is not scored):
             self.deployed = {name: x.clone() for name, x in self.model.state_dict().items()}
@@ -335,7 +345,7 @@ class Run:
         elif start:
             adapters.load_merged(self.model, start)
         self.trunk = {}
-        self.save(done, 0, self.state.optimizer if self.config.carries_moments else None)
+        self.save(done, 0, self.state.optimizer if self.fitted.carries_moments else None)
         if self.manager and deployed:
             self.manager.keep_model(done, deployed, json.dumps(self.model.visual.preprocess_cfg))
         self.save_or_stop(done, 0)
@@ -348,16 +358,16 @@ class Run:
             return
         machine = self.machine.get("began", self.machine)
         progress = Progress(
-            SCHEMA, self.manager.run_id, self.original.to_dict(), task, step, self.rows,
-            self.seconds(), machine, self.original.option_record(), self.manager.launch,
+            SCHEMA, self.manager.run_id, self.config.to_dict(), task, step, self.rows,
+            self.seconds(), machine, self.config.option_record(), self.manager.launch,
         )  # fmt: skip
         tensors = checkpoints.state_tensors(self.model, optimizer)
         tensors |= {f"trunk/{name}": x for name, x in self.trunk.items()}
         tensors |= {f"deployed/{name}": x for name, x in self.deployed.items()}
         tensors |= {f"method/{name}": x for name, x in self.state.method_state.items()}
         tensors |= {f"hits/{name}": torch.from_numpy(x) for name, x in self.hits.items()}
-        for kept, weights in self.memory.items():
-            tensors |= {f"merging/{kept}/{name}": x for name, x in weights.items()}
+        for entry, weights in self.memory.items():
+            tensors |= {f"merging/{entry}/{name}": x for name, x in weights.items()}
         self.manager.save(RunState(progress, tensors))
 
     def save_or_stop(self, task: int, step: int, unsaved: Optimizer | None = None) -> None:
@@ -374,7 +384,7 @@ class Run:
             Interrupted: The run stops with its state saved.
             Diverged: The weights to save are not finite.
         """
-        is_due = step and self.manager and self.manager.is_due(step, self.config.steps[task])
+        is_due = step and self.manager and self.manager.is_due(step, self.fitted.steps[task])
         signal, is_due = processes.all_reduce_max(self.stop.signal or 0, bool(is_due))
         if unsaved and (signal or is_due):
             self.save(task, step, unsaved)
@@ -385,12 +395,10 @@ class Run:
             self.manager.finish()
         run_id = processes.broadcast(self.manager.run_id[:SHORT_ID] if self.manager else "")
         processes.barrier()  # wait until the first process has saved
-        kept = (
-            f"everything is saved; `cmpt resume {run_id}` continues the run"
-            if run_id
-            else "nothing is kept"
-        )
-        raise Interrupted(f"stopped after {task} tasks and {step} steps; {kept}", signal)
+        outcome = "nothing is kept"
+        if run_id:
+            outcome = f"everything is saved; `cmpt resume {run_id}` continues the run"
+        raise Interrupted(f"stopped after {task} tasks and {step} steps; {outcome}", signal)
 
     def seconds(self) -> float:
         """Return the computing time so far, including that of earlier processes."""
@@ -402,6 +410,6 @@ class Run:
             self.model.load_state_dict(self.deployed)
         model = models.join_attention(adapters.merge_and_unload(self.model))
         machine = self.machine
-        if budget := budgets.task_budget(self.original):
-            machine = machine | {"budget": budgets.budget_spent(budget, self.config.stream.tasks)}
+        if budget := budgets.task_budget(self.config):
+            machine = machine | {"budget": budgets.budget_spent(budget, self.fitted.stream.tasks)}
         return RunResult(pd.DataFrame(self.rows), model, self.seconds(), machine, self.hits)

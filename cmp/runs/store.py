@@ -243,8 +243,9 @@ def load_record(run_id: str) -> tuple[RunRecord, RunConfig]:
         stored, changes = record.identity.get("config", {}), run_config.changes()
         paths = {k: x for k, x in PLACEHOLDERS.items() if k in changes and stored.get(k) == x}
         if json_digest(changes | paths) != json_digest(stored):
-            words = "does not match the id, or comes from a version with other defaults"
-            raise ValueError(f"config: {words}")
+            raise ValueError(
+                "config: does not match the id, or comes from a version with other defaults"
+            )
     return record, run_config
 
 
@@ -309,7 +310,7 @@ def find_run(prefix: str) -> StoredRun:
 
 
 def trajectory(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return the aggregate scores of runs over their streams.
+    """Return the aggregate scores of runs over their streams, as `Scores.summary` defines them.
 
     Args:
         metrics: As in `StoredRun`, or of several runs distinguished by `setting` and `replicate`.
@@ -342,14 +343,6 @@ def final_scores(trajectory: pd.DataFrame) -> pd.DataFrame:
     scored."""
     wide = "full" if (trajectory["scope"] == "full").any() else "subset"
     return after_last_task(trajectory[trajectory["scope"] == wide])
-
-
-def scores_on_way(run: StoredRun) -> pd.DataFrame:
-    """Return `A_KA`, `A_ZS` and `GM` of a run before its stream and after each task, indexed by
-    task, on the largest test that was scored at that point."""
-    table = trajectory(run.metrics)
-    widest = table.sort_values("scope").drop_duplicates("task")  # "full" sorts before "subset"
-    return widest.set_index("task").sort_index()[["A_KA", "A_ZS", "GM"]]
 
 
 class Verdict(NamedTuple):
@@ -445,16 +438,16 @@ def find_parent(run_config: RunConfig) -> StoredRun | None:
         if not prefix.isalnum():
             raise CmpError(f"{start!r}: give at least the first digits of a run's id, run:ID")
         if unfinished:
-            words = f"is not finished; `cmpt resume {unfinished[0]}` continues it, and"
             raise CmpError(
-                f"run {unfinished[0]} {words} `cmpt export` exports the weights after its last task"
+                f"run {unfinished[0]} is not finished; `cmpt resume {unfinished[0]}` continues it, "
+                "and `cmpt export` exports the weights after its last task"
             )
         parent = find_run(prefix)
         if parent.config.model.name != name:
-            words = (
-                f"has the model {parent.config.model.name!r}, not {name!r}; set model.name to that"
+            raise CmpError(
+                f"run {parent.id[:SHORT_ID]} has the model {parent.config.model.name!r}, not "
+                f"{name!r}; set model.name to that"
             )
-            raise CmpError(f"run {parent.id[:SHORT_ID]} {words}")
         kept_path(parent)
     except CmpError as error:
         raise CmpError(f"model.start: {error}") from error
@@ -521,8 +514,9 @@ def find_model(prefix: str) -> tuple[StoredRun, models.Network]:
     numbers = {checkpoints.file_number(path): path for path in checkpoints.model_files(folder)}
     done = max((number for number in numbers if number <= progress.task), default=0)
     if not done:
-        words = f"no task is finished; `cmpt resume {progress.run[:SHORT_ID]}` continues it"
-        raise CmpError(f"{name}: {words}")
+        raise CmpError(
+            f"{name}: no task is finished; `cmpt resume {progress.run[:SHORT_ID]}` continues it"
+        )
     checkpoints.check_content(numbers[done])
     run = run_so_far(progress, done)
     return run, models.load_from_file(run.config.model.name, numbers[done])

@@ -1,4 +1,4 @@
-"""What the makers of GPUs say of them, and what is assumed of them until a run is measured."""
+"""GPUs as their makers specify them, and what is assumed until a run is measured."""
 
 from pathlib import Path
 from typing import NamedTuple

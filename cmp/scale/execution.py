@@ -60,10 +60,13 @@ class ExecutionConfig(Execution):
     def record(self) -> dict[str, str]:
         """Return this execution's entry in a run's provenance; empty for the default."""
         count = processes.world_size()
-        words = [f"{count} processes"] * (count > 1)
-        words += [f"micro-batches of {self.micro_batch}"] * (self.micro_batch is not None)
-        words += ["activations recomputed"] * self.checkpoint_activations
-        words += ["compiled"] * self.compile_towers
+        facts = {
+            f"{count} processes": count > 1,
+            f"micro-batches of {self.micro_batch}": self.micro_batch is not None,
+            "activations recomputed": self.checkpoint_activations,
+            "compiled": self.compile_towers,
+        }
+        words = [fact for fact, is_so in facts.items() if is_so]
         return {"execution": ", ".join(words)} if words else {}
 
     def prepare(self, state: TrainState) -> None:

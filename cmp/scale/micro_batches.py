@@ -47,9 +47,8 @@ class CutFeatures(Features):
     def finish_backward(self) -> None:
         """Backpropagate the gradients of the features through each part, and sum the gradients of
         the weights over all processes."""
-        if (
-            processes.rank()
-        ):  # gradients that do not go through features count once, not once per process
+        is_first = processes.rank() == 0
+        if not is_first:  # gradients that do not go through features count once over all processes
             self.model.zero_grad(set_to_none=False)
         for rows in self.parts:
             towers = self.whole or self.encode(rows)

@@ -91,8 +91,10 @@ def _follow_slurm() -> None:
     if "RANK" in os.environ or not all(name in os.environ for name in names.values()):
         return
     if int(os.environ["SLURM_STEP_NUM_TASKS"]) > 1 and "MASTER_ADDR" not in os.environ:
-        words = "`export MASTER_PORT=29500 MASTER_ADDR=$(scontrol show hostnames | head -n 1)`"
-        raise CmpError(f"srun: MASTER_ADDR is not set; run {words} before srun")
+        raise CmpError(
+            "srun: MASTER_ADDR is not set; run `export MASTER_PORT=29500 MASTER_ADDR=$(scontrol "
+            "show hostnames | head -n 1)` before srun"
+        )
     os.environ.update({name: os.environ[other] for name, other in names.items()})
     os.environ["LOCAL_WORLD_SIZE"] = str(srun_tasks())
 

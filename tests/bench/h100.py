@@ -54,7 +54,7 @@ from cmp.runs.runner import machine_record
 from cmp.scale import compiling
 from cmp.scale.decoding import worker_count
 from cmp.scale.execution import ExecutionConfig
-from cmp.training import create_optimizer, make_train_state, train_task
+from cmp.training import make_train_state, train_task
 
 PREDICTED: dict[str, dict[str, float]] = {
     "ceilings": {"product TFLOP/s": 798, "copy TB/s": 3.0},
@@ -240,8 +240,8 @@ def measure_checkpoint(lab: Lab) -> Values:
     """Save and restore the state of a run."""
     run_config, corpus = lab.prepare(steps=2)
     state = make_train_state(run_config, corpus, device=lab.device, execution=ExecutionConfig())
-    model, optimizer = state.model, create_optimizer(state)
-    train_task(state, mixtures.task_pools(run_config, corpus)[TASK], TASK, optimizer=optimizer)
+    train_task(state, mixtures.task_pools(run_config, corpus)[TASK], TASK)
+    model, optimizer = state.model, state.optimizer
     with CheckpointManager("h100") as manager:
         save = checkpoint.make_save(manager, run_config.to_dict(), model, optimizer)
         found = {"whole s": seconds_of(save)}

@@ -9,8 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cmp.experiments.evidence import Evidence
 from cmp.experiments.planner import Plan
-from cmp.experiments.scores import setting_means
-from lab.analyses import Surface
+from lab.analyses import Surface, setting_means
 from lab.figures import style
 
 CORNERS = {"Pool P": (0.5, np.sqrt(0.75)), "Update D": (0.0, 0.0), "Buffer B": (1.0, 0.0)}

@@ -43,7 +43,7 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
     """The front in the plane of both aggregates, and settings that lie above or below it.
 
     Args:
-        table: The settings to show, from `cmp.experiments.verdicts.gains_table`.
+        table: The settings to show, from `lab.analyses.gains_table`.
         front: One row per peak, from the lowest: `peak`, mean `A_KA` and `A_ZS`.
 
     Returns:
@@ -84,7 +84,7 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
     all others is off the scale.
 
     Args:
-        table: The result of `cmp.experiments.verdicts.gains_table`. Settings without a gain are
+        table: The result of `lab.analyses.gains_table`. Settings without a gain are
             left out and named below the axes.
 
     Returns:

@@ -22,7 +22,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from cmp import schedules
 from cmp.config import Schedule
 from cmp.errors import CmpError
 from cmp.experiments import scores
@@ -478,7 +477,7 @@ def plot_schedules() -> Figure:
     grid = {"nrows": 3, "ncols": 2, "sharex": True, "sharey": True}
     with style.canvas(6, "Shaded: mean of each update.", **grid) as (figure, axes):
         for panel, (name, meta) in zip(axes.flat, SCHEDULES, strict=True):
-            rates = schedules.learning_rates(Schedule(name, meta, 1.0), tasks=8, steps=40)
+            rates = analyses.learning_rates(Schedule(name, meta, 1.0), tasks=8, steps=40)
             _draw_rates(panel, rates, style.COLOURS[0])
             panel.set_title(name if meta == "none" else f"{name}, meta {meta}", fontsize=12)
         for panel in axes[-1]:

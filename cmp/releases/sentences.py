@@ -1,4 +1,4 @@
-"""Sentences that the plan, the card and the report of an update share."""
+"""Sentences and numbers in words for the plan, the card and the report of an update."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,18 @@ SCORES = (
     "A_KA is the mean score of the sets that updates teach, A_ZS of those that the model knew "
     "before, both in percent; GM, which tuning maximises, is their geometric mean."
 )
-"""What the summaries are."""
+"""What the summaries mean."""
 
 
 def count_of(count: int, noun: str) -> str:
-    """Return a count with its noun, in the plural unless it is one."""
+    """Return a count with its noun, in the plural unless the count is one."""
     plural = noun.removesuffix("y") + "ies" if noun.endswith("ry") else f"{noun}s"
     return f"{count:,} {noun if count == 1 else plural}"
 
 
 def decimal(value: float, sign: str = "") -> str:
-    """Return a number with one digit and a true minus, a dash for NaN; with the sign "+", also with
-    a plus where it is above zero."""
+    """Return a number with one digit and a true minus sign, or a dash for NaN. With `sign` "+",
+    numbers above zero have a plus."""
     if math.isnan(value):
         return "–"
     text = f"{round(value, 1) + 0.0:{sign}.1f}".replace("-", "−")
@@ -33,46 +33,46 @@ def decimal(value: float, sign: str = "") -> str:
 
 
 def signed(value: float) -> str:
-    """Return a change with one digit, its sign and a true minus."""
+    """Return a change with one digit and its sign."""
     return decimal(value, "+")
 
 
 def interval_in_words(low: float, high: float) -> str:
-    """Return an interval, or that there is none."""
+    """Return an interval as text, or "no interval"."""
     return "no interval" if math.isnan(low) else f"{decimal(low)} to {decimal(high)}"
 
 
 def describe_splits() -> str:
-    """Return which pictures are held out."""
+    """Return a sentence on which images are held out."""
     arrived, kept = SPLIT_SHARES["adapt"], SPLIT_SHARES["eval"]
     return (
-        f"Where neither files nor a manifest say otherwise, {arrived['test']:.0%} of an update's "
-        f"pictures are held out for tests and {arrived['validation']:.0%} for tuning; of a "
-        f"retention set, {kept['test']:.0%} and {kept['validation']:.0%}."
+        f"Unless files or a manifest give splits, {arrived['test']:.0%} of an update's images "
+        f"are held out for tests and {arrived['validation']:.0%} for tuning; of a retention set, "
+        f"{kept['test']:.0%} and {kept['validation']:.0%}."
     )
 
 
-def unjudged(report: ArrivalReport) -> str:
-    """Return what no picture of an update can show, or ""."""
+def describe_unscored(report: ArrivalReport) -> str:
+    """Return a sentence on what the test images of an update cannot show, or ""."""
     if not report.new.get("test"):
-        return "0 test pictures: this update is not judged, since nothing shows what it taught"
+        return "no test images, so what this update taught is not scored"
     if not report.untested_names:
         return ""
     names = ", ".join(report.untested_names[:3])
     more = " and others" if len(report.untested_names) > 3 else ""
     total = count_of(len(report.new_names), "new name")
     return (
-        f"{len(report.untested_names)} of {total} have 0 test pictures and are not judged: "
+        f"{len(report.untested_names)} of {total} have no test images and are not scored: "
         f"{names}{more}"
     )
 
 
-def peak_source(is_given: bool, earlier: Sequence[UpdateRecord]) -> str:
-    """Return where the peak of an update comes from, "" where nobody chose it.
+def describe_peak(is_given: bool, earlier: Sequence[UpdateRecord]) -> str:
+    """Return where the peak of an update comes from, or "" for the recipe's.
 
     Args:
-        is_given: Whether it is among the settings of the update itself.
-        earlier: The updates before it.
+        is_given: Whether the update's own settings give it.
+        earlier: The earlier updates.
     """
     if is_given:
         return "given"
@@ -81,8 +81,8 @@ def peak_source(is_given: bool, earlier: Sequence[UpdateRecord]) -> str:
 
 
 def describe_names(metrics: pd.DataFrame, names: Sequence[str]) -> str:
-    """Return why the score before an update is not the one on the card of the release before, or
-    "" for a first update.
+    """Return why the score before an update differs from that on the card of the previous release,
+    or "" for a first update.
 
     Args:
         metrics: The scores of the stream, as in `RunResult.metrics`.
@@ -96,20 +96,20 @@ def describe_names(metrics: pd.DataFrame, names: Sequence[str]) -> str:
     score = taught.loc[taught["task"] == last - 1, "score"].mean()
     more = (sizes.loc[last] - sizes.loc[last - 1]).astype(int)
     return (
-        f"The card of {names[-2]} says A_KA {score:.1f} of the model that is called “before” here. "
-        f"It is the same model: since then {count_of(more['classes'], 'name')} and "
-        f"{count_of(more['images'], 'test picture')} came, and it chooses among all names."
+        f"The card of {names[-2]} gives A_KA {score:.1f} for the model that is called “before” "
+        f"here. It is the same model, but {count_of(more['classes'], 'name')} and "
+        f"{count_of(more['images'], 'test image')} are new, and it chooses among all names."
     )
 
 
 def describe_retention(metrics: pd.DataFrame, hits: Mapping[str, np.ndarray], updates: int) -> str:
-    """Return how A_ZS changed since before the first update, or "" where that is the last change or
-    cannot be told.
+    """Return a sentence on how A_ZS has changed since before the first update, or "" if there was
+    only one update or nothing to compare.
 
     Args:
         metrics: The scores of the stream, as in `RunResult.metrics`.
-        hits: Which questions were answered right, as in `RunResult.hits`.
-        updates: How many updates there were.
+        hits: Whether each question was answered correctly, as in `RunResult.hits`.
+        updates: The number of updates.
     """
     table = _widest(metrics)
     kept = table[table["role"] == "eval"].set_index("dataset")
@@ -130,12 +130,12 @@ def describe_retention(metrics: pd.DataFrame, hits: Mapping[str, np.ndarray], up
             share = 100 * (before & ~after).sum() / before.sum()
             words += f"; {share:.1f}% of what was right then is wrong now"
     return (
-        f"{words}. Losses add up though each update keeps its limits, so compare with a release "
-        "that stays the same as well, such as the first: cmpt compare takes any two."
+        f"{words}. Losses add up even if each update keeps its limits, so also compare with a "
+        "fixed release, such as the first: cmpt compare takes any two."
     )
 
 
 def _widest(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return the metrics of the largest test that was scored."""
+    """Return the metrics on the largest test that was scored."""
     is_full = metrics["scope"] == "full"
     return metrics[is_full] if is_full.any() else metrics

@@ -1,0 +1,123 @@
+"""Choose which images of earlier updates stay in the buffer, and how often each is drawn.
+
+A buffer is a function of the whole history of earlier updates, so there is no state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from cmp.errors import CmpError
+from cmp.registry import Option, register
+from cmp.seeds import numpy_generator
+
+
+def choose_lowest(keys: Sequence[np.ndarray], count: int | None) -> np.ndarray:
+    """Return the sorted positions of the `count` items that come first by the last key, with ties
+    broken by the key before it, and so on.
+
+    An item chosen from a set is also chosen from any subset that contains it, so a buffer that uses
+    this never brings back an item that it dropped.
+
+    Args:
+        keys: Arrays of equal length; the last one is the primary key.
+        count: The number of items; None for all.
+    """
+    return np.sort(np.lexsort(keys)[:count])
+
+
+def rank_within_groups(groups: np.ndarray, priority: np.ndarray) -> np.ndarray:
+    """Return each item's rank within its group by increasing priority, from 0, [n]."""
+    return pd.Series(priority).groupby(groups).rank("first").to_numpy(np.int64) - 1
+
+
+@dataclass(frozen=True)
+class BufferHistory:
+    """All n images of earlier updates.
+
+    Attributes:
+        rows: Their positions in the corpus, sorted, [n].
+        task: The number of the update that each arrived in, [n].
+        label: The number of each image's class, [n].
+    """
+
+    rows: np.ndarray
+    task: np.ndarray
+    label: np.ndarray
+
+
+def buffer_history(updates: list[np.ndarray], labels: np.ndarray) -> BufferHistory:
+    """Return the history of a list of updates.
+
+    Args:
+        updates: Corpus positions per update.
+        labels: The class number of every image of the corpus.
+    """
+    rows = np.concatenate(updates) if updates else np.empty(0, np.int64)
+    task = np.repeat(np.arange(len(updates)), [len(update) for update in updates])
+    order = np.argsort(rows)
+    return BufferHistory(rows[order], task[order], labels[rows[order]])
+
+
+BufferContent = tuple[np.ndarray, np.ndarray | None]
+"""The images of a `BufferHistory` that are kept, as sorted positions in it, and the group number of
+each if groups are drawn equally often."""
+
+
+@register("buffer", "unlimited")
+def unlimited_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
+    """Keep every image; all images are drawn equally often."""
+    return np.arange(len(history.rows)), None
+
+
+@register("buffer", "reservoir", capacity="required")
+def reservoir_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
+    """Keep a uniform sample of fixed size; all images are drawn equally often."""
+    return choose_lowest([_random_keys("buffer", seed, history.rows)], capacity), None
+
+
+@register("buffer", "class-balanced", capacity="optional")
+def class_balanced_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
+    """Keep the same number of images of each class; all classes are drawn equally often."""
+    return _balanced_buffer(history, history.label, capacity, seed)
+
+
+@register("buffer", "task-balanced", capacity="optional")
+def task_balanced_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
+    """Keep the same number of images of each update; all updates are drawn equally often."""
+    return _balanced_buffer(history, history.task, capacity, seed)
+
+
+def _balanced_buffer(
+    history: BufferHistory, groups: np.ndarray, capacity: int | None, seed: int
+) -> BufferContent:
+    """Keep every group's first image, then every group's second, and so on."""
+    rank = rank_within_groups(groups, _random_keys("buffer", seed, history.rows))
+    kept = choose_lowest([_random_keys("buffer/groups", seed, groups), rank], capacity)
+    return kept, groups[kept]
+
+
+def _random_keys(name: str, seed: int, items: np.ndarray) -> np.ndarray:
+    """Return a random number per item that depends only on the item, the name and the seed."""
+    return numpy_generator(name, seed).random(int(items.max(initial=0)) + 1)[items]
+
+
+def check_option(option: Option) -> None:
+    """Check a buffer on a small history.
+
+    Raises:
+        CmpError: It keeps images that never arrived, keeps more than its capacity, or returns
+            groups that do not match.
+    """
+    history = BufferHistory(np.arange(0, 24, 2), np.arange(12) // 4, np.arange(12) % 5)
+    capacity = None if option.facts["capacity"] == "none" else 6
+    kept, groups = option.value(history, capacity, 0)
+    kept = np.asarray(kept)
+    if len(np.setdiff1d(kept, np.arange(12))) or len(np.unique(kept)) < len(kept):
+        raise CmpError(f"buffer {option.name!r}: keeps {kept}: expected distinct positions 0 to 11")
+    if capacity is not None and len(kept) > capacity:
+        raise CmpError(f"buffer {option.name!r}: keeps {len(kept)} images, more than {capacity}")
+    if groups is not None and len(groups) != len(kept):
+        raise CmpError(f"buffer {option.name!r}: {len(groups)} groups for {len(kept)} images")
