@@ -364,14 +364,31 @@ def test_on_another_machine_the_tolerance_decides(place):
     elsewhere = frame["provenance"].map(lambda text: json.dumps(json.loads(text) | {"torch": "0"}))
     frame = frame.assign(provenance=elsewhere)
     one = frame["run"] == frame["run"].iloc[0]
+    frame.loc[one, "images"] = 5000
     frame.loc[one & (frame["role"] == "eval"), "score"] += 1.0
     rewrite(frame, path)
     verdict = compared()[frame["run"].iloc[0]]
     assert verdict.answer == "within tolerance"
-    assert "differ by at most 1.00 points, and 3 are allowed if torch" in verdict.sentence
+    assert "differ by at most 1.00 points" in verdict.sentence
+    assert "; 3.0 are allowed there if torch" in verdict.sentence
     frame.loc[one & (frame["role"] == "eval"), "score"] += 4.0
     rewrite(frame, path)
     assert compared()[frame["run"].iloc[0]].answer == "different"
+
+
+def test_few_questions_may_differ_by_more(place):
+    """As the standard error of a mean does."""
+    path = publish()
+    frame = pd.read_parquet(path)
+    elsewhere = frame["provenance"].map(lambda text: json.dumps(json.loads(text) | {"torch": "0"}))
+    frame = frame.assign(provenance=elsewhere)
+    one = frame["run"] == frame["run"].iloc[0]
+    frame.loc[one & (frame["role"] == "eval"), "score"] += 5.0
+    sets = frame[one & (frame["role"] == "eval") & (frame["task"] == 0)]["dataset"].nunique()
+    for questions, answer in ((2000, "different"), (500, "within tolerance")):
+        frame.loc[one, "images"] = questions // sets
+        rewrite(frame, path)
+        assert compared()[frame["run"].iloc[0]].answer == answer
 
 
 def test_with_nothing_published_there_is_nothing_to_verify(place):

@@ -264,7 +264,7 @@ def test_a_changed_score_is_found_and_named(stored):
     assert store.compare_runs(before, elsewhere).answer == "within tolerance"
     was, now = on_a_card(before), on_a_card(stored)
     assert store.compare_runs(was, now).answer == "within tolerance"
-    changed.loc[changed["role"] == "adapt", "score"] += 5
+    changed.loc[changed["role"] == "adapt", "score"] += 90
     assert store.compare_runs(before, elsewhere).answer == "different"
 
 

@@ -281,7 +281,8 @@ def test_what_each_setting_buys_is_tabulated_and_drawn(load):
     [axes] = figures.plot_verdicts(rows).axes
     assert (axes.get_xlabel(), axes.spines["bottom"].get_visible()) == ("Points", True)
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert labels == ["methods", *rows.index[:-1], "rates", "later one"]
+    claims = [figures.style.with_subscripts(name) for name in rows.index[:-1]]
+    assert labels == ["methods", *claims, "rates", "later one"]
     said = rows["reading"].mask(rows["measure"].isin(["spread", "GM"]), "larger")
     words = [text.get_text() for text in axes.texts if text.get_text()]
     assert words == list(said)
