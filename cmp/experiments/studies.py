@@ -274,6 +274,7 @@ def compute_runs(
     device: str = "cpu",
     backend: str = "local",
     finished: Callable[[RunConfig], Any] | None = None,
+    stop: StopRequest | None = None,
 ) -> None:
     """Compute the missing runs, with a progress bar.
 
@@ -286,6 +287,8 @@ def compute_runs(
         device: "cpu" or "cuda".
         backend: One of `BACKENDS`.
         finished: Called with each finished run, instead of a progress bar over these runs.
+        stop: Records signals. By default, they are recorded here, which works only in the main
+            thread; a chapter computes its runs in another.
 
     Raises:
         Interrupted: A signal was received; unfinished runs are saved.
@@ -299,7 +302,7 @@ def compute_runs(
         return
     with tqdm(total=len(todo), desc="runs", unit=" runs", disable=finished is not None) as bar:
         report = finished or (lambda _: bar.update())
-        with StopRequest() as request:
+        with contextlib.nullcontext(stop) if stop else StopRequest() as request:
             failures = BACKENDS[backend](todo, jobs, device, report, request)
     if failures:
         names = [identity.known_id(each)[:SHORT_ID] or "a run without weights" for each in failures]
