@@ -61,12 +61,12 @@ FILES = ("run.json", METRICS, HITS, WEIGHTS)
 COUNTS = "counts"
 """The key in the header of `HITS` with the number of questions of each dataset."""
 RERUN = "; delete the folder and rerun"
-TOLERANCE, TOLERATED_QUESTIONS = 3.0, 2000
+TOLERANCE, TOLERATED_QUESTIONS = 4.0, 2000
 """Points by which A_KA or A_ZS of at least so many questions may differ on another machine,
 anywhere on a trajectory. Rounding differs from the first step on, and in the end some answers are
-others. Fewer questions may differ by more, as the standard error of a mean does. Runs that a second
-thread or older vector instructions changed differed by 1 to 3 points, so this is a convention, not
-a bound."""
+others. Fewer questions may differ by more, as the standard error of a mean does. Of 20 published runs
+that were computed again with older vector instructions, the one that differed most did so by 3.4
+points where it was scored on whole tests. So this is a convention, not a bound."""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
