@@ -64,9 +64,9 @@ RERUN = "; delete the folder and rerun"
 TOLERANCE, TOLERATED_QUESTIONS = 4.0, 2000
 """Points by which A_KA or A_ZS of at least so many questions may differ on another machine,
 anywhere on a trajectory. Rounding differs from the first step on, and in the end some answers are
-others. Fewer questions may differ by more, as the standard error of a mean does. Of 20 published runs
-that were computed again with older vector instructions, the one that differed most did so by 3.4
-points where it was scored on whole tests. So this is a convention, not a bound."""
+others. Fewer questions may differ by more, as the standard error of a mean does. Of 20 published
+runs that were computed again with older vector instructions, the one that differed most did so by
+3.4 points where it was scored on whole tests. So this is a convention, not a bound."""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
