@@ -45,8 +45,8 @@ MUTANTS = {
     ),
     "biases and norms decay": Mutant(
         "cmp/training.py",
-        'p.ndim <= 1], "weight_decay": 0.0',
-        'p.ndim <= 1], "weight_decay": 0.1',
+        "zip(both, (config.weight_decay, 0.0), strict=True)",
+        "zip(both, (config.weight_decay, 0.1), strict=True)",
         "test_fast",
     ),
     "the rate comes a step late": Mutant(
@@ -77,8 +77,8 @@ MUTANTS = {
     ),
     "a meta schedule counts warmups twice": Mutant(
         "cmp/schedules.py",
-        "task.sum_before(lambda N, W, C: max(N - W, 1))",
-        "task.sum_before(lambda N, W, C: max(N - 2 * W, 1))",
+        "task.sum_before(lambda N, W, C: N - C - max(W, 1)) + unit",
+        "task.sum_before(lambda N, W, C: N - C - 2 * max(W, 1)) + unit",
         "test_schedules",
     ),
     "the cooldown begins late": Mutant(
@@ -145,7 +145,7 @@ MUTANTS = {
     ),
     "the trained weights are scored, not the deployed ones": Mutant(
         "cmp/runs/runner.py",
-        "adapters.load_merged(self.model, deployed)\n",
+        "adapters.load_merged(self.model, scored)\n",
         "adapters.load_merged(self.model, end.trained)\n",
         "test_steps",
     ),
