@@ -88,6 +88,17 @@ def test_chapters_define_no_logic(source):
 
 
 @each_chapter
+def test_no_cell_changes_a_parameter(source):
+    """The set-up cell checks the parameters, and must be able to run again."""
+    first, *others = code_cells(source)
+    parameters = {node.target.id for node in ast.parse(first.source).body}
+    for cell in others:
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                assert node.id not in parameters, cell.source
+
+
+@each_chapter
 def test_the_opening_is_parameters_then_what_is_stored(source):
     first, *opening = code_cells(source)[:OPENING]
     assert first.metadata.get("tags") == ["parameters"]
