@@ -160,3 +160,11 @@ def test_an_interrupted_cell_leaves_a_sentence_and_a_state_and_goes_on(tmp_path,
     assert [each for each in again if each["msg_type"] == "error"] == []
     assert [store.load_run(run_id).id for run_id in store.stored_ids()] == [state.progress.run]
     assert unfinished_runs() == []
+
+
+def test_a_chapter_computes_its_runs_beside_other_events(tmp_path, monkeypatch):
+    (tmp_path / "data").symlink_to(build_folder().resolve() / "data")
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    runs = {("one", 0): small_config("stream.tasks=1", "training.steps=1")}
+    asyncio.run(chapter_setup.compute_live(runs))
+    assert len(store.stored_ids()) == 1
