@@ -67,6 +67,10 @@ def month_name(number: int) -> str:
     return f"{chr(ord('z') - number)}-month"
 
 
+SMALL = ["training.batch=8", "evaluation.full=false", "evaluation.subset=2"]
+"""Settings of a small update."""
+
+
 def write_pictures(root: Path, updates: int) -> None:
     """Write a pool, a folder for each month, and all months as one table.
 

@@ -24,7 +24,6 @@ from cmp.runs.runner import Observer
 
 QUICK = ("EMA", "infinite")
 """Settings that every test run compares; `make test-long` compares the others."""
-SMALL = ["training.batch=8", "evaluation.full=false", "evaluation.subset=2"]
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +56,9 @@ def test_one_at_a_time_ends_in_the_bits_of_all_at_once(root, tmp_path, setting):
 def first(root, tmp_path, *settings, **pictures):
     """A release of the first month."""
     pictures = {"pool": root / "pool"} | pictures
-    plan = update.plan_update(months.START, root / "z-month", [*SMALL, *settings], **pictures)
+    plan = update.plan_update(
+        months.START, root / "z-month", [*months.SMALL, *settings], **pictures
+    )
     return update.compute_update(plan, tmp_path / "releases" / "1")
 
 
@@ -150,7 +151,7 @@ def small_clip(folder):
 def test_the_code_of_a_card_names_a_picture(root, tmp_path, is_embedded):
     """In a new process, which knows nothing but the folder of the card."""
     start = months.START if is_embedded else small_clip(tmp_path / "clip")
-    settings = [*SMALL, "training.task_steps=[1]"]
+    settings = [*months.SMALL, "training.task_steps=[1]"]
     plan = update.plan_update(start, root / "z-month", settings, pool=root / "pool")
     made = update.compute_update(plan, tmp_path / "made")
     card = made.path(release.CARD_FILE).read_text()
@@ -564,7 +565,7 @@ def test_a_release_is_never_changed(root, tmp_path):
 
 
 def test_two_at_once_are_one_too_many(root, tmp_path):
-    plan = update.plan_update(months.START, root / "z-month", SMALL, pool=root / "pool")
+    plan = update.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
     out = tmp_path / "releases" / "1"
     place = update.working_folder(out)
     computing = CheckpointManager(plan.id, folder=place)
@@ -573,7 +574,7 @@ def test_two_at_once_are_one_too_many(root, tmp_path):
 
 
 def test_another_update_that_was_stopped_is_not_overwritten(root, tmp_path):
-    plan = update.plan_update(months.START, root / "z-month", SMALL, pool=root / "pool")
+    plan = update.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
     out = tmp_path / "releases" / "1"
 
     def stop(task, step, result, model):
@@ -581,7 +582,7 @@ def test_another_update_that_was_stopped_is_not_overwritten(root, tmp_path):
 
     with pytest.raises(Interrupted, match="the same command continues"):
         update.compute_update(plan, out, Observer(step=stop))
-    other = update.plan_update(months.START, root / "y-month", SMALL, pool=root / "pool")
+    other = update.plan_update(months.START, root / "y-month", months.SMALL, pool=root / "pool")
     with pytest.raises(CmpError, match="other images or settings was stopped here"):
         update.compute_update(other, out)
     made = update.compute_update(plan, out)

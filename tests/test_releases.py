@@ -13,8 +13,6 @@ from cmp.errors import CmpError
 from cmp.releases import card, compare, gate, ledger, release, sentences, tuning, update
 from cmp.runs import runner
 
-SMALL = ["training.batch=8", "evaluation.full=false", "evaluation.subset=2"]
-
 
 @pytest.fixture(autouse=True)
 def build(tmp_path, monkeypatch):
@@ -30,7 +28,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(root):
-    plan = update.plan_update(months.START, root / "z-month", SMALL, pool=root / "pool")
+    plan = update.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
     return update.compute_update(plan, root / "releases" / "1")
 
 
@@ -135,6 +133,7 @@ def test_a_setting_that_rests_on_the_recipe_is_taken(first, root, setting):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
+        ("schedule.meta=[1]", "schedule.meta"), ("schedule.meta=3", "schedule.meta"),
         ("training.task_steps=10", "training.task_steps"), ("training=5", "training"),
         ("seed=3", "seed: a stream keeps its seeds"), ("recipe=none", "recipe: 'none': unknown"),
     ],
@@ -152,7 +151,7 @@ def test_a_home_folder_is_expanded(first, root, monkeypatch):
 
 def test_embedded_pictures_are_a_pool_only(first, root):
     with pytest.raises(CmpError, match="--retain: give a folder"):
-        update.plan_update(months.START, root / "z-month", SMALL, retain=["embedded"])
+        update.plan_update(months.START, root / "z-month", months.SMALL, retain=["embedded"])
 
 
 def test_a_set_is_named_whatever_it_is_called():

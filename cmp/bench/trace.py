@@ -18,7 +18,7 @@ from cmp.scale.kernels import (
     fuse,
     trace_step,
     update_kernels,
-)  # fmt: skip
+)
 
 CAPTIONS = (24, 77)
 """Average number of tokens per traced caption; at most the context length."""

@@ -531,16 +531,16 @@ def _index_finding(table: pd.DataFrame) -> str:
             "Encode every image again: the new model cannot search the old index, since their "
             "features differ in size"
         )
-    asked = "by words" if len(of_words) else "by an image"
+    query = "by words" if len(of_words) else "by an image"
     last = chosen.iloc[-1]  # new content, if there is any
     which, again = "the new images", last["new_first"]
     if math.isnan(again):
         which, again = "every image", last["reencoded"]
     now, then = decimal(last["as_is"]), decimal(again)
-    found = f"{asked}, {last['content']} content is found in"
+    finding = f"{query}, {last['content']} content is found in"
     if round(again, 1) <= round(last["as_is"], 1):
-        return f"The old index still serves: {found} {now}% of queries, encoded again in {then}%"
-    return f"Encode {which} again: {found} {then}% of queries instead of {now}%"
+        return f"The old index still serves: {finding} {now}% of queries, encoded again in {then}%"
+    return f"Encode {which} again: {finding} {then}% of queries instead of {now}%"
 
 
 def _gate(gate: Sequence[GateLine]) -> str:

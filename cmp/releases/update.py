@@ -192,8 +192,8 @@ def _refuse_settings(tree: Mapping[str, Any], is_first: bool) -> None:
         for name in given:
             if f"{name}.".startswith(f"{key}."):
                 raise CmpError(f"{name}: an update cannot have it: {reason}")
-    meta = given.get("schedule.meta", "none")
-    if "peaks" in get_option("meta_schedule", meta).settings:
+    meta = given.get("schedule.meta")
+    if isinstance(meta, str) and "peaks" in get_option("meta_schedule", meta).settings:
         raise CmpError(f"schedule.meta: {meta!r}: {FIXED_KEYS['schedule.peaks']}")
 
 
