@@ -99,12 +99,15 @@ def read_model(path: Path) -> str:
 
 def log_rows(run_id: str) -> list[str]:
     """What a log says, line by line."""
-    return [repr(sorted(row.items())) for row in logs.check_log(run_id)[0].to_dict("records")]
+    return [
+        repr(sorted(row.items()))
+        for row in logs.check_log(logs.log_path(run_id))[0].to_dict("records")
+    ]
 
 
 def read_log(run_id: str, known: list[str]) -> str:
     """A log; lines that are left out, and counted, are an error here, if all others are as ever."""
-    rows, damaged = log_rows(run_id), logs.check_log(run_id)[1]
+    rows, damaged = log_rows(run_id), logs.check_log(logs.log_path(run_id))[1]
     if damaged and {*rows} < {*known}:
         raise CmpError(f"{logs.log_path(run_id).name}: {damaged} lines are damaged")
     return repr(rows)

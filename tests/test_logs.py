@@ -309,7 +309,7 @@ def test_on_a_card_the_share_of_its_peak_is_logged(build, monkeypatch, card, kno
     monkeypatch.setattr("cmp.scale.devices.device_name", lambda device: card)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5)
     run_config = small_config(*RUN)
-    log = logs.RunLog("a" * 64, run_config, "cuda")
+    log = logs.RunLog(logs.log_path("a" * 64), "a" * 64, run_config, "cuda")
     with log:
         observer = log.observe(Observer())
         for number in range(4):
@@ -388,7 +388,7 @@ def test_a_damaged_line_of_a_log_is_left_out_and_said(stopped, damage):
     run_id = identity.run_id_of(small_config(*RUN))
     steps = lines_of_steps(stopped)
     change_line(stopped, steps[1], damage)
-    table, damaged = logs.check_log(run_id)
+    table, damaged = logs.check_log(logs.log_path(run_id))
     assert damaged == 1 and len(table.dropna(subset="step")) == len(steps) - 1
     assert "1 lines are damaged" in shown(run_id)
     change_line(stopped, steps[1], lambda line: b"")
@@ -437,7 +437,7 @@ def test_a_log_of_0_2_0_without_checksums_is_read(build):
     path.parent.mkdir(parents=True)
     rows = [{"done": 0, "A_KA": 11.5}, {"task": 0, "step": 0, "loss": float("nan"), "memory": 3}]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    table, damaged = logs.check_log("a" * 64)
+    table, damaged = logs.check_log(logs.log_path("a" * 64))
     assert damaged == 0 and list(table["memory"].dropna()) == [3]
 
 

@@ -19,6 +19,7 @@ from cmp import cli, evaluation, models
 from cmp.errors import CmpError, Interrupted
 from cmp.files import file_digest
 from cmp.releases import compare, gate, ledger, release, report, sentences, tuning, update
+from cmp.runs import logs
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer
 
@@ -586,10 +587,13 @@ def test_another_update_that_was_stopped_is_not_overwritten(root, tmp_path):
     with pytest.raises(CmpError, match="other images or settings was stopped here"):
         update.compute_update(other, out)
     made = update.compute_update(plan, out)
+    log = logs.check_log(made.path(release.LOG_FILE))[0]
+    assert log["step"].dropna().tolist() == list(range(plan.steps))
     whole = first(root, tmp_path / "whole")
     states = [each.path(each.record.state) for each in (made, whole)]
     assert months.differences(*states) == []
     assert made.record.files[release.WEIGHTS_FILE] == whole.record.files[release.WEIGHTS_FILE]
+    assert "loss " in invoke("release", "show", made.folder).output
 
 
 def test_the_matrix_has_a_row_for_each_update_so_far(made, later):
@@ -637,6 +641,14 @@ def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(made, root, tmp_p
     assert tuning.write_choice(table, tmp_path / "choice.yaml") == 0.0216
     assert "0.0216" in (tmp_path / "choice.yaml").read_text()
     assert "c 0.0072" in tuning.draw_front(table)
+
+
+def test_a_plan_at_another_peak_is_the_one_that_is_planned_with_it(made, root):
+    """So that `cmpt tune` plans once, and what it has computed is found again."""
+    plan = update.plan_update(made, root / "y-month").with_peak(0.003)
+    planned = update.plan_update(made, root / "y-month", ["schedule.peak=0.003"])
+    assert (plan.id, plan.config, plan.fitted) == (planned.id, planned.config, planned.fitted)
+    assert plan.notes == planned.notes
 
 
 def test_tuning_scores_the_validation_split_and_keeps_it(made, root, tmp_path):

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from cmp.cli import shared
+from cmp.cli.results import print_log
 from cmp.releases import release
 
 
 def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
-    """Print the updates in a release, and check all of its files.
+    """Print the updates in a release and the log of the last one, and check all of its files.
 
     Args:
         folder: The folder of the release.
@@ -29,6 +30,7 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
     ]
     columns = ("", "update", "images", "steps", "batch", "peak", "seconds")
     shared.print_table(columns, rows, release.describe(made))
+    print_log(folder / release.LOG_FILE)
     typer.echo("all files are intact")
 
 

@@ -4,6 +4,8 @@ Example:
     cmpt results verify --sample 3
 """
 
+from pathlib import Path
+
 import typer
 from tqdm import tqdm
 
@@ -66,14 +68,18 @@ def show(run_id: str) -> None:
     for key, value in run.provenance.items():
         typer.echo(f"{key}: {value}")
     print_run(run)
-    log, damaged = logs.check_log(run.id)
+    print_log(logs.log_path(run.id))
+
+
+def print_log(path: Path) -> None:
+    """Print the columns of a log as lines of bars, if there is one."""
+    log, damaged = logs.check_log(path)
     speeds = ("samples_per_second", "waiting", "peak_share", "memory")
     for name in ("loss", "gradient_norm", "rate", *speeds):
         if name in log and (known := log[name].dropna()).size:
             first, last = known.iloc[[0, -1]]
             typer.echo(f"{name:18} {first:.4g} {logs.sparkline(known)} {last:.4g}")
     if damaged:
-        path = logs.log_path(run.id)
         typer.echo(f"{path}: {damaged} lines are damaged or incomplete, and were skipped", err=True)
 
 

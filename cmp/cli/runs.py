@@ -74,8 +74,7 @@ def run(
     with processes.init_distributed(device) as local_device:
         forecast.check_device(local_device)
         resolved = resolve_run(run_config)
-        boards = {"tensorboard": tensorboard and str(tensorboard), "wandb": wandb}
-        boards = {name: place for name, place in boards.items() if place}
+        boards = shared.name_boards(tensorboard, wandb)
         try:
             compute_run(resolved, local_device, execution, keep_weights, boards, stop_after)
         except Interrupted:

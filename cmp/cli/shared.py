@@ -128,6 +128,12 @@ def recorded_device(machine: Mapping[str, Any], device: str | None) -> str:
     return device or ("cpu" if machine.get("device") == "cpu" else "cuda")
 
 
+def name_boards(tensorboard: Path | None, wandb: str | None) -> dict[str, str]:
+    """Return the boards of a command, as `cmp.runs.launch.compute` takes them."""
+    boards = {"tensorboard": str(tensorboard or ""), "wandb": wandb or ""}
+    return {name: place for name, place in boards.items() if place}
+
+
 def import_lab(name: str) -> ModuleType:
     """Import a module of the book's package, which exists only in a checkout of the project.
 

@@ -46,6 +46,8 @@ def update(
     micro_batch: shared.OptionalPositive = None,
     checkpoint_activations: bool = False,
     compile: bool = False,
+    tensorboard: Path | None = None,
+    wandb: str | None = None,
 ) -> None:
     """Update a model with a folder of new images, and write a release.
 
@@ -69,6 +71,8 @@ def update(
         name: Name of the update. Default: the folder's name.
         gone: Whether to refuse or skip images of earlier updates that are gone.
         moved: A folder of earlier images that has moved, as OLD=NEW. Default: none.
+        tensorboard: Write TensorBoard files to this folder, in addition to the log. Default: none.
+        wandb: Log to this project of Weights & Biases, in addition to the log. Default: none.
 
     Example:
         cmpt update releases/2026-01 --data pictures/2026-02 -o releases/2026-02
@@ -91,7 +95,8 @@ def update(
             return typer.echo(_dry_run_lines(plan, given))
         forecast.check_device(local_device)
         is_there = release.is_release(out)
-        made = _compute(plan, out, local_device, execution)
+        boards = shared.name_boards(tensorboard, wandb)
+        made = _compute(plan, out, local_device, execution, boards)
         if processes.rank() == 0:
             state = "already there" if is_there else "written"
             typer.echo(f"{state}: {out}\n{release_lines(made)}")
@@ -168,7 +173,11 @@ def _parse_moved(moved: list[str] | None) -> dict[str, str]:
 
 
 def _compute(
-    plan: UpdatePlan, out: Path, device: str, execution: ExecutionConfig
+    plan: UpdatePlan,
+    out: Path,
+    device: str,
+    execution: ExecutionConfig,
+    boards: dict[str, str],
 ) -> release.Release:
     """Compute an update with a progress bar."""
     is_silent = processes.rank() > 0
@@ -178,7 +187,7 @@ def _compute(
         listener = Observer(
             observer.step, observer.task, lambda steps: observer.resumed(max(steps - earlier, 0))
         )
-        return compute_update(plan, out, listener, device, execution)
+        return compute_update(plan, out, listener, device, execution, boards)
 
 
 def release_lines(made: release.Release) -> str:

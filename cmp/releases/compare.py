@@ -51,8 +51,9 @@ class Comparison:
             those that were right, with `lost_low` and `lost_high`; and the same of `gained`, of
             those that were wrong.
         summary: The same columns for A_KA, A_ZS and "all", where datasets count equally.
-        updates: The same columns, and `images`, for the scored images of each update, by its
-            name, where questions count equally; no row where the data have no updates.
+        updates: The same columns, and `label` and `images`, for the scored images of each update,
+            by its name, where questions count equally; no row where the data have no updates. The
+            label of a release's update begins with its number.
         flips: A row per question whose answer became wrong (`kind` "lost") or right ("gained"):
             `dataset`, `row` (the corpus position of the image), `asked` ("name", "image to text"
             or "text to image"), `concept`, and the answers `said_old` and `said_new`, "" in
@@ -161,14 +162,12 @@ def compare(
     kept = _unscored_rows(corpus, split, fit_pictures)
     features, fitted = [], []
     target = common_device(candidates, device)
-    _load_checked(
-        candidates[1], corpus
-    )  # so that its faults are found before the old model is encoded
-    for candidate, role in zip(candidates, ("old", "new"), strict=True):
+    # the new one first, which is the one that may be faulty
+    for candidate, role in [(candidates[1], "new"), (candidates[0], "old")]:
         encode = functools.partial(_encode, candidate, corpus, split, subset, kept, precision)
         scored, others = encode(target, role if progress else "")
-        features.append(scored)
-        fitted.append(others)
+        features.insert(0, scored)
+        fitted.insert(0, others)
     old_scores, new_scores = (evaluation.score(corpus, each) for each in features)
     questions = _pair_questions(corpus, features[0], old_scores, new_scores)
     is_same = features[0].equals(features[1])
@@ -183,7 +182,7 @@ def compare(
         sets=old_scores.datasets[["role", "metric", "images", "chance"]].join(summaries[0]),
         summary=summaries[1],
         updates=_compare_updates(corpus, questions, is_same).reindex(
-            columns=["images", *summaries[0].columns]
+            columns=["label", "images", *summaries[0].columns]
         ),
         flips=_list_flips(questions),
         concepts=_compare_concepts(questions),
@@ -281,7 +280,9 @@ def _encode(
 ) -> tuple[EncodedSets, Tensor]:
     """Load a model and return its features of what is scored, and of other images; `progress` is
     what the bar is called, "" for none."""
-    network = _load_checked(candidate, corpus).to(device)
+    network = candidate.load()
+    corpus.check_side(models.preprocessing(network).size, candidate.name)
+    network = network.to(device)
     side, corpus = models.preprocessing(network).size, corpus.on(device)
     sets = evaluation.make_test_sets(corpus, split, subset)
     total = sum(len(each.rows) for each in sets) + len(others)
@@ -297,13 +298,6 @@ def _encode(
             return scored, share(
                 others, lambda rows: evaluation.image_features(network, corpus, rows, precision)
             )
-
-
-def _load_checked(candidate: Candidate, corpus: Corpus) -> Network:
-    """Return a candidate's network; raise `CmpError` if it does not take the corpus's images."""
-    network = candidate.load()
-    corpus.check_side(models.preprocessing(network).size, candidate.name)
-    return network
 
 
 def _block_size(side: int, device: str) -> int:
@@ -390,11 +384,11 @@ def _compare_updates(corpus: Corpus, questions: pd.DataFrame, is_same: bool) -> 
         chosen = arrived[label == update]
         weight = np.full(len(chosen), 1 / len(chosen))
         images = chosen["row"].nunique()
-        rows[name] = {"images": images, **_summarise(chosen, weight, is_same)}
+        rows[name] = {"label": update, "images": images, **_summarise(chosen, weight, is_same)}
     return _frame(rows, "update")
 
 
-def _frame(rows: dict[str, dict[str, float]], index: str) -> pd.DataFrame:
+def _frame(rows: dict[str, dict[str, Any]], index: str) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name=index))
 
 

@@ -34,6 +34,7 @@ RECORD_FILE = "stream.json"
 WEIGHTS_FILE, CONFIG_FILE = HF_SAFE_WEIGHTS_NAME, HF_CONFIG_NAME
 CARD_FILE, REPORT_FILE = "README.md", "report.html"
 SCORES_FILE, MATRIX_FILE, HITS_FILE = "scores.parquet", "matrix.parquet", "hits.safetensors"
+LOG_FILE = "log.jsonl"
 LEDGER_FILE, START_FILE = "state/pictures.parquet", "state/start.safetensors"
 
 

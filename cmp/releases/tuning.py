@@ -74,11 +74,8 @@ def tune(
     tree = config.override({}, settings) if not isinstance(settings, Mapping) else dict(settings)
     tree = config.overlay(tree, {"evaluation": {"split": "validation"}})
 
-    def plan_at(peak: float | None) -> UpdatePlan:
-        own = {} if peak is None else {"schedule": {"peak": peak}}
-        return plan_update(start, data, config.overlay(tree, own), **pictures)
-
-    middle = plan_at(None)
+    with processes.first_process_first():
+        middle = plan_update(start, data, tree, **pictures)
     arrived = middle.corpus.by_role("adapt")
     if not any(len(middle.corpus.rows("validation", dataset=name)) for name in arrived):
         raise CmpError(
@@ -92,7 +89,7 @@ def tune(
         peak = float(f"{waiting.pop(0):.3g}")
         if peak in rows:
             continue
-        plan = plan_at(peak)
+        plan = middle.with_peak(peak)
         rows[peak] = _scores_of(plan, folder, observer(plan), device, execution)
         on_row(pd.Series({"peak": peak} | rows[peak]))
         if not waiting:

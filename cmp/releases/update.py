@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,6 @@ from cmp import budgets, config, mixtures, models, schedules
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, Interrupted, did_you_mean
-from cmp.evaluation import Scores
 from cmp.files import atomic_folder
 from cmp.mixtures import Pools
 from cmp.readers.manifest import check_prompt
@@ -42,6 +42,7 @@ from cmp.releases.sentences import count_of
 from cmp.runs import identity, store
 from cmp.runs.checkpoints import CheckpointManager, RunState, latest_progress
 from cmp.runs.identity import json_digest
+from cmp.runs.logs import RunLog
 from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, execute
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
@@ -89,6 +90,17 @@ class UpdatePlan:
     report: ArrivalReport
     gone: int
     is_peak_given: bool
+
+    def with_peak(self, peak: float) -> "UpdatePlan":
+        """Return the plan of the same update at another peak of the learning rate."""
+        run_config, fitted = (
+            dataclasses.replace(x, schedule=dataclasses.replace(x.schedule, peak=peak))
+            for x in (self.config, self.fitted)
+        )
+        update_id = _update_id(run_config, self.parent, self.ledger, self.prompt, self.gone)
+        return dataclasses.replace(
+            self, id=update_id, config=run_config, fitted=fitted, is_peak_given=True
+        )
 
     @property
     def name(self) -> str:
@@ -390,6 +402,7 @@ def _update_manager(plan: UpdatePlan, folder: Path, device: str) -> Any:
     work = working_folder(folder)
     with CheckpointManager(plan.id, folder=work, in_background=device != "cpu") as manager:
         yield manager
+        (work / release.LOG_FILE).unlink(missing_ok=True)  # the release has a copy
         manager.remove()
 
 
@@ -404,6 +417,7 @@ def compute_update(
     observer: Observer = NO_OBSERVER,
     device: str = "cpu",
     execution: ExecutionConfig | None = None,
+    boards: Mapping[str, str] | None = None,
 ) -> Release:
     """Train a planned update and write its release, continuing one that was stopped.
 
@@ -413,6 +427,7 @@ def compute_update(
         observer: Receives the progress.
         device: "cpu" or "cuda".
         execution: How steps are computed.
+        boards: By name, a folder for "tensorboard", and a project for "wandb".
 
     Raises:
         CmpError: The folder already exists, or another process is computing the update.
@@ -435,8 +450,11 @@ def compute_update(
             f"command, or delete {work}"
         )
     with _update_manager(plan, folder, device) as manager:
-        result = train_update(plan, observer, manager, device, execution)
-        if manager:
+        if not manager:
+            train_update(plan, observer, manager, device, execution)
+        else:
+            with RunLog(work / release.LOG_FILE, plan.id, plan.fitted, device, boards) as log:
+                result = train_update(plan, log.observe(observer), manager, device, execution)
             manager.finish()  # on a GPU, a thread may still be writing the last state
             write_release(plan, result, manager.last, folder, device)
     processes.barrier()
@@ -471,25 +489,6 @@ def train_update(
         ) from None
 
 
-def update_scores(scores: Scores, corpus: Corpus) -> pd.DataFrame:
-    """Return how well a model names the images of each update.
-
-    Args:
-        scores: Its evaluation.
-        corpus: The data of a ledger.
-
-    Returns:
-        One row per update with scored images: `update`, its number; `score` in percent, the mean
-        over questions; `images`, which for images with captions are fewer than questions.
-    """
-    hits = scores.hits[["row", "hit"]].copy()
-    labels = corpus.table["update"].astype(str).to_numpy()[hits["row"]]
-    hits["update"] = [int(label.partition(" ")[0] or 0) for label in labels]
-    updates = hits[hits["update"] > 0].groupby("update")
-    table = pd.DataFrame({"score": 100 * updates["hit"].mean(), "images": updates["row"].nunique()})
-    return table.reset_index()
-
-
 def write_release(
     plan: UpdatePlan,
     result: RunResult,
@@ -511,8 +510,9 @@ def write_release(
     comparison = compare_with_before(plan, result, device)
     matrix = pd.DataFrame(columns=["update", "score", "images"], dtype=float)
     if comparison:
-        matrix = update_scores(comparison.scores[1], plan.corpus)
-    matrix = matrix.assign(after=plan.number)
+        matrix = comparison.updates.reset_index(drop=True).rename(columns={"new": "score"})
+        matrix["update"] = [int(label.partition(" ")[0]) for label in matrix["label"]]
+    matrix = matrix[["update", "score", "images"]].assign(after=plan.number)
     if parent:
         matrix = pd.concat([pd.read_parquet(parent.path(release.MATRIX_FILE)), matrix])
     done = UpdateRecord(
@@ -535,6 +535,8 @@ def write_release(
             first = models.load_model(plan.config.model, plan.config.seeds.init)
             models.export_weights(first, partial / release.START_FILE)
         release.write_ledger(plan.ledger, partial / release.LEDGER_FILE)
+        if (log := state.with_name(release.LOG_FILE)).exists():
+            shutil.copyfile(log, partial / release.LOG_FILE)
         release.write_served_model(result.model, plan.config.model.name, partial)
         result.metrics.to_parquet(partial / release.SCORES_FILE, index=False)
         matrix.to_parquet(partial / release.MATRIX_FILE, index=False)

@@ -15,7 +15,7 @@ from cmp.errors import CmpError
 from cmp.files import delete_leftovers, read_yaml
 from cmp.runs import store
 from cmp.runs.checkpoints import CheckpointManager, checkpoint_folder
-from cmp.runs.logs import RunLog
+from cmp.runs.logs import RunLog, log_path
 from cmp.runs.resolve import ResolvedRun, resolve_run
 from cmp.runs.runner import NO_OBSERVER, Observer, execute
 from cmp.scale import processes
@@ -163,7 +163,8 @@ def compute(
             stored = is_kept(run.id, keep)  # another process may have been faster
             processes.broadcast(_IS_STORED if stored else "")
             if not stored:
-                with RunLog(run.id, run.fitted, device, boards) as log:
+                path = log_path(run.id)
+                with RunLog(path, run.id, run.fitted, device, boards) as log:
                     result = execute_run(observer=log.observe(observer), manager=manager)
                 keep = keep or run.config.model.name not in models.family_names()
                 made = store.make_stored_run(run.config, result, run.identity)

@@ -61,15 +61,15 @@ def log_path(run_id: str) -> Path:
 
 def read_log(run_id: str) -> pd.DataFrame:
     """Return the log of a run, one row per line; empty if there is none."""
-    return check_log(run_id)[0]
+    return check_log(log_path(run_id))[0]
 
 
-def check_log(run_id: str) -> tuple[pd.DataFrame, int]:
-    """Return the log of a run, one row per line, and how many damaged lines were skipped.
+def check_log(path: Path) -> tuple[pd.DataFrame, int]:
+    """Return a log, one row per line, and how many damaged lines were skipped.
 
     The last line may be incomplete if the run is still going or was killed.
     """
-    rows = [_parse_line(line) for line in filter(None, _read_lines(log_path(run_id)))]
+    rows = [_parse_line(line) for line in filter(None, _read_lines(path))]
     return pd.DataFrame([row for row in rows if row is not None]), rows.count(None)
 
 
@@ -112,6 +112,7 @@ class RunLog:
 
     def __init__(
         self,
+        path: Path,
         run_id: str,
         run_config: RunConfig,
         device: str,
@@ -120,7 +121,8 @@ class RunLog:
         """Prepare the log.
 
         Args:
-            run_id: The run's id.
+            path: The file, see `log_path`.
+            run_id: The id of the run or update.
             run_config: The config that is run, with the steps that its budget allows.
             device: The device of the run.
             boards: By option of the command, a folder for "tensorboard", and a project for "wandb".
@@ -128,7 +130,7 @@ class RunLog:
         Raises:
             CmpError: A board is requested whose package is not installed.
         """
-        self.path, self.device = log_path(run_id), device
+        self.path, self.device = path, device
         self.starts = [0, *itertools.accumulate(run_config.steps)]
         self.batch = run_config.training.batch
         self.pending: list[tuple[int, int, StepResult, float]] = []

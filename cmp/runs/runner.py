@@ -3,6 +3,7 @@
 Pretraining and joint training are runs, too.
 """
 
+import dataclasses
 import functools
 import json
 import platform
@@ -177,10 +178,10 @@ def execute(
     """
     fitted = fitted or budgets.settle(config, corpus)
     pools = mixtures.task_pools(fitted, corpus)
-    execution = execution or ExecutionConfig()
-    state = make_train_state(fitted, corpus, model, device, execution)
+    own_execution = dataclasses.replace(execution or ExecutionConfig())  # each run has its own copy
+    state = make_train_state(fitted, corpus, model, device, own_execution)
     with StopRequest() as stop:
-        machine = machine_record(device) | execution.record()
+        machine = machine_record(device) | own_execution.record()
         if corpus.noted:
             machine["pictures"] = corpus.noted
         run = Run(config, state, observer, manager, stop, machine)

@@ -79,7 +79,6 @@ class ExecutionConfig(Execution):
             CmpError: The network or the batch does not work with this execution.
         """
         model, name = state.model, state.config.model.name
-        self._unchecked.clear()
         if self.checkpoint_activations:
             trunk = getattr(model.visual, "trunk", None)
             if trunk is not None and not hasattr(trunk, "set_grad_checkpointing"):
