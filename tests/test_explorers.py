@@ -20,7 +20,7 @@ from scipy import stats
 
 from cmp import config
 from cmp.cli import runs as cli_runs
-from cmp.config import Schedule
+from cmp.config import Mixture, Schedule
 from cmp.errors import CmpError
 from cmp.experiments import planner, verdicts
 from cmp.project import build_folder, project_folder
@@ -154,11 +154,10 @@ RATES = {"meta-rsqrt": META, "fresh": {"optimizer.carry": False, "schedule.name"
 def test_the_table_of_schedules_has_every_stored_setting(published):
     table = explorers.schedule_table()
     rows = {row["label"]: row for row in table["runs"]}
-    assert rows.keys() == {*PLAIN, *RATES}
+    assert rows.keys() == {*PLAIN, "meta-rsqrt"}  # with fresh moments, it would be another setting
     meta, plain = rows["meta-rsqrt"], rows["plain, peak 0.00063"]
     assert meta["changes"] == META
     assert (meta["schedule"]["peak"], meta["schedule"]["warmup"]) == (1.6e-3, 0.1)
-    assert (meta["besides"], rows["fresh"]["besides"]) == (False, True)
     assert plain["changes"] == {}  # it is the profile
     assert meta["ends"].keys() == {"0", "1", "2"}
     assert meta["at"] == pytest.approx(np.mean(list(meta["ends"].values()), axis=0), abs=0.01)
@@ -179,21 +178,56 @@ def test_the_table_of_mixtures_is_the_surface(published):
     assert half[:2] == pytest.approx(means["half"], abs=0.01)
     assert table["third"]["value"][:2] == pytest.approx(means["thirds"], abs=0.01)
     assert grid[0, 0, parts] is None  # no stored mixtures lie around it
-    assert [row["shares"] is None for row in table["runs"]] == [False] * 4 + [True]
+    assert [row["label"] for row in table["runs"]] == ["thirds", "no buffer", "no pool", "half"]
     json.dumps(table, allow_nan=False)
 
 
-def test_images_are_seen_as_often_as_the_table_says(published, corpus):
+SEEN = """import fs from "node:fs";
+import { timesSeen } from "./mixture.js";
+const { table, cases } = JSON.parse(fs.readFileSync(0, "utf-8"));
+console.log(JSON.stringify(cases.map((each) => timesSeen(each, table))));
+"""
+CHANGING = [
+    {"shares": [0.25, 0.5, 0.25], "last": [0.5, 0.25, 0.25]},  # from new to old
+    {"shares": [0.0, 0.5, 0.5], "last": [0.5, 0.5, 0.0]},
+    {"shares": [0.5, 0.0, 0.5], "last": [0.0, 1.0, 0.0]},
+    {"shares": [0.0, 0.0, 1.0], "last": None},
+]
+
+
+def test_images_are_seen_as_often_as_batches_have_them(corpus, tmp_path):
+    """For stored mixtures and for changing ones; the first update has no buffer."""
     from cmp import mixtures
 
-    run = config.parse(config.profile("cpu"))
-    pools, counts = mixtures.task_pools(run, corpus), analyses.sample_counts(run, corpus)
-    pool, update, buffer = np.divide(explorers.mixture_table()["passes"], 3)  # of thirds
-    assert counts.sum(axis=0)[pools[0].pretraining].mean() == pytest.approx(pool, rel=0.15)
-    own = sum(counts[task, pool.update].sum() for task, pool in enumerate(pools))
-    assert own / planner.ARRIVING == pytest.approx(update, rel=0.05)
-    first = counts[1:, pools[0].update].sum(axis=0).mean()
-    assert first == pytest.approx(buffer, rel=0.5)  # updates differ in size
+    table = explorers.mixture_table()
+    stored = [{"shares": row["shares"], "last": None} for row in table["runs"]]
+    assert len(stored) >= 4
+    cases, run = stored + CHANGING, config.parse(config.profile("cpu"))
+    tasks, steps, batch = run.stream.tasks, run.training.steps, run.training.batch
+    shown = node(SEEN, {"table": table, "cases": cases}, tmp_path)
+    for case, seen in zip(cases, shown, strict=True):
+        p, d, b = case["shares"]
+        mixture = Mixture(pretraining=p, update=d, buffer=b, last=case["last"])
+        counts = [
+            mixtures.batch_counts(mixture.at(task, tasks), batch, task == 0)
+            for task in range(tasks)
+        ]
+        update = planner.ARRIVING / tasks
+        wanted = {
+            "pool": steps * sum(p for p, _, _ in counts) / (run.mixture.replay * analyses.POOL),
+            "fresh": steps * counts[0][1] / update,
+            "replayed": sum(steps * b / (t * update) for t, (_, _, b) in enumerate(counts) if t),
+            "last": steps * counts[-1][1] / update,
+        }
+        assert seen == pytest.approx(wanted, abs=0.0501), case
+    # and as often as a run draws them
+    run = explorers.changed_run("cpu", {"mixture.last": [0.5, 0.25, 0.25]})
+    drawn, pools = analyses.sample_counts(run, corpus), mixtures.task_pools(run, corpus)
+    case = {"shares": [1 / 3] * 3, "last": [0.5, 0.25, 0.25]}
+    [seen] = node(SEEN, {"table": table, "cases": [case]}, tmp_path)
+    assert drawn.sum(axis=0)[pools[0].pretraining].mean() == pytest.approx(seen["pool"], rel=0.15)
+    first = pools[0].update
+    assert drawn[0, first].sum() / planner.ARRIVING * tasks == pytest.approx(seen["fresh"], abs=0.1)
 
 
 # what a reader takes away

@@ -182,7 +182,8 @@ function html(content, context) {
   if (/class="answering"/.test(content)) {
     const answers = /data-explorer="/.test(content);
     context.answers ||= answers;
-    return answers ? content : indexed(content);
+    // the name by which the top of the page leads to it
+    return answers ? content.replace(/data-explorer="(\w+)"/, 'id="try-$1" $&') : indexed(content);
   }
   if (/class="(?:recall|verdict)\b/.test(content)) return indexed(content);
   if (!/class="highlight"/.test(content)) return table(content);

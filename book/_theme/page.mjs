@@ -70,7 +70,7 @@ function head(page, project, base) {
 function bar(project, base) {
   return `<header class="bar">
 <button class="menu" type="button" aria-controls="chapters" aria-expanded="false" aria-label="Chapters"><svg width="20" height="20" viewBox="0 0 20 20" aria-hidden="true"><path d="M2 5h16M2 10h16M2 15h16" stroke="currentColor" stroke-width="2" stroke-linecap="round"/></svg></button>
-<a class="brand" href="${base}/">${escape(project.title)}</a>
+<a class="brand" href="${base}/"><span>${escape(project.title)}</span><span class="brief">Start</span></a>
 <div class="search" role="search">
 <input type="search" placeholder="Search" aria-label="Search the book" autocomplete="off" data-index="${base}/search.json" data-base="${base}">
 <ul class="found" aria-label="Found" hidden></ul><p class="none" role="status"></p>
@@ -86,7 +86,9 @@ export function document({ project, page, slug, base, assets }) {
   const [, number] = /^([A0]\d) ·/.exec(title ?? "") ?? [];
   const heading = titled || !title ? "" : `<h1>${escape(title)}</h1>`;
   const file = page.location?.split("/").at(-1) ?? "";
-  const notebook = file.endsWith(".ipynb") ? `<p class="notebook"><a href="${base}/notebooks/${file}" download>This page as a notebook</a></p>` : "";
+  const [, tried] = /id="(try-\w+)"/.exec(body) ?? [];
+  const trial = tried ? `<a class="try" href="#${tried}">Try it: the explorer</a>` : "";
+  const notebook = file.endsWith(".ipynb") ? `<p class="notebook">${trial}<a href="${base}/notebooks/${file}" download>This page as a notebook</a></p>` : "";
   const under = subtitle ? `<p class="subtitle">${escape(subtitle)}</p>` : "";
   return `<!doctype html>
 <html lang="en">

@@ -43,14 +43,14 @@ MIXTURES = ("mixtures", "mixtures-more")
 
 def published_settings(*names: str) -> pd.DataFrame:
     """Return the published metrics of several studies in one table, leaving out unpublished studies
-    and settings already in an earlier study. `planned` is the number of streams planned for a
-    setting."""
+    and settings already in an earlier study. `study` is the study of a setting, and `planned` the
+    number of streams planned for it."""
     tables, seen = [], set[str]()
     for name in filter(results.is_published, names):
         table = results.published_metrics(name)
         table = table[~table["setting"].isin(seen)]
         planned = {each: planned_streams(name, each) for each in table["setting"].unique()}
-        tables.append(table.assign(planned=table["setting"].map(planned)))
+        tables.append(table.assign(study=name, planned=table["setting"].map(planned)))
         seen |= {*table["setting"].unique()}
     if not tables:
         raise CmpError(

@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 
 from cmp import config, schedules
 from cmp.embedded import manifest, packages
+from cmp.errors import CmpError
 from cmp.experiments import fronts, planner, results, studies, verdicts, workers
-from cmp.experiments.scores import estimate_mean, t_factor, t_interval
+from cmp.experiments.scores import estimate_mean, t_factor
 from cmp.files import read_yaml
 from cmp.registry import Option, get_option, option_names
 from cmp.runs import store
@@ -201,14 +202,15 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
     Returns:
         For each setting: `label`; the number of `planned` streams; `changes` to the profile `cpu`
         by dotted key; `ends`, replicate -> (A_KA, A_ZS) on the whole test; their means `at`, and
-        the half-widths `half` of their intervals, `None` if there are none yet.
+        the half-widths `half` of their intervals, `None` if there are none yet; and `gain`, see
+        `stored_gain`.
     """
     configs, scores = results.setting_configs(published), verdicts.run_scores(published)
-    plans = published.groupby("setting")["planned"].first()
+    first = published.groupby("setting")[["planned", "study"]].first()
     rows = []
     for name, run in configs.items():
         ends = scores.loc[name, AXES].round(2)
-        planned, bases = int(plans[name]), scores.loc[name, "base"]
+        planned, bases = int(first.at[name, "planned"]), scores.loc[name, "base"]
         means = [estimate_mean(ends[axis], bases, planned) for axis in AXES]
         changes = {
             key: value
@@ -218,15 +220,31 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
         about = {"label": name, "planned": planned, "changes": changes}
         about["ends"] = ends.rename(index=str).T.to_dict("list")
         about["at"] = [round(mean.value, 2) for mean in means]
+        about["gain"] = stored_gain(str(first.at[name, "study"]), name)
         rows.append(about | {"half": half_widths([mean.half for mean in means])})
     return rows
 
 
-def scores_before(published: pd.DataFrame) -> list[float] | None:
-    """Return mean A_KA and A_ZS before the stream over published runs, or None if they are not
-    stored."""
-    start = store.trajectory(published).query("task == 0")[AXES].mean()
-    return None if start.isna().any() else start.round(2).tolist()
+def stored_gain(study: str, setting: str) -> dict[str, Any] | None:
+    """Return the A_ZS of a published setting at equal A_KA, in points beyond the front of plain
+    fine-tuning.
+
+    Args:
+        study: The study.
+        setting: The setting.
+
+    Returns:
+        `value`, and the pseudo-values by base, of which intervals of differences are made; `None`
+        if the front does not reach the setting's A_KA.
+    """
+    try:
+        gain = verdicts.gain_of(study, setting, verdicts.load_claims().fronts["plain"])
+    except CmpError:
+        return None
+    if gain.is_bound:
+        return None
+    bases = {str(base): round(value, 3) for base, value in gain.pseudo.items()}
+    return {"value": round(float(gain.values.mean()), 3), "bases": bases}
 
 
 def half_widths(halves: Sequence[float]) -> list[float] | None:
@@ -251,7 +269,6 @@ def common_table(name: str, study: str, published: pd.DataFrame) -> dict[str, An
         "front": front[AXES].round(2).to_numpy().tolist(),
         "sizes": {name: f"{name}: {words}" for name, words in SHEET["sizes"].items()},
         "profiles": profile_settings(),
-        "before": scores_before(published),
         "bases": bases,
         "factors": factors,
     }
@@ -262,10 +279,12 @@ def schedule_table() -> dict[str, Any]:
     published = analyses.published_settings(*analyses.SCHEDULES)
     table = common_table("schedule", "rates", published)
     configs = results.setting_configs(published)
-    for row in table["runs"]:
-        run = configs[row["label"]]
-        row["schedule"] = _schedule_state(run)
-        row["besides"] = any(not key.startswith("schedule.") for key in row["changes"])
+    # what differs in more than its schedule would be shown as another setting
+    table["runs"] = [
+        row | {"schedule": _schedule_state(configs[row["label"]])}
+        for row in table["runs"]
+        if all(key.startswith("schedule.") for key in row["changes"])
+    ]
     cpu = config.parse(config.profile("cpu"), "cpu")
     usual = _schedule_state(cpu)
     return table | {
@@ -334,18 +353,18 @@ def mixture_table() -> dict[str, Any]:
     """Return the table of the explorer of mixtures.
 
     `grid` has one row per point of the triangle: `at`, in parts of `parts`; `value`, the
-    interpolated A_KA and A_ZS and the A_ZS beyond plain fine-tuning's front at that A_KA; `half`,
-    the half-widths of the intervals of the first two. `passes` is how often an image is seen per
-    unit of share: one of the pool, one in its own update, and one of the first update in the
-    buffer.
+    interpolated A_KA and A_ZS and the A_ZS beyond plain fine-tuning's front at that A_KA. From
+    `batch`, `steps`, `tasks` and the images in the `pool` and in an `update` (all of the same
+    size), the script counts how often an image is seen.
     """
     published = analyses.published_settings(*analyses.MIXTURES)
     table = common_table("mixture", "mixtures", published)
     surface = analyses.surface(published, "thirds")
-    planned = int(published.loc[published["setting"].isin(surface.names), "planned"].min())
     places = dict(zip(surface.names, surface.shares.tolist(), strict=True))
-    for row in table["runs"]:
-        row["shares"] = places.get(row["label"])
+    # another pool has no place in the triangle
+    table["runs"] = [
+        row | {"shares": places[row["label"]]} for row in table["runs"] if row["label"] in places
+    ]
     grid = [(p, d, PARTS - p - d) for p in range(PARTS + 1) for d in range(PARTS + 1 - p)]
     shares = np.vstack([np.divide(grid, PARTS), np.full(3, 1 / 3)])
     scores = surface.weights(shares) @ surface.scores  # [replicates, points, 2]
@@ -353,27 +372,24 @@ def mixture_table() -> dict[str, Any]:
     front = fronts.fit_front(*means[["peak", *AXES]].to_numpy().T)
     rows = []
     for at, values in zip([*grid, ()], scores.swapaxes(0, 1), strict=True):
-        row = {"at": at, "value": None, "half": None}
+        row = {"at": at, "value": None}
         rows.append(row)
         if not np.isnan(values).any():
-            intervals = [t_interval(column, verdicts.claims_level()) for column in values.T]
-            gained, kept = (mean for mean, _, _ in intervals)
+            gained, kept = values.mean(axis=0)
             covered = gained >= front.accumulation[0]
             beyond = round(kept - front.retention_at(gained), 2) if covered else None
             row["value"] = [*np.round([gained, kept], 2).tolist(), beyond]
-            if len(values) >= planned:
-                row["half"] = half_widths([half for _, _, half in intervals])
     run = config.parse(config.profile("cpu"), "cpu")
-    shown = run.training.steps * run.training.batch
-    update = planner.ARRIVING / run.stream.tasks
-    earlier = sum(1 / task for task in range(1, run.stream.tasks))
-    passes = [shown * run.stream.tasks / (run.mixture.replay * analyses.POOL), shown / update]
     return table | {
         "parts": PARTS,
         "grid": rows[:-1],
         "third": rows[-1],
         "misses": surface.misses().round(2).tolist(),
-        "passes": [*passes, shown / update * earlier],
+        "batch": run.training.batch,
+        "steps": run.training.steps,
+        "tasks": run.stream.tasks,
+        "pool": run.mixture.replay * analyses.POOL,
+        "update": planner.ARRIVING / run.stream.tasks,
     }
 
 

@@ -63,28 +63,44 @@ def served_weights(run: RunConfig, corpus: Corpus) -> Iterator[Weights]:
         yield served
 
 
-def predictions(run: RunConfig, corpus: Corpus) -> tuple[pd.DataFrame, list[dict[str, float]]]:
-    """Return a run's predictions for old pictures before the stream and after each update.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """A run's predictions before the stream and after each update.
+
+    Attributes:
+        old: One row per old picture, indexed by corpus position: `truth`, and predictions in
+            columns 0, 1, ...
+        new: The same for pictures of the kinds that the updates bring.
+        scores: A_KA and A_ZS at each of these times.
+    """
+
+    old: pd.DataFrame
+    new: pd.DataFrame
+    scores: list[dict[str, float]]
+
+
+def predictions(run: RunConfig, corpus: Corpus) -> Predictions:
+    """Return a run's predictions before the stream and after each update.
 
     Args:
         run: The run, which is computed only for this.
         corpus: The embedded benchmark.
-
-    Returns:
-        One row per picture, indexed by corpus position: `truth`, and predictions in columns 0, 1,
-        ...; and A_KA and A_ZS at each of these times.
     """
-    network, columns, scores = models.create_model(run.model.name), dict[Any, pd.Series](), []
-    for update, served in enumerate(served_weights(run, corpus)):
+    network, hits, scores = models.create_model(run.model.name), list[pd.DataFrame](), []
+    datasets = pd.DataFrame()
+    for served in served_weights(run, corpus):
         network.load_state_dict(served)
         found = evaluation.evaluate(network, run.model.name, corpus, subset=SUBSET)
-        kept = found.datasets.index[found.datasets["role"] == evaluation.ROLES["A_ZS"]]
-        hits = found.hits[found.hits["dataset"].isin(kept) & (found.hits["answer"] != "")]
-        columns[update] = hits.set_index("row")["answer"]
+        datasets = found.datasets
+        hits.append(found.hits[found.hits["answer"] != ""])
         scores.append({key: round(found.summary()[key], 1) for key in ("A_KA", "A_ZS")})
-    table = pd.DataFrame(columns)
-    table.insert(0, "truth", corpus.table["label"].iloc[table.index].astype(str).to_numpy())
-    return table, scores
+    tables = {}
+    for score, role in evaluation.ROLES.items():
+        kinds = datasets.index[datasets["role"] == role]
+        scored = [each[each["dataset"].isin(kinds)].set_index("row")["answer"] for each in hits]
+        tables[score] = table = pd.DataFrame(dict(enumerate(scored)))
+        table.insert(0, "truth", corpus.table["label"].iloc[table.index].astype(str).to_numpy())
+    return Predictions(tables["A_ZS"], tables["A_KA"], scores)
 
 
 def shown_images(names: pd.DataFrame, corpus: Corpus) -> tuple[list[int], int]:
@@ -116,50 +132,64 @@ def shown_images(names: pd.DataFrame, corpus: Corpus) -> tuple[list[int], int]:
     raise AssertionError("the cycle does not end")
 
 
+def new_images(names: pd.DataFrame, corpus: Corpus) -> list[int]:
+    """Choose pictures of the kinds that the updates bring: of each dataset the first one, in the
+    order of the data, that is named wrongly before the updates.
+
+    Args:
+        names: The `new` predictions of any run, which agree before the updates.
+        corpus: The embedded benchmark.
+
+    Returns:
+        The corpus positions of the pictures.
+    """
+    wrong = names.index[names[names.columns[1]].ne(names["truth"])].sort_values()
+    datasets = corpus.table["dataset"].astype(str).loc[wrong]
+    return wrong[~datasets.duplicated()].tolist()
+
+
 def compute_predictions() -> dict[str, Any]:
     """Train each stop of the slider once, and return the data of the first screen.
 
     Returns:
-        `stops`: for each stop its texts, the `names` of the shown images after each update,
-        `right`, how many of all `scored` images are then named correctly, and the `scores`;
-        `images`: the `truth` of each; `sprite`: their pictures side by side, as a data URL; `rule`:
-        how they were chosen.
+        `stops`: for each stop its texts, the `names` of the shown images and the `new_names` of the
+        new ones after each update, and the `scores`; `images` and `new_images`: the `truth` of
+        each; `sprite` and `new_sprite`: their pictures side by side, as data URLs; `rule`: how they
+        were chosen.
     """
     corpus = cmp.load_data("embedded")
     found = {name: predictions(run, corpus) for name, run in stop_configs().items()}
     return first_table(found, corpus)
 
 
-def first_table(
-    found: Mapping[str, tuple[pd.DataFrame, list[dict[str, float]]]], corpus: Corpus
-) -> dict[str, Any]:
+def first_table(found: Mapping[str, Predictions], corpus: Corpus) -> dict[str, Any]:
     """Return the table of `compute_predictions` from the result of `predictions` for each stop."""
-    sheet, (alone, _) = read_yaml(SHEET), found[FORGETS]
-    rows, lost = shown_images(alone, corpus)
+    sheet, alone = read_yaml(SHEET), found[FORGETS]
+    (rows, lost), new_rows = shown_images(alone.old, corpus), new_images(alone.new, corpus)
     stops = []
     for stop in sheet["stops"]:
-        names, scores = found[stop["name"]]
-        answers = names.drop(columns="truth")
-        stops.append(
-            {key: stop[key] for key in ("name", "stop", "label")}
-            | {"names": answers.loc[rows].to_numpy().tolist(), "scores": scores}
-            | {"right": answers.eq(names["truth"], axis=0).sum().tolist()}
+        made = found[stop["name"]]
+        names, new_names = (
+            table.drop(columns="truth").loc[shown].to_numpy().tolist()
+            for table, shown in ((made.old, rows), (made.new, new_rows))
         )
-    rule = (
-        f"Shown are {len(rows)} of the {lost} emoji that training on new data alone loses, from "
-        "each dataset in turn, in the order of the data. So they do worse than others do. It is "
-        f"one stream of {len(stops[0]['scores']) - 1} updates. Each way to train has the learning "
-        "rate that was best for it in the book's longer runs, and 25% and 50% have that of 67%."
-    )
+        about = {key: stop[key] for key in ("name", "stop", "label")}
+        stops.append(about | {"names": names, "new_names": new_names, "scores": made.scores})
+    last = len(stops[0]["scores"]) - 1
     return {
         "script": "scrubber",
         "begins": [stop["name"] for stop in stops].index(sheet["begins"]),
-        "images": [{"truth": alone.loc[row, "truth"], "row": row} for row in rows],
+        "images": _truths(alone.old, rows),
         "sprite": scrubber.sprite(corpus, rows),
+        "new_images": _truths(alone.new, new_rows),
+        "new_sprite": scrubber.sprite(corpus, new_rows),
         "stops": stops,
-        "scored": len(alone),
-        "rule": rule,
+        "rule": sheet["rule"].format(shown=len(rows), lost=lost, new=len(new_rows), updates=last),
     }
+
+
+def _truths(names: pd.DataFrame, rows: list[int]) -> list[dict[str, Any]]:
+    return [{"truth": names.loc[row, "truth"], "row": row} for row in rows]
 
 
 @functools.cache

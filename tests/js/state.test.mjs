@@ -111,9 +111,25 @@ test("a guess counts once", () => {
   assert.deepEqual(after({ guess: { key: "k", at: [1, 2] } }, { guess: { key: "k", at: [3, 4] } }).guesses, { k: [1, 2] });
 });
 
+test("reset takes the pins away", () => {
+  assert.deepEqual(after({ change: { peak: 3 } }, { pin: run(0.6) }, { reset: true }).pins, []);
+});
+
+test("a link holds the pins, and what it shows cannot be undone", () => {
+  const pins = [{ warmup: 0.6 }, {}];
+  const link = state.linkTo("https://a.b/c", "schedule", { peak: 3 }, pins);
+  const [found, warning, kept] = state.linked(link, "schedule", KINDS);
+  assert.deepEqual([found, warning, kept], [{ peak: 3 }, "", pins]);
+  const model = state.begin(RULES, { state: found, pins: kept });
+  assert.deepEqual(model.pins.map((pin) => pin.state.warmup), [0.6, 0.1]);
+  assert.equal(state.reduce(model, { undo: true }, RULES).state, model.state);
+  const [, wrong] = state.linked("#explorer=schedule&pins=[{\"curve\":\"sine\"}]", "schedule", KINDS);
+  assert.match(wrong, /This link cannot be read/);
+});
+
 test("a link leads back to its state, and the defaults have a short one", () => {
   const link = state.linkTo("https://a.b/c#old", "schedule", { warmup: 0.6, curve: "rsqrt" });
-  assert.deepEqual(state.linked(link, "schedule", KINDS), [{ curve: "rsqrt", warmup: 0.6 }, ""]);
+  assert.deepEqual(state.linked(link, "schedule", KINDS), [{ curve: "rsqrt", warmup: 0.6 }, "", []]);
   assert.equal(state.linkTo("https://a.b/c", "schedule", {}), "https://a.b/c#explorer=schedule");
   assert.equal(state.linked(link, "mixture", KINDS), null);
   assert.equal(state.linked("https://a.b/c#somewhere", "schedule", KINDS), null);

@@ -173,6 +173,15 @@ const watch = new IntersectionObserver(
 );
 for (const name of marks.keys()) watch.observe(document.getElementById(name));
 
+// An explorer that is wider than the text lies over the outline, which then steps back.
+const outline = document.querySelector(".outline");
+const over = new Set();
+const covers = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) over[isIntersecting ? "add" : "delete"](target);
+  outline.classList.toggle("covered", over.size > 0);
+});
+for (const each of document.querySelectorAll(".answering[data-explorer]")) covers.observe(each);
+
 // A link or a search that lands in what is folded opens it.
 function unfold() {
   const target = document.querySelector(":target");

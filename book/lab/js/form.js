@@ -99,8 +99,8 @@ export function table(head, rows) {
 }
 
 // Fields of a form. Each is {key, label, options} or {key, label, range: [low, high], step, log, percent,
-// whole, unit}, and `long` where it takes two places of the grid; what does not matter for a state is left
-// out by the explorer.
+// whole, unit}, `long` where it takes two places of the grid, and `off` where it does not matter for a state:
+// it stays in its place, so that nothing below it jumps.
 export function form(place, change, warn) {
   let drawn = "";
   const shown = new Map();
@@ -163,7 +163,7 @@ export function form(place, change, warn) {
   }
 
   return (fields, state) => {
-    const signature = JSON.stringify(fields);
+    const signature = JSON.stringify(fields.map((field) => ({ ...field, off: false })));
     if (signature !== drawn) {
       const focused = place.querySelector(":focus")?.closest("[data-key]")?.dataset.key;
       shown.clear();
@@ -178,7 +178,13 @@ export function form(place, change, warn) {
       drawn = signature;
       if (focused) place.querySelector(`[data-key="${focused}"] :is(input, select)`)?.focus();
     }
-    for (const { key } of fields) shown.get(key)(state[key]);
+    for (const { key, off = false } of fields) {
+      shown.get(key)(state[key]);
+      const made = place.querySelector(`[data-key="${key}"]`);
+      if (made.classList.contains("off") === off) continue;
+      made.classList.toggle("off", off);
+      for (const input of made.querySelectorAll("input, select")) input.disabled = off;
+    }
   };
 }
 

@@ -7,17 +7,47 @@ import { workbench } from "./workbench.js";
 const NAMES = ["pool P", "update D", "buffer B"];
 const KEYS = ["pretraining", "update", "buffer"];
 const COLOURS = ["#0173b2", "#de8f05", "#029e73"];
-const HEATS = { A_KA: "A_KA", A_ZS: "A_ZS", gain: "A_ZS at equal A_KA" };
+const HEATS = { A_KA: "what is learned", A_ZS: "what is kept", gain: "what is kept at equal learning" };
+const UNITS = { A_KA: "A_KA (%)", A_ZS: "A_ZS (%)", gain: "A_ZS at equal A_KA (points)" };
 const VALUES = Object.keys(HEATS);
 const BAR = { width: 12, height: 96, parts: 24 };
 const whole = (value) => String(value).replace("-", "−");
 const inWords = (shares) => shares.map((share, k) => `${NAMES[k]} ${percent(share)}`).join(", ");
+const isThirds = (shares) => d3.every(shares, (share) => Math.abs(share - 1 / 3) < 1e-6);
+
+// Samples of a batch from each source, as `cmp.mixtures.batch_counts` has them; a test compares the two.
+export function batchCounts(shares, batch, isBufferEmpty) {
+  const counts = shares.map((share) => Math.floor(batch * share + 1e-9));
+  let left = batch - d3.sum(counts);
+  shares.forEach((share, k) => share > 0 && left > 0 && (counts[k]++, left--));
+  const [p, d, b] = counts;
+  if (!isBufferEmpty) return counts;
+  if (shares[0] > 0 && shares[1] > 0) return [p + Math.floor(b / 2), d + b - Math.floor(b / 2), 0];
+  return shares[0] > 0 ? [p + b, 0, 0] : [0, d + b, 0];
+}
+
+// How often images are seen over all updates, in one decimal: one of the `pool`, one of the first update as
+// `fresh` and when it is `replayed` from the buffer, and one of the `last` update.
+export function timesSeen({ shares, last }, { batch, steps, tasks, pool, update }) {
+  const counts = d3.range(tasks).map((task) => {
+    const passed = task / Math.max(tasks - 1, 1);
+    const now = last ? shares.map((share, k) => (1 - passed) * share + passed * last[k]) : shares;
+    return batchCounts(now, batch, task === 0);
+  });
+  const times = {
+    pool: d3.sum(counts, ([p]) => p) / pool,
+    fresh: counts[0][1] / update,
+    replayed: d3.sum(counts.slice(1), ([, , b], n) => b / (n + 1)) / update, // of n + 1 updates in the buffer
+    last: counts.at(-1)[1] / update,
+  };
+  return Object.fromEntries(Object.entries(times).map(([key, value]) => [key, Number((steps * value).toFixed(1))]));
+}
 
 // What a state can be, what it means, and what is known of it.
 export function model(table) {
   const parts = table.parts;
   const grid = new Map(
-    table.grid.map(({ at, value, half }) => [at.join(), { at: at.map((each) => each / parts), value, half }]),
+    table.grid.map(({ at, value }) => [at.join(), { at: at.map((each) => each / parts), value }]),
   );
   const third = [1 / 3, 1 / 3, 1 / 3];
 
@@ -30,6 +60,10 @@ export function model(table) {
     whole[d3.maxIndex(whole)] += parts - d3.sum(whole);
     return whole.map((share) => share / parts);
   }
+
+  // The other end of a change that begins: half of the update's share goes to the pool, or all goes halfway
+  // to the update where it has none.
+  const apart = ([p, d, b]) => (d > 0 ? [p + d / 2, d / 2, b] : [p / 2, 0.5, b / 2]);
 
   // A slider that moves takes from the two others, or gives to them, in their proportion.
   function settle(state, changes) {
@@ -44,7 +78,7 @@ export function model(table) {
       );
     }
     next.shares = rounded(next.shares);
-    next.last = next.varies ? rounded(next.last ?? next.shares) : null;
+    next.last = next.varies ? rounded(next.last ?? apart(next.shares)) : null;
     KEYS.forEach((key, k) => (next[key] = next.shares[k]));
     return next;
   }
@@ -66,40 +100,43 @@ export function model(table) {
     return grid.get(shares.map((share) => Math.round(share * parts)).join());
   }
 
+  const presets = table.presets.filter(({ state }) => !state.varies);
+  const nameOf = (shares) =>
+    presets.find(({ state }) => d3.every(shares, (share, k) => Math.abs(share - state.shares[k]) < 1e-6))?.label ??
+    `P/D/B ${shares.map((share) => short(100 * share)).join("/")}`;
+
   function describe(state) {
-    const { shares, last, varies } = state;
-    const usual = d3.every(shares, (share) => Math.abs(share - 1 / 3) < 1e-6);
-    const changes = usual ? {} : Object.fromEntries(KEYS.map((key, k) => [`mixture.${key}`, shares[k]]));
-    if (varies) changes["mixture.last"] = last;
-    const found = varies ? null : lookUp(shares);
+    const { shares } = state;
+    const last = state.varies && d3.some(shares, (share, k) => Math.abs(share - state.last[k]) > 1e-6) ? state.last : null;
+    const changes = isThirds(shares) ? {} : Object.fromEntries(KEYS.map((key, k) => [`mixture.${key}`, shares[k]]));
+    if (last) changes["mixture.last"] = last;
+    const found = last ? null : lookUp(shares);
     const predicted = found?.value && {
       at: found.value,
-      half: found.half,
-      words: `Interpolated linearly between stored mixtures, ${found.value[2] == null ? "below the front's A_KA" : `A_ZS at equal A_KA ${signed(found.value[2])} points`}. Left out in turn, stored mixtures are missed by ${table.misses.map(points).join(" and ")} points.`,
+      half: table.misses,
+      words: `Interpolated between the nearest stored mixtures${found.value[2] == null ? "" : `; A_ZS is ${signed(found.value[2])} points from that of plain fine-tuning that learns as much`}. After ±: by how much stored mixtures are missed when they are left out.`,
     };
-    const seen = passes(shares);
+    const seen = timesSeen({ shares, last }, table);
     return {
-      label: usual && !varies ? "thirds" : from(shares) + (varies ? ` to ${from(last)}` : ""),
-      sentence: `${inWords(shares)}${varies ? `, in the last update ${inWords(last)}` : ""}. Each image of the pool is seen ${points(seen[0])} times, of the first update ${points(seen[1] + seen[2])} times, of the last ${points(seen[1])} times.`,
+      label: nameOf(shares) + (last ? ` to ${nameOf(last)}` : ""),
+      sentence: `${upper(inWords(shares))}${last ? `, in the last update ${inWords(last)}` : ""}. Each image of the pool is seen ${points(seen.pool)} times, of the first update ${points(seen.fresh + seen.replayed)} times, of the last ${points(seen.last)} times.`,
       changes,
       parameters: [...["pool", "update", "buffer"].map((key, k) => [key, shares[k]]), ["stream_seed", 0]],
-      lacks: varies ? ["a change over the updates"] : [],
+      lacks: last ? ["a change over the updates"] : [],
       predicted,
     };
   }
-  const from = (shares) => `P/D/B ${shares.map((share) => short(100 * share)).join("/")}`;
-
-  // Times that an image is seen: of the pool; in its own update; in the buffer, if it came first.
-  const passes = (shares) => shares.map((share, k) => share * table.passes[k]);
 
   const kinds = { shares: sharesKind, last: optional(sharesKind), varies: flag, heat: among(VALUES) };
-  return { settle, fields, describe, kinds, grid, rounded, passes };
+  return { settle, fields, describe, kinds, misses: table.misses, grid, rounded };
 }
+
+const upper = (text) => text[0].toUpperCase() + text.slice(1);
 
 export function explore(el, { table, kernel, start }) {
   const parts = table.parts;
   const about = model(table);
-  const { grid, rounded, passes } = about;
+  const { grid, rounded } = about;
   const known = (n) => [...grid.values()].filter((each) => each.value?.[n] != null);
   let drawn = "";
 
@@ -111,10 +148,10 @@ export function explore(el, { table, kernel, start }) {
       d3.extent(shown, (each) => each.value[n]),
       d3.interpolateCividis,
     );
-    const hull = d3.polygonHull(table.runs.filter((run) => run.shares).map((run) => at(run.shares)));
+    const hull = d3.polygonHull(table.runs.map((run) => at(run.shares)));
     const clip = join(group(svg, "hull"), "clipPath", [hull]).attr("id", "hull-of-mixtures");
     join(clip, "path", [hull]).attr("d", (d) => `M${d.join("L")}Z`);
-    drawBar(svg, colour, `${HEATS[key]} (${n < 2 ? "%" : "points"})`);
+    drawBar(svg, colour, UNITS[key]);
     const clipped = (name) => group(svg, name).attr("clip-path", "url(#hull-of-mixtures)");
     join(clipped("heat"), "circle", shown)
       .attr("r", size)
@@ -158,14 +195,21 @@ export function explore(el, { table, kernel, start }) {
     const at = (shares) => [0, 1].map((axis) => d3.sum(shares, (share, k) => share * corners[k][axis]));
     if (drawn !== state.heat + width) drawHeat(svg, at, state.heat, side / parts); // which takes long
     drawn = state.heat + width;
-    join(group(svg, "rim"), "path", [corners]).attr("d", (d) => `M${d.join("L")}Z`);
+    join(group(svg, "rim"), "path", [corners])
+      .attr("class", "clicked")
+      .attr("d", (d) => `M${d.join("L")}Z`)
+      .on("click", (event) => {
+        const to = rounded(barycentric(corners, d3.pointer(event, svg.node())));
+        const far = (shares) => d3.sum(shares, (share, k) => (share - to[k]) ** 2);
+        change({ [state.varies && far(state.last) < far(state.shares) ? "last" : "shares"]: to });
+      });
     join(group(svg, "corners"), "text", corners)
       .attr("x", (d) => d[0])
       .attr("y", (d, k) => d[1] + (k ? 20 : -10))
       .attr("text-anchor", "middle")
       .text((_, k) => NAMES[k]);
-    const runs = table.runs.filter((run) => run.shares);
-    join(group(svg, "mixtures"), "circle", runs)
+    join(group(svg, "mixtures"), "circle", table.runs)
+      .attr("class", "clicked")
       .attr("r", 3)
       .attr("transform", (d) => `translate(${at(d.shares)})`)
       .on("click", (_, d) => change({ shares: d.state.shares, varies: false }))
@@ -177,13 +221,17 @@ export function explore(el, { table, kernel, start }) {
     const ends = state.varies ? [state.shares, state.last] : [];
     join(group(svg, "way"), "path", [ends.map(at)]).attr("d", d3.line());
     const ways = [
-      ...(state.varies ? [["last", state.last, "Mixture of the last update"]] : []),
-      ["shares", state.shares, state.varies ? "Mixture of the first update" : "Mixture"],
+      ...(state.varies ? [["last", state.last, "Mixture of the last update", "last update"]] : []),
+      ["shares", state.shares, state.varies ? "Mixture of the first update" : "Mixture", "first update"],
     ];
-    const made = ways.map(([key, shares, name]) => {
+    const made = ways.map(([key, shares, name, tag]) => {
       const [x, y] = at(shares);
-      return { key, shares, name, x, y, now: Math.round(100 * shares[0]), words: inWords(shares) };
+      return { key, shares, name, tag, x, y, now: Math.round(100 * shares[0]), words: inWords(shares) };
     });
+    join(group(svg, "tags"), "text", state.varies ? made : [])
+      .attr("x", (d) => d.x + 13)
+      .attr("y", (d) => d.y - 9)
+      .text((d) => d.tag);
     handles(group(svg, "handles"), made, 9, {
       move: (x, y, d) => change({ [d.key]: rounded(barycentric(corners, [x, y])) }),
       nudge(right, up, d) {
@@ -196,14 +244,13 @@ export function explore(el, { table, kernel, start }) {
       },
     });
     // how often an image is seen
-    const seen = passes(state.shares);
+    const seen = timesSeen({ shares: state.shares, last: state.varies ? state.last : null }, table);
     const rows = [
-      ["pool", [[0, seen[0]]]],
-      ["first update", [1, 2].map((k) => [k, seen[k]])],
-      ["last update", [[1, seen[1]]]],
+      ["pool", [[0, seen.pool]]],
+      ["first update", [[1, seen.fresh], [2, seen.replayed]]],
+      ["last update", [[1, seen.last]]],
     ];
-    const most = Math.max(...table.passes.slice(0, 2), table.passes[1] + table.passes[2]);
-    const x = d3.scaleLinear([0, most], [96, width - 70]);
+    const x = d3.scaleLinear([0, most], [96, width - 110]);
     const top = 34 + side * 0.866 + 54;
     const shown = group(svg, "seen");
     shown
@@ -219,7 +266,9 @@ export function explore(el, { table, kernel, start }) {
       .attr("transform", (_, k) => `translate(0,${top + 16 * k})`)
       .each(function ([name, bars]) {
         const row = d3.select(this);
-        const numbers = bars.map(([, value]) => points(value)).join(" + ");
+        const values = bars.map(([, value]) => value);
+        const sum = values.length > 1 ? ` = ${points(d3.sum(values))}` : "";
+        const numbers = values.map(points).join(" + ") + sum;
         const end = x(d3.sum(bars, ([, value]) => value)) + 6;
         join(row, "text", [[name, 90, "end"], [numbers, end, "start"]])
           .attr("x", (d) => d[1])
@@ -236,8 +285,11 @@ export function explore(el, { table, kernel, start }) {
       });
   }
 
-  for (const run of table.runs) run.state = run.shares ? { shares: rounded(run.shares), varies: false } : {};
-  const hint = "Drag the circle. A small white dot is a stored mixture.";
+  for (const run of table.runs) run.state = { shares: rounded(run.shares), varies: false };
+  // the longest bars: all of a batch from one source
+  const [pool, all] = [[1, 0, 0], [0, 0, 1]].map((shares) => timesSeen({ shares, last: null }, table));
+  const most = Math.max(pool.pool, all.fresh + all.replayed);
+  const hint = "Drag the circle, or click in the triangle. A small dot is a stored mixture; where there is no colour, none was run.";
   workbench(el, { table, kernel, start, name: "mixture", model: about, picture, hint });
 }
 

@@ -1,6 +1,6 @@
 // Drawings: axes, handles that are dragged, and the plane of A_KA and A_ZS.
 import d3 from "./d3.js";
-import { ARROWS, element, INDEX, points, roving, say, signed } from "./form.js";
+import { ARROWS, element, INDEX, points, roving, signed, table } from "./form.js";
 
 export { d3 };
 
@@ -20,7 +20,7 @@ export const group = (parent, name) =>
   parent.selectAll(`g.${name}`).data([0]).join("g").attr("class", name);
 
 // What is drawn is named where a pointer rests on it.
-export const hovered = (parts) => join(parts, "title", (d) => [d]).text((d) => d.label);
+export const hovered = (parts) => join(parts, "title", (d) => [d]).text((d) => d.name ?? d.label);
 
 // A drawing that fills the width of its place, at most `most` wide.
 export function drawing(place, height, label, most = 720) {
@@ -123,21 +123,24 @@ function listen() {
   });
 }
 
-// The plane of A_KA and A_ZS. `stored` are settings {label, at, half}, `dots` single runs [A_KA, A_ZS],
-// `front` a line of places; of the layers that move, `predicted` is {at, half}, `own` are runs
-// {at, trail, colour, label}, and `guess` is {key, from, at, to}, the reader's and the way to where it
-// ended; `key` says what the layers are. While a reader guesses, `guessing` is the place so far, which a
-// click, a drag or arrow keys move: `pick` gets it; stored settings can be `veiled` then.
+// The plane of A_KA and A_ZS. `stored` are settings {name, at, half}, `dots` single runs [A_KA, A_ZS],
+// `front` a line of places; of the layers that move, `predicted` is {at, half}, `pinned` are {at, half, colour},
+// `own` are runs {at, trail, colour, label}, and `guess` is {key, at, to}, the reader's and where it ended;
+// `key` says what the layers are. While a reader guesses, `guessing` is {at}, the place so far, or null before
+// there is one, which a click, a drag or arrow keys move: `pick` gets it; stored settings can be `veiled` then.
+// At other times a click at a stored setting chooses it, and elsewhere it is a `miss`.
 const KEY = {
   stored: "stored setting",
   dots: "single run",
-  front: "plain fine-tuning’s front",
+  front: "front of plain fine-tuning, with replay by thirds",
   pinned: "chosen or pinned",
   predicted: "predicted",
   own: "your run",
   guess: "your guess",
+  walker: "the answer to your guess",
 };
-export function plane(place, { preview, choose, pick, key = {} }) {
+const NEAR = 14; // pixels from a stored setting within which a click chooses it
+export function plane(place, { preview, choose, pick, miss = () => {}, key = {} }) {
   const label = "Where runs end: new knowledge, A_KA, to the right; what was kept, A_ZS, upwards";
   let drawn = ""; // of what does not move
   let scales = null;
@@ -155,59 +158,90 @@ export function plane(place, { preview, choose, pick, key = {} }) {
     join(group(svg, "front"), "path", [front]).attr("d", scales.line);
     join(group(svg, "dots"), "circle", dots).attr("r", 2.5).attr("transform", scales.at);
     const layer = group(svg, "stored");
-    bars(layer, stored);
+    const over = (d) => (name(svg, d), preview(d));
     const buttons = join(layer, "g", d3.sort(stored, (d) => d.at[0]))
       .attr("role", "button")
       .attr("class", "place")
-      .attr("aria-label", (d) => `${d.label}: A_KA ${points(d.at[0])}, A_ZS ${points(d.at[1])}`)
+      .attr("aria-label", (d) => `${nameOf(d)}: A_KA ${points(d.at[0])}, A_ZS ${points(d.at[1])}`)
       .attr("transform", (d) => scales.at(d.at))
-      .on("mouseenter focus", (_, d) => preview(d))
-      .on("mouseleave blur", () => preview(null))
-      .on("click", (_, d) => choose(d))
-      .on("keydown", (event, d) => ["Enter", " "].includes(event.key) && (event.preventDefault(), choose(d)))
-      .call(hovered);
+      .on("mouseenter focus", (_, d) => over(d))
+      .on("mouseleave blur", () => over(null))
+      .on("click", (event, d) => (event.stopPropagation(), over(null), choose(d)))
+      .on("keydown", (event, d) => ["Enter", " "].includes(event.key) && (event.preventDefault(), choose(d)));
     join(buttons, "circle", (d) => [d]).attr("r", 4.5);
     if (stored.length) roving(layer.node(), ".place");
+  }
+  const nameOf = (d) => d.name ?? d.label;
+
+  // The name and the interval of the setting that the pointer is over.
+  function name(svg, d) {
+    const { x, y } = scales;
+    const layer = group(svg, "over").raise();
+    const shown = d ? [d] : [];
+    bars(layer, shown);
+    const isRight = d && x(d.at[0]) > d3.mean(x.range());
+    join(layer, "text", shown)
+      .attr("x", x(d?.at[0] ?? 0) + (isRight ? -9 : 9))
+      .attr("y", y(d?.at[1] ?? 0) - 8)
+      .attr("text-anchor", isRight ? "end" : "start")
+      .text(nameOf);
   }
 
   // No interval leaves the plane.
   function bars(layer, data) {
     const { x, y } = scales;
     const [inX, inY] = [x.copy().clamp(true), y.copy().clamp(true)];
-    join(layer, "path", data).attr("d", ({ at: [a, b], half }) => {
-      const [wide, high] = half ?? [0, 0];
-      const across = `M${inX(a - wide)},${y(b)}H${inX(a + wide)}`;
-      return `${across}M${x(a)},${inY(b - high)}V${inY(b + high)}`;
-    });
+    join(layer, "path", data)
+      .attr("stroke", (d) => d.colour ?? null)
+      .attr("d", ({ at: [a, b], half }) => {
+        const [wide, high] = half ?? [0, 0];
+        const across = `M${inX(a - wide)},${y(b)}H${inX(a + wide)}`;
+        return `${across}M${x(a)},${inY(b - high)}V${inY(b + high)}`;
+      });
+  }
+
+  // The corner of the plane that is farthest from everything stored.
+  function corner(seen) {
+    const { x, y } = scales;
+    const [across, up] = [x, y].map((scale) => [0.08, 0.92].map((share) => d3.interpolate(...scale.domain())(share)));
+    const distance = ([a, b]) => d3.min(seen, (d) => Math.hypot(x(d[0]) - x(a), y(d[1]) - y(b)));
+    return d3.greatest(d3.cross(across, up), distance);
   }
 
   return ({ stored = [], dots = [], front = [], predicted, own = [], pinned = [], guess, guessing = null, veiled = false }) => {
     const svg = drawing(place, 330, label);
     const seen = [...stored.map((d) => d.at), ...dots, ...front, ...own.flatMap((d) => d.trail)];
-    const places = guess?.to ? [...seen, guess.at, guess.to] : seen;
+    const places = guess ? [...seen, guess.at, guess.to] : seen;
     const still = JSON.stringify([svg.property("extent"), stored.map((d) => d.label), places]);
     if (still !== drawn) drawStill(svg, { stored, dots, front }, places);
     drawn = still;
     const { x, y, line, at } = scales;
-    group(svg, "stored").attr("display", veiled ? "none" : null);
     const inside = (place) => [x, y].map((scale, k) => Math.min(scale.domain()[1], Math.max(scale.domain()[0], place[k])));
     const put = (px, py) => pick(inside([x.invert(px), y.invert(py)]));
-    svg.classed("guessing", Boolean(guessing)).on("click", (event) => guessing && put(...d3.pointer(event, svg.node())));
-    const [a, b] = guessing ?? [];
-    const words = guessing && `A_KA ${points(a)}, A_ZS ${points(b)}`;
+    svg.classed("guessing", Boolean(guessing)).on("click", (event) => {
+      const [px, py] = d3.pointer(event, svg.node());
+      if (guessing) return put(px, py);
+      const near = d3.least(stored, (d) => Math.hypot(x(d.at[0]) - px, y(d.at[1]) - py));
+      near && Math.hypot(x(near.at[0]) - px, y(near.at[1]) - py) < NEAR ? choose(near) : miss();
+    });
+    const [a, b] = guessing ? (guessing.at ?? corner(seen)) : [];
+    const words = guessing?.at ? `A_KA ${points(a)}, A_ZS ${points(b)}` : "not placed yet";
     const mark = { key: "mine", name: "Where you think it ends", now: a, words, x: x(a), y: y(b) };
-    handles(group(svg, "guessed"), guessing ? [mark] : [], 7, {
+    const ring = handles(group(svg, "guessed"), guessing ? [mark] : [], 7, {
       move: put,
       nudge: (right, up) => pick(inside([a + 0.5 * right, b + 0.5 * up])),
     });
-    join(group(svg, "pinned"), "circle", pinned)
+    ring.classed("open", !guessing?.at);
+    const layer = group(svg, "pinned");
+    bars(layer, pinned);
+    join(layer, "circle", pinned)
       .attr("r", 8)
       .attr("transform", (d) => at(d.at))
       .attr("stroke", (d) => d.colour);
     const guesses = predicted ? [predicted] : [];
-    const layer = group(svg, "predicted").attr("opacity", predicted?.weight ?? 1);
-    bars(layer, guesses);
-    join(layer, "circle", guesses)
+    const soft = group(svg, "predicted").attr("opacity", predicted?.weight ?? 1);
+    bars(soft, guesses);
+    join(soft, "circle", guesses)
       .attr("r", 6.5)
       .attr("transform", (d) => at(d.at));
     const runs = join(group(svg, "own"), "g", own).attr("stroke", (d) => d.colour);
@@ -216,13 +250,14 @@ export function plane(place, { preview, choose, pick, key = {} }) {
       .attr("r", (d) => (d.last ? 6 : 2))
       .attr("fill", (d) => d.d.colour)
       .attr("transform", (d) => at(d.at));
+    const told = guess ? [guess] : [];
     const made = group(svg, "guess");
-    join(made, "path", guess ? [guess] : []).attr("d", (d) => line([d.at, d.to]));
-    join(made, "circle", guess ? [guess] : [])
+    join(made, "path", told).attr("d", (d) => line([d.at, d.to]));
+    join(made, "circle", told)
       .attr("r", 7)
       .attr("transform", (d) => at(d.at));
-    walk(svg, guess, x, y);
-    const layers = { stored: veiled ? [] : stored, dots, front, pinned, predicted: guesses, own, guess: guess ? [guess] : [] };
+    walk(svg, guess, at);
+    const layers = { stored: veiled ? [] : stored, dots, front, pinned, predicted: guesses, own, guess: told, walker: told };
     const named = Object.entries({ ...KEY, ...key }).filter(([name]) => layers[name].length);
     const names = named.map(([name, words]) => element("span", { class: `of-${name}` }, words));
     const old = place.querySelector(".key");
@@ -232,68 +267,85 @@ export function plane(place, { preview, choose, pick, key = {} }) {
   };
 }
 
-// A dot walks once from where a stream begins to where the run ended.
-const WALK = 1400; // milliseconds
-function walk(svg, guess, x, y) {
+// A dot walks once from the reader's guess to where the run ended.
+const WALK = 1000; // milliseconds
+function walk(svg, guess, at) {
   const layer = group(svg, "walker");
+  const dot = join(layer, "circle", guess ? [guess] : []).attr("r", 4);
   const isNew = guess && layer.property("walked") !== guess.key;
-  if (!guess) layer.selectAll("*").remove();
   layer.property("walked", guess?.key);
   if (!isNew) return;
-  const dot = join(layer, "circle", [0]).attr("r", 6);
-  const from = [x, y].map((scale, k) => Math.max(scale.domain()[0], Math.min(scale.domain()[1], (guess.from ?? guess.at)[k])));
-  const way = d3.interpolateArray(from, guess.to);
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const put = (share) => {
-    const [a, b] = way(share);
-    dot.attr("transform", `translate(${x(a)},${y(b)})`);
-  };
-  put(1);
-  if (still) return;
+  const way = d3.interpolateArray(guess.at, guess.to);
+  dot.attr("transform", at(guess.to));
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
   const begun = performance.now();
   (function step() {
     const share = Math.min(1, (performance.now() - begun) / WALK);
-    put(d3.easeCubicInOut(share));
+    dot.attr("transform", at(way(d3.easeCubicInOut(share))));
     if (share < 1 && layer.property("walked") === guess.key) requestAnimationFrame(step);
   })();
 }
 
-// One setting minus another, paired by replicate: the stored differences, and those of one's own runs.
-// Streams of one base are averaged before an interval is made, and none is made before all are stored.
-export function comparison(place, one, other, { bases, factors }) {
+// The first pin minus each other one, as a table, and of stored pairs a strip of the differences by replicate.
+// Streams of one base are averaged before an interval is made, and none is made before all are stored. The
+// answer is whether two predictions are nearer to each other than they are known.
+export function compare(place, [one, ...others], data) {
+  const rows = others.map((other) => ({ other, ...difference(one, other, data) }));
+  const own = others
+    .filter((other) => one.own && other.own)
+    .map((other) => [other.label, ...[0, 1].map((k) => signed(one.own[k] - other.own[k])), "–", "your two runs"]);
+  const head = [`${one.label}, minus`, "A_KA", "A_ZS", "A_ZS at equal A_KA", "from"];
+  const cells = rows.filter((row) => row.from).map(({ other, scores, gain, from }) => [other.label, ...scores, gain, from]);
+  if (!cells.length && !own.length) return place.replaceChildren();
+  place.replaceChildren(table(head, [...cells, ...own]));
+  for (const { other, stored } of rows) {
+    const mine = one.own && other.own && [0, 1].map((k) => one.own[k] - other.own[k]);
+    if (!stored.length && !mine) continue;
+    if (others.length > 1) place.append(element("p", { class: "how" }, `${one.label}, minus ${other.label}`));
+    strip(place, stored, mine);
+  }
+  return rows.some((row) => row.isClose);
+}
+
+function difference(one, other, { bases, factors, misses }) {
   const shared = Object.keys(one.ends ?? {}).filter((key) => key in (other.ends ?? {}));
   const stored = shared.map((key) => [0, 1].map((k) => one.ends[key][k] - other.ends[key][k]));
   const planned = Math.min(one.planned ?? 0, other.planned ?? 0);
-  const own = one.own && other.own ? [0, 1].map((k) => one.own[k] - other.own[k]) : null;
-  if (!stored.length && !own) return place.replaceChildren();
-  const names = ["A_KA", "A_ZS"];
-  const sentences = names.map((name, k) => {
-    const values = d3.rollups(
-      stored,
-      (some) => d3.mean(some, (pair) => pair[k]),
-      (_, n) => bases[shared[n]],
-    );
-    const of = values.map(([, value]) => value);
-    const mean = d3.mean(of) ?? Number.NaN;
-    const half = (factors[of.length] * d3.deviation(of)) / Math.sqrt(of.length);
-    const interval = stored.length < planned ? "" : ` (${points(mean - half)} to ${points(mean + half)})`;
-    const known = of.length > 1 ? [signed(mean) + interval] : [];
-    return `${name} ${[...known, ...(own ? [`your two runs ${signed(own[k])}`] : [])].join(", ")}`;
-  });
-  const count = stored.length < planned ? `${stored.length} of ${planned}` : `${stored.length}`;
-  const means = stored.length ? `; means of ${count} stored pairs, with intervals over bases` : "";
-  const said = element("p", { class: "difference" });
-  say(said, `${one.label} minus ${other.label}, in points${means}: ${sentences.join("; ")}.`);
-  const strip = element("div", { class: "strip" });
-  place.replaceChildren(said, strip);
-  const svg = drawing(strip, 92, "Stored paired differences, and yours", 620);
+  const told = (mean, values) => {
+    const half = (factors[values.length] * d3.deviation(values)) / Math.sqrt(values.length);
+    return signed(mean) + (half && stored.length >= planned ? ` (${points(mean - half)} to ${points(mean + half)})` : "");
+  };
+  if (stored.length > 1) {
+    const scores = [0, 1].map((k) => {
+      const means = d3.rollups(stored, (some) => d3.mean(some, (pair) => pair[k]), (_, n) => bases[shared[n]]);
+      const values = means.map(([, value]) => value);
+      return told(d3.mean(values), values);
+    });
+    const both = Object.keys(one.gain?.bases ?? {}).filter((base) => base in (other.gain?.bases ?? {}));
+    const gain = both.length
+      ? told(one.gain.value - other.gain.value, both.map((base) => one.gain.bases[base] - other.gain.bases[base]))
+      : "–";
+    const count = stored.length < planned ? `${stored.length} of ${planned}` : stored.length;
+    return { stored, scores, gain, from: `${count} stored pairs` };
+  }
+  if (!one.at || !other.at) return { stored };
+  const apart = [0, 1].map((k) => one.at[k] - other.at[k]);
+  const errors = misses.map((miss) => miss * Math.sqrt(!one.ends + !other.ends));
+  const isClose = apart.every((each, k) => Math.abs(each) < errors[k]);
+  return { stored, scores: apart.map((each, k) => `${signed(each)} ± ${points(errors[k])}`), gain: "–", from: "predicted", isClose };
+}
+
+function strip(place, stored, own) {
+  const made = element("div", { class: "strip" });
+  place.append(made);
+  const svg = drawing(made, 92, "Stored paired differences, and yours", 620);
   const [width] = svg.property("extent");
   const all = [...stored.flat(), ...(own ?? []), 0];
   const x = d3.scaleLinear(d3.extent(all), [60, width - 16]).nice();
   const row = (k) => 22 + 24 * k;
   svg.append("g").attr("transform", "translate(0,62)").attr("class", "axes").call(d3.axisBottom(x).ticks(7));
   svg.append("path").attr("class", "zero").attr("d", `M${x(0)},8V62`);
-  names.forEach((name, k) => {
+  ["A_KA", "A_ZS"].forEach((name, k) => {
     svg
       .append("text")
       .attr("x", 8)

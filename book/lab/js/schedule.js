@@ -8,9 +8,12 @@ import { workbench } from "./workbench.js";
 const WIDTH = 0.35; // of the neighbourhood in which stored schedules predict, see `distance`
 const FAINT = 0.05; // weight of the nearest stored schedule below which nothing is predicted
 const PARTS = 4;
+const ROOM = 1.08; // of the axis of rates, over the highest
+const FLAT = 0.05; // share of the axis below which a curve is a flat line
 const KEYS = ["name", "meta", "peak", "warmup", "cooldown", "level", "decay", "shift", "peaks"];
 const SHIFTS = [0, 400]; // steps
 const SHARES = ["warmup", "cooldown"];
+const NEEDED = new Set([...SHARES, "shift", "level", "decay"]); // settings that not every curve has
 
 // What a state can be, what it means, and what is predicted for it.
 export function model(table) {
@@ -36,15 +39,22 @@ export function model(table) {
     // 1 - 33 / 40 is 0.17500000000000004
     for (const key of ["warmup", "cooldown"]) next[key] = Number(next[key].toFixed(6));
     if (curves[next.name].overStream) next.cooldown = Math.min(next.cooldown, 1 - 1 / N - next.warmup);
-    if (next.lock && !("peak" in changes) && (changes.lock || Number.isFinite(next.mean))) {
+    if (next.lock && (changes.lock || Number.isFinite(next.mean))) {
       const wanted = changes.lock ? d3.mean(ratesOf(next)) : next.mean;
       next.peak = (next.peak * wanted) / d3.mean(ratesOf(next));
     }
     next.peak = Number(
       Math.min(table.ranges.peak[1], Math.max(table.ranges.peak[0], next.peak)).toPrecision(3),
     );
-    if (!next.lock || "peak" in changes || changes.lock) next.mean = d3.mean(ratesOf(next));
+    if (!next.lock || changes.lock || !Number.isFinite(next.mean)) next.mean = d3.mean(ratesOf(next));
     return next;
+  }
+
+  // Warmup and cooldown take from each other.
+  function note(before, after, changes) {
+    const [moved, other] = "warmup" in changes ? SHARES : "cooldown" in changes ? [...SHARES].reverse() : [];
+    if (!moved || after[other] === before[other] || !settingsOf(after).includes(other)) return "";
+    return `There is no room for more ${moved} beside the ${other}, which became ${percent(after[other])}.`;
   }
 
   function fields(state) {
@@ -57,14 +67,14 @@ export function model(table) {
         options: Object.keys(curves).filter((name) => drawable(name, "none")),
       },
       { key: "meta", label: "Meta schedule", options: metasOf(state.name) },
-      { key: "peak", label: "Peak", range: table.ranges.peak, log: true, step: 0.01 },
-      uses.has("warmup") && { key: "warmup", label: "Warmup", ...share },
-      uses.has("cooldown") && { key: "cooldown", label: "Cooldown", ...share },
-      uses.has("shift") && { key: "shift", label: "Shift, steps", range: SHIFTS, step: 1 },
-      uses.has("level") && { key: "level", label: "Level (multiple of the peak)", range: [0, 1], step: 0.01 },
-      uses.has("decay") && { key: "decay", label: "Decay per update", range: [0, 1], step: 0.01 },
-      { key: "lock", label: "Keep the mean rate" },
-    ].filter((field) => field);
+      { key: "peak", label: "Peak", range: table.ranges.peak, log: true, step: 0.01, off: state.lock },
+      { key: "warmup", label: "Warmup", ...share },
+      { key: "cooldown", label: "Cooldown", ...share },
+      { key: "shift", label: "Shift of rsqrt, in steps", range: SHIFTS, step: 1 },
+      { key: "level", label: "Level (multiple of the peak)", range: [0, 1], step: 0.01 },
+      { key: "decay", label: "Decay per update", range: [0, 1], step: 0.01 },
+      { key: "lock", label: "Keep the mean rate (the peak follows)" },
+    ].map((field) => ({ off: NEEDED.has(field.key) && !uses.has(field.key), ...field }));
   }
 
   // What two schedules differ in: the sum of rates of each update, and how it is spread within it.
@@ -94,8 +104,7 @@ export function model(table) {
     .map((run) => {
       run.state = { ...table.defaults, ...run.schedule, lock: false };
       return { ...run, features: features(ratesOf(run.state)) };
-    })
-    .filter((run) => !run.besides);
+    });
   const errors = known
     .map((run) => [
       run,
@@ -121,7 +130,7 @@ export function model(table) {
     const predicted = guess && {
       ...guess,
       half: misses,
-      words: `The mean of stored schedules by how near they are, nearest ${guess.near.label}. Left out in turn, stored schedules are missed by ${misses.map((miss) => miss.toFixed(1)).join(" and ")} points.`,
+      words: `This is a mean of stored schedules, in which near ones count most; the nearest is ${guess.near.label}. It cannot know what the peak of a single update does. After ±: by how much it misses stored schedules when they are left out.`,
     };
     const mean = d3.mean(values);
     return {
@@ -139,13 +148,13 @@ export function model(table) {
     };
   }
 
-  // A label says the curve and its peak, and all else that is not as usual.
+  // A label says the curve and its peak, and all else that is not as usual, but not the peaks of all updates.
   function labelOf({ name, meta, peak }, changes) {
     const more = Object.entries(changes)
       .map(([key, value]) => [key.split(".")[1], value])
-      .filter(([key]) => !["name", "meta", "peak"].includes(key))
-      .map(([key, value]) => `${key} ${SHARES.includes(key) ? percent(value) : [value].flat().map((each) => short(each)).join("/")}`);
-    return [name, ...(meta === "none" ? [] : [`meta ${meta}`]), `peak ${short(peak)}`, ...more].join(", ");
+      .filter(([key]) => !["name", "meta", "peak", "peaks"].includes(key))
+      .map(([key, value]) => `${key} ${SHARES.includes(key) ? percent(value) : short(value)}`);
+    return [name, ...(meta === "none" ? [] : [meta === "free" ? "own peaks" : `meta ${meta}`]), `peak ${short(peak)}`, ...more].join(", ");
   }
 
   const kinds = {
@@ -157,25 +166,27 @@ export function model(table) {
     lock: flag,
     ...Object.fromEntries(["warmup", "cooldown", "level", "decay"].map((key) => [key, within([0, 1])])),
   };
-  return { settle, fields, describe, kinds, ratesOf, scheduleOf };
+  return { settle, fields, describe, note, kinds, misses, ratesOf, scheduleOf };
 }
 
 export function explore(el, { table, kernel, start }) {
   const { curves, metas, tasks: T, steps: N } = table;
   const about = model(table);
   const { ratesOf, scheduleOf } = about;
-  let most = 0; // of the rates that the axis has room for
+  let top = 0; // of the rates, by which the axis is drawn
 
   // Left the first update with its knees, right the whole stream with the peaks of its updates.
-  function picture(place, state, change, pins) {
+  function picture(place, state, change, pins, { anew, passes }) {
     const svg = drawing(place, 330, "The learning rate: of the first update, and over the stream", 640);
     const [width, height] = svg.property("extent");
     const own = ratesOf(state);
-    // the axis stays while a handle is held, or a peak would run away from its pointer
+    // the axis stays until something leaves it, or is too low to be seen
     const highest = Math.max(d3.max(own), ...pins.map((pin) => d3.max(ratesOf(pin.state))));
-    most = isHeld() ? Math.max(most, highest) : highest;
+    const stays = !anew && highest <= ROOM * top && (isHeld() || highest > FLAT * top);
+    const most = stays ? top : highest;
+    if (!passes) top = most;
     const split = 0.32 * width;
-    const y = d3.scaleLinear([0, most * 1.08e3], [height - 44, 26]);
+    const y = d3.scaleLinear([0, most * ROOM * 1e3], [height - 44, 26]);
     const first = d3.scaleLinear([0, N], [44, split]);
     const x = d3.scaleLinear([0, T], [split + 30, width - 8]);
     axes(group(svg, "one"), first, y, ["steps of update 1", "rate (10⁻³)"], Math.min(4, split / 40));
@@ -200,9 +211,9 @@ export function explore(el, { table, kernel, start }) {
     const [W, C] = durations(state, N, curves);
     const settings = curves[state.name].settings;
     const tops = peaks(scheduleOf(state), T, N, curves);
-    const top = d3.max(own.subarray(0, N));
+    const firstTop = d3.max(own.subarray(0, N));
     const knees = [
-      { key: "peak", now: state.peak, label: `Peak ${short(state.peak)}`, x: first(Math.max(W, 0.5)), y: y(1000 * top) },
+      !state.lock && { key: "peak", now: state.peak, label: `Peak ${short(state.peak)}`, x: first(Math.max(W, 0.5)), y: y(1000 * firstTop) },
       settings.includes("cooldown") && {
         key: "cooldown",
         now: C,
@@ -214,7 +225,7 @@ export function explore(el, { table, kernel, start }) {
     ].filter((knee) => knee);
     const share = (at) => Math.min(1, Math.max(0, Math.round(first.invert(at)) / N));
     const moves = {
-      peak: (_, py) => ({ peak: (state.peak * Math.max(y.invert(py), 1e-6)) / (1000 * top) }),
+      peak: (_, py) => ({ peak: (state.peak * Math.max(y.invert(py), 1e-6)) / (1000 * firstTop) }),
       warmup: (px) => ({ warmup: share(px) }),
       cooldown: (px) => ({ cooldown: 1 - share(px) }),
     };
@@ -261,6 +272,6 @@ export function explore(el, { table, kernel, start }) {
     return { ...level, peak: (state.peak * d3.mean(ratesOf(state))) / d3.mean(ratesOf(level)) };
   };
   const actions = [{ label: "Compare with its constant twin", to: twin }];
-  const hint = "Drag a circle: a peak, the end of the warmup (on the axis), or the start of the cooldown.";
+  const hint = "Drag a circle: at the left the peak, the end of the warmup (on the axis), or the start of the cooldown; at the right the peak of an update.";
   workbench(el, { table, kernel, start, name: "schedule", model: about, picture, hint, actions });
 }

@@ -5,16 +5,29 @@ import { axes, d3, drawing, group, handles, join } from "./plane.js";
 import { canonical, within } from "./state.js";
 import { frame } from "./workbench.js";
 
-const PACE = { many: 450, one: 1000 }; // milliseconds between updates while it plays
+const PACE = { many: 700, one: 1000 }; // milliseconds between updates while it plays
+const COLOURS = { old: "var(--blue)", new: "var(--green)" };
+const INTRO =
+  "A small CLIP can name emoji. Now it is trained on new pictures, in five updates, and forgets. " +
+  "Choose how much old data each batch replays, and watch which names it keeps and which it learns.";
+const POINT = "Point at a picture, or tap it, to read its names in full. Yellow: the name changed in this update.";
 
 export function explore(el, { table, kernel, start }) {
-  const { images, sprite, scored, lost } = table;
-  const stops = table.stops ?? [{ names: images.map((each) => each.names), right: table.right }];
-  const isFirst = stops.length > 1;
-  const last = stops[0].right.length - 1;
-  const percents = stops.map(({ right }) => right.map((count) => (100 * count) / scored));
+  const { images, new_images: fresh = [], scored, lost } = table;
+  const isFirst = Boolean(table.stops);
+  const stops = table.stops ?? [{ names: images.map((each) => each.names) }];
+  const last = stops[0].names[0].length - 1;
+  // what the chart shows of a way to update, in per cent; the largest number beside it is where a line ends
+  const linesOf = ({ scores }) =>
+    isFirst
+      ? [
+          { key: "old", percents: scores.map((each) => each.A_ZS) },
+          { key: "new", percents: scores.map((each) => each.A_KA) },
+        ]
+      : [{ key: "old", percents: table.right.map((count) => (100 * count) / scored) }];
+  const highest = d3.max(stops.flatMap(linesOf).flatMap((each) => each.percents));
   const when = (update) => (update ? `After update ${update}` : "Before the updates");
-  const place = places(el, ["presets", "stops", "tools", "said", "warned", "chart", "scores"]);
+  const place = places(el, ["presets", "stops", "tools", "said", "warned", "chart", "scores", "tiles"]);
   el.classList.add("scrubber");
   el.classList.toggle("first", isFirst);
 
@@ -31,7 +44,7 @@ export function explore(el, { table, kernel, start }) {
 
   // Time
   let timer = null;
-  const play = button("Play", () => (timer ? stop() : begin()));
+  const play = button("Play", () => (timer ? stop() : begin()), { class: "go" });
   function begin() {
     if (bench.model.state.update === last) go(0);
     timer = setInterval(
@@ -54,30 +67,57 @@ export function explore(el, { table, kernel, start }) {
   const time = isFirst ? null : slide("Update", last, (update) => (stop(), go(update)));
   place.tools.append(...[play, time, named].filter(Boolean));
 
-  // The way to update. One who chooses sees at once where it ends.
-  const choose = (stop_) => {
+  // The way to update: a share of replay, or another way, beside the slider. One who chooses sees at once where
+  // it ends.
+  const choose = (chosen) => {
     const { update } = bench.model.state;
-    bench.act({ change: { stop: stop_, update: timer || update ? update : last } });
+    bench.act({ change: { stop: chosen, update: timer || update ? update : last } });
   };
-  const share = slide("Share of replay in each batch", stops.length - 1, choose);
   const ticks = stops.map((each, n) => button(each.stop ?? "", () => choose(n)));
+  const isShare = (n) => /^\d+%$/.test(stops[n].stop ?? "");
+  const ways = d3.range(stops.length).filter(isShare);
+  const others = d3.range(stops.length).filter((n) => !isShare(n));
+  const share = slide("Share of replay in each batch", ways.length - 1, (n) => choose(ways[n]));
   if (isFirst) {
-    const row = element("div", { class: "ticks" }, ...ticks);
-    place.stops.append(element("label", {}, "How much old data is replayed in each batch?"), share, row);
-    roving(row, "button");
+    const row = (all) => element("div", { class: "ticks" }, ...all.map((n) => ticks[n]));
+    const [shares, besides] = [row(ways), row(others)];
+    const sliding = element("div", {}, element("label", {}, "How much old data is replayed in each batch?"), share, shares);
+    place.stops.append(sliding, element("div", {}, element("label", {}, "or another way:"), besides));
+    for (const each of [shares, besides]) roving(each, "button");
+    place.stops.style.setProperty("--stops", ways.length);
   }
 
+  // A tile for each picture: in the first screen with what the model says, and all else in a line below.
   const side = isFirst ? 48 : 64;
-  const cards = images.map(({ truth }, n) => {
+  const told = element("p", { class: "told", "aria-live": "polite" }, POINT);
+  let pointed = null; // the tile of which the line below tells
+  const tile = (sprite, { truth }, n, kind) => {
     const style = `background: #fff url(${sprite}) -${n * side}px 0 / auto ${side}px`;
-    const label = `A picture of ${truth}`;
-    const picture = element("div", { class: "picture", role: "img", "aria-label": label, title: truth, style });
-    const words = isFirst ? [element("p")] : [element("b", {}, truth), element("p"), element("small")];
-    return element("li", {}, picture, element("div", {}, ...words));
-  });
-  const list = element("ul", {}, ...cards);
+    const picture = element("span", { class: "picture", role: "img", "aria-label": `A picture of ${truth}`, style });
+    const made = { kind, n, truth, words: element("p"), small: element("small") };
+    const words = isFirst ? [made.words, made.small] : [element("b", {}, truth), made.words, made.small];
+    const inner = [picture, element("div", {}, ...words)];
+    made.place = element("li", {}, ...(isFirst ? [element("button", { type: "button" }, ...inner)] : inner));
+    const point = () => ((pointed = made), tell());
+    for (const event of isFirst ? ["mouseenter", "focusin", "click"] : []) made.place.addEventListener(event, point);
+    return made;
+  };
+  const tiles = [
+    ...images.map((image, n) => tile(table.sprite, image, n, "names")),
+    ...fresh.map((image, n) => tile(table.new_sprite, image, n, "new_names")),
+  ];
+  const list = (kind) => element("ul", {}, ...tiles.filter((each) => each.kind === kind).map((each) => each.place));
+  const nameAt = ({ kind, n }, update) => stops[bench.model.state.stop][kind][n][update];
+  function tell() {
+    if (!pointed) return;
+    const { update } = bench.model.state;
+    const now = nameAt(pointed, update);
+    const before = update && nameAt(pointed, update - 1) !== now ? `, before that “${nameAt(pointed, update - 1)}”` : "";
+    const verdict = now === pointed.truth ? "which is right" : `but the right name is “${pointed.truth}”`;
+    say(told, `${when(update)}, the model says “${now}”, ${verdict}${before}.`);
+  }
   const rule = isFirst
-    ? `${table.rule} The numbers count all ${scored} scored pictures of old kinds.`
+    ? table.rule
     : `Shown are ${images.length} of the ${lost} images that lose their right name at least once: from each dataset in turn, in the order of the data. ` +
       `So they do worse than others do; the chart counts all ${scored}.`;
 
@@ -85,77 +125,85 @@ export function explore(el, { table, kernel, start }) {
     const label = "Share of all scored images that are named right, by update";
     const svg = drawing(place.chart, isFirst ? 230 : 200, label, 640);
     const [width, height] = svg.property("extent");
-    const percent = percents[chosen];
-    const x = d3.scaleLinear([0, last], [44, width - 20]);
-    const y = d3.scaleLinear([0, d3.max(percents.flat()) * 1.08], [height - 44, 26]);
-    axes(svg, x, y, ["update", isFirst ? "old pictures named right (%)" : `named right (% of all ${scored} images)`], Math.min(last, 10));
-    const line = d3.line((_, n) => x(n), y);
-    join(group(svg, "others"), "path", isFirst ? percents : []).attr("d", line);
-    join(group(svg, "lines"), "path", [percent]).attr("class", "now").attr("d", line);
-    join(group(svg, "dots"), "circle", percent)
-      .attr("class", "each")
-      .attr("r", isFirst ? 2 : 3)
-      .attr("cx", (_, n) => x(n))
-      .attr("cy", y);
-    const words = `${when(update)}: ${Math.round(percent[update])}%`;
-    const mark = { key: "mark", name: "Update", now: update, least: 0, most: last, words, x: x(update), y: y(percent[update]) };
+    const lines = linesOf(stops[chosen]);
+    const x = d3.scaleLinear([0, last], [44, width - (isFirst ? 44 : 20)]);
+    const y = d3.scaleLinear([0, highest * 1.08], [height - 44, 26]);
+    axes(svg, x, y, ["update", isFirst ? "score on all test data (%)" : `named right (% of all ${scored} images)`], Math.min(last, 10));
+    join(group(svg, "lines"), "path", lines)
+      .attr("class", "now")
+      .style("stroke", (d) => COLOURS[d.key])
+      .attr("d", (d) => d3.line((_, n) => x(n), y)(d.percents));
+    const points = lines.flatMap(({ key, percents }) => percents.map((value, n) => ({ key, value, n })));
+    join(group(svg, "dots"), "circle", points)
+      .style("fill", (d) => COLOURS[d.key])
+      .attr("r", (d) => (d.n === update ? 4.5 : 2.5))
+      .attr("cx", (d) => x(d.n))
+      .attr("cy", (d) => y(d.value));
+    join(group(svg, "ends"), "text", isFirst ? lines : [])
+      .attr("x", x(last) + 12)
+      .attr("y", (d) => y(d.percents[last]) + 4)
+      .text((d) => d.key);
+    const [{ percents }] = lines;
+    const words = `${when(update)}: ${Math.round(percents[update])}%`;
+    const mark = { key: "mark", name: "Update", now: update, least: 0, most: last, words, x: x(update), y: y(percents[update]) };
     handles(group(svg, "knees"), [mark], 8, {
       move: (px) => (stop(), go(x.invert(px))),
       nudge: (across, up) => (stop(), go(bench.model.state.update + across + up)), // keys may outrun a frame
     });
+    svg.on("click", (event) => event.target.closest(".handle") || (stop(), go(x.invert(d3.pointer(event, svg.node())[0]))));
   }
 
   function draw() {
     const { stop: chosen, update } = bench.model.state;
-    const { names, scores, label, stop: tick } = stops[chosen];
-    const isRight = (n, at) => names[n][at] === images[n].truth;
-    share.value = chosen;
-    share.setAttribute("aria-valuetext", tick ?? "");
+    const { scores, label, stop: tick } = stops[chosen];
+    share.value = Math.max(0, ways.indexOf(chosen));
+    share.classList.toggle("off", !ways.includes(chosen));
+    share.setAttribute("aria-valuetext", ways.includes(chosen) ? tick : `none: ${tick}`);
     ticks.forEach((each, n) => each.setAttribute("aria-pressed", String(n === chosen)));
     if (time) {
       time.value = update;
       time.setAttribute("aria-valuetext", when(update));
     }
     named.textContent = when(update);
-    cards.forEach((card, n) => {
-      const [before, now] = [names[n][update - 1], names[n][update]];
+    const isRight = (each, at) => nameAt(each, at) === each.truth;
+    for (const each of tiles) {
+      const [before, now] = [nameAt(each, update - 1), nameAt(each, update)];
       const moved = update > 0 && before !== now;
-      const parts = card.lastChild.children;
-      const right = isRight(n, update);
-      card.className = `${right ? "right" : "wrong"}${moved ? " moved" : ""}`;
-      if (isFirst) return (parts[0].textContent = `${right ? "✓" : "✗"} ${now}`);
-      parts[1].textContent = right ? "✓ right" : `✗ wrong: ${now}`;
-      parts[2].textContent = moved ? `changed, was ${before}` : "";
-    });
-    const count = (test) => d3.sum(images, (_, n) => test(isRight(n, 0), isRight(n, update)));
+      const right = isRight(each, update);
+      const look = `${right ? "right" : "wrong"}${moved ? " moved" : ""}`;
+      if (each.place.className !== look) each.place.className = look;
+      const words = isFirst ? `${right ? "✓" : "✗"} ${now}` : right ? "✓ right" : `✗ wrong: ${now}`;
+      if (each.words.textContent !== words) each.words.textContent = words;
+      each.small.textContent = isFirst ? (right ? "" : each.truth) : moved ? `changed, was ${before}` : "";
+    }
+    tell();
+    const count = (test, kind = "names") =>
+      d3.sum(tiles, (each) => each.kind === kind && test(isRight(each, 0), isRight(each, update)));
+    const now = (kind) => count((_, is) => is, kind);
     const since = `, ${count((was, is) => was && !is)} were lost since the start, ${count((was, is) => !was && is)} were gained`;
-    const right = `${count((_, is) => is)} of ${images.length} names are right`;
-    say(place.said, isFirst ? `${label}: ${right}.` : `${when(update)}: ${right}${update ? since : ""}.`);
+    const right = `${now("names")} of ${images.length} names are right`;
+    const both = `of the pictures below, ${now("names")} of ${images.length} old and ${now("new_names")} of ${fresh.length} new ones have their right name`;
+    say(place.said, isFirst ? `${label}: ${both}.` : `${when(update)}: ${right}${update ? since : ""}.`);
     if (scores) {
-      const [now, first] = [scores[update], scores[0]];
-      const number = (value, words) => element("div", {}, element("b", {}, `${Math.round(value)}%`), words);
-      const old = number(now.A_ZS, `of what is old (was ${Math.round(first.A_ZS)}%)`);
-      place.scores.replaceChildren(old, number(now.A_KA, `of what is new (was ${Math.round(first.A_KA)}%)`));
+      const number = (key, what, colour) => {
+        const value = element("b", { style: `color: ${colour}` }, `${Math.round(scores[update][key])}%`);
+        return element("div", {}, value, `on all ${what} test data (was ${Math.round(scores[0][key])}%)`);
+      };
+      place.scores.replaceChildren(number("A_ZS", "old", COLOURS.old), number("A_KA", "new", COLOURS.new));
     }
     drawChart(bench.model.state);
   }
 
   const how = element("p", { class: "how" }, rule);
   if (isFirst) {
-    place.stops.style.setProperty("--stops", stops.length);
-    const now = element("div", { class: "when" }, place.tools, place.said);
-    const beside = element("div", {}, place.scores, place.chart);
-    el.append(place.stops, now, element("div", { class: "halves" }, list, beside), place.warned, how);
-  } else el.append(place.tools, place.said, place.chart, list, place.warned, how);
+    const moment = element("div", { class: "when" }, place.tools, place.scores);
+    const heading = (words) => element("p", { class: "heading" }, words);
+    const section = (words, kind) => element("div", {}, heading(words), list(kind));
+    const earlier = section(`Old: ${images.length} emoji, all named right before the updates`, "names");
+    const later = section(`New: ${fresh.length} pictures, one of each kind that the updates bring`, "new_names");
+    place.tiles.append(earlier, element("div", {}, place.chart, later));
+    roving(place.tiles, "li > button");
+    el.append(element("p", { class: "intro" }, INTRO), place.stops, moment, place.said, told, place.tiles, place.warned, how);
+  } else el.append(place.tools, place.said, place.chart, list("names"), place.warned, how);
   bench.begin();
-  // it plays once, where the reader can see it and does not mind
-  const minds = matchMedia("(prefers-reduced-motion: reduce)").matches || location.hash.includes("explorer=");
-  if (isFirst && !minds && "IntersectionObserver" in window) {
-    const seen = new IntersectionObserver(([entry]) => {
-      if (!entry.isIntersecting) return;
-      seen.disconnect();
-      begin();
-    });
-    seen.observe(list);
-  }
 }

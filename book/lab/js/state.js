@@ -36,29 +36,33 @@ export function accepted(given, kinds) {
   return [given, ""];
 }
 
-// The address of an explorer in a state. Only what differs from the defaults is in it.
-export function linkTo(page, name, changes) {
+// The address of an explorer in a state, with its pins. Only what differs from the defaults is in it.
+export function linkTo(page, name, changes, pins = []) {
   const words = new URLSearchParams({ explorer: name });
   if (Object.keys(changes).length) words.set("state", canonical(changes));
+  if (pins.length) words.set("pins", canonical(pins));
   return `${page.split("#")[0]}#${words}`;
 }
 
-// What an address says of the explorer `name`: null where it speaks of none or of another one.
+// What an address says of the explorer `name`: null where it speaks of none or of another one, else its
+// state, what is wrong with the link in words, and its pins.
 export function linked(address, name, kinds) {
   const words = new URLSearchParams(address.split("#")[1] ?? "");
   if (words.get("explorer") !== name) return null;
-  const wrong = (why) => [{}, `This link cannot be read, so you see the defaults: ${why}.`];
-  let given = {};
+  const wrong = (why) => [{}, `This link cannot be read, so you see the defaults: ${why}.`, []];
+  let [given, pins] = [{}, []];
   try {
-    given = JSON.parse(words.get("state") ?? "{}");
+    [given, pins] = ["state", "pins"].map((key, n) => JSON.parse(words.get(key) ?? ["{}", "[]"][n]));
   } catch {
     return wrong("a part of it is missing");
   }
-  const [state, fault] = accepted(given, kinds);
-  return fault ? wrong(fault) : [state, ""];
+  if (!Array.isArray(pins)) return wrong("its pins are no list");
+  const faults = [given, ...pins].map((each) => accepted(each, kinds)[1]).filter(Boolean);
+  return faults.length ? wrong(faults[0]) : [given, "", pins];
 }
 
-export const COLOURS = ["#0173b2", "#de8f05", "#029e73", "#cc78bc", "#ca6b2f", "#6b8fd6", "#8f7a1e", "#d1477a"];
+// The last two are the colours of what is stored and predicted.
+export const COLOURS = ["#029e73", "#cc78bc", "#8f7a1e", "#d1477a", "#6b8fd6", "#ca6b2f", "#0173b2", "#de8f05"];
 export const MOST_PINS = 4;
 const MOST_UNDONE = 100;
 
@@ -81,7 +85,8 @@ export const kept = ({ state, pins, size, guesses }, { defaults }) => ({
 });
 
 // The model after an action, which is one of
-//   {change}: some keys of the state; {begin}: the defaults with some changes; {reset}; {undo};
+//   {change}: some keys of the state; {begin}: the defaults with some changes; {reset}, which
+//   takes the pins away, too; {undo};
 //   {pin}: a state; {unpin}: a key; {size}: of runs;
 //   {run}: states, each asked for once while it goes on; {told}: runs as the kernel has them; {cancel} and
 //   {drop}: a run; {guess}: {key, at}, where the reader expects a setting to end, which counts once.
@@ -104,7 +109,10 @@ const ACTIONS = {
     settings(model, rules.settle({ ...model.state, ...changes }, changes), Object.keys(changes).sort().join()),
   begin: (model, changes, rules) =>
     settings(model, rules.settle({ ...rules.defaults, ...changes }, {}), `begin ${canonical(changes)}`),
-  reset: (model, _, rules) => settings(model, rules.settle({ ...rules.defaults, ...rules.start }, {}), "reset"),
+  reset: (model, _, rules) => ({
+    ...settings(model, rules.settle({ ...rules.defaults, ...rules.start }, {}), "reset"),
+    pins: [],
+  }),
   undo: ({ past }) => (past.length ? { state: past.at(-1), past: past.slice(0, -1), touched: "" } : {}),
   pin(model, state, rules) {
     const key = rules.keyOf(state);

@@ -1,20 +1,21 @@
 // The frame of every explorer, and the bench of those whose states are settings of runs.
 import { FORMS, keywords, takeAway } from "./export.js";
 import { atRest, button, element, form, perFrame, places, points, say, score, table, toolbar } from "./form.js";
-import { comparison, isHeld, plane } from "./plane.js";
+import { compare, isHeld, plane } from "./plane.js";
 import { runRows, watch } from "./runs.js";
 import { accepted, begin, canonical, differing, kept, linked, linkTo, reduce, same } from "./state.js";
 
 // What every explorer has: one model that only the reducer changes, buttons that begin from presets, undo
 // and reset, and its place in the address, or in a notebook in the kernel, which outlives the page.
-// `draw(everything)` shows the model: all of it, or what moves with a pointer.
-export function frame(el, { name, rules, kinds, kernel, start = {}, presets = [], place, draw }) {
+// `draw(everything)` shows the model: all of it, or what moves with a pointer; `acted` hears of each action.
+export function frame(el, { name, rules, kinds, kernel, start = {}, presets = [], place, draw, acted = () => {} }) {
   const [given, fault] = accepted(start, kinds);
   rules = { ...rules, start: given };
   const words = { warned: fault && `The cell’s settings cannot be shown, so you see the defaults: ${fault}.` };
   const read = () => (kernel ? null : linked(location.href, name, kinds));
   const saved = kernel?.saved();
-  let model = begin(rules, saved?.state ? saved : {});
+  const opened = read();
+  let model = begin(rules, opened ? { state: opened[0], pins: opened[2] } : saved?.state ? saved : {});
   const follow = atRest(() => {
     if (kernel) return kernel.save(kept(model, rules));
     history.replaceState(null, "", address());
@@ -22,7 +23,10 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, presets = []
   const light = perFrame(() => draw(false));
   const rest = atRest(() => (isHeld() ? rest() : draw(true)));
   const whole = perFrame(() => draw(true));
-  const address = () => linkTo(location.href, name, differing(model.state, rules.defaults));
+  const address = () => {
+    const { state, pins } = kept(model, rules);
+    return linkTo(location.href, name, state, pins);
+  };
 
   const bench = {
     rules,
@@ -33,6 +37,7 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, presets = []
     act(action) {
       model = reduce(model, action, rules);
       bench.warn("");
+      acted(action);
       if ("told" in action) return whole();
       "change" in action ? (light(), rest()) : whole();
       follow();
@@ -53,53 +58,84 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, presets = []
       place.presets.querySelector(".undo").toggleAttribute("disabled", !model.past.length);
     },
   };
-  function land() {
-    const found = read();
-    if (!found) return false;
-    const [state, wrong] = found;
-    model = reduce(model, { begin: state }, rules);
+  // A reader who comes back, or loads the page again, stays where she was.
+  const comesBack = performance.getEntriesByType?.("navigation")[0]?.type !== "navigate";
+  function land([state, wrong], mayScroll = true) {
     const changed = Object.keys(state).filter((key) => !same(model.state[key], state[key]));
     const together = changed.length ? `This link’s settings do not go together: ${changed.join(", ")} changed.` : "";
     bench.warn(wrong || together);
+    if (mayScroll) el.scrollIntoView({ block: "start" });
+  }
+  // A link in the text of this page.
+  function follows() {
+    const found = read();
+    if (!found) return;
+    const [state, , pins] = found;
+    model = reduce(model, { begin: state }, rules);
+    for (const pin of pins) model = reduce(model, { pin: rules.settle({ ...rules.defaults, ...pin }, {}) }, rules);
+    acted({ begin: state });
     whole();
-    el.scrollIntoView({ block: "start" });
-    return true;
+    land(found);
   }
   place.presets.append(bench.buttons());
   bench.warn(words.warned);
   new ResizeObserver(whole).observe(el);
-  if (!kernel) addEventListener("hashchange", land);
+  if (!kernel) addEventListener("hashchange", follows);
+  el.addEventListener("keydown", (event) => {
+    if (event.key !== "z" || !(event.ctrlKey || event.metaKey) || event.target.matches("input[type='text']")) return;
+    event.preventDefault();
+    bench.act({ undo: true });
+  });
   return Object.assign(bench, {
     begin() {
       draw(true);
       el.dataset.ready = "";
-      if (read()) requestAnimationFrame(land); // once the explorers above have their heights
+      if (opened) requestAnimationFrame(() => land(opened, !comesBack)); // once the explorers above have their heights
     },
   });
 }
 
-// A bench for settings of runs. The explorer gives `fields(state)`, `picture(place, state, change, pins)`,
-// `describe(state)` -> {label, sentence, changes, parameters, lacks, predicted}, `settle(state, changes)`,
-// which makes a state possible, and `kinds`, what each key may be.
+// A bench for settings of runs. The explorer gives `fields(state)`, `picture(place, state, change, pins,
+// {anew, passes})`, where `anew` is whether all begins again, and `passes` whether the state is shown only
+// while a pointer rests on it, `describe(state)` -> {label, sentence, changes, parameters, lacks,
+// predicted}, `settle(state, changes)`, which makes a state possible, `note(before, after, changes)`, what to
+// say of a change that changed more than was asked, `kinds`, what each key may be, and `misses`, the points of
+// A_KA and A_ZS by which predictions err.
 export function workbench(el, { table: data, kernel, start, name, model: about, picture, hint, actions = [] }) {
-  const { fields, describe, settle, kinds } = about;
+  const { fields, describe, settle, kinds, misses, note = () => "" } = about;
   const place = places(el, ["presets", "controls", "picture", "plane", "said", "warned", "guesses", "runs", "pins", "away"]);
   const drawn = element("div", {}, place.picture, element("p", { class: "key" }, hint));
   const sides = element("div", { class: "sides" }, drawn, place.plane);
-  el.append(place.presets, place.controls, sides, place.said, place.warned, place.guesses, place.runs, place.pins, place.away);
+  const why = element("p");
+  const more = element("details", { class: "why" }, element("summary", { "aria-label": "How this is known" }, "?"), why);
+  const line = element("div", { class: "line" }, place.said, more);
+  const isWide = el.clientWidth > 700; // as in the style
+  const fold = element("details", { class: "fold", open: isWide }, element("summary", {}, "Settings"), place.controls);
+  el.classList.add("bench");
+  el.append(place.presets, fold, sides, line, place.warned, place.runs, place.guesses, place.pins, place.away);
   const rules = { defaults: data.defaults, settle, keyOf: (state) => canonical(describe(state).changes) };
   const { guess: guesses = false, ...given } = start ?? {};
-  const bench = frame(el, { name, rules, kinds, kernel, start: given, presets: data.presets, place, draw });
+  let seen = null; // a stored setting that the pointer is over
+  let guess = guesses ? { at: null } : null; // while the reader guesses: the place of the ring, once it has one
+  let revealed = null; // the guess that is shown beside its answer: {key, at, counts}
+  let anew = true; // whether all begins again with the next drawing
+  const bench = frame(el, { name, rules, kinds, kernel, start: given, presets: data.presets, place, draw, acted });
   const { act } = bench;
   const stored = new Map(data.runs.map((run) => [canonical(run.changes), run]));
-  const change = (changes) => act({ change: changes });
-  let seen = null; // a stored setting that the pointer is over
-  let guessing = guesses ? middle() : null;
   const shownState = () => (seen ? settle({ ...data.defaults, ...seen.state }, {}) : bench.model.state);
+  for (const run of data.runs) run.name = describe(settle({ ...data.defaults, ...run.state }, {})).label;
 
-  function middle() {
-    const [x, y] = [0, 1].map((k) => data.runs.map((run) => run.at[k]).sort((a, b) => a - b));
-    return [x, y].map((values) => values[values.length >> 1]);
+  // A guess ends with whatever shows another setting, but goes on while one is dragged.
+  function acted(action) {
+    if (["begin", "reset", "undo", "pin"].some((kind) => kind in action)) guess = null;
+    if (["begin", "reset", "undo", "change"].some((kind) => kind in action)) revealed = null;
+    if ("reset" in action) anew = true;
+  }
+  function change(changes) {
+    const before = bench.model.state;
+    act({ change: changes });
+    const words = note(before, bench.model.state, changes);
+    if (words) bench.warn(words);
   }
   const drawForm = form(place.controls, change, bench.warn);
   const drawPlane = plane(place.plane, {
@@ -109,7 +145,11 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
       requestAnimationFrame(() => draw(false));
     },
     choose: (run) => ((seen = null), act({ begin: run.state })),
-    pick: (at) => ((guessing = at), requestAnimationFrame(() => draw(false))),
+    pick: (at) => ((guess = { at }), requestAnimationFrame(() => draw(false))),
+    miss: () => bench.warn("Click a dot of the plane to load its setting."),
+  });
+  place.picture.addEventListener("click", ({ target }) => {
+    if (!target.closest(".handle, .clicked")) bench.warn(hint);
   });
   const away = takeAway(place.away, Object.keys(FORMS), () => {
     const { state, size } = bench.model;
@@ -157,47 +197,67 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
     kernel && button("Run this", () => launch([bench.model.state]), { class: "go" }),
     kernel && button("Run the first two pins", () => launch(pinned(2)), { class: "both" }),
     button("Pin to compare", () => act({ pin: bench.model.state })),
-    ...actions.map(({ label, to }) => button(label, () => compare(to), { class: "act" })),
+    ...actions.map(({ label, to }) => button(label, () => compareWith(to), { class: "act" })),
     button("Guess where it ends", () => toggleGuess(), { class: "asks", "aria-pressed": "false" }),
   );
   place.runs.append(buttons, drawRows.place);
-  function compare(to) {
+  function compareWith(to) {
     act({ pin: bench.model.state });
     act({ change: to(bench.model.state) });
     act({ pin: bench.model.state });
   }
+  function showPair() {
+    const states = data.pair.map((label) => data.runs.find((run) => run.label === label).state);
+    act({ reset: true });
+    for (const state of states) {
+      act({ begin: state });
+      act({ pin: bench.model.state });
+    }
+  }
 
   // guesses
   function toggleGuess() {
-    guessing = guessing ? null : middle();
+    guess = guess ? null : { at: null };
+    revealed = null;
     draw(true);
   }
   const ended = (key, shown) => stored.get(key) ?? shown.predicted;
   function reveal(key) {
-    act({ guess: { key, at: guessing } });
+    const { at } = guess;
+    revealed = { key, at, counts: !(key in bench.model.guesses) };
+    guess = null;
+    act({ guess: { key, at } });
   }
   const miss = (one, other) => Math.hypot(one[0] - other[0], one[1] - other[1]);
+  const where = (at) => `A_KA ${points(at[0])}, A_ZS ${points(at[1])}`;
+  const revealButton = button("Reveal", () => reveal(revealButton.dataset.key), { class: "go" });
+  const guessSaid = element("span", { "aria-live": "polite" });
+  place.guesses.append(guessSaid, revealButton);
   function drawGuess(key, end) {
-    const own = bench.model.guesses[key];
-    const open = guessing && end && !own;
-    const words = !guessing
-      ? ""
-      : !end
-        ? "No stored run is near this setting, so a guess could not be checked."
-        : own
-          ? guessWords(own, end)
-          : "Where will this setting end? Drag the ring, or click in the plane.";
-    if (place.guesses.dataset.words === words) return;
-    place.guesses.dataset.words = words;
-    const said = element("span", { "aria-live": "polite" }, words);
-    place.guesses.replaceChildren(...(words ? [said] : []), ...(open ? [button("Reveal", () => reveal(key), { class: "go" })] : []));
+    const words = revealed
+      ? revealedWords(end)
+      : !guess
+        ? ""
+        : end
+          ? "Where will this setting end? Click in the plane, or drag the ring."
+          : "No stored run is near this setting, so a guess could not be checked.";
+    say(guessSaid, words);
+    revealButton.hidden = !guess || !end;
+    revealButton.disabled = !guess?.at;
+    revealButton.dataset.key = key;
+    const ask = buttons.querySelector(".asks");
+    ask.textContent = guess ? "Stop guessing" : revealed ? "Guess again" : "Guess where it ends";
+    ask.setAttribute("aria-pressed", String(Boolean(guess)));
   }
-  function guessWords(own, end) {
-    const all = Object.entries(bench.model.guesses).map(([key, at]) => [at, stored.get(key)?.at]);
-    const known = all.filter(([, at]) => at).map(([at, to]) => miss(at, to));
+  function revealedWords(end) {
+    const { key, at, counts } = revealed;
+    const all = Object.entries(bench.model.guesses).map(([each, guessed]) => [guessed, stored.get(each)?.at]);
+    const known = all.filter(([, to]) => to).map(([guessed, to]) => miss(guessed, to));
     const mean = known.reduce((sum, each) => sum + each, 0) / known.length;
+    const away = `${points(miss(at, end.at))} points away, at ${where(end.at)}`;
     const past = known.length > 1 ? ` Your ${known.length} guesses at stored settings miss by ${points(mean)} points on average.` : "";
-    return `You guessed A_KA ${points(own[0])}, A_ZS ${points(own[1])}. It ended ${points(miss(own, end.at))} points away, at A_KA ${points(end.at[0])}, A_ZS ${points(end.at[1])}.${past}`;
+    const ending = stored.has(key) ? `It ended ${away}.` : `The prediction is ${away}; this setting was not run.`;
+    return `You guessed ${where(at)}. ${ending}${counts ? "" : " Only the first guess at a setting counts."}${past}`;
   }
 
   function drawPins(colours) {
@@ -218,61 +278,65 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
         button("Unpin", () => act({ unpin: key })),
       ];
     });
-    const between = element("div");
-    const head = ["pinned", "A_KA", "A_ZS", "from", `your run (${size})`, ""];
-    place.pins.replaceChildren(...(rows.length ? [table(head, rows), between] : []));
+    const between = element("div", { class: "difference" });
+    const head = ["pinned", "A_KA", "A_ZS", "from", kernel && `your run (${size})`, ""];
+    const shownOf = (cells) => cells.filter((_, n) => head[n] != null); // no runs of one's own on the site
+    place.pins.replaceChildren(...(rows.length ? [table(shownOf(head), rows.map(shownOf)), between] : []));
     if (pins.length < 2) return;
-    const [one, other] = pins.map(({ key, state }) => ({
-      ...(size === "cpu" ? stored.get(key) : {}),
-      label: describe(state).label,
-      own: own(key),
-    }));
-    comparison(between, one, other, data);
+    const compared = pins.map(({ key, state }) => {
+      const shown = describe(state);
+      return { ...(size === "cpu" ? ended(key, shown) : {}), label: shown.label, own: own(key) };
+    });
+    const isClose = compare(between, compared, { ...data, misses });
+    const [one, other] = data.pair;
+    const tooClose = "Too close to tell: no stored run separates these two. ";
+    const show = button(`Compare two that were run: ${one} and ${other}`, showPair);
+    if (isClose) between.prepend(element("p", { class: "close" }, tooClose, show));
     const words = "Runs of `quick` are too small to test a difference like this: choose `cpu` for it.";
     if (size === "quick") between.append(element("p", { class: "how" }, words));
   }
 
   function draw(everything) {
-    const { pins, runs, size, colours, guesses: made } = bench.model;
+    const { pins, runs, size, colours } = bench.model;
     const state = shownState();
     const shown = describe(state);
     const key = canonical(shown.changes);
     const found = stored.get(key);
     const end = ended(key, shown);
-    const hides = guessing && end && !made[key];
+    const hides = Boolean(guess && end);
+    el.classList.toggle("veiled", hides);
     drawForm(fields(state), state);
-    picture(
-      place.picture,
-      state,
-      change,
-      pins.map((pin) => ({ ...pin, colour: colours[pin.key] })),
-    );
+    const pinned = pins.map((pin) => ({ ...pin, colour: colours[pin.key] }));
+    picture(place.picture, state, change, pinned, { anew, passes: Boolean(seen) });
+    anew = false;
     const quick = kernel && size === "quick";
-    const rings = pins.map((pin) => ({ at: ended(pin.key, describe(pin.state))?.at, colour: colours[pin.key] }));
-    const here = found && { at: found.at, colour: "currentColor" };
+    const rings = pinned.map((pin) => ({ ...ended(pin.key, describe(pin.state)), colour: pin.colour }));
+    const here = found && { at: found.at, half: found.half, colour: "currentColor" };
     const own = runs.filter((run) => run.size === size && run.trail.length);
     drawPlane({
       stored: quick ? [] : data.runs,
-      veiled: Boolean(hides),
+      veiled: hides,
       dots: quick ? data.band : [],
       front: quick ? [] : data.front,
       predicted: quick || hides || found ? null : shown.predicted,
       own: own.map((run) => ({ ...run, colour: colours[run.key] })),
       pinned: quick || hides ? [] : [...rings, here].filter((each) => each?.at),
-      guess: guessing && end && made[key] ? { key, from: data.before, at: made[key], to: end.at } : null,
-      guessing: hides ? guessing : null,
+      guess: revealed && end ? { key: canonical(revealed), at: revealed.at, to: end.at } : null,
+      guessing: hides ? guess : null,
     });
+    revealButton.disabled = !guess?.at;
     const ends = hides
       ? ""
       : found
-        ? ` Stored, ${Object.keys(found.ends).length} runs: A_KA ${score(found, 0)}, A_ZS ${score(found, 1)}.`
+        ? ` Stored, mean of ${Object.keys(found.ends).length} runs: A_KA ${score(found, 0)}, A_ZS ${score(found, 1)}.`
         : shown.predicted
-          ? ` Predicted: A_KA ${points(end.at[0])}, A_ZS ${points(end.at[1])}. ${shown.predicted.words}`
+          ? ` Predicted: A_KA ${score(end, 0)}, A_ZS ${score(end, 1)}.`
           : " No prediction: no stored run is near.";
     say(place.said, shown.sentence + ends);
+    more.hidden = hides || Boolean(found) || !shown.predicted;
+    say(why, shown.predicted?.words ?? "");
     if (!everything) return;
     drawGuess(key, end);
-    buttons.querySelector(".asks").setAttribute("aria-pressed", String(Boolean(guessing)));
     buttons.querySelector(".both")?.toggleAttribute("disabled", pins.length < 2);
     sizes.value = size;
     drawRows(runs, colours, (run) => run.label ?? describe(run.state).label, watched.isSilent());
