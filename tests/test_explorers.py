@@ -188,9 +188,9 @@ const { table, cases } = JSON.parse(fs.readFileSync(0, "utf-8"));
 console.log(JSON.stringify(cases.map((each) => timesSeen(each, table))));
 """
 CHANGING = [
-    {"shares": [0.25, 0.5, 0.25], "last": [0.5, 0.25, 0.25]},  # from new to old
-    {"shares": [0.0, 0.5, 0.5], "last": [0.5, 0.5, 0.0]},
-    {"shares": [0.5, 0.0, 0.5], "last": [0.0, 1.0, 0.0]},
+    {"shares": [0.25, 0.5, 0.25], "last": (0.5, 0.25, 0.25)},  # from new to old
+    {"shares": [0.0, 0.5, 0.5], "last": (0.5, 0.5, 0.0)},
+    {"shares": [0.5, 0.0, 0.5], "last": (0.0, 1.0, 0.0)},
     {"shares": [0.0, 0.0, 1.0], "last": None},
 ]
 

@@ -28,7 +28,6 @@ from cmp.experiments import fronts, planner, results, studies, verdicts, workers
 from cmp.experiments.scores import estimate_mean, t_factor
 from cmp.files import read_yaml
 from cmp.registry import Option, get_option, option_names
-from cmp.runs import store
 from cmp.runs.launch import changes_to_cpu
 from lab import analyses, chapters, figures, keeping, live_runs
 

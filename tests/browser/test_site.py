@@ -137,6 +137,8 @@ def test_chapters_are_a_menu_on_a_phone(watched, address, pages):
     assert not chapters.first.is_visible()
     menu.click()
     assert chapters.count() == len(paths(pages)) and chapters.first.is_visible()
+    header = watched.locator("header").bounding_box()
+    assert chapters.first.bounding_box()["y"] >= header["y"] + header["height"]
     watched.keyboard.press("Escape")
     assert not chapters.first.is_visible() and menu.get_attribute("aria-expanded") == "false"
     for each in ("next", "prev"):
@@ -167,15 +169,15 @@ def drag(page, handle, right, down):
 def test_the_triangle_of_mixtures_is_dragged_without_a_kernel(watched, address, pages):
     place = page_with(watched, address, pages, "mixture")
     said, handle = place.locator(".said"), place.locator(".handle.shares")
-    expect(said).to_contain_text("pool P 33.3%, update D 33.3%, buffer B 33.3%")
+    expect(said).to_contain_text("Pool P 33.3%, update D 33.3%, buffer B 33.3%")
     drag(watched, handle, 0, -40)
-    expect(said).not_to_contain_text("pool P 33.3%")  # while it is dragged
+    expect(said).not_to_contain_text("Pool P 33.3%")  # while it is dragged
     watched.mouse.up()
     place.get_by_role("button", name="thirds", exact=True).click()
-    expect(said).to_contain_text("pool P 33.3%")
+    expect(said).to_contain_text("Pool P 33.3%")
     handle.focus()
     watched.keyboard.press("ArrowUp")
-    expect(said).to_contain_text("pool P 37.5%")  # the grid has no thirds
+    expect(said).to_contain_text("Pool P 37.5%")  # the grid has no thirds
     place.get_by_role("button", name="no pool", exact=True).click()
     expect(said).to_contain_text("Stored, ")
     place.get_by_role("button", name="Pin to compare").click()
@@ -203,6 +205,8 @@ def test_a_schedule_is_dragged_copied_and_restored_from_its_link(watched, addres
     place.get_by_label("Meta schedule").select_option("none")
     expect(said).to_contain_text(f"Mean rate {kept}")
     typed = place.get_by_label("Peak, as a number")
+    expect(typed).to_be_disabled()  # the peak follows
+    place.get_by_label("Keep the mean rate").uncheck()
     typed.fill("7")
     typed.press("Enter")
     expect(place.locator(".warned")).to_contain_text("Peak: 7 became 0.01")
@@ -334,29 +338,45 @@ def phone(browser, address):
     assert (found.errors, found.elsewhere) == ([], [])
 
 
+ENDS = """chart => [[".ends text", "y", 4], [".dots circle[r='4.5']", "cy", 0]].map(
+    ([which, key, down]) => [...chart.querySelectorAll(which)].map(
+        (each) => +each.getAttribute(key) - down))"""
+"""Where the lines of the first screen's chart end, and their points after the last update."""
+
+
 def test_the_first_screen_saves_pictures_by_replay(watched, address, pages):
-    watched.emulate_media(reduced_motion="reduce")  # so that it does not play by itself
+    """The number and the end of the chart's line are one score; nothing begins by itself."""
     ready(watched, f"{address}/")
     place = watched.locator('[data-explorer="first"]')
-    wrong, right = place.locator("li.wrong"), place.locator("li.right")
+    told, mark = place.locator(".told"), place.locator(".handle.mark")
+    wrong = place.locator(".tiles > :first-child li.wrong")
+    right, new = place.locator("li.right"), place.locator(".tiles > :last-child li.right")
     assert place.bounding_box()["y"] < 300  # it is the first thing that a reader meets
     expect(right).to_have_count(24)
     slider = place.get_by_label("Share of replay in each batch")
+    watched.wait_for_timeout(1000)
+    expect(place.get_by_text("Before the updates", exact=True)).to_be_visible()
+    assert "#" not in watched.url
     slider.focus()
     watched.keyboard.press("ArrowRight")  # who chooses sees where it ends
     watched.keyboard.press("ArrowLeft")
     expect(wrong).to_have_count(24)
-    watched.keyboard.press("End")
-    expect(place.locator(".said")).to_contain_text("The recipe")
-    assert right.count() > 12
-    place.locator(".handle.mark").focus()
+    place.locator("li").first.hover()
+    expect(told).to_contain_text("but the right name is “hot dog”")
+    for way in ("0%, gently", "the recipe"):
+        place.get_by_role("button", name=way, exact=True).click()
+        expect(place.locator(".said")).to_contain_text(way.split()[-1])
+        [old, _] = re.findall(r"(\d+)% ?on all", place.locator(".scores").inner_text())
+        assert mark.get_attribute("aria-valuetext") == f"After update 5: {old}%"
+        [ends, tops] = place.locator(".chart").evaluate(ENDS)
+        assert ends == pytest.approx(tops, abs=0.1)
+    assert right.count() - new.count() > 12 and new.count() >= 4
+    mark.focus()
     for _ in range(5):
         watched.keyboard.press("ArrowLeft")
     expect(right).to_have_count(24)
     place.get_by_role("button", name="Play").click()
     expect(place.get_by_text("After update 5", exact=True)).to_be_visible()
-    place.get_by_role("button", name="0%", exact=True).click()
-    expect(wrong).to_have_count(24)
     watched.wait_for_function("location.hash.includes('explorer=first')")
 
 
@@ -413,24 +433,139 @@ def test_stored_settings_are_walked_through_by_arrow_keys(watched, address, page
     expect(place.locator(".said")).to_contain_text(scores)
 
 
-def test_a_guess_is_revealed_scored_and_remembered(watched, address, pages):
+def middle(locator):
+    box = locator.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_a_guess_gives_nothing_away_and_is_revealed_scored_and_remembered(watched, address, pages):
     place = page_with(watched, address, pages, "schedule")
-    ask = place.get_by_role("button", name="Guess where it ends")
+    ask = place.locator(".asks")
+    stored = [middle(each) for each in place.locator(".place circle").all()]
+    place.get_by_role("button", name="Pin to compare").click()
     ask.click()
     expect(place.locator(".said")).not_to_contain_text("Stored")
-    expect(place.locator(".stored")).to_be_hidden()
-    ring = place.locator(".handle.mine")
-    drag(watched, ring, -60, 0)
-    watched.mouse.up()
-    ring.focus()
+    for hidden in (".stored", ".pins table"):
+        expect(place.locator(hidden)).to_be_hidden()
+    ring, reveal = place.locator(".handle.mine .knob"), place.get_by_role("button", name="Reveal")
+    x, y = middle(ring)
+    assert min(abs(x - a) + abs(y - b) for a, b in stored) > 25
+    expect(reveal).to_be_disabled()
+    plane = place.locator(".plane svg").bounding_box()
+    watched.mouse.click(plane["x"] + 150, plane["y"] + 150)
+    place.locator(".handle.mine").focus()
     watched.keyboard.press("ArrowUp")
-    place.get_by_role("button", name="Reveal").click()
-    expect(place.locator(".guesses")).to_contain_text(re.compile(r"It ended [\d.]+ points away"))
+    reveal.click()
+    words = place.locator(".guesses")
+    expect(words).to_contain_text(re.compile(r"It ended [1-9][\d.]* points away"))
     expect(place.locator(".said")).to_contain_text("Stored")
+    expect(place.locator(".plane .key")).to_contain_text("the answer to your guess")
+    dot, frame = (
+        middle(place.locator(".walker circle")),
+        place.locator(".plane .axes").bounding_box(),
+    )
+    assert frame["x"] <= dot[0] <= frame["x"] + frame["width"] and frame["y"] <= dot[1]
+    gaps = "all => all.some((each) => parseFloat(getComputedStyle(each).paddingLeft))"
+    assert not words.locator(".hidden").evaluate_all(gaps)  # or A_KA falls apart
+    expect(ask).to_have_text("Guess again")
+    drag(watched, place.locator(".knees .handle").first, 0, 60)
+    watched.mouse.up()
+    expect(words).not_to_contain_text("You guessed")
+    expect(place.locator(".stored")).to_be_visible()  # the guess is over
     ask.click()
-    expect(place.locator(".guesses")).to_be_empty()
-    ask.click()
-    expect(place.locator(".guesses")).to_contain_text("You guessed")  # once is all
+    watched.mouse.click(plane["x"] + 150, plane["y"] + 150)
+    reveal.click()
+    expect(words).to_contain_text("this setting was not run")
+    expect(words).not_to_contain_text("It ended")
+    for way_out in ("infinite", "Reset"):
+        ask.click()
+        expect(place.locator(".stored")).to_be_hidden()
+        place.get_by_role("button", name=way_out, exact=True).click()
+        expect(place.locator(".stored")).to_be_visible()
+    expect(place.locator(".pins")).to_be_empty()  # after Reset
+
+
+def test_the_axis_of_rates_stays_and_pairs_are_compared(watched, address, pages):
+    place = page_with(watched, address, pages, "schedule")
+    peak = place.locator(".knees .handle.peak")
+    before = peak.bounding_box()
+    drag(watched, peak, 0, 60)
+    watched.mouse.up()
+    watched.wait_for_timeout(300)  # until all is drawn anew
+    assert peak.bounding_box()["y"] - before["y"] == pytest.approx(60, abs=3)
+    place.get_by_role("button", name="Compare with its constant twin").click()
+    difference = place.locator(".difference")
+    expect(difference).to_contain_text("Too close to tell: no stored run separates these two")
+    difference.get_by_role("button").click()
+    expect(difference).not_to_contain_text("Too close to tell")
+    cells = difference.locator("tbody td").all_text_contents()
+    assert cells[-1] == "20 stored pairs"
+    assert cells[3] == "−0.8 (−1.5 to −0.1)"  # the claim of chapter 04
+    # the link has the pins, too, and of what it shows nothing can be undone
+    watched.wait_for_function("location.hash.includes('pins')")
+    link = watched.url
+    watched.goto("about:blank")
+    ready(watched, link)
+    expect(difference.locator("tbody td")).to_have_text(cells)
+    expect(place.get_by_role("button", name="Undo")).to_be_disabled()
+    warmup, cooldown = (
+        place.get_by_label(f"{name}, as a number") for name in ("Warmup", "Cooldown")
+    )
+    warmup.fill("90%")
+    warmup.press("Enter")
+    expect(place.locator(".warned")).to_contain_text("the cooldown, which became 10%")
+    peak.focus()
+    watched.keyboard.press("Control+z")
+    expect(cooldown).to_have_value("25%")
+
+
+def test_mixtures_that_change_are_told_apart_from_stored_ones(watched, address, pages):
+    place = page_with(watched, address, pages, "mixture")
+    said, varies = place.locator(".said"), place.get_by_label("Change over the updates")
+    for preset in place.locator(".presets button").all():
+        label = preset.text_content()
+        if label in ("Undo", "Reset"):
+            continue
+        preset.click()
+        expect(said).to_contain_text("No prediction" if "(not run)" in label else "Stored, mean of")
+    place.get_by_role("button", name="the recipe's shares").click()
+    expect(said).to_contain_text("Stored, mean of 5 runs")
+    varies.check()
+    ends = [middle(each) for each in place.locator(".handles .knob").all()]
+    assert abs(ends[0][1] - ends[1][1]) > 20  # two circles, each with its name
+    assert place.locator(".tags text").all_text_contents() == ["last update", "first update"]
+    drag(watched, place.locator(".handle.last"), ends[1][0] - ends[0][0], ends[1][1] - ends[0][1])
+    watched.mouse.up()
+    expect(said).to_contain_text("Stored, mean of 5 runs")
+    varies.uncheck()
+    corner = middle(place.locator(".rim path"))
+    watched.mouse.click(corner[0] + 5, corner[1] + 5)
+    expect(said).not_to_contain_text("Stored, mean of 5 runs")
+    place.locator(".asks").click()
+    expect(place.locator(".heat")).to_be_hidden()
+    expect(place.locator(".contours")).to_be_hidden()
+
+
+def test_a_reader_finds_the_explorer_and_comes_back_to_where_she_was(watched, address, pages):
+    place = page_with(watched, address, pages, "schedule")
+    watched.keyboard.press("Tab")
+    watched.keyboard.press("Enter")  # to the text, which stays as it is
+    plain = "getComputedStyle(document.querySelector('main')).backgroundColor"
+    assert watched.evaluate(plain) == "rgba(0, 0, 0, 0)"
+    outline = watched.locator(".outline")
+    expect(outline).to_be_visible()
+    watched.locator(".try").click()
+    expect(place.locator("svg").first).to_be_in_viewport()
+    expect(outline).to_be_hidden()  # the explorer lies over it
+    place.get_by_role("button", name="infinite", exact=True).click()
+    watched.wait_for_function("location.hash.includes('infinite')")
+    watched.locator("#bibliography").scroll_into_view_if_needed()
+    read = watched.evaluate("scrollY")
+    watched.goto(f"{address}/glossary")
+    watched.go_back()
+    place.and_(watched.locator("[data-ready]")).wait_for()
+    watched.wait_for_timeout(500)
+    assert watched.evaluate("scrollY") == pytest.approx(read, abs=150)
 
 
 def test_evidence_is_folded_until_a_link_lands_in_it_or_it_is_printed(watched, pages, tmp_path):
