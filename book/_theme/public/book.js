@@ -173,13 +173,17 @@ const watch = new IntersectionObserver(
 );
 for (const name of marks.keys()) watch.observe(document.getElementById(name));
 
-// An explorer that is wider than the text lies over the outline, which then steps back.
+// An explorer that is wider than the text lies over the outline, which steps back as soon as they meet.
 const outline = document.querySelector(".outline");
 const over = new Set();
-const covers = new IntersectionObserver((entries) => {
-  for (const { target, isIntersecting } of entries) over[isIntersecting ? "add" : "delete"](target);
-  outline.classList.toggle("covered", over.size > 0);
-});
+const reach = outline.getBoundingClientRect().bottom;
+const covers = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) over[isIntersecting ? "add" : "delete"](target);
+    outline.classList.toggle("covered", over.size > 0);
+  },
+  { rootMargin: `0px 0px ${Math.min(0, Math.round(reach - innerHeight))}px 0px` },
+);
 for (const each of document.querySelectorAll(".answering[data-explorer]")) covers.observe(each);
 
 // A link or a search that lands in what is folded opens it.

@@ -18,3 +18,11 @@ for (const place of document.querySelectorAll("[data-explorer]")) {
   explore(made, { table, kernel: null, start: JSON.parse(place.dataset.start ?? "{}") });
   place.dataset.ready = "";
 }
+
+// Once the explorers have their heights, a reader who comes back to a page is where she was, and one who
+// follows a link is at what it names.
+const place = `scroll ${location.pathname}`;
+const kept = sessionStorage.getItem(place);
+if (performance.getEntriesByType("navigation")[0]?.type === "back_forward" && kept) scrollTo(0, Number(kept));
+else document.querySelector(":target")?.scrollIntoView();
+addEventListener("pagehide", () => sessionStorage.setItem(place, scrollY));

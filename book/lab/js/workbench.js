@@ -103,7 +103,7 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, presets = []
 // A_KA and A_ZS by which predictions err.
 export function workbench(el, { table: data, kernel, start, name, model: about, picture, hint, actions = [] }) {
   const { fields, describe, settle, kinds, misses, note = () => "" } = about;
-  const place = places(el, ["presets", "controls", "picture", "plane", "said", "warned", "guesses", "runs", "pins", "away"]);
+  const place = places(el, ["presets", "controls", "picture", "plane", "said", "warned", "guesses", "runs", "pins", "difference", "away"]);
   const drawn = element("div", {}, place.picture, element("p", { class: "key" }, hint));
   const sides = element("div", { class: "sides" }, drawn, place.plane);
   const why = element("p");
@@ -112,7 +112,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   const isWide = el.clientWidth > 700; // as in the style
   const fold = element("details", { class: "fold", open: isWide }, element("summary", {}, "Settings"), place.controls);
   el.classList.add("bench");
-  el.append(place.presets, fold, sides, line, place.warned, place.runs, place.guesses, place.pins, place.away);
+  el.append(place.presets, fold, sides, line, place.warned, place.runs, place.guesses, place.pins, place.difference, place.away);
   const rules = { defaults: data.defaults, settle, keyOf: (state) => canonical(describe(state).changes) };
   const { guess: guesses = false, ...given } = start ?? {};
   let seen = null; // a stored setting that the pointer is over
@@ -278,22 +278,21 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
         button("Unpin", () => act({ unpin: key })),
       ];
     });
-    const between = element("div", { class: "difference" });
     const head = ["pinned", "A_KA", "A_ZS", "from", kernel && `your run (${size})`, ""];
     const shownOf = (cells) => cells.filter((_, n) => head[n] != null); // no runs of one's own on the site
-    place.pins.replaceChildren(...(rows.length ? [table(shownOf(head), rows.map(shownOf)), between] : []));
-    if (pins.length < 2) return;
+    place.pins.replaceChildren(...(rows.length ? [table(shownOf(head), rows.map(shownOf))] : []));
+    if (pins.length < 2) return place.difference.replaceChildren();
     const compared = pins.map(({ key, state }) => {
       const shown = describe(state);
       return { ...(size === "cpu" ? ended(key, shown) : {}), label: shown.label, own: own(key) };
     });
-    const isClose = compare(between, compared, { ...data, misses });
+    const isClose = compare(place.difference, compared, { ...data, misses });
     const [one, other] = data.pair;
     const tooClose = "Too close to tell: no stored run separates these two. ";
     const show = button(`Compare two that were run: ${one} and ${other}`, showPair);
-    if (isClose) between.prepend(element("p", { class: "close" }, tooClose, show));
+    if (isClose) place.difference.prepend(element("p", { class: "close" }, tooClose, show));
     const words = "Runs of `quick` are too small to test a difference like this: choose `cpu` for it.";
-    if (size === "quick") between.append(element("p", { class: "how" }, words));
+    if (size === "quick") place.difference.append(element("p", { class: "how" }, words));
   }
 
   function draw(everything) {
