@@ -199,7 +199,7 @@ def test_a_meta_schedule_runs_beside_its_constant_twin(small):
     explorer.press("Run the first two pins")
     expect(explorer.runs.locator(".run", has_text="done")).to_have_count(2, timeout=2000 * SECONDS)
     expect(explorer.place.locator(".difference")).to_contain_text("your two runs")
-    expect(explorer.place.locator(".pins")).to_contain_text("too small to test")
+    expect(explorer.place.locator(".difference")).to_contain_text("too small to test")
     assert explorer.place.locator(".own circle").count() >= 4
     keep(explorer, "twin")
 
