@@ -63,10 +63,11 @@ export function axes(svg, x, y, [xLabel, yLabel], ticks = 6, named = null) {
 
 // Handles: circles with room for a finger around them, one for each row of data {key, x, y, name, now,
 // words}. They are sliders for the keyboard and for who listens. `move` gets the pointer's place in the
-// drawing, `nudge` the two directions of a key. What listens is bound once, when a handle is made: a drag
+// drawing, `nudge` the two directions of a key, and `end`, where there is one, whether it
+// was End or Home. What listens is bound once, when a handle is made: a drag
 // goes on while its drawing is drawn anew. Where there are many, `led` names the keys that lead to the next.
 const FINGER = 14; // radius, in pixels
-export function handles(layer, data, radius, { move, nudge, led = null }) {
+export function handles(layer, data, radius, { move, nudge, end = null, led = null }) {
   const made = layer
     .selectAll("g.handle")
     .data(data, (d) => d.key)
@@ -83,7 +84,7 @@ export function handles(layer, data, radius, { move, nudge, led = null }) {
     .attr("aria-valuemax", (d) => d.most ?? null)
     .attr("aria-valuenow", (d) => d.now)
     .attr("aria-valuetext", (d) => d.words)
-    .property("told", () => ({ move, nudge, led }));
+    .property("told", () => ({ move, nudge, end, led }));
   if (led && data.length) roving(layer.node(), ".handle", led);
   return made;
 }
@@ -115,6 +116,8 @@ function listen() {
   // a page that scrolls under a finger would take the drag for itself
   handle.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
   handle.addEventListener("keydown", (event) => {
+    const { end } = handle.told;
+    if (end && ["Home", "End"].includes(event.key)) return event.preventDefault(), end(event.key === "End");
     const way = ARROWS[event.key];
     if (!way || handle.told.led?.includes(event.key)) return;
     event.preventDefault();

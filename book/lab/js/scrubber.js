@@ -7,8 +7,8 @@ import { frame } from "./workbench.js";
 
 const PACE = { many: 700, one: 1000 }; // milliseconds between updates while it plays
 const COLOURS = { old: "var(--blue)", new: "var(--green)" };
-const INTRO =
-  "A small CLIP can name emoji. Now it is trained on new pictures, in five updates, and forgets. " +
+const intro = (updates) =>
+  `A small CLIP can name emoji. Now it is trained on new pictures, in ${updates} updates, and forgets. ` +
   "Choose how much old data each batch replays, and watch which names it keeps and which it learns.";
 const POINT = "Point at a picture, or tap it, to read its names in full. Yellow: the name changed in this update.";
 
@@ -149,6 +149,7 @@ export function explore(el, { table, kernel, start }) {
     handles(group(svg, "knees"), [mark], 8, {
       move: (px) => (stop(), go(x.invert(px))),
       nudge: (across, up) => (stop(), go(bench.model.state.update + across + up)), // keys may outrun a frame
+      end: (isLast) => (stop(), go(isLast ? last : 0)),
     });
     svg.on("click", (event) => event.target.closest(".handle") || (stop(), go(x.invert(d3.pointer(event, svg.node())[0]))));
   }
@@ -203,7 +204,7 @@ export function explore(el, { table, kernel, start }) {
     const later = section(`New: ${fresh.length} pictures, one of each kind that the updates bring`, "new_names");
     place.tiles.append(earlier, element("div", {}, place.chart, later));
     roving(place.tiles, "li > button");
-    el.append(element("p", { class: "intro" }, INTRO), place.stops, moment, place.said, told, place.tiles, place.warned, how);
+    el.append(element("p", { class: "intro" }, intro(last)), place.stops, moment, place.said, told, place.tiles, place.warned, how);
   } else el.append(place.tools, place.said, place.chart, list("names"), place.warned, how);
   bench.begin();
 }
