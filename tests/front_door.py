@@ -4,6 +4,8 @@
 `python -m tests.front_door` writes it into both pages.
 """
 
+import textwrap
+
 from cmp.cli.shared import import_lab
 from cmp.errors import CmpError
 from cmp.files import write_atomic
@@ -28,9 +30,9 @@ def with_answer(page: str, source: str) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise CmpError(f"{source}: expected {BEGIN!r} and {END!r}")
-    answer = values.fill_values(
-        (chapters.BOOK / "lab" / "answer.md").read_text(encoding="utf-8"), "answer: "
-    )
+    text = (chapters.BOOK / "lab" / "answer.md").read_text(encoding="utf-8")
+    parts = values.fill_values(text, "answer: ").rstrip().split("\n\n")
+    answer = "\n\n".join(textwrap.fill(x, 100) if x[0].isalpha() else x for x in parts) + "\n"
     return f"{before}{BEGIN}\n\n{answer}\n{END}{after}"
 
 

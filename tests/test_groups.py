@@ -13,6 +13,7 @@ from pathlib import Path
 from zlib import crc32
 
 import forked
+import months
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from pictures import picture, tree
 from cmp import config
 from cmp.cli import runs
 from cmp.project import project_folder
+from cmp.releases import release
 from cmp.runs import checkpoints, store
 from cmp.runs.checkpoints import StopRequest
 from cmp.runs.launch import run_one
@@ -213,6 +215,23 @@ def test_torchrun_that_is_asked_to_stop_keeps_the_last_step(build, jpegs, everyo
     [step] = steps_kept(build)
     assert step > 0 and f"stopped after 0 tasks and {step} steps; everything is saved" in said
     assert "DataLoader" not in said
+
+
+@pytest.mark.long
+def test_torchrun_tunes_and_updates(build, tmp_path):
+    """Month by month, with `--start`, which torchrun takes for its own where no `--` is."""
+    months.write_pictures(tmp_path / "data", 2)
+    first, second, pool = (tmp_path / "data" / name for name in ("z-month", "y-month", "pool"))
+    made, settings = tmp_path / "releases", ("--settings", tmp_path / "peak.yaml")
+    begin = ("--start", months.START, "--data", first, "--pool", pool, *months.COMMON)
+    for command in (
+        ("tune", *begin, "--peaks", "0.001,0.003", "-o", settings[1]),
+        ("update", *begin, *settings, "-o", made / "1"),
+        ("update", made / "1", "--data", second, "-o", made / "2"),
+    ):
+        process = launch(build, *TORCHRUN, "-m", "cmp", "--", *map(str, command))
+        assert process.wait(TIMEOUT) == 0, build.with_suffix(".txt").read_text()
+    assert len(release.read_release(made / "2").record.updates) == 2
 
 
 REQUEUE = """

@@ -6,6 +6,7 @@ task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published metrics are th
 """
 
 import contextlib
+import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -740,8 +741,10 @@ def claim_correlations(known: verdicts.ClaimsFile) -> pd.DataFrame:
 def task_end_weights(run: config.RunConfig, corpus: Corpus) -> list[Weights]:
     """Return the weights before the stream and at the end of each task, on the CPU.
 
-    The run is computed only for this, and not stored.
+    The run is computed only for this, and not stored. It is scored on one image of each dataset,
+    since nobody reads the scores.
     """
+    run = dataclasses.replace(run, evaluation=config.Evaluation(subset=1, full=False))
     weights: list[Weights] = [models.load_model(run.model, run.seeds.init).state_dict()]
     steps = budgets.settle(run, corpus).steps
 

@@ -53,7 +53,7 @@ def update(
 
     Give the model of the first update with --start; every later update starts from a RELEASE. The
     book's recipe is the default. Repeat the command to continue a stopped update.
-    `torchrun -m cmp update ...` splits each batch between processes.
+    `torchrun -m cmp -- update ...` splits each batch between processes.
 
     Args:
         parent: The release to start from.
@@ -222,7 +222,8 @@ def tune(
 
     Three peaks are tried, a factor of three apart, and more if the best is the lowest or the
     highest. Repeat the command to continue a stopped run. Give the result to
-    `cmpt update --settings FILE`.
+    `cmpt update --settings FILE`. `torchrun -m cmp -- tune ...` splits each batch between
+    processes.
 
     Args:
         parent: The release that the update starts from.

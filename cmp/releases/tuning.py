@@ -131,6 +131,7 @@ def _scores_of(
         work = folder / "checkpoints" / plan.id[:12]
         checkpoints = CheckpointManager(plan.id, folder=work, in_background=device != "cpu")
     with checkpoints as manager:
+        observer = observer if manager else NO_OBSERVER
         result = train_update(plan, observer, manager, device, execution)
         last = store.final_scores(store.trajectory(result.metrics))
         scores = {name: x for name in SCORES if not math.isnan(x := float(last[name].iloc[0]))}

@@ -424,7 +424,7 @@ def compute_update(
     Args:
         plan: The update.
         folder: The folder of the release.
-        observer: Receives the progress.
+        observer: Receives the progress; with several processes, only that of the first.
         device: "cpu" or "cuda".
         execution: How steps are computed.
         boards: By name, a folder for "tensorboard", and a project for "wandb".
@@ -451,7 +451,7 @@ def compute_update(
         )
     with _update_manager(plan, folder, device) as manager:
         if not manager:
-            train_update(plan, observer, manager, device, execution)
+            train_update(plan, device=device, execution=execution)
         else:
             with RunLog(work / release.LOG_FILE, plan.id, plan.fitted, device, boards) as log:
                 result = train_update(plan, log.observe(observer), manager, device, execution)

@@ -6,6 +6,7 @@ import os
 import re
 from urllib.parse import quote
 
+import options
 import pytest
 import sample_book
 from browser import lab
@@ -67,16 +68,16 @@ def ready(page, to):
     return places
 
 
-def test_every_page_is_whole_and_for_everybody(watched, address, pages):
+@pytest.mark.parametrize("part", options.one_in(3, range(3)))
+def test_every_page_is_whole_and_for_everybody(watched, address, pages, part):
     """No error, no request elsewhere (see `watched`), no page wider than its window, no image that
     is not there or has no place kept free; nothing that axe finds serious, by light and by dark;
     and every explorer is there and answers."""
-    script, found, names = browser_site.axe(), {}, set()
-    for path in paths(pages):
+    script, found = browser_site.axe(), {}
+    for path in paths(pages)[part::3]:
         watched.set_viewport_size(DESK)
         watched.emulate_media(color_scheme="light")
         for place in ready(watched, f"{address}/{path}"):
-            names.add(place.get_attribute("data-explorer"))
             assert place.locator(".explorer").count() == 1
         assert watched.locator("h1").count() == 1
         watched.evaluate(script)
@@ -92,6 +93,11 @@ def test_every_page_is_whole_and_for_everybody(watched, address, pages):
         unsized = "[...document.images].filter(i => !i.getAttribute('height')).map(i => i.alt)"
         assert watched.evaluate(unsized) == [], path
     assert found == {}
+
+
+def test_every_table_of_an_explorer_is_on_a_page(pages):
+    texts = [path.read_text("utf-8") for path in pages.rglob("index.html")]
+    names = {name for text in texts for name in re.findall(r'data-explorer=\\?"(\w+)', text)}
     tables = {path.stem for path in (pages / "explorers" / "data").iterdir()}
     assert names == tables | {"scrubber", "path"}  # whose tables are in their notebooks
 

@@ -41,15 +41,24 @@ SMOOTH = 5
 IN_A_ROW, MOMENTS = 7, 6
 """Images per row of a gallery, and columns of predicted names, that leave enough space for text."""
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-RECIPE = ("with replay", "with moments", "recipe")
-"""Settings of study `recipe`, each adding a step to the previous one."""
-BUILT_UP = "scope == 'full' and not setting.str.startswith('first recipe')"
-"""The rows of the study for a picture of these steps."""
+RECIPE = ("with replay", "with moments", "with its shares", "recipe")
+"""The settings of `recipe_steps` that each add a step to the previous one."""
 SCHEDULES = (
     ("cosine", "none"), ("rsqrt", "none"), ("wsd", "none"), ("infinite", "none"),
     ("cosine", "cosine"), ("rsqrt", "rsqrt"),
 )  # fmt: skip
 """The curves and meta schedules that chapter 04 explains."""
+
+
+def recipe_steps() -> pd.DataFrame:
+    """Return the published runs that build up the recipe, as a trajectory frame.
+
+    "with its shares" is the recipe without merging, at the best of three peaks.
+    """
+    whole = scores.study_trajectory("recipe")
+    shares = scores.study_trajectory("recipe-parts").query("setting == 'shares alone, peak 0.0006'")
+    steps = pd.concat([whole, shares.assign(setting="with its shares")])
+    return steps.query("scope == 'full' and not setting.str.startswith('first recipe')")
 
 
 def summarise(trajectory: pd.DataFrame) -> pd.DataFrame:
@@ -341,7 +350,7 @@ def write_idea(path: Path = IDEA) -> Path:
     Returns:
         The path.
     """
-    figure = plot_plane(scores.study_trajectory("recipe").query(BUILT_UP), RECIPE)
+    figure = plot_plane(recipe_steps(), RECIPE)
     named = style.with_subscripts
     figure.axes[0].set_xlabel(named("A_KA (%): what is new is learned  \N{RIGHTWARDS ARROW}"))
     figure.axes[0].set_ylabel(named("A_ZS (%): what was known is kept  \N{RIGHTWARDS ARROW}"))
