@@ -41,7 +41,7 @@ SMOOTH = 5
 IN_A_ROW, MOMENTS = 7, 6
 """Images per row of a gallery, and columns of predicted names, that leave enough space for text."""
 EXPONENT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-RECIPE = ("with replay", "with moments", "with its shares", "recipe")
+RECIPE = ("with replay", "with moments", "with more earlier data", "recipe")
 """The settings of `recipe_steps` that each add a step to the previous one."""
 SCHEDULES = (
     ("cosine", "none"), ("rsqrt", "none"), ("wsd", "none"), ("infinite", "none"),
@@ -53,11 +53,11 @@ SCHEDULES = (
 def recipe_steps() -> pd.DataFrame:
     """Return the published runs that build up the recipe, as a trajectory frame.
 
-    "with its shares" is the recipe without merging, at the best of three peaks.
+    "with more earlier data" has the recipe's mixture and no merging, at the best of three peaks.
     """
     whole = scores.study_trajectory("recipe")
     shares = scores.study_trajectory("recipe-parts").query("setting == 'shares alone, peak 0.0006'")
-    steps = pd.concat([whole, shares.assign(setting="with its shares")])
+    steps = pd.concat([whole, shares.assign(setting="with more earlier data")])
     return steps.query("scope == 'full' and not setting.str.startswith('first recipe')")
 
 
@@ -133,7 +133,7 @@ def plot_plane(trajectory: pd.DataFrame, steps: Sequence[str] = ()) -> Figure:
         The figure.
     """
     layers, note = _layers(trajectory)
-    labels, enlarged = [], []
+    labels, enlarged = [], {}
     circle = {"color": "white", "markeredgecolor": "0.2", "markersize": 7, "zorder": 6}
     bars = {"elinewidth": 1.4, "capsize": 3, "markeredgecolor": "white", "linestyle": ""}
     with style.plane(6.2, note) as (figure, axes):
@@ -146,7 +146,7 @@ def plot_plane(trajectory: pd.DataFrame, steps: Sequence[str] = ()) -> Figure:
             axes.errorbar(*path[-1], *half, **look | bars | end)
             if name in steps:
                 inset.errorbar(*path[-1], *half, **look | bars | end)
-                enlarged.append(label)
+                enlarged[name] = label
             else:
                 labels.append(label)
             if name != style.JOINT and name not in steps[1:]:
@@ -156,7 +156,7 @@ def plot_plane(trajectory: pd.DataFrame, steps: Sequence[str] = ()) -> Figure:
                 labels += [] if "before" in near else [(*path[0], "before", {"color": "0.2"})]
         axes.margins(0.12, 0.1)
         if steps:
-            _enlarge_steps(axes, inset, enlarged)
+            _enlarge_steps(axes, inset, [enlarged[name] for name in steps])
         style.label_points(axes, labels)
         _contours(axes)
     return figure
