@@ -51,6 +51,7 @@ FILES = {
     release.MATRIX_FILE: "scores of each month's pictures, month by month",
     release.HITS_FILE: "which test pictures were named correctly",
     release.LEDGER_FILE: "the ledger",
+    release.LOG_FILE: "loss and learning rate of each training step",
     release.START_FILE: "the weights before the first update",
 }
 """What the files of a release are for."""
