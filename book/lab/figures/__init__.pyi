@@ -15,7 +15,6 @@ from .releases import plot_flips as plot_flips
 from .releases import plot_months as plot_months
 from .releases import plot_two_ways as plot_two_ways
 from .releases import plot_wall as plot_wall
-from .runs import BUILT_UP as BUILT_UP
 from .runs import RECIPE as RECIPE
 from .runs import plot_among_runs as plot_among_runs
 from .runs import plot_beside as plot_beside
@@ -30,6 +29,7 @@ from .runs import plot_plane as plot_plane
 from .runs import plot_rates_and_losses as plot_rates_and_losses
 from .runs import plot_schedules as plot_schedules
 from .runs import plot_stream as plot_stream
+from .runs import recipe_steps as recipe_steps
 from .runs import write_idea as write_idea
 from .style import COLOURS as COLOURS
 from .style import looks as looks
