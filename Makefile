@@ -12,7 +12,7 @@ env: $(READY)
 study: $(READY)
 	$(BIN)/cmpt data build
 	$(BIN)/cmpt eval small
-	$(BIN)/cmpt book --profile quick
+	$(BIN)/cmpt book --profile quick --jobs 2
 	@echo "The executed chapters are in _build/quick. Read on: 'make lab' opens copies of your own in JupyterLab."
 
 lab: $(READY)
