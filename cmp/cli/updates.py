@@ -179,7 +179,7 @@ def _compute(
     execution: ExecutionConfig,
     boards: dict[str, str],
 ) -> release.Release:
-    """Compute an update with a progress bar."""
+    """Compute an update with a progress bar, which only the first process shows."""
     is_silent = processes.rank() > 0
     with tqdm(total=plan.steps, desc=plan.name, unit=" steps", disable=is_silent) as bar:
         observer = progress_observer(bar, sum(plan.pools.counts))

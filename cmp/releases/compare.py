@@ -281,9 +281,9 @@ def _encode(
     """Load a model and return its features of what is scored, and of other images; `progress` is
     what the bar is called, "" for none."""
     network = candidate.load()
-    corpus.check_side(models.preprocessing(network).size, candidate.name)
-    network = network.to(device)
-    side, corpus = models.preprocessing(network).size, corpus.on(device)
+    side = models.preprocessing(network).size
+    corpus.check_side(side, candidate.name)
+    network, corpus = network.to(device), corpus.on(device)
     sets = evaluation.make_test_sets(corpus, split, subset)
     total = sum(len(each.rows) for each in sets) + len(others)
     with tqdm(

@@ -131,8 +131,8 @@ def _scores_of(
         work = folder / "checkpoints" / plan.id[:12]
         checkpoints = CheckpointManager(plan.id, folder=work, in_background=device != "cpu")
     with checkpoints as manager:
-        observer = observer if manager else NO_OBSERVER
-        result = train_update(plan, observer, manager, device, execution)
+        seen_by = observer if manager else NO_OBSERVER  # only the first process shows progress
+        result = train_update(plan, seen_by, manager, device, execution)
         last = store.final_scores(store.trajectory(result.metrics))
         scores = {name: x for name in SCORES if not math.isnan(x := float(last[name].iloc[0]))}
         if manager:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -402,7 +401,7 @@ def _update_manager(plan: UpdatePlan, folder: Path, device: str) -> Any:
     work = working_folder(folder)
     with CheckpointManager(plan.id, folder=work, in_background=device != "cpu") as manager:
         yield manager
-        (work / release.LOG_FILE).unlink(missing_ok=True)  # the release has a copy
+        (work / release.LOG_FILE).unlink(missing_ok=True)  # the release holds it
         manager.remove()
 
 
@@ -536,7 +535,7 @@ def write_release(
             models.export_weights(first, partial / release.START_FILE)
         release.write_ledger(plan.ledger, partial / release.LEDGER_FILE)
         if (log := state.with_name(release.LOG_FILE)).exists():
-            shutil.copyfile(log, partial / release.LOG_FILE)
+            release.link_or_copy(log, partial / release.LOG_FILE)
         release.write_served_model(result.model, plan.config.model.name, partial)
         result.metrics.to_parquet(partial / release.SCORES_FILE, index=False)
         matrix.to_parquet(partial / release.MATRIX_FILE, index=False)

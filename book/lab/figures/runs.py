@@ -55,9 +55,9 @@ def recipe_steps() -> pd.DataFrame:
 
     "with more earlier data" has the recipe's mixture and no merging, at the best of three peaks.
     """
-    whole = scores.study_trajectory("recipe")
+    recipe_runs = scores.study_trajectory("recipe")
     shares = scores.study_trajectory("recipe-parts").query("setting == 'shares alone, peak 0.0006'")
-    steps = pd.concat([whole, shares.assign(setting="with more earlier data")])
+    steps = pd.concat([recipe_runs, shares.assign(setting="with more earlier data")])
     return steps.query("scope == 'full' and not setting.str.startswith('first recipe')")
 
 
