@@ -503,13 +503,15 @@ def test_the_axis_of_rates_stays_and_pairs_are_compared(watched, address, pages)
     place.get_by_role("button", name="Compare with its constant twin").click()
     difference = place.locator(".difference")
     expect(difference).to_contain_text("Too close to tell: no stored run separates these two")
+    watched.wait_for_function("location.hash.includes('pins')")
+    before_the_pair = watched.url
     difference.get_by_role("button").click()
     expect(difference).not_to_contain_text("Too close to tell")
     cells = difference.locator("tbody td").all_text_contents()
     assert cells[-1] == "20 stored pairs"
     assert cells[3] == "−0.8 (−1.5 to −0.1)"  # the claim of chapter 04
-    # the link has the pins, too, and of what it shows nothing can be undone
-    watched.wait_for_function("location.hash.includes('pins')")
+    # the link, which follows a moment later, has the pins, too; what it shows cannot be undone
+    watched.wait_for_function("before => location.href !== before", arg=before_the_pair)
     link = watched.url
     watched.goto("about:blank")
     ready(watched, link)
