@@ -270,7 +270,7 @@ def load_entry(group: str, name: str) -> Any:
 
     Args:
         group: "cmp.data" (functions that return a `Corpus`), "cmp.models" (modules of a model
-            family, see `cmp.models.family_of`) or "cmp.statistics" (the module with tables of class
+            family, see `cmp.starts.family_of`) or "cmp.statistics" (the module with tables of class
             statistics).
         name: The name of the entry point.
 

@@ -327,8 +327,13 @@ def meta_geometric(task: TaskSchedule) -> float:
 
 @register("meta_schedule", "free", settings=("peaks",))
 def meta_free(task: TaskSchedule) -> float:
-    """Return the task's entry of `peaks`."""
-    return task.schedule.peaks[task.t]
+    """Return the task's entry of `peaks`; raise `ValueError` if there are fewer."""
+    peaks = task.schedule.peaks
+    if task.t >= len(peaks):
+        raise ValueError(
+            f"schedule.peaks: {len(peaks)} peaks for {task.t + 1} tasks; give each one"
+        )
+    return peaks[task.t]
 
 
 def relative_rate(schedule: Schedule, steps: int | Sequence[int], task: int, step: int) -> float:
@@ -341,9 +346,10 @@ def relative_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
         step: The step within the task, from 0.
 
     Raises:
-        ValueError: Warmup and cooldown together are longer than a task.
+        ValueError: Warmup and cooldown together are longer than a task, or the schedule lists
+            fewer peaks than there are tasks.
     """
-    tasks = (steps,) * (task + 1) if isinstance(steps, int) else steps
+    tasks = (int(steps),) * (task + 1) if isinstance(steps, int | np.integer) else steps
     return task_curve(schedule, tasks, task)(step)
 
 

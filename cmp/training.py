@@ -444,13 +444,13 @@ def build_adamw(
         factory: Another optimiser with AdamW's arguments.
         multiples: Multiples of the learning rate by parameter name, see `UpdateMethod.rates`.
     """
-    groups, multiples = {1.0: ([], [])}, multiples or {}
+    by_multiple, multiples = {1.0: ([], [])}, multiples or {}
     for name, parameter in trainable_parameters(model).items():
-        matrices, others = groups.setdefault(multiples.get(name, 1.0), ([], []))
+        matrices, others = by_multiple.setdefault(multiples.get(name, 1.0), ([], []))
         (matrices if parameter.ndim > 1 else others).append(parameter)
     groups = [
         {"params": parameters, "weight_decay": decay, "multiple": multiple}
-        for multiple, both in groups.items()
+        for multiple, both in by_multiple.items()
         for parameters, decay in zip(both, (config.weight_decay, 0.0), strict=True)
     ]
     return factory(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps)

@@ -27,11 +27,11 @@ from pictures import picture, tree
 
 from cmp import config
 from cmp.data import load_data
-from cmp.models import usual_prompt
-from cmp.releases import update
+from cmp.releases import update, update_plan
 from cmp.releases.release import Release
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import execute
+from cmp.starts import usual_prompt
 
 SIZES = (60, 7, 13, 150, 30, 40, 5, 90, 33, 24, 64, 18)
 """Pictures of each update, training pictures and others."""
@@ -113,7 +113,7 @@ def update_months(root: Path, releases: Path, updates: int, settings: tuple[str,
     for month in range(updates):
         first = {"pool": root / "pool"} if month == 0 else {}
         own = [*COMMON, *settings] if month == 0 else []
-        plan = update.plan_update(start, root / month_name(month), own, **first)
+        plan = update_plan.plan_update(start, root / month_name(month), own, **first)
         start = update.compute_update(plan, releases / str(month + 1)).folder
     return update.release.read_release(start)
 

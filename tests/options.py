@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import pandas as pd
 import pytest
 
-from cmp import config, mixtures, models, registry
+from cmp import config, mixtures, registry, starts
 from cmp.config import RunConfig
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
@@ -67,7 +67,7 @@ def choices() -> dict[str, tuple]:
 
 def settings() -> list[tuple[str, ...]]:
     """Assignments to the defaults for every choice but the default, and for every model."""
-    rows = [(f"model.name={name}",) for name in models.family_names()]
+    rows = [(f"model.name={name}",) for name in starts.family_names()]
     for key, names in choices().items():
         for name in names:
             if (key, name) in (NOT_SHIPPED, OF_OTHER_DATA):

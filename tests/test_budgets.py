@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
-from cmp import budgets, cli, config, models
+from cmp import budgets, cli, config, models, starts
 from cmp.budgets import Budget, Cost
 from cmp.cli import budget as budget_command
 from cmp.config import Method
@@ -162,7 +162,7 @@ ALIKE = ("tiny-half", "tiny-double", "tiny-quad", "tiny-one")
         4,
         [
             pytest.param(name, method)
-            for name in models.family_names()
+            for name in starts.family_names()
             for method in options.choices()["method.name"]
             if name not in ALIKE or method == "full"
         ],

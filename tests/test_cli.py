@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from cmp import cli, config, models
+from cmp import cli, config, models, starts
 from cmp.cli import runs, shared
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
@@ -140,8 +140,8 @@ def test_eval_takes_the_start_that_a_run_takes(monkeypatch):
 )
 def test_the_device_follows_from_the_model(settings, device):
     run_config = runs.read_config(settings[0], settings[1:])
-    assert models.default_device(run_config.model.name) == device
-    assert models.default_device(run_config.model.name, "cuda:1") == "cuda:1"
+    assert starts.default_device(run_config.model.name) == device
+    assert starts.default_device(run_config.model.name, "cuda:1") == "cuda:1"
 
 
 OUTSIDE = """import sys

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from cmp import cli, models
+from cmp import cli, models, starts
 from cmp.cli import budget, runs
 from cmp.config import Model
 from cmp.errors import CmpError
@@ -303,7 +303,7 @@ def test_any_network_runs_in_onnxruntime(tmp_path, what):
     """From what the page of facts says alone: batches of any size, features, logits."""
     onnx, runtime, _ = map(need, ("onnx", "onnxruntime", "onnxscript"))
     out = tmp_path / "out"
-    if what in models.family_names():
+    if what in starts.family_names():
         model, name = models.create_model(what).eval(), what
         onnx_files.export_onnx(name, model, out)
     else:
@@ -380,10 +380,10 @@ def test_an_embedded_model_in_a_folder_keeps_its_tokens(tmp_path):
     """open_clip would take CLIP's vocabulary, whose tokens the model does not know."""
     name = make_folder(tmp_path / "small", open_clip.get_model_config("small"))
     texts = ["a red cat", "one object"]
-    assert models.known_name(name) == "small"
+    assert starts.known_name(name) == "small"
     assert torch.equal(models.tokenizer(name)(texts), models.tokenizer("small")(texts))
     other = make_folder(tmp_path / "clip", CLIP)
-    assert models.known_name(other) == other
+    assert starts.known_name(other) == other
 
 
 @pytest.mark.long

@@ -20,7 +20,7 @@ from test_exports import SIGLIP_VISION
 from torchvision.transforms import InterpolationMode, Resize
 from typer.testing import CliRunner
 
-from cmp import cli, config, evaluation, models
+from cmp import cli, config, evaluation, models, starts
 from cmp.bench import networks
 from cmp.cli import runs
 from cmp.config import Model, RunConfig
@@ -105,8 +105,8 @@ def test_a_start_that_is_nothing_is_refused_with_the_model_s_tags():
     with pytest.raises(CmpError, match=r"model\.start: 'anealed': .*laion2b_s34b_b88k"):
         models.load_model(Model("ViT-B-16", "anealed"), 0)
     with pytest.raises(CmpError, match=r"model\.name=ViT-B-32-quickgelu"):
-        models.locate_weights("ViT-B-32", "openai")
-    assert "hf_hub" in models.pretrained_tag("ViT-B-16", "laion2b_s34b_b88k")
+        starts.locate_weights("ViT-B-32", "openai")
+    assert "hf_hub" in starts.pretrained_tag("ViT-B-16", "laion2b_s34b_b88k")
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ HUB = "hf-hub:someone/nano"
 
 def test_what_a_hub_would_give_is_refused_offline_with_a_sentence(offline):
     with pytest.raises(CmpError, match="not on this machine and cannot be downloaded"):
-        models.locate_weights("ViT-B-16", "laion2b_s34b_b88k")
+        starts.locate_weights("ViT-B-16", "laion2b_s34b_b88k")
     with pytest.raises(CmpError, match=r"model\.start.*cannot be downloaded"):
         models.load_model(Model(HUB, "hub"), 0)
     with pytest.raises(CmpError, match=r"model\.start=hub"):
@@ -194,10 +194,10 @@ def test_weights_in_the_hub_s_cache_are_found_without_a_network(offline, theirs,
     )
     preset = {"hf_hub": "someone/nano/", "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}
     monkeypatch.setattr(
-        models, "pretrained_tag", lambda name, start: preset if start == "theirs" else {}
+        starts, "pretrained_tag", lambda name, start: preset if start == "theirs" else {}
     )
     monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(offline), raising=False)
-    path = models.locate_weights(NANO, "theirs")
+    path = starts.locate_weights(NANO, "theirs")
     assert path == snapshot / "open_clip_model.safetensors"
     model = models.load_model(Model(NANO, "theirs"), 0)
     assert model.visual.image_mean == preset["mean"]
@@ -247,7 +247,7 @@ def fetched(theirs, tmp_path, monkeypatch):
     found = {"cached_weights": lambda *_: place if place.exists() else None}
     found |= {"locate_weights": fetch, "pretrained_tag": lambda *_: {"mean": (0.5,) * 3}}
     for name, function in found.items():
-        monkeypatch.setattr(models, name, function)
+        monkeypatch.setattr(starts, name, function)
     build(tmp_path, monkeypatch)
     return times
 
@@ -570,8 +570,8 @@ def test_an_update_of_an_update_sees_pictures_as_the_first_model_did(theirs, tmp
     """A tag of open_clip says how pictures are prepared; a file that is exported keeps it."""
     folder, _ = theirs
     preset = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash"}
-    monkeypatch.setattr(models, "pretrained_tag", lambda name, start: preset)
-    monkeypatch.setattr(models, "locate_weights", lambda *_: folder / "model.safetensors")
+    monkeypatch.setattr(starts, "pretrained_tag", lambda name, start: preset)
+    monkeypatch.setattr(starts, "locate_weights", lambda *_: folder / "model.safetensors")
     first = models.load_model(Model(NANO, "theirs"), 0)
     models.export_weights(first, tmp_path / "out.safetensors")
     monkeypatch.undo()

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import math
 import re
+import weakref
 from pathlib import Path
 
 import forked
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from options import small
 from test_resume import BOUNDARY, FIRST, MIDDLE, MemoryManager, equal, same
 
-from cmp import config, models, registry, towers
+from cmp import config, models, registry, starts, towers
 from cmp.config import Merging, Schedule
 from cmp.errors import CmpError
 from cmp.merging import apply, policies, ranks, rules
@@ -542,7 +543,7 @@ def test_lines_scales_task_vectors_by_block():
     assert [x[0].item() for x in merged.values()] == [0.5, 0.5, 0.75, 1.0]
 
 
-@pytest.mark.parametrize("name", models.family_names())
+@pytest.mark.parametrize("name", starts.family_names())
 def test_blocks_of_the_embedded_models_are_in_order(name):
     names = list(models.create_model(name).state_dict())
     depth = towers.layer_depth(tuple(names))
@@ -1158,3 +1159,49 @@ def test_what_is_no_state_dict_is_refused_by_name(model, words):
         with pytest.raises(CmpError) as error:
             merge("interpolation" if base is None else "ties", chosen, base)
         assert all(word in str(error.value) for word in [which, *words])
+
+
+def test_weights_that_a_model_trains_are_merged_without_a_graph():
+    newer, older, base = (
+        {name: torch.nn.Parameter(x) for name, x in weights(seed).items()} for seed in range(3)
+    )
+    for rule in RULES:
+        start = base if registry.get_option("merge_rule", rule).facts["base"] else None
+        merged = merge(rule, [newer, older], start)
+        assert not any(x.requires_grad for x in merged.values()), rule
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.complex64, torch.float8_e4m3fn])
+def test_tensors_that_no_rule_can_merge_are_refused(dtype):
+    newer, older = ({"w": torch.ones(2).to(dtype)} for _ in range(2))
+    with pytest.raises(CmpError, match=r"model 1: w: torch\..* convert it to float32"):
+        merge("interpolation", [newer, older])
+
+
+def test_a_merge_on_a_card_holds_one_tensor_of_each_model(monkeypatch):
+    alive, most = set(), []
+
+    class Watched(policies.MovedWeights):
+        def __getitem__(self, name):
+            x = super().__getitem__(name).clone()
+            alive.add(id(x))
+            weakref.finalize(x, alive.discard, id(x))
+            most.append(len(alive))
+            return x
+
+    monkeypatch.setattr(policies, "MovedWeights", Watched)
+    zero, trained = ({f"layer {n}": torch.full((4,), x) for n in range(50)} for x in (0.0, 1.0))
+    end = TaskEnd(Merging("ema"), {"zero": zero}, trained, 1, 0)
+    end.merge_pair(trained, zero, "average")
+    assert max(most) <= 4
+
+
+def test_trimming_keeps_as_many_entries_where_types_differ():
+    base = {"a": torch.zeros(4), "b": torch.zeros(2, dtype=torch.float64)}
+    newer = {
+        "a": torch.tensor([0.1, 0.2, 0.3, 0.4]),
+        "b": torch.tensor([0.01, 0.02], dtype=torch.float64),
+    }
+    merged = merge("ties", [newer], base, density=0.5)
+    assert sum(int(x.count_nonzero()) for x in merged.values()) == 3
+    assert merged["a"].tolist() == pytest.approx([0.0, 0.2, 0.3, 0.4])

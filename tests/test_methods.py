@@ -14,7 +14,7 @@ import pytest
 import torch
 from options import small
 
-from cmp import budgets, mixtures, models
+from cmp import budgets, mixtures, models, starts
 from cmp.config import Method
 from cmp.evaluation import evaluate
 from cmp.methods import distillation, ewc, galore, importance, locked_text, si
@@ -75,7 +75,7 @@ def two_steps(state, batch):
     ("model", "name"),
     options.one_in(
         4,
-        [pytest.param(m, n) for m in (*models.family_names(), "ViT-S-32") for n in NAMES],
+        [pytest.param(m, n) for m in (*starts.family_names(), "ViT-S-32") for n in NAMES],
         lambda model: model,
     ),
 )
@@ -90,7 +90,7 @@ def test_after_two_steps_all_that_trains_had_a_gradient_and_moved(model, name, v
 
 
 def test_bitfit_and_lnfit_train_what_they_are_called_after():
-    for name in models.family_names():
+    for name in starts.family_names():
         trains = {}
         for method in ("bitfit", "lnfit"):
             state = budgets.shape_state(name, Method(name=method), models.create_model(name))

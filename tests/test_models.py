@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
-from cmp import cli, config, evaluation, mixtures, models
+from cmp import cli, config, evaluation, mixtures, models, starts
 from cmp.config import Model
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
@@ -35,7 +35,7 @@ def open_clip_attention(name, seed):
         return open_clip.create_model(name, output_dict=True), split
 
 
-@pytest.mark.parametrize("name", models.family_names())
+@pytest.mark.parametrize("name", starts.family_names())
 def test_split_attention_changes_no_output(name):
     fused, split = open_clip_attention(name, 3)
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -103,7 +103,7 @@ def test_the_newest_open_clip_is_split_or_refused(tmp_path):
     assert str(tmp_path) in done.stdout.decode()
 
 
-@pytest.mark.parametrize("name", models.family_names())
+@pytest.mark.parametrize("name", starts.family_names())
 def test_joined_attention_is_open_clips_own_and_counts_as_the_same_weights(name):
     plain, split = open_clip_attention(name, 3)
     digest, state = models.weights_digest(split), torch.get_rng_state()
@@ -184,7 +184,7 @@ def test_a_missing_base_is_refused_with_the_way_to_make_it():
         models.load_model(config.Model("tiny", "annealed"), 99)
 
 
-@pytest.mark.parametrize("name", models.family_names())
+@pytest.mark.parametrize("name", starts.family_names())
 def test_weights_are_a_function_of_the_seed(name):
     torch.rand(3)  # the global stream must not matter
     one, two, other = (models.create_model(name, seed).state_dict() for seed in (0, 0, 1))
@@ -272,7 +272,7 @@ def test_the_vocabulary_is_the_corpus_own(corpus):
     content = gzip.compress("\n".join(lines).encode(), mtime=0)
     assert content == embedded_models.MERGES_FILE.read_bytes()
     size = 2 * 256 + len(lines) - 1 + 2  # bytes, also at a word's end; merges; start and end
-    for name in models.family_names():
+    for name in starts.family_names():
         assert open_clip.get_model_config(name)["text_cfg"]["vocab_size"] == size
         assert models.tokenizer(name).vocab_size == size
 
@@ -332,3 +332,14 @@ def test_tokens_of_many_texts_are_kept_and_damaged_ones_made_again(tmp_path, mon
     with pytest.raises(pytest.fail.Exception, match="made again"):
         tokenize()
     models.tokenize.cache_clear()
+
+
+def test_what_is_frozen_stays_frozen_when_attention_is_split():
+    network = models.create_fused_model("tiny-vit")
+    network.visual.requires_grad_(False)
+    frozen = sum(not x.requires_grad for x in network.parameters())
+    assert frozen
+    split = models.split_attention(network)
+    assert not any(x.requires_grad for x in split.visual.parameters())
+    models.join_attention(split)
+    assert sum(not x.requires_grad for x in network.parameters()) == frozen

@@ -15,10 +15,20 @@ from pictures import classes, picture, tree
 from PIL import Image
 from typer.testing import CliRunner
 
-from cmp import cli, evaluation, models
+from cmp import cli, evaluation, models, starts
 from cmp.errors import CmpError, Interrupted
 from cmp.files import file_digest
-from cmp.releases import compare, gate, ledger, release, report, sentences, tuning, update
+from cmp.releases import (
+    compare,
+    gate,
+    ledger,
+    release,
+    report,
+    sentences,
+    tuning,
+    update,
+    update_plan,
+)
 from cmp.runs import logs
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer
@@ -57,7 +67,7 @@ def test_one_at_a_time_ends_in_the_bits_of_all_at_once(root, tmp_path, setting):
 def first(root, tmp_path, *settings, **pictures):
     """A release of the first month."""
     pictures = {"pool": root / "pool"} | pictures
-    plan = update.plan_update(
+    plan = update_plan.plan_update(
         months.START, root / "z-month", [*months.SMALL, *settings], **pictures
     )
     return update.compute_update(plan, tmp_path / "releases" / "1")
@@ -70,7 +80,9 @@ def releases(root, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CMP_BUILD", str(folder / "build"))
         made = first(root, folder, "evaluation.subset=null")
-        update.compute_update(update.plan_update(made, root / "y-month"), folder / "releases" / "2")
+        update.compute_update(
+            update_plan.plan_update(made, root / "y-month"), folder / "releases" / "2"
+        )
     return folder / "releases"
 
 
@@ -101,7 +113,7 @@ def test_a_release_holds_what_serves_judges_and_goes_on(root, tmp_path):
 
 
 def test_a_release_stands_for_its_folder_and_has_its_data(made, root, tmp_path):
-    plan = update.plan_update(made, root / "y-month")
+    plan = update_plan.plan_update(made, root / "y-month")
     assert plan.parent and plan.parent.record == made.record
     corpus, count = made.corpus(), len(made.ledger().pictures)
     columns = ["split", "label", "update"]
@@ -153,7 +165,7 @@ def test_the_code_of_a_card_names_a_picture(root, tmp_path, is_embedded):
     """In a new process, which knows nothing but the folder of the card."""
     start = months.START if is_embedded else small_clip(tmp_path / "clip")
     settings = [*months.SMALL, "training.task_steps=[1]"]
-    plan = update.plan_update(start, root / "z-month", settings, pool=root / "pool")
+    plan = update_plan.plan_update(start, root / "z-month", settings, pool=root / "pool")
     made = update.compute_update(plan, tmp_path / "made")
     card = made.path(release.CARD_FILE).read_text()
     code = card.partition("```python\n")[2].partition("```")[0]
@@ -175,7 +187,7 @@ def test_a_card_has_the_numbers_of_its_comparison(made, root, tmp_path, monkeypa
         return seen[-1]
 
     monkeypatch.setattr(evaluation, "encode", watch)
-    plan = update.plan_update(made.folder, root / "y-month", {"evaluation": {"subset": None}})
+    plan = update_plan.plan_update(made.folder, root / "y-month", {"evaluation": {"subset": None}})
     later = update.compute_update(plan, tmp_path / "releases" / "2")
     on_card = seen[-2:]
     found = compare.compare(made, later, later.corpus())
@@ -189,7 +201,7 @@ def test_a_card_has_the_numbers_of_its_comparison(made, root, tmp_path, monkeypa
 
 def test_each_update_has_a_row_and_a_gate(made, root, tmp_path):
     """Its own pictures, beside those of all updates together."""
-    plan = update.plan_update(made.folder, root / "y-month", name="2026-02")
+    plan = update_plan.plan_update(made.folder, root / "y-month", name="2026-02")
     later = update.compute_update(plan, tmp_path / "releases" / "2")
     found = compare.compare(made, later, later.corpus())
     assert [*found.updates.index] == ["z-month", "2026-02"]
@@ -210,7 +222,7 @@ def test_each_update_has_a_row_and_a_gate(made, root, tmp_path):
 
 
 def test_two_updates_of_one_name_keep_their_numbers(made, root, tmp_path):
-    plan = update.plan_update(made.folder, root / "y-month", name="z-month")
+    plan = update_plan.plan_update(made.folder, root / "y-month", name="z-month")
     assert [*compare.update_names(plan.corpus).values()] == ["1 z-month", "2 z-month"]
 
 
@@ -219,7 +231,7 @@ def test_what_a_later_release_says_of_the_earlier_ones(root, tmp_path):
     classes(tmp_path / "kept", ("mug", "shirt", "lamp"))
     made = first(root, tmp_path, "evaluation.subset=null", retain=[tmp_path / "kept"])
     assert "A_ZS was" not in made.path(release.CARD_FILE).read_text()
-    plan = update.plan_update(made.folder, root / "y-month")
+    plan = update_plan.plan_update(made.folder, root / "y-month")
     later = update.compute_update(plan, tmp_path / "releases" / "2")
     metrics = pd.read_parquet(later.path(release.SCORES_FILE)).set_index(["task", "role"])["score"]
     card, page = (later.path(x).read_text() for x in (release.CARD_FILE, release.REPORT_FILE))
@@ -230,7 +242,7 @@ def test_what_a_later_release_says_of_the_earlier_ones(root, tmp_path):
     names = f"The card of z-month gives A_KA {metrics[1, 'adapt']:.1f}"
     for words in (kept, names, "1 name and "):
         assert words in card and words in page
-    assert kept in update.retention_since_first(later)
+    assert kept in sentences.describe_last_retention(later)
 
 
 def test_what_was_right_before_the_first_update_is_counted():
@@ -259,7 +271,7 @@ def test_an_update_without_test_pictures_is_not_judged(made, root, tmp_path):
         frame.to_csv(folder / "t.csv", index=False)
 
     write(rows)
-    plan = update.plan_update(made.folder, folder)
+    plan = update_plan.plan_update(made.folder, folder)
     later = update.compute_update(plan, tmp_path / "releases" / "2")
     words = "no test images, so what this update taught is not scored"
     assert any(words in note for note in plan.notes)
@@ -268,7 +280,7 @@ def test_an_update_without_test_pictures_is_not_judged(made, root, tmp_path):
     assert "<h1>month: update 2 cost" not in page and "taught, and" not in page
     assert "what it taught is not scored</h1>" in page
     write([(*rows[0][:2], "test"), *rows[1:]])
-    notes = update.plan_update(made.folder, folder).notes
+    notes = update_plan.plan_update(made.folder, folder).notes
     assert "1 of 2 new names have no test images and are not scored: vase" in notes
 
 
@@ -280,12 +292,13 @@ def test_a_plan_says_where_the_peak_comes_from(made, root, tmp_path):
         return next(note for note in plan.notes if note.startswith("peak"))
 
     assert (
-        said(update.plan_update(made, root / "y-month")) == f"peak learning rate: {peak:g}, {own}"
+        said(update_plan.plan_update(made, root / "y-month"))
+        == f"peak learning rate: {peak:g}, {own}"
     )
-    given = update.plan_update(made, root / "y-month", ["schedule.peak=0.001"])
+    given = update_plan.plan_update(made, root / "y-month", ["schedule.peak=0.001"])
     assert said(given) == "peak learning rate: 0.001, given"
     later = update.compute_update(given, tmp_path / "releases" / "2")
-    last = update.plan_update(later, root / "x-month")
+    last = update_plan.plan_update(later, root / "x-month")
     assert said(last) == "peak learning rate: 0.001, taken over from y-month"
     assert "| y-month | " in (card := later.path(release.CARD_FILE).read_text())
     assert "| 0.001 | given |" in card and f"| {peak:g} | the recipe's |" in card
@@ -315,14 +328,16 @@ def test_months_in_one_folder_are_not_taken_for_classes(tmp_path):
     for month in ("2026-01", "2026-02"):
         classes(pictures / month, ("red fox", "oak"), each=3)
     with pytest.raises(CmpError) as error:
-        update.plan_update(months.START, pictures)
+        update_plan.plan_update(months.START, pictures)
     for words in ("2026-01/oak/0.png", "2026-02/", f"{pictures}/2026-01", "cmpt data init"):
         assert words in str(error.value)
     classes(tmp_path / "shop" / "kept", each=3)
     with pytest.raises(
         CmpError, match=r"--data: .*shop contains .*kept, which was given by --retain"
     ):
-        update.plan_update(months.START, tmp_path / "shop", retain=[tmp_path / "shop" / "kept"])
+        update_plan.plan_update(
+            months.START, tmp_path / "shop", retain=[tmp_path / "shop" / "kept"]
+        )
     classes(tmp_path / "split" / "train", each=3)
     classes(tmp_path / "split" / "test", each=3, prefix="")
     sets = ledger.read_sets(tmp_path / "split", "adapt", "{}")
@@ -335,9 +350,9 @@ def test_a_release_that_is_not_there_is_called_one(made, root, tmp_path, monkeyp
     assert f"{wrong}: there is no such release" in found and "--start" not in found
     assert str(made.folder) in found
     with pytest.raises(CmpError, match="there is no such release"):
-        update.plan_update(wrong, root / "y-month")
+        update_plan.plan_update(wrong, root / "y-month")
     with pytest.raises(CmpError, match="no model is called 'smal'; did you mean 'small'"):
-        update.plan_update("smal", root / "y-month")
+        update_plan.plan_update("smal", root / "y-month")
 
 
 def test_a_month_is_checked_as_it_would_be_read(tmp_path):
@@ -349,7 +364,7 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
     done = invoke("data", "check", month)
     assert done.exit_code == 1
     with pytest.raises(CmpError) as error:
-        update.plan_update(months.START, month)
+        update_plan.plan_update(months.START, month)
     for words in (done.stdout, str(error.value)):
         words = " ".join(words.split())
         assert "oak/bad.png" in words and "2026-01" in words and "catalogue" not in words
@@ -366,7 +381,7 @@ def test_a_card_lists_the_data(root, tmp_path):
 
 def test_a_picture_is_one_picture(made, root, tmp_path):
     tree(tmp_path / "one", {"person__beard/1.png": picture(4000)})
-    plan = update.plan_update(made.folder, tmp_path / "one")
+    plan = update_plan.plan_update(made.folder, tmp_path / "one")
     assert "1 new image: 1 to train on" in plan.notes[0] and "1 new name, " in plan.notes[1]
     assert plan.report.new_names == ("person beard",)
 
@@ -381,12 +396,12 @@ def test_months_of_any_size(made, root, tmp_path, size):
     """A small month takes fewer of its pictures per batch, a first one as well."""
     folder = tmp_path / "month"
     tree(folder, {f"{'ab'[n % 2]}/{n}.png": picture(1000 + n) for n in range(size)})
-    plan = update.plan_update(months.START, folder, ["training.batch=64"], pool=root / "pool")
+    plan = update_plan.plan_update(months.START, folder, ["training.batch=64"], pool=root / "pool")
     assert plan.pools.counts[1] <= plan.report.new["train"]
     assert plan.steps >= 10 and 2 <= sum(plan.pools.counts) <= 64
     shown = plan.steps * plan.pools.counts[1] / plan.report.new["train"]
     assert 2 <= shown <= 2 + max(10, plan.pools.counts[1]) / plan.report.new["train"]
-    plan = update.plan_update(made.folder, folder)
+    plan = update_plan.plan_update(made.folder, folder)
     assert plan.number == 2 and sum(plan.pools.counts) == 8
 
 
@@ -402,7 +417,7 @@ def test_a_held_out_picture_stays_held_out(made, root, tmp_path):
         Image.open(root / "z-month" / held.source).save(target)
     shutil.copy(root / "z-month" / trained.source, folder / "fresh" / "known.png")
     tree(folder, {f"fresh/{n}.png": picture(5000 + n) for n in range(6)})
-    plan = update.plan_update(made.folder, folder)
+    plan = update_plan.plan_update(made.folder, folder)
     splits = {x.source: x.split for x in plan.ledger.pictures[len(old.pictures) :]}
     assert splits["fresh/copy-0.bmp"] == splits["fresh/copy-1.bmp"] == "test"
     assert splits["fresh/known.png"] == "train"
@@ -418,28 +433,28 @@ def test_pictures_that_look_like_held_out_ones_are_reported(made, root, tmp_path
     near.resize((96, 80), Image.Resampling.BICUBIC).save(folder / "fresh" / "train-larger.png")
     for number in range(20):  # one of these names falls into training
         shutil.copy(folder / "fresh" / "train-larger.png", folder / "fresh" / f"near-{number}.png")
-        if update.plan_update(made.folder, folder).report.similar:
+        if update_plan.plan_update(made.folder, folder).report.similar:
             break
-    plan = update.plan_update(made.folder, folder)
+    plan = update_plan.plan_update(made.folder, folder)
     assert plan.report.similar and plan.report.held_out == 0
     assert any("look like a held-out image" in note for note in plan.notes)
 
 
 def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(made, root, tmp_path):
     """Or the one that the first update gives; later updates have it, too."""
-    assert models.usual_prompt("ViT-B-32") == "a photo of a {}"
+    assert starts.usual_prompt("ViT-B-32") == "a photo of a {}"
     (tmp_path / "kept").mkdir()
     classes(tmp_path / "kept", ("red fox",))
-    plan = update.plan_update(made.folder, root / "y-month", retain=[tmp_path / "kept"])
+    plan = update_plan.plan_update(made.folder, root / "y-month", retain=[tmp_path / "kept"])
     assert {x.captions for x in plan.ledger.pictures if x.label == "red fox"} == {("red fox",)}
     assert plan.corpus.datasets["kept"].prompt == plan.corpus.datasets["catalogue"].prompt == "{}"
     assert 'prompt: "{}" for pool, catalogue, kept' in plan.notes
     own = first(root, tmp_path / "own", prompt="my {}")
     assert own.record.id != made.record.id
-    plan = update.plan_update(own.folder, root / "y-month")
+    plan = update_plan.plan_update(own.folder, root / "y-month")
     assert {x.captions[0].partition(" ")[0] for x in plan.ledger.pictures} == {"my"}
     with pytest.raises(CmpError, match=r"--prompt: 'the \{\}', but this stream has 'my \{\}'"):
-        update.plan_update(own.folder, root / "y-month", prompt="the {}")
+        update_plan.plan_update(own.folder, root / "y-month", prompt="the {}")
     with pytest.raises(CmpError, match=r"--prompt: .* exactly one"):
         first(root, tmp_path / "none", prompt="a photo")
 
@@ -451,7 +466,7 @@ def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, 
     about |= {"prompt": "a shoe, {}", "reader": reader}
     (own_root / "z-month" / "manifest.yaml").write_text(json.dumps(about))
     made = first(own_root, tmp_path)
-    plan = update.plan_update(made.folder, own_root / "y-month")
+    plan = update_plan.plan_update(made.folder, own_root / "y-month")
     assert [x for x in plan.corpus.datasets if x != "pool"] == ["shoes"]
     assert plan.corpus.captions(len(plan.ledger.pictures) - 1)[0].startswith("a shoe, ")
     assert 'different prompts: "{}" for pool; "a shoe, {}" for shoes' in plan.notes
@@ -459,25 +474,25 @@ def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, 
     manifest = own_root / "y-month" / "manifest.yaml"
     manifest.write_text(json.dumps(about | {"prompt": "{}"}))
     with pytest.raises(CmpError, match=r"shoes: prompt: '\{\}', but it was 'a shoe, \{\}'"):
-        update.plan_update(made.folder, own_root / "y-month")
-    manifest.write_text(json.dumps(about | {"name": "caps", "prompt": models.USUAL_PROMPT}))
-    notes = update.plan_update(made.folder, own_root / "y-month").notes
+        update_plan.plan_update(made.folder, own_root / "y-month")
+    manifest.write_text(json.dumps(about | {"name": "caps", "prompt": starts.USUAL_PROMPT}))
+    notes = update_plan.plan_update(made.folder, own_root / "y-month").notes
     assert any('tiny was pretrained with the prompt "{}"' in note for note in notes)
     manifest.write_text(json.dumps(about | {"name": "hats", "prompt": "a hat, {}"}))
-    plan = update.plan_update(made.folder, own_root / "y-month")
+    plan = update_plan.plan_update(made.folder, own_root / "y-month")
     assert "the new images belong to hats" in plan.notes
     assert any('"a hat, {}" for hats' in note for note in plan.notes)
 
 
 def test_what_was_there_already_is_left_out(made, root, tmp_path):
     with pytest.raises(CmpError, match="contains no new image"):
-        update.plan_update(made.folder, root / "z-month")
+        update_plan.plan_update(made.folder, root / "z-month")
     folder = tmp_path / "more"
     shutil.copytree(root / "z-month", folder)
     lines = (folder / "months.csv").read_text() + "new.png,ring,train\n"
     (folder / "months.csv").write_text(lines)
     tree(folder, {"new.png": picture(9000)})
-    report = update.plan_update(made.folder, folder).report
+    report = update_plan.plan_update(made.folder, folder).report
     assert report.new == {"train": 1} and report.again == months.SIZES[0]
     assert report.new_names == ("ring",)
 
@@ -488,10 +503,10 @@ def test_pictures_that_are_gone_are_refused_or_skipped(own_root, tmp_path):
     (own_root / "z-month" / known[0].source).unlink()
     (own_root / "z-month" / known[3].source).write_bytes(picture(77))  # another picture now
     with pytest.raises(CmpError) as error:
-        update.plan_update(made.folder, own_root / "y-month")
+        update_plan.plan_update(made.folder, own_root / "y-month")
     assert "2 images from earlier" in str(error.value) and "--gone skip" in str(error.value)
     assert known[0].source in str(error.value)
-    plan = update.plan_update(made.folder, own_root / "y-month", skip_gone=True)
+    plan = update_plan.plan_update(made.folder, own_root / "y-month", skip_gone=True)
     whole = made.ledger().pictures
     gone = [n for n, x in enumerate(whole) if x.source in (known[0].source, known[3].source)]
     gone = [n for n in gone if whole[n].set == "catalogue"]
@@ -506,12 +521,12 @@ def test_moved_folders_are_found_and_checked(own_root, tmp_path):
     made = first(own_root, tmp_path)
     (own_root / "z-month").rename(tmp_path / "elsewhere")
     with pytest.raises(CmpError, match="--moved OLD=NEW"):
-        update.plan_update(made.folder, own_root / "y-month")
+        update_plan.plan_update(made.folder, own_root / "y-month")
     moved = {str(own_root / "z-month"): str(tmp_path / "elsewhere")}
-    plan = update.plan_update(made.folder, own_root / "y-month", moved=moved)
+    plan = update_plan.plan_update(made.folder, own_root / "y-month", moved=moved)
     assert str(tmp_path / "elsewhere") in {x.folder for x in plan.ledger.arrivals}
     with pytest.raises(CmpError, match="no images came from"):
-        update.plan_update(made.folder, own_root / "y-month", moved={"/nowhere": "/else"})
+        update_plan.plan_update(made.folder, own_root / "y-month", moved={"/nowhere": "/else"})
 
 
 REFUSED = {
@@ -531,7 +546,7 @@ REFUSED = {
 @pytest.mark.parametrize("setting", REFUSED)
 def test_what_an_update_cannot_have_is_refused_by_name(made, root, tmp_path, setting):
     with pytest.raises(CmpError) as error:
-        update.plan_update(made.folder, root / "y-month", [setting])
+        update_plan.plan_update(made.folder, root / "y-month", [setting])
     assert setting.partition("=")[0] in str(error.value) and REFUSED[setting] in str(error.value)
 
 
@@ -541,23 +556,23 @@ def test_a_damaged_release_is_refused_before_anything_is_computed(made, root, tm
         content = path.read_bytes()
         path.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
         with pytest.raises(CmpError) as error:
-            update.plan_update(made.folder, root / "y-month")
+            update_plan.plan_update(made.folder, root / "y-month")
         assert path.name in str(error.value)
         path.write_bytes(content)
-    update.plan_update(made.folder, root / "y-month")
+    update_plan.plan_update(made.folder, root / "y-month")
 
 
 def test_a_slim_release_serves_and_ends_the_stream(made, root, tmp_path):
     assert release.slim(made.folder) > 0
     assert release.read_release(made.folder).ledger().pictures
     with pytest.raises(CmpError, match="slim"):
-        update.plan_update(made.folder, root / "y-month")
+        update_plan.plan_update(made.folder, root / "y-month")
 
 
 def test_a_release_is_never_changed(root, tmp_path):
     made = first(root, tmp_path)
     assert first(root, tmp_path).record == made.record  # the same command finds it
-    plan = update.plan_update(made.folder, root / "y-month")
+    plan = update_plan.plan_update(made.folder, root / "y-month")
     with pytest.raises(CmpError, match="never changed"):
         update.compute_update(plan, made.folder)
     (tmp_path / "full").mkdir()
@@ -566,7 +581,7 @@ def test_a_release_is_never_changed(root, tmp_path):
 
 
 def test_two_at_once_are_one_too_many(root, tmp_path):
-    plan = update.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
+    plan = update_plan.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
     out = tmp_path / "releases" / "1"
     place = update.working_folder(out)
     computing = CheckpointManager(plan.id, folder=place)
@@ -575,7 +590,7 @@ def test_two_at_once_are_one_too_many(root, tmp_path):
 
 
 def test_another_update_that_was_stopped_is_not_overwritten(root, tmp_path):
-    plan = update.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
+    plan = update_plan.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
     out = tmp_path / "releases" / "1"
 
     def stop(task, step, result, model):
@@ -583,7 +598,9 @@ def test_another_update_that_was_stopped_is_not_overwritten(root, tmp_path):
 
     with pytest.raises(Interrupted, match="the same command continues"):
         update.compute_update(plan, out, Observer(step=stop))
-    other = update.plan_update(months.START, root / "y-month", months.SMALL, pool=root / "pool")
+    other = update_plan.plan_update(
+        months.START, root / "y-month", months.SMALL, pool=root / "pool"
+    )
     with pytest.raises(CmpError, match="other images or settings was stopped here"):
         update.compute_update(other, out)
     made = update.compute_update(plan, out)
@@ -634,7 +651,10 @@ def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(made, root, tmp_p
         return {"A_KA": 50 - gap, "A_ZS": 50.0, "GM": 50 - gap}
 
     monkeypatch.setattr(tuning, "_scores_of", scores)
-    table = tuning.tune(made.folder, root / "y-month", folder=tmp_path / "tune")
+    doubled = (0.0008, 0.0024, 0.0072, 0.0072)
+    for peaks in ((), doubled):
+        computed.clear()
+        table = tuning.tune(made.folder, root / "y-month", folder=tmp_path / "tune", peaks=peaks)
     assert table["peak"].tolist() == [0.0008, 0.0024, 0.0072, 0.0216, 0.0648]
     assert table.loc[table["is_best"], "peak"].tolist() == [0.0216]
     assert len(computed) == 5
@@ -645,8 +665,8 @@ def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(made, root, tmp_p
 
 def test_a_plan_at_another_peak_is_the_one_that_is_planned_with_it(made, root):
     """So that `cmpt tune` plans once, and what it has computed is found again."""
-    plan = update.plan_update(made, root / "y-month").with_peak(0.003)
-    planned = update.plan_update(made, root / "y-month", ["schedule.peak=0.003"])
+    plan = update_plan.plan_update(made, root / "y-month").with_peak(0.003)
+    planned = update_plan.plan_update(made, root / "y-month", ["schedule.peak=0.003"])
     assert (plan.id, plan.config, plan.fitted) == (planned.id, planned.config, planned.fitted)
     assert plan.notes == planned.notes
 
@@ -662,3 +682,9 @@ def test_tuning_scores_the_validation_split_and_keeps_it(made, root, tmp_path):
     again = tuning.tune(made.folder, root / "x-month", **tried)
     assert again.equals(table)
     assert [path.stat().st_mtime_ns for path in stored] == times
+
+
+def test_an_update_of_which_nothing_could_be_scored_is_refused(tmp_path):
+    tree(tmp_path, {f"train/{name}/{n}.png": picture(n) for name in ("cup", "pen") for n in (0, 1)})
+    with pytest.raises(CmpError, match=r"in the split 'test', so nothing .*--retain"):
+        update_plan.plan_update(months.START, tmp_path, months.SMALL)

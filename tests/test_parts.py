@@ -15,11 +15,12 @@ import options
 import pytest
 import ranks
 import torch
+from forked import small_corpus
 from open_clip.loss import SigLipLoss
 from safetensors.torch import load_file
 
 import cmp
-from cmp import config, mixtures, models
+from cmp import budgets, config, mixtures, models
 from cmp.bench import networks
 from cmp.data import Batch
 from cmp.embedded import packed
@@ -27,7 +28,7 @@ from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.losses import model_loss
 from cmp.project import build_folder, project_folder
 from cmp.runs.checkpoints import StopRequest
-from cmp.runs.runner import NO_OBSERVER, Run, machine_differences, machine_record
+from cmp.runs.runner import NO_OBSERVER, Run, execute, machine_differences, machine_record
 from cmp.scale import micro_batches, processes
 from cmp.scale.execution import ExecutionConfig
 from cmp.scale.micro_batches import check_divisible
@@ -372,12 +373,11 @@ def test_processes_without_a_checkpoint_know_that_the_first_one_has_it(corpus, m
     run = Run(
         ranks.small(), make_train_state(ranks.small(), corpus), NO_OBSERVER, None, StopRequest(), {}
     )
-    run.save_or_stop(1, 0)
-    run.stop.signal = 15
+    run.stop_if_asked(1, 0, signal=0)
     with pytest.raises(
         Interrupted, match=r"everything is saved; `cmpt resume abababababab` continues"
     ):
-        run.save_or_stop(1, 0)
+        run.stop_if_asked(1, 0, signal=15)
 
 
 def test_processes_of_slurm_find_each_other(monkeypatch):
@@ -461,3 +461,16 @@ def test_a_process_that_is_left_alone_says_so():
     lines = said.decode().splitlines()
     assert len(lines) == 5
     assert all("another process" in line and "restart all processes" in line for line in lines)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused_before_anything_is_computed(monkeypatch):
+    """Not only the batch of the config: a task with few images has a smaller one."""
+    run_config, corpus = ranks.small("training.batch=64", "training.passes=0.1"), small_corpus()
+    pools = mixtures.task_pools(budgets.settle(run_config, corpus), corpus)
+    assert sum(pools[0].counts) == 63
+    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "rank", lambda: 0)
+    monkeypatch.setattr(processes, "all_reduce_max", lambda *numbers: list(numbers))
+    monkeypatch.setattr("cmp.runs.runner.evaluate", lambda *_: pytest.fail("was evaluated"))
+    with pytest.raises(CmpError, match=r"batch of 63 samples cannot be split .* or 1 of them"):
+        execute(run_config, corpus)

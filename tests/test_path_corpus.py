@@ -14,7 +14,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cmp import config, files, models
+from cmp import config, files, models, starts
 from cmp.cli.runs import read_config
 from cmp.embedded import manifest, packages, packed, sheets
 from cmp.embedded.manifest import Dataset, Package, embedded_manifests, select_datasets
@@ -307,7 +307,7 @@ def die_after(rename, name):
 
 @pytest.mark.parametrize("name", OUTSIDE, ids=IDS)
 def test_a_models_name_is_a_name(place, opened, name):
-    models.family_names()  # reads the installed packages' entry points, the first time
+    starts.family_names()  # reads the installed packages' entry points, the first time
     opened.clear()
     setting = f"model.name={json.dumps(name)}"
     with pytest.raises(CmpError, match=r"model\.name"):

@@ -15,7 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cmp import budgets, cli, config, mixtures, models, streams
+from cmp import budgets, cli, config, mixtures, starts, streams
 from cmp.config import Mixture
 from cmp.embedded import packed
 from cmp.errors import CmpError
@@ -341,7 +341,7 @@ def test_tags_of_the_paper_are_open_clip_s():
 
     for name, tag in planner.TAGS.items():
         assert tag in open_clip.list_pretrained_tags_by_model(name)
-    assert set(models.family_names()) & set(planner.TAGS) == set()
+    assert set(starts.family_names()) & set(planner.TAGS) == set()
 
 
 @pytest.mark.usefixtures("clean_drawing")

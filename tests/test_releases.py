@@ -10,7 +10,17 @@ from pictures import classes, picture, tar, tree
 
 import cmp
 from cmp.errors import CmpError
-from cmp.releases import card, compare, gate, ledger, release, sentences, tuning, update
+from cmp.releases import (
+    card,
+    compare,
+    gate,
+    ledger,
+    release,
+    sentences,
+    tuning,
+    update,
+    update_plan,
+)
 from cmp.runs import runner
 
 
@@ -28,7 +38,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(root):
-    plan = update.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
+    plan = update_plan.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
     return update.compute_update(plan, root / "releases" / "1")
 
 
@@ -44,7 +54,7 @@ def test_the_last_state_is_in_the_release_where_a_thread_writes_it(
             run.manager.in_background = True
 
     monkeypatch.setattr(runner.Run, "__post_init__", write_in_background)
-    plan = update.plan_update(first, root / "y-month")
+    plan = update_plan.plan_update(first, root / "y-month")
     made = update.compute_update(plan, tmp_path / "2")
     progress = made.progress()
     assert (progress.task, progress.step) == (2, 0)
@@ -116,17 +126,17 @@ def test_every_peak_that_is_given_is_tried(first, root, tmp_path, monkeypatch):
 
 def test_a_recipe_among_settings_is_taken(root):
     own = {"mixture": {"pretraining": 0.5, "update": 0.25, "buffer": 0.25}, "recipe": "default"}
-    plan = update.plan_update(months.START, root / "z-month", own, pool=root / "pool")
+    plan = update_plan.plan_update(months.START, root / "z-month", own, pool=root / "pool")
     assert plan.config.mixture.pretraining == 0.5 and plan.config.merging.policy == "ema"
     without = own | {"merging": {"policy": "none"}}
-    plan = update.plan_update(months.START, root / "z-month", without, pool=root / "pool")
+    plan = update_plan.plan_update(months.START, root / "z-month", without, pool=root / "pool")
     assert plan.config.merging.policy == "none"
 
 
 @pytest.mark.parametrize("setting", ["merging.weight=0.3", "training.task_steps=[2]"])
 def test_a_setting_that_rests_on_the_recipe_is_taken(first, root, setting):
     """A section is checked as a whole: alone, without the policy, a weight means nothing."""
-    plan = update.plan_update(first, root / "y-month", [setting])
+    plan = update_plan.plan_update(first, root / "y-month", [setting])
     assert plan.config.merging.weight == (0.3 if "weight" in setting else 0.5)
 
 
@@ -140,18 +150,18 @@ def test_a_setting_that_rests_on_the_recipe_is_taken(first, root, setting):
 )  # fmt: skip
 def test_slips_in_settings_are_named(first, root, setting, words):
     with pytest.raises(CmpError, match=words):
-        update.plan_update(first, root / "y-month", [setting])
+        update_plan.plan_update(first, root / "y-month", [setting])
 
 
 def test_a_home_folder_is_expanded(first, root, monkeypatch):
     monkeypatch.setenv("HOME", str(root))
-    plan = update.plan_update("~/releases/1", root / "y-month")
+    plan = update_plan.plan_update("~/releases/1", root / "y-month")
     assert plan.parent and plan.parent.record == first.record
 
 
 def test_embedded_pictures_are_a_pool_only(first, root):
     with pytest.raises(CmpError, match="--retain: give a folder"):
-        update.plan_update(months.START, root / "z-month", months.SMALL, retain=["embedded"])
+        update_plan.plan_update(months.START, root / "z-month", months.SMALL, retain=["embedded"])
 
 
 def test_a_set_is_named_whatever_it_is_called():
@@ -185,7 +195,7 @@ def test_a_bar_in_a_name_does_not_break_a_table():
 
 
 def test_slimming_counts_what_is_freed(first, root, tmp_path):
-    second = update.compute_update(update.plan_update(first, root / "y-month"), tmp_path / "2")
+    second = update.compute_update(update_plan.plan_update(first, root / "y-month"), tmp_path / "2")
     start, state = (second.folder / name for name in (release.START_FILE, second.record.state))
     assert start.stat().st_nlink > 1
     assert release.slim(second.folder) == 0 or not state.exists()

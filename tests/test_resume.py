@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import signal
 import threading
 import time
 
@@ -19,6 +20,8 @@ from cmp import models
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.evaluation import evaluate
+from cmp.merging import policies
+from cmp.registry import register
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.checkpoints import CheckpointManager, RunState
 from cmp.runs.runner import Observer, RunResult, execute, machine_differences, machine_record
@@ -478,3 +481,44 @@ def test_a_model_of_a_task_that_is_computed_again_goes(manager):
     manager.save(dataclasses.replace(state, progress=dataclasses.replace(state.progress, task=1)))
     manager.finish()
     assert checkpoints.model_files(manager.folder) == []
+
+
+def test_a_policy_may_name_its_memory_with_a_slash(corpus, own_options):
+    """What it remembered comes back under the same name, so a resumed run ends the same."""
+
+    @register("merge_policy", "two-speeds", merges=("two",))
+    def two_speeds(end):
+        before = end.memory.get("mean/fast", end.memory["zero"])
+        mean = end.merge_pair(end.trained, before, "fast")
+        return policies.MergedWeights(end.memory | {"mean/fast": mean}, end.trained, mean)
+
+    run_config, manager = small("merging.policy=two-speeds"), MemoryManager()
+    result = execute(run_config, corpus, manager=manager)
+    resumed = MemoryManager(manager.states[BOUNDARY])
+    assert same(execute(run_config, corpus, manager=resumed), result)
+
+
+def test_only_a_run_that_deploys_other_weights_than_it_would_go_on_from_keeps_both(corpus):
+    def ends(*settings, start=None, tasks=2):
+        manager = MemoryManager()
+        result = execute(
+            small(*settings, f"stream.tasks={tasks}"), corpus, manager=manager, start=start
+        )
+        state = manager.states[tasks, 0]
+        return result, state, checkpoints.strip_prefix(state.tensors, "deployed/")
+
+    assert not ends()[2]
+    infinite = ["schedule.name=infinite", "schedule.cooldown_steps=1"]
+    _, state, deployed = ends(*infinite)
+    assert deployed
+    # a longer run goes on from the trunk, and what its parent deployed is not its own
+    longer, last, deployed = ends(start=state, tasks=3)
+    assert not deployed
+    weights = checkpoints.state_tensors(models.split_attention(longer.model))
+    assert weights_of(weights) == weights_of(last.tensors)
+
+
+def test_a_run_that_is_asked_to_stop_in_its_last_evaluation_finishes(corpus):
+    manager = MemoryManager()
+    watch = Observer(task=lambda done, scores: done == 2 and signal.raise_signal(signal.SIGINT))
+    assert same(execute(small(), corpus, watch, manager=manager), execute(small(), corpus))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from cmp import models
 from cmp.errors import CmpError
 from cmp.files import file_digest
-from cmp.releases import compare, release, update
+from cmp.releases import compare, release, update, update_plan
 from lab import chapters, figures, shop
 
 
@@ -90,7 +90,7 @@ def tiny_releases(tmp_path, monkeypatch):
 
     def make(*second):
         first = months.update_months(tmp_path / "data", tmp_path / "made", 1, ())
-        plan = update.plan_update(first, tmp_path / "data" / months.month_name(1), second)
+        plan = update_plan.plan_update(first, tmp_path / "data" / months.month_name(1), second)
         return first, update.compute_update(plan, tmp_path / "made" / "2")
 
     return make

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import cmp
-from cmp import budgets, config, evaluation, models, streams
+from cmp import budgets, config, evaluation, models, starts, streams
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.experiments import evidence, paper, planner, results, statistics, verdicts
@@ -220,7 +220,7 @@ def budget_table(with_answers: bool = False) -> Table:
     """
     first = SHEET["budget"]["each"]["method"]
     methods = list(dict.fromkeys([*first, *option_names("method")]))
-    menus = {"model": [*models.family_names(), *paper.CATALOGUE_MODELS], "method": methods}
+    menus = {"model": [*starts.family_names(), *paper.CATALOGUE_MODELS], "method": methods}
     facts = {"slack": budgets.SLACK, "names": SHEET["budget"]["names"]}
     return _make_table("budget", _budget_answer, with_answers, menus, **facts)
 
@@ -301,7 +301,7 @@ def planner_table(with_answers: bool = False) -> Table:
     Args:
         with_answers: Whether to include answers to all questions, for pages without a kernel.
     """
-    known, embedded = evidence.gather_evidence(), models.family_names()
+    known, embedded = evidence.gather_evidence(), starts.family_names()
     means, stored = analyses.setting_means(known.trajectory)[AXES].round(2), {}
     for name, run in known.runs.items():
         stored.setdefault(run.model.name, []).append(means.loc[name].tolist())

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmp import bench, config, mixtures, models
+from cmp import bench, config, mixtures, models, starts
 from cmp.bench import networks, pictures, timing
 from cmp.bench.data import decoding_rates
 from cmp.bench.networks import TASK
@@ -112,7 +112,7 @@ def prepare(
     settings = [f"model.name={name}", "model.start=random", f"training.batch={size}"]
     settings += [f"training.steps={RUN_STEPS}", "training.budget=null", f"stream.tasks={TASKS}"]
     profile = "cpu"
-    if name not in models.family_names():
+    if name not in starts.family_names():
         count = IMAGES_PER_SAMPLE * size
         corpus = pictures.load_collection(folder / f"{captions}-{count}", count, captions)
         profile = "gpu"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from cmp import config, mixtures, models
+from cmp import config, mixtures, models, starts
 from cmp.arithmetic import autocast
 from cmp.bench import compact
 from cmp.config import RunConfig
@@ -34,7 +34,7 @@ open_clip.add_model_config(CONFIGS)
 BENCH = tuple(sorted(path.stem for path in CONFIGS.glob("*.json")))
 LARGE = "ViT-B-16"
 """A real model, which needs a GPU."""
-MODELS = (*models.family_names(), *BENCH, LARGE)
+MODELS = (*starts.family_names(), *BENCH, LARGE)
 SIZES = {"bench-mid": 64, LARGE: 512}
 """Samples per step, if not `SIZE`."""
 SIZE = 128
@@ -144,11 +144,11 @@ def network(setting: Setting, pieces: Pieces) -> tuple[nn.Module, Tensor]:
     """
     model = models.create_fused_model(setting.name)
     tokens = models.tokenizer(setting.name)(setting.corpus.texts)
-    if setting.name in models.family_names() and not pieces.compact:
+    if setting.name in starts.family_names() and not pieces.compact:
         width = model.token_embedding.embedding_dim
         model.token_embedding = nn.Embedding(FULL_VOCABULARY, width)
         tokens = SimpleTokenizer(context_length=model.context_length)(setting.corpus.texts)
-    elif setting.name not in models.family_names() and pieces.compact:
+    elif setting.name not in starts.family_names() and pieces.compact:
         used = compact.used_ids(tokens)
         model, tokens = compact.shrink(model, used), compact.to_compact(tokens, used)
     return models.split_attention(model) if pieces.split else model, tokens

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from tqdm import tqdm
 
-from cmp import config
+from cmp import config, starts
 from cmp.cli import shared
 from cmp.errors import CmpError
 from cmp.project import project_folder
@@ -44,7 +44,6 @@ def study(
     Example:
         cmpt study front merging --jobs 2 --publish
     """
-    from cmp import models
     from cmp.experiments import preflight, real, results, studies, workers
 
     if pause or resume:
@@ -67,7 +66,7 @@ def study(
     if publish and not (project_folder() / "book" / "studies").is_dir():
         raise CmpError("--publish: writes to book/results; run this in a checkout of the project")
     usual = config.parse(config.profile(profile), profile).model.name
-    device = models.default_device(usual, device)
+    device = starts.default_device(usual, device)
     is_foreign, plans = profile in config.FOREIGN_MODEL_PROFILES, {}
     for grid in grids:
         if grid.name == real.STUDY and not dry_run:

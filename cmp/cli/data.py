@@ -94,9 +94,9 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
         cmpt data check fomo --no-decode
     """
     from cmp.embedded import packed
-    from cmp.models import USUAL_PROMPT
     from cmp.readers import collection, index, notes
     from cmp.releases import ledger
+    from cmp.starts import USUAL_PROMPT
 
     if name == "embedded":
         datasets = manifest.select_datasets()

@@ -11,7 +11,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from cmp import budgets, config, evaluation, mixtures, models
+from cmp import budgets, config, evaluation, mixtures, models, starts
 from cmp.cli import shared
 from cmp.data import Preprocessing, load_data
 from cmp.errors import CmpError, Interrupted
@@ -67,7 +67,7 @@ def run(
     """
     torch.set_num_threads(threads)
     run_config = read_config(what, settings or [])
-    device = models.default_device(run_config.model.name, device)
+    device = starts.default_device(run_config.model.name, device)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     if dry_run:
         return plan_run(run_config, device, execution)
@@ -162,8 +162,8 @@ def evaluate(
         cmpt eval small --seed 3 --start unannealed
     """
     torch.set_num_threads(threads)
-    forecast.check_device(device := models.default_device(model, device))
-    start = start or (models.HUB if models.is_hub(model) else config.Model().start)
+    forecast.check_device(device := starts.default_device(model, device))
+    start = start or (starts.HUB if starts.is_hub(model) else config.Model().start)
     if weights and not weights.is_file():  # a pipe may never end
         raise CmpError(f"--weights {weights}: no such regular file")
     if weights:
@@ -211,9 +211,9 @@ def export(
     """
     if to == "open_clip":  # others are folders, which are made with those above them
         shared.check_out(out)
-    is_run = model.startswith(models.RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", model)
+    is_run = model.startswith(starts.RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", model)
     if is_run and not Path(model).exists():
-        found, network = find_model(model.removeprefix(models.RUN_PREFIX))
+        found, network = find_model(model.removeprefix(starts.RUN_PREFIX))
         name = found.config.model.name
         report_unfinished(found)
     else:
@@ -243,7 +243,7 @@ def export(
         with atomic_file(out) as partial:
             models.export_weights(network, partial)
         typer.echo(f"written: {out}\n{loading_code(name, network, out)}")
-    if name in models.family_names() and to not in EXPORTERS:
+    if name in starts.family_names() and to not in EXPORTERS:
         typer.echo("import cmp.embedded.models first, so that open_clip knows this model")
     for sentence in hub.read_differently(found) if found else ():
         typer.echo(f"note: {sentence}")
@@ -272,7 +272,7 @@ def write_export(name: str, network: models.Network, out: Path, to: str) -> None
 def loading_code(name: str, model: models.Network, file: Path) -> str:
     """Return Python code with which open_clip loads exported weights and prepares images."""
     call = f"model, _, preprocess = open_clip.create_model_and_transforms({name!r}, "
-    if models.is_hub(name):
+    if starts.is_hub(name):
         return f"{call}load_weights=False)\nopen_clip.load_checkpoint(model, {str(file)!r})"
     usual, own = (asdict(how) for how in (Preprocessing(), models.preprocessing(model)))
     keys = ("mean", "std", "interpolation", "resize_mode")  # the only ones with arguments
@@ -350,7 +350,7 @@ def step_timer(
 ) -> forecast.StepTimer | None:
     """Return what measures the first steps of a run, or None for an embedded model, whose runs are
     short."""
-    if run.config.model.name in models.family_names():
+    if run.config.model.name in starts.family_names():
         return None
     predicted = forecast.forecast_step(run.fitted, device, execution, run.corpus)
     return forecast.StepTimer(run.steps, predicted)

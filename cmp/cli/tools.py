@@ -10,6 +10,7 @@ import torch
 import typer
 from tqdm import tqdm
 
+from cmp import starts
 from cmp.cli import shared
 from cmp.errors import CmpError
 from cmp.merging.files import merge_files
@@ -121,7 +122,7 @@ def try_settings(
     merged_bytes([*paths, *([base] if base else [])])
     for trial in trials.values():  # before computing anything
         make_options(option, len(paths), **given | trial)
-    device, corpus, rows = models.default_device(model, device), load_data(data), []
+    device, corpus, rows = starts.default_device(model, device), load_data(data), []
 
     def score(label: str, path: Path) -> None:
         network = models.load_from_file(model, path).to(device)
@@ -262,7 +263,6 @@ def doctor(
     Example:
         cmpt doctor --profile gpu
     """
-    from cmp import models
     from cmp.cli.runs import read_config, report_checks
     from cmp.experiments import preflight
     from cmp.scale.execution import ExecutionConfig
@@ -271,7 +271,7 @@ def doctor(
         checks = preflight.check_setup()
     else:
         run_config = read_config(profile, settings or [])
-        device = models.default_device(run_config.model.name, device)
+        device = starts.default_device(run_config.model.name, device)
         execution = ExecutionConfig(micro_batch, checkpoint_activations)
         checks = preflight.check_run(run_config, device, execution)
         typer.echo(preflight.describe_run(run_config)[0])

@@ -7,7 +7,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from cmp import config, models
+from cmp import config, starts
 from cmp.cli import shared
 from cmp.cli.runs import progress_observer
 from cmp.errors import CmpError, did_you_mean
@@ -15,7 +15,9 @@ from cmp.experiments import forecast
 from cmp.files import read_yaml
 from cmp.releases import release, tuning
 from cmp.releases.candidates import split_start
-from cmp.releases.update import UpdatePlan, compute_update, plan_update, retention_since_first
+from cmp.releases.sentences import describe_last_retention
+from cmp.releases.update import compute_update
+from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs.runner import Observer
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
@@ -149,7 +151,7 @@ def _no_release(folder: Path) -> str:
     """Return an error message for a folder that is not a release, suggesting the nearest one."""
     if folder.is_dir():
         return f"{folder}: not a release, since it contains no {release.RECORD_FILE}"
-    if str(folder) in models.family_names():
+    if str(folder) in starts.family_names():
         return f"{folder}: there is no such release; give the first model by --start {folder}"
     beside = [x for x in sorted(folder.parent.glob("*")) if release.is_release(x)]
     near = did_you_mean(folder.name, [x.name for x in beside])
@@ -162,7 +164,7 @@ def _device_of(start: str, device: str | None) -> str:
     folder, name = Path(start), split_start(start)[0]
     if release.is_release(folder):
         name = release.read_release(folder).config.model.name
-    return models.default_device(name, device)
+    return starts.default_device(name, device)
 
 
 def _parse_moved(moved: list[str] | None) -> dict[str, str]:
@@ -195,7 +197,7 @@ def release_lines(made: release.Release) -> str:
     folder = made.folder
     lines = [
         release.describe(made), f"served by open_clip as local-dir:{folder}",
-        f"look at {folder / release.REPORT_FILE}", retention_since_first(made),
+        f"look at {folder / release.REPORT_FILE}", describe_last_retention(made),
     ]  # fmt: skip
     return "\n".join(filter(None, lines))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cmp import budgets, evaluation, mixtures, models
+from cmp import budgets, evaluation, mixtures, models, starts
 from cmp.config import Method, RunConfig
 from cmp.data import WHOLE_BATCH, Corpus, ImageFiles, load_data
 from cmp.errors import CmpError, first_line
@@ -60,7 +60,7 @@ _IRRELEVANT += ("method.strength", "merging.weight")
 
 def check_device(device: str) -> None:
     """Raise `CmpError` if torch cannot use a device, such as "cuda" without a GPU."""
-    models.check_device_name(device)
+    starts.check_device_name(device)
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -114,7 +114,7 @@ def predict_step(
     batch = math.ceil(run_config.training.batch / count)
     size = min(execution.micro_batch or batch, batch)
     share, source = facts.utilisation, "assumed"
-    if facts is not DEVICES["core"] and name not in models.family_names():
+    if facts is not DEVICES["core"] and name not in starts.family_names():
         bandwidth = facts.bandwidth / DEVICES["h100"].bandwidth
         mode = (size, execution.compile_towers, facts.peak, bandwidth)
         traced = traced_share(name, *mode) or share
@@ -174,7 +174,7 @@ def forecast_step(
     is_here = device == "cpu" or torch.cuda.is_available()
     facts = device_facts(device) if is_here else DEVICES["h100"]
     images = math.inf
-    if device != "cpu" and run_config.model.name not in models.family_names():
+    if device != "cpu" and run_config.model.name not in starts.family_names():
         rate = decoding_rate(corpus, run_config) if corpus and corpus.in_files else DECODED
         images = rate * (worker_count(torch.device(device)) if is_here else DECODERS)
     return predict_step(run_config, facts, execution, images)
@@ -263,7 +263,7 @@ def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[floa
     """
     if not configs:  # no need to read the store
         return []
-    seconds, families = _stored_step_seconds(device), models.family_names()
+    seconds, families = _stored_step_seconds(device), starts.family_names()
     for run_config in configs:
         if (key := _timing_key(run_config)) not in seconds:
             is_embedded = run_config.model.name in families

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cmp import budgets, models
+from cmp import budgets, models, starts
 from cmp.data import Corpus
 from cmp.files import atomic_folder, check_held_files, read_yaml
 from cmp.readers import notes
@@ -48,7 +48,7 @@ def read_differently(run: store.StoredRun) -> list[str]:
         run: The run; its provenance counts these images.
     """
     sentences = notes.describe_differences(run.provenance.get("pictures", {}))
-    if run.config.model.name in models.family_names():
+    if run.config.model.name in starts.family_names():
         sentences.append(
             "transparent parts of embedded images were evaluated over white, but open_clip's own "
             "transform drops the transparency: put images over white first"
@@ -68,7 +68,7 @@ def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
     data = [(n, x.role, getattr(x, "licence", "unknown")) for n, x in corpus.datasets.items()]
     changes = [(key, str(value)) for key, value in about.changes().items()]
     name, tokenizer = about.model.name, f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")'
-    if name in models.family_names():  # with the package's own networks and tokens
+    if name in starts.family_names():  # with the package's own networks and tokens
         tokenizer = "import cmp.embedded.models\n\n"
         tokenizer += f'tokenizer = cmp.models.tokenizer("{name}")'
     return CARD.format(

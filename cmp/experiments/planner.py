@@ -12,7 +12,7 @@ import open_clip
 import pandas as pd
 import yaml
 
-from cmp import budgets, config, mixtures, models, values
+from cmp import budgets, config, mixtures, models, starts, values
 from cmp.errors import CmpError, did_you_mean, name_choices
 from cmp.experiments import evidence, forecast, results
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
@@ -92,7 +92,7 @@ class PlanRequest:
     @property
     def embedded(self) -> bool:
         """Whether the model, and so the stream, belongs to the embedded benchmark."""
-        return self.model in models.family_names()
+        return self.model in starts.family_names()
 
     @property
     def arriving(self) -> float:
@@ -115,13 +115,13 @@ def _problems(request: PlanRequest) -> Iterator[str]:
     for key, names in (("device", DEVICES), ("keep", KEEP), ("new", NEW)):
         if (value := getattr(request, key)) not in names:
             yield f"{key} {value!r}{name_choices(value, [*names])}"
-    is_hub = models.is_hub(request.model)
+    is_hub = starts.is_hub(request.model)
     if is_hub:
-        models.check_start(request.model, request.start or models.HUB)
+        starts.check_start(request.model, request.start or starts.HUB)
         models.create_on_meta(request.model)  # raises an error that says why
     elif not request.embedded and request.model not in (names := open_clip.list_models()):
         near = did_you_mean(request.model, names)
-        words = f"the embedded models are {', '.join(models.family_names())}{near}"
+        words = f"the embedded models are {', '.join(starts.family_names())}{near}"
         yield f"model {request.model!r}: not an open_clip model; {words}"
     if (request.gpu_hours is None) == (request.gmafs is None):
         yield "give the compute either in GPU hours or in memory-adjusted GFLOPs"
@@ -249,7 +249,7 @@ def choose_settings(request: PlanRequest) -> dict[str, Any]:
     Where nothing may be lost, the average takes a tenth of each update instead of half.
     """
     tree: dict[str, Any] = {} if request.embedded else {"data": REAL["data"]}
-    usual = models.HUB if models.is_hub(request.model) else TAGS.get(request.model)
+    usual = starts.HUB if starts.is_hub(request.model) else TAGS.get(request.model)
     start = request.start or usual
     if not (start or request.embedded):
         start = open_clip.list_pretrained_tags_by_model(request.model)[0]

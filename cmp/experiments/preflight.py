@@ -12,7 +12,7 @@ import open_clip
 import torch
 from packaging.requirements import Requirement
 
-from cmp import budgets, mixtures, models
+from cmp import budgets, mixtures, models, starts
 from cmp.config import STARTS, RunConfig, parse
 from cmp.data import Corpus, load_data, named_sources
 from cmp.embedded import models as embedded_models
@@ -83,7 +83,7 @@ def check_run(
         checks.insert(1, _check_batches(run_config, corpus))
         fitted = budgets.settle(run_config, corpus)
     time = forecast.forecast_sentence(fitted, device, execution, corpus)
-    if run_config.model.name not in models.family_names():
+    if run_config.model.name not in starts.family_names():
         checks.append(_check_shared_memory(run_config, device))
     return [*checks, Check("time", PRESENT, time)]
 
@@ -127,11 +127,11 @@ def _check_batches(run_config: RunConfig, corpus: Corpus) -> Check:
 def _check_weights(run_config: RunConfig) -> Check:
     name, start = run_config.model.name, run_config.model.start
     try:
-        models.check_start(name, start)
+        starts.check_start(name, start)
         store.find_parent(run_config)
     except CmpError as error:
         return Check("weights", MISSING, str(error).removeprefix("model.start: "))
-    sentence, tag = f"{start!r} of {name!r}", models.pretrained_tag(name, start)
+    sentence, tag = f"{start!r} of {name!r}", starts.pretrained_tag(name, start)
     if path := identity.start_file(run_config):
         return _check_base_files("weights", [path] if start in STARTS else [], sentence)
     if start == "random":
@@ -139,8 +139,8 @@ def _check_weights(run_config: RunConfig) -> Check:
     if start in STARTS:
         other = "only embedded models have bases; set model.start to a tag, a file, or random"
         command = f"run `cmpt pretrain {name} --seed {run_config.seeds.init}` to make them"
-        sentence += f": {command if models.family_of(name) else other}"
-    elif start == models.HUB or tag:
+        sentence += f": {command if starts.family_of(name) else other}"
+    elif start == starts.HUB or tag:
         sentence += f": the run downloads them from {tag.get('hf_hub', 'its URL') or name}"
         return Check("weights", TO_FETCH, sentence)
     else:
@@ -325,7 +325,7 @@ def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> li
     for (setting, replicate), run_config in configs.items():
         lines.append(f"{setting}, replicate {replicate}")
         lines += [f"  {line}" for line in describe_run(run_config)]
-        if run_config.model.name not in models.family_names():
+        if run_config.model.name not in starts.family_names():
             lines.append(f"  forecast: {forecast.forecast_sentence(run_config, device)}")
         missing |= dict.fromkeys(missing_needs(run_config, device))
     return [*lines, *missing]

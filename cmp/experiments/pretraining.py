@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors.torch import save_file
 
-from cmp import config, evaluation, models
+from cmp import config, evaluation, models, starts
 from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError, explain_errors
@@ -64,9 +64,9 @@ def pretraining_config(name: str, seed: int, *assignments: str) -> config.RunCon
     Raises:
         CmpError: The model is not embedded, or a change is invalid.
     """
-    if name not in models.family_names():
+    if name not in starts.family_names():
         raise CmpError(
-            f"{name!r} is not an embedded model; choose from {', '.join(models.family_names())}"
+            f"{name!r} is not an embedded model; choose from {', '.join(starts.family_names())}"
         )
     changes = [f"model.name={name}", *PRETRAINING_OF.get(name, ()), *assignments]
     tree = config.override(PRETRAINING | {"seed": seed}, changes)
@@ -77,7 +77,7 @@ def is_pretraining(run_config: config.RunConfig) -> bool:
     """Return whether a run makes a base, that is, follows the recipe except for length and
     schedule."""
     name, seed = run_config.model.name, run_config.seeds.init
-    usual = name in models.family_names() and pretraining_config(name, seed)
+    usual = name in starts.family_names() and pretraining_config(name, seed)
     parts = ("data", "model", "stream", "mixture", "method", "merging", "seeds")
     return usual and all(getattr(run_config, part) == getattr(usual, part) for part in parts)
 

@@ -35,12 +35,19 @@ from cmp.registry import Option, get_option
 from cmp.towers import layer_depth
 
 StateDict = Mapping[str, Tensor]
+DTYPE_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL",
+}  # fmt: skip
+"""Tensor types that can be merged, with their names in files. Integers of 8 and 16 bits are
+quantised weights, which a rule would mistake for counters."""
 RUNNING_STATISTICS = ("running_mean", "running_var")
 """Name endings of tensors that every rule averages."""
 BLOCK_SIZES = {"linear": 1 << 20, "entries": 1 << 16}
 """Entries per block, by the bytes of cache that a rule needs per entry."""
 
 
+@torch.no_grad()
 def merge(
     rule: str,
     models: Sequence[StateDict],
@@ -87,8 +94,8 @@ def check_models(
 
     Raises:
         CmpError: The rule does not take this number of models, the base is missing or not needed, a
-            model is not a state dict with values, or tensors differ in name, shape or kind of
-            number.
+            model is not a state dict with values of a supported type, or tensors differ in name,
+            shape or kind of number.
     """
     wanted = rule.facts["count"]
     if not models or (wanted and len(models) != wanted):
@@ -109,6 +116,10 @@ def check_models(
             if not isinstance(x, Tensor):
                 raise CmpError(
                     f"merge: {label}: {name}: a {type(x).__name__} is not a tensor; convert it"
+                )
+            if x.dtype not in DTYPE_NAMES:
+                raise CmpError(
+                    f"merge: {label}: {name}: {x.dtype} is not supported; convert it to float32"
                 )
             if x.is_meta:
                 raise CmpError(

@@ -14,16 +14,10 @@ from torch import Tensor
 
 from cmp.errors import CmpError, explain_errors
 from cmp.files import atomic_file, check_target, file_digest
-from cmp.merging.apply import check_models, iter_merged
+from cmp.merging.apply import DTYPE_NAMES, check_models, iter_merged
 from cmp.merging.rules import MERGE_SETTINGS, NotFiniteError, make_options
 from cmp.registry import get_option
 
-DTYPE_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.bool: "BOOL",
-}  # fmt: skip
-"""Tensor types that can be merged. Integers of 8 and 16 bits are quantised weights, which a rule
-would mistake for counters."""
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 ByteCounter = Callable[[int], object]
 PREPROCESSING = "preprocess_cfg"

@@ -99,7 +99,11 @@ def _merge_by(end: TaskEnd, rule: Option, models: list[Weights], options: MergeO
     check_models(rule, models, base)
     moved = [MovedWeights(model, end.device) for model in models]
     start = MovedWeights(base, end.device) if base else None
-    merged = iter_merged(rule, moved, start, options, finite=True)
+    outline = {
+        name: torch.empty((), dtype=x.dtype, device=end.device).expand(x.shape)
+        for name, x in models[0].items()
+    }
+    merged = iter_merged(rule, moved, start, options, finite=True, outline=outline)
     return {name: x.cpu() for name, x in merged}
 
 

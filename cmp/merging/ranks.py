@@ -52,10 +52,8 @@ def magnitude_thresholds(
     ranks |= {"most": count - top - 1} if top else {}
     bounds = []
     for entries in entries_at_ranks(models, base, outline, [*ranks.values()], count):
-        entry_of = dict(zip(ranks, entries, strict=True))
-        least, most = entry_of.get("least"), entry_of.get("most")
-        below = 0.0 if least is None else float(np.nextafter(least, least.dtype.type(0)))
-        bounds.append(MagnitudeBounds(below, KEEP_ALL.most if most is None else float(most)))
+        own = {name: float(entry) for name, entry in zip(ranks, entries, strict=True)}
+        bounds.append(KEEP_ALL._replace(**own))
     return bounds
 
 

@@ -153,9 +153,9 @@ def options_of(section: Merging, **others: Any) -> MergeOptions:
 
 
 class MagnitudeBounds(NamedTuple):
-    """Bounds on the entries to keep: magnitudes above `below` and at most `most`."""
+    """Bounds on the entries to keep: magnitudes of at least `least` and at most `most`."""
 
-    below: float
+    least: float
     most: float
 
 
@@ -457,7 +457,9 @@ def cosine_similarity(product: np.ndarray, one: int, other: int) -> float:
 
 def trim(taus: Tensor, bounds: Sequence[MagnitudeBounds]) -> Tensor:
     """Set entries outside the bounds to zero in place."""
-    for tau, (below, most) in zip(taus, bounds, strict=True):
+    for tau, (least, most) in zip(taus, bounds, strict=True):
+        bound = torch.tensor(least, dtype=tau.dtype)
+        below = torch.nextafter(bound, torch.zeros_like(bound)).item()  # hardshrink drops its bound
         tau.copy_(F.hardshrink(tau, below))
         if most < math.inf:
             tau.masked_fill_(tau.abs() > most, 0)

@@ -10,11 +10,12 @@ from pathlib import Path
 import open_clip
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 
-from cmp import config, models
+from cmp import config, models, starts
 from cmp.errors import CmpError, did_you_mean, explain_errors
 from cmp.files import SHORT_ID, parse_json, read_text
-from cmp.models import HUB, RUN_PREFIX, Network
+from cmp.models import Network
 from cmp.runs import store
+from cmp.starts import HUB, RUN_PREFIX
 
 USUAL_START = "annealed"
 """The start of an embedded model that is named alone."""
@@ -44,7 +45,7 @@ class Candidate:
 def split_start(text: str) -> tuple[str, str]:
     """Return the name and the start of a model from "NAME:START"; the start is "" if not given. The
     name of a model from a hub contains a colon itself."""
-    if models.is_hub(text):
+    if starts.is_hub(text):
         return text, HUB
     name, _, start = text.partition(":")
     return name, start
@@ -67,7 +68,7 @@ def find_candidate(text: str) -> Candidate:
         return _candidate(text, text, HUB)
     if text.startswith("local-dir:"):
         return folder_candidate(Path(rest))
-    if name in open_clip.list_models() or name in models.family_names():
+    if name in open_clip.list_models() or name in starts.family_names():
         found = re.fullmatch(r"(.+?)(?::(\d{1,9}))?", rest or _usual_start(name))
         assert found
         return _candidate(text, name, found[1], int(found[2] or 0))
@@ -86,7 +87,7 @@ def find_candidate(text: str) -> Candidate:
 
 
 def _usual_start(name: str) -> str:
-    if name in models.family_names():
+    if name in starts.family_names():
         return USUAL_START
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
     raise CmpError(
@@ -98,9 +99,7 @@ def _usual_start(name: str) -> str:
 def _candidate(title: str, name: str, start: str, seed: int = 0) -> Candidate:
     tree = {"model": {"name": name, "start": start}}
     section = config.parse(tree, f"{title!r:.300}").model
-    models.fetch_weights(
-        section, seed
-    )  # so that missing files are reported before anything is computed
+    starts.fetch_weights(section, seed)  # reports missing files before anything is computed
     return Candidate(title, name, lambda: models.load_model(section, seed))
 
 
@@ -126,7 +125,7 @@ def folder_candidate(folder: Path) -> Candidate:
             )
     with explain_errors(f"{folder / HF_CONFIG_NAME}: cannot be read", "", TypeError, KeyError):
         model_config = parse_json(read_text(folder / HF_CONFIG_NAME))["model_cfg"]
-    for name in models.family_names():
+    for name in starts.family_names():
         if json.dumps(open_clip.get_model_config(name)) == json.dumps(model_config):
             load = functools.partial(models.load_from_file, name, folder / HF_SAFE_WEIGHTS_NAME)
             return Candidate(str(folder), name, load)

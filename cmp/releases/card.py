@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cmp import models
+from cmp import starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.files import read_yaml
@@ -25,7 +25,7 @@ def release_card(
     record: ReleaseRecord,
     run_config: RunConfig,
     corpus: Corpus,
-    comparison: Comparison | None,
+    comparison: Comparison,
     update_sentences: Sequence[str] = (),
     score_sentences: Sequence[str] = (),
 ) -> str:
@@ -35,7 +35,7 @@ def release_card(
         record: The content of its stream.json.
         run_config: The config of its last update.
         corpus: The data so far.
-        comparison: The models before and after the last update; None if nothing is scored.
+        comparison: The models before and after the last update.
         update_sentences: Sentences on the last update.
         score_sentences: Sentences on the scores.
     """
@@ -63,7 +63,7 @@ def release_card(
         name=name, start=run_config.model.start, snippet=snippet(name, corpus).rstrip(),
         count="once" if len(record.updates) == 1 else f"{len(record.updates)} times",
         last=last.name, images=sentences.count_of(last.images, "training image"), id=record.id,
-        scores=score_table(comparison) if comparison else "No image is held out for tests yet.",
+        scores=score_table(comparison),
         about=sentences.SCORES, splits=sentences.describe_splits(),
         months=_explain_updates(comparison), said="\n\n".join(score_sentences),
         plan="\n".join(f"* {sentence}" for sentence in update_sentences),
@@ -85,17 +85,17 @@ def snippet(name: str, corpus: Corpus) -> str:
     """
     dataset = corpus.by_role("adapt")[-1]
     prompt, names = corpus.datasets[dataset].prompt, corpus.classes[dataset][:SHOWN_NAMES]
-    name = models.known_name(name)
-    family = models.family_of(name)
+    name = starts.known_name(name)
+    family = starts.family_of(name)
     how = CARD["usual"]
     if family:  # with its package's own networks and tokens
         how = CARD["own"].format(name=name, module=family.__name__)
     return CARD["snippet"].format(how=how.rstrip(), names=names, prompt=prompt)
 
 
-def _explain_updates(comparison: Comparison | None) -> str:
+def _explain_updates(comparison: Comparison) -> str:
     """Return a sentence on the rows of updates, or "" without any."""
-    if comparison is None or comparison.updates.empty:
+    if comparison.updates.empty:
         return ""
     names = ", ".join(comparison.corpus.by_role("adapt"))
     return (

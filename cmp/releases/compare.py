@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from cmp import evaluation, models, streams
+from cmp import evaluation, models, starts, streams
 from cmp.data import Corpus
 from cmp.errors import CmpError, name_choices
 from cmp.evaluation import ENCODE_BLOCK, ROLES, EncodedSets, Scores
@@ -217,7 +217,7 @@ def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str]:
 def common_device(candidates: Collection[Candidate], device: str | None) -> str:
     """Return the given device or, by default, the one on which both models are encoded: a GPU if
     one of them would be computed there."""
-    usual = {models.default_device(candidate.name, device) for candidate in candidates}
+    usual = {starts.default_device(candidate.name, device) for candidate in candidates}
     return device or ("cuda" if "cuda" in usual else "cpu")
 
 

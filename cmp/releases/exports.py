@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmp import models
+from cmp import models, starts
 from cmp.errors import CmpError, first_line
 from cmp.files import atomic_folder, check_held_files
 from cmp.models import Network
@@ -77,7 +77,7 @@ def make_probe(name: str, model: Network) -> Probe:
     pixels = torch.cat([fine, F.interpolate(coarse, side, mode="bilinear")])
     reason = ""
     try:
-        with models.quiet_logging():
+        with starts.quiet_logging():
             tokens = models.tokenizer(name)([*TEXTS])
     except (ImportError, OSError, ValueError) as error:  # a package or a file of a hub is missing
         reason, size = first_line(error), (len(TEXTS), model.context_length)

@@ -9,9 +9,9 @@
     updates: {2026-01: {drop: 2}}   # of those of this one, in place of `each_update`
 
 Estimates are compared, since a gate that asked for certainty would stop every model whose test sets
-are small, the old one's twin included. `sure: true` asks for it: the whole 95% interval must keep
-the limit, which a set of a few hundred images can hardly show for less than some points. A model
-with the very features of the old one passes either way where only losses are limited.
+are small, even an exact copy of the old one. `sure: true` asks for it: the whole 95% interval must
+keep the limit, which a set of a few hundred images can hardly show for a limit of a few points. A
+model with exactly the old one's features passes either way, as long as only losses are limited.
 """
 
 import os

@@ -22,7 +22,7 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp import models
+from cmp import models, starts
 from cmp.data import Preprocessing
 from cmp.errors import CmpError
 from cmp.models import Network
@@ -172,7 +172,7 @@ def quiet_transformers() -> Iterator[None]:
     had_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        with models.quiet_logging():
+        with starts.quiet_logging():
             yield
     finally:
         if had_bars:

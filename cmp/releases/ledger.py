@@ -22,7 +22,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from cmp import models
+from cmp import starts
 from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.files import parse_yaml
@@ -301,7 +301,7 @@ def read_sets(
     for dataset, root in located:
         before = prompt
         if dataset.name in known:
-            before = known[dataset.name].get("prompt", models.USUAL_PROMPT)
+            before = known[dataset.name].get("prompt", starts.USUAL_PROMPT)
         own = dataset.prompt if "prompt" in dataset.model_fields_set else before
         if own != before and dataset.name in known:  # it has one classifier
             raise CmpError(
@@ -313,7 +313,7 @@ def read_sets(
 
 
 def arrive(
-    ledger: Ledger, folder: str, role: Role, name: str = "", prompt: str = models.USUAL_PROMPT
+    ledger: Ledger, folder: str, role: Role, name: str = "", prompt: str = starts.USUAL_PROMPT
 ) -> tuple[Ledger, ArrivalReport]:
     """Return the ledger with the images of a folder appended.
 

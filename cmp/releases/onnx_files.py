@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cmp import models
+from cmp import models, starts
 from cmp.models import Network
 from cmp.releases.exports import Export, compare_features, export_folder, make_probe, write_json
 
@@ -108,7 +108,7 @@ def write_tower(tower: nn.Module, key: str, values: Tensor, path: Path) -> None:
         path: The file.
     """
     size = sum(x.nbytes for x in tower.state_dict().values())
-    with models.quiet_logging(), warnings.catch_warnings():
+    with starts.quiet_logging(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, of its own functions
         torch.onnx.export(
             tower,
@@ -133,8 +133,8 @@ def describe(name: str, model: Network, differences: tuple[float, float]) -> dic
         differences: The largest differences in features that the check found.
     """
     how, bias = models.preprocessing(model), model.logit_bias
-    known = models.known_name(name)
-    tokenizer = "cmp.models.tokenizer" if models.family_of(known) else "open_clip.get_tokenizer"
+    known = starts.known_name(name)
+    tokenizer = "cmp.models.tokenizer" if starts.family_of(known) else "open_clip.get_tokenizer"
     return {
         "model": name,
         "opset": OPSET,

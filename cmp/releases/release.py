@@ -18,7 +18,7 @@ from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from cmp import config, models
+from cmp import config, models, starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, explain_errors
@@ -89,7 +89,7 @@ class ReleaseRecord:
     arrivals: tuple[dict[str, Any], ...]
     provenance: dict[str, Any]
     state: str
-    prompt: str = models.USUAL_PROMPT
+    prompt: str = starts.USUAL_PROMPT
     files: dict[str, str] = field(default_factory=dict)
 
 

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from safetensors.torch import load_file
 
 from cmp.readers.manifest import SPLIT_SHARES
+from cmp.releases import release
 from cmp.releases.ledger import ArrivalReport
-from cmp.releases.release import UpdateRecord
+from cmp.releases.release import Release, UpdateRecord
 
 SCORES = (
     "A_KA is the mean score of the sets that updates teach, A_ZS of those that the model knew "
@@ -139,3 +141,10 @@ def _widest(metrics: pd.DataFrame) -> pd.DataFrame:
     """Return the metrics on the largest test that was scored."""
     is_full = metrics["scope"] == "full"
     return metrics[is_full] if is_full.any() else metrics
+
+
+def describe_last_retention(made: Release) -> str:
+    """Return `describe_retention` of a release, from the scores in its folder."""
+    metrics = pd.read_parquet(made.path(release.SCORES_FILE))
+    hits = {name: x.numpy() for name, x in load_file(made.path(release.HITS_FILE)).items()}
+    return describe_retention(metrics, hits, len(made.record.updates))

@@ -14,7 +14,8 @@ from cmp import config
 from cmp.errors import CmpError
 from cmp.files import child_path, write_atomic
 from cmp.readers.files import keep_value, read_kept
-from cmp.releases.update import UpdatePlan, plan_update, train_update
+from cmp.releases.update import train_update
+from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs import store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import NO_OBSERVER, Observer
@@ -49,7 +50,7 @@ def tune(
     Scores are kept in a folder, so that the same call continues after a stop.
 
     Args:
-        start, data, settings, **pictures: As for `cmp.releases.update.plan_update`.
+        start, data, settings, **pictures: As for `cmp.releases.update_plan.plan_update`.
         folder: The folder for the scores and, meanwhile, the checkpoints.
         peaks: The first peaks to try; by default, the config's own, a third of it, and three times
             as much.
@@ -83,21 +84,20 @@ def tune(
             "column `split` of a table, or wait for a larger update"
         )
     center = middle.config.schedule.peak
-    waiting = [*peaks] or [center / FACTOR, center, center * FACTOR]
+    first = [*peaks] or [center / FACTOR, center, center * FACTOR]
+    waiting = [*dict.fromkeys(float(f"{peak:.3g}") for peak in first)]
     rows: dict[float, dict[str, float]] = {}
     while waiting and len(rows) < max(MOST_PEAKS, len(peaks)):
-        peak = float(f"{waiting.pop(0):.3g}")
-        if peak in rows:
-            continue
+        peak = waiting.pop(0)
         plan = middle.with_peak(peak)
         rows[peak] = _scores_of(plan, folder, observer(plan), device, execution)
         on_row(pd.Series({"peak": peak} | rows[peak]))
         if not waiting:
             best = max(rows, key=lambda each: tuning_score(rows[each]))
             if best == min(rows):
-                waiting.append(best / FACTOR)
+                waiting.append(float(f"{best / FACTOR:.3g}"))
             if best == max(rows):
-                waiting.append(best * FACTOR)
+                waiting.append(float(f"{best * FACTOR:.3g}"))
     best = max(rows, key=lambda each: tuning_score(rows[each]))
     if not processes.rank():
         with contextlib.suppress(OSError):  # it has other checkpoints, or is gone

@@ -11,7 +11,7 @@ import torch
 from open_clip import factory
 
 import cmp
-from cmp import budgets, mixtures, models, registry, streams
+from cmp import budgets, mixtures, models, registry, starts, streams
 from cmp.config import STARTS, Method, RunConfig
 from cmp.data import Corpus, load_data, named_sources
 from cmp.errors import CmpError
@@ -125,9 +125,9 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
             f"model.start: the weights {model.start!r} of {model.name!r} are not on this machine, "
             "and a run's id depends on their content; download them first"
         )
-    is_base, is_hub = model.start in STARTS, model.start == models.HUB
+    is_base, is_hub = model.start in STARTS, model.start == starts.HUB
     digest = _start_digest(path, is_base, path.stat().st_mtime_ns, path.stat().st_size)
-    is_named = is_base or is_hub or models.pretrained_tag(model.name, model.start)
+    is_named = is_base or is_hub or starts.pretrained_tag(model.name, model.start)
     return {} if is_named else {"model.start": PLACEHOLDERS["model.start"]}, digest
 
 
@@ -157,8 +157,8 @@ def start_file(run_config: RunConfig) -> Path | None:
     if config.start == "random":
         return None
     if config.start not in STARTS:
-        return models.cached_weights(config.name, config.start)
-    family = models.family_of(config.name)
+        return starts.cached_weights(config.name, config.start)
+    family = starts.family_of(config.name)
     path = family and family.base_path(config.name, config.start, run_config.seeds.init)
     return path if path and path.exists() else None
 

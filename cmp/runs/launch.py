@@ -1,6 +1,7 @@
 """Start runs from Python: build a config from keywords, and load or compute the run."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from cmp import config, models
+from cmp import config, starts
 from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.files import delete_leftovers, read_yaml
@@ -51,7 +52,7 @@ def run(
         ['adapt', 'eval', 'transfer']
     """
     run_config = from_keywords(profile, settings)
-    device = models.default_device(run_config.model.name, device)
+    device = starts.default_device(run_config.model.name, device)
     resolved = resolve_run(run_config)
     is_stored = store.is_stored(resolved.id)
     with tqdm(total=resolved.steps, unit=" steps", disable=is_stored or not progress) as bar:
@@ -72,7 +73,8 @@ def from_keywords(what: str, settings: Mapping[str, Any]) -> RunConfig:
 
     Args:
         what: A profile, or a file of settings, NAME.yaml.
-        settings: Sections, as dicts or as the value of their key in `cmp.config.NAMING_KEYS`;
+        settings: Sections, as dicts, as config sections such as `cmp.Method`, or as the value of
+            their key in `cmp.config.NAMING_KEYS`;
             single keys whose name is unique to one section; `seed`, `recipe` and `data`.
 
     Raises:
@@ -82,6 +84,8 @@ def from_keywords(what: str, settings: Mapping[str, Any]) -> RunConfig:
     if "recipe" in settings:
         tree = config.overlay(tree, config.recipe_tree(settings["recipe"]))
     for key, value in settings.items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)  # a section, such as cmp.Method("lora", rank=8)
         if key in ("seed", "data"):
             tree[key] = value
         elif isinstance(value, Mapping):
@@ -166,7 +170,7 @@ def compute(
                 path = log_path(run.id)
                 with RunLog(path, run.id, run.fitted, device, boards) as log:
                     result = execute_run(observer=log.observe(observer), manager=manager)
-                keep = keep or run.config.model.name not in models.family_names()
+                keep = keep or run.config.model.name not in starts.family_names()
                 made = store.make_stored_run(run.config, result, run.identity)
                 store.save_run(made, result.model if keep else None)
             manager.remove()

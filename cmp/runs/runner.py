@@ -185,7 +185,10 @@ def execute(
         if corpus.noted:
             machine["pictures"] = corpus.noted
         run = Run(config, state, observer, manager, stop, machine)
-        first_task, first_step = run.begin(start)
+        saved = checkpoints.latest(manager) or start
+        for each in pools[saved.progress.task if saved else 0 :]:
+            own_execution.own_samples(sum(each.counts))  # can every batch be split?
+        first_task, first_step = run.begin(saved)
         for task in range(first_task, len(pools)):
             after_step = functools.partial(run.after_step, task)
             try:
@@ -257,32 +260,34 @@ class Run:
         """Return a copy of the network's weights on the CPU, with adapters merged in."""
         return {name: x.cpu() for name, x in adapters.merged_state_dict(self.model).items()}
 
-    def begin(self, start: RunState | None = None) -> tuple[int, int]:
-        """Resume from the last checkpoint or from `start`, or evaluate the starting weights.
+    def begin(self, saved: RunState | None) -> tuple[int, int]:
+        """Resume from a state, or evaluate the starting weights.
 
         If a run resumes on another machine, warn and record both in its provenance.
 
         Args:
-            start: See `execute`.
+            saved: The state to resume from, if there is one.
 
         Returns:
             The next task and step.
         """
-        saved = checkpoints.latest(self.manager) or start
         if saved is None:
             self.evaluate(0)
             self.save(0, 0)
-            self.save_or_stop(0, 0)
+            self.stop_if_asked(0, 0, *processes.all_reduce_max(self.stop.signal or 0))
             return 0, 0
         progress = saved.progress
         checkpoints.restore(saved.tensors, self.model, self.state.optimizer)
         self.trunk = checkpoints.strip_prefix(saved.tensors, "trunk/")
-        self.deployed = checkpoints.strip_prefix(saved.tensors, "deployed/")
+        self.deployed = {}
+        if progress.task == self.fitted.stream.tasks:  # earlier, they are those of a shorter run
+            self.deployed = checkpoints.strip_prefix(saved.tensors, "deployed/")
         for name, x in checkpoints.strip_prefix(saved.tensors, "method/").items():
             self.state.method_state[name] = x.to(self.device, copy=True)
-        memory = checkpoints.strip_prefix(saved.tensors, "merging/")
-        names = {name.partition("/")[0] for name in memory}
-        self.memory = {name: checkpoints.strip_prefix(memory, f"{name}/") for name in names}
+        self.memory = {}
+        for key, x in checkpoints.strip_prefix(saved.tensors, "merging/").items():
+            entry, _, name = key.rpartition("/")  # only an entry may have a slash in its name
+            self.memory.setdefault(entry, {})[name] = x
         self.rows, self.seconds_before = list(progress.metrics), progress.seconds
         hits = checkpoints.strip_prefix(saved.tensors, "hits/")
         self.hits = {name: x.numpy() for name, x in hits.items()}
@@ -317,7 +322,14 @@ class Run:
             self.observer.task(done, scored[0])
 
     def after_step(self, task: int, step: int, result: StepResult) -> None:
-        """Call the observer, keep the state at a branch, save if due, and stop if requested."""
+        """Call the observer, keep the state at a branch, save if due, and stop if requested.
+
+        The first process decides whether a checkpoint is due, and all of them check the weights.
+
+        Raises:
+            Interrupted: The run stops with its state saved.
+            Diverged: The weights to save are not finite.
+        """
         steps = self.fitted.steps[task]
         update_step_average(self.fitted.merging, self.memory, self.model.state_dict, step, steps)
         self.observer.step(task, step, result, self.model)
@@ -325,12 +337,17 @@ class Run:
         if done == branch_step(self.fitted.schedule, steps):
             tensors = checkpoints.state_tensors(self.model, self.state.optimizer)
             self.trunk = {name: x.detach().clone() for name, x in tensors.items()}
-        self.save_or_stop(task, done, self.state.optimizer)
+        is_due = self.manager and self.manager.is_due(done, steps)
+        signal, is_due = processes.all_reduce_max(self.stop.signal or 0, bool(is_due))
+        if signal or is_due:
+            self.save(task, done, self.state.optimizer)
+            processes.barrier()  # the first one saves, which may take longer than a step
+        self.stop_if_asked(task, done, signal)
 
     def end_task(self, done: int) -> None:
         """Score the deployed weights, load those that the next task starts from, and save."""
         start: Weights = {}
-        scored: Weights = {}
+        scored = start
         merging, seed = self.fitted.merging, self.fitted.seeds.data
         if merging.policy != "none":
             end = TaskEnd(merging, self.memory, self.weights(), done, seed, self.device)
@@ -349,7 +366,8 @@ class Run:
         self.save(done, 0, self.state.optimizer if self.fitted.carries_moments else None)
         if self.manager and deployed:
             self.manager.keep_model(done, deployed, json.dumps(self.model.visual.preprocess_cfg))
-        self.save_or_stop(done, 0)
+        if not is_last:
+            self.stop_if_asked(done, 0, *processes.all_reduce_max(self.stop.signal or 0))
 
     def save(self, task: int, step: int, optimizer: Optimizer | None = None) -> None:
         """Write a checkpoint, if there is a manager."""
@@ -371,25 +389,17 @@ class Run:
             tensors |= {f"merging/{entry}/{name}": x for name, x in weights.items()}
         self.manager.save(RunState(progress, tensors))
 
-    def save_or_stop(self, task: int, step: int, unsaved: Optimizer | None = None) -> None:
-        """Save if due, and stop if any process was asked to.
-
-        The first process decides whether a checkpoint is due, and all of them check the weights.
+    def stop_if_asked(self, task: int, step: int, signal: int) -> None:
+        """Stop, with the state saved, if any process was asked to.
 
         Args:
             task: Completed tasks.
             step: Completed steps of the next task.
-            unsaved: The optimiser, if the state is not saved yet.
+            signal: The signal that a process received, or 0.
 
         Raises:
-            Interrupted: The run stops with its state saved.
-            Diverged: The weights to save are not finite.
+            Interrupted: The run stops.
         """
-        is_due = step and self.manager and self.manager.is_due(step, self.fitted.steps[task])
-        signal, is_due = processes.all_reduce_max(self.stop.signal or 0, bool(is_due))
-        if unsaved and (signal or is_due):
-            self.save(task, step, unsaved)
-            processes.barrier()  # the first one saves, which may take longer than a step
         if not signal:
             return
         if self.manager:

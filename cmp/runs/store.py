@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cmp import config, models, registry
+from cmp import config, models, registry, starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, explain_errors
@@ -39,13 +39,13 @@ from cmp.files import (
     parse_record,
     read_table,
 )
-from cmp.models import RUN_PREFIX
 from cmp.project import build_folder
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import Progress, latest_progress
 from cmp.runs.identity import PLACEHOLDERS, json_digest
 from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differences
 from cmp.scale import processes
+from cmp.starts import RUN_PREFIX
 from cmp.values import STRICT
 
 METRIC_COLUMNS = {"task": int, "scope": str, "dataset": str, "role": str, "score": float}
@@ -396,7 +396,7 @@ def compare_runs(stored: StoredRun, again: StoredRun) -> Verdict:
     pairs["aggregate"] = pairs["role"].map({role: name for name, role in ROLES.items()})
     groups = pairs.groupby(["task", "scope", "aggregate"])
     means, questions = groups[["score", "score_now"]].mean(), groups["images"].sum()
-    drift = (means["score_now"] - means["score"]).abs()
+    drift = (means["score_now"] - means["score"]).abs().dropna()
     allowed = TOLERANCE * np.sqrt(TOLERATED_QUESTIONS / questions).clip(lower=1)
     worst = (drift / allowed).idxmax() if len(drift) else None
     if worst is not None:
@@ -425,7 +425,7 @@ def fetch_start(run_config: RunConfig) -> RunConfig:
     """
     parent = find_parent(run_config)
     with processes.first_process_first():
-        models.fetch_weights(run_config.model, run_config.seeds.init)
+        starts.fetch_weights(run_config.model, run_config.seeds.init)
     if parent is None:
         return run_config
     return replace(run_config, model=replace(run_config.model, start=f"{RUN_PREFIX}{parent.id}"))

@@ -126,9 +126,10 @@ def local_slice(count: int) -> slice:
     """Return the slice of `count` samples that this process takes; raise `CmpError` for an uneven
     split."""
     if count % world_size():
+        fitting = max(number for number in range(1, world_size()) if count % number == 0)
         raise CmpError(
-            f"training.batch: {count} cannot be split evenly between {world_size()} processes; "
-            "use a multiple of their number"
+            f"a batch of {count} samples cannot be split evenly between {world_size()} processes; "
+            f"use a multiple of their number as training.batch, or {fitting} of them"
         )
     share = count // world_size()
     return slice(rank() * share, (rank() + 1) * share)

@@ -1,0 +1,385 @@
+"""Plan an update: what is new, how long it is trained, what it starts from.
+
+Every check of an update that needs no training is made here, before anything is computed.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+
+import cmp
+from cmp import budgets, config, mixtures, schedules, starts
+from cmp.config import RunConfig
+from cmp.data import Corpus
+from cmp.errors import CmpError, did_you_mean
+from cmp.mixtures import Pools
+from cmp.readers.manifest import check_prompt
+from cmp.registry import get_option
+from cmp.releases import ledger as ledgers
+from cmp.releases import release, sentences
+from cmp.releases.candidates import split_start
+from cmp.releases.ledger import EMBEDDED, ArrivalReport, Ledger
+from cmp.releases.release import Release, UpdateRecord
+from cmp.releases.sentences import count_of
+from cmp.runs import identity, store
+from cmp.runs.identity import json_digest
+
+KEPT_KEYS = ("model", "method", "merging.policy", "optimizer.carry", "seeds")
+"""Keys that cannot change after the first update of a stream, since its state depends on them."""
+FIXED_KEYS = {
+    "data": "images are given by --data, --pool and --retain",
+    "stream": "an update is one task, with the classes of its images",
+    "training.steps": "set training.passes, or training.task_steps=[N] for a number of steps",
+    "training.budget": "set training.passes, or training.task_steps=[N] for a number of steps",
+    "mixture.last": "it needs the number of updates",
+    "schedule.peaks": "it needs the number of updates; set schedule.peak for each",
+}
+"""Settings that an update cannot have, each with the reason or what to do instead."""
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """An update that can be computed.
+
+    Attributes:
+        id: Its id: the hash of the release or model that it starts from, its config and its new
+            images.
+        parent: The release that it starts from, or None for the first update.
+        config: The config as given.
+        fitted: The config that is actually run, see `cmp.budgets.settle`.
+        ledger: All images so far, the new ones included.
+        corpus: The data.
+        pools: What the update draws from.
+        prompt: The prompt for sets whose manifest has none.
+        report: What is new.
+        gone: How many images of earlier updates are gone.
+        is_peak_given: Whether the peak is among its settings.
+    """
+
+    id: str
+    parent: Release | None
+    config: RunConfig
+    fitted: RunConfig
+    ledger: Ledger
+    corpus: Corpus
+    pools: Pools
+    prompt: str
+    report: ArrivalReport
+    gone: int
+    is_peak_given: bool
+
+    def with_peak(self, peak: float) -> "UpdatePlan":
+        """Return the plan of the same update at another peak of the learning rate."""
+        run_config, fitted = (
+            dataclasses.replace(x, schedule=dataclasses.replace(x.schedule, peak=peak))
+            for x in (self.config, self.fitted)
+        )
+        update_id = _update_id(run_config, self.parent, self.ledger, self.prompt, self.gone)
+        return dataclasses.replace(
+            self, id=update_id, config=run_config, fitted=fitted, is_peak_given=True
+        )
+
+    @property
+    def name(self) -> str:
+        """The update's name."""
+        return self.ledger.arrivals[-1].name
+
+    @property
+    def number(self) -> int:
+        """The update's number, from 1."""
+        return self.ledger.updates
+
+    @property
+    def steps(self) -> int:
+        """The number of training steps."""
+        return self.fitted.steps[-1]
+
+    @property
+    def earlier(self) -> tuple[UpdateRecord, ...]:
+        """The updates before it."""
+        return self.parent.record.updates if self.parent else ()
+
+    @property
+    def peak_source(self) -> str:
+        """Where its peak comes from, or "" for the recipe's."""
+        return sentences.describe_peak(self.is_peak_given, self.earlier)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that a user should read before it is trained."""
+        return [*_notes(self)]
+
+
+def plan_update(
+    start: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    settings: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    pool: str | Path | None = None,
+    retain: Sequence[str | Path] = (),
+    name: str = "",
+    prompt: str = "",
+    skip_gone: bool = False,
+    moved: Mapping[str, str] | None = None,
+) -> UpdatePlan:
+    """Plan an update, without training or writing anything.
+
+    Args:
+        start: A release, or its folder; for the first update "NAME" or "NAME:START" of a model,
+            such as "ViT-B-16:laion2b_s34b_b88k", "small" or "hf-hub:ORG/NAME".
+        data: The folder of the new images.
+        settings: Keys of the config to change, as nested dicts or as "key=value" texts.
+        pool: A folder of images to replay in this and all later updates, or "embedded".
+        retain: Folders of images that A_ZS is scored on from now on.
+        name: The name of the update; by default, the folder's.
+        prompt: For the first update: the prompt for sets whose manifest has none, such as "a photo
+            of a {}"; by default, the model's usual one.
+        skip_gone: Whether to continue without images of earlier updates that are gone.
+        moved: Old folder -> new folder, for earlier images that have moved.
+
+    Raises:
+        CmpError: The update cannot be computed; the message says why.
+    """
+    tree = config.override({}, settings) if not isinstance(settings, Mapping) else dict(settings)
+    tree = config.with_recipe(tree)
+    start = os.path.expanduser(start)
+    is_first = not release.is_release(Path(start))
+    _refuse_settings(tree, is_first)
+    if is_first and Path(start).is_dir():
+        raise CmpError(f"{start}: not a release, since it contains no {release.RECORD_FILE}")
+    parent = None if is_first else release.read_release(start)
+    base = parent.config.to_dict() if parent else _first_tree(start)
+    ledger = parent.ledger() if parent else Ledger()
+    prompt = _stream_prompt(prompt, parent, base["model"]["name"])
+    if moved:
+        ledger = ledgers.move(ledger, moved)
+    for folder, role in [(pool, "pool"), *((each, "eval") for each in retain)]:
+        if folder is not None:
+            ledger = _arrive_beside(ledger, str(folder), role, prompt)
+    ledger, report = ledgers.arrive(ledger, os.fspath(data), "adapt", name, prompt)
+    ledger, parts, gone = ledgers.locate(ledger, skip_gone)
+    corpus = ledgers.corpus_of(ledger, parts)
+    run_config = _update_config(base, tree, parent, ledger.updates)
+    if not len(corpus.rows(run_config.evaluation.split)):
+        raise CmpError(
+            f"{data}: no image of this stream is in the split {run_config.evaluation.split!r}, so "
+            "nothing could be scored; add images, or pass --retain FOLDER"
+        )
+    fitted = budgets.settle(run_config, corpus)
+    pools = mixtures.task_pools(fitted, corpus)[-1]
+    update_id = _update_id(run_config, parent, ledger, prompt, gone)
+    return UpdatePlan(
+        update_id, parent, run_config, fitted, ledger, corpus, pools, prompt, report, gone,
+        "peak" in tree.get("schedule", {}),
+    )  # fmt: skip
+
+
+def _refuse_settings(tree: Mapping[str, Any], is_first: bool) -> None:
+    """Raise `CmpError` for a setting that no update can have, or only the first."""
+    for key, value in tree.items():
+        if not isinstance(value, Mapping):  # such as training=5, whose keys are looked at below
+            config.parse({key: value}, "cmpt update")
+    given = dict(config.flat_keys(tree))
+    if "seed" in given and not is_first:
+        raise CmpError("seed: a stream keeps its seeds from the first update on; leave it out")
+    for key, reason in FIXED_KEYS.items():
+        for name in given:
+            if f"{name}.".startswith(f"{key}."):
+                raise CmpError(f"{name}: an update cannot have it: {reason}")
+    meta = given.get("schedule.meta")
+    if isinstance(meta, str) and "peaks" in get_option("meta_schedule", meta).settings:
+        raise CmpError(f"schedule.meta: {meta!r}: {FIXED_KEYS['schedule.peaks']}")
+
+
+def _first_tree(start: str) -> dict[str, Any]:
+    """Return the config of a model's first update before the user's settings, as a tree."""
+    name, weights = split_start(start)
+    _check_name(start, name)
+    family = starts.family_of(name)
+    section = {"name": name} | ({"start": weights} if weights else {})
+    if not weights and not family:
+        raise CmpError(
+            f"--start: {start!r}: name the weights, too, as in ViT-B-16:laion2b_s34b_b88k, or give "
+            "the folder of a release"
+        )
+    tree = config.overlay(config.UPDATES["embedded" if family else "foreign"], {"model": section})
+    return config.overlay(tree, config.recipe_tree("default"))
+
+
+def _stream_prompt(prompt: str, parent: Release | None, name: str) -> str:
+    """Return the prompt for sets whose manifest has none: the stream's or, for the first update,
+    the given one, by default the model's usual one."""
+    before = parent.record.prompt if parent else ""
+    if before and prompt not in ("", before):
+        raise CmpError(
+            f"--prompt: {prompt!r}, but this stream has {before!r}, which cannot change, or scores "
+            "could not be compared; start a new stream with --start"
+        )
+    try:
+        return check_prompt(prompt or before or starts.usual_prompt(name))
+    except ValueError as error:
+        raise CmpError(f"--prompt: {error}") from error
+
+
+def _check_name(start: str, name: str) -> None:
+    """Raise `CmpError` if a start names neither a model nor a folder of one."""
+    embedded, known = starts.family_names(), open_clip.list_models()
+    if name in known or starts.is_hub(name):
+        return
+    if os.sep in name:
+        raise CmpError(f"{start}: there is no such release")
+    near = did_you_mean(name, embedded) or did_you_mean(name, known)
+    raise CmpError(
+        f"--start: no model is called {name!r:.80}{near}; the embedded models are "
+        f"{', '.join(embedded)}, and others are named with their weights, as in "
+        "ViT-B-16:laion2b_s34b_b88k"
+    )
+
+
+def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> Ledger:
+    """Return the ledger with a retention set added, or with a pool in place of the earlier one."""
+    if folder == EMBEDDED and role != "pool":
+        raise CmpError("--retain: give a folder; embedded images can only be a pool")
+    if folder == EMBEDDED and ledger.updates:
+        raise CmpError("--pool: the embedded pool can be named at the first update only")
+    if role == "pool":
+        ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
+    return ledgers.arrive(ledger, folder, role, prompt=prompt)[0]
+
+
+def _update_config(
+    base: dict[str, Any], tree: dict[str, Any], parent: Release | None, number: int
+) -> RunConfig:
+    """Return the config of an update: that of the previous one, with the user's changes."""
+    steps = [update.steps for update in parent.record.updates] if parent else []
+    own = tree.get("training", {}).get("task_steps", [])
+    if not isinstance(own, list | tuple) or len(own) > 1:
+        raise CmpError(
+            f"training.task_steps: {own!r}: an update is one task; give a list with one number, "
+            "such as [10]"
+        )
+    fixed = {
+        "stream": {"order": "given", "tasks": number},
+        "training": {"task_steps": [*steps, *own]},
+    }
+    if "policy" in tree.get("merging", {}):  # the other settings belong to another policy
+        base = base | {"merging": {}}
+    above = config.overlay(tree, fixed)
+    result = config.parse(config.overlay({**base, "data": "pictures"}, above), "cmpt update")
+    if parent:
+        before, after = (dict(config.flat_keys(x.to_dict())) for x in (parent.config, result))
+        for key in before:
+            if before[key] != after[key] and any(f"{key}.".startswith(f"{k}.") for k in KEPT_KEYS):
+                raise CmpError(
+                    f"{key}: {after[key]!r}, but this stream has {before[key]!r}, which cannot "
+                    "change; start a new stream with --start"
+                )
+        store.check_sources(parent.record.id, parent.progress().options)
+    return result
+
+
+def _update_id(
+    run_config: RunConfig, parent: Release | None, ledger: Ledger, prompt: str, gone: int
+) -> str:
+    """Return the id of an update, the hash of everything that determines its result."""
+    earlier = len(parent.record.arrivals) if parent else 0
+    start, weights = ({}, "") if parent else identity.start_identity(run_config)
+    changes = {key: x for key, x in run_config.changes().items() if key != "data"}
+    content = {
+        "parent": parent.record.id if parent else "",
+        "config": changes | start,
+        "pictures": ledger.digest(earlier),
+        "numerics": cmp.NUMERICS,
+    }
+    if not parent:
+        content["weights"] = weights
+    if not parent and prompt != starts.usual_prompt(run_config.model.name):
+        content["prompt"] = prompt
+    if options := run_config.option_record():
+        content["options"] = {name: record["sha256"] for name, record in options.items()}
+    if gone:
+        content["ledger"] = ledger.digest()
+    return json_digest(content)
+
+
+def _notes(plan: UpdatePlan) -> Iterable[str]:
+    """Yield the sentences of `UpdatePlan.notes`."""
+    report, counts, training = plan.report, plan.pools.counts, plan.fitted.training
+    new = report.new
+    yield (
+        f"update {plan.number}, {plan.name}: {count_of(sum(new.values()), 'new image')}: "
+        f"{new.get('train', 0):,} to train on, {new.get('validation', 0):,} for tuning, "
+        f"{new.get('test', 0):,} for tests"
+    )
+    new_names, old_names = len(report.new_names), len(report.old_names)
+    yield f"{count_of(new_names, 'new name')}, {count_of(old_names, 'known name')}"
+    if sentence := sentences.describe_unscored(report):
+        yield sentence
+    yield from _describe_sets(plan.ledger, plan.config.model.name)
+    if report.again:
+        yield f"{count_of(report.again, 'image')} already known under the same name; left out"
+    if report.held_out:
+        some = ", ".join(report.held_from)
+        count = count_of(report.held_out, "image")
+        yield f"{count} held out before; they stay held out, such as {some}"
+    if report.similar:
+        some = ", ".join(report.similar_names)
+        yield (
+            f"{report.similar:,} of the new training images look like a held-out image, such "
+            f"as {some}; they are used, but scores may be too high"
+        )
+    if plan.gone:
+        yield f"{count_of(plan.gone, 'image')} from earlier updates gone and left out"
+    passes = plan.steps * counts[1] / max(len(plan.pools.update), 1)
+    yield (
+        f"{plan.steps} steps of {sum(counts)}: {count_of(counts[1], 'new image')}, {counts[2]} "
+        f"of earlier updates, {counts[0]} of the pool; each new image appears {passes:.1f} times"
+    )
+    source = plan.peak_source or "the recipe's, not tuned for these images"
+    yield f"peak learning rate: {max_rate(plan.fitted):g}, {source}"
+    usual = mixtures.batch_counts(plan.fitted.mixture, training.batch, not len(plan.pools.buffer))
+    if sum(counts) < training.batch:
+        yield f"there are too few images for batches of {training.batch}"
+    elif counts[1] < usual[1]:
+        yield (
+            f"the update is small, so a batch has {count_of(counts[1], 'new image')} instead of "
+            f"{usual[1]}; otherwise {mixtures.MIN_STEPS} steps would show them too often"
+        )
+    if not plan.corpus.by_role("pool"):
+        yield (
+            "no pool is replayed, so only merging protects what the model knew before its first "
+            "update; pass --pool FOLDER with images like those of pretraining"
+        )
+    if not plan.corpus.by_role("eval"):
+        yield "forgetting is not measured; pass --retain FOLDER with images that the model knew"
+
+
+def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:
+    """Yield sentences on the sets of the new images, and on the prompts of all sets."""
+    sets = [tree["name"] for tree in ledger.arrivals[-1].sets]
+    if sets == [*ledgers.set_names(ledger, "adapt")]:
+        word = "set" if len(sets) == 1 else "sets"
+        yield f"the {word} {', '.join(sets)}: the images of all updates"
+    else:
+        yield f"the new images belong to {', '.join(sets)}"
+    by_prompt: dict[str, list[str]] = {}
+    for name, tree in ledgers.known_sets(ledger).items():
+        by_prompt.setdefault(tree.get("prompt", starts.USUAL_PROMPT), []).append(name)
+    prompts = [f'"{prompt}" for {", ".join(names)}' for prompt, names in by_prompt.items()]
+    words = "prompt" if len(prompts) == 1 else "different prompts"
+    yield f"{words}: {'; '.join(prompts)}"
+    if (usual := starts.usual_prompt(model)) != starts.USUAL_PROMPT in by_prompt:
+        yield (
+            f'{model} was pretrained with the prompt "{usual}" and may name far fewer images '
+            f'with "{starts.USUAL_PROMPT}"'
+        )
+
+
+def max_rate(fitted: RunConfig) -> float:
+    """Return the highest learning rate of the last task of a config."""
+    return max(schedules.task_rates(fitted.schedule, fitted.steps, fitted.stream.tasks - 1))

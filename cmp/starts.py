@@ -1,0 +1,243 @@
+"""Which model a name means, and where the weights that it starts from are.
+
+Nothing here builds a network: `cmp.models` does.
+"""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from huggingface_hub import try_to_load_from_cache
+from open_clip import factory, pretrained
+
+from cmp import files, project
+from cmp.config import STARTS, Model
+from cmp.errors import CmpError, did_you_mean, first_line
+from cmp.registry import entry_names, load_entry
+
+HUB_PREFIXES = ("hf-hub:", "local-dir:")
+"""Prefixes of model names that are locations of a config and weights, not names known to
+open_clip."""
+HUB = "hub"
+"""The value of `model.start` for the weights that come with a model from a hub."""
+RUN_PREFIX = "run:"
+"""Prefix of `model.start` for the weights of a finished run; its id follows."""
+USUAL_PROMPT = "a photo of a {}"
+"""The prompt of a class for models whose family has none of its own."""
+
+
+def family_of(name: str) -> Any:
+    """Return the family of a model, or None for open_clip's own models.
+
+    Families are entry points of the group "cmp.models". They are modules with `NAMES`,
+    `tokenizer(name)`, `base_path(name, start, seed)`, `find_base`, which takes the same arguments
+    and raises an error if the base is missing or damaged, `read_weights(path)`, which returns
+    tensors by name, and perhaps `PROMPT`, see `usual_prompt`.
+    """
+    families = (load_entry("cmp.models", entry) for entry in entry_names("cmp.models"))
+    return next((family for family in families if name in family.NAMES), None)
+
+
+def family_names() -> list[str]:
+    """Return the names of the models of all families."""
+    return [x for name in entry_names("cmp.models") for x in load_entry("cmp.models", name).NAMES]
+
+
+def known_name(name: str) -> str:
+    """Return the embedded model with the config of a hub's or folder's model, or else the name
+    itself.
+
+    An embedded model needs its own tokenizer, since open_clip would use CLIP's larger vocabulary.
+    """
+    if not is_hub(name):
+        return name
+    about = open_clip.get_model_config(name)
+    return next((x for x in family_names() if open_clip.get_model_config(x) == about), name)
+
+
+def is_hub(name: str) -> bool:
+    """Return whether a model's name is the location of its config and weights."""
+    return name.startswith(HUB_PREFIXES)
+
+
+def usual_prompt(name: str) -> str:
+    """Return the prompt of a class that a model is used to: its family's, or else CLIP's usual one.
+
+    Args:
+        name: The model.
+    """
+    return getattr(family_of(known_name(name)), "PROMPT", USUAL_PROMPT)
+
+
+def default_device(name: str, device: str | None = None) -> str:
+    """Return the given device, or by default the CPU for an embedded model and a GPU for any other.
+
+    A run of the paper's size would take months on a CPU. An unknown model gets the CPU, and loading
+    it then raises an error that names it.
+
+    Raises:
+        CmpError: This kind of device is not supported.
+    """
+    if device:
+        check_device_name(device)
+    others = {*open_clip.list_models()} - {*family_names()}
+    return device or ("cuda" if name in others or is_hub(name) else "cpu")
+
+
+def check_device_name(device: str) -> None:
+    """Raise `CmpError` for a device that is neither the CPU nor a CUDA card."""
+    if not re.fullmatch(r"cpu|cuda(:\d{1,4})?", device):
+        raise CmpError(f"device {device!r:.60}: choose cpu, or cuda for an NVIDIA card")
+
+
+def check_name(name: str) -> None:
+    """Raise `CmpError` if a model is neither known to open_clip nor at a hub."""
+    embedded = ", ".join(family_names())  # importing a family registers its models with open_clip
+    if name not in (names := open_clip.list_models()) and not is_hub(name):
+        raise CmpError(
+            f"model.name: {name!r} is not an open_clip model; the embedded models are "
+            f"{embedded}{did_you_mean(name, names)}"
+        )
+
+
+def check_start(name: str, start: str) -> None:
+    """Raise `CmpError` for a start that no model of this kind can have, whatever files exist."""
+    if start == HUB and not is_hub(name):
+        begin = " or ".join(HUB_PREFIXES)
+        raise CmpError(
+            f"model.start: {HUB!r} is for models from a hub, whose names begin with {begin}, not "
+            f"for {name!r}; give a pretrained tag, the path of a file, or random"
+        )
+    if is_hub(name) and start in STARTS and start != "random":
+        raise CmpError(
+            f"model.start: {start!r} is a base of an embedded model, and {name!r} has none; set "
+            f"model.start={HUB}, or give the path of a file, or random"
+        )
+
+
+def fetch_weights(config: Model, seed: int) -> Path | None:
+    """Return the file with the weights that a run starts from, downloading it if necessary.
+
+    Args:
+        config: The config section.
+        seed: The number of a shipped base.
+
+    Returns:
+        The file; None for random weights.
+
+    Raises:
+        CmpError: The weights are missing and cannot be downloaded, or belong to another kind of
+            model.
+    """
+    name, start = config.name, config.start
+    if start == "random":
+        return None
+    check_start(name, start)
+    if start not in STARTS:
+        return locate_weights(name, start)
+    if family := family_of(name):
+        return family.find_base(name, start, seed)
+    check_name(name)
+    raise CmpError(
+        f"model.start: {start!r}: {name!r} has no bases; give a pretrained tag, the path of a "
+        "file, or random"
+    )
+
+
+def locate_weights(name: str, start: str) -> Path:
+    """Return the file of pretrained weights, downloading it if necessary.
+
+    Args:
+        name: The model.
+        start: The path of a file, an open_clip pretrained tag, `HUB`, or `RUN_PREFIX` and an id.
+
+    Raises:
+        CmpError: There is no such file or tag, its weights belong to another model, or they cannot
+            be downloaded.
+    """
+    tag = pretrained_tag(name, start)
+    if tag:
+        quick = (open_clip.get_model_config(name) or {}).get("quick_gelu", False)
+        if tag.get("quick_gelu", False) != quick:
+            other = name.removesuffix("-quickgelu") + ("" if quick else "-quickgelu")
+            raise CmpError(
+                f"model.name: the weights {start!r} were trained with another GELU than {name!r} "
+                f"uses; use model.name={other}"
+            )
+    # open_clip downloads files by URL itself, and checks their sha256
+    may_be_cached = tag.get("hf_hub") or not tag
+    try:
+        with quiet_logging():
+            if may_be_cached and (path := cached_weights(name, start)):
+                return path
+            if tag:
+                return Path(pretrained.download_pretrained(tag))
+            if start == HUB and name.startswith("hf-hub:"):
+                return Path(pretrained.download_pretrained_from_hf(name.partition(":")[2]))
+    except (OSError, RuntimeError, ValueError) as error:  # including those of urllib and the hub
+        reason = first_line(error)
+        raise CmpError(
+            f"model.start: the weights {start!r} of {name!r} are not on this machine and cannot "
+            f"be downloaded ({reason:.200}); download them on a machine with network access, or "
+            "give the path of a file"
+        ) from error
+    if start == HUB:
+        raise CmpError(f"model.name: {name!r}: no weights in that folder")
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+    raise CmpError(
+        f"model.start: {start!r}: not a file, a finished run or a pretrained tag of {name!r}; "
+        f"open_clip's tags for it: {tags}"
+    )
+
+
+def cached_weights(name: str, start: str) -> Path | None:
+    """Return the file of pretrained weights if it is on this machine, without downloading.
+
+    Args:
+        name: The model.
+        start: As in `locate_weights`.
+    """
+    location, tag = name.partition(":")[2], pretrained_tag(name, start)
+    if (run := start.removeprefix(RUN_PREFIX)) != start and run.isalnum():
+        stored = project.build_folder() / "runs"
+        paths = [*map(str, stored.glob(f"{run[: files.SHORT_ID]}*/{files.WEIGHTS}"))]
+        if len(paths) > 1:
+            raise CmpError(f"model.start: {start!r}: {len(paths)} runs; give more digits of its id")
+    elif name.startswith("local-dir:") and start == HUB:
+        paths = [factory._find_checkpoint_in_dir(Path(location))]
+    elif tag.get("hf_hub") or (is_hub(name) and start == HUB):
+        repository, _, file = tag.get("hf_hub", f"{location}/").rpartition("/")
+        file = file or pretrained.HF_WEIGHTS_NAME
+        names = [*pretrained._get_safe_alternatives(file), file]
+        try:
+            paths = [try_to_load_from_cache(repository, file) for file in names]
+        except ValueError as error:
+            raise CmpError(f"model.name: {name!r:.200}: {error}") from error
+    else:  # open_clip keeps files that it downloads by URL in its own folder
+        paths = [f"~/.cache/clip/{Path(tag['url']).name}" if tag else start]
+    candidates = (Path(path).expanduser() for path in paths if isinstance(path, str))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def pretrained_tag(name: str, start: str) -> dict[str, Any]:
+    """Return open_clip's entry for a pretrained tag of a model, or {} if there is none."""
+    return {} if is_hub(name) else open_clip.get_pretrained_cfg(name, start)
+
+
+@contextlib.contextmanager
+def quiet_logging() -> Iterator[None]:
+    """Silence warnings while open_clip works.
+
+    It warns that weights are random, which is intended here, and hubs warn about each failed
+    attempt.
+    """
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
