@@ -1205,3 +1205,18 @@ def test_trimming_keeps_as_many_entries_where_types_differ():
     merged = merge("ties", [newer], base, density=0.5)
     assert sum(int(x.count_nonzero()) for x in merged.values()) == 3
     assert merged["a"].tolist() == pytest.approx([0.0, 0.2, 0.3, 0.4])
+
+
+def test_a_matrix_that_does_not_converge_is_decomposed_in_fp64(monkeypatch):
+    svd = torch.linalg.svd
+
+    def fails_in_fp32(x, **options):
+        if x.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("linalg.svd: The algorithm failed to converge")
+        return svd(x, **options)
+
+    base, newer, older = ({"w": torch.randn(6, 9)} for _ in range(3))
+    expected = {rule: merge(rule, [newer, older], base) for rule in ("opcm", "tsv")}
+    monkeypatch.setattr(torch.linalg, "svd", fails_in_fp32)
+    for rule, merged in expected.items():
+        torch.testing.assert_close(merge(rule, [newer, older], base)["w"], merged["w"])

@@ -394,12 +394,16 @@ def decompose(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return U [m, r], S [r] and V^T [r, n] of a matrix, r = min(m, n).
 
     A matrix with more columns than rows is transposed first, which on a CPU takes two thirds of the
-    time.
+    time. Where LAPACK does not converge, which happens with many equal singular values, fp64 does.
     """
-    if x.shape[0] >= x.shape[1]:
+    if x.shape[0] < x.shape[1]:
+        v, s, uh = decompose(x.T.contiguous())
+        return uh.T, s, v.T
+    try:
         return torch.linalg.svd(x, full_matrices=False)
-    v, s, uh = torch.linalg.svd(x.T.contiguous(), full_matrices=False)
-    return uh.T, s, v.T
+    except torch.linalg.LinAlgError:
+        u, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
+        return u.to(x.dtype), s.to(x.dtype), vh.to(x.dtype)
 
 
 def nearest_orthonormal(x: Tensor) -> Tensor:
