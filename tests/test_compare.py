@@ -99,6 +99,9 @@ def test_nothing_found_among_few_leaves_a_wide_interval():
     _, low, high = intervals.mean_interval(none, weight, np.zeros(20, int), np.arange(20))
     assert low == -high and high == pytest.approx(stats.binomtest(0, 20).proportion_ci(
         method="wilson").high)  # fmt: skip
+    two_sets = np.repeat([0, 1], 10)
+    alike = intervals.mean_interval(1.0 - two_sets, weight, two_sets, np.arange(20))
+    assert alike == pytest.approx((0.5, 0.5 - high, 0.5 + high))  # each set changed as a whole
     one = intervals.mean_interval(none, weight, np.zeros(20, int), np.zeros(20, int))
     assert math.isnan(one[1])
     assert math.isnan(intervals.share_interval(none > 0, none > 0, weight, np.arange(20))[0])
@@ -431,6 +434,19 @@ def test_a_gate_that_cannot_be_followed_is_refused_by_key(tmp_path, text, words)
     with pytest.raises(CmpError) as refused:
         gate.read_gate(path)
     assert str(path) in str(refused.value) and words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("limits", "row"),
+    [
+        ({"lost": 10}, {"lost_share": 10.000000000000002}),
+        ({"drop": 15}, {"change": -15.000000000000002}),
+        ({"gain": 100}, {"change": 99.99999999999999}),
+    ],
+)
+def test_a_limit_that_is_met_exactly_is_kept(limits, row):
+    """Of ten images, each with a weight of 1/10, one is a little more than 10%."""
+    assert line(ROW | row, **limits).passed
 
 
 def test_a_limit_on_what_is_not_compared_is_refused(two):

@@ -517,6 +517,31 @@ def test_pictures_that_are_gone_are_refused_or_skipped(own_root, tmp_path):
     update.compute_update(plan, tmp_path / "releases" / "2")
 
 
+def test_updates_continue_when_a_whole_month_is_gone(own_root, tmp_path):
+    made = first(own_root, tmp_path)
+    shutil.rmtree(own_root / "z-month")
+    plan = update_plan.plan_update(made, own_root / "y-month", skip_gone=True)
+    assert plan.number == 2 and len(plan.pools.update) and not len(plan.pools.buffer)
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    plan = update_plan.plan_update(later, own_root / "x-month")
+    assert plan.gone == 0 and len(plan.pools.buffer)
+
+
+def test_a_retention_set_with_nothing_left_to_score_is_refused(own_root):
+    shutil.copytree(own_root / "pool" / "a", own_root / "kept" / "a")
+    with pytest.raises(CmpError, match=r"--retain: .*kept: none of its images is left to score"):
+        update_plan.plan_update(
+            months.START, own_root / "z-month", pool=own_root / "pool", retain=[own_root / "kept"]
+        )
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_month_with_nothing_to_train_on_is_refused(made, root, tmp_path, is_first):
+    month, kept = (classes(tmp_path / name, ("mug",)) for name in ("month", "kept"))
+    with pytest.raises(CmpError, match=r"--data: .*month: all its new images are held out.*mug/"):
+        update_plan.plan_update(months.START if is_first else made, month, retain=[kept])
+
+
 def test_moved_folders_are_found_and_checked(own_root, tmp_path):
     made = first(own_root, tmp_path)
     (own_root / "z-month").rename(tmp_path / "elsewhere")

@@ -1,5 +1,7 @@
 """Readers of image files: what good files give, and what hostile ones get."""
 
+import dataclasses
+import errno
 import io
 import json
 import os
@@ -282,6 +284,20 @@ def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "open_image", lambda content: pytest.fail("decoded again"))
     again = collection.check_images(collection.read_index(fileset(faults="skip"), root))
     assert again.data_hash() == kept.data_hash()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_an_image_on_a_disk_that_fails_is_not_called_corrupt(tmp_path, monkeypatch, number):
+    """Nor is it left out for ever, as what is checked is kept."""
+    root = classes(tmp_path / "p")
+    index = collection.read_index(fileset(faults="skip"), root)
+
+    def fail(*_):
+        raise OSError(number, "failed")
+
+    with pytest.raises(CmpError, match="cannot be read .*failed.*; try again"):
+        collection.check_images(dataclasses.replace(index, read=fail))
+    assert len(collection.check_images(index).table) == 18
 
 
 def test_a_damaged_record_of_a_check_is_made_again(tmp_path):

@@ -162,6 +162,13 @@ def plan_update(
         if folder is not None:
             ledger = _arrive_beside(ledger, str(folder), role, prompt)
     ledger, report = ledgers.arrive(ledger, os.fspath(data), "adapt", name, prompt)
+    if not report.new.get("train"):
+        some = f", such as {report.held_from[0]}" if report.held_from else ""
+        raise CmpError(
+            f"--data: {data}: all its new images are held out, by their own split or because an "
+            f"earlier folder holds them out{some}, so none can be trained on; add images to train "
+            "on"
+        )
     ledger, parts, gone = ledgers.locate(ledger, skip_gone)
     corpus = ledgers.corpus_of(ledger, parts)
     run_config = _update_config(base, tree, parent, ledger.updates)
@@ -249,7 +256,14 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> Ledge
         raise CmpError("--pool: the embedded pool can be named at the first update only")
     if role == "pool":
         ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
-    return ledgers.arrive(ledger, folder, role, prompt=prompt)[0]
+    ledger, report = ledgers.arrive(ledger, folder, role, prompt=prompt)
+    if role == "eval" and {*report.new} == {"train"}:
+        raise CmpError(
+            f"--retain: {folder}: none of its images is left to score: each is for training by its "
+            "own split, or because it is also in the pool or an earlier folder; take these images "
+            "out of the pool, or give others"
+        )
+    return ledger
 
 
 def _update_config(
