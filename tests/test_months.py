@@ -554,6 +554,27 @@ def test_moved_folders_are_found_and_checked(own_root, tmp_path):
         update_plan.plan_update(made.folder, own_root / "y-month", moved={"/nowhere": "/else"})
 
 
+@pytest.mark.parametrize(
+    ("moved", "folders"),
+    [
+        ({"/a": "/b", "/b": "/c"}, ["/b/p", "/b/q/r", "/c/p"]),
+        ({"/a/q": "/d", "/a": "/e"}, ["/e/p", "/d/r", "/b/p"]),
+        ({"/": "/mnt"}, ["/mnt/a/p", "/mnt/a/q/r", "/mnt/b/p"]),
+        ({"/a": "/"}, ["/p", "/q/r", "/b/p"]),
+    ],
+)
+def test_each_image_moves_once_with_the_closest_folder(moved, folders):
+    arrivals = [ledger.Arrival(1, "x", "adapt", path) for path in ("/a/p", "/a/q/r", "/b/p")]
+    found = ledger.move(ledger.Ledger(tuple(arrivals)), moved).arrivals
+    assert [arrival.folder for arrival in found] == folders
+
+
+def test_a_folder_that_moved_twice_at_once_is_refused(made, root, tmp_path):
+    moved = ("--moved", "/a=/b", "--moved", "/a=/c")
+    done = invoke("update", made.folder, "--data", root / "y-month", "-o", tmp_path / "2", *moved)
+    assert "--moved: '/a' is given twice" in str(done.exception)
+
+
 REFUSED = {
     "stream.tasks=3": "one task",
     "training.steps=3": "training.passes",

@@ -112,6 +112,29 @@ def test_csv_as_open_clip_takes_it(tmp_path, separator):
     assert index.classes == ["mine"]
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.TSV"])
+def test_a_table_whose_rows_end_with_a_separator(tmp_path, name):
+    root, cells = classes(tmp_path), [["filepath", "label"], ["oak/0.png", "7", ""]]
+    lines = [("\t" if name == "t.TSV" else ",").join(row) for row in cells]
+    (root / name).write_text("\n".join(lines))
+    about = fileset("csv", reader={"path": name, "label": "label", "caption": None})
+    index = collection.read_index(about, root)
+    assert index.table["source"].tolist() == ["oak/0.png"] and index.classes == ["7"]
+
+
+def test_numbers_beside_a_blank_are_labels_and_a_blank_names_no_update(tmp_path):
+    table = pa.table({"image": [picture(n) for n in range(3)], "label": [3, 4, None]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    about = {"image": "image", "label": "label", "caption": None}
+    index = collection.read_index(
+        fileset("parquet", reader={"path": "t.parquet", **about}), tmp_path
+    )
+    assert index.classes == ["3", "4"] and kinds(index) == ["label is missing: t.parquet row 2"]
+    frame = table.to_pandas().assign(label="x", update=[pd.NA, pd.NaT, "may"])
+    index = tables.read_frame(fileset("frame", reader={**about, "update": "update"}), frame)
+    assert index.table["update"].tolist() == ["", "", "may"]
+
+
 def test_hostile_rows(tmp_path):
     classes(tmp_path)
     (tmp_path / "empty.png").touch()

@@ -210,10 +210,17 @@ def read_csv(file: Path, rows: int | None = None) -> pd.DataFrame:
         OSError: The file cannot be read.
         ValueError: The file is not a table.
     """
-    separator = "\t" if file.suffix == ".tsv" else ","
+    separator = "\t" if file.suffix.lower() == ".tsv" else ","
     with file.open(encoding="utf-8") as lines:
         check_width(file, next(filter(str.strip, lines), "").count(separator) + 1)
-    return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, nrows=rows)
+    read = functools.partial(
+        pd.read_csv, file, sep=separator, dtype=str, keep_default_na=False, nrows=rows
+    )
+    table = read()  # the first cells are an index where rows have more of them than the header
+    extra = 0 if isinstance(table.index, pd.RangeIndex) else table.index.nlevels
+    if extra and (table.iloc[:, -extra:] == "").all(axis=None):  # rows end with a separator
+        return read(index_col=False, usecols=range(len(table.columns)))
+    return table
 
 
 def check_width(file: Path, count: int) -> None:
@@ -316,12 +323,15 @@ def _index_frame(
 
 def _cell_text(value: object) -> str:
     """Return a cell as text, or "" for a missing one."""
-    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+    is_nan = isinstance(value, float) and math.isnan(value)
+    is_missing = is_nan or value is None or value is pd.NA or value is pd.NaT
     return "" if is_missing else str(value).strip()
 
 
 def _label_text(value: object) -> str:
     """Return a label as text if it is text or an integer, and "" otherwise."""
+    if isinstance(value, float) and value.is_integer():  # pandas reads integers beside a blank so
+        value = int(value)
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return value.strip() if isinstance(value, str) else str(value) if whole else ""
 

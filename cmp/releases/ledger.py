@@ -432,15 +432,17 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
         CmpError: No images came from an old folder.
     """
     arrivals = list(ledger.arrivals)
-    for old, new in moved.items():
-        old, new = (os.path.abspath(os.path.expanduser(each)) for each in (old, new))
-        matching = [n for n, x in enumerate(arrivals) if f"{x.folder}/".startswith(f"{old}/")]
-        if not matching:
-            folders = ", ".join(dict.fromkeys(x.folder for x in arrivals if x.folder != EMBEDDED))
-            raise CmpError(f"--moved: no images came from {old}; they came from {folders}")
-        for n in matching:
-            folder = os.path.normpath(new + arrivals[n].folder[len(old) :])
-            arrivals[n] = dataclasses.replace(arrivals[n], folder=folder)
+    places = [[os.path.abspath(os.path.expanduser(x)) for x in pair] for pair in moved.items()]
+    for old, new in sorted(places, key=lambda pair: len(pair[0])):  # the closest folder counts
+        is_below = [f"{x.folder}/".startswith(f"{old.rstrip('/')}/") for x in ledger.arrivals]
+        if not any(is_below):
+            folders = [x.folder for x in ledger.arrivals if x.folder != EMBEDDED]
+            known = ", ".join(dict.fromkeys(folders))
+            raise CmpError(f"--moved: no images came from {old}; they came from {known}")
+        for n, arrival in enumerate(ledger.arrivals):
+            if is_below[n]:
+                folder = os.path.normpath(os.path.join(new, os.path.relpath(arrival.folder, old)))
+                arrivals[n] = dataclasses.replace(arrival, folder=folder)
     return Ledger(tuple(arrivals), ledger.pictures)
 
 
