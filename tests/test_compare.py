@@ -642,6 +642,21 @@ def test_a_page_of_many_pictures_stays_small(two, monkeypatch):
     assert 0 < len(Page(text).all("img")) < len(cards)
 
 
+def test_frames_and_words_of_many_pictures_count_as_well(two, monkeypatch):
+    monkeypatch.setattr(report, "RESERVE", 0)
+    monkeypatch.setattr(report, "LARGEST", 0)
+    bare = len(report.report_page(two).encode())
+    monkeypatch.setattr(report, "LARGEST", bare + 20_000)
+    text = report.report_page(two)
+    assert len(text.encode()) <= report.LARGEST and Page(text).all("img")
+
+
+def test_a_page_of_captions_alone_says_nothing_of_names(two):
+    captions = dataclasses.replace(two, sets=two.sets[two.sets["metric"] != "top-1"])
+    page = report.report_page(captions)
+    assert "only searches by caption are compared" in page and "named none of them" not in page
+
+
 def test_a_model_against_itself_has_a_page(itself, tmp_path):
     report.write_report(itself, tmp_path / "x.html", title="Twins", notes=["Nothing arrived."])
     words = " ".join(Page((tmp_path / "x.html").read_text()).words)

@@ -1,5 +1,6 @@
 """Updates one at a time: the same bits as a stream at once, and what a ledger keeps apart."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -223,7 +224,37 @@ def test_each_update_has_a_row_and_a_gate(made, root, tmp_path):
 
 def test_two_updates_of_one_name_keep_their_numbers(made, root, tmp_path):
     plan = update_plan.plan_update(made.folder, root / "y-month", name="z-month")
-    assert [*compare.update_names(plan.corpus).values()] == ["1 z-month", "2 z-month"]
+    assert [*compare.shown_updates(plan.corpus).values()] == ["1 z-month", "2 z-month"]
+
+
+def test_a_month_whose_own_name_begins_with_a_number_keeps_it(made, root):
+    plan = update_plan.plan_update(made, root / "y-month", name="2026 February")
+    assert [*compare.shown_updates(plan.corpus).values()] == ["z-month", "2026 February"]
+    own = plan.corpus.table["update"].cat.rename_categories({"1 z-month": "2026 January"})
+    own = own.cat.rename_categories({"2 2026 February": "2026 February"})
+    table = dataclasses.replace(plan.corpus, table=plan.corpus.table.assign(update=own))
+    assert [*compare.shown_updates(table).values()] == ["2026 February", "2026 January"]
+
+
+def test_nothing_is_new_to_the_index_of_a_later_release_or_of_itself(made, root, tmp_path):
+    kept = classes(tmp_path / "kept")
+    plan = update_plan.plan_update(made, root / "y-month", retain=[kept])
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    for new in (made, later):
+        index = compare.compare(later, new, later.corpus(), fit_pictures=4).index
+        assert set(index["content"]) == {"known"}
+
+
+def test_a_release_in_the_folder_one_is_in_has_the_name_of_that_folder(made, monkeypatch):
+    monkeypatch.chdir(made.folder)
+    assert compare.as_candidate(release.read_release(".")).title == "1"
+
+
+def test_names_that_differ_only_in_their_spelling_are_noted(made, tmp_path):
+    names = ("Tasse", "tasse", "Caf\u00e9", "Cafe\u0301", "Vase")
+    folder = classes(tmp_path / "month", names, each=3)
+    [note] = [x for x in update_plan.plan_update(made, folder).notes if "spellings" in x]
+    assert "2 names in catalogue" in note and "Tasse and tasse" in note and "Vase" not in note
 
 
 def test_what_a_later_release_says_of_the_earlier_ones(root, tmp_path):

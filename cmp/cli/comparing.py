@@ -15,7 +15,7 @@ from cmp.evaluation import make_test_sets
 from cmp.experiments import forecast
 from cmp.files import check_target
 from cmp.releases import candidates, gate, release, report, sentences
-from cmp.releases.compare import Comparison, as_candidate, common_device, update_names
+from cmp.releases.compare import Comparison, as_candidate, common_device, shown_updates
 from cmp.releases.compare import compare as compare_models
 from cmp.releases.index import RECALL_AT
 
@@ -84,7 +84,7 @@ def compare(
     if limits:
         sets = make_test_sets(corpus, split, subset)
         rows = [each.rows for each in sets if each.dataset.role == "adapt"]
-        updates = update_names(corpus, np.concatenate(rows)) if rows else {}
+        updates = shown_updates(corpus, np.concatenate(rows)) if rows else {}
         roles = {each.dataset.name: each.dataset.role for each in sets}
         gate.check_scopes(limits, roles, list(updates.values()))
     names = [name for name in arrived.split(",") if name] if arrived is not None else None

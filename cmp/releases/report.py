@@ -104,7 +104,8 @@ def report_page(
         return _document(title, "\n".join(filter(None, parts)))
 
     # images get the space that the text leaves
-    budget = LARGEST - RESERVE - len(make({}).encode())
+    bare, framed = (len(make(uris).encode()) for uris in ({}, dict.fromkeys(wanted, "")))
+    budget = LARGEST - max(bare + RESERVE, framed)
     return make(picture_uris(comparison.corpus, wanted, max(0, budget)))
 
 
@@ -232,6 +233,8 @@ def _finding(comparison: Comparison) -> str:
     if comparison.is_same:
         return "Both models have the same features to the last bit, so nothing was lost or gained."
     named = comparison.sets[comparison.sets["metric"] == "top-1"]
+    if named.empty:
+        return "No set has names, so only searches by caption are compared; see below."
     right = round(float((named["old"] * named["questions"]).sum() / 100))
     lost, gained = (_named(comparison, kind) for kind in ON_WALL)
     if not right:

@@ -3,8 +3,10 @@
 Every check of an update that needs no training is made here, before anything is computed.
 """
 
+import collections
 import dataclasses
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -335,6 +337,7 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
     if sentence := sentences.describe_unscored(report):
         yield sentence
     yield from _describe_sets(plan.ledger, plan.config.model.name)
+    yield from _describe_twins(plan.corpus)
     if report.again:
         yield f"{count_of(report.again, 'image')} already known under the same name; left out"
     if report.held_out:
@@ -392,6 +395,22 @@ def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:
             f'{model} was pretrained with the prompt "{usual}" and may name far fewer images '
             f'with "{starts.USUAL_PROMPT}"'
         )
+
+
+def _describe_twins(corpus: Corpus) -> Iterable[str]:
+    """Yield a sentence for each set with names that tokenizers may not tell apart: they lower the
+    case, and may compose accents and join spaces."""
+    for dataset in corpus.by_role("adapt"):
+        spellings = collections.defaultdict(list)
+        for name in corpus.classes[dataset]:
+            plain = unicodedata.normalize("NFC", " ".join(name.split())).casefold()
+            spellings[plain].append(name)
+        if twins := [" and ".join(names) for names in spellings.values() if len(names) > 1]:
+            some = "; ".join(twins[: ledgers.NAMED])
+            yield (
+                f"{count_of(len(twins), 'name')} in {dataset} in several spellings that the model "
+                f"may not tell apart: {some}; if they are one class, give it one name"
+            )
 
 
 def max_rate(fitted: RunConfig) -> float:
