@@ -177,13 +177,14 @@ def test_a_column_that_is_missing_is_named(tmp_path):
         tables.read_frame(chosen, frame)
 
 
-@pytest.mark.parametrize("form", ["paths", "bytes", "structs"])
+@pytest.mark.parametrize("form", ["paths", "categories", "bytes", "structs"])
 def test_parquet(tmp_path, form):
     classes(tmp_path)
     names = [f"oak/{n}.png" for n in range(5)]
     held = [(tmp_path / name).read_bytes() for name in names]
     structs = [{"bytes": content, "path": None} for content in held]
-    images = {"paths": names, "bytes": held, "structs": structs}[form]
+    categories = pa.array(names).dictionary_encode()  # as pandas writes them
+    images = {"paths": names, "categories": categories, "bytes": held, "structs": structs}[form]
     table = pa.table(
         {"image": images, "text": list("abcde"), "split": ["train", "test"] * 2 + [""]}
     )
@@ -249,6 +250,14 @@ def test_a_pattern_may_be_absolute_and_folders_may_be_called_like_patterns(tmp_p
     for path, where in ((absolute, root), (f"*.{kind}", root)):
         index = collection.read_index(fileset(kind, reader={"path": path}), where)
         assert index.table["captions"].tolist() == [["an oak"]]
+
+
+def test_hidden_members_of_a_tar_do_not_split_a_sample(tmp_path):
+    """Which macOS writes beside each file."""
+    members = [("./a.jpg", picture(1, kind="JPEG")), ("./._a.jpg", b"x"), ("./a.txt", b"a fox")]
+    tar(tmp_path / "t.tar", members)
+    index = collection.read_index(fileset("tars", reader={"path": "t.tar"}), tmp_path)
+    assert not index.faults and index.table["captions"].tolist() == [["a fox"]]
 
 
 def test_hostile_tars(tmp_path):
@@ -318,7 +327,7 @@ def test_an_image_on_a_disk_that_fails_is_not_called_corrupt(tmp_path, monkeypat
     def fail(*_):
         raise OSError(number, "failed")
 
-    with pytest.raises(CmpError, match="cannot be read .*failed.*; try again"):
+    with pytest.raises(CmpError, match=r"cannot be read .*failed.*; try again"):
         collection.check_images(dataclasses.replace(index, read=fail))
     assert len(collection.check_images(index).table) == 18
 
@@ -629,6 +638,9 @@ def test_a_struct_without_bytes_and_a_column_twice_are_refused(tmp_path):
     pq.write_table(twice, tmp_path / "t.parquet")
     with pytest.raises(CmpError, match="several columns are called 'text'"):
         collection.read_index(chosen, tmp_path)
+    frame = pd.DataFrame([["x", "a", "b"]], columns=["image", "text", "text"])
+    with pytest.raises(CmpError, match=r"reader\.caption: several columns are called 'text'"):
+        tables.read_frame(fileset("frame", reader={"image": "image", "caption": "text"}), frame)
 
 
 def test_empty_class_names_are_faults_and_no_class(tmp_path):
@@ -741,6 +753,12 @@ def test_each_part_of_a_collection_may_lie_beside_its_own_manifest(tmp_path):
         )
     roots = {each.name: root for each, root in load_manifests(str(tmp_path))}
     assert roots == {name: tmp_path / name for name in ("updates", "kept")}
+
+
+def test_a_folder_with_a_very_long_name_gets_a_valid_manifest(tmp_path):
+    init(classes(tmp_path / f"{'long ' * 40}folder"))
+    [(dataset, _)] = load_manifests(str(tmp_path / f"{'long ' * 40}folder"))
+    assert len(dataset.name) == 100
 
 
 LEVELS = r"manifest\.yaml and (\S+/)?manifest\.yaml: .*its own folder beside the others"
@@ -881,6 +899,7 @@ def test_a_manifest_that_cannot_be(tmp_path, changes, words):
         ("title: x\nupdate: 2026-01-15", 'update: put it in quotes: "2026-01-15"'),
         ("{'update': 2026-01-05}", 'update: put it in quotes: "2026-01-05"'),
         ("# of: 2026-01-15\nupdate: 2026-01-16", 'update: put it in quotes: "2026-01-16"'),
+        ("a: [1\nupdate: x\nday: 2026-01-02", "cannot be read as YAML (line 2: "),
         ("[2026-01-15]", "cannot be read as YAML (Object of type date is not JSON serializable)"),
         (
             "a: 1\ntitle: b: c",

@@ -43,7 +43,7 @@ DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Overfl
                  LookupError, TypeError, Image.DecompressionBombError)  # fmt: skip
 """Errors that Pillow raises for damaged files and decompression bombs."""
 FILE_ERRORS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
-"""Errors of the system that are about a file, unlike those of a disk or a network, which may pass."""
+"""Errors of the system about a file itself. Others, of a disk or a network, may pass."""
 MAX_RATIO = 16
 """The aspect ratio above which the ends of an image are cut off."""
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")

@@ -13,7 +13,13 @@ from cmp.errors import CmpError
 from cmp.files import read_yaml, write_atomic
 from cmp.readers import pairs
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES
-from cmp.readers.manifest import SPLIT_SHARES, Role, find_manifests, refuse_two_levels
+from cmp.readers.manifest import (
+    LONGEST_NAME,
+    SPLIT_SHARES,
+    Role,
+    find_manifests,
+    refuse_two_levels,
+)
 from cmp.readers.tables import check_width, list_columns, read_csv, split_folders, walk_files
 
 MAX_FILES = 100_000
@@ -66,7 +72,8 @@ def describe_folder(folder: Path, role: Role = "adapt") -> tuple[str, str]:
         )
     reader, words, unused = inference
     labelled = reader["kind"] == "folder" or "label" in reader
-    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "pictures"
+    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:LONGEST_NAME]
+    name = name or "pictures"
     prompt = "a photo of a {}" if labelled else "{}"
     parts = {"title": words, "prompt": prompt, "reader": reader, "splits": SPLIT_SHARES[role]}
     cells = {key: json.dumps(part) for key, part in parts.items()}

@@ -283,11 +283,16 @@ def _path_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
 
 
 def _check_columns(dataset: FileSet, columns: list[str]) -> None:
-    """Raise `CmpError` if a column in the manifest is missing, or it names neither captions nor
-    labels."""
+    """Raise `CmpError` if a column in the manifest is missing or there twice, or it names neither
+    captions nor labels."""
     reader = dataset.reader
     for key in COLUMN_KEYS:
         name, is_named = getattr(reader, key), key == "image" or key in reader.model_fields_set
+        if columns.count(name) > 1:
+            raise CmpError(
+                f"{dataset.name}: reader.{key}: several columns are called {name!r}; rename all "
+                "but one"
+            )
         if is_named and name is not None and name not in columns:
             near, known = did_you_mean(name, columns), list_columns(columns)
             choices = f"{near} The columns are {known}" if near else f"; the columns are {known}"
@@ -364,10 +369,11 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
     schema = files[0].schema_arrow
     check_width(paths[0], len(schema))
     _check_columns(dataset, schema.names)
-    if repeated := [name for name in wanted if schema.names.count(name) > 1]:
-        raise ValueError(f"several columns are called {repeated[0]!r}")
     at = schema.get_field_index(image)
-    as_bytes = at >= 0 and schema.types[at] not in (pa.string(), pa.large_string())
+    cell = schema.types[at] if at >= 0 else pa.string()
+    if pa.types.is_dictionary(cell):  # as pandas writes categories
+        cell = cell.value_type
+    as_bytes = cell not in (pa.string(), pa.large_string())
     columns = [name for name in schema.names if name in wanted and not (as_bytes and name == image)]
     frames = [file.read(columns=columns).to_pandas() for file in files]
     if not as_bytes:

@@ -230,9 +230,7 @@ def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLin
                 rule = f"a gain of at least {limit:g} is required"
             size = sentences.signed(change)
             sentence = f"{row['old']:.1f} became {row['new']:.1f} ({size}{ends}); {rule}"
-        passed = (
-            value >= limit - ROUNDING if name == "gain" else value <= limit + ROUNDING
-        )
+        passed = value >= limit - ROUNDING if name == "gain" else value <= limit + ROUNDING
         if np.isnan(value):
             sentence = "one group of images is too few for an interval"
         is_named = key.rpartition(".")[2] == scope  # "A_ZS", or "sets.NAME", but not "each"
