@@ -766,7 +766,7 @@ def test_a_stored_run_is_named_by_its_id(few, tmp_path, monkeypatch):
 
 
 def test_both_models_are_computed_on_one_device():
-    pair = [candidates.Candidate(name, name, lambda: None) for name in ("small", "ViT-B-32")]
+    pair = ["small", "ViT-B-32"]
     assert [common_device(each, None) for each in (pair, pair[:1], pair[1:])] == [
         "cuda", "cpu", "cuda"
     ]  # fmt: skip

@@ -553,7 +553,12 @@ def test_updates_continue_when_a_whole_month_is_gone(own_root, tmp_path):
     shutil.rmtree(own_root / "z-month")
     plan = update_plan.plan_update(made, own_root / "y-month", skip_gone=True)
     assert plan.number == 2 and len(plan.pools.update) and not len(plan.pools.buffer)
-    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    (own_root / "pool").rename(tmp_path / "pool")
+    later = update.update(
+        made, own_root / "y-month", tmp_path / "releases" / "2", skip_gone=True,
+        moved={str(own_root / "pool"): str(tmp_path / "pool")}, progress=False,
+    )  # fmt: skip
+    assert later.record.id == plan.id
     plan = update_plan.plan_update(later, own_root / "x-month")
     assert plan.gone == 0 and len(plan.pools.buffer)
 

@@ -161,7 +161,7 @@ def compare(
         fit_pictures = min(FIT_PICTURES, FIT_PER_SCORED * (subset or FIT_PICTURES))
     kept = _unscored_rows(corpus, split, fit_pictures)
     features, fitted = [], []
-    target = common_device(candidates, device)
+    target = common_device([candidate.name for candidate in candidates], device)
     # the new one first, which is the one that may be faulty
     for candidate, role in [(candidates[1], "new"), (candidates[0], "old")]:
         encode = functools.partial(_encode, candidate, corpus, split, subset, kept, precision)
@@ -218,10 +218,10 @@ def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str] | N
     return known & {update_label(arrival) for arrival in arrivals if arrival.update > first}
 
 
-def common_device(candidates: Collection[Candidate], device: str | None) -> str:
+def common_device(names: Collection[str], device: str | None) -> str:
     """Return the given device or, by default, the one on which both models are encoded: a GPU if
-    one of them would be computed there."""
-    usual = {starts.default_device(candidate.name, device) for candidate in candidates}
+    one of the models of these names would be computed there."""
+    usual = {starts.default_device(name, device) for name in names}
     return device or ("cuda" if "cuda" in usual else "cpu")
 
 

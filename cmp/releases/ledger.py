@@ -496,7 +496,8 @@ def _locate_set(
         index, _ = images.usable_images(index)
         read, task = index.read, index.dataset.task
         # tars of the same name in two folders may have images of the same name
-        files = {(row["source"], row["digest"]): row for row in index.table.to_dict("records")}
+        keys = zip(index.table["source"], index.table["digest"], strict=True)
+        files = dict(zip(keys, index.table[[*NO_FACTS]].to_dict("records"), strict=True))
     update = update_label(arrival)
     rows, lost = [], []
     for place, picture in enumerate(pictures):
@@ -504,8 +505,7 @@ def _locate_set(
         is_here = facts is not None
         if picture.split and not is_here:
             lost.append(place)
-        facts = facts or NO_FACTS
-        row = {name: facts[name] for name in NO_FACTS} | picture._asdict()
+        row = (facts or NO_FACTS) | picture._asdict()
         split = picture.split if is_here else ""
         rows.append(row | {"split": split, "captions": list(picture.captions)})
     table = pd.DataFrame(rows).assign(given=True, update=update)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from cmp import evaluation
 from cmp.files import write_atomic
 from cmp.releases import sentences
 from cmp.releases.compare import ALL, NAMING, TO_IMAGE, Comparison
@@ -31,7 +32,7 @@ MOST_SETS = 80
 LONGEST = 90
 """The most characters of a name or a caption; the rest is cut off."""
 ROLES = {"adapt": "New content (A_KA)", "eval": "Old content (A_ZS)", "transfer": "Transfer"}
-MEANS = {"adapt": "A_KA", "eval": "A_ZS"}
+MEANS = {role: name for name, role in evaluation.ROLES.items()}
 QUERIES = {"text": "words", "picture": "an image"}
 INDEX_COLUMNS = {
     "before": "old model on its own index",
