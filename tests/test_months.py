@@ -427,7 +427,8 @@ def test_months_of_any_size(made, root, tmp_path, size):
     """A small month takes fewer of its pictures per batch, a first one as well."""
     folder = tmp_path / "month"
     tree(folder, {f"{'ab'[n % 2]}/{n}.png": picture(1000 + n) for n in range(size)})
-    plan = update_plan.plan_update(months.START, folder, ["training.batch=64"], pool=root / "pool")
+    others = {"pool": root / "pool", "retain": [classes(tmp_path / "kept")]}  # five have no test
+    plan = update_plan.plan_update(months.START, folder, ["training.batch=64"], **others)
     assert plan.pools.counts[1] <= plan.report.new["train"]
     assert plan.steps >= 10 and 2 <= sum(plan.pools.counts) <= 64
     shown = plan.steps * plan.pools.counts[1] / plan.report.new["train"]
