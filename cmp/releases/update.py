@@ -237,10 +237,10 @@ def update(
     retain: Sequence[str | Path] = (),
     name: str = "",
     prompt: str = "",
-    skip_gone: bool = False,
-    moved: Mapping[str, str] | None = None,
     device: str | None = None,
     progress: bool = True,
+    skip_gone: bool = False,
+    moved: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Release:
     """Update a model with a folder of new images, and write a release.
@@ -254,10 +254,10 @@ def update(
         name: The name of the update; by default, the folder's.
         prompt: For the first update: the prompt of a class in folders without a manifest, such as
             "a photo of a {}"; by default, the model's usual one.
-        skip_gone: Whether to continue without images of earlier updates that are gone.
-        moved: Old folder -> new folder, for earlier images that have moved.
         device: "cpu" or "cuda". If None, the CPU for an embedded model and a GPU for others.
         progress: Whether to show what is new, and a progress bar.
+        skip_gone: Whether to continue without images of earlier updates that are gone.
+        moved: Old folder -> new folder, for earlier images that have moved.
         **settings: Sections of the config, as dicts.
 
     Returns:

@@ -413,10 +413,8 @@ def plot_gallery(images: Any, titles: Sequence[str]) -> Figure:
         The figure.
     """
     pixels = over_white(images)
-    rows, below = (
-        max(1, -(-len(pixels) // IN_A_ROW)),
-        {"ha": "center", "va": "top", "fontsize": 10.5},
-    )
+    rows = max(1, -(-len(pixels) // IN_A_ROW))
+    below = {"ha": "center", "va": "top", "fontsize": 10.5}
     size = {"nrows": rows, "ncols": IN_A_ROW, "squeeze": False}
     with style.canvas(1.75 * rows, **size) as (figure, grid):
         for axes in grid.flat:
