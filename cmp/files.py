@@ -451,7 +451,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _explain_yaml(error: ValueError, text: str) -> str:
     """Return a line that says what in a YAML text is invalid, and where."""
-    if "date" in str(error) and (found := _UNQUOTED_DAY.search(text)):
+    is_value = isinstance(error.__cause__, TypeError)  # not a fault of the syntax
+    if is_value and "date" in str(error) and (found := _UNQUOTED_DAY.search(text)):
         return f'{found[1]}: put it in quotes: "{found[2]}"'
     words, cause = " ".join(str(error).split()), error.__cause__
     if isinstance(cause, yaml.MarkedYAMLError):

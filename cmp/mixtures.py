@@ -386,10 +386,12 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
         kept, groups = keep(history, mixture.capacity, seed)
         pools.append(Pools(replayed, update, history.rows[kept], groups))
     shares = [mixture.at(task, len(pools)) for task in range(len(pools))]
-    return [
-        dataclasses.replace(each, counts=counts)
-        for each, counts in zip(pools, _task_counts(config, pools, shares), strict=True)
-    ]
+    # an update whose images are all gone cannot be trained again, so it needs no batches
+    kept = [task for task, each in enumerate(pools) if len(each.update) or not shares[task].update]
+    counts = _task_counts(config, [pools[task] for task in kept], [shares[task] for task in kept])
+    for task, each in zip(kept, counts, strict=True):
+        pools[task] = dataclasses.replace(pools[task], counts=each)
+    return pools
 
 
 def _task_counts(

@@ -256,6 +256,8 @@ def load_plugin(path: str | os.PathLike[str]) -> None:
         spec.loader.exec_module(module)
     except Exception as error:  # anything that the user's code raises
         sys.modules.pop(name, None)
+        for each, options in _options.items():  # those that it registered before it failed
+            _options[each] = {key: x for key, x in options.items() if x.module != name}
         kind = "" if isinstance(error, CmpError) else f"{type(error).__name__}: "
         raise CmpError(f"--plugin {path}: {kind}{error}") from error
 

@@ -29,6 +29,13 @@ def adaptation_rows(corpus: Corpus) -> np.ndarray:
     return train[corpus.table["dataset"].iloc[train].isin(corpus.by_role("adapt")).to_numpy()]
 
 
+def _arrived_rows(corpus: Corpus) -> np.ndarray:
+    """Return the rows of `adaptation_rows` together with those of images that are gone, which have
+    no split: an update remains a task when all its images are gone."""
+    is_adapted = corpus.table["dataset"].isin(corpus.by_role("adapt"))
+    return np.flatnonzero(is_adapted & corpus.table["split"].isin(["train", ""]))
+
+
 def update_names(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     """Return the update of each image, [len(rows)]; raise `CmpError` if an image has none."""
     names = corpus.table["update"].iloc[rows].astype(str).to_numpy()
@@ -53,8 +60,11 @@ def class_order(corpus: Corpus, stream: Stream, seed: int) -> list[str]:
     option = get_option("order", stream.order)
     measured = option.facts["statistics"]
     stamp = statistics_tables().statistics_stamp(stream.traits) if measured else ()
-    names_of = update_names if option.facts["updates"] else class_names
-    entries = tuple(sorted({*names_of(corpus, adaptation_rows(corpus))}))
+    if option.facts["updates"]:
+        names = update_names(corpus, _arrived_rows(corpus))
+    else:
+        names = class_names(corpus, adaptation_rows(corpus))
+    entries = tuple(sorted({*names}))
     return list(_class_order(entries, option, stream.reverse, stream.traits, stamp, seed))
 
 

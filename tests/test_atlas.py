@@ -88,6 +88,12 @@ def names(corpus):
     return table, rows
 
 
+def test_where_nothing_is_lost_there_is_nothing_to_show(names, corpus):
+    kept = pd.DataFrame("x", names[0].index, ["truth", 0, 1])
+    table = scrubber.scrubber_table(kept, corpus)
+    assert table["images"] == [] and table["sprite"] == "" and table["lost"] == 0
+
+
 def test_shown_images_lose_their_name_and_come_from_each_dataset_in_turn(
     names, corpus, monkeypatch
 ):

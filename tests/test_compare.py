@@ -99,6 +99,9 @@ def test_nothing_found_among_few_leaves_a_wide_interval():
     _, low, high = intervals.mean_interval(none, weight, np.zeros(20, int), np.arange(20))
     assert low == -high and high == pytest.approx(stats.binomtest(0, 20).proportion_ci(
         method="wilson").high)  # fmt: skip
+    two_sets = np.repeat([0, 1], 10)
+    alike = intervals.mean_interval(1.0 - two_sets, weight, two_sets, np.arange(20))
+    assert alike == pytest.approx((0.5, 0.5 - high, 0.5 + high))  # each set changed as a whole
     one = intervals.mean_interval(none, weight, np.zeros(20, int), np.zeros(20, int))
     assert math.isnan(one[1])
     assert math.isnan(intervals.share_interval(none > 0, none > 0, weight, np.arange(20))[0])
@@ -433,6 +436,19 @@ def test_a_gate_that_cannot_be_followed_is_refused_by_key(tmp_path, text, words)
     assert str(path) in str(refused.value) and words in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("limits", "row"),
+    [
+        ({"lost": 10}, {"lost_share": 10.000000000000002}),
+        ({"drop": 15}, {"change": -15.000000000000002}),
+        ({"gain": 100}, {"change": 99.99999999999999}),
+    ],
+)
+def test_a_limit_that_is_met_exactly_is_kept(limits, row):
+    """Of ten images, each with a weight of 1/10, one is a little more than 10%."""
+    assert line(ROW | row, **limits).passed
+
+
 def test_a_limit_on_what_is_not_compared_is_refused(two):
     with pytest.raises(CmpError, match=r"sets\.shape: .*did you mean 'shapes'"):
         gate.apply_gate(Gate(sets={"shape": Limits(drop=1)}), two)
@@ -626,6 +642,21 @@ def test_a_page_of_many_pictures_stays_small(two, monkeypatch):
     assert 0 < len(Page(text).all("img")) < len(cards)
 
 
+def test_frames_and_words_of_many_pictures_count_as_well(two, monkeypatch):
+    monkeypatch.setattr(report, "RESERVE", 0)
+    monkeypatch.setattr(report, "LARGEST", 0)
+    bare = len(report.report_page(two).encode())
+    monkeypatch.setattr(report, "LARGEST", bare + 20_000)
+    text = report.report_page(two)
+    assert len(text.encode()) <= report.LARGEST and Page(text).all("img")
+
+
+def test_a_page_of_captions_alone_says_nothing_of_names(two):
+    captions = dataclasses.replace(two, sets=two.sets[two.sets["metric"] != "top-1"])
+    page = report.report_page(captions)
+    assert "only searches by caption are compared" in page and "named none of them" not in page
+
+
 def test_a_model_against_itself_has_a_page(itself, tmp_path):
     report.write_report(itself, tmp_path / "x.html", title="Twins", notes=["Nothing arrived."])
     words = " ".join(Page((tmp_path / "x.html").read_text()).words)
@@ -735,7 +766,7 @@ def test_a_stored_run_is_named_by_its_id(few, tmp_path, monkeypatch):
 
 
 def test_both_models_are_computed_on_one_device():
-    pair = [candidates.Candidate(name, name, lambda: None) for name in ("small", "ViT-B-32")]
+    pair = ["small", "ViT-B-32"]
     assert [common_device(each, None) for each in (pair, pair[:1], pair[1:])] == [
         "cuda", "cpu", "cuda"
     ]  # fmt: skip

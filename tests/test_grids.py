@@ -77,6 +77,15 @@ def test_a_point_that_fails_leaves_the_others_and_is_listed(tmp_path):
     assert made == {path.name: path.stat().st_mtime_ns for path in folder.glob("*0.ipynb")} != {}
 
 
+def test_the_notebook_of_a_path_is_in_the_folder_of_the_grid(tmp_path):
+    for path in ("../../elsewhere", "/home/me"):
+        assert "/" not in grids.point_name({"pictures": path})
+    parameters = PARAMETERS + 'pictures: str = ""  # a folder\n'
+    test_book.write(tmp_path, "04_rates", RUNS, parameters=parameters)
+    with pytest.raises(CmpError, match=r"-P: .*one name"):
+        grids.run_grid("quick", "04", {"pictures": "a/b,a_b"}, dry_run=True, folder=tmp_path)
+
+
 def test_nothing_starts_where_a_parameter_is_wrong(tmp_path):
     test_book.write(tmp_path, "04_rates", RUNS, parameters=PARAMETERS)
     with pytest.raises(CmpError, match="peak"):

@@ -78,6 +78,8 @@ def test_counts_of_another_corpus_are_taken_and_must_be_whole(base, tmp_path):
     del counts["algeria"]
     with pytest.raises(CmpError, match="counts: no count of 'algeria'"):
         statistics.measure_classes(base, "small", corpus, counts)
+    path.write_text("class,count\n007,1\n010,2\n")
+    assert read_counts(path) == {"007": 1, "010": 2}
     path.write_text("name,count\na,1\n")
     with pytest.raises(CmpError, match="expected the columns class,count"):
         read_counts(path)

@@ -418,6 +418,12 @@ def test_candidates_are_combined():
     }
 
 
+def test_candidates_that_differ_little_are_different_rows():
+    assert len(tools.candidate_settings(["density=0.1234567,0.1234568"], 2)) == 2
+    with pytest.raises(CmpError, match=r"--try: 'density' is given twice; .*density=0\.1,0\.3"):
+        tools.candidate_settings(["density=0.1", "density=0.3"], 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

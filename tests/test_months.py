@@ -1,5 +1,6 @@
 """Updates one at a time: the same bits as a stream at once, and what a ledger keeps apart."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -223,7 +224,37 @@ def test_each_update_has_a_row_and_a_gate(made, root, tmp_path):
 
 def test_two_updates_of_one_name_keep_their_numbers(made, root, tmp_path):
     plan = update_plan.plan_update(made.folder, root / "y-month", name="z-month")
-    assert [*compare.update_names(plan.corpus).values()] == ["1 z-month", "2 z-month"]
+    assert [*compare.shown_updates(plan.corpus).values()] == ["1 z-month", "2 z-month"]
+
+
+def test_a_month_whose_own_name_begins_with_a_number_keeps_it(made, root):
+    plan = update_plan.plan_update(made, root / "y-month", name="2026 February")
+    assert [*compare.shown_updates(plan.corpus).values()] == ["z-month", "2026 February"]
+    own = plan.corpus.table["update"].cat.rename_categories({"1 z-month": "2026 January"})
+    own = own.cat.rename_categories({"2 2026 February": "2026 February"})
+    table = dataclasses.replace(plan.corpus, table=plan.corpus.table.assign(update=own))
+    assert [*compare.shown_updates(table).values()] == ["2026 February", "2026 January"]
+
+
+def test_nothing_is_new_to_the_index_of_a_later_release_or_of_itself(made, root, tmp_path):
+    kept = classes(tmp_path / "kept")
+    plan = update_plan.plan_update(made, root / "y-month", retain=[kept])
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    for new in (made, later):
+        index = compare.compare(later, new, later.corpus(), fit_pictures=4).index
+        assert set(index["content"]) == {"known"}
+
+
+def test_a_release_in_the_folder_one_is_in_has_the_name_of_that_folder(made, monkeypatch):
+    monkeypatch.chdir(made.folder)
+    assert compare.as_candidate(release.read_release(".")).title == "1"
+
+
+def test_names_that_differ_only_in_their_spelling_are_noted(made, tmp_path):
+    names = ("Tasse", "tasse", "Caf\u00e9", "Cafe\u0301", "Vase")
+    folder = classes(tmp_path / "month", names, each=3)
+    [note] = [x for x in update_plan.plan_update(made, folder).notes if "spellings" in x]
+    assert "2 names in catalogue" in note and "Tasse and tasse" in note and "Vase" not in note
 
 
 def test_what_a_later_release_says_of_the_earlier_ones(root, tmp_path):
@@ -396,7 +427,8 @@ def test_months_of_any_size(made, root, tmp_path, size):
     """A small month takes fewer of its pictures per batch, a first one as well."""
     folder = tmp_path / "month"
     tree(folder, {f"{'ab'[n % 2]}/{n}.png": picture(1000 + n) for n in range(size)})
-    plan = update_plan.plan_update(months.START, folder, ["training.batch=64"], pool=root / "pool")
+    others = {"pool": root / "pool", "retain": [classes(tmp_path / "kept")]}  # five have no test
+    plan = update_plan.plan_update(months.START, folder, ["training.batch=64"], **others)
     assert plan.pools.counts[1] <= plan.report.new["train"]
     assert plan.steps >= 10 and 2 <= sum(plan.pools.counts) <= 64
     shown = plan.steps * plan.pools.counts[1] / plan.report.new["train"]
@@ -517,6 +549,36 @@ def test_pictures_that_are_gone_are_refused_or_skipped(own_root, tmp_path):
     update.compute_update(plan, tmp_path / "releases" / "2")
 
 
+def test_updates_continue_when_a_whole_month_is_gone(own_root, tmp_path):
+    made = first(own_root, tmp_path)
+    shutil.rmtree(own_root / "z-month")
+    plan = update_plan.plan_update(made, own_root / "y-month", skip_gone=True)
+    assert plan.number == 2 and len(plan.pools.update) and not len(plan.pools.buffer)
+    (own_root / "pool").rename(tmp_path / "pool")
+    later = update.update(
+        made, own_root / "y-month", tmp_path / "releases" / "2", skip_gone=True,
+        moved={str(own_root / "pool"): str(tmp_path / "pool")}, progress=False,
+    )  # fmt: skip
+    assert later.record.id == plan.id
+    plan = update_plan.plan_update(later, own_root / "x-month")
+    assert plan.gone == 0 and len(plan.pools.buffer)
+
+
+def test_a_retention_set_with_nothing_left_to_score_is_refused(own_root):
+    shutil.copytree(own_root / "pool" / "a", own_root / "kept" / "a")
+    with pytest.raises(CmpError, match=r"--retain: .*kept: none of its images is left to score"):
+        update_plan.plan_update(
+            months.START, own_root / "z-month", pool=own_root / "pool", retain=[own_root / "kept"]
+        )
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_month_with_nothing_to_train_on_is_refused(made, root, tmp_path, is_first):
+    month, kept = (classes(tmp_path / name, ("mug",)) for name in ("month", "kept"))
+    with pytest.raises(CmpError, match=r"--data: .*month: all its new images are held out.*mug/"):
+        update_plan.plan_update(months.START if is_first else made, month, retain=[kept])
+
+
 def test_moved_folders_are_found_and_checked(own_root, tmp_path):
     made = first(own_root, tmp_path)
     (own_root / "z-month").rename(tmp_path / "elsewhere")
@@ -527,6 +589,27 @@ def test_moved_folders_are_found_and_checked(own_root, tmp_path):
     assert str(tmp_path / "elsewhere") in {x.folder for x in plan.ledger.arrivals}
     with pytest.raises(CmpError, match="no images came from"):
         update_plan.plan_update(made.folder, own_root / "y-month", moved={"/nowhere": "/else"})
+
+
+@pytest.mark.parametrize(
+    ("moved", "folders"),
+    [
+        ({"/a": "/b", "/b": "/c"}, ["/b/p", "/b/q/r", "/c/p"]),
+        ({"/a/q": "/d", "/a": "/e"}, ["/e/p", "/d/r", "/b/p"]),
+        ({"/": "/mnt"}, ["/mnt/a/p", "/mnt/a/q/r", "/mnt/b/p"]),
+        ({"/a": "/"}, ["/p", "/q/r", "/b/p"]),
+    ],
+)
+def test_each_image_moves_once_with_the_closest_folder(moved, folders):
+    arrivals = [ledger.Arrival(1, "x", "adapt", path) for path in ("/a/p", "/a/q/r", "/b/p")]
+    found = ledger.move(ledger.Ledger(tuple(arrivals)), moved).arrivals
+    assert [arrival.folder for arrival in found] == folders
+
+
+def test_a_folder_that_moved_twice_at_once_is_refused(made, root, tmp_path):
+    moved = ("--moved", "/a=/b", "--moved", "/a=/c")
+    done = invoke("update", made.folder, "--data", root / "y-month", "-o", tmp_path / "2", *moved)
+    assert "--moved: '/a' is given twice" in str(done.exception)
 
 
 REFUSED = {

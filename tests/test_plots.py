@@ -207,6 +207,28 @@ def test_losses_stand_below_their_rates_as_means_within_an_update():
     assert second.get_ydata() == pytest.approx([10, 11, 12, 13])
 
 
+def test_one_update_has_rates_and_losses():
+    figure = figures.plot_rates_and_losses({"a": np.ones((1, 8))}, {"a": np.ones((1, 8))})
+    assert figure.axes[1].get_ylim() == pytest.approx((0.9, 1.1))
+
+
+def test_a_line_that_ends_in_nothing_is_labelled_where_it_ends():
+    (axes,) = figures.plot_losses({"a": [1.0, 2.0, np.nan], "b": [2.0, 1.0, 1.0]}).axes
+    assert {text.get_text(): text.xy[0] for text in axes.texts} == {"a": 2, "b": 3}
+
+
+def test_no_images_are_an_empty_gallery():
+    figure = figures.plot_gallery(np.zeros((0, 4, 8, 8), np.uint8), [])
+    assert not any(axes.images for axes in figure.axes)
+
+
+def test_a_single_gain_is_on_the_scale():
+    row = {"setting": "a", "gain": 8.0, "low": 7.0, "high": 9.0, "is_bound": False, "reason": ""}
+    table = pd.DataFrame([row | {"n": 20, "preliminary": ""}])
+    (axes,) = figures.plot_technique_gains(table).axes
+    assert axes.get_xlim()[1] > 9
+
+
 def test_names_on_a_wall_are_marked_as_right_or_wrong():
     images = np.zeros((2, 4, 8, 8), np.uint8)
     figure = figures.plot_wall(images, ["cat", "dog"], ["cow", "dog"], truth=["cat", "dog"])

@@ -1,5 +1,7 @@
 """Readers of image files: what good files give, and what hostile ones get."""
 
+import dataclasses
+import errno
 import io
 import json
 import os
@@ -110,6 +112,29 @@ def test_csv_as_open_clip_takes_it(tmp_path, separator):
     assert index.classes == ["mine"]
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.TSV"])
+def test_a_table_whose_rows_end_with_a_separator(tmp_path, name):
+    root, cells = classes(tmp_path), [["filepath", "label"], ["oak/0.png", "7", ""]]
+    lines = [("\t" if name == "t.TSV" else ",").join(row) for row in cells]
+    (root / name).write_text("\n".join(lines))
+    about = fileset("csv", reader={"path": name, "label": "label", "caption": None})
+    index = collection.read_index(about, root)
+    assert index.table["source"].tolist() == ["oak/0.png"] and index.classes == ["7"]
+
+
+def test_numbers_beside_a_blank_are_labels_and_a_blank_names_no_update(tmp_path):
+    table = pa.table({"image": [picture(n) for n in range(3)], "label": [3, 4, None]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    about = {"image": "image", "label": "label", "caption": None}
+    index = collection.read_index(
+        fileset("parquet", reader={"path": "t.parquet", **about}), tmp_path
+    )
+    assert index.classes == ["3", "4"] and kinds(index) == ["label is missing: t.parquet row 2"]
+    frame = table.to_pandas().assign(label="x", update=[pd.NA, pd.NaT, "may"])
+    index = tables.read_frame(fileset("frame", reader={**about, "update": "update"}), frame)
+    assert index.table["update"].tolist() == ["", "", "may"]
+
+
 def test_hostile_rows(tmp_path):
     classes(tmp_path)
     (tmp_path / "empty.png").touch()
@@ -152,13 +177,14 @@ def test_a_column_that_is_missing_is_named(tmp_path):
         tables.read_frame(chosen, frame)
 
 
-@pytest.mark.parametrize("form", ["paths", "bytes", "structs"])
+@pytest.mark.parametrize("form", ["paths", "categories", "bytes", "structs"])
 def test_parquet(tmp_path, form):
     classes(tmp_path)
     names = [f"oak/{n}.png" for n in range(5)]
     held = [(tmp_path / name).read_bytes() for name in names]
     structs = [{"bytes": content, "path": None} for content in held]
-    images = {"paths": names, "bytes": held, "structs": structs}[form]
+    categories = pa.array(names).dictionary_encode()  # as pandas writes them
+    images = {"paths": names, "categories": categories, "bytes": held, "structs": structs}[form]
     table = pa.table(
         {"image": images, "text": list("abcde"), "split": ["train", "test"] * 2 + [""]}
     )
@@ -226,6 +252,14 @@ def test_a_pattern_may_be_absolute_and_folders_may_be_called_like_patterns(tmp_p
         assert index.table["captions"].tolist() == [["an oak"]]
 
 
+def test_hidden_members_of_a_tar_do_not_split_a_sample(tmp_path):
+    """Which macOS writes beside each file."""
+    members = [("./a.jpg", picture(1, kind="JPEG")), ("./._a.jpg", b"x"), ("./a.txt", b"a fox")]
+    tar(tmp_path / "t.tar", members)
+    index = collection.read_index(fileset("tars", reader={"path": "t.tar"}), tmp_path)
+    assert not index.faults and index.table["captions"].tolist() == [["a fox"]]
+
+
 def test_hostile_tars(tmp_path):
     link, device = tarfile.TarInfo("l.jpg"), tarfile.TarInfo("d.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -282,6 +316,20 @@ def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "open_image", lambda content: pytest.fail("decoded again"))
     again = collection.check_images(collection.read_index(fileset(faults="skip"), root))
     assert again.data_hash() == kept.data_hash()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_an_image_on_a_disk_that_fails_is_not_called_corrupt(tmp_path, monkeypatch, number):
+    """Nor is it left out for ever, as what is checked is kept."""
+    root = classes(tmp_path / "p")
+    index = collection.read_index(fileset(faults="skip"), root)
+
+    def fail(*_):
+        raise OSError(number, "failed")
+
+    with pytest.raises(CmpError, match=r"cannot be read .*failed.*; try again"):
+        collection.check_images(dataclasses.replace(index, read=fail))
+    assert len(collection.check_images(index).table) == 18
 
 
 def test_a_damaged_record_of_a_check_is_made_again(tmp_path):
@@ -590,6 +638,9 @@ def test_a_struct_without_bytes_and_a_column_twice_are_refused(tmp_path):
     pq.write_table(twice, tmp_path / "t.parquet")
     with pytest.raises(CmpError, match="several columns are called 'text'"):
         collection.read_index(chosen, tmp_path)
+    frame = pd.DataFrame([["x", "a", "b"]], columns=["image", "text", "text"])
+    with pytest.raises(CmpError, match=r"reader\.caption: several columns are called 'text'"):
+        tables.read_frame(fileset("frame", reader={"image": "image", "caption": "text"}), frame)
 
 
 def test_empty_class_names_are_faults_and_no_class(tmp_path):
@@ -702,6 +753,12 @@ def test_each_part_of_a_collection_may_lie_beside_its_own_manifest(tmp_path):
         )
     roots = {each.name: root for each, root in load_manifests(str(tmp_path))}
     assert roots == {name: tmp_path / name for name in ("updates", "kept")}
+
+
+def test_a_folder_with_a_very_long_name_gets_a_valid_manifest(tmp_path):
+    init(classes(tmp_path / f"{'long ' * 40}folder"))
+    [(dataset, _)] = load_manifests(str(tmp_path / f"{'long ' * 40}folder"))
+    assert len(dataset.name) == 100
 
 
 LEVELS = r"manifest\.yaml and (\S+/)?manifest\.yaml: .*its own folder beside the others"
@@ -842,6 +899,7 @@ def test_a_manifest_that_cannot_be(tmp_path, changes, words):
         ("title: x\nupdate: 2026-01-15", 'update: put it in quotes: "2026-01-15"'),
         ("{'update': 2026-01-05}", 'update: put it in quotes: "2026-01-05"'),
         ("# of: 2026-01-15\nupdate: 2026-01-16", 'update: put it in quotes: "2026-01-16"'),
+        ("a: [1\nupdate: x\nday: 2026-01-02", "cannot be read as YAML (line 2: "),
         ("[2026-01-15]", "cannot be read as YAML (Object of type date is not JSON serializable)"),
         (
             "a: 1\ntitle: b: c",

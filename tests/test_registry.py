@@ -775,6 +775,17 @@ def test_an_error_in_a_plugin_is_told_with_its_file(text, words, tmp_path):
         assert word in str(error.value)
 
 
+def test_a_plugin_that_fails_leaves_no_option(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import cmp\n@cmp.register('order', 'half', seeded=False)\n"
+        "def half(table, seed): return range(len(table))\n1 / 0"
+    )
+    with pytest.raises(CmpError, match="ZeroDivisionError"):
+        load_plugin(path)
+    assert "half" not in registry.option_names("order")
+
+
 def test_an_entry_point_that_is_missing_or_broken_is_told_and_breaks_no_other(monkeypatch):
     broken = EntryPoint("broken", "nothing_like_it:load", "cmp.data")
     entries = (broken, EntryPoint("embedded", "cmp.embedded.packed:load_embedded", "cmp.data"))

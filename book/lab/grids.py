@@ -86,6 +86,10 @@ def run_grid(
     points = expand_grid(given, seeds, first.default if first else 0)
     target = build_folder() / "grids" / f"{source.stem}, {profile}"
     places = {target / f"{point_name(point)}.ipynb": point for point in points}
+    if len(places) < len(points):
+        raise CmpError(
+            "-P: two values differ only in / and _, so their notebooks would have one name"
+        )
     fingerprint, tasks = run.package_fingerprint(), []
     for place, point in places.items():
         values = chapters.check_parameters(source, point | {"profile": profile})
@@ -100,8 +104,8 @@ def run_grid(
 
 
 def point_name(point: Mapping[str, str]) -> str:
-    """Return the name of a point's notebook."""
-    return ", ".join(f"{name} {value}" for name, value in point.items())
+    """Return the name of a point's notebook, in which a path has "_" in place of "/"."""
+    return ", ".join(f"{name} {value}" for name, value in point.items()).replace("/", "_")
 
 
 def write_index(path: Path, source: Path, points: Points, failures: Collection[Path]) -> None:

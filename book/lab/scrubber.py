@@ -62,12 +62,14 @@ def scrubber_table(names: pd.DataFrame, corpus: Corpus) -> dict[str, Any]:
 
 
 def sprite(corpus: Corpus, rows: Sequence[int]) -> str:
-    """Return pictures side by side, as the data URL of one PNG.
+    """Return pictures side by side, as the data URL of one PNG; "" if there are none.
 
     Args:
         corpus: The embedded benchmark.
         rows: The pictures' corpus positions.
     """
+    if not len(rows):
+        return ""
     pixels = np.asarray(corpus.images[np.asarray(rows)]).transpose(2, 0, 3, 1)
     return _address(pixels.reshape(pixels.shape[0], -1, pixels.shape[-1]))
 

@@ -15,7 +15,7 @@ from cmp.evaluation import make_test_sets
 from cmp.experiments import forecast
 from cmp.files import check_target
 from cmp.releases import candidates, gate, release, report, sentences
-from cmp.releases.compare import Comparison, as_candidate, common_device, update_names
+from cmp.releases.compare import Comparison, common_device, shown_updates
 from cmp.releases.compare import compare as compare_models
 from cmp.releases.index import RECALL_AT
 
@@ -78,18 +78,19 @@ def compare(
     pair = [
         made or candidates.find_candidate(x) for made, x in zip(releases, (old, new), strict=True)
     ]
-    forecast.check_device(device := common_device([as_candidate(each) for each in pair], device))
+    names = [x.config.model.name if isinstance(x, release.Release) else x.name for x in pair]
+    forecast.check_device(device := common_device(names, device))
     owner = releases[1] or releases[0]
     corpus = owner.corpus() if owner and not data else load_data(data or "embedded")
     if limits:
         sets = make_test_sets(corpus, split, subset)
         rows = [each.rows for each in sets if each.dataset.role == "adapt"]
-        updates = update_names(corpus, np.concatenate(rows)) if rows else {}
+        updates = shown_updates(corpus, np.concatenate(rows)) if rows else {}
         roles = {each.dataset.name: each.dataset.role for each in sets}
         gate.check_scopes(limits, roles, list(updates.values()))
-    names = [name for name in arrived.split(",") if name] if arrived is not None else None
+    new_names = [name for name in arrived.split(",") if name] if arrived is not None else None
     comparison = compare_models(
-        *pair, corpus, arrived=names, split=split, subset=subset, device=device, progress=True
+        *pair, corpus, arrived=new_names, split=split, subset=subset, device=device, progress=True
     )
     print_comparison(comparison)
     lines = gate.apply_gate(limits, comparison) if limits else []

@@ -80,7 +80,8 @@ def make(
 def read_counts(path: Path) -> dict[str, int]:
     """Return how often a text corpus names each class, from a CSV file with `class` and `count`."""
     with explain_errors(f"{path}: expected the columns class,count", "", LookupError):
-        table = pd.read_csv(StringIO(read_text(path)), keep_default_na=False)
+        text = StringIO(read_text(path))
+        table = pd.read_csv(text, dtype={"class": str}, keep_default_na=False)
         return {str(name): int(count) for name, count in table[["class", "count"]].to_numpy()}
 
 

@@ -162,7 +162,7 @@ def candidate_settings(candidates: Sequence[str], count: int) -> dict[str, dict[
         count: The number of models to merge.
 
     Raises:
-        CmpError: A candidate does not have this form.
+        CmpError: A candidate does not have this form, or a key is given twice.
     """
     choices = []
     for text in candidates:
@@ -171,6 +171,12 @@ def candidate_settings(candidates: Sequence[str], count: int) -> dict[str, dict[
             choices.append([(key, float(value)) for value in values.split(",")])
         except ValueError as error:
             raise CmpError(f"--try {text}: expected numbers, such as weight=0.1,0.5") from error
+    keys = [text.partition("=")[0] for text in candidates]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise CmpError(
+            f"--try: {twice[0]!r} is given twice; give all its values at once, as in "
+            f"{twice[0]}=0.1,0.3"
+        )
     found = {}
     for combination in itertools.product(*choices):
         trial: dict[str, Any] = dict(combination)
@@ -178,7 +184,7 @@ def candidate_settings(candidates: Sequence[str], count: int) -> dict[str, dict[
             newest = trial.pop("weight")
             others = (1 - newest) / max(count - 1, 1)
             trial["weights"] = [newest, *[others] * (count - 1)]
-        found[" ".join(f"{key}={value:g}" for key, value in combination)] = trial
+        found[" ".join(f"{key}={value:.12g}" for key, value in combination)] = trial
     return found
 
 

@@ -171,6 +171,9 @@ def _parse_moved(moved: list[str] | None) -> dict[str, str]:
     pairs = [text.partition("=") for text in moved or []]
     if bad := [old for old, equals, new in pairs if not (old and equals and new)]:
         raise CmpError(f"--moved: {bad[0]!r}: give OLD=NEW, two folders")
+    olds = [old for old, _, _ in pairs]
+    if twice := [old for old in olds if olds.count(old) > 1]:
+        raise CmpError(f"--moved: {twice[0]!r} is given twice; give each old folder once")
     return {old: new for old, _, new in pairs}
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import io
@@ -41,6 +42,8 @@ ratio (width / height)."""
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError,
                  LookupError, TypeError, Image.DecompressionBombError)  # fmt: skip
 """Errors that Pillow raises for damaged files and decompression bombs."""
+FILE_ERRORS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
+"""Errors of the system about a file itself. Others, of a disk or a network, may pass."""
 MAX_RATIO = 16
 """The aspect ratio above which the ends of an image are cut off."""
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -417,7 +420,11 @@ HASHES = ("digest", "pixels", "look")
 
 
 def _check_image(read: ReadImage, position: int) -> CheckedImage:
-    """Decode an image and return its hashes, fault and traits."""
+    """Decode an image and return its hashes, fault and traits.
+
+    Raises:
+        CmpError: The disk or the network failed, so nothing is known about the file.
+    """
     digest = ""
     try:
         content = read(position)
@@ -428,6 +435,8 @@ def _check_image(read: ReadImage, position: int) -> CheckedImage:
             rgb = convert_to_rgb(scale_grey(image))
             return CheckedImage(digest, hash_pixels(rgb), hash_look(rgb), "", traits)
     except DECODE_ERRORS as error:
+        if isinstance(error, OSError) and error.errno not in (None, *FILE_ERRORS):
+            raise CmpError(f"an image cannot be read ({error}); try again") from error
         is_bomb = isinstance(error, Image.DecompressionBombError)
         kind = f"image of more than {MAX_PIXELS:,} pixels" if is_bomb else "corrupt image"
         return CheckedImage(digest, fault=kind)

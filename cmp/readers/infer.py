@@ -12,9 +12,22 @@ import pyarrow.parquet as pq
 from cmp.errors import CmpError
 from cmp.files import read_yaml, write_atomic
 from cmp.readers import pairs
-from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES
-from cmp.readers.manifest import SPLIT_SHARES, Role, find_manifests, refuse_two_levels
-from cmp.readers.tables import check_width, list_columns, read_csv, split_folders, walk_files
+from cmp.readers.index import SPLIT_NAMES
+from cmp.readers.manifest import (
+    LONGEST_NAME,
+    SPLIT_SHARES,
+    Role,
+    find_manifests,
+    refuse_two_levels,
+)
+from cmp.readers.tables import (
+    check_width,
+    is_picture_name,
+    list_columns,
+    read_csv,
+    split_folders,
+    walk_files,
+)
 
 MAX_FILES = 100_000
 """Most files to inspect."""
@@ -58,7 +71,7 @@ def describe_folder(folder: Path, role: Role = "adapt") -> tuple[str, str]:
     infer = (_infer_tars, _infer_pairs, _infer_table, _infer_folder)
     inference = next(filter(None, (each(folder) for each in infer)), None)
     if not inference:
-        loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+        loose = sum(is_picture_name(path.name) for path in folder.iterdir())
         also = f"; {loose} images are not in a class folder" if loose else ""
         raise CmpError(
             f"{folder}: contains no tars, no table with a column of images, and no folders of "
@@ -66,7 +79,8 @@ def describe_folder(folder: Path, role: Role = "adapt") -> tuple[str, str]:
         )
     reader, words, unused = inference
     labelled = reader["kind"] == "folder" or "label" in reader
-    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "pictures"
+    name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:LONGEST_NAME]
+    name = name or "pictures"
     prompt = "a photo of a {}" if labelled else "{}"
     parts = {"title": words, "prompt": prompt, "reader": reader, "splits": SPLIT_SHARES[role]}
     cells = {key: json.dumps(part) for key, part in parts.items()}
@@ -111,7 +125,7 @@ def _infer_tars(folder: Path) -> Inference | None:
 def _infer_pairs(folder: Path) -> Inference | None:
     """Recognise images with captions beside most of them, reading a few captions."""
     paths = dict.fromkeys(itertools.islice(walk_files(folder), MAX_FILES))
-    pictures = [path for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
+    pictures = [path for path in paths if is_picture_name(path)]
     paired = [path for path in pictures if pairs.text_names(path, paths)]
     some = paired[:LOOKED_AT]
     captions = [pairs.read_texts(folder, path, paths, {})[1][1] for path in some]
@@ -145,7 +159,7 @@ def _infer_folder(folder: Path) -> Inference | None:
     splits = [SPLIT_NAMES.get(path.name.lower(), path.name) for path in split_folders(folder)]
     depth = 1 if splits else 0
     paths = itertools.islice(walk_files(folder), MAX_FILES)
-    parts = [path.split("/") for path in paths if path.lower().endswith(IMAGE_SUFFIXES)]
+    parts = [path.split("/") for path in paths if is_picture_name(path)]
     classes = [names[depth] for names in parts if len(names) > depth + 1]
     if not classes:
         return None

@@ -63,7 +63,11 @@ def _check_name(name: str) -> str:
 
 
 SetName = Annotated[str, AfterValidator(_check_name)]
-DatasetName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=100)]
+LONGEST_NAME = 100
+"""The most characters of a dataset's name."""
+DatasetName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=LONGEST_NAME)
+]
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 UpdateName = Annotated[Text, BeforeValidator(lambda x: str(x) if type(x) is int else x)]
 """The month or number of an update, or a day in quotes, which YAML would read as a date without

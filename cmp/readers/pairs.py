@@ -9,9 +9,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cmp.readers.files import Stamp, file_stamp, read_file
-from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index
+from cmp.readers.index import Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
-from cmp.readers.tables import pictures_folder, split_folders, walk_files
+from cmp.readers.tables import is_picture_name, pictures_folder, split_folders, walk_files
 from cmp.readers.tars import MAX_CAPTION_BYTES, TEXT_SUFFIXES, decode_text, label_and_caption
 
 
@@ -37,7 +37,7 @@ def read_pairs(dataset: FileSet, root: Path) -> ImageIndex:
     known: dict[str, bool] = {}
     for path in paths:
         top, slash, _ = path.partition("/")
-        if path.lower().endswith(IMAGE_SUFFIXES):
+        if is_picture_name(path):
             stamp, (label, caption) = read_texts(folder, path, paths, known)
             split = top if top in splits and slash else ""
             rows.append(Row(path, stamp, split, label, caption))

@@ -210,10 +210,17 @@ def read_csv(file: Path, rows: int | None = None) -> pd.DataFrame:
         OSError: The file cannot be read.
         ValueError: The file is not a table.
     """
-    separator = "\t" if file.suffix == ".tsv" else ","
+    separator = "\t" if file.suffix.lower() == ".tsv" else ","
     with file.open(encoding="utf-8") as lines:
         check_width(file, next(filter(str.strip, lines), "").count(separator) + 1)
-    return pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, nrows=rows)
+    read = functools.partial(
+        pd.read_csv, file, sep=separator, dtype=str, keep_default_na=False, nrows=rows
+    )
+    table = read()  # the first cells are an index where rows have more of them than the header
+    extra = 0 if isinstance(table.index, pd.RangeIndex) else table.index.nlevels
+    if extra and (table.iloc[:, -extra:] == "").all(axis=None):  # rows end with a separator
+        return read(index_col=False, usecols=range(len(table.columns)))
+    return table
 
 
 def check_width(file: Path, count: int) -> None:
@@ -276,11 +283,16 @@ def _path_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
 
 
 def _check_columns(dataset: FileSet, columns: list[str]) -> None:
-    """Raise `CmpError` if a column in the manifest is missing, or it names neither captions nor
-    labels."""
+    """Raise `CmpError` if a column in the manifest is missing or there twice, or it names neither
+    captions nor labels."""
     reader = dataset.reader
     for key in COLUMN_KEYS:
         name, is_named = getattr(reader, key), key == "image" or key in reader.model_fields_set
+        if columns.count(name) > 1:
+            raise CmpError(
+                f"{dataset.name}: reader.{key}: several columns are called {name!r}; rename all "
+                "but one"
+            )
         if is_named and name is not None and name not in columns:
             near, known = did_you_mean(name, columns), list_columns(columns)
             choices = f"{near} The columns are {known}" if near else f"; the columns are {known}"
@@ -316,12 +328,15 @@ def _index_frame(
 
 def _cell_text(value: object) -> str:
     """Return a cell as text, or "" for a missing one."""
-    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
+    is_nan = isinstance(value, float) and math.isnan(value)
+    is_missing = is_nan or value is None or value is pd.NA or value is pd.NaT
     return "" if is_missing else str(value).strip()
 
 
 def _label_text(value: object) -> str:
     """Return a label as text if it is text or an integer, and "" otherwise."""
+    if isinstance(value, float) and value.is_integer():  # pandas reads integers beside a blank so
+        value = int(value)
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return value.strip() if isinstance(value, str) else str(value) if whole else ""
 
@@ -354,10 +369,11 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
     schema = files[0].schema_arrow
     check_width(paths[0], len(schema))
     _check_columns(dataset, schema.names)
-    if repeated := [name for name in wanted if schema.names.count(name) > 1]:
-        raise ValueError(f"several columns are called {repeated[0]!r}")
     at = schema.get_field_index(image)
-    as_bytes = at >= 0 and schema.types[at] not in (pa.string(), pa.large_string())
+    cell = schema.types[at] if at >= 0 else pa.string()
+    if pa.types.is_dictionary(cell):  # as pandas writes categories
+        cell = cell.value_type
+    as_bytes = cell not in (pa.string(), pa.large_string())
     columns = [name for name in schema.names if name in wanted and not (as_bytes and name == image)]
     frames = [file.read(columns=columns).to_pandas() for file in files]
     if not as_bytes:

@@ -29,6 +29,8 @@ TEXT_SUFFIXES = (".txt", ".cls", ".json")
 """Suffixes of texts about an image: its caption, its label, or both as JSON."""
 MAX_CAPTION_BYTES = 2**20
 """Largest size in bytes of a caption, a label or a JSON member."""
+SAMPLES = 2
+"""The version of `_read_samples`; what an earlier one cached is read again."""
 
 
 def unsafe_reason(member: tarfile.TarInfo) -> str | None:
@@ -108,7 +110,7 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
     """Index the images of one or more tars.
 
     Captions come from members `.txt` or the key "caption" of `.json`, and labels from members
-    `.cls` or the key "label". Samples without an image are skipped.
+    `.cls` or the key "label". Samples without an image are skipped, and so are hidden members.
 
     Args:
         dataset: A manifest whose reader is a `TarReader`.
@@ -144,7 +146,7 @@ def tar_samples(path: Path) -> tuple[list[list[Any]], list[list[str]]]:
         CmpError: The tar cannot be read.
     """
     status = path.stat() if path.is_file() else None
-    version = [str(path.resolve()), status and (status.st_size, status.st_ctime_ns)]
+    version = [SAMPLES, str(path.resolve()), status and (status.st_size, status.st_ctime_ns)]
     name = hashlib.sha256(json.dumps(version).encode()).hexdigest()
     kept = build_folder() / "checked" / f"tar-{name}.json"
     return tuple(keep_value(kept, functools.partial(_read_samples, path)))
@@ -152,7 +154,8 @@ def tar_samples(path: Path) -> tuple[list[list[Any]], list[list[str]]]:
 
 def _read_samples(path: Path) -> tuple[list[list[Any]], list[Fault]]:
     samples, faults = [], []
-    members = tar_members(path, faults)
+    # macOS puts a hidden file "._NAME" beside a file, in the middle of its sample
+    members = (pair for pair in tar_members(path, faults) if not _is_hidden(pair[0].name))
     for key, sample in itertools.groupby(members, lambda pair: sample_key(pair[0].name)):
         image, texts = None, {}
         for member, file in sample:
@@ -166,6 +169,10 @@ def _read_samples(path: Path) -> tuple[list[list[Any]], list[Fault]]:
             label, caption = label_and_caption(texts)
             samples.append([key, image.offset_data, image.size, label, caption])
     return samples, faults
+
+
+def _is_hidden(name: str) -> bool:
+    return name.rpartition("/")[2].startswith(".")
 
 
 def label_and_caption(texts: dict[str, str]) -> tuple[str | None, object]:

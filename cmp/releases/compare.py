@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import re
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -153,7 +153,7 @@ def compare(
     """
     candidates = [as_candidate(model) for model in (old, new)]
     if arrived is None and isinstance(old, Release) and isinstance(new, Release):
-        arrived = _updates_between(old, new, corpus) or None
+        arrived = _updates_between(old, new, corpus)
     if precision is None:
         precision = new.config.training.precision if isinstance(new, Release) else "bf16"
     is_new = arrived_images(corpus, arrived)
@@ -161,7 +161,7 @@ def compare(
         fit_pictures = min(FIT_PICTURES, FIT_PER_SCORED * (subset or FIT_PICTURES))
     kept = _unscored_rows(corpus, split, fit_pictures)
     features, fitted = [], []
-    target = common_device(candidates, device)
+    target = common_device([candidate.name for candidate in candidates], device)
     # the new one first, which is the one that may be faulty
     for candidate, role in [(candidates[1], "new"), (candidates[0], "old")]:
         encode = functools.partial(_encode, candidate, corpus, split, subset, kept, precision)
@@ -200,24 +200,28 @@ def as_candidate(model: str | Release | Candidate | tuple[str, Network]) -> Cand
         return find_candidate(model)
     if isinstance(model, Release):
         model.path(WEIGHTS_FILE)  # checks its hash
-        return dataclasses.replace(folder_candidate(model.folder), title=model.folder.name)
+        title = os.path.basename(os.path.abspath(model.folder))  # the folder may be "."
+        return dataclasses.replace(folder_candidate(model.folder), title=title)
     if isinstance(model, Candidate):
         return model
     name, network = model
     return Candidate(name, name, lambda: network)
 
 
-def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str]:
-    """Return the updates of a corpus that arrived after one release and up to another."""
+def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str] | None:
+    """Return the updates of a corpus that arrived after one release and up to another, or None if
+    the corpus has no images of their updates."""
     first, known = len(old.record.updates), set(corpus.table["update"].cat.categories)
-    arrivals = arrivals_from(new.record.arrivals)
+    arrivals = [x for x in arrivals_from(new.record.arrivals) if x.role == "adapt"]
+    if known.isdisjoint(map(update_label, arrivals)):
+        return None
     return known & {update_label(arrival) for arrival in arrivals if arrival.update > first}
 
 
-def common_device(candidates: Collection[Candidate], device: str | None) -> str:
+def common_device(names: Collection[str], device: str | None) -> str:
     """Return the given device or, by default, the one on which both models are encoded: a GPU if
-    one of them would be computed there."""
-    usual = {starts.default_device(candidate.name, device) for candidate in candidates}
+    one of the models of these names would be computed there."""
+    usual = {starts.default_device(name, device) for name in names}
     return device or ("cuda" if "cuda" in usual else "cpu")
 
 
@@ -243,7 +247,7 @@ def arrived_images(corpus: Corpus, arrived: Collection[str] | np.ndarray | None)
         adapted = corpus.by_role("adapt")
         scored = [x for x in corpus.datasets if corpus.datasets[x].role in ("eval", "transfer")]
         return table["dataset"].isin(adapted if scored else []).to_numpy()
-    names = update_names(corpus)
+    names = shown_updates(corpus)
     known = [*corpus.datasets, *names.values()]
     for name in arrived:
         if name not in known and name not in names:
@@ -357,18 +361,22 @@ def _summaries(
     return _frame(sets, "dataset"), _frame(summary, "sets of")
 
 
-def update_names(corpus: Corpus, rows: np.ndarray | None = None) -> dict[str, str]:
-    """Return the names of a corpus's updates by their labels, in order of arrival: without their
-    numbers, see `cmp.releases.ledger.update_label`, unless two updates have the same name.
+def shown_updates(corpus: Corpus, rows: np.ndarray | None = None) -> dict[str, str]:
+    """Return the names of a corpus's updates by their labels, in order of arrival. Those of a
+    ledger are without their numbers, see `cmp.releases.ledger.update_label`, unless two updates
+    have the same name.
 
     Args:
         corpus: The data.
         rows: Positions of images; None for all.
     """
-    column = corpus.table["update"]
-    present = column.astype(str).iloc[slice(None) if rows is None else rows].unique()
-    labels = sorted({*present} - {""}, key=streams.update_key)
-    names = [re.sub(r"^\d+ ", "", label) for label in labels]
+    column = corpus.table["update"].astype(str)
+    every = sorted({*column} - {""}, key=streams.update_key)
+    present = {*column.iloc[slice(None) if rows is None else rows]}
+    labels = names = [label for label in every if label in present]
+    # a user's own name may begin with a number, too, such as that of a year
+    if all(label.startswith(f"{number} ") for number, label in enumerate(every, start=1)):
+        names = [label.partition(" ")[2] for label in labels]
     return {
         label: name if names.count(name) == 1 else label
         for label, name in zip(labels, names, strict=True)
@@ -380,7 +388,7 @@ def _compare_updates(corpus: Corpus, questions: pd.DataFrame, is_same: bool) -> 
     arrived = questions[questions["dataset"].isin(corpus.by_role("adapt"))]
     label = corpus.table["update"].astype(str).to_numpy()[arrived["row"]]
     rows = {}
-    for update, name in update_names(corpus, arrived["row"].to_numpy()).items():
+    for update, name in shown_updates(corpus, arrived["row"].to_numpy()).items():
         chosen = arrived[label == update]
         weight = np.full(len(chosen), 1 / len(chosen))
         images = chosen["row"].nunique()

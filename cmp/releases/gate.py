@@ -32,6 +32,8 @@ from cmp.releases import sentences
 from cmp.releases.compare import ALL, Comparison
 from cmp.values import STRICT
 
+ROUNDING = 1e-9
+"""By how much a value may be beyond its limit, in points, since sums of weights are rounded."""
 Points = Annotated[float, Field(ge=0, le=100)]
 EXAMPLE = "; a gate is such as `each: {drop: 5, lost: 20}` or `A_KA: {gain: 1, sure: true}`"
 
@@ -228,7 +230,7 @@ def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLin
                 rule = f"a gain of at least {limit:g} is required"
             size = sentences.signed(change)
             sentence = f"{row['old']:.1f} became {row['new']:.1f} ({size}{ends}); {rule}"
-        passed = value >= limit if name == "gain" else value <= limit
+        passed = value >= limit - ROUNDING if name == "gain" else value <= limit + ROUNDING
         if np.isnan(value):
             sentence = "one group of images is too few for an interval"
         is_named = key.rpartition(".")[2] == scope  # "A_ZS", or "sets.NAME", but not "each"

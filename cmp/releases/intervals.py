@@ -11,6 +11,8 @@ import numpy as np
 
 LEVEL = 0.95
 Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+ROUNDING = 1e-12
+"""A standard error below this is zero, since sums of weights are rounded."""
 
 
 def t_quantile(freedom: int) -> float:
@@ -52,8 +54,8 @@ def mean_interval(
 ) -> tuple[float, float, float]:
     """Return the mean of paired differences with its interval.
 
-    If all differences are zero, the interval is as wide as that of a share of zero, since other
-    images could differ.
+    If the differences within each dataset are all equal, such as zero, the interval is as wide as
+    that of a share of zero, since other images could differ.
 
     Args:
         value: New minus old of each question, in [-1, 1].
@@ -68,14 +70,13 @@ def mean_interval(
     groups = len(np.unique(group))
     if groups < 2:
         return mean, float("nan"), float("nan")
-    if not value.any():
-        end = wilson_interval(0, groups)[1]
-        return mean, -end, end
     totals = np.bincount(part, weight)
     means = np.bincount(part, weight * value) / np.where(totals, totals, 1)
     influence = np.bincount(group, weight * (value - means[part]))
     error = np.linalg.norm(influence) * math.sqrt(groups / (groups - 1))
     half = float(t_quantile(groups - 1) * error)
+    if error < ROUNDING:
+        half = wilson_interval(0, groups)[1]
     return mean, max(-1.0, mean - half), min(1.0, mean + half)
 
 

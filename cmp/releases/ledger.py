@@ -432,15 +432,17 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
         CmpError: No images came from an old folder.
     """
     arrivals = list(ledger.arrivals)
-    for old, new in moved.items():
-        old, new = (os.path.abspath(os.path.expanduser(each)) for each in (old, new))
-        matching = [n for n, x in enumerate(arrivals) if f"{x.folder}/".startswith(f"{old}/")]
-        if not matching:
-            folders = ", ".join(dict.fromkeys(x.folder for x in arrivals if x.folder != EMBEDDED))
-            raise CmpError(f"--moved: no images came from {old}; they came from {folders}")
-        for n in matching:
-            folder = os.path.normpath(new + arrivals[n].folder[len(old) :])
-            arrivals[n] = dataclasses.replace(arrivals[n], folder=folder)
+    places = [[os.path.abspath(os.path.expanduser(x)) for x in pair] for pair in moved.items()]
+    for old, new in sorted(places, key=lambda pair: len(pair[0])):  # the closest folder counts
+        is_below = [f"{x.folder}/".startswith(f"{old.rstrip('/')}/") for x in ledger.arrivals]
+        if not any(is_below):
+            folders = [x.folder for x in ledger.arrivals if x.folder != EMBEDDED]
+            known = ", ".join(dict.fromkeys(folders))
+            raise CmpError(f"--moved: no images came from {old}; they came from {known}")
+        for n, arrival in enumerate(ledger.arrivals):
+            if is_below[n]:
+                folder = os.path.normpath(os.path.join(new, os.path.relpath(arrival.folder, old)))
+                arrivals[n] = dataclasses.replace(arrival, folder=folder)
     return Ledger(tuple(arrivals), ledger.pictures)
 
 
@@ -494,7 +496,8 @@ def _locate_set(
         index, _ = images.usable_images(index)
         read, task = index.read, index.dataset.task
         # tars of the same name in two folders may have images of the same name
-        files = {(row["source"], row["digest"]): row for row in index.table.to_dict("records")}
+        keys = zip(index.table["source"], index.table["digest"], strict=True)
+        files = dict(zip(keys, index.table[[*NO_FACTS]].to_dict("records"), strict=True))
     update = update_label(arrival)
     rows, lost = [], []
     for place, picture in enumerate(pictures):
@@ -502,8 +505,7 @@ def _locate_set(
         is_here = facts is not None
         if picture.split and not is_here:
             lost.append(place)
-        facts = facts or NO_FACTS
-        row = {name: facts[name] for name in NO_FACTS} | picture._asdict()
+        row = (facts or NO_FACTS) | picture._asdict()
         split = picture.split if is_here else ""
         rows.append(row | {"split": split, "captions": list(picture.captions)})
     table = pd.DataFrame(rows).assign(given=True, update=update)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from cmp import evaluation
 from cmp.files import write_atomic
 from cmp.releases import sentences
 from cmp.releases.compare import ALL, NAMING, TO_IMAGE, Comparison
@@ -31,7 +32,7 @@ MOST_SETS = 80
 LONGEST = 90
 """The most characters of a name or a caption; the rest is cut off."""
 ROLES = {"adapt": "New content (A_KA)", "eval": "Old content (A_ZS)", "transfer": "Transfer"}
-MEANS = {"adapt": "A_KA", "eval": "A_ZS"}
+MEANS = {role: name for name, role in evaluation.ROLES.items()}
 QUERIES = {"text": "words", "picture": "an image"}
 INDEX_COLUMNS = {
     "before": "old model on its own index",
@@ -104,7 +105,8 @@ def report_page(
         return _document(title, "\n".join(filter(None, parts)))
 
     # images get the space that the text leaves
-    budget = LARGEST - RESERVE - len(make({}).encode())
+    bare, framed = (len(make(uris).encode()) for uris in ({}, dict.fromkeys(wanted, "")))
+    budget = LARGEST - max(bare + RESERVE, framed)
     return make(picture_uris(comparison.corpus, wanted, max(0, budget)))
 
 
@@ -232,6 +234,8 @@ def _finding(comparison: Comparison) -> str:
     if comparison.is_same:
         return "Both models have the same features to the last bit, so nothing was lost or gained."
     named = comparison.sets[comparison.sets["metric"] == "top-1"]
+    if named.empty:
+        return "No set has names, so only searches by caption are compared; see below."
     right = round(float((named["old"] * named["questions"]).sum() / 100))
     lost, gained = (_named(comparison, kind) for kind in ON_WALL)
     if not right:

@@ -1,6 +1,7 @@
 """Small images as data URIs, for pages without a network."""
 
 import base64
+import collections
 import io
 from collections.abc import Iterable
 
@@ -30,19 +31,14 @@ def picture_uris(corpus: Corpus, rows: Iterable[int], budget: int) -> dict[int, 
         The URIs by position. Transparent parts are white; images are not cropped, and the rest of
         the square is white.
     """
-    wanted, uris, used = list(rows), {}, 0
+    counts, uris, used = collections.Counter(rows), {}, 0
+    wanted = list(counts)
     how = Preprocessing(size=SIDE, resize_mode="longest", fill_color=WHITE)
     for start in range(0, len(wanted), 64):
         block = wanted[start : start + 64]
-        new = np.array([row for row in dict.fromkeys(block) if row not in uris], int)
-        if len(new):
-            pixels = _read(corpus, new, how)
-            made = {int(row): _as_uri(x) for row, x in zip(new, pixels, strict=True)}
-        else:
-            made = {}
-        for row in block:
-            uri = uris.get(row) or made[row]
-            used += len(uri)
+        for row, pixels in zip(block, _read(corpus, np.array(block, int), how), strict=True):
+            uri = _as_uri(pixels)
+            used += len(uri) * counts[row]
             if used > budget:
                 return uris
             uris[row] = uri

@@ -239,6 +239,8 @@ def update(
     prompt: str = "",
     device: str | None = None,
     progress: bool = True,
+    skip_gone: bool = False,
+    moved: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Release:
     """Update a model with a folder of new images, and write a release.
@@ -254,6 +256,8 @@ def update(
             "a photo of a {}"; by default, the model's usual one.
         device: "cpu" or "cuda". If None, the CPU for an embedded model and a GPU for others.
         progress: Whether to show what is new, and a progress bar.
+        skip_gone: Whether to continue without images of earlier updates that are gone.
+        moved: Old folder -> new folder, for earlier images that have moved.
         **settings: Sections of the config, as dicts.
 
     Returns:
@@ -265,7 +269,10 @@ def update(
     Example:
         >>> cmp.update("releases/2026-01", "pictures/2026-02", "releases/2026-02")  # doctest: +SKIP
     """
-    plan = plan_update(start, data, settings, pool=pool, retain=retain, name=name, prompt=prompt)
+    plan = plan_update(
+        start, data, settings, pool=pool, retain=retain, name=name, prompt=prompt,
+        skip_gone=skip_gone, moved=moved,
+    )  # fmt: skip
     device = starts.default_device(plan.config.model.name, device)
     with tqdm(total=plan.steps, unit=" steps", disable=not progress) as bar:
         for note in plan.notes if progress else ():

@@ -3,8 +3,10 @@
 Every check of an update that needs no training is made here, before anything is computed.
 """
 
+import collections
 import dataclasses
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +164,13 @@ def plan_update(
         if folder is not None:
             ledger = _arrive_beside(ledger, str(folder), role, prompt)
     ledger, report = ledgers.arrive(ledger, os.fspath(data), "adapt", name, prompt)
+    if not report.new.get("train"):
+        some = f", such as {report.held_from[0]}" if report.held_from else ""
+        raise CmpError(
+            f"--data: {data}: all its new images are held out, by their own split or because an "
+            f"earlier folder holds them out{some}, so none can be trained on; add images to train "
+            "on"
+        )
     ledger, parts, gone = ledgers.locate(ledger, skip_gone)
     corpus = ledgers.corpus_of(ledger, parts)
     run_config = _update_config(base, tree, parent, ledger.updates)
@@ -249,7 +258,14 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> Ledge
         raise CmpError("--pool: the embedded pool can be named at the first update only")
     if role == "pool":
         ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
-    return ledgers.arrive(ledger, folder, role, prompt=prompt)[0]
+    ledger, report = ledgers.arrive(ledger, folder, role, prompt=prompt)
+    if role == "eval" and {*report.new} == {"train"}:
+        raise CmpError(
+            f"--retain: {folder}: none of its images is left to score: each is for training by its "
+            "own split, or because it is also in the pool or an earlier folder; take these images "
+            "out of the pool, or give others"
+        )
+    return ledger
 
 
 def _update_config(
@@ -321,6 +337,7 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
     if sentence := sentences.describe_unscored(report):
         yield sentence
     yield from _describe_sets(plan.ledger, plan.config.model.name)
+    yield from _describe_twins(plan.corpus)
     if report.again:
         yield f"{count_of(report.again, 'image')} already known under the same name; left out"
     if report.held_out:
@@ -378,6 +395,22 @@ def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:
             f'{model} was pretrained with the prompt "{usual}" and may name far fewer images '
             f'with "{starts.USUAL_PROMPT}"'
         )
+
+
+def _describe_twins(corpus: Corpus) -> Iterable[str]:
+    """Yield a sentence for each set with names that tokenizers may not tell apart: they lower the
+    case, and may compose accents and join spaces."""
+    for dataset in corpus.by_role("adapt"):
+        spellings = collections.defaultdict(list)
+        for name in corpus.classes[dataset]:
+            plain = unicodedata.normalize("NFC", " ".join(name.split())).casefold()
+            spellings[plain].append(name)
+        if twins := [" and ".join(names) for names in spellings.values() if len(names) > 1]:
+            some = "; ".join(twins[: ledgers.NAMED])
+            yield (
+                f"{count_of(len(twins), 'name')} in {dataset} in several spellings that the model "
+                f"may not tell apart: {some}; if they are one class, give it one name"
+            )
 
 
 def max_rate(fitted: RunConfig) -> float:

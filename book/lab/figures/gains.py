@@ -167,7 +167,7 @@ def _limits(known: pd.DataFrame) -> tuple[float, float]:
     """Return the limits of the axis of gains, ignoring a single gain that would double it."""
     zero, gains = [-1.5, 1.5], np.sort(known["gain"])
     for rest in (gains[1:], gains[:-1]):
-        if np.ptp([*gains, *zero]) > 2 * np.ptp([*rest, *zero]):
+        if len(rest) and np.ptp([*gains, *zero]) > 2 * np.ptp([*rest, *zero]):
             gains = rest
             break
     rows = known[known["gain"].isin(gains)]

@@ -413,7 +413,8 @@ def plot_gallery(images: Any, titles: Sequence[str]) -> Figure:
         The figure.
     """
     pixels = over_white(images)
-    rows, below = -(-len(pixels) // IN_A_ROW), {"ha": "center", "va": "top", "fontsize": 10.5}
+    rows = max(1, -(-len(pixels) // IN_A_ROW))
+    below = {"ha": "center", "va": "top", "fontsize": 10.5}
     size = {"nrows": rows, "ncols": IN_A_ROW, "squeeze": False}
     with style.canvas(1.75 * rows, **size) as (figure, grid):
         for axes in grid.flat:
@@ -526,7 +527,9 @@ def plot_rates_and_losses(
                 first = task * steps + SMOOTH - 1
                 below.plot(np.arange(first, first + len(mean)), mean, color=style.COLOURS[3])
             below.set_xlabel("Optimiser step")
-        rest = np.concatenate([mean[1:].ravel() for mean in means.values()])
+        rest = np.concatenate(
+            [(mean[1:] if len(mean) > 1 else mean).ravel() for mean in means.values()]
+        )
         panels[1, 0].set(ylabel="Loss of the batch", ylim=(0.9 * rest.min(), 1.1 * rest.max()))
         panels[0, 0].set(ylabel=f"Learning rate ({power})", ylim=(0, None))
     return figure

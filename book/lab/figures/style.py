@@ -186,8 +186,10 @@ def label_ends(axes: Axes) -> None:
     look = {"va": "center", "annotation_clip": False, "path_effects": HALO}
     to_screen = axes.transData
     lines = [line for line in axes.lines if not line.get_label().startswith("_")]  # with labels
-    lines.sort(key=lambda line: line.get_xdata()[-1])
-    ends = np.reshape([(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines], (-1, 2))
+    known = [line.get_xydata()[np.isfinite(line.get_xydata()).all(axis=1)] for line in lines]
+    pairs = [(line, each[-1]) for line, each in zip(lines, known, strict=True) if len(each)]
+    pairs.sort(key=lambda pair: pair[1][0])
+    lines, ends = [line for line, _ in pairs], np.reshape([end for _, end in pairs], (-1, 2))
     # ends closer together than the spacing of labels share a column of labels
     column = np.cumsum(np.diff(to_screen.transform(ends)[:, 0], prepend=-np.inf) > 28)
     for group in (np.flatnonzero(column == number) for number in np.unique(column)):
