@@ -401,7 +401,7 @@ def decompose(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return uh.T, s, v.T
     try:
         return torch.linalg.svd(x, full_matrices=False)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # "failed to converge"
         u, s, vh = torch.linalg.svd(x.double(), full_matrices=False)
         return u.to(x.dtype), s.to(x.dtype), vh.to(x.dtype)
 
