@@ -144,8 +144,9 @@ def step_cost(
     section = config.parse({"method": {"name": method, **settings}}, "step_cost").method
     if not isinstance(batch, int | np.integer) or not 1 <= batch <= MAX_BATCH:
         raise CmpError(f"step_cost: batch: {batch!r}: give a whole number from 1 to {MAX_BATCH:,}")
+    replayed = max(1, batch // 3)
     if isinstance(model, str):
-        return _named_cost(model, batch, section, batch // 3)
+        return _named_cost(model, batch, section, replayed)
     meta: Any = copy.deepcopy(model).to("meta")
     if inputs is None:
         if missing := [name for name in CLIP_PARTS if not hasattr(meta, name)]:
@@ -153,7 +154,7 @@ def step_cost(
                 f"step_cost: model: a {type(model).__name__} has no {missing[0]}, so it is not a "
                 "CLIP model; give inputs=, the arguments of its forward pass"
             )
-        return _clip_cost(models.split_attention(meta), "small", batch, section, batch // 3)
+        return _clip_cost(models.split_attention(meta), "small", batch, section, replayed)
     if method != "full":
         raise CmpError(f"step_cost: inputs work only with method 'full', not with {method!r}")
     arguments = [x.to("meta") for x in inputs]
@@ -172,8 +173,15 @@ def step_cost(
 def method_cost(run_config: RunConfig) -> Cost:
     """Return the cost of a run's method; raise `CmpError` if it cannot be created."""
     size, method = run_config.training.batch, run_config.method
-    replayed, _, _ = mixtures.batch_counts(run_config.mixture, size, empty_buffer=False)
-    return _named_cost(run_config.model.name, size, method, replayed)
+    return _named_cost(run_config.model.name, size, method, replayed_samples(run_config))
+
+
+def replayed_samples(run_config: RunConfig) -> int:
+    """Return how many samples of a run's batch its method takes from the pool: at least one if it
+    needs the pool, otherwise 0."""
+    batch, option = run_config.training.batch, get_option("method", run_config.method.name)
+    replayed, _, _ = mixtures.batch_counts(run_config.mixture, batch, empty_buffer=False)
+    return max(1, replayed) * option.facts["needs_pool"]
 
 
 def _named_cost(name: str, batch: int, method: Method, replayed: int) -> Cost:
@@ -209,12 +217,23 @@ def shape_state(name: str, method: Method, model: Network) -> TrainState:
         name: The network's name in the config.
         method: The config section.
         model: The network, prepared in place.
+
+    Raises:
+        CmpError: A method from outside the package reads the data when it is prepared.
     """
     run_config = RunConfig(model=Model(name, "random"), method=method)
     no_data: Any = None  # a step on shapes never reads it
     state = TrainState(run_config, no_data, model.train(), torch.empty(0))
-    state.method.prepare(state)
-    state.method.begin_task(state, 0)
+    try:
+        state.method.prepare(state)
+        state.method.begin_task(state, 0)
+    except (AttributeError, TypeError) as error:
+        if not get_option("method", method.name).sources:
+            raise
+        raise CmpError(
+            f"method.name: {method.name!r}: its cost cannot be counted without data ({error}); "
+            "read `state.corpus` and `state.tokens` in a step, not in `prepare` or `begin_task`"
+        ) from error
     return state
 
 

@@ -359,6 +359,8 @@ def _nearest(queries: Tensor, targets: Tensor, k: int) -> Tensor:
 
 def make_test_sets(corpus: Corpus, split: str, subset: int | None) -> list[ScoredSet]:
     """Return a test set for each scored dataset with images in the split."""
+    if subset is not None and subset < 1:
+        raise CmpError(f"evaluation: subset: {subset}: give a positive number, or None for all")
     test_sets = []
     for name, dataset in corpus.datasets.items():
         rows = evaluation_rows(corpus, name, split, subset)

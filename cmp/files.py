@@ -368,10 +368,15 @@ def write_tensors(tensors: "dict[str, Tensor]", header: dict, folder: Path, name
     """
     from safetensors.torch import save_file  # imports torch, which most commands do not need
 
-    tensors = {name: x.detach().contiguous() for name, x in tensors.items()}
+    places, own = set(), {}
+    for key, x in tensors.items():
+        x = x.detach().contiguous()
+        # one tensor may have two names, but safetensors refuses tensors that share memory
+        own[key] = x.clone() if x.data_ptr() in places else x
+        places.add(x.data_ptr())
     with partial_folder(folder) as place:
         partial = place / "tensors"
-        save_file(tensors, partial, header)
+        save_file(own, partial, header)
         path = folder / f"{name}-{file_digest(partial)}.safetensors"
         sync_to_disk(partial)
         os.replace(partial, path)

@@ -110,13 +110,16 @@ def empty_shares(mixture: Mixture, batch: int, empty_buffer: bool) -> list[str]:
     ]
 
 
-def check_shares(batch: int, tasks: Iterable[tuple[Mixture, bool]], label: str) -> None:
+def check_shares(
+    batch: int, tasks: Iterable[tuple[Mixture, bool]], label: str, is_changing: bool = False
+) -> None:
     """Check that every nonzero share gives a batch at least one sample.
 
     Args:
         batch: Samples per batch.
         tasks: Pairs of a task's mixture and whether its buffer is empty.
         label: The name of the batch in error messages.
+        is_changing: Whether the mixtures lie on the way to `mixture.last`.
 
     Raises:
         CmpError: A share gives no sample; the message names it and the smallest batch that works.
@@ -128,13 +131,17 @@ def check_shares(batch: int, tasks: Iterable[tuple[Mixture, bool]], label: str) 
     if not empty:
         return
     least = min(share for mixture, _ in distinct for share in mixture.shares if share)
-    advice = "set the share to 0"
+    advice, name = "set the share to 0", empty[0]
+    if is_changing:  # this share follows from those of both ends
+        name += ", on the way to mixture.last"
+        enough = math.ceil(1000 / batch) / 1000
+        advice = f"give it a share of at least {enough:g} in mixture and in mixture.last"
     if least * MAX_COUNT >= 1:
         enough = math.ceil(1 / least)
         sizes = range(2, min(enough, MANY_SAMPLES))
         fit = (n for n in sizes if not any(empty_shares(m, n, first) for m, first in distinct))
         advice = f"use a batch of {next(fit, enough)}, or {advice}"
-    raise CmpError(f"{label}: {batch} has no sample of {empty[0]}; {advice}")
+    raise CmpError(f"{label}: {batch} has no sample of {name}; {advice}")
 
 
 def batch_rows(
@@ -285,12 +292,14 @@ class MixtureSampler(Sampler[list[int]]):
 
 def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
     """Return the largest batch size, at most `batch`, that takes no more from any pool than it
-    holds."""
+    holds and has a sample of every share; 0 if there is none."""
     sizes = pools.sizes
 
     def fits(candidate: int) -> bool:
-        counts = batch_counts(mixture, candidate, empty_buffer=sizes[2] == 0)
-        return all(count <= size for count, size in zip(counts, sizes, strict=True))
+        is_empty = sizes[2] == 0
+        counts = batch_counts(mixture, candidate, is_empty)
+        is_held = all(count <= size for count, size in zip(counts, sizes, strict=True))
+        return is_held and not empty_shares(mixture, candidate, is_empty)
 
     return next((size for size in range(min(batch, sum(sizes)), 0, -1) if fits(size)), 0)
 
@@ -401,7 +410,8 @@ def _task_counts(
     too small."""
     batch, passes = config.training.batch, config.training.passes
     has_none = [len(each.buffer) == 0 for each in pools]
-    check_shares(batch, zip(shares, has_none, strict=True), "training.batch")
+    is_changing = config.mixture.last is not None
+    check_shares(batch, zip(shares, has_none, strict=True), "training.batch", is_changing)
     if passes is not None:
         counts = [
             small_counts(mixture, batch, each.sizes, passes)
@@ -414,11 +424,15 @@ def _task_counts(
                 f"loss needs {MIN_BATCH}; add images, or a pool to replay"
             )
         return counts
-    largest = min(map(largest_batch, pools, shares, [batch] * len(pools)))
+    largest = batch
+    while (fitting := min(map(largest_batch, pools, shares, [largest] * len(pools)))) < largest:
+        largest = fitting  # until it fits all tasks
     if largest < batch:
+        fix = "use fewer tasks, training.passes, or other shares"
+        if largest >= MIN_BATCH:
+            fix = f"training.batch={largest} fits this stream and mixture"
         raise CmpError(
-            f"training.batch: {batch} takes more samples from a pool than it holds; "
-            f"training.batch={largest} fits this stream and mixture"
+            f"training.batch: {batch} takes more samples from a pool than it holds; {fix}"
         )
     return list(map(batch_counts, shares, [batch] * len(pools), has_none))
 

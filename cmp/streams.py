@@ -72,6 +72,8 @@ def class_order(corpus: Corpus, stream: Stream, seed: int) -> list[str]:
 def _class_order(
     entries: tuple[str, ...], option: Option, reverse: bool, traits: str, stamp: tuple, seed: int
 ) -> tuple[str, ...]:
+    if not entries:
+        raise CmpError("stream.order: no classes arrive; add data with `role: adapt`")
     is_measured, is_partial = option.facts["statistics"], option.facts["partial"]
     table = class_statistics(traits) if is_measured else pd.DataFrame(index=pd.Index(entries))
     if is_partial and (unknown := sorted(set(table.index) - set(entries))):
@@ -85,6 +87,11 @@ def _class_order(
             )
         table = table.loc[list(entries)]
     positions = np.asarray(option.value(table, seed))
+    if not np.array_equal(np.sort(positions, axis=None), np.arange(len(table))):
+        raise CmpError(
+            f"stream.order: {option.name!r} returned {positions.size} positions for {len(table)} "
+            "classes; it must return each position once"
+        )
     return tuple(table.index[positions[::-1] if reverse else positions])
 
 
@@ -104,11 +111,9 @@ def cut_into_tasks(
         CmpError: There are fewer classes than tasks.
     """
     if tasks > len(order):
-        fix = f"set stream.tasks={len(order)} or less"
-        if not order:
-            fix = "add data with `role: adapt`"
         raise CmpError(
-            f"stream.tasks: {tasks} tasks need as many classes, but there are {len(order)}; {fix}"
+            f"stream.tasks: {tasks} tasks need as many classes, but there are {len(order)}; "
+            f"set stream.tasks={len(order)} or less"
         )
     if images is None:
         return [part.tolist() for part in np.array_split(np.array(order, object), tasks)]

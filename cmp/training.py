@@ -74,7 +74,7 @@ def train_step(
         group["lr"] = rate * group.get("multiple", 1.0)
     method.step(state, optimizer)
     clamp_logit_scale(model)
-    return StepResult(loss.detach(), norm, rate)
+    return StepResult(loss.detach(), norm, rate, len(batch.rows))
 
 
 def train_task(
@@ -181,6 +181,7 @@ class StepResult(NamedTuple):
         loss: The loss before the step, [].
         gradient_norm: The norm of the gradient before clipping, [].
         rate: The learning rate.
+        samples: The samples in the batch.
 
     Example:
         >>> cmp.StepResult(torch.tensor(2.0), torch.tensor(0.5), rate=1e-3).rate
@@ -190,6 +191,7 @@ class StepResult(NamedTuple):
     loss: Tensor
     gradient_norm: Tensor
     rate: float
+    samples: int = 0
 
 
 class Execution:

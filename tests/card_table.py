@@ -79,10 +79,10 @@ def step_parts(name: str) -> tuple[float, float, float | None]:
         inputs of all blocks are kept, and the activations of one block are there at a time.
     """
     tree = config.override(config.profile("gpu"), [f"model.name={name}", "model.start=random"])
-    run = config.parse(tree, name)
+    run = config.parse(config.override(tree, ["training.batch=2"]), name)
     one, two = (_activations(name, size) for size in (2, 4))
     sample = (two - one) / 2
-    account = forecast.memory_account(name, 2, run.method)
+    account = forecast.memory_account(run)
     fixed = float(sum(account.values()) - account["activations"])
     model = models.create_on_meta(name)
     if not hasattr(getattr(model.visual, "transformer", None), "grad_checkpointing"):

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
+import cmp
 from cmp import budgets, cli, config, models, starts
 from cmp.budgets import Budget, Cost
 from cmp.cli import budget as budget_command
@@ -190,6 +191,11 @@ def test_flops_on_shapes_are_those_of_a_real_step(method):
     loose = {"galore": 0.5, "distillation": 0.03}
     assert flops == pytest.approx(real, rel=loose.get(method, 0))
     assert (flops > real) == (method in loose)
+
+
+def test_the_smallest_batch_has_a_sample_for_the_teacher():
+    costs = [cmp.step_cost("ViT-B-32", 2, method) for method in ("full", "distillation")]
+    assert costs[1].step > costs[0].step
 
 
 def test_the_end_of_a_task_is_counted():

@@ -208,6 +208,8 @@ def test_a_run_that_ends_every_worker_is_given_up(nodes, build, corpus, monkeypa
 def test_a_node_with_other_data_refuses(corpus, build):
     assert "its data, bases or version" in cluster._compute_on_node("0" * 64, small(), "cpu", 1)
     assert not stamps(build)
+    run, _ = cluster._compute_on_node("", small(), "cpu", 1)  # no weights where the study began
+    assert store.is_stored(run.id)
 
 
 def test_final_weights_come_back_from_another_disk(corpus, build, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from cmp import evaluation, models
+from cmp.errors import CmpError
 from cmp.evaluation import evaluation_rows, retrieval_hits
 
 
@@ -151,6 +152,12 @@ def test_fixed_subsets(corpus):
             assert labels.nunique() == min(len(subset), corpus.table["label"].iloc[rows].nunique())
         np.testing.assert_array_equal(evaluation_rows(corpus, name), rows)
     pd.testing.assert_frame_equal(corpus.table, before)
+
+
+@pytest.mark.parametrize("subset", [0, -1])
+def test_a_subset_without_images_is_refused(corpus, subset):
+    with pytest.raises(CmpError, match=f"subset: {subset}: give a positive number, or None"):
+        evaluation.make_test_sets(corpus, "test", subset)
 
 
 def test_both_towers_are_in_evaluation_mode_while_they_are_scored(corpus):

@@ -3,6 +3,7 @@
 import json
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -192,11 +193,41 @@ def test_a_run_says_once_how_long_it_takes_by_its_first_steps(monkeypatch):
     timer = forecast.StepTimer(7200, forecast.StepForecast(1.0, "predicted"))
     bar, said = tqdm(disable=True), []
     monkeypatch.setattr(bar, "write", said.append)
-    observer = runs.progress_observer(bar, 8, timer=timer)
+    observer = runs.progress_observer(bar, timer=timer)
     for step in range(100):
         now[0] += 100.0 if step < 5 else 2.0  # the first ones compile
         observer.step(0, step, None, None)
     assert said == ["about 4 h of training, measured over 50 steps of 2 s; predicted were 2 h"]
+
+
+def test_memory_counts_the_images_that_a_teacher_looks_at():
+    settings = ["model.name=ViT-B-32", "model.start=random", "training.batch=8"]
+    run = gpu_run(*settings, "method.name=distillation")
+    parts = forecast.memory_account(run)
+    assert parts["activations"] > forecast.memory_account(gpu_run(*settings))["activations"]
+    assert forecast.step_memory(run) > sum(parts.values()) / 2
+
+
+@pytest.mark.parametrize("pause", [86400.0, -3600.0], ids=["a day", "the clock was set back"])
+def test_a_pause_in_a_log_is_not_taken_for_steps(pause):
+    times = np.arange(60) * 2.0
+    times[30:] += pause
+    log = pd.DataFrame({"task": 0, "step": range(60), "time": times})
+    assert forecast.measured_step_seconds(log) == pytest.approx(2.0)
+
+
+def test_evaluations_between_short_tasks_are_not_taken_for_steps(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    timer, said = forecast.StepTimer(7200, forecast.StepForecast(1.0, "predicted")), []
+    for task in range(4):
+        now[0] += 500.0
+        for step in range(20):
+            now[0] += 2.0
+            said.append(timer.after_step(task, step))
+    assert [words.partition(";")[0] for words in said if words] == [
+        "about 4 h of training, measured over 50 steps of 2 s"
+    ]
 
 
 def test_times_have_three_digits():

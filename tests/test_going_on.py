@@ -120,6 +120,8 @@ def test_a_trial_stops_after_some_updates_is_listed_and_goes_on():
     assert invoke(cli.app, ["results", "rm", name]).exit_code == 0
     trial = invoke(cli.app, ["run", "quick", *EMA, "--keep-weights", "--stop-after", "1"])
     assert trial.exit_code == 0 and "cmpt resume" in trial.output
+    again = invoke(cli.app, ["run", "quick", *EMA, "--keep-weights", "--stop-after", "1"])
+    assert again.exit_code == 0 and "after update" not in again.output
     listed = invoke(cli.app, ["results", "ls"], env={"COLUMNS": "200"}).output
     last = live_runs.scores_on_way(whole).loc[1]
     assert re.search(rf"{name} +1 of 2 updates +subset", listed)
@@ -139,9 +141,37 @@ def test_a_file_of_settings_is_run_from_python_and_its_stream_shown(build):
 
 
 def test_a_run_that_is_not_finished_is_named(build):
+    folder = build / "checkpoints" / ("ab" * 6)
+    folder.mkdir(parents=True)
+    (folder / f"task-0-step-1-{'c' * 64}.safetensors").touch()
+    say = refused("run", "quick", *QUICK, "model.start=run:abab")
+    assert "run abababababab is not finished; `cmpt resume abababababab`" in say
+
+
+def test_a_run_that_saved_nothing_is_not_called_unfinished(build):
     with launch.CheckpointManager("ab" * 32):
         say = refused("run", "quick", *QUICK, "model.start=run:abab")
-    assert "run abababababab is not finished; `cmpt resume abababababab`" in say
+    assert "'abab': no stored run with this id" in say
+
+
+def test_an_unfinished_run_does_not_hide_a_stored_one():
+    parent = computed(*QUICK)
+    name = parent.id[:4] + "0" * 8
+    folder = checkpoints.checkpoint_folder(name)
+    folder.mkdir(parents=True)
+    (folder / f"task-0-step-1-{'c' * 64}.safetensors").touch()
+    section = config.Model("small", f"run:{parent.id[:4]}")
+    assert store.find_parent(config.RunConfig(model=section)).id == parent.id
+
+
+def test_keywords_mean_the_same_in_any_order():
+    """A whole section does not undo a key of it that is given by itself."""
+    settings = {"peak": 0.01, "schedule": config.Schedule("wsd")}
+    for order in (settings, dict(reversed(settings.items()))):
+        schedule = from_keywords("quick", order).schedule
+        assert (schedule.name, schedule.peak) == ("wsd", 0.01)
+    with pytest.raises(CmpError, match=r"seed: seeds=cmp\.Seeds"):
+        from_keywords("quick", {"seed": 7, "seeds": config.Seeds(stream=3)})
 
 
 def stopped(*settings, step=6):
@@ -309,10 +339,10 @@ def test_a_dry_run_names_pictures_that_are_missing(build):
 
 def test_progress_is_told_in_pictures_per_second(build):
     bar = tqdm(total=40, file=io.StringIO())
-    observer = runs.progress_observer(bar, 64)
-    result = StepResult(torch.tensor(1.5), torch.tensor(1.0), 1e-3)
+    observer = runs.progress_observer(bar)
+    result = StepResult(torch.tensor(1.5), torch.tensor(1.0), 1e-3, samples=64)
     for step in (0, 20):  # a loss is shown when the next is there
         observer.step(0, step, result, torch.nn.Identity())
     assert re.fullmatch(r"[\d,]+ images/s, loss 1\.500", bar.postfix)
     silent = tqdm(total=40, disable=True)
-    runs.progress_observer(silent, 64).step(0, 0, result, torch.nn.Identity())
+    runs.progress_observer(silent).step(0, 0, result, torch.nn.Identity())

@@ -20,7 +20,7 @@ from cmp.errors import CmpError
 from cmp.experiments import forecast, paper, preflight, studies, workers
 from cmp.project import build_folder
 from cmp.runs.checkpoints import StopRequest
-from cmp.scale import processes
+from cmp.scale.execution import ExecutionConfig
 from lab import chapter_setup, chapters, run
 
 GPU = config.parse(config.profile("gpu"))
@@ -109,13 +109,22 @@ def test_cards_of_different_kinds_are_named(monkeypatch):
     assert preflight._check_card("cuda").sentence == "2 times NVIDIA H100, 80 GB"
 
 
-def test_of_several_processes_the_first_decodes_a_run_s_data(corpus, monkeypatch):
-    events = []
-    monkeypatch.setattr(processes, "rank", lambda: 1)
-    monkeypatch.setattr(processes, "barrier", lambda: events.append("wait"))
-    monkeypatch.setattr(preflight, "load_data", lambda name: events.append("load") or corpus)
-    assert preflight.load_run_data(config.parse({})) is corpus
-    assert events == ["wait", "load"]
+@pytest.mark.parametrize(
+    ("settings", "memory", "words"),
+    [
+        (["model.name=RN50", "training.batch=64"], 4e9, "training.batch=16 needs 3 GB"),
+        (["method.name=distillation", "training.batch=256"], 4e9, "training.batch=16 needs 4"),
+        (["training.batch=256"], 4e9, "--micro-batch 32 needs 3"),
+        (["training.batch=256"], 1e9, "not even a batch of 2 fits"),
+        (["training.batch=2"], 1e9, "not even a batch of 2 fits"),
+    ],
+)
+def test_what_is_advised_where_memory_is_short_can_be_done(monkeypatch, settings, memory, words):
+    tree = config.override({"model": {"name": "ViT-B-32", "start": "openai"}}, settings)
+    sizes = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int(memory)}
+    monkeypatch.setattr(preflight.os, "sysconf", sizes.get)
+    found = preflight._check_memory(config.parse(tree), "cpu", ExecutionConfig())
+    assert (found.state, words in found.sentence) == (preflight.MISSING, True), found.sentence
 
 
 def test_a_pool_that_is_not_there_is_missing(corpus, monkeypatch):
@@ -157,7 +166,7 @@ def test_weights_that_are_nowhere_are_missing_in_words():
     def state(*settings):
         [found] = [
             check
-            for check in preflight.check_run(config.parse(config.override({}, settings)), "cpu")
+            for check in preflight.check_run(config.parse(config.override({}, settings)), "cpu")[0]
             if check.what == "weights"
         ]
         return found
@@ -173,6 +182,8 @@ def test_weights_that_are_nowhere_are_missing_in_words():
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "h100"),  # in no list
         ("a card of another kind", "h100"),
     ],
 )

@@ -19,6 +19,7 @@ from cmp import budgets, cli
 from cmp.cli import runs
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
+from cmp.registry import register
 from cmp.runs import checkpoints, identity, launch, logs, store
 from cmp.runs.runner import Observer
 from cmp.scale import decoding
@@ -68,9 +69,9 @@ def test_a_progress_bar_waits_for_no_step(monkeypatch):
     monkeypatch.setattr(runs, "copy_to_host", copy_later)
     bar = SimpleNamespace(update=lambda: None, set_postfix_str=shown.append, disable=False)
     bar.format_dict = {"rate": 2.0}
-    observer = runs.progress_observer(bar, 8)
+    observer = runs.progress_observer(bar)
     for step in range(41):
-        result = StepResult(torch.tensor(float(step)), torch.tensor(1.0), 1e-3)
+        result = StepResult(torch.tensor(float(step)), torch.tensor(1.0), 1e-3, samples=8)
         observer.step(0, step, result, torch.nn.Identity())
         assert waited == [0.0, 20.0][: step // 20]
     assert shown == ["16 images/s, loss 0.000", "16 images/s, loss 20.000"]
@@ -309,18 +310,50 @@ def test_on_a_card_the_share_of_its_peak_is_logged(build, monkeypatch, card, kno
     monkeypatch.setattr("cmp.scale.devices.device_name", lambda device: card)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5)
     run_config = small_config(*RUN)
+    samples = run_config.training.batch
     log = logs.RunLog(logs.log_path("a" * 64), "a" * 64, run_config, "cuda")
     with log:
         observer = log.observe(Observer())
         for number in range(4):
             now["seconds"] += 2.0
-            result = StepResult(torch.tensor(1.0), torch.tensor(1.0), 1e-3)
+            result = StepResult(torch.tensor(1.0), torch.tensor(1.0), 1e-3, samples)
             observer.step(0, number, result, torch.nn.Identity())
         table = logs.read_log("a" * 64)
     expected = budgets.full_cost(run_config).step / 2 / 312e12
     assert ("peak_share" in table) == known
     if known:
-        assert table["peak_share"].to_list() == pytest.approx([expected] * 3, rel=0.01)
+        assert table["peak_share"].to_list() == pytest.approx([expected] * STEPS, rel=0.01)
+
+
+def test_rates_count_the_samples_of_steps_and_no_evaluation(build, monkeypatch):
+    """Batches of two samples, as `training.passes` may give a small update, a second each."""
+    now = {"seconds": 0.0}
+    monkeypatch.setattr(logs.time, "monotonic", lambda: now["seconds"])
+    scores = SimpleNamespace(summary=lambda: {"A_KA": 1.0})
+    with logs.RunLog(logs.log_path("a" * 64), "a" * 64, small_config(*RUN), "cpu") as log:
+        observer = log.observe(Observer())
+        for task in range(TASKS):
+            for step in range(STEPS):
+                now["seconds"] += 1.0
+                result = StepResult(torch.tensor(1.0), torch.tensor(1.0), 1e-3, samples=2)
+                observer.step(task, step, result, torch.nn.Identity())
+            now["seconds"] += 100.0
+            observer.task(task + 1, scores)
+    assert set(logs.read_log("a" * 64)["samples_per_second"].dropna()) == {2.0}
+
+
+def test_a_method_that_reads_the_data_at_first_is_logged_without_its_share(
+    build, monkeypatch, own_options
+):
+    @register("method", "reads")
+    def prepare(state):
+        state.method_state["classes"] = torch.tensor(len(state.corpus.classes))
+
+    run_config = small_config(*RUN, "method.name=reads")
+    monkeypatch.setattr("cmp.scale.devices.device_name", lambda device: "NVIDIA H100")
+    assert logs.RunLog(build / "log", "a" * 64, run_config, "cuda").share == 0.0
+    with pytest.raises(CmpError, match="'reads': its cost cannot be counted without data"):
+        budgets.method_cost(run_config)
 
 
 @pytest.fixture(scope="module")

@@ -102,6 +102,12 @@ def test_bitfit_and_lnfit_train_what_they_are_called_after():
         assert not any("proj" in n or "logit_scale" in n for n in trains["lnfit"])
 
 
+def test_lnfit_says_that_it_trains_no_norm_of_a_resnet():
+    with pytest.warns(UserWarning, match="'lnfit' trains no norm of this image tower"):
+        state = budgets.shape_state("RN50", Method(name="lnfit"), models.create_on_meta("RN50"))
+    assert not any(name.startswith("visual") for name in trainable_parameters(state.model))
+
+
 # --- GaLore ----------------------------------------------------------------------------------
 
 

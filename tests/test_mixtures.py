@@ -125,9 +125,11 @@ def test_the_largest_batch_takes_no_sample_twice(mixture, batch, sizes):
         counts = batch_counts(mixture, largest, empty_buffer=sizes[2] == 0)
         rows = batch_rows(pools, counts, 0, 0, 0)
         assert len(set(rows)) == len(rows) == largest
+        assert not empty_shares(mixture, largest, sizes[2] == 0)
     if largest < batch:
         taken = batch_counts(mixture, largest + 1, empty_buffer=sizes[2] == 0)
-        assert any(part > size for part, size in zip(taken, sizes, strict=True))
+        is_too_large = any(part > size for part, size in zip(taken, sizes, strict=True))
+        assert is_too_large or empty_shares(mixture, largest + 1, sizes[2] == 0)
 
 
 # --- a batch sampler for a training loop of one's own
@@ -249,7 +251,7 @@ def test_a_share_that_gets_no_sample_is_refused_with_the_smallest_batch(shares, 
 @pytest.mark.defect
 def test_a_share_that_vanishes_on_the_way_is_refused_with_the_smallest_batch_of_all_tasks():
     tiny = ["mixture.last=[0.5,0.5,5e-324]", "training.batch=12"]
-    with pytest.raises(CmpError, match=r"no sample of mixture\.buffer 4\.9\S*e-324; set the share"):
+    with pytest.raises(CmpError, match=r"mixture\.buffer 4\.9\S*e-324, on the way to mix.*; give"):
         mixtures.task_pools(forked.small_config(*tiny), forked.small_corpus())
     last = ["mixture.last=[0.9,0.05,0.05]", "training.batch=12"]
     smallest = refused_batch(last, forked.small_corpus())
@@ -263,6 +265,26 @@ def test_the_share_of_a_buffer_counts_where_there_is_one():
     settings = [*shares, "training.batch=8"]
     mixtures.task_pools(forked.small_config(*settings, "stream.tasks=1"), forked.small_corpus())
     assert refused_batch(settings, forked.small_corpus()) == 100
+
+
+SLOW = ["mixture.pretraining=.9", "mixture.update=.1", "mixture.buffer=0"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "settings", "fix"),
+    [
+        (522, ["mixture.pretraining=.05", "mixture.update=.9", "mixture.buffer=.05"], "use fewer"),
+        (
+            100,
+            [*SLOW, "mixture.last=[0.0, 0.1, 0.9]"],
+            r"at least 0\.016 in mixture and in mix",
+        ),
+    ],
+)
+def test_what_a_refused_batch_suggests_is_not_refused_in_turn(corpus, tasks, settings, fix):
+    tree = config.override({}, [f"stream.tasks={tasks}", *settings])
+    with pytest.raises(CmpError, match=fix):
+        mixtures.task_pools(config.parse(tree), corpus)
 
 
 # --- choosing by keys

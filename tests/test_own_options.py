@@ -10,13 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jupytext
+import options
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import DeadKernelError
 from typer.testing import CliRunner
 
 from cmp import cli, config, registry
+from cmp.experiments import workers
 from cmp.project import build_folder
+from cmp.runs.checkpoints import StopRequest
 
 NOTEBOOK = Path(__file__).with_name("own_options.md")
 BOOK = Path(__file__).parents[1] / "book"
@@ -145,3 +148,13 @@ def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build, monke
         assert "'halved'" in text and "--plugin FILE" in text
     status, text = cmpt("--plugin", str(other), "results", "verify", run_id)
     assert status and "different source" in text
+
+
+@pytest.mark.defect
+def test_a_worker_says_what_is_wrong_with_a_plugin_that_was_edited(tmp_path, monkeypatch):
+    plugin = tmp_path / "edited.py"
+    plugin.write_text("import cmp\nunfinished(\n")
+    monkeypatch.setenv("CMP_PLUGINS", str(plugin))
+    with StopRequest() as stop:
+        [reason] = workers.run_locally([options.small()], 1, "cpu", print, stop).values()
+    assert "edited.py: SyntaxError" in reason

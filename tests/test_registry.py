@@ -210,7 +210,8 @@ def test_the_memory_of_a_replaced_method_is_counted_anew(notebook):
     counts = []
     for trains in (True, False, True):
         notebook(cell.format(trains))
-        counts.append(forecast.memory_account("small", 4, config.Method("mine"))["optimizer"])
+        run = cmp.RunConfig(method=config.Method("mine"))
+        counts.append(forecast.memory_account(run)["optimizer"])
     assert counts[0] == counts[2] > counts[1] > 0
 
 

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 import torch
 from options import small
+from safetensors.torch import load_file
 
-from cmp import models
+from cmp import config, models
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.evaluation import evaluate
@@ -27,6 +28,8 @@ from cmp.runs.checkpoints import CheckpointManager, RunState
 from cmp.runs.runner import Observer, RunResult, execute, machine_differences, machine_record
 from cmp.runs.store import unfinished_runs
 from cmp.scale import processes
+from cmp.training import UpdateMethod
+from cmp.values import MAX_COUNT
 
 FIRST, MIDDLE, BOUNDARY, END = (0, 1), (1, 2), (1, 0), (2, 0)
 
@@ -217,15 +220,17 @@ def test_a_checkpoint_of_another_run_is_refused(corpus, tmp_path, monkeypatch):
         manager.load()
 
 
+def with_machine(state, **facts):
+    """A state of a run that began on another machine."""
+    machine = state.progress.machine | facts
+    return dataclasses.replace(state, progress=dataclasses.replace(state.progress, machine=machine))
+
+
 def test_going_on_elsewhere_is_said_and_kept(corpus):
     manager = MemoryManager()
     result = execute(small(), corpus, manager=manager)
     assert "began" not in result.provenance
-    state = manager.states[MIDDLE]
-    machine = state.progress.machine | {"torch": "1.0"}
-    state = dataclasses.replace(
-        state, progress=dataclasses.replace(state.progress, machine=machine)
-    )
+    state = with_machine(manager.states[MIDDLE], torch="1.0")
     with pytest.warns(UserWarning, match=r"torch 1\.0 and"):
         again = execute(small(), corpus, manager=MemoryManager(state))
     assert again.provenance["began"]["torch"] == "1.0"
@@ -522,3 +527,79 @@ def test_a_run_that_is_asked_to_stop_in_its_last_evaluation_finishes(corpus):
     manager = MemoryManager()
     watch = Observer(task=lambda done, scores: done == 2 and signal.raise_signal(signal.SIGINT))
     assert same(execute(small(), corpus, watch, manager=manager), execute(small(), corpus))
+
+
+class Counting(torch.optim.SGD):
+    """An optimiser whose steps get smaller, and which counts them in different places."""
+
+    def __init__(self, groups, where, lr, **others):
+        super().__init__(groups, lr=lr)
+        self.where = where
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            places = [self.state[p] for p in group["params"]] if self.where == "state" else [group]
+            for place in places:
+                place["count"] = place.get("count", 0) + 1
+            group["lr"] /= places[0]["count"]
+        super().step()
+
+
+@pytest.mark.parametrize("where", ["state", "group"])
+def test_an_optimiser_may_count_in_numbers(corpus, own_options, tmp_path, where):
+    def make(section):
+        return functools.partial(Counting, where=where)
+
+    register("method", "counting")(UpdateMethod(optimizer=make))
+    run_config, manager = small("method.name=counting", "schedule.peak=1.0"), MemoryManager()
+    result = execute(run_config, corpus, manager=manager)
+    path = checkpoints.write_checkpoint(manager.states[MIDDLE], tmp_path)
+    resumed = MemoryManager(checkpoints.read_checkpoint(path))
+    assert same(execute(run_config, corpus, manager=resumed), result)
+
+
+def test_an_optimiser_that_keeps_what_no_file_can_hold_is_named():
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    optimizer.state[model.weight]["history"] = [1.0]
+    with pytest.raises(CmpError, match="SGD: history: a list cannot be saved; keep only tensors"):
+        checkpoints.state_tensors(model, optimizer)
+
+
+def test_a_file_may_hold_one_model_under_two_names(tmp_path):
+    x = torch.arange(3.0)
+    path = checkpoints.write_tensors({"best": x, "last": x}, {}, tmp_path, "two")
+    assert {name: y.tolist() for name, y in load_file(path).items()} == {
+        "best": [0, 1, 2], "last": [0, 1, 2]
+    }  # fmt: skip
+
+
+def test_a_run_that_comes_back_to_its_first_machine_remembers_the_other(corpus):
+    manager = MemoryManager()
+    execute(small(), corpus, manager=manager)
+    state = manager.states[MIDDLE]
+    elsewhere = MemoryManager(with_machine(state, torch="1.0"))
+    with pytest.warns(UserWarning, match=r"torch 1\.0 and"):
+        execute(small(), corpus, manager=elsewhere)
+    back = with_machine(elsewhere.states[END], torch=torch.__version__)
+    assert "began" in execute(small(), corpus, manager=MemoryManager(back)).provenance
+
+
+@pytest.mark.defect
+def test_a_model_that_is_deleted_while_models_are_listed_is_in_nobody_s_way(tmp_path):
+    (tmp_path / f"model-1-{'a' * 64}.safetensors").symlink_to(tmp_path / "deleted")
+    assert len(checkpoints.model_files(tmp_path)) == 1
+
+
+def test_a_task_that_is_computed_again_keeps_one_model(manager):
+    for value in (0.0, 1.0):
+        manager.keep_model(1, {"a": torch.full((1,), value)}, "{}")
+    manager.finish()
+    [path] = checkpoints.model_files(manager.folder)
+    assert load_file(path)["a"].item() == 1.0
+
+
+def test_checkpoints_of_the_longest_stream_and_task_are_found(tmp_path):
+    name = f"task-{config.MAX_TASKS}-step-{MAX_COUNT}-{'a' * 64}.safetensors"
+    (tmp_path / name).touch()
+    assert checkpoints.checkpoint_files(tmp_path) == [tmp_path / name]

@@ -1,5 +1,6 @@
 """Streams: nothing lost, nothing twice, blocks as equal as can be, orders of the seed alone."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -501,3 +502,20 @@ def test_too_many_tasks_are_answered_with_as_many_as_there_can_be(equal):
     assert len(streams.task_classes(corpus, Stream(equal=equal, tasks=most), 0)) == most
     with pytest.raises(CmpError, match=rf"stream\.tasks={most}\b"):
         streams.task_classes(corpus, Stream(equal=equal, tasks=most + 1), 0)
+
+
+@pytest.mark.parametrize("kept", [slice(100), np.zeros(60, int)], ids=["lost", "repeated"])
+def test_an_order_that_loses_or_repeats_classes_is_refused(corpus, own_options, kept):
+    @registry.register("order", "mine", statistics=True)
+    def order(table, seed):
+        return np.arange(len(table))[kept]
+
+    with pytest.raises(CmpError, match=r"stream\.order: 'mine' returned \d+ positions for 522"):
+        streams.task_rows(corpus, Stream("mine", tasks=4), 0)
+
+
+@pytest.mark.parametrize("order", ["random", "given", "similarity", "easy-loss", "dataset"])
+def test_data_without_adaptation_classes_are_refused_in_every_order(corpus, order):
+    others = {name: x for name, x in corpus.datasets.items() if x.role != "adapt"}
+    with pytest.raises(CmpError, match=r"stream\.order: no classes arrive; .*role: adapt"):
+        streams.task_rows(dataclasses.replace(corpus, datasets=others), Stream(order, tasks=2), 0)

@@ -19,7 +19,7 @@ from forked import Child, await_true, is_alive, small_config, small_corpus, stud
 from kill_study import Campaign
 from typer.testing import CliRunner
 
-from cmp import cli, config
+from cmp import cli, config, mixtures
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.experiments import forecast, results, studies, workers
@@ -215,6 +215,14 @@ def test_without_such_runs_a_few_steps_are_measured(build):
     few, again, more = forecast.forecast_seconds([few, few, more])
     assert 0 < few == again < 60
     assert 10 * few < more < float("inf")
+
+
+def test_small_updates_whose_passes_shrink_the_batch_are_measured(build):
+    settings = ["model.start=random", "stream.tasks=24", "training.batch=64"]
+    with pytest.raises(CmpError, match="takes more samples from a pool than it holds"):
+        forecast.forecast_seconds([small_config(*settings)])
+    fitted = mixtures.fit_steps(small_config(*settings, "training.passes=1"), small_corpus())
+    assert 0 < forecast.forecast_seconds([fitted])[0] < 600
 
 
 def test_several_studies_are_one_programme_and_published_one_by_one(build, write, monkeypatch):

@@ -126,7 +126,7 @@ def verify(
         total = budgets.total_steps(run.config)
         with tqdm(total=total, desc="verify", unit=" steps") as bar:
             place = shared.recorded_device(run.provenance, device)
-            observer = progress_observer(bar, run.config.training.batch)
+            observer = progress_observer(bar)
             verdict = results.verify_published(run, observer, place)
         typer.echo(f"{run.id[:SHORT_ID]}: {verdict.answer}: {verdict.sentence}")
         answers.add(verdict.answer)

@@ -1,5 +1,6 @@
 """The commands `run`, `resume`, `eval` and `export`, which train, score and export models."""
 
+import math
 import re
 import signal
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from cmp import budgets, config, evaluation, mixtures, models, starts
+from cmp import config, evaluation, mixtures, models, starts
 from cmp.cli import shared
 from cmp.data import Preprocessing, load_data
 from cmp.errors import CmpError, Interrupted
@@ -282,25 +283,26 @@ def loading_code(name: str, model: models.Network, file: Path) -> str:
 
 def progress_observer(
     bar: tqdm,
-    batch: int,
     stop_after: int | None = None,
     timer: forecast.StepTimer | None = None,
+    most: float = math.inf,
 ) -> Observer:
     """Return an observer that updates a progress bar. Every 20 steps it shows the images per second
-    at this batch size and a loss at most 40 steps old, so that no step waits for a GPU. A timer's
-    forecast is shown once. After `stop_after` tasks, the observer asks the run to stop."""
+    and a loss at most 40 steps old, so that no step waits for a GPU. A timer's forecast is shown
+    once. After `stop_after` tasks, or if the run resumes after at least `most` steps, the observer
+    asks the run to stop."""
     losses: list[Callable[[], torch.Tensor]] = []
 
     def step(task: int, step: int, result: StepResult, network: torch.nn.Module) -> None:
         bar.update()
-        if timer and (measured := timer.after_step()):
+        if timer and (measured := timer.after_step(task, step)):
             bar.write(measured)
         if step % 20 == 0 and not bar.disable:
             losses.append(copy_to_host(result.loss))
             if len(losses) > 1:
                 about = bar.format_dict
                 speed = about["rate"] or (bar.n - bar.initial) / about["elapsed"]
-                words = f"{speed * batch:,.0f} images/s, loss {losses.pop(0)():.3f}"
+                words = f"{speed * result.samples:,.0f} images/s, loss {losses.pop(0)():.3f}"
                 bar.set_postfix_str(words)
 
     def after_task(done: int, scores: evaluation.Scores) -> None:
@@ -311,6 +313,8 @@ def progress_observer(
 
     def resumed(steps: int) -> None:  # earlier steps do not count for the speed
         bar.n, bar.initial = bar.n + steps, bar.initial + steps
+        if steps >= most:
+            signal.raise_signal(signal.SIGINT)
 
     return Observer(step, after_task, resumed)
 
@@ -337,7 +341,10 @@ def compute_run(
         typer.echo("this run is already stored; nothing to compute")
     with tqdm(total=run.steps, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
         timer = None if is_kept or not is_first else step_timer(run, device, execution)
-        observer = progress_observer(bar, run.config.training.batch, stop_after, timer)
+        most = math.inf
+        if stop_after and stop_after < run.config.stream.tasks:
+            most = sum(run.fitted.steps[:stop_after])
+        observer = progress_observer(bar, stop_after, timer, most)
         stored = launch.compute(
             run, observer, device, execution=execution, keep=keep_weights, boards=boards
         )
@@ -349,10 +356,13 @@ def step_timer(
     run: ResolvedRun, device: str, execution: ExecutionConfig
 ) -> forecast.StepTimer | None:
     """Return what measures the first steps of a run, or None for an embedded model, whose runs are
-    short."""
+    short, and for a method whose cost cannot be counted."""
     if run.config.model.name in starts.family_names():
         return None
-    predicted = forecast.forecast_step(run.fitted, device, execution, run.corpus)
+    try:
+        predicted = forecast.forecast_step(run.fitted, device, execution, run.corpus)
+    except CmpError:
+        return None
     return forecast.StepTimer(run.steps, predicted)
 
 
@@ -362,10 +372,7 @@ def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConf
     for key, value in run_config.changes().items():
         typer.echo(f"{key}: {value}")
     typer.echo("Other keys have their defaults (`cmpt results show` prints all keys later).")
-    checks = preflight.check_run(run_config, device, execution)
-    has_data = checks[0].state == preflight.PRESENT
-    corpus = preflight.load_run_data(run_config) if has_data else None
-    fitted = budgets.settle(run_config, corpus) if corpus else run_config
+    checks, corpus, fitted = preflight.check_run(run_config, device, execution)
     typer.echo("\n".join(preflight.describe_run(fitted)))
     if corpus:
         columns = ("dataset", "role", "classes", "train", "validation", "test")

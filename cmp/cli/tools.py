@@ -279,7 +279,7 @@ def doctor(
         run_config = read_config(profile, settings or [])
         device = starts.default_device(run_config.model.name, device)
         execution = ExecutionConfig(micro_batch, checkpoint_activations)
-        checks = preflight.check_run(run_config, device, execution)
+        checks, _, _ = preflight.check_run(run_config, device, execution)
         typer.echo(preflight.describe_run(run_config)[0])
     report_checks(checks)
 
@@ -314,7 +314,7 @@ def pretrain(
     with tqdm(
         total=run_config.training.steps, desc=f"pretrain {model} {seed}", unit=" steps"
     ) as bar:
-        observer = progress_observer(bar, run_config.training.batch)
+        observer = progress_observer(bar)
         cards = pretraining.pretrain(run_config, packed.load_embedded(), folder, observer)
     for start, card in cards.items():
         scores = card["scores"].items()

@@ -187,7 +187,7 @@ def _compute(
     """Compute an update with a progress bar, which only the first process shows."""
     is_silent = processes.rank() > 0
     with tqdm(total=plan.steps, desc=plan.name, unit=" steps", disable=is_silent) as bar:
-        observer = progress_observer(bar, sum(plan.pools.counts))
+        observer = progress_observer(bar)
         earlier = sum(plan.fitted.steps[:-1])
         listener = Observer(
             observer.step, observer.task, lambda steps: observer.resumed(max(steps - earlier, 0))
@@ -259,7 +259,7 @@ def tune(
             def begin(plan: UpdatePlan) -> Observer:
                 bar.reset(plan.steps)
                 bar.set_description(f"peak {plan.config.schedule.peak:g}")
-                return Observer(progress_observer(bar, sum(plan.pools.counts)).step)
+                return Observer(progress_observer(bar).step)
 
             table = tuning.tune(
                 first, folder, tree, folder=out.with_name(f".{out.stem}.tune"),

@@ -181,7 +181,7 @@ def _compute_on_node(
         if device != "cpu":
             _share_cores(jobs)
         store.fetch_start(run_config)
-        if identity.run_id_of(run_config) != run_id:
+        if run_id and identity.run_id_of(run_config) != run_id:
             raise CmpError(
                 f"node {platform.node()}: its data, bases or version of cmp differ from those here"
             )

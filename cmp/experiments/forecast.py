@@ -48,6 +48,8 @@ DECODED_IMAGES = 32
 MEASURED, UNCOUNTED = 50, 5
 """Steps of a run whose measured time replaces the forecast, and the steps before them that do not
 count, such as those in which towers are compiled."""
+PAUSE = 20
+"""A time between two steps of a log that is longer than this many steps was a pause."""
 
 UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
 MEASURED_STEPS = 4
@@ -208,14 +210,19 @@ def decoding_rate(corpus: Corpus, run_config: RunConfig) -> float:
 
 def measured_step_seconds(log: pd.DataFrame) -> float | None:
     """Return the seconds per step over the first `MEASURED` steps in a run's log after the first
-    `UNCOUNTED`, or None if no task has so many."""
+    `UNCOUNTED`, or None if no task has so many.
+
+    A step that took more than `PAUSE` times the median does not count, since the run was stopped
+    before it and resumed, nor does one before which the clock was set back.
+    """
     if "time" not in log:
         return None
     for _, rows in log.dropna(subset=["step"]).groupby("task"):
-        first = rows[rows["step"] == rows["step"].min() + UNCOUNTED]
-        last = rows[rows["step"] == rows["step"].min() + UNCOUNTED + MEASURED]
-        if len(first) and len(last):
-            return (last["time"].iloc[0] - first["time"].iloc[0]) / MEASURED
+        times = rows["time"].to_numpy()[UNCOUNTED : UNCOUNTED + MEASURED + 1]
+        if len(times) > MEASURED:
+            seconds = np.diff(times)
+            is_step = (seconds >= 0) & (seconds <= PAUSE * np.median(seconds))
+            return float(seconds[is_step].mean())
     return None
 
 
@@ -230,17 +237,25 @@ class StepTimer:
             predicted: What was predicted for a step.
         """
         self.steps, self.predicted = steps, predicted
-        self._count, self._started = 0, 0.0
+        self._count, self._seconds = 0, 0.0
+        self._last, self._ended = (0, -1), 0.0  # the previous step, and when it ended
 
-    def after_step(self) -> str | None:
-        """Call this after each step. After `UNCOUNTED` + `MEASURED` of them, it returns how long
-        the run takes by what was measured, and what was predicted."""
+    def after_step(self, task: int, step: int) -> str | None:
+        """Call this after each step. After `UNCOUNTED` + `MEASURED` steps, it returns how long the
+        run takes by what was measured, and what was predicted.
+
+        The first step of a task does not count, since an evaluation or a save came before it.
+        """
+        now, ended, is_next = time.perf_counter(), self._ended, self._last == (task, step - 1)
+        self._last, self._ended = (task, step), now
+        if not is_next:
+            return None
         self._count += 1
-        if self._count == UNCOUNTED:
-            self._started = time.perf_counter()
+        if self._count > UNCOUNTED:
+            self._seconds += now - ended
         if self._count != UNCOUNTED + MEASURED:
             return None
-        seconds = (time.perf_counter() - self._started) / MEASURED
+        seconds = self._seconds / MEASURED
         whole, predicted = (self.steps * x for x in (seconds, self.predicted.seconds))
         return (
             f"about {time_in_words(whole)} of training, measured over {MEASURED} steps of "
@@ -331,8 +346,8 @@ def _step_seconds(
 ) -> tuple[float, float]:
     """Return the seconds of a step of the last task, and of the method's work at the end of a
     task."""
-    open_ended = {"budget": None, "passes": None, "task_steps": ()}
-    training = dataclasses.replace(run_config.training, steps=MEASURED_STEPS, **open_ended)
+    each = (MEASURED_STEPS,) * run_config.stream.tasks  # keep `passes`, which may shrink batches
+    training = dataclasses.replace(run_config.training, budget=None, task_steps=each)
     curve = Schedule("constant", peak=run_config.schedule.peak)  # any curve fits in
     short = dataclasses.replace(run_config, training=training, schedule=curve)
     corpus = load_data(run_config.data)
@@ -347,20 +362,24 @@ def _step_seconds(
     return (ends[-1] - ends[0]) / (MEASURED_STEPS - 1), clock() - ends[-1]
 
 
-def memory_account(name: str, batch: int, method: Method) -> dict[str, int]:
-    """Return the bytes of a training step in fp32 by purpose, see `cmp.budgets.memory_account`."""
-    return _cached_account(name, batch, method, get_option("method", method.name))
+def memory_account(run: RunConfig) -> dict[str, int]:
+    """Return the bytes of a run's step in fp32 by purpose, see `cmp.budgets.memory_account`."""
+    batch, option = run.training.batch, get_option("method", run.method.name)
+    replayed = budgets.replayed_samples(run)
+    return _cached_account(run.model.name, batch, run.method, replayed, option)
 
 
 @functools.cache
-def _cached_account(name: str, batch: int, method: Method, option: Option) -> dict[str, int]:
+def _cached_account(
+    name: str, batch: int, method: Method, replayed: int, option: Option
+) -> dict[str, int]:
     state = budgets.shape_state(name, method, models.create_on_meta(name))
-    return budgets.memory_account(state, batch)
+    return budgets.memory_account(state, batch, replayed)
 
 
 def checkpoint_bytes(run: RunConfig) -> int:
     """Return the bytes of a run's checkpoints on the disk, treating every merge as EMA-Merge."""
-    parts = memory_account(run.model.name, run.training.batch, run.method)
+    parts = memory_account(run)
     copies = 1 + COPIES * (run.merging.policy != "none")
     return SAVES * (copies * parts["weights"] + parts["optimizer"])
 
@@ -371,7 +390,7 @@ def step_memory(run: RunConfig) -> float:
     In bf16, activations take half the bytes of fp32. ViT-B-16 at batch 512 then takes 46.9 GB;
     Table 4 says 46.6.
     """
-    parts = memory_account(run.model.name, run.training.batch, run.method)
+    parts = memory_account(run)
     saved = parts["activations"] / 2 if run.training.precision == "bf16" else 0.0
     return sum(parts.values()) - saved
 
@@ -382,10 +401,9 @@ def measured_memory(run_config: RunConfig) -> float:
     torch.cuda.reset_peak_memory_stats()
     name, size = run_config.model.name, run_config.training.batch
     state = budgets.shape_state(name, run_config.method, models.create_model(name).cuda())
-    needs_pool = get_option("method", run_config.method.name).facts["needs_pool"]
-    optimizer = create_optimizer(state)
+    optimizer, replayed = create_optimizer(state), budgets.replayed_samples(run_config)
     for _ in range(2):
-        output = budgets.forward_shapes(state, size, size // 3 * needs_pool)
+        output = budgets.forward_shapes(state, size, replayed)
         loss = budgets.total_loss(state, output)
         optimizer.zero_grad()
         loss.backward()

@@ -1,6 +1,7 @@
 """Check before a run starts that everything it needs is available, and describe what it would
 do."""
 
+import dataclasses
 import importlib.metadata
 import math
 import os
@@ -13,7 +14,7 @@ import torch
 from packaging.requirements import Requirement
 
 from cmp import budgets, mixtures, models, starts
-from cmp.config import STARTS, RunConfig, parse
+from cmp.config import STARTS, RunConfig
 from cmp.data import Corpus, load_data, named_sources
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
@@ -23,9 +24,10 @@ from cmp.project import DISTRIBUTION, build_folder, foreign_owners, foreign_sent
 from cmp.readers.collection import dataset_state
 from cmp.readers.manifest import load_manifests
 from cmp.runs import identity, store
-from cmp.scale import processes
 from cmp.scale.decoding import worker_count
 from cmp.scale.execution import ExecutionConfig
+from cmp.scale.micro_batches import check_divisible
+from cmp.training import whole_batch_reason
 
 PRESENT, MISSING, DAMAGED, OPTIONAL = "here", "missing", "damaged", "optional"
 TO_FETCH = "to fetch"
@@ -50,12 +52,8 @@ class Check(NamedTuple):
 
 
 def load_run_data(run_config: RunConfig) -> Corpus:
-    """Return the data of a run; raise `CmpError` if its model takes images of a different size.
-
-    With several processes, the first decodes the data, and the others use its cached results.
-    """
-    with processes.first_process_first():
-        corpus, name = load_data(run_config.data), run_config.model.name
+    """Return the data of a run; raise `CmpError` if its model takes images of a different size."""
+    corpus, name = load_data(run_config.data), run_config.model.name
     if not corpus.in_files:
         corpus.check_side(models.preprocessing(models.create_on_meta(name)).size, name)
     return corpus
@@ -72,9 +70,14 @@ def check_setup() -> list[Check]:
 
 def check_run(
     run_config: RunConfig, device: str, execution: ExecutionConfig | None = None
-) -> list[Check]:
+) -> tuple[list[Check], Corpus | None, RunConfig]:
     """Check what a run needs, whether a step fits the GPU and checkpoints fit the disk, and how
-    long the run may take."""
+    long the run may take.
+
+    Returns:
+        The checks; the run's data, or None if they cannot be loaded; and the config that is
+        actually run, see `cmp.budgets.settle`, if there are data.
+    """
     memory = _check_memory(run_config, device, execution or ExecutionConfig())
     checks = [*check_needs(run_config, device), memory, _check_disk(run_config)]
     corpus, fitted = None, run_config
@@ -85,7 +88,7 @@ def check_run(
     time = forecast.forecast_sentence(fitted, device, execution, corpus)
     if run_config.model.name not in starts.family_names():
         checks.append(_check_shared_memory(run_config, device))
-    return [*checks, Check("time", PRESENT, time)]
+    return [*checks, Check("time", PRESENT, time)], corpus, fitted
 
 
 def check_needs(run_config: RunConfig, device: str) -> list[Check]:
@@ -182,20 +185,35 @@ def _check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig
     batch = size = execution.micro_batch or run_config.training.batch
     while size >= 4 and _step_bytes(run_config, size) > USABLE_MEMORY * memory:
         size //= 2
+    needed = _step_bytes(run_config, size)
     words = f"a step needs {_step_bytes(run_config, batch) / GIGA:.0f} GB"
     sentence = f"{words} in {run_config.training.precision}, and {card} has {memory / GIGA:.0f} GB"
-    if size == batch:
+    is_enough = needed <= USABLE_MEMORY * memory
+    if is_enough and size == batch:
         return Check("memory", PRESENT, sentence)
-    part = f"--micro-batch {size} needs {_step_bytes(run_config, size) / GIGA:.0f} GB"
+    part = f"not even a batch of {size} fits"
+    if is_enough:
+        key = "--micro-batch " if _can_split(run_config) else "training.batch="
+        part = f"{key}{size} needs {needed / GIGA:.0f} GB"
     remedy = "--checkpoint-activations stores less for the backward pass"
     is_certain = is_here and not execution.checkpoint_activations
     return Check("memory", MISSING if is_certain else OPTIONAL, f"{sentence}; {part}, and {remedy}")
 
 
 def _step_bytes(run_config: RunConfig, batch: int) -> float:
-    tree = run_config.to_dict()
-    tree["training"] |= {"batch": batch, "budget": None}
-    return forecast.step_memory(parse(tree, "memory"))
+    training = dataclasses.replace(run_config.training, batch=batch, budget=None)
+    return forecast.step_memory(dataclasses.replace(run_config, training=training))
+
+
+def _can_split(run_config: RunConfig) -> bool:
+    """Return whether the network and the method of a run work with micro-batches."""
+    name = run_config.model.name
+    state = budgets.shape_state(name, run_config.method, models.create_on_meta(name))
+    try:
+        check_divisible(state.model, name)
+    except CmpError:
+        return False
+    return not whole_batch_reason(state)
 
 
 def _check_shared_memory(run_config: RunConfig, device: str) -> Check:
@@ -262,9 +280,8 @@ def _check_disk(run_config: RunConfig | None) -> Check:
     """Check that there is a gigabyte free, or as much as a run's checkpoints and models take."""
     needed, target = GIGA, build_folder()
     if run_config:  # the models of the last two tasks, and the final one
-        model, batch = run_config.model.name, run_config.training.batch
-        part = forecast.memory_account(model, batch, run_config.method)
-        needed += forecast.checkpoint_bytes(run_config) + 3 * part["weights"]
+        weights = forecast.memory_account(run_config)["weights"]
+        needed += forecast.checkpoint_bytes(run_config) + 3 * weights
     existing = next(path for path in [target, *target.absolute().parents] if path.exists())
     free = shutil.disk_usage(existing).free
     words = f"{free / GIGA:.0f} GB free at {target}"

@@ -269,13 +269,18 @@ def _worker_main(pipe: Connection, device: str, environment: dict[str, str]) -> 
     parent = multiprocessing.parent_process()
     stop_gently(lambda: connection.wait([parent.sentinel]))
     os.environ.update(environment)
-    load_plugins()
     torch.set_num_threads(1)
-    if device != "cpu":
-        torch.cuda.set_device(device)
+    reason = None
+    try:
+        load_plugins()
+        if device != "cpu":
+            torch.cuda.set_device(device)
+    except Exception as error:  # a plugin may have been edited since the study began
+        reason = failure_reason(error)
     with contextlib.suppress(EOFError, OSError):  # the parent has died or finished
         while True:
-            pipe.send(_attempt_run(pipe.recv(), device))
+            run_config = pipe.recv()
+            pipe.send(reason or _attempt_run(run_config, device))
 
 
 def _attempt_run(run_config: RunConfig, device: str) -> str | None:

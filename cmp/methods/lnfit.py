@@ -1,4 +1,6 @@
-"""LNFit: only the gains and biases of norms train, in both towers."""
+"""LNFit: only the gains and biases of LayerNorms and GroupNorms train, in both towers."""
+
+import warnings
 
 from torch import Tensor, nn
 
@@ -11,8 +13,14 @@ NORMS = (nn.LayerNorm, nn.GroupNorm)
 
 @register("method", "lnfit")
 def prepare(state: TrainState) -> None:
-    """Freeze all parameters except those of norms, which are found by type, not by name."""
+    """Freeze all parameters except those of norms, which are found by type, not by name.
+
+    BatchNorms stay frozen; warn if the image tower has no other norms.
+    """
     norms = [(n, m) for n, m in state.model.named_modules() if isinstance(m, NORMS)]
+    if not any(name.startswith("visual.") for name, _ in norms):
+        message = "trains no norm of this image tower, which has no LayerNorm and no GroupNorm"
+        warnings.warn(f"method.name: 'lnfit' {message}", stacklevel=2)
     train_only(state.model, [f"{n}.{key}" for n, m in norms for key, _ in m.named_parameters()])
     for _, module in norms:
         if isinstance(module, nn.GroupNorm):

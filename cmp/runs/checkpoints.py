@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError, safe_open
@@ -42,8 +43,10 @@ INTERVAL, MAX_SHARE = 120.0, 0.02
 take: after a slow save, the next one comes later."""
 REPORT = "diverged.json"
 """The file beside the checkpoints that describes a diverged step."""
-_FILE_NAME = re.compile(r"task-(\d{1,6})-step-(\d{1,9})-([0-9a-f]{64})\.safetensors")
-_BESIDE_NAME = re.compile(r"(model|base)-(\d{1,9})-([0-9a-f]{64})\.safetensors")
+_GROUP_KEYS = ("lr", "multiple", "weight_decay")
+"""Keys of an optimiser's groups that follow from the config."""
+_FILE_NAME = re.compile(r"task-(\d{1,7})-step-(\d{1,10})-([0-9a-f]{64})\.safetensors")
+_BESIDE_NAME = re.compile(r"(model|base)-(\d{1,10})-([0-9a-f]{64})\.safetensors")
 
 
 class StopRequest:
@@ -85,7 +88,8 @@ class Progress:
         step: The next step. 0 means that the task has not begun and earlier ones are evaluated.
         metrics: The rows of metrics so far.
         seconds: The computing time so far.
-        machine: The machine on which the run began, see `cmp.runs.runner.machine_record`.
+        machine: The machine on which the run began, see `cmp.runs.runner.machine_record`, with
+            `moved` if it was on another one since.
         options: Sources of options from outside the package, see `RunConfig.option_record`.
         launch: Options of the last command that computed the run, which `cmpt resume` uses again.
     """
@@ -111,8 +115,10 @@ class RunState:
 
     Attributes:
         progress: How far the run has come.
-        tensors: "weights/NAME", "optimizer/PARAMETER/MOMENT"; "method/..." and "merging/...", the
-            state of the method and the merge policy; "trunk/...", the state at a branch;
+        tensors: "weights/NAME", "optimizer/PARAMETER/MOMENT"; "number/optimizer/PARAMETER/KEY" and
+            "number/group/INDEX/KEY", numbers that an optimiser keeps for a parameter or a group, as
+            tensors []; "method/..." and "merging/...", the state of the method and the merge
+            policy; "trunk/...", the state at a branch;
             "deployed/..." after the last task, if a next task would start from other weights;
             "hits/TASK/DATASET" of `cmp.runs.runner.RunResult`.
     """
@@ -122,11 +128,34 @@ class RunState:
 
 
 def state_tensors(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
-    """Return the tensors of a run's state by name, without copying them."""
+    """Return the tensors of a run's state by name, without copying them.
+
+    Raises:
+        CmpError: The optimiser's state contains something other than tensors and numbers.
+    """
     tensors = {f"weights/{name}": x for name, x in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        moments = optimizer.state.get(parameter, {}) if optimizer else {}
-        tensors |= {f"optimizer/{name}/{key}": x for key, x in moments.items()}
+    if optimizer is None:
+        return tensors
+    states = {f"optimizer/{n}": optimizer.state.get(p, {}) for n, p in model.named_parameters()}
+    for index, group in enumerate(optimizer.param_groups):
+        given = optimizer.defaults | {key: group.get(key) for key in _GROUP_KEYS}
+        states[f"group/{index}"] = {
+            key: x
+            for key, x in group.items()
+            if isinstance(x, int | float) and (key not in given or x != given[key])
+        }
+    for place, values in states.items():
+        for key, x in values.items():
+            if isinstance(x, Tensor):
+                tensors[f"{place}/{key}"] = x
+            elif isinstance(x, int | float):
+                dtype = torch.float64 if isinstance(x, float) else None
+                tensors[f"number/{place}/{key}"] = torch.tensor(x, dtype=dtype)
+            elif x is not None:
+                raise CmpError(
+                    f"{type(optimizer).__name__}: {key}: a {type(x).__name__} cannot be saved; "
+                    "keep only tensors and numbers in an optimiser's state"
+                )
     return tensors
 
 
@@ -136,12 +165,19 @@ def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: Optimizer | None) -> None:
-    """Load a state's weights into a network, and its moments into an optimiser."""
+    """Load a state's weights into a network, and its moments and numbers into an optimiser."""
     model.load_state_dict(strip_prefix(tensors, "weights/"))
+    if optimizer is None:
+        return
     for name, parameter in model.named_parameters():
-        if optimizer and (moments := strip_prefix(tensors, f"optimizer/{name}/")):
+        moments = strip_prefix(tensors, f"optimizer/{name}/")
+        numbers = strip_prefix(tensors, f"number/optimizer/{name}/")
+        if moments or numbers:
             device = parameter.device
             optimizer.state[parameter] = {k: x.to(device, copy=True) for k, x in moments.items()}
+            optimizer.state[parameter] |= {k: x.item() for k, x in numbers.items()}
+    for index, group in enumerate(optimizer.param_groups):
+        group |= {k: x.item() for k, x in strip_prefix(tensors, f"number/group/{index}/").items()}
 
 
 def write_checkpoint(state: RunState, folder: Path) -> Path:
@@ -242,11 +278,9 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def files_beside(folder: Path, kind: str) -> list[Path]:
-    """Return the files of a kind, "model" or "base", beside checkpoints, sorted by number and then
-    by the time they were written."""
+    """Return the files of a kind, "model" or "base", beside checkpoints, sorted by number."""
     matches = filter(None, (_BESIDE_NAME.fullmatch(path.name) for path in folder.glob("*")))
-    paths = [folder / found[0] for found in matches if found[1] == kind]
-    return sorted(paths, key=lambda path: (file_number(path), path.stat().st_mtime_ns))
+    return sorted((folder / found[0] for found in matches if found[1] == kind), key=file_number)
 
 
 def file_number(path: Path) -> int:
@@ -416,7 +450,11 @@ class CheckpointManager:
 
     def _write_model(self, done: int, weights: dict[str, Tensor], preprocessing: str) -> None:
         with files.report_disk_errors(f"{self.folder}: the model after task {done}"):
-            write_tensors(weights, {"preprocess_cfg": preprocessing}, self.folder, f"model-{done}")
+            before, header = model_files(self.folder), {"preprocess_cfg": preprocessing}
+            path = write_tensors(weights, header, self.folder, f"model-{done}")
+            for other in before:  # the run went back and computed this task again
+                if file_number(other) == done and other != path:
+                    other.unlink(missing_ok=True)
 
     def keep_base(self, step: int, weights: dict[str, Tensor]) -> None:
         """Write the weights of a pretraining run after a step, for `load_base`."""

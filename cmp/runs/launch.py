@@ -83,7 +83,11 @@ def from_keywords(what: str, settings: Mapping[str, Any]) -> RunConfig:
     tree = read_settings(what)
     if "recipe" in settings:
         tree = config.overlay(tree, config.recipe_tree(settings["recipe"]))
-    for key, value in settings.items():
+    if "seed" in settings and isinstance(settings.get("seeds"), config.Seeds):
+        raise CmpError("seed: seeds=cmp.Seeds(...) sets all four seeds; give only one of the two")
+    sections = config.RunConfig.__dataclass_fields__
+    # sections first, since a whole one would replace the single keys
+    for key, value in sorted(settings.items(), key=lambda pair: pair[0] not in sections):
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             value = dataclasses.asdict(value)  # a section, such as cmp.Method("lora", rank=8)
         if key in ("seed", "data"):

@@ -132,7 +132,6 @@ class RunLog:
         """
         self.path, self.device = path, device
         self.starts = [0, *itertools.accumulate(run_config.steps)]
-        self.batch = run_config.training.batch
         self.pending: list[tuple[int, int, StepResult, float]] = []
         self.flushed, self.waited = time.monotonic(), decoding.seconds_waited()
         self.file: BinaryIO | None = None
@@ -144,10 +143,11 @@ class RunLog:
                     if name == "tensorboard"
                     else WeightsAndBiases(place, run_id, run_config.to_dict())
                 )
-        self.step_share = 0.0  # of the GPU's peak, at one step per second; 0 if it is unknown
+        self.share = 0.0  # of the GPU's peak, at one sample per second; 0 if it is unknown
         if device != "cpu" and (card := find_device(device)):
-            flops = budgets.method_cost(run_config).step / processes.world_size()
-            self.step_share = flops / card.peak
+            with contextlib.suppress(CmpError):  # a method whose cost cannot be counted
+                flops = budgets.method_cost(run_config).step / run_config.training.batch
+                self.share = flops / processes.world_size() / card.peak
 
     def __enter__(self) -> Self:
         with self._or_without("file"):
@@ -197,11 +197,14 @@ class RunLog:
         def resumed(steps: int) -> None:
             observer.resumed(steps)
             self._cut(steps)
+            self.flushed, self.waited = time.monotonic(), decoding.seconds_waited()
 
         def step(task: int, step: int, result: StepResult, model: nn.Module) -> None:
             observer.step(task, step, result, model)
             self.pending.append((task, step, result, time.time()))
-            if time.monotonic() - self.flushed >= FLUSH_SECONDS:
+            # the time of the evaluation after a task is not that of its steps
+            is_last = self.starts[task] + step + 1 == self.starts[task + 1]
+            if is_last or time.monotonic() - self.flushed >= FLUSH_SECONDS:
                 self.flush()
 
         return Observer(step, task, resumed)
@@ -212,12 +215,12 @@ class RunLog:
         if self.pending:
             numbers = torch.stack([torch.stack(result[:2]) for _, _, result, _ in self.pending])
             seconds, waited = max(now - self.flushed, 1e-9), decoding.seconds_waited()
-            rate = len(self.pending) / seconds
-            common: dict[str, Any] = {"samples_per_second": float(f"{rate * self.batch:.4g}")}
+            rate = sum(result.samples for _, _, result, _ in self.pending) / seconds
+            common: dict[str, Any] = {"samples_per_second": float(f"{rate:.4g}")}
             common["waiting"] = float(f"{min(1, (waited - self.waited) / seconds):.3g}")
             self.waited = waited
-            if self.step_share:
-                common["peak_share"] = float(f"{rate * self.step_share:.3g}")
+            if self.share:
+                common["peak_share"] = float(f"{rate * self.share:.3g}")
             if self.device != "cpu":
                 common["memory"] = torch.cuda.max_memory_allocated(self.device)
             pairs = zip(self.pending, numbers.tolist(), strict=True)

@@ -34,6 +34,7 @@ from cmp.models import Network
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
 from cmp.scale import processes
+from cmp.scale.devices import device_name
 from cmp.scale.execution import ExecutionConfig
 from cmp.schedules import branch_step
 from cmp.training import StepResult, TrainState, make_train_state, train_task
@@ -71,8 +72,8 @@ class RunResult:
         model: The network after the last task, with open_clip's own layers. A network from
             `open_clip.create_model` can load its `state_dict()`.
         seconds: The computing time.
-        provenance: The machine of the run, see `machine_record`, with `began` if it began on
-            another one, and `budget` if it had one.
+        provenance: The machine of the run, see `machine_record`, with `began`, the one on which it
+            began, if the run moved to another one, and `budget` if it had one.
         hits: For evaluations of scope "full", by "TASK/DATASET": whether each question was answered
             correctly, bool, in the order of that dataset's rows in `Scores.hits`. The `row` and
             `weight` there, which are the same for every model, give the image and its weight.
@@ -99,7 +100,7 @@ def machine_record(device: str = "cpu") -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_name": capabilities.get("cpu_name", ""),
         "cpu_flags": " ".join(flag for flag in CPU_FLAGS if capabilities.get(flag)),
-        "device": torch.cuda.get_device_name(device) if device != "cpu" else "cpu",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
     } | (float32_record() if device != "cpu" else bf16_record())
 
@@ -185,10 +186,14 @@ def execute(
         if corpus.noted:
             machine["pictures"] = corpus.noted
         run = Run(config, state, observer, manager, stop, machine)
-        saved = checkpoints.latest(manager) or start
+        own = checkpoints.latest(manager)
+        saved = own or start
         for each in pools[saved.progress.task if saved else 0 :]:
             own_execution.own_samples(sum(each.counts))  # can every batch be split?
         first_task, first_step = run.begin(saved)
+        if own and first_task < len(pools):
+            signal = processes.all_reduce_max(stop.signal or 0)
+            run.stop_if_asked(first_task, first_step, *signal)
         for task in range(first_task, len(pools)):
             after_step = functools.partial(run.after_step, task)
             try:
@@ -263,7 +268,8 @@ class Run:
     def begin(self, saved: RunState | None) -> tuple[int, int]:
         """Resume from a state, or evaluate the starting weights.
 
-        If a run resumes on another machine, warn and record both in its provenance.
+        If a run resumes on another machine, warn. Then, or if it was on another one before, record
+        where it began, too.
 
         Args:
             saved: The state to resume from, if there is one.
@@ -291,11 +297,13 @@ class Run:
         self.rows, self.seconds_before = list(progress.metrics), progress.seconds
         hits = checkpoints.strip_prefix(saved.tensors, "hits/")
         self.hits = {name: x.numpy() for name, x in hits.items()}
-        if differences := machine_differences(progress.machine, self.machine):
+        differences = machine_differences(progress.machine, self.machine)
+        if differences:
             message = (
                 f"the run began on another machine, so its last bits may differ: {differences}"
             )
             warnings.warn(message, stacklevel=2)
+        if differences or progress.machine.get("moved"):
             self.machine = self.machine | {"began": progress.machine}
         self.observer.resumed(sum(self.fitted.steps[: progress.task]) + progress.step)
         return progress.task, progress.step
@@ -375,7 +383,9 @@ class Run:
             training.check_weights_finite(self.state, task, step)
         if not self.manager:
             return
-        machine = self.machine.get("began", self.machine)
+        machine = self.machine
+        if began := machine.get("began"):  # a later process may be on the first machine again
+            machine = began | {"moved": True}
         progress = Progress(
             SCHEMA, self.manager.run_id, self.config.to_dict(), task, step, self.rows,
             self.seconds(), machine, self.config.option_record(), self.manager.launch,

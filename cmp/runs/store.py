@@ -10,6 +10,7 @@ hash of, and the sha256 of the other files and of itself. All of these are check
 read.
 """
 
+import contextlib
 import datetime
 import fcntl
 import json
@@ -295,8 +296,11 @@ def is_stored(run_id: str) -> bool:
 
 def stored_ids() -> list[str]:
     """Return the short ids of all finished runs, oldest first."""
-    records = (build_folder() / "runs").glob("[0-9a-f]*/run.json")
-    return [path.parent.name for path in sorted(records, key=lambda path: path.stat().st_mtime)]
+    found = []
+    for path in (build_folder() / "runs").glob("[0-9a-f]*/run.json"):
+        with contextlib.suppress(FileNotFoundError):  # it has just been deleted
+            found.append((path.stat().st_mtime, path.parent.name))
+    return [name for _, name in sorted(found, key=lambda pair: pair[0])]
 
 
 def find_run(prefix: str) -> StoredRun:
@@ -442,8 +446,11 @@ def find_parent(run_config: RunConfig) -> StoredRun | None:
     if not start.startswith(RUN_PREFIX):
         return None
     prefix = start.removeprefix(RUN_PREFIX)
-    unfinished = [folder.name for folder in (build_folder() / "checkpoints").glob("*/")]
-    unfinished = [x for x in unfinished if x.startswith(prefix[:SHORT_ID]) and not is_stored(x)]
+    unfinished = []
+    if not any(name.startswith(prefix[:SHORT_ID]) for name in stored_ids()):
+        folders = (build_folder() / "checkpoints").glob("*/")
+        named = [folder for folder in folders if folder.name.startswith(prefix[:SHORT_ID])]
+        unfinished = [folder.name for folder in named if checkpoints.checkpoint_files(folder)]
     try:
         if not prefix.isalnum():
             raise CmpError(f"{start!r}: give at least the first digits of a run's id, run:ID")
@@ -527,9 +534,15 @@ def find_model(prefix: str) -> tuple[StoredRun, models.Network]:
         raise CmpError(
             f"{name}: no task is finished; `cmpt resume {progress.run[:SHORT_ID]}` continues it"
         )
-    checkpoints.check_content(numbers[done])
     run = run_so_far(progress, done)
-    return run, models.load_from_file(run.config.model.name, numbers[done])
+    try:
+        checkpoints.check_content(numbers[done])
+        return run, models.load_from_file(run.config.model.name, numbers[done])
+    except FileNotFoundError as error:
+        raise CmpError(
+            f"{name}: it goes on, and has just deleted its model of task {done} for a later one; "
+            "repeat the command"
+        ) from error
 
 
 def find_any_run(prefix: str) -> StoredRun:

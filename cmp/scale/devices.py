@@ -46,5 +46,5 @@ def find_device(device: str) -> Device | None:
     listed."""
     if device == "cpu":
         return DEVICES["core"]
-    name = device_name(device).lower().replace(" ", "-")
-    return next((facts for key, facts in DEVICES.items() if key in name), None)
+    name = f"-{device_name(device).lower().replace(' ', '-')}-"  # an L40 is not an L4
+    return next((facts for key, facts in DEVICES.items() if f"-{key}-" in name), None)
