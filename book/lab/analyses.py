@@ -686,7 +686,7 @@ def gains_table(
         front: The front.
         settings: The settings of each study.
         shared: Whether to use only replicates that all these settings have, so that rows are
-            compared on the same streams. There are no intervals then.
+            compared on the same streams.
 
     Returns:
         One row per setting, largest gain first: `study`, `setting`, `A_KA`, `A_ZS`, `gain` with
@@ -711,10 +711,9 @@ def gains_table(
                 verdicts.NOT_COMPUTED if isinstance(error, verdicts.NotComputed) else str(error)
             )
             continue
-        estimate = verdicts.estimate_gain(study, name, gain)
+        estimate = verdicts.estimate_gain(study, name, gain, len(own) if shared else None)
         row |= {"gain": estimate.value, "mirror": gain.mirror, "is_bound": gain.is_bound}
-        if not shared:
-            row |= {"low": estimate.low, "high": estimate.high, "preliminary": estimate.progress}
+        row |= {"low": estimate.low, "high": estimate.high, "preliminary": estimate.progress}
     return pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
 
 

@@ -335,10 +335,19 @@ def gain_of(
     return fronts.measure_gain(own, tables, peaks, setting, front.local, front.least)
 
 
-def estimate_gain(study: str, setting: str, gain: fronts.Gain) -> Estimate:
-    """Return a gain of `gain_of` with its interval at the level of the claims."""
+def estimate_gain(
+    study: str, setting: str, gain: fronts.Gain, planned: int | None = None
+) -> Estimate:
+    """Return a gain of `gain_of` with its interval at the level of the claims.
+
+    Args:
+        study: The study.
+        setting: The setting.
+        gain: The gain.
+        planned: The planned number of streams; if None, the study's.
+    """
     value, streams = float(gain.values.mean()), len(gain.values)
-    planned = planned_streams(study, setting)
+    planned = planned_streams(study, setting) if planned is None else planned
     return estimate_from_bases(value, gain.pseudo, streams, planned)
 
 
