@@ -467,6 +467,7 @@ def moved_statistics(state):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.*trains no norm of this image tower")
 @pytest.mark.defect
 @pytest.mark.parametrize("name", ["locked-image", "lora", "bitfit", "lnfit"])
 def test_running_statistics_of_what_is_frozen_stay(resnet, name):
@@ -492,6 +493,7 @@ def test_running_statistics_stay_where_a_user_froze_the_network(resnet):
     assert frozen and in_steps == statistics(state.model).keys() - frozen
 
 
+@pytest.mark.filterwarnings("ignore:.*trains no norm of this image tower")
 @pytest.mark.defect
 def test_runs_whose_running_statistics_stay_have_ids_of_their_own_and_no_others(resnet):
     def is_marked(model, method):

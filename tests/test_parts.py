@@ -275,7 +275,7 @@ def test_the_plain_execution_refuses_several_processes(corpus, monkeypatch):
 
 def test_a_batch_that_cannot_be_dealt_is_refused(corpus, monkeypatch):
     monkeypatch.setattr("cmp.scale.processes.world_size", lambda: 5)
-    with pytest.raises(CmpError, match=r"training\.batch: 12.*5 processes"):
+    with pytest.raises(CmpError, match=r"batch of 12 .*5 processes.*training\.batch"):
         make_train_state(ranks.small(), corpus, execution=ExecutionConfig())
 
 
