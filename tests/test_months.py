@@ -273,7 +273,7 @@ def test_what_a_later_release_says_of_the_earlier_ones(root, tmp_path):
     names = f"The card of z-month gives A_KA {metrics[1, 'adapt']:.1f}"
     for words in (kept, names, "1 name and "):
         assert words in card and words in page
-    assert kept in sentences.describe_last_retention(later)
+    assert kept in sentences.describe_release_retention(later)
 
 
 def test_what_was_right_before_the_first_update_is_counted():

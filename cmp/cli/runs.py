@@ -285,12 +285,12 @@ def progress_observer(
     bar: tqdm,
     stop_after: int | None = None,
     timer: forecast.StepTimer | None = None,
-    most: float = math.inf,
+    enough: float = math.inf,
 ) -> Observer:
     """Return an observer that updates a progress bar. Every 20 steps it shows the images per second
     and a loss at most 40 steps old, so that no step waits for a GPU. A timer's forecast is shown
-    once. After `stop_after` tasks, or if the run resumes after at least `most` steps, the observer
-    asks the run to stop."""
+    once. After `stop_after` tasks, or if the run resumes with at least `enough` steps done, the
+    observer asks the run to stop."""
     losses: list[Callable[[], torch.Tensor]] = []
 
     def step(task: int, step: int, result: StepResult, network: torch.nn.Module) -> None:
@@ -313,7 +313,7 @@ def progress_observer(
 
     def resumed(steps: int) -> None:  # earlier steps do not count for the speed
         bar.n, bar.initial = bar.n + steps, bar.initial + steps
-        if steps >= most:
+        if steps >= enough:
             signal.raise_signal(signal.SIGINT)
 
     return Observer(step, after_task, resumed)
@@ -341,10 +341,10 @@ def compute_run(
         typer.echo("this run is already stored; nothing to compute")
     with tqdm(total=run.steps, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
         timer = None if is_kept or not is_first else step_timer(run, device, execution)
-        most = math.inf
+        enough = math.inf
         if stop_after and stop_after < run.config.stream.tasks:
-            most = sum(run.fitted.steps[:stop_after])
-        observer = progress_observer(bar, stop_after, timer, most)
+            enough = sum(run.fitted.steps[:stop_after])
+        observer = progress_observer(bar, stop_after, timer, enough)
         stored = launch.compute(
             run, observer, device, execution=execution, keep=keep_weights, boards=boards
         )

@@ -15,7 +15,7 @@ from cmp.experiments import forecast
 from cmp.files import read_yaml
 from cmp.releases import release, tuning
 from cmp.releases.candidates import split_start
-from cmp.releases.sentences import describe_last_retention
+from cmp.releases.sentences import describe_release_retention
 from cmp.releases.update import compute_update
 from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs.runner import Observer
@@ -200,7 +200,7 @@ def release_lines(made: release.Release) -> str:
     folder = made.folder
     lines = [
         release.describe(made), f"served by open_clip as local-dir:{folder}",
-        f"look at {folder / release.REPORT_FILE}", describe_last_retention(made),
+        f"look at {folder / release.REPORT_FILE}", describe_release_retention(made),
     ]  # fmt: skip
     return "\n".join(filter(None, lines))
 

@@ -346,8 +346,9 @@ def _step_seconds(
 ) -> tuple[float, float]:
     """Return the seconds of a step of the last task, and of the method's work at the end of a
     task."""
-    each = (MEASURED_STEPS,) * run_config.stream.tasks  # keep `passes`, which may shrink batches
-    training = dataclasses.replace(run_config.training, budget=None, task_steps=each)
+    # `passes` stays, since it may shrink batches
+    task_steps = (MEASURED_STEPS,) * run_config.stream.tasks
+    training = dataclasses.replace(run_config.training, budget=None, task_steps=task_steps)
     curve = Schedule("constant", peak=run_config.schedule.peak)  # any curve fits in
     short = dataclasses.replace(run_config, training=training, schedule=curve)
     corpus = load_data(run_config.data)

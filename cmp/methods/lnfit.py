@@ -19,8 +19,11 @@ def prepare(state: TrainState) -> None:
     """
     norms = [(n, m) for n, m in state.model.named_modules() if isinstance(m, NORMS)]
     if not any(name.startswith("visual.") for name, _ in norms):
-        message = "trains no norm of this image tower, which has no LayerNorm and no GroupNorm"
-        warnings.warn(f"method.name: 'lnfit' {message}", stacklevel=2)
+        warnings.warn(
+            "method.name: 'lnfit' trains no norm of this image tower, which has no LayerNorm and "
+            "no GroupNorm",
+            stacklevel=2,
+        )
     train_only(state.model, [f"{n}.{key}" for n, m in norms for key, _ in m.named_parameters()])
     for _, module in norms:
         if isinstance(module, nn.GroupNorm):

@@ -143,8 +143,9 @@ def _widest(metrics: pd.DataFrame) -> pd.DataFrame:
     return metrics[is_full] if is_full.any() else metrics
 
 
-def describe_last_retention(made: Release) -> str:
-    """Return `describe_retention` of a release, from the scores in its folder."""
+def describe_release_retention(made: Release) -> str:
+    """Return a sentence on how A_ZS has changed since before the first update of a release, see
+    `describe_retention`."""
     metrics = pd.read_parquet(made.path(release.SCORES_FILE))
     hits = {name: x.numpy() for name, x in load_file(made.path(release.HITS_FILE)).items()}
     return describe_retention(metrics, hits, len(made.record.updates))

@@ -85,7 +85,7 @@ def tune(
         )
     center = middle.config.schedule.peak
     first = [*peaks] or [center / FACTOR, center, center * FACTOR]
-    waiting = [*dict.fromkeys(float(f"{peak:.3g}") for peak in first)]
+    waiting = [*dict.fromkeys(map(_round, first))]
     rows: dict[float, dict[str, float]] = {}
     while waiting and len(rows) < max(MOST_PEAKS, len(peaks)):
         peak = waiting.pop(0)
@@ -95,15 +95,20 @@ def tune(
         if not waiting:
             best = max(rows, key=lambda each: tuning_score(rows[each]))
             if best == min(rows):
-                waiting.append(float(f"{best / FACTOR:.3g}"))
+                waiting.append(_round(best / FACTOR))
             if best == max(rows):
-                waiting.append(float(f"{best * FACTOR:.3g}"))
+                waiting.append(_round(best * FACTOR))
     best = max(rows, key=lambda each: tuning_score(rows[each]))
     if not processes.rank():
         with contextlib.suppress(OSError):  # it has other checkpoints, or is gone
             (folder / "checkpoints").rmdir()
     table = pd.DataFrame([{"peak": peak} | rows[peak] for peak in sorted(rows)])
     return table.assign(is_best=table["peak"] == best)
+
+
+def _round(peak: float) -> float:
+    """Return a peak with three digits, as it is printed and written."""
+    return float(f"{peak:.3g}")
 
 
 def tuning_score(scores: Mapping[str, float]) -> float:

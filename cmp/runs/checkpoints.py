@@ -138,6 +138,7 @@ def state_tensors(model: nn.Module, optimizer: Optimizer | None = None) -> dict[
         return tensors
     states = {f"optimizer/{n}": optimizer.state.get(p, {}) for n, p in model.named_parameters()}
     for index, group in enumerate(optimizer.param_groups):
+        # numbers that follow from the config are not state
         given = optimizer.defaults | {key: group.get(key) for key in _GROUP_KEYS}
         states[f"group/{index}"] = {
             key: x

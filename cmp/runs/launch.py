@@ -74,8 +74,8 @@ def from_keywords(what: str, settings: Mapping[str, Any]) -> RunConfig:
     Args:
         what: A profile, or a file of settings, NAME.yaml.
         settings: Sections, as dicts, as config sections such as `cmp.Method`, or as the value of
-            their key in `cmp.config.NAMING_KEYS`;
-            single keys whose name is unique to one section; `seed`, `recipe` and `data`.
+            their key in `cmp.config.NAMING_KEYS`; single keys whose name is unique to one section;
+            `seed`, `recipe` and `data`.
 
     Raises:
         CmpError: A key is unknown, or not unique to one section.

@@ -186,14 +186,13 @@ def execute(
         if corpus.noted:
             machine["pictures"] = corpus.noted
         run = Run(config, state, observer, manager, stop, machine)
-        own = checkpoints.latest(manager)
-        saved = own or start
-        for each in pools[saved.progress.task if saved else 0 :]:
-            own_execution.own_samples(sum(each.counts))  # can every batch be split?
+        resumed = checkpoints.latest(manager)
+        saved = resumed or start
+        for task_pools in pools[saved.progress.task if saved else 0 :]:
+            own_execution.own_samples(sum(task_pools.counts))  # can every batch be split?
         first_task, first_step = run.begin(saved)
-        if own and first_task < len(pools):
-            signal = processes.all_reduce_max(stop.signal or 0)
-            run.stop_if_asked(first_task, first_step, *signal)
+        if resumed and first_task < len(pools):
+            run.stop_if_asked(first_task, first_step, run.stop_signal())
         for task in range(first_task, len(pools)):
             after_step = functools.partial(run.after_step, task)
             try:
@@ -280,7 +279,7 @@ class Run:
         if saved is None:
             self.evaluate(0)
             self.save(0, 0)
-            self.stop_if_asked(0, 0, *processes.all_reduce_max(self.stop.signal or 0))
+            self.stop_if_asked(0, 0, self.stop_signal())
             return 0, 0
         progress = saved.progress
         checkpoints.restore(saved.tensors, self.model, self.state.optimizer)
@@ -355,7 +354,7 @@ class Run:
     def end_task(self, done: int) -> None:
         """Score the deployed weights, load those that the next task starts from, and save."""
         start: Weights = {}
-        scored = start
+        scored = start  # the same, unless the merge policy deploys other weights
         merging, seed = self.fitted.merging, self.fitted.seeds.data
         if merging.policy != "none":
             end = TaskEnd(merging, self.memory, self.weights(), done, seed, self.device)
@@ -375,7 +374,7 @@ class Run:
         if self.manager and deployed:
             self.manager.keep_model(done, deployed, json.dumps(self.model.visual.preprocess_cfg))
         if not is_last:
-            self.stop_if_asked(done, 0, *processes.all_reduce_max(self.stop.signal or 0))
+            self.stop_if_asked(done, 0, self.stop_signal())
 
     def save(self, task: int, step: int, optimizer: Optimizer | None = None) -> None:
         """Write a checkpoint, if there is a manager."""
@@ -398,6 +397,11 @@ class Run:
         for entry, weights in self.memory.items():
             tensors |= {f"merging/{entry}/{name}": x for name, x in weights.items()}
         self.manager.save(RunState(progress, tensors))
+
+    def stop_signal(self) -> int:
+        """Return the signal that asked any process to stop, or 0."""
+        [signal] = processes.all_reduce_max(self.stop.signal or 0)
+        return signal
 
     def stop_if_asked(self, task: int, step: int, signal: int) -> None:
         """Stop, with the state saved, if any process was asked to.

@@ -296,11 +296,11 @@ def is_stored(run_id: str) -> bool:
 
 def stored_ids() -> list[str]:
     """Return the short ids of all finished runs, oldest first."""
-    found = []
+    saved_at = {}
     for path in (build_folder() / "runs").glob("[0-9a-f]*/run.json"):
         with contextlib.suppress(FileNotFoundError):  # it has just been deleted
-            found.append((path.stat().st_mtime, path.parent.name))
-    return [name for _, name in sorted(found, key=lambda pair: pair[0])]
+            saved_at[path.parent.name] = path.stat().st_mtime
+    return sorted(saved_at, key=lambda name: saved_at[name])
 
 
 def find_run(prefix: str) -> StoredRun:
