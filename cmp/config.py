@@ -398,10 +398,6 @@ class Seeds:
     augment: Seed = 0
 
 
-def _section(kind: type) -> Any:
-    return dataclasses.field(default_factory=kind)
-
-
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """The config of one run, which trains a model through a stream of tasks.
@@ -416,16 +412,16 @@ class RunConfig:
     """
 
     data: Location = "embedded"
-    model: Model = _section(Model)
-    stream: Stream = _section(Stream)
-    mixture: Mixture = _section(Mixture)
-    method: Method = _section(Method)
-    merging: Merging = _section(Merging)
-    schedule: Schedule = _section(Schedule)
-    optimizer: Optimizer = _section(Optimizer)
-    training: Training = _section(Training)
-    evaluation: Evaluation = _section(Evaluation)
-    seeds: Seeds = _section(Seeds)
+    model: Model = dataclasses.field(default_factory=Model)
+    stream: Stream = dataclasses.field(default_factory=Stream)
+    mixture: Mixture = dataclasses.field(default_factory=Mixture)
+    method: Method = dataclasses.field(default_factory=Method)
+    merging: Merging = dataclasses.field(default_factory=Merging)
+    schedule: Schedule = dataclasses.field(default_factory=Schedule)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    training: Training = dataclasses.field(default_factory=Training)
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+    seeds: Seeds = dataclasses.field(default_factory=Seeds)
 
     def __post_init__(self) -> None:
         _check_steps(self)

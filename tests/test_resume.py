@@ -385,10 +385,10 @@ def test_a_thread_writes_the_model_after_a_task_too(manager, monkeypatch):
     monkeypatch.setattr(checkpoints, "write_tensors", lambda *x: gate.wait(5) and write(*x))
     manager.save(some_state())
     manager.keep_model(1, {"a": torch.zeros(1)}, "{}")
-    assert not gate.is_set() and checkpoints.model_files(manager.folder) == []
+    assert not gate.is_set() and checkpoints.files_beside(manager.folder, "model") == []
     gate.set()
     manager.finish()
-    [model] = checkpoints.model_files(manager.folder)
+    [model] = checkpoints.files_beside(manager.folder, "model")
     [state] = checkpoints.checkpoint_files(manager.folder)
     assert model.stat().st_mtime_ns >= state.stat().st_mtime_ns  # a kill leaves no model too early
     manager.folder = manager.folder / "lock"
@@ -472,11 +472,11 @@ def test_the_newest_model_is_that_of_the_last_task_whatever_the_clock_says(manag
         manager.finish()
     newest = manager.folder.glob("model-10-*").__next__()
     os.utime(newest, (0, 0))  # as if the clock had been set back
-    assert checkpoints.model_files(manager.folder)[-1] == newest
+    assert checkpoints.files_beside(manager.folder, "model")[-1] == newest
     state = some_state()
     manager.save(dataclasses.replace(state, progress=dataclasses.replace(state.progress, task=10)))
     manager.finish()
-    assert checkpoints.model_files(manager.folder) == [newest]
+    assert checkpoints.files_beside(manager.folder, "model") == [newest]
 
 
 def test_a_model_of_a_task_that_is_computed_again_goes(manager):
@@ -485,7 +485,7 @@ def test_a_model_of_a_task_that_is_computed_again_goes(manager):
     state = some_state()
     manager.save(dataclasses.replace(state, progress=dataclasses.replace(state.progress, task=1)))
     manager.finish()
-    assert checkpoints.model_files(manager.folder) == []
+    assert checkpoints.files_beside(manager.folder, "model") == []
 
 
 def test_a_policy_may_name_its_memory_with_a_slash(corpus, own_options):
@@ -588,14 +588,14 @@ def test_a_run_that_comes_back_to_its_first_machine_remembers_the_other(corpus):
 @pytest.mark.defect
 def test_a_model_that_is_deleted_while_models_are_listed_is_in_nobody_s_way(tmp_path):
     (tmp_path / f"model-1-{'a' * 64}.safetensors").symlink_to(tmp_path / "deleted")
-    assert len(checkpoints.model_files(tmp_path)) == 1
+    assert len(checkpoints.files_beside(tmp_path, "model")) == 1
 
 
 def test_a_task_that_is_computed_again_keeps_one_model(manager):
     for value in (0.0, 1.0):
         manager.keep_model(1, {"a": torch.full((1,), value)}, "{}")
     manager.finish()
-    [path] = checkpoints.model_files(manager.folder)
+    [path] = checkpoints.files_beside(manager.folder, "model")
     assert load_file(path)["a"].item() == 1.0
 
 

@@ -273,11 +273,6 @@ def _first_readable(folder: Path, read: Callable[[Path], files.T]) -> tuple[Path
     return None
 
 
-def model_files(folder: Path) -> list[Path]:
-    """Return the files that `CheckpointManager.keep_model` wrote, in the order of tasks."""
-    return files_beside(folder, "model")
-
-
 def files_beside(folder: Path, kind: str) -> list[Path]:
     """Return the files of a kind, "model" or "base", beside checkpoints, sorted by number."""
     matches = filter(None, (_BESIDE_NAME.fullmatch(path.name) for path in folder.glob("*")))
@@ -425,7 +420,7 @@ class CheckpointManager:
             self._writing.pop(0).result()
 
     def _write(self, state: RunState) -> None:
-        path, models = write_checkpoint(state, self.folder), model_files(self.folder)
+        path, models = write_checkpoint(state, self.folder), files_beside(self.folder, "model")
         # a model of a later task was left when the run resumed from an earlier state
         newest = [model for model in models if file_number(model) <= state.progress.task][-1:]
         old = {*checkpoint_files(self.folder), *models, self.folder / REPORT}
@@ -451,7 +446,7 @@ class CheckpointManager:
 
     def _write_model(self, done: int, weights: dict[str, Tensor], preprocessing: str) -> None:
         with files.report_disk_errors(f"{self.folder}: the model after task {done}"):
-            before, header = model_files(self.folder), {"preprocess_cfg": preprocessing}
+            before, header = files_beside(self.folder, "model"), {"preprocess_cfg": preprocessing}
             path = write_tensors(weights, header, self.folder, f"model-{done}")
             for other in before:  # the run went back and computed this task again
                 if file_number(other) == done and other != path:

@@ -89,7 +89,7 @@ class RunResult:
 def machine_record(device: str = "cpu") -> dict[str, Any]:
     """Return everything about this machine that may affect the last bits of a result."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return {
+    record = {
         "cmp": __version__,
         "numerics": NUMERICS,
         "python": platform.python_version(),
@@ -102,18 +102,13 @@ def machine_record(device: str = "cpu") -> dict[str, Any]:
         "cpu_flags": " ".join(flag for flag in CPU_FLAGS if capabilities.get(flag)),
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-    } | (float32_record() if device != "cpu" else bf16_record())
-
-
-def float32_record() -> dict[str, str]:
-    """Return which fp32 operations torch computes in TF32 on a GPU."""
-    backends = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn}
-    return {"tf32": ", ".join(name for name, part in backends.items() if part.allow_tf32)}
-
-
-def bf16_record() -> dict[str, str]:
-    """Return how a CPU without bf16 kernels computes bf16; empty if it has kernels."""
-    return {"bf16": "products in fp32"} if lacks_bf16_kernels("cpu") else {}
+    }
+    if device != "cpu":
+        backends = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn}
+        record["tf32"] = ", ".join(name for name, part in backends.items() if part.allow_tf32)
+    elif lacks_bf16_kernels("cpu"):
+        record["bf16"] = "products in fp32"
+    return record
 
 
 def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
