@@ -188,6 +188,7 @@ def test_a_schedule_is_moved_by_mouse_keyboard_and_typing(small):
     expect(explorer.place.locator("pre")).to_contain_text('schedule={"peak": 0.01}')
 
 
+@pytest.mark.long
 def test_a_meta_schedule_runs_beside_its_constant_twin(small):
     """Without a line of code: preset, twin, both runs, the difference among stored ones."""
     _, explorer = small
