@@ -724,6 +724,22 @@ def test_a_kill_between_training_and_writing_changes_no_score(root, tmp_path, mo
     pd.testing.assert_frame_equal(*tables)
 
 
+def test_after_a_kill_behind_the_release_the_same_command_deletes_the_checkpoints(
+    root, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+
+        def die(*_):
+            raise KeyboardInterrupt
+
+        patched.setattr(CheckpointManager, "remove", die)
+        first(root, tmp_path)
+    [left] = tmp_path.rglob(".*.update")
+    assert list(left.iterdir())
+    first(root, tmp_path)
+    assert not left.exists()
+
+
 def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(made, root, tmp_path, monkeypatch):
     computed = []
 

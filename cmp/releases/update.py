@@ -78,6 +78,9 @@ def compute_update(
     if release.is_release(folder):
         written = release.read_release(folder)
         if written.record.id == plan.id:
+            if working_folder(folder).exists():  # killed after it had written the release
+                with _update_manager(plan, folder, device):
+                    pass  # deletes the checkpoints
             return written
         raise CmpError(
             f"{folder}: contains another release, and releases are never changed; name a new folder"
