@@ -1,6 +1,5 @@
 """What chapters compute from stored runs: a perfect learner, and rates of a technique."""
 
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,13 +14,6 @@ def test_a_perfect_learner_ends_alike_in_all_orders():
     assert known.is_monotonic_increasing
     assert known.iloc[-1] == pytest.approx(100)
     assert len(known) == run.stream.tasks
-
-
-def test_rates_of_a_technique_stand_beside_each_other():
-    rows = [("SI, peak 0.001", 1.0), ("LoRA", 0.5), ("SI, peak 0.0004", -2.0), ("VeRA", np.nan)]
-    gains = pd.DataFrame(rows, columns=["setting", "gain"])
-    shown = analyses.by_technique(gains)["setting"].tolist()
-    assert shown == ["LoRA", "SI, peak 0.0004", "SI, peak 0.001", "VeRA"]
 
 
 def test_images_that_one_of_two_models_names_rightly():

@@ -55,6 +55,13 @@ def test_citations_are_links_in_every_notebook():
         filled("By {cite:p}`roth2024practitoner`.")
 
 
+def test_a_mark_may_be_broken_anywhere_and_none_is_left(published):
+    [text] = filled("{{caption yours: Yours, at {{peak\nmerging/EMA}}, among\nothers.}}")
+    assert text == "**Figure 3.1.** Yours, at 0.002, among\nothers."
+    with pytest.raises(CmpError, match=r"chapter 03: \{\{peaks: .*not a mark"):
+        filled("At {{peaks}}.")
+
+
 def test_values_are_those_of_the_published_runs(published):
     scores = verdicts.published_scores("merging")[1].loc["EMA"]
     words = values.fill_values("{{A_KA merging/EMA}} of {{n merging/EMA}}")

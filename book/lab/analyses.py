@@ -620,24 +620,6 @@ def steps_table() -> pd.DataFrame:
     return table.rename_axis("steps per update").round(1)
 
 
-def by_technique(gains: pd.DataFrame) -> pd.DataFrame:
-    """Group the rows of techniques measured at several rates, lowest rate first.
-
-    All rates are shown, since selecting the best gain would favour techniques tried more often.
-
-    Args:
-        gains: The result of `gains_table`.
-
-    Returns:
-        The rows, starting with the technique with the largest mean gain.
-    """
-    parts = gains["setting"].str.partition(", peak ").set_axis(["technique", "", "peak"], axis=1)
-    mean = gains["gain"].groupby(parts["technique"]).transform("mean")
-    keys = parts.assign(peak=pd.to_numeric(parts["peak"]), mean=-mean)
-    order = keys.sort_values(["mean", "technique", "peak"], kind="stable").index
-    return gains.loc[order].reset_index(drop=True)
-
-
 def collect_metrics(configs: dict[tuple[str, int], config.RunConfig]) -> pd.DataFrame:
     """Return the metrics of stored runs in one table, with `setting`, `replicate` and `run`."""
     frames = []
@@ -689,7 +671,7 @@ def gains_table(
             compared on the same streams.
 
     Returns:
-        One row per setting, largest gain first: `study`, `setting`, `A_KA`, `A_ZS`, `gain` with
+        One row per setting, in the given order: `study`, `setting`, `A_KA`, `A_ZS`, `gain` with
         `low` and `high` (over bases, NaN if there is no interval yet), `mirror`, `is_bound`, `n`,
         `preliminary` (such as "2 of 20 streams", or "" if complete), and `reason` if there is no
         gain.
@@ -714,7 +696,7 @@ def gains_table(
         estimate = verdicts.estimate_gain(study, name, gain, len(own) if shared else None)
         row |= {"gain": estimate.value, "mirror": gain.mirror, "is_bound": gain.is_bound}
         row |= {"low": estimate.low, "high": estimate.high, "preliminary": estimate.progress}
-    return pd.DataFrame(rows).sort_values("gain", ascending=False, ignore_index=True)
+    return pd.DataFrame(rows)
 
 
 def shared_replicates(places: Iterable[Sequence[str]]) -> pd.Index:

@@ -32,7 +32,7 @@ FIGURE = re.compile(
 )
 LABEL = re.compile(r"\{\{(?:diagram|caption) ([\w-]+)")
 REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
-MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+) (?P<what>[^{}]+)\}\}")
+MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+)\s(?P<what>[^{}]+)\}\}")
 NOT_YET, NO_GAIN = "(not computed yet)", "(cannot be compared: off the front)"
 NO_MIRROR = "(no front at its A_ZS)"
 CITATION = re.compile(r"\{cite:p\}`([^`]+)`")
@@ -88,6 +88,10 @@ def fill_notebook(notebook: Any, number: str) -> None:
     for cell in cells:  # captions may refer to other figures
         cell.source = REFERENCE.sub(figure, cell.source)
         cell.source = FIGURE.sub(figure, cell.source)
+        if left := re.search(r"\{\{.{,60}", cell.source):
+            raise CmpError(
+                f"chapter {number}: {left[0]}: not a mark; see `lab.values.fill_notebook`"
+            )
 
 
 def cited_works() -> dict[str, str]:

@@ -39,12 +39,17 @@ VERDICT_CROSSED = " Thin: the interval for other concepts."
 VERDICT_BOUND = " Arrow: the interval has no end on this side."
 
 
-def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
+def plot_front(
+    table: pd.DataFrame, front: pd.DataFrame, level: tuple[str, float] | None = None
+) -> Figure:
     """The front in the plane of both aggregates, and settings that lie above or below it.
+
+    A bar at a setting is the interval of its gain, seen from the front.
 
     Args:
         table: The settings to show, from `lab.analyses.gains_table`.
         front: One row per peak, from the lowest: `peak`, mean `A_KA` and `A_ZS`.
+        level: The name and the A_ZS of something to compare with, drawn as a horizontal line.
 
     Returns:
         The figure.
@@ -52,7 +57,9 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
     curve = fronts.fit_front(*front[["peak", "A_KA", "A_ZS"]].to_numpy().T)
     x = np.linspace(curve.accumulation[0], curve.accumulation[-1], 200)
     looks, known = style.looks(table["setting"]), table.dropna(subset="gain")
-    note = style.interval_note(known, False)
+    has_intervals = bool(known["low"].notna().any())
+    note = "Bars: the interval of a gain. " * has_intervals
+    note += style.interval_note(known, has_intervals)
     with style.plane(5.6, note) as (figure, axes):
         axes.plot(x, [curve.retention_at(value) for value in x], color="0.3", linewidth=2)
         axes.plot(front["A_KA"], front["A_ZS"], "o", color="0.3")
@@ -65,10 +72,18 @@ def plot_front(table: pd.DataFrame, front: pd.DataFrame) -> Figure:
                 line = {"color": look["color"], "linewidth": 1.5, "linestyle": dashes}
                 axes.vlines(row.A_KA, foot, row.A_ZS, **line)
                 axes.hlines(foot, end, row.A_KA, **line)
+                if not np.isnan(row.low):
+                    ends = [[row.gain - row.low], [(row.high - row.gain) * (not row.is_bound)]]
+                    bar = {"color": look["color"], "capsize": 4, "linewidth": 1.2, "alpha": 0.6}
+                    axes.errorbar(row.A_KA, row.A_ZS, yerr=ends, **bar)
             axes.plot(row.A_KA, row.A_ZS, **look | {"linestyle": "", "markersize": 9})
             name = textwrap.fill(row.setting, 14)
             labels.append((row.A_KA, row.A_ZS, name, style.bold(look["color"])))
         small = {"color": "0.4", "fontsize": 11}
+        if level:
+            name, height = level
+            axes.axhline(height, **style.looks([name])[name] | {"marker": ""}, linewidth=1.5)
+            labels.append((x[0], height, name, small))
         for peak, *place in front.to_numpy():
             words = np.format_float_positional(peak, precision=3, fractional=False, trim="-")
             labels.append((*place, words, small))
@@ -81,7 +96,8 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
     """What each technique buys: its gain over the front, with an interval.
 
     Colour marks intervals, at the level of the claims, that exclude zero. A single gain far from
-    all others is off the scale.
+    all others is off the scale. Rows keep the table's order, under the heads of `book/style.yaml`
+    if they are of several kinds, because sorting by gain would suggest a ranking.
 
     Args:
         table: The result of `lab.analyses.gains_table`. Settings without a gain are
@@ -91,19 +107,26 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
         The figure.
     """
     table = table.reset_index(drop=True)
-    known = table.dropna(subset="gain").reset_index(drop=True)
+    table["kind"] = table["setting"].map(style.STYLE["heads"]).ffill().fillna("")
+    known = table.dropna(subset="gain")
+    kinds = known.groupby("kind", sort=False)
+    lines = [
+        line for kind, group in kinds for line in (*[kind] * (len(kinds) > 1), *group.itertuples())
+    ]
     left, right = _limits(known)
     outside = known["gain"].lt(left) | known["gain"].gt(right)
     note = f"{BAND}{GAIN_BOUND * bool(known['is_bound'].any())}{OFF_SCALE * bool(outside.any())} "
     note += style.interval_note(known, bool(known["low"].notna().any()))
-    with style.canvas(1.4 + 0.36 * len(known), note + _left_out(table)) as (figure, axes):
+    with style.canvas(1.4 + 0.36 * len(lines), note + _left_out(table)) as (figure, axes):
         axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
         axes.axvline(0, color="0.4", linewidth=1)
-        for place, row in enumerate(known.itertuples()):
+        for place, row in enumerate(lines):
+            if isinstance(row, str):
+                continue
             half = 0 if np.isnan(row.low) else row.gain - row.low
             side = int(row.low > 0) - int(row.high < 0 and not row.is_bound)
             colour = {1: style.COLOURS[0], 0: "0.4", -1: style.COLOURS[3]}[side]
-            if outside[place]:
+            if outside[row.Index]:
                 inset = 0.02 * (right - left)
                 edge, marker = (left + inset, "<") if row.gain < left else (right - inset, ">")
                 axes.plot(edge, place, marker, color=colour, markersize=8)
@@ -115,8 +138,11 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
             words = f"{'at least ' * row.is_bound}{signed(row.gain)} (n = {row.n})"
             beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 11}
             axes.text(1.01, place, words, color=style.ink(colour), **beside)
-        axes.set_yticks(range(len(known)), known["setting"].map(style.with_subscripts))
-        axes.set(xlabel=AXIS, xlim=(left, right), ylim=(len(known) - 0.4, -0.6))
+        names = [row if isinstance(row, str) else row.setting for row in lines]
+        axes.set_yticks(range(len(lines)), [style.with_subscripts(name) for name in names])
+        for label, row in zip(axes.get_yticklabels(), lines, strict=True):
+            label.set_fontweight("bold" if isinstance(row, str) else "normal")
+        axes.set(xlabel=AXIS, xlim=(left, right), ylim=(len(lines) - 0.4, -0.6))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(axis="y", length=0)
     return figure
