@@ -1,15 +1,20 @@
 """Exercises: answers that are right, near or wrong, and the book's own answers, computed again."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 import cmp
 import lab
-from cmp import mixtures
+from cmp import mixtures, streams
 from cmp.errors import CmpError
-from cmp.experiments import paper
+from cmp.experiments import paper, planner, statistics, verdicts
+from cmp.experiments.evidence import gather_evidence
+from cmp.experiments.studies import load_study
 from cmp.files import read_yaml
+from cmp.runs import launch
 from lab import analyses, chapters, exercises
 
 SHEET = read_yaml(exercises.SHEET)
@@ -133,6 +138,43 @@ def test_the_answer_about_budgets():
     methods = ("locked-image", "bitfit", "lora", "ewc", "locked-text")
     gains = {name: large / small for name in methods for small, large in [ratio(name)]}
     assert max(gains, key=gains.get) == answer("02.1")
+
+
+def test_the_answers_about_the_benchmark():
+    assert answer("01.2") == verdicts.read_interval(0.9, 1.6)
+    stream = launch.from_keywords("cpu", {}).stream
+    corpus = cmp.load_data("embedded")
+    counts = statistics.class_counts(streams.task_classes(corpus, stream, 0)).sum()
+    points = [100 / len(counts) / classes for classes in (counts.min(), counts.max())]
+    assert answer("01.3") == pytest.approx(points, abs=1e-4)
+
+
+def test_the_answer_about_neighbours():
+    corpus, order = cmp.load_data("embedded"), cmp.config.Stream(order="similarity")
+    paths = [streams.class_order(corpus, order, seed) for seed in (0, 1)]
+    one, other = (set(itertools.pairwise(path)) for path in paths)
+    assert answer("06.2") == len(one & other)
+
+
+def test_the_answer_about_the_smallest_replay():
+    """Of the mixtures that lose less than three points against thirds, as the triangle shows."""
+    study = "mixtures-more"
+    names = [name for name in load_study(study).settings if name.startswith("triangle, ")]
+    thirds = verdicts.setting_scores("mixtures", "thirds")
+    enough = []
+    for name in names:
+        own = verdicts.setting_scores(study, name)
+        loss = (thirds - own)[["A_KA", "A_ZS"]].mean()  # over the streams that both have
+        shares = load_study(study).configs("cpu", 1)[name, 0].mixture
+        if loss.max() < 3:
+            enough.append(shares.pretraining + shares.buffer)
+    assert answer("07.1") == pytest.approx(min(enough))
+
+
+def test_the_answer_about_a_night_of_training():
+    request = planner.PlanRequest("ViT-B-16", gpu_hours=8, device="h100", updates=20)
+    steps = planner.make_plan(request, gather_evidence()).run.training.steps
+    assert answer("08.1") == pytest.approx(steps, rel=0.01)
 
 
 def test_the_answers_about_months():

@@ -620,6 +620,12 @@ def steps_table() -> pd.DataFrame:
     return table.rename_axis("steps per update").round(1)
 
 
+def control_runs() -> pd.DataFrame:
+    """Return the published runs of the replay-only control, as a trajectory frame."""
+    control = scores.study_trajectory("mixtures-more").query("setting == 'control'")
+    return control.assign(setting="replay-only control")
+
+
 def collect_metrics(configs: dict[tuple[str, int], config.RunConfig]) -> pd.DataFrame:
     """Return the metrics of stored runs in one table, with `setting`, `replicate` and `run`."""
     frames = []
