@@ -279,6 +279,7 @@ class Counts(NamedTuple):
         quantities: The quantities in it, per 100 words.
         teaching: The lines of its code without helpers of `lab`, see `teaching_lines`.
         code: All of these lines.
+        losses: The plots of a training loss in it.
         pictures: Its diagrams and captions.
         evidence: The words of the evidence below it, or 0 if there is none.
     """
@@ -289,6 +290,7 @@ class Counts(NamedTuple):
     quantities: float
     teaching: int
     code: int
+    losses: int
     pictures: int
     evidence: int
 
@@ -352,6 +354,7 @@ def count_chapter(text: str) -> Counts:
         quantities=100 * sum(sentence.quantities for sentence in sentences) / max(1, words),
         teaching=teaching,
         code=code,
+        losses=sum(len(re.findall(r"plot_(?:rates_and_)?losses\(", cell)) for cell in cells),
         pictures=len(re.findall(r"\{\{(?:caption|diagram) ", lesson)),
         evidence=sum(sentence.words for sentence in split_sentences(evidence)),
     )
@@ -359,13 +362,22 @@ def count_chapter(text: str) -> Counts:
 
 def print_counts(files: Sequence[Path]) -> None:
     """Print what the lessons of chapters are made of."""
-    heads = ("words", "intervals", "figures", "numbers/100", "code", "pictures", "evidence")
+    heads = (
+        "words",
+        "intervals",
+        "figures",
+        "numbers/100",
+        "code",
+        "losses",
+        "pictures",
+        "evidence",
+    )
     print(f"{'chapter':24}" + "".join(f"{head:>12}" for head in heads))
     for path in files or [each for each in default_files() if is_chapter(each)]:
         found = count_chapter(path.read_text(encoding="utf-8"))
         code = f"{found.teaching} of {found.code}"
         row = (found.words, found.intervals, found.figures, f"{found.quantities:.1f}", code)
-        row += (found.pictures, found.evidence or "none")
+        row += (found.losses, found.pictures, found.evidence or "none")
         print(f"{path.stem:24}" + "".join(f"{value:>12}" for value in row))
 
 
