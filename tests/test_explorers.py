@@ -427,7 +427,7 @@ def test_a_run_that_breaks_is_over(monkeypatch):
 
 
 def test_a_run_is_trained_once_and_forgotten_when_it_is_over(monkeypatch):
-    """What is told goes to the run that it names, and stays for a page that is opened again."""
+    """A message goes to the run that it names, and stays for a page that is opened again."""
     begun = []
 
     async def follow(run, stop):
@@ -447,7 +447,7 @@ def test_a_run_is_trained_once_and_forgotten_when_it_is_over(monkeypatch):
     ]  # fmt: skip
     hear(explorer, {**run, "verb": "forget"})
     assert [each["key"] for each in explorer.runs] == ["other"]
-    assert {"kept", "runs"} <= {*explorer.keys}  # are told to the page, also to one that comes late
+    assert {"kept", "runs"} <= {*explorer.keys}  # go to the page, also to one that comes late
 
 
 def test_a_ping_is_answered():
@@ -510,7 +510,7 @@ def small_run(*changes):
 
 
 def follow(run, stop_after=None):
-    """What a run told; it is stopped once the state begins with `stop_after`."""
+    """What a run reported; it is stopped once the state begins with `stop_after`."""
 
     async def main():
         stop, told = asyncio.Event(), []

@@ -241,7 +241,7 @@ def test_an_optimizer_that_cannot_skip_a_step_is_waited_for(deferred):
 
 
 class Skipping(torch.optim.SGD):
-    """An optimizer that can be told to skip a step, as the fused one, which meta does not have."""
+    """An optimizer that can skip a step, as the fused one, which meta does not have."""
 
     _step_supports_amp_scaling = True
 
