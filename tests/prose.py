@@ -37,7 +37,7 @@ PRIVATE_WORDS = {
     r"(?:is|are|was|were) not seen(?=[.,;:]| within| here| there)": "is within the error",
     r"sees? (?:no|a|any) difference": "finds no difference",
     r"(?<!time )(?:go|goes|went) by": "is based on",
-    r"on the whole(?! (?:test|split|batch|set|stream|model|pool|image|data|tower)s?)": "leave it out",
+    r"on the whole(?! (?:test|split|batch|set|stream|model|pool|image|data|tower)s?)": "leave out",
     r"so manieth|manieth": "nth",
     r"(?:has|have|had) (?:its|their) room": "say what it costs",
     r"the more so": "the more",

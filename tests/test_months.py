@@ -663,6 +663,26 @@ def test_a_release_is_never_changed(root, tmp_path):
         update.compute_update(plan, tmp_path / "full")
 
 
+def test_opening_a_release_reads_each_file_once(made, root, monkeypatch):
+    read = []
+
+    def counted(path):
+        read.append(path)
+        return file_digest(path)
+
+    monkeypatch.setattr(release, "file_digest", counted)
+    plan = update_plan.plan_update(made.folder, root / "y-month")
+    plan.parent.state()
+    plan.parent.path(release.START_FILE)
+    again = release.read_release(made.folder)
+    again.path(release.START_FILE)
+    assert again.record.state in {str(path.relative_to(made.folder)) for path in read}
+    assert len(read) == len({*read})
+    (made.folder / release.START_FILE).write_bytes(b"other")
+    with pytest.raises(CmpError, match="damaged"):
+        again.path(release.START_FILE)
+
+
 def test_two_at_once_are_one_too_many(root, tmp_path):
     plan = update_plan.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
     out = tmp_path / "releases" / "1"
