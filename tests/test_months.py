@@ -422,7 +422,7 @@ def test_a_release_is_a_folder_for_the_hub_already(made, tmp_path):
     assert "a release is such a folder already" in str(done.exception)
 
 
-@pytest.mark.parametrize("size", [5, 13, 200])
+@pytest.mark.parametrize("size", [5, 13, 200, pytest.param(20_000, marks=pytest.mark.long)])
 def test_months_of_any_size(made, root, tmp_path, size):
     """A small month takes fewer of its pictures per batch, a first one as well."""
     folder = tmp_path / "month"
