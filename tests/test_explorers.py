@@ -258,6 +258,9 @@ SCHEDULES = [
     {"name": "rsqrt"}, {"name": "cosine", "meta": "cosine", "peak": 0.001},
     {"name": "infinite", "level": 0.37, "cooldown": 0.825, "warmup": 0.3},
     {"meta": "geometric", "decay": 0.9}, {"meta": "free", "peaks": [1, *[0.125] * 19]},
+    {"meta": "free"}, {"meta": "free", "peaks": [1, 0.5, *[1] * 18]},
+    {"meta": "free", "peaks": [n / 20 for n in range(1, 21)]},
+    {"meta": "free", "peaks": [n / 20 for n in range(1, 20)] + [0.9]}, {"name": "infinite", "warmup": 1},
 ]  # fmt: skip
 MIXED = [
     {}, {"shares": [0.5, 0.5, 0]}, {"shares": [0.375, 0.375, 0.25]}, {"pretraining": 0.3},
@@ -323,6 +326,67 @@ def test_settings_that_differ_have_labels_and_keys_that_differ(published, tmp_pa
         shown = node(FORMS, given, tmp_path)
         assert len({each["label"] for each in shown}) == len(changes)
         assert len({json.dumps(each["changes"], sort_keys=True) for each in shown}) == len(changes)
+
+
+WALKS = """import fs from "node:fs";
+import { FORMS } from "./export.js";
+import { tidy } from "./form.js";
+const { explorer, table, walks } = JSON.parse(fs.readFileSync(0, "utf-8"));
+const { model } = await import(`./${explorer}.js`);
+const { settle, fields, describe } = model(table);
+const draw = (() => { let seed = 7; return () => (seed = (seed * 48271) % 2147483647) / 2147483647; })();
+const one = (values) => values[Math.floor(draw() * values.length)];
+function value({ options, range, ...field }, now) {
+  if (options) return one(options.map((each) => (Array.isArray(each) ? each[0] : each)));
+  if (!range) return !now;
+  const place = one([0, 1, draw(), draw()]);
+  return tidy({ range, ...field }, range[0] + place * (range[1] - range[0]));
+}
+console.log(JSON.stringify(Array.from({ length: walks }, () => {
+  let state = settle({ ...table.defaults, ...one(table.presets).state }, {});
+  for (let left = one([1, 2, 3, 4, 5, 6]); left > 0; left--) {
+    const field = one(fields(state).filter(({ off }) => !off));
+    const changes = state.meta === "free" && draw() < 0.3
+      ? { peaks: state.peaks.map(() => one([0, 1, draw()])) }
+      : { [field.key]: value(field, state[field.key]) };
+    state = settle({ ...state, ...changes }, changes);
+  }
+  const { refused, changes } = describe(state);
+  return { refused, changes, command: FORMS.command({ profile: "cpu", changes }) };
+})));
+"""
+
+
+@pytest.mark.parametrize("explorer, refuses", [("schedule", True), ("mixture", False)])
+def test_what_a_reader_can_set_can_be_run_or_is_refused(published, explorer, refuses, tmp_path):
+    """Walk through the form at random: every command that is handed out is one that runs."""
+    given = {"explorer": explorer, "table": explorers.TABLES[explorer](), "walks": 400}
+    refused = []
+    for shown in node(WALKS, given, tmp_path):
+        if shown.get("refused"):
+            refused.append(shown["changes"])
+            with pytest.raises(CmpError, match="learning rate is zero"):
+                explorers.changed_run("cpu", shown["changes"])
+        else:
+            found = computed_by("command", shown["command"], "cpu", tmp_path, None)
+            assert found == explorers.changed_run("cpu", shown["changes"])
+    assert bool(refused) == refuses
+
+
+FAULTY = """import fs from "node:fs";
+import { linked } from "./state.js";
+import { model } from "./schedule.js";
+const { table, states } = JSON.parse(fs.readFileSync(0, "utf-8"));
+const link = (state) => `#explorer=schedule&state=${encodeURIComponent(JSON.stringify(state))}`;
+console.log(JSON.stringify(states.map((state) => linked(link(state), "schedule", model(table).kinds)[1])));
+"""
+
+
+def test_a_link_has_a_peak_for_each_update_or_for_none(published, tmp_path):
+    states = [{"meta": "free", "peaks": [0.5] * count} for count in (0, 3, 19, 20, 21)]
+    given = {"table": explorers.schedule_table(), "states": states}
+    said = node(FAULTY, given, tmp_path)
+    assert [bool(words) for words in said] == [False, True, True, False, True]
 
 
 ATLAS_FORMS = """import fs from "node:fs";

@@ -283,6 +283,22 @@ def test_shares_that_are_typed_sum_to_one(watched, address, pages):
         expect(place.locator(".warned")).not_to_be_empty() if text != "45" else None
 
 
+def test_a_schedule_that_cannot_be_run_is_not_handed_out(watched, address, pages):
+    place = page_with(watched, address, pages, "schedule")
+    place.get_by_role("button", name="plain, tuned").click()
+    place.get_by_label("Meta schedule").select_option("geometric")
+    decay = place.get_by_label("Decay per update, as a number")
+    decay.fill("0")
+    decay.press("Enter")
+    words = "This cannot be run: update 2 would train at a learning rate of 0"
+    expect(place.locator(".said")).to_contain_text(words)
+    expect(place.locator("pre")).to_contain_text(words)
+    expect(place.get_by_role("button", name="Copy")).to_be_disabled()
+    place.get_by_label("Meta schedule").select_option("free")
+    expect(place.locator("pre")).to_contain_text("schedule.peaks=")
+    expect(place.get_by_role("button", name="Copy")).to_be_enabled()
+
+
 @pytest.mark.parametrize(
     "state", ['{"peak":7}', '{"peak"', '{"name":"sine"}', '{"unknown":1}', "[]", '{"warmup":1.01}']
 )

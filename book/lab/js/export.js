@@ -54,7 +54,8 @@ export const FORMS = {
   link: ({ link }) => link,
 };
 
-// A menu of forms, the text of the chosen one, and a button that copies it.
+// A menu of forms, the text of the chosen one, and a button that copies it. Where nothing can be taken away,
+// `given()` is {missing}, which says why.
 export function takeAway(place, names, given = () => null) {
   const options = names.map((each) => element("option", { value: each }, each));
   const kind = element("select", { "aria-label": "Copy as", oninput: show }, ...options);
@@ -67,10 +68,10 @@ export function takeAway(place, names, given = () => null) {
   place.append(element("div", { class: "tools" }, element("span", {}, "Take it away as"), kind, copy), text);
   function show() {
     const about = given();
-    const words = about && (about[kind.value] ?? FORMS[kind.value](about));
-    const why = about && `The parameters of chapter ${about.chapter} cannot say this (${about.lacks?.join(", ")}): take the command.`;
+    const words = about && !about.missing && (about[kind.value] ?? FORMS[kind.value](about));
+    const why = about && (about.missing || `The parameters of chapter ${about.chapter} cannot say this (${about.lacks?.join(", ")}): take the command.`);
     copy.disabled = !words;
-    const shown = words ?? why ?? "";
+    const shown = words || why || "";
     if (text.textContent !== shown) text.textContent = shown;
   }
   return show;

@@ -354,10 +354,8 @@ export function explore(el, { table: data, kernel, start }) {
     place.waiting.textContent = ask.progress();
     const isOld = !drawn && (refusal || place.waiting.textContent);
     for (const each of [sides, place.more, place.said]) each.classList.toggle("old", Boolean(isOld));
-    if (drawn) {
-      say(place.said, drawn.sentence);
-      taken = drawn.away;
-    }
+    if (drawn) say(place.said, drawn.sentence);
+    taken = drawn ? drawn.away : { missing: refusal ? `Refused: ${refusal}.` : place.waiting.textContent };
     if (!everything) return;
     drawAway();
     bench.drawn();

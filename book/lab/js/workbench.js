@@ -98,7 +98,7 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, presets = []
 // A bench for settings of runs. The explorer gives `fields(state)`, `picture(place, state, change, pins,
 // {anew, passes})`, where `anew` is whether all begins again, and `passes` whether the state is shown only
 // while a pointer rests on it, `describe(state)` -> {label, sentence, changes, parameters, lacks,
-// predicted}, `settle(state, changes)`, which makes a state possible, `note(before, after, changes)`, what to
+// predicted, refused}, where `refused` says why it cannot be run, `settle(state, changes)`, which makes a state possible, `note(before, after, changes)`, what to
 // say of a change that changed more than was asked, `kinds`, what each key may be, and `misses`, the points of
 // A_KA and A_ZS by which predictions err.
 export function workbench(el, { table: data, kernel, start, name, model: about, picture, hint, actions = [] }) {
@@ -154,16 +154,18 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   const away = takeAway(place.away, Object.keys(FORMS), () => {
     const { state, size } = bench.model;
     const link = kernel ? `explorers.${name}_explorer(${keywords(differing(state, data.defaults))})` : bench.address();
-    return { profile: size, profiles: data.profiles, ...describe(state), chapter: data.chapter, link };
+    const shown = describe(state);
+    return { profile: size, profiles: data.profiles, ...shown, chapter: data.chapter, link, missing: refusal(shown) };
   });
 
   // runs
+  const refusal = ({ refused }) => refused && `This cannot be run: ${refused}.`;
   const live = () => bench.model.runs.some((run) => !run.over);
   const watched = watch(kernel, live, () => draw(true));
   const tell = (verb, { size, key }, more = {}) => kernel.send({ verb, size, key, ...more });
   function launch(states) {
     const before = bench.model.runs;
-    act({ run: states });
+    act({ run: states.filter((state) => !refusal(describe(state))) });
     for (const run of bench.model.runs.filter((each) => !before.includes(each))) {
       const { label, changes } = describe(run.state);
       tell("run", run, { label, changes });
@@ -194,7 +196,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   const buttons = toolbar(
     "Runs and pins",
     kernel && sizes,
-    kernel && button("Run this", () => launch([bench.model.state]), { class: "go" }),
+    kernel && button("Run this", () => launch([bench.model.state]), { class: "go run-this" }),
     kernel && button("Run the first two pins", () => launch(pinned(2)), { class: "both" }),
     button("Pin to compare", () => act({ pin: bench.model.state })),
     ...actions.map(({ label, to }) => button(label, () => compareWith(to), { class: "act" })),
@@ -273,7 +275,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
         button(shown.label, () => act({ begin: differing(state, data.defaults) }), look),
         scored(0),
         scored(1),
-        stored.has(key) ? "stored" : known ? "predicted" : "nothing near",
+        stored.has(key) ? "stored" : known ? "predicted" : shown.refused ? "cannot be run" : "nothing near",
         mine ? mine.map(points).join(", ") : "–",
         button("Unpin", () => act({ unpin: key })),
       ];
@@ -330,12 +332,13 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
         ? ` Stored, mean of ${Object.keys(found.ends).length} runs: A_KA ${score(found, 0)}, A_ZS ${score(found, 1)}.`
         : shown.predicted
           ? ` Predicted: A_KA ${score(end, 0)}, A_ZS ${score(end, 1)}.`
-          : " No prediction: no stored run is near.";
+          : ` ${refusal(shown) || "No prediction: no stored run is near."}`;
     say(place.said, shown.sentence + ends);
     more.hidden = hides || Boolean(found) || !shown.predicted;
     say(why, shown.predicted?.words ?? "");
     if (!everything) return;
     drawGuess(key, end);
+    buttons.querySelector(".run-this")?.toggleAttribute("disabled", Boolean(refusal(shown)));
     buttons.querySelector(".both")?.toggleAttribute("disabled", pins.length < 2);
     sizes.value = size;
     drawRows(runs, colours, (run) => run.label ?? describe(run.state).label, watched.isSilent());
