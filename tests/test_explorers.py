@@ -6,26 +6,24 @@ import contextlib
 import fcntl
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import synthetic
+from copied import computed_by
 from scipy import stats
 
 from cmp import config
-from cmp.cli import runs as cli_runs
 from cmp.config import Mixture, Schedule
 from cmp.errors import CmpError
 from cmp.experiments import planner, verdicts
 from cmp.project import build_folder, project_folder
 from cmp.registry import option_names
-from cmp.runs import checkpoints, identity, launch, logs, store
+from cmp.runs import checkpoints, identity, logs, store
 from cmp.runs.store import unfinished_runs
 from lab import analyses, atlas, chapters, explorers, keeping, live_runs, site
 
@@ -260,42 +258,13 @@ SCHEDULES = [
     {"meta": "geometric", "decay": 0.9}, {"meta": "free", "peaks": [1, *[0.125] * 19]},
     {"meta": "free"}, {"meta": "free", "peaks": [1, 0.5, *[1] * 18]},
     {"meta": "free", "peaks": [n / 20 for n in range(1, 21)]},
-    {"meta": "free", "peaks": [n / 20 for n in range(1, 20)] + [0.9]}, {"name": "infinite", "warmup": 1},
+    {"meta": "free", "peaks": [n / 20 for n in range(1, 20)] + [0.9]},
+    {"name": "infinite", "warmup": 1},
 ]  # fmt: skip
 MIXED = [
     {}, {"shares": [0.5, 0.5, 0]}, {"shares": [0.375, 0.375, 0.25]}, {"pretraining": 0.3},
     {"shares": [0.25, 0.5, 0.25], "varies": True, "last": [0.5, 0.25, 0.25]},
 ]  # fmt: skip
-
-
-def computed_by(form, text, size, folder, source):
-    """The config of the run that a copied form computes."""
-    if form == "command":
-        words = shlex.split(text.replace("\\\n", ""))  # as a shell joins lines
-        assert words[:2] == ["cmpt", "run"]
-        return cli_runs.read_config(words[2], words[3:])
-    if form == "YAML":
-        (folder / "copied.yaml").write_text(text)
-        return cli_runs.read_config(str(folder / "copied.yaml"), [])
-    given = {}
-    if form == "Python":
-        run = SimpleNamespace(run=lambda what, **more: given.update(config=(what, more)))
-        exec(text, {"cmp": run})
-    else:
-        words = shlex.split(text)
-        assert words[:5] == ["cmpt", "book", "--chapter", source.stem[:2], "--profile"]
-        values = dict(word.split("=") for word in words[6:] if word != "-P")
-        scope = chapters.check_parameters(source, values | {"profile": words[5]})
-        cells = [cell.source for cell in chapters.notebook(source).cells]
-        before = [
-            line for cell in cells for line in cell.split("\n") if line.startswith("mixture = ")
-        ]
-        [cell] = ["\n".join([*before, each]) for each in cells if "mine = cmp.run(" in each]
-        scope |= {"others": None, "figures": SimpleNamespace(plot_among_runs=lambda *_: None)}
-        run = SimpleNamespace(run=lambda what, _, **more: given.update(config=(what, more)))
-        exec(cell, scope | {"cmp": run})
-    what, more = given["config"]
-    return launch.from_keywords(what, more)
 
 
 @pytest.mark.parametrize("explorer, changes", [("schedule", SCHEDULES), ("mixture", MIXED)])
@@ -334,7 +303,8 @@ import { tidy } from "./form.js";
 const { explorer, table, walks } = JSON.parse(fs.readFileSync(0, "utf-8"));
 const { model } = await import(`./${explorer}.js`);
 const { settle, fields, describe } = model(table);
-const draw = (() => { let seed = 7; return () => (seed = (seed * 48271) % 2147483647) / 2147483647; })();
+let seed = 7;
+const draw = () => (seed = (seed * 48271) % 2147483647) / 2147483647;
 const one = (values) => values[Math.floor(draw() * values.length)];
 function value({ options, range, ...field }, now) {
   if (options) return one(options.map((each) => (Array.isArray(each) ? each[0] : each)));
@@ -378,7 +348,8 @@ import { linked } from "./state.js";
 import { model } from "./schedule.js";
 const { table, states } = JSON.parse(fs.readFileSync(0, "utf-8"));
 const link = (state) => `#explorer=schedule&state=${encodeURIComponent(JSON.stringify(state))}`;
-console.log(JSON.stringify(states.map((state) => linked(link(state), "schedule", model(table).kinds)[1])));
+const { kinds } = model(table);
+console.log(JSON.stringify(states.map((state) => linked(link(state), "schedule", kinds)[1])));
 """
 
 

@@ -2,7 +2,7 @@
 import { FORMS, keywords, takeAway } from "./export.js";
 import { atRest, button, element, form, perFrame, places, points, say, score, table, toolbar } from "./form.js";
 import { compare, isHeld, plane } from "./plane.js";
-import { runRows, watch } from "./runs.js";
+import { runRows } from "./runs.js";
 import { accepted, begin, canonical, differing, kept, linked, linkTo, reduce, same } from "./state.js";
 
 // What every explorer has: one model that only the reducer changes, buttons that begin from presets, undo
@@ -86,9 +86,16 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, presets = []
     event.preventDefault();
     bench.act({ undo: true });
   });
+  const gone = element("p", { class: "gone", role: "status" });
+  function heed() {
+    say(gone, kernel.isSilent() ? "The kernel is busy or gone. If no cell is running, run this cell again." : "");
+    draw(true);
+  }
   return Object.assign(bench, {
     begin() {
-      draw(true);
+      place.warned.before(gone);
+      kernel?.onSilence(heed);
+      kernel ? heed() : draw(true);
       el.dataset.ready = "";
       if (opened) requestAnimationFrame(() => land(opened, !comesBack)); // once the explorers above have their heights
     },
@@ -160,8 +167,6 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
 
   // runs
   const refusal = ({ refused }) => refused && `This cannot be run: ${refused}.`;
-  const live = () => bench.model.runs.some((run) => !run.over);
-  const watched = watch(kernel, live, () => draw(true));
   const tell = (verb, { size, key }, more = {}) => kernel.send({ verb, size, key, ...more });
   function launch(states) {
     const before = bench.model.runs;
@@ -170,13 +175,9 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
       const { label, changes } = describe(run.state);
       tell("run", run, { label, changes });
     }
-    watched.begin();
   }
-  kernel?.onRuns((told) => {
-    act({ told });
-    if (live()) watched.begin();
-  });
-  kernel?.gone(() => bench.warn("The kernel is gone: run the cell again to train runs."));
+  kernel?.whenever(() => bench.model.runs.some((run) => !run.over));
+  kernel?.onRuns((told) => act({ told }));
   const drawRows = runRows(element("div", { class: "list" }), {
     stop(run) {
       tell("stop", run);
@@ -341,7 +342,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
     buttons.querySelector(".run-this")?.toggleAttribute("disabled", Boolean(refusal(shown)));
     buttons.querySelector(".both")?.toggleAttribute("disabled", pins.length < 2);
     sizes.value = size;
-    drawRows(runs, colours, (run) => run.label ?? describe(run.state).label, watched.isSilent());
+    drawRows(runs, colours, (run) => run.label ?? describe(run.state).label, kernel?.isSilent());
     drawPins(colours);
     away();
     bench.drawn();
@@ -350,5 +351,4 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   const told = kernel?.runs() ?? [];
   if (told.length) act({ told });
   bench.begin();
-  if (live()) watched.begin();
 }
