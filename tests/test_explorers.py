@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -232,7 +233,7 @@ def test_images_are_seen_as_often_as_batches_have_them(corpus, tmp_path):
 
 
 FORMS = """import fs from "node:fs";
-import { FORMS } from "./export.js";
+import { cellOf, FORMS } from "./export.js";
 import { linked, linkTo, differing, accepted } from "./state.js";
 const { explorer, table, changes, sizes } = JSON.parse(fs.readFileSync(0, "utf-8"));
 const { model } = await import(`./${explorer}.js`);
@@ -244,7 +245,8 @@ console.log(JSON.stringify(changes.map((each) => {
   const [again, warning] = linked(link, explorer, kinds);
   const back = settle({ ...table.defaults, ...again }, {});
   const forms = sizes.map((profile) => {
-    const about = { ...shown, profile, profiles: table.profiles, chapter: table.chapter, link };
+    const cell = cellOf(explorer, differing(state, table.defaults), profile);
+    const about = { ...shown, profile, profiles: table.profiles, chapter: table.chapter, link: cell };
     return Object.fromEntries(Object.entries(FORMS).map(([name, form]) => [name, form(about)]));
   });
   return { ...shown, forms, warning, back: describe(back).changes };
@@ -273,7 +275,7 @@ def test_roundtrip_of_every_copied_form(published, explorer, changes, tmp_path):
     table = explorers.TABLES[explorer]()
     given = {"explorer": explorer, "table": table, "changes": changes, "sizes": ["cpu", "quick"]}
     [source] = chapters.select([table["chapter"]])
-    through_chapter = 0
+    through_chapter, cells = 0, []
     for shown in node(FORMS, given, tmp_path):
         assert (shown["back"], shown["warning"]) == (shown["changes"], "")
         for size, forms in zip(given["sizes"], shown["forms"], strict=True):
@@ -285,7 +287,18 @@ def test_roundtrip_of_every_copied_form(published, explorer, changes, tmp_path):
                 through_chapter += form == "papermill"
                 found = computed_by(form, forms[form], size, tmp_path, source)
                 assert identity.run_id_of(found) == wanted, f"{form}: {forms[form]}"
+            cells.append((wanted, cell_state(forms["link"], explorer)))
     assert through_chapter >= 4
+    again = node(FORMS, given | {"changes": [state for _, (_, state) in cells]}, tmp_path)
+    for (wanted, (size, _)), shown in zip(cells, again, strict=True):
+        found = explorers.changed_run(size, shown["changes"])
+        assert identity.run_id_of(found) == wanted
+
+
+def cell_state(text, explorer):
+    """The size and the state with which a copied cell begins an explorer."""
+    make = {f"{explorer}_explorer": lambda size="cpu", **state: (size, state)}
+    return eval(text, {"explorers": SimpleNamespace(**make)})
 
 
 def test_settings_that_differ_have_labels_and_keys_that_differ(published, tmp_path):

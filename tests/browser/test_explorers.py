@@ -231,6 +231,8 @@ def test_two_clicks_make_one_run_and_runs_have_their_own_numbers(small):
     text = explorer.place.locator("pre")
     expect(text).to_contain_text("cmpt run quick")
     expect(text).to_contain_text("schedule.warmup=0.6")
+    explorer.place.get_by_label("Copy as").select_option("link")
+    expect(text).to_contain_text('warmup=0.6, size="quick")')
 
 
 @pytest.mark.long

@@ -299,11 +299,11 @@ def output_of(command):
 
 
 def check_budget(place, forms, _):
-    """The command prints as many steps of full fine-tuning as the page."""
+    """The command prints as many steps and samples of full fine-tuning as the page."""
     [command] = forms.values()
     row = place.locator("tbody tr", has_text="full fine-tuning").locator("td").all_text_contents()
-    [printed] = [line for line in output_of(command).splitlines() if "full" in line.split()]
-    assert row[-2].replace(",", "") in printed.replace(",", "").split(), printed
+    lines = [line.split() for line in output_of(command).splitlines()]
+    assert [line[-2:] for line in lines if line[:1] == ["full"]] == [row[-2:]]
 
 
 def check_plan(_, forms, __):
@@ -393,17 +393,47 @@ def test_a_schedule_that_cannot_be_run_is_not_handed_out(watched, address, pages
     expect(place.get_by_role("button", name="Copy")).to_be_enabled()
 
 
+STATES = ['{"peak":7}', '{"peak"', '{"name":"sine"}', '{"unknown":1}', "[]", '{"warmup":1.01}']
+FIVE = json.dumps([{"warmup": n / 10} for n in range(5)])
+
+
 @pytest.mark.parametrize(
-    "state", ['{"peak":7}', '{"peak"', '{"name":"sine"}', '{"unknown":1}', "[]", '{"warmup":1.01}']
+    "words",
+    [*(f"state={quote(state)}" for state in STATES), 'stat={"peak":0.001}', f"pins={quote(FIVE)}"],
 )
-def test_a_malformed_link_says_so_and_shows_the_defaults(watched, address, pages, state):
+def test_a_malformed_link_says_so_and_shows_the_defaults(watched, address, pages, words):
     page_with(watched, address, pages, "schedule")
     page = watched.url.split("#")[0]
     watched.goto("about:blank")
-    watched.goto(f"{page}#explorer=schedule&state={quote(state)}")
+    watched.goto(f"{page}#explorer=schedule&{words}")
     place = watched.locator('[data-explorer="schedule"]')
     expect(place.locator(".warned")).to_contain_text("This link cannot be read")
     expect(place.get_by_label("Curve of an update")).to_have_value('"wsd"')
+
+
+@pytest.mark.parametrize("path", ["learning-rates", "glossary"])
+def test_a_link_to_an_explorer_that_a_page_lacks_says_so(watched, address, path):
+    watched.goto(f"{address}/{path}#explorer=schedul&state={{}}")
+    words = watched.get_by_text("this page has no explorer “schedul”")
+    expect(words).to_be_in_viewport()
+    watched.evaluate("location.hash = ''")
+    expect(words).to_have_count(0)
+
+
+def test_a_pin_that_is_not_made_says_why(watched, address, pages):
+    place = page_with(watched, address, pages, "schedule")
+    pin, warned = place.get_by_role("button", name="Pin to compare"), place.locator(".warned")
+    pin.click()
+    expect(warned).to_be_empty()
+    pin.click()
+    expect(warned).to_contain_text("already pinned")
+    for preset in ("plain, tuned", "infinite", "twin of meta rsqrt"):
+        place.get_by_role("button", name=preset, exact=True).click()
+        pin.click()
+    expect(warned).to_be_empty()
+    place.get_by_role("button", name="the paper's meta cosine").click()
+    pin.click()
+    expect(warned).to_contain_text("At most 4 pins are compared: unpin one first.")
 
 
 def test_a_link_lands_at_its_explorer_and_the_address_follows(watched, address, pages):
@@ -489,6 +519,12 @@ def test_the_first_screen_saves_pictures_by_replay(watched, address, pages):
     place.get_by_role("button", name="Play").click()
     expect(place.get_by_text("After update 5", exact=True)).to_be_visible()
     watched.wait_for_function("location.hash.includes('explorer=first')")
+    place.get_by_role("button", name="0%, gently", exact=True).click()
+    place.get_by_role("button", name="Undo").click()
+    expect(place.locator(".said")).to_contain_text("The recipe")
+    place.get_by_role("button", name="Reset").click()
+    expect(place.get_by_text("Before the updates", exact=True)).to_be_visible()
+    expect(place.get_by_role("button", name="Undo")).to_be_enabled()
 
 
 def test_the_start_page_is_small(watched, address, pages):
@@ -579,6 +615,15 @@ def test_a_guess_gives_nothing_away_and_is_revealed_scored_and_remembered(watche
     gaps = "all => all.some((each) => parseFloat(getComputedStyle(each).paddingLeft))"
     assert not words.locator(".hidden").evaluate_all(gaps)  # or A_KA falls apart
     expect(ask).to_have_text("Guess again")
+    watched.wait_for_function("sessionStorage.getItem('guesses schedule').length > 2")
+    watched.reload()
+    place.and_(watched.locator("[data-ready]")).wait_for()
+    ask.click()
+    place.locator(".plane svg").scroll_into_view_if_needed()
+    plane = place.locator(".plane svg").bounding_box()
+    watched.mouse.click(plane["x"] + 150, plane["y"] + 150)
+    reveal.click()
+    expect(words).to_contain_text("Only the first guess at a setting counts.")
     drag(watched, place.locator(".knees .handle").first, 0, 60)
     watched.mouse.up()
     expect(words).not_to_contain_text("You guessed")

@@ -21,6 +21,10 @@ export const keywords = (state) =>
     .map(([key, value]) => `${key}=${python(value)}`)
     .join(", ");
 
+// The cell of a notebook that begins an explorer of runs.
+export const cellOf = (name, state, size) =>
+  `explorers.${name}_explorer(${keywords({ ...state, ...(size === "cpu" ? {} : { size }) })})`;
+
 // A word of a shell's line: brackets and commas are quoted, since some shells look for files by them.
 const quoted = (word) => (/^[\w.=:+/-]*$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`);
 const plain = (value) => (typeof value === "string" ? value : JSON.stringify(value));

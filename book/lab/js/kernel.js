@@ -177,7 +177,7 @@ function budget({ picture, more }, data, state, found) {
     whole(n * state.batch),
   ]);
   more.replaceChildren(table(head, cells));
-  const total = Number(((state.total * full.step) / 1e9).toPrecision(6));
+  const total = Number(((state.total * full.step) / 1e9).toPrecision(10)); // fewer digits would cost a step
   return {
     sentence: `The cost of ${whole(state.total)} steps of full fine-tuning of the model “${state.model}” at batch ${state.batch}, ${rough(total)} GFLOPs, over ${whole(state.updates)} updates: ${rough(steps)} of those steps per update.`,
     away: {

@@ -1,24 +1,32 @@
 // The frame of every explorer, and the bench of those whose states are settings of runs.
-import { FORMS, keywords, takeAway } from "./export.js";
+import { cellOf, FORMS, takeAway } from "./export.js";
 import { atRest, button, element, form, perFrame, places, points, say, score, table, toolbar } from "./form.js";
 import { compare, isHeld, plane } from "./plane.js";
 import { runRows } from "./runs.js";
-import { accepted, begin, canonical, differing, kept, linked, linkTo, reduce, same } from "./state.js";
+import { accepted, begin, canonical, differing, kept, linked, linkTo, MOST_PINS, reduce, same } from "./state.js";
 
 // What every explorer has: one model that only the reducer changes, buttons that begin from presets, undo
 // and reset, and its place in the address, or in a notebook in the kernel, which outlives the page.
 // `draw(everything)` shows the model: all of it, or what moves with a pointer; `acted` hears of each action.
-export function frame(el, { name, rules, kinds, kernel, start = {}, presets = [], place, draw, acted = () => {} }) {
-  const [given, fault] = accepted(start, kinds);
+// `start` is what a cell says of the state, and of the size of runs where there are `sizes`.
+export function frame(el, { name, rules, kinds, kernel, start = {}, sizes = [], presets = [], place, draw, acted = () => {} }) {
+  const { size = "cpu", ...began } = start;
+  const isSize = !("size" in start) || sizes.includes(size);
+  const [given, fault] = isSize ? accepted(began, kinds) : [{}, `size cannot be ${JSON.stringify(size)}`];
   rules = { ...rules, start: given };
   const words = { warned: fault && `The cell’s settings cannot be shown, so you see the defaults: ${fault}.` };
   const read = () => (kernel ? null : linked(location.href, name, kinds));
   const saved = kernel?.saved();
   const opened = read();
-  let model = begin(rules, opened ? { state: opened[0], pins: opened[2] } : saved?.state ? saved : {});
+  // on the site, guesses are kept until the window is closed
+  const drawer = `guesses ${name}`;
+  const guesses = kernel ? saved?.guesses : JSON.parse(sessionStorage.getItem(drawer) ?? "{}");
+  const begun = opened ? { state: opened[0], pins: opened[2] } : saved?.state ? saved : isSize ? { size } : {};
+  let model = begin(rules, { ...begun, guesses });
   const follow = atRest(() => {
     if (kernel) return kernel.save(kept(model, rules));
     history.replaceState(null, "", address());
+    sessionStorage.setItem(drawer, canonical(model.guesses));
   }, 250);
   const light = perFrame(() => draw(false));
   const rest = atRest(() => (isHeld() ? rest() : draw(true)));
@@ -126,7 +134,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   let guess = guesses ? { at: null } : null; // while the reader guesses: the place of the ring, once it has one
   let revealed = null; // the guess that is shown beside its answer: {key, at, counts}
   let anew = true; // whether all begins again with the next drawing
-  const bench = frame(el, { name, rules, kinds, kernel, start: given, presets: data.presets, place, draw, acted });
+  const bench = frame(el, { name, rules, kinds, kernel, start: given, sizes: Object.keys(data.sizes), presets: data.presets, place, draw, acted });
   const { act } = bench;
   const stored = new Map(data.runs.map((run) => [canonical(run.changes), run]));
   const shownState = () => (seen ? settle({ ...data.defaults, ...seen.state }, {}) : bench.model.state);
@@ -160,7 +168,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   });
   const away = takeAway(place.away, Object.keys(FORMS), () => {
     const { state, size } = bench.model;
-    const link = kernel ? `explorers.${name}_explorer(${keywords(differing(state, data.defaults))})` : bench.address();
+    const link = kernel ? cellOf(name, differing(state, data.defaults), size) : bench.address();
     const shown = describe(state);
     return { profile: size, profiles: data.profiles, ...shown, chapter: data.chapter, link, missing: refusal(shown) };
   });
@@ -199,15 +207,22 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
     kernel && sizes,
     kernel && button("Run this", () => launch([bench.model.state]), { class: "go run-this" }),
     kernel && button("Run the first two pins", () => launch(pinned(2)), { class: "both" }),
-    button("Pin to compare", () => act({ pin: bench.model.state })),
+    button("Pin to compare", pin),
     ...actions.map(({ label, to }) => button(label, () => compareWith(to), { class: "act" })),
     button("Guess where it ends", () => toggleGuess(), { class: "asks", "aria-pressed": "false" }),
   );
   place.runs.append(buttons, drawRows.place);
+  function pin() {
+    const { pins, state } = bench.model;
+    act({ pin: state });
+    if (bench.model.pins !== pins) return;
+    const isPinned = pins.some(({ key }) => key === rules.keyOf(state));
+    bench.warn(isPinned ? "This setting is already pinned." : `At most ${MOST_PINS} pins are compared: unpin one first.`);
+  }
   function compareWith(to) {
     act({ pin: bench.model.state });
     act({ change: to(bench.model.state) });
-    act({ pin: bench.model.state });
+    pin();
   }
   function showPair() {
     const states = data.pair.map((label) => data.runs.find((run) => run.label === label).state);
