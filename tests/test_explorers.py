@@ -245,8 +245,9 @@ console.log(JSON.stringify(changes.map((each) => {
   const [again, warning] = linked(link, explorer, kinds);
   const back = settle({ ...table.defaults, ...again }, {});
   const forms = sizes.map((profile) => {
-    const cell = cellOf(explorer, differing(state, table.defaults), profile);
-    const about = { ...shown, profile, profiles: table.profiles, chapter: table.chapter, link: cell };
+    const { profiles, chapter, defaults } = table;
+    const cell = cellOf(explorer, differing(state, defaults), profile);
+    const about = { ...shown, profile, profiles, chapter, link: cell };
     return Object.fromEntries(Object.entries(FORMS).map(([name, form]) => [name, form(about)]));
   });
   return { ...shown, forms, warning, back: describe(back).changes };

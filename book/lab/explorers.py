@@ -326,8 +326,8 @@ def schedule_explorer(**state: Any) -> Explorer:
     """Explore the learning rate over a stream, the final scores of such runs, and a forecast.
 
     Args:
-        **state: The initial state, such as `name="rsqrt", meta="rsqrt", peak=0.0016`, and the `size`
-            of runs.
+        **state: The initial state, such as `name="rsqrt", meta="rsqrt", peak=0.0016`, and the
+            `size` of runs.
 
     Returns:
         The explorer.

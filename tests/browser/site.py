@@ -14,7 +14,7 @@ from cmp.embedded import packages
 from cmp.embedded.manifest import Package
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Locator, Page
 
 AXE = Package(
     registry="npm", package="axe-core", version="4.14.1", file="axe-core-4.14.1.tgz",
@@ -52,6 +52,19 @@ def touches(page: "Page") -> Callable[..., None]:
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
 
     return touch
+
+
+def finger(page: "Page", handle: "Locator", right: float, down: float) -> Callable[[], None]:
+    """Drag by a finger; return what lifts it."""
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch = touches(page)
+    touch("touchStart", x, y)
+    for part in range(1, 9):
+        touch("touchMove", x + right * part / 8, y + down * part / 8)
+        page.wait_for_timeout(20)
+    return lambda: touch("touchEnd")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

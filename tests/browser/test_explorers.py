@@ -8,10 +8,11 @@ import time
 import nbformat
 import pytest
 from browser import cut, lab
+from browser import site as browser_site
 from playwright.sync_api import expect
 
 from cmp.project import build_folder, project_folder
-from lab import chapters
+from lab import chapters, reader
 
 MIME = "[data-mime-type='application/vnd.jupyter.{}']"
 SECONDS = 60
@@ -82,6 +83,7 @@ def served(browser, build, tmp_path_factory):
     }
     for name, cells in notebooks.items():
         nbformat.write(cut.notebook(cells), folder / "book" / f"{name}.ipynb")
+    nbformat.write(reader.start_page(dict.fromkeys(SOURCES, "")), folder / "book" / "start.ipynb")
     with lab.lab(folder / "book", folder / "lab.log") as found:
         yield browser.new_context(viewport={"width": 1400, "height": 1600}), *found
 
@@ -116,6 +118,7 @@ class Explorer:
         expect(self.runs).to_contain_text(words, timeout=1000 * seconds)
 
 
+SOURCES = [source.stem for source in chapters.chapters().values()]
 SHOWN = {number: cut.explorers(source) for number, source in chapters.chapters().items()}
 
 
@@ -156,6 +159,7 @@ def test_the_explorers_of_chapters(served, notebook):
                 for name in SHOWN[number]:
                     keep(Explorer(page, name), f"{number}-{name}")
         assert page.locator(f"{MIME.format('stderr')}, {MIME.format('error')}").count() == 0
+        assert browser_site.axe_finds(page, within=".explorer") == []
     assert (watched.errors, watched.elsewhere) == ([], [])
 
 
@@ -192,6 +196,50 @@ def test_a_schedule_is_moved_by_mouse_keyboard_and_typing(small):
     expect(explorer.place.locator(".warned")).to_contain_text("Peak: 7 became 0.01")
     explorer.place.get_by_label("Copy as").select_option("Python")
     expect(explorer.place.locator("pre")).to_contain_text('schedule={"peak": 0.01}')
+
+
+@pytest.mark.long
+def test_a_schedule_is_dragged_by_touch_on_a_phone(served, browser):
+    """In JupyterLab as on the site: the handle goes where the finger goes, and the page stays."""
+    _, address, token = served
+    context = browser.new_context(
+        viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True
+    )
+    try:
+        with lab.opened(context, address, token, "small.ipynb") as watched:
+            page = watched.page
+            watched.command("application:toggle-left-area")  # else there is no room
+            watched.command("notebook:run-all-cells")
+            explorer = Explorer(page, "schedule_explorer")
+            handle = explorer.place.locator(".knees .handle.peak")
+            handle.scroll_into_view_if_needed()
+            before, words = handle.bounding_box(), explorer.said.text_content()
+            lift = browser_site.finger(page, handle, 0, 60)
+            expect(explorer.said).not_to_have_text(words)  # while it is dragged
+            page.wait_for_timeout(300)  # longer than a drawing at rest waits
+            after = handle.bounding_box()
+            lift()
+            assert after["y"] - before["y"] == pytest.approx(60, abs=25)
+            keep(explorer, "phone")
+        assert (watched.errors, watched.elsewhere) == ([], [])
+    finally:
+        context.close()
+
+
+@pytest.mark.long
+def test_the_start_page_shows_the_first_screen_and_runs_it(served):
+    with lab.opened(*served, "start.ipynb") as watched:
+        page = watched.page
+        still = page.locator("img[alt^='Twelve small pictures']")
+        expect(still).to_be_visible()
+        page.wait_for_function("document.querySelector('img[alt^=Twelve]').naturalWidth > 0")
+        expect(page.get_by_role("link", name="See it forget")).to_be_visible()
+        watched.command("notebook:run-all-cells")
+        explorer = Explorer(page, "first_explorer")
+        explorer.press("the recipe")
+        expect(explorer.place.get_by_text("After update 5", exact=True)).to_be_visible()
+        keep(explorer, "start")
+    assert (watched.errors, watched.elsewhere) == ([], [])
 
 
 @pytest.mark.long

@@ -454,19 +454,6 @@ def test_a_link_lands_at_its_explorer_and_the_address_follows(watched, address, 
     expect(place.get_by_label("Warmup, as a number")).to_have_value("60%")
 
 
-def finger(page, handle, right, down):
-    """Drag by a finger, as the browser itself hears of it; return what lifts the finger."""
-    handle.scroll_into_view_if_needed()
-    box = handle.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    touch = browser_site.touches(page)
-    touch("touchStart", x, y)
-    for part in range(1, 9):
-        touch("touchMove", x + right * part / 8, y + down * part / 8)
-        page.wait_for_timeout(20)
-    return lambda: touch("touchEnd")
-
-
 @pytest.fixture
 def phone(browser, address):
     """A page of a phone that is touched."""
@@ -539,16 +526,19 @@ HANDLED = [
     ("schedule", ".handle.peak", (0, 60)), ("schedule", ".handle.warmup", (30, 0)),
     ("schedule", ".handle.update-1", (0, 60)), ("mixture", ".handle.shares", (0, -50)),
     ("scrubber", ".handle.mark", (90, 0)), ("first", ".handle.mark", (90, 0)),
+    ("path", ".handle.share", (90, 0)), ("atlas", ".brush .selection", (60, 0)),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("explorer, handle, way", HANDLED)
 def test_touch_drags_to_where_the_finger_goes(phone, address, pages, explorer, handle, way):
     place = page_with(phone, address, pages, explorer)
+    if explorer == "atlas":
+        place.locator(".brush .overlay").tap()  # makes a box
     handle = place.locator(handle).first
     handle.scroll_into_view_if_needed()
     before, scrolled = handle.bounding_box(), phone.evaluate("scrollY")
-    lift = finger(phone, handle, *way)
+    lift = browser_site.finger(phone, handle, *way)
     phone.wait_for_timeout(300)  # longer than a drawing at rest waits
     after = handle.bounding_box()
     lift()

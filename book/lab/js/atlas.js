@@ -131,7 +131,7 @@ export function explore(el, { table: data, kernel, start }) {
       .on("brush end", ({ sourceEvent, selection }) => {
         if (!sourceEvent) return;
         if (!selection) {
-          const [px, py] = d3.pointer(sourceEvent, svg.node());
+          const [px, py] = d3.pointer(sourceEvent.changedTouches?.[0] ?? sourceEvent, svg.node()); // a finger's, or a mouse's
           const hit = view.order.findLast((n) => Math.hypot(view.px[n] - px, view.py[n] - py) < NEAR);
           const picked = hit === undefined ? {} : { picked: nameOf(settings[setting[hit]]) };
           return change({ box: boxOf(...inverted([px, py])), ...picked });
