@@ -3,6 +3,7 @@ cells that are busy, that await or are interrupted; without a kernel."""
 
 import os
 import re
+import shutil
 import time
 
 import nbformat
@@ -12,7 +13,7 @@ from browser import site as browser_site
 from playwright.sync_api import expect
 
 from cmp.project import build_folder, project_folder
-from lab import chapters, reader
+from lab import chapters, first_screen, reader
 
 MIME = "[data-mime-type='application/vnd.jupyter.{}']"
 SECONDS = 60
@@ -65,7 +66,9 @@ def served(browser, build, tmp_path_factory):
         if path.name != "book":
             (folder / path.name).symlink_to(path)
     for path in (checkout / "book").iterdir():
-        if path.suffix != ".ipynb":
+        if path == first_screen.PICTURE:
+            shutil.copy(path, folder / "book")  # the server hands out no picture that is a link
+        elif path.suffix != ".ipynb":
             (folder / "book" / path.name).symlink_to(path)
     shown = [BEGIN.format(build=str(build)), "explorers.schedule_explorer()", SMALL]
     runs = "studies.compute_runs(grid)\nprint(len(grid), 'done')"

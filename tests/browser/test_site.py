@@ -26,6 +26,7 @@ from lab import chapters, explorers, site
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+NEXT_FRAME = "new Promise((next) => requestAnimationFrame(() => setTimeout(next)))"
 PAPER = "getComputedStyle(document.body).backgroundColor"
 
 
@@ -91,6 +92,7 @@ def test_every_page_is_whole_and_for_everybody(watched, address, pages, part):
         assert watched.locator("h1").count() == 1
         for size in (DESK, PHONE):
             watched.set_viewport_size(size)
+            watched.evaluate(NEXT_FRAME)  # in which the page hears of its size
             assert watched.evaluate(OVERFLOW) == 0, (path, size)
             for scheme, rules in (("light", []), ("dark", ["color-contrast"])):
                 watched.emulate_media(color_scheme=scheme)

@@ -12,7 +12,7 @@ function sections(changes) {
   return [...found].sort(([one], [other]) => Boolean(one) - Boolean(other));
 }
 
-export const python = (value) => {
+const python = (value) => {
   if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
   return { true: "True", false: "False", null: "None" }[String(value)] ?? JSON.stringify(value);
 };
