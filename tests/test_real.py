@@ -15,7 +15,7 @@ from scipy.io import savemat
 from torchvision import datasets
 from typer.testing import CliRunner
 
-from cmp import cli
+from cmp import cli, config
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import real, studies
@@ -151,6 +151,17 @@ def test_the_study_is_written_for_a_card_and_planned_anywhere(tmp_path, monkeypa
     assert planned.exit_code == 0, planned.output
     assert f"runs: {len(configs)}" in planned.output
     assert "predicted, by decoding" in planned.output and "absent: data" in planned.output
+
+
+@pytest.mark.parametrize("name", ["first-real", "first-h100"])
+def test_the_setting_named_recipe_is_the_recipe(name):
+    """So that a result that is sent is a result of what chapter 08 recommends."""
+    configs = studies.load_study(name).configs("gpu")
+    found = [run for (setting, _), run in configs.items() if setting.startswith("recipe")]
+    assert len(found) == 2
+    recipe = dict(config.flat_keys(config.recipe_tree("default")))
+    for run in found:
+        assert recipe.items() <= dict(config.flat_keys(run.to_dict())).items()
 
 
 SCRIPT = """
