@@ -61,6 +61,25 @@ def test_a_card_with_a_slower_memory_reaches_less_of_its_peak():
     assert shares[0] < 0.3 < shares[1]
 
 
+def test_a_card_that_is_not_listed_is_named_with_what_it_is_taken_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(forecast, "worker_count", lambda device: 100)
+    said = {}
+    for card in ("Quadro RTX 8000", "Tesla T4"):
+        for place in ("cmp.scale.devices", "cmp.experiments.forecast"):
+            monkeypatch.setattr(f"{place}.device_name", lambda device, card=card: card)
+        said[card] = forecast.forecast_step(GPU, "cuda").by
+    assert "Quadro RTX 8000 is not listed, and is taken for an H100" in said["Quadro RTX 8000"]
+    assert "of the peak of a T4 in fp32" in said["Tesla T4"]
+    assert "not listed" not in said["Tesla T4"]
+
+
+def test_a_card_without_units_for_bf16_is_slower_than_an_l4():
+    """A T4 has half of an L4's peak in fp16, but the study trains in bf16."""
+    seconds = {card: forecast.predict_step(GPU, DEVICES[card]).seconds for card in ("l4", "t4")}
+    assert seconds["t4"] > 8 * seconds["l4"]
+
+
 @pytest.mark.long
 def test_micro_batches_and_recomputed_activations_take_a_forward_pass_each():
     """A third of a step is its forward pass. At 40%, ViT-H-14 takes 11.8 h, and 15.7 in parts."""

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from zlib import crc32
 
+import nbformat
 import numpy as np
 import pytest
 from forked import await_true
@@ -18,7 +20,8 @@ from typer.testing import CliRunner
 from cmp import cli, config
 from cmp.data import load_data
 from cmp.errors import CmpError
-from cmp.experiments import real, studies, verdicts
+from cmp.experiments import forecast, real, studies, verdicts
+from cmp.experiments.forecast import DEVICES
 from cmp.files import read_yaml
 from cmp.project import build_folder, project_folder
 from tests import real_table
@@ -205,11 +208,42 @@ def test_the_template_of_a_result_names_the_study():
     assert f"cmpt study {real.STUDY}" in template.read_text(encoding="utf-8")
 
 
+def test_texts_state_the_hours_that_are_predicted():
+    configs = studies.load_study(real.STUDY).configs("gpu").values()
+
+    def hours(card):
+        steps = [forecast.predict_step(run, DEVICES[card]).seconds for run in configs]
+        return sum(
+            seconds * sum(run.steps) for seconds, run in zip(steps, configs, strict=True)
+        ) / 3600  # fmt: skip
+
+    study, page, notebook = (
+        " ".join((studies.STUDIES / name).read_text(encoding="utf-8").replace("#", "").split())
+        for name in (f"{real.STUDY}.yaml", "../manual.md", f"{real.STUDY}.ipynb")
+    )
+    minutes, days = f"{60 * hours('rtx-4090'):.0f} minutes", f"{hours('t4'):.0f} hours"
+    assert minutes in study and minutes in page
+    assert days in study and days in page and days in notebook
+    assert f"{hours('l4'):.1f}" == "1.5" and "an hour and a half" in notebook
+    for card, texts in (("rtx-4090", (study, page)), ("l4", (notebook,))):
+        by = forecast.predict_step(next(iter(configs)), DEVICES[card]).by
+        words = re.search(r"FLOPs at \d+%", by)[0]
+        assert all(words in text for text in texts), words
+
+
+def test_the_notebook_says_at_once_that_it_needs_an_address(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("cloned"))
+    book = nbformat.read(studies.STUDIES / f"{real.STUDY}.ipynb", 4)
+    [code] = [cell.source for cell in book.cells if cell.get("id") == "install"]
+    with pytest.raises(AssertionError, match="set `repository`"):
+        exec(code.partition("%cd")[0], {})
+
+
 SCRIPT = """
 import os, sys
 from pathlib import Path
 from cmp import cli
-from cmp.experiments import real, studies, verdicts
+from cmp.experiments import forecast, real, studies, verdicts
 studies.STUDIES = Path(os.environ["CMP_BUILD"])
 real.download_set = lambda name, root: None
 sys.argv = ["cmp", "study", "first-real", "--device", "cpu", "--jobs", "1"]

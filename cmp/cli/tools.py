@@ -230,7 +230,7 @@ def plan(
         gpu_hours: Compute budget for training all updates, in hours on the device. Give this or
             --gmafs.
         gmafs: Compute budget for all updates, in memory-adjusted GFLOPs. Give this or --gpu-hours.
-        device: Device of the plan: h100, a100, rtx-4090, l4 or core.
+        device: Device of the plan: h100, a100, rtx-4090, l40s, l40, l4, t4 or core.
         keep: How much of the model's knowledge must be kept: balance, most or all.
         new: What is new in the updates: both (names and looks), or names, which adds a note.
         pool: Fraction of the pretraining data, or of your own pool, to replay, 0 to 1. Default: 0.5

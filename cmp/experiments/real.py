@@ -23,8 +23,8 @@ STUDY = "first-real"
 _FACTS = read_yaml(Path(__file__).with_suffix(".yaml"))
 _SPLITS = {"train": "train", "trainval": "train", "val": "validation", "test": "test"}
 SEND = (
-    f"Send this page and the table beside it, `{STUDY}.csv`, with or without your name, as an issue "
-    "of the project or by `git` to `book/results/real`, so that they can stand beside ours."
+    f"Send this page and the table beside it, `{STUDY}.csv`, with or without your name, as an "
+    "issue of the project or by `git` to `book/results/real`, so that they can stand beside ours."
 )
 
 
