@@ -169,6 +169,15 @@ def test_dry_run_and_doctor_say_that_decoding_decides(pictures, monkeypatch):
         assert "about 3.56 min of training, 1.07 s a step" in result.output
 
 
+@no_card
+def test_doctor_forecasts_the_mode_in_which_a_run_is_computed():
+    said = [CliRunner().invoke(cli.app, ["doctor", "--profile", "gpu", *mode]).output
+            for mode in ([], ["--compile"], ["--micro-batch", "64", "--compile"])]  # fmt: skip
+    assert "34% (by a trace of its kernels)" in said[0]
+    assert "40% (assumed)" in said[1] and "another forward pass" not in said[1]
+    assert "with another forward pass for micro-batches" in said[2]
+
+
 def test_a_plan_takes_the_same_forecast_and_is_bound_by_decoding_too():
     """ViT-B-32 computes faster than 15 processes decode."""
     request = planner.PlanRequest("ViT-B-32", updates=5, gpu_hours=1.0)

@@ -258,6 +258,7 @@ def doctor(
     device: str | None = None,
     micro_batch: shared.OptionalPositive = None,
     checkpoint_activations: bool = False,
+    compile: bool = False,
 ) -> None:
     """Check the setup, and with --profile everything that a run needs.
 
@@ -278,7 +279,7 @@ def doctor(
     else:
         run_config = read_config(profile, settings or [])
         device = starts.default_device(run_config.model.name, device)
-        execution = ExecutionConfig(micro_batch, checkpoint_activations)
+        execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
         checks, _, _ = preflight.check_run(run_config, device, execution)
         typer.echo(preflight.describe_run(run_config)[0])
     report_checks(checks)
