@@ -227,7 +227,7 @@ section(2, "open_clip, compiled")(functools.partial(measure_open_clip, compiled=
 @section(2, "large model")
 def measure_large(lab: Lab) -> Values:
     """Train a larger network in quarters of a batch, activations kept or computed again."""
-    setting, found = f"model.name={lab.size('ViT-L-14', 'bench-micro')}", {}
+    setting, found = f"model.name={lab.size('ViT-L-14', lab.model)}", {}
     for words, again in (("micro-batches", False), ("recomputed", True)):
         way = ExecutionConfig(lab.batch // 4, checkpoint_activations=again)
         values = measure_loop(lab, setting, captions="short", way=way, steps=6)
@@ -312,7 +312,7 @@ def kill_and_resume(lab: Lab) -> Values:
     """Kill a run within a task, go on, ask it to stop by SIGTERM, and go on to its end; where
     everything is small, without the first two, which other tests do on a CPU."""
     run_config, _ = lab.prepare(f"evaluation.subset={lab.size(8, 1)}", "evaluation.full=false")
-    settings = [f"training.steps={lab.size(60, 25)}"]
+    settings = [f"training.steps={lab.size(60, 10)}"]
     file, found = lab.work / "run.yaml", {}
     file.write_text(json.dumps(config.override(run_config.to_dict(), settings)))
     command = ("run", str(file), "--device", lab.device, "--keep-weights")
@@ -361,6 +361,7 @@ def update_and_compare(lab: Lab) -> Values:
             path.write_bytes(files.read(row))
     batch = lab.size(128, 8)
     settings = [f"training.batch={batch}", "training.passes=2", "evaluation.subset=8"]
+    settings += ["training.precision=fp32"] * lab.small
     start, releases = (
         ["--start", f"{lab.model}:random"],
         [lab.work / f"{x.name}-out" for x in months],
