@@ -16,7 +16,8 @@ SCRIPT = Path(__file__).parent / "bench" / "h100.sh"
 SECTIONS = {
     1: [
         "machine", "ceilings", "gradients", "loader", "decoding", "short captions",
-        "short captions, compiled", "long captions", "long captions, compiled", "waits",
+        "short captions, compiled", "long captions", "long captions, compiled",
+        "flash attention", "waits",
     ],
     2: [
         "open_clip", "open_clip, compiled", "large model", "checkpoint", "merging", "evaluation",

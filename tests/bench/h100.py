@@ -37,6 +37,7 @@ from harness import (
     work_through,
 )
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cmp import arithmetic, config, evaluation, mixtures, models
 from cmp.bench import checkpoint, gpu, timing
@@ -175,6 +176,28 @@ for _captions in ("short", "long"):
         section(1, f"{_captions} captions{_ending}")(
             functools.partial(measure_loop, captions=_captions, way=_way)
         )
+
+
+@section(1, "flash attention")
+def check_flash(lab: Lab) -> Values:
+    """Run the image tower with flash attention as the only choice, which fails where it cannot be
+    used, and with the kernel that torch chooses."""
+    model = models.create_model(lab.model).to(lab.device)
+    side, noise = models.preprocessing(model).size, torch.Generator(lab.device).manual_seed(0)
+    pixels = torch.randn(lab.batch, 3, side, side, generator=noise, device=lab.device)
+
+    def encode() -> Tensor:
+        with torch.autocast(lab.device, torch.bfloat16):
+            features = models.encode_image(model, pixels)
+        features.sum().backward()
+        return features.detach()
+
+    chosen, times = encode(), lab.size(10, 1)
+    found: Values = {"as torch chooses, ms": 1e3 * seconds_of(encode, times)}
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        found["largest difference"] = float((encode() - chosen).abs().max())
+        found["flash, ms"] = 1e3 * seconds_of(encode, times)
+    return found
 
 
 @section(1, "waits")
