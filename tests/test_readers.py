@@ -1115,9 +1115,10 @@ def reader(**keys) -> FolderReader:
     return FolderReader(kind="folder", **keys)
 
 
-def as_open_clip(content, upright=False, how=Preprocessing(64)) -> np.ndarray:
+def as_open_clip(content, upright=False, how=None) -> np.ndarray:
     """What open_clip's own transform makes of a file."""
-    image, keys = Image.open(io.BytesIO(content)), (how.resize_mode, how.interpolation)
+    image, how = Image.open(io.BytesIO(content)), how or Preprocessing(64)
+    keys = how.resize_mode, how.interpolation
     theirs = image_transform(how.size, False, (0, 0, 0), (1, 1, 1), *keys, how.fill_color)
     return theirs(ImageOps.exif_transpose(image) if upright else image).numpy() * 255
 
