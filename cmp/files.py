@@ -303,6 +303,15 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
+def warn_of_cache() -> Iterator[None]:
+    """Warn if a cached value cannot be written, which then has to be made again each time."""
+    try:
+        yield
+    except (CmpError, OSError, SafetensorError) as error:
+        warnings.warn(f"not kept for the next time: {error}", stacklevel=4)
+
+
+@contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Write a folder atomically: whole or not at all.
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tarfile
 import time
 import tracemalloc
@@ -25,7 +26,7 @@ from pictures import classes, fileset, picture, tar, tree
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
-from cmp import cli
+from cmp import cli, models
 from cmp import files as core_files
 from cmp.data import Preprocessing, load_data, stored_images
 from cmp.errors import CmpError
@@ -1335,3 +1336,31 @@ def test_a_tar_is_read_again_only_once_it_has_changed(tmp_path, monkeypatch):
     assert tars.tar_samples(path) == first
     tar(path, [("3.png", picture(3)), ("3.txt", b"three")])
     assert [sample[0] for sample in tars.tar_samples(path)[0]] == ["3"]
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_cannot_be_kept_stops_nothing(tmp_path, monkeypatch, is_folder):
+    """Where the folder of kept files is a file, and where a folder has a kept file's name."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    monkeypatch.setattr(models, "MANY_TEXTS", 2)
+    folder = classes(tmp_path / "pictures", each=2)
+    path = tar(tmp_path / "a.tar", [("1.png", picture(1)), ("1.txt", b"one")])
+    reads = [
+        lambda: len(images.usable_images(collection.read_index(fileset(), folder))[0].table),
+        lambda: len(images.usable_images(collection.read_index(fileset(), folder), True)[0].table),
+        lambda: tars.tar_samples(path),
+        lambda: models.tokenize("tiny", ("a fox", "an owl")).tolist(),
+    ]
+    models.tokenize.cache_clear()
+    expected = [read() for read in reads]
+    kept = [x for x in (tmp_path / "build").rglob("*.*") if x.is_file()]
+    assert len(kept) == 3
+    for each in kept if is_folder else [tmp_path / "build/checked", tmp_path / "build/tokens"]:
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+        each.mkdir() if is_folder else each.write_text("x")
+    for read, before in zip(reads, expected, strict=True):
+        models.tokenize.cache_clear()
+        with pytest.warns(UserWarning, match=r"not kept for the next time: .*build"):
+            assert read() == before
+    models.tokenize.cache_clear()

@@ -369,7 +369,8 @@ def usable_images(index: ImageIndex, decode_again: bool = False) -> tuple[ImageI
     name = f"images-{index.data_hash('changed')}-{len(TRAITS)}.json"  # counts all known traits
     path = build_folder() / "checked" / name
     if decode_again:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
     content, faulty, hashes, noted = keep_value(path, functools.partial(_examine, index))
     faults = [Fault(kind, index.table["source"].iloc[row]) for row, kind in faulty]
     table = index.table.assign(**hashes, traits=0)
