@@ -357,7 +357,8 @@ def listed_file(target: Path) -> Iterator[Path]:
         with atomic_file(target) as partial:
             yield partial
             stack.enter_context(lock_folder(target.parent))  # others may write there
-            lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
+            with explain_errors(f"{place}: cannot be read", "; restore or delete it"):
+                lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
             new, name = f"{file_digest(partial)}  {target.name}", f"  {target.name}"
             write_atomic(place, "\n".join(dict.fromkeys([*lines, new])) + "\n")
         lines = [new, *(line for line in lines if not line.endswith(name))]

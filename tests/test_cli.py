@@ -1,5 +1,6 @@
 """The command line: what a person sees, and what misuse gets."""
 
+import io
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 import forked
 import pytest
 import torch
+import typer
 import yaml
 from PIL import Image
 from typer.testing import CliRunner
@@ -362,6 +364,32 @@ def test_a_fault_on_a_full_disk_says_how_to_see_it(fault, capsys, monkeypatch):
     monkeypatch.setenv("CMP_DEBUG", "1")
     with pytest.raises(KeyError):
         cli.main()
+
+
+@pytest.mark.defect
+def test_a_terminal_without_all_letters_stops_nothing(fault, monkeypatch):
+    streams = [io.TextIOWrapper(io.BytesIO(), "latin-1") for _ in "ab"]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    monkeypatch.setattr(cli, "app", lambda: [typer.echo("− of α", err=is_err) for is_err in (0, 1)])
+    cli.main()
+    for stream in streams:
+        stream.flush()
+        assert stream.buffer.getvalue() == b"? of ?\n"
+
+
+@pytest.mark.defect
+def test_too_little_memory_is_no_fault(fault, monkeypatch, capsys):
+    def fail():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and len(said.splitlines()) == 1
+    assert "--micro-batch" in said and "training.batch" in said and "20 GiB" in said
+    assert not [*fault.iterdir()]
 
 
 def test_what_breaks_a_command_off_is_no_fault(fault, monkeypatch):

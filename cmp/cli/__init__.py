@@ -1,28 +1,21 @@
 """The command line, `cmpt`. The module of a command is imported when the command is called."""
 
 import ast
-import contextlib
-import datetime
 import importlib
-import importlib.metadata
+import io
 import os
-import platform
-import re
-import shlex
 import sys
-import traceback
 import warnings
 from pathlib import Path
 
 import typer
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from typer.core import TyperCommand, TyperGroup
 
 import cmp
 from cmp.cli import shared
-from cmp.errors import CmpError, Interrupted
-from cmp.project import DISTRIBUTION, foreign_owners, foreign_sentence
+from cmp.errors import CmpError, Interrupted, ReportedFault
+from cmp.faults import explain_failure, report_fault
+from cmp.project import foreign_owners, foreign_sentence
 
 PANELS = {
     "Keep a model current": {"update": "updates.update", "tune": "updates.tune",
@@ -88,6 +81,9 @@ def main() -> None:
     if not hasattr(cmp, "__version__"):  # another package's `__init__.py`
         complain(foreign_sentence(foreign_owners()))
         sys.exit(2)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal has all letters
+            stream.reconfigure(errors="replace")
     warnings.showwarning = lambda message, *_: complain(message)
     try:
         run_command()
@@ -102,68 +98,17 @@ def run_command() -> None:
     """Run the given command, and exit as described in `main`."""
     try:
         app()
-    except CmpError as error:
-        complain(error)
-        sys.exit(2)
-    except OSError as error:  # such as a full disk
-        complain(f"cannot read or write: {error}")
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        if not error.name or error.name.startswith("cmp"):
-            raise
-        install = f"pip install '{DISTRIBUTION}{extras_with(error.name)}'"
-        complain(f"this command needs the package {error.name!r}: {install}")
-        sys.exit(2)
     except Interrupted as stop:
         from cmp.scale import processes
 
         if processes.rank() == 0:
             complain(stop)
         sys.exit(128 + stop.signal)
-
-
-def report_fault(error: Exception) -> str:
-    """Write a report of a bug to the build folder: versions, command and traceback, without data.
-
-    Returns:
-        A sentence that says what to send to the maintainers.
-    """
-    what = "".join(traceback.format_exception_only(error)).partition("\n")[0]
-    fault = f"a bug in this program, not a mistake in your command ({what:.300})"
-    try:
-        from cmp.files import write_atomic
-        from cmp.project import build_folder
-
-        packages = {each.name: each.version for each in importlib.metadata.distributions()}
-        lines = [
-            f"cmpt {cmp.__version__}, Python {sys.version}, {platform.platform()}",
-            f"command: {shlex.join(sys.argv)}",
-            "".join(traceback.format_exception(error)),
-            *(f"{name} {version}" for name, version in sorted(packages.items())),
-        ]
-        name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
-        path = build_folder().absolute() / "reports" / name
-        write_atomic(path, "\n".join(lines) + "\n")
-    except Exception as refused:  # a full disk, or a consequence of the first error
-        why = f"no report could be written ({type(refused).__name__})"
-        return f"{fault}; {why}: run the command again with CMP_DEBUG=1 and send the output"
-    return f"{fault}; please send {path} to the maintainers, and describe what you did"
-
-
-def extras_with(module: str) -> str:
-    """Return the extra that installs a module, such as "[experiments]".
-
-    Returns:
-        "" for a package that is always installed; all extras except those for clusters and tests if
-        the module comes with one of their packages.
-    """
-    package = canonicalize_name(module.partition(".")[0])
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not installed
-        for requirement in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or ()):
-            if canonicalize_name(requirement.name) == package:
-                extra = re.search(r'extra == "(\w+)"', str(requirement.marker))
-                return f"[{extra[1]}]" if extra else ""
-    return "[experiments,book]"
+    except Exception as error:
+        if not (sentence := explain_failure(error)):
+            raise
+        complain(sentence)
+        sys.exit(70 if isinstance(error, ReportedFault) else 2)
 
 
 def complain(message: object) -> None:
