@@ -15,6 +15,7 @@ import torch
 import typer
 import yaml
 from PIL import Image
+from tqdm import tqdm
 from typer.testing import CliRunner
 
 from cmp import cli, config, models, starts
@@ -372,10 +373,48 @@ def test_a_terminal_without_all_letters_stops_nothing(fault, monkeypatch):
     monkeypatch.setattr(sys, "stdout", streams[0])
     monkeypatch.setattr(sys, "stderr", streams[1])
     monkeypatch.setattr(cli, "app", lambda: [typer.echo("− of α", err=is_err) for is_err in (0, 1)])
-    cli.main()
+    with pytest.raises(SystemExit):
+        cli.main()
     for stream in streams:
         stream.flush()
         assert stream.buffer.getvalue() == b"? of ?\n"
+
+
+def broken_stream(kind):
+    """A stream to a full disk, to a reader that has ended, or one that was closed."""
+    if kind == "full":
+        return open("/dev/full", "w")
+    ends = os.pipe()
+    os.close(ends[0])
+    return os.fdopen(ends[1], "w") if kind == "left" else os.close(ends[1])
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("kind", ["full", "left", "closed"])
+def test_a_run_whose_output_cannot_be_written_goes_on(fault, monkeypatch, capsys, name, kind):
+    """Its bar, its lines and its warnings are lost, and a full disk is said."""
+    done = []
+
+    def work():
+        with tqdm(total=9, mininterval=0) as bar:
+            for step in range(9):
+                bar.update()
+                bar.write(f"step {step}")
+        typer.echo("x" * 9999, err=name == "stderr")
+        warnings.warn("careful", stacklevel=1)
+        done.append(True)
+
+    monkeypatch.setattr(cli, "app", work)
+    stream = broken_stream(kind)
+    monkeypatch.setattr(sys, name, stream)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    is_said = (name, kind) == ("stdout", "full")
+    assert done and end.value.code == (2 if is_said else 0)
+    assert ("No space left" in capsys.readouterr().err) == is_said
+    if stream:
+        stream.close()  # what was buffered is gone
 
 
 @pytest.mark.defect

@@ -1,12 +1,15 @@
 """The command line, `cmpt`. The module of a command is imported when the command is called."""
 
 import ast
+import contextlib
 import importlib
 import io
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TextIO
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -81,17 +84,62 @@ def main() -> None:
     if not hasattr(cmp, "__version__"):  # another package's `__init__.py`
         complain(foreign_sentence(foreign_owners()))
         sys.exit(2)
-    for stream in (sys.stdout, sys.stderr):
+    output, errors = Output(sys.stdout), Output(sys.stderr)
+    warnings.showwarning = lambda message, *_: complain(message)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        status = 0
+        try:
+            run_command()
+        except SystemExit as end:
+            status = end.code
+        except Exception as error:
+            if os.environ.get("CMP_DEBUG"):
+                raise
+            complain(report_fault(error))
+            status = 70
+        output.flush()
+        if output.error and not isinstance(output.error, BrokenPipeError):
+            complain(f"standard output: cannot be written ({output.error}); write it elsewhere")
+            status = status or 2
+        errors.flush()
+    sys.exit(status)
+
+
+class Output:
+    """An output stream that stops no run: after an error, such as a full disk or a reader that has
+    ended, what is printed is lost.
+
+    Attributes:
+        error: The first error, or None.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        # a stream that was closed from the start is None
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115
+        self.error: OSError | None = None
         if isinstance(stream, io.TextIOWrapper):  # not every terminal has all letters
             stream.reconfigure(errors="replace")
-    warnings.showwarning = lambda message, *_: complain(message)
-    try:
-        run_command()
-    except Exception as error:
-        if os.environ.get("CMP_DEBUG"):
-            raise
-        complain(report_fault(error))
-        sys.exit(70)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, and return its length."""
+        self._attempt(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._attempt(self.stream.flush)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.error = self.error or error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # for what is buffered, too
+            os.close(nowhere)
 
 
 def run_command() -> None:

@@ -65,7 +65,7 @@ def tune(
 
     Raises:
         CmpError: The update cannot be computed, or it has no validation images.
-        Interrupted: SIGINT or SIGTERM was received; the same call continues.
+        Interrupted: SIGINT, SIGTERM or SIGHUP was received; the same call continues.
 
     Example:
         >>> table = cmp.tune(release, "pictures/2026-02", folder=Path("tuning"))  # doctest: +SKIP
