@@ -214,11 +214,13 @@ def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
         return tokenizer(name)(list(texts))
     digest = hashlib.sha256(json.dumps([open_clip.__version__, name, texts]).encode()).hexdigest()
     folder = project.build_folder() / "tokens"
-    for path in folder.glob(f"{digest}-*.safetensors"):
-        if path.stem.endswith(files.file_digest(path)):
-            return load_file(path)["tokens"]
+    with contextlib.suppress(OSError):
+        for path in folder.glob(f"{digest}-*.safetensors"):
+            if path.stem.endswith(files.file_digest(path)):
+                return load_file(path)["tokens"]
     tokens = tokenizer(name)(list(texts)).int()
-    write_tensors({"tokens": tokens}, {}, folder, digest)
+    with files.warn_of_cache():
+        write_tensors({"tokens": tokens}, {}, folder, digest)
     return tokens
 
 

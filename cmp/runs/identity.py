@@ -22,6 +22,8 @@ from cmp.training import UpdateMethod
 
 PLACEHOLDERS = {"data": "a folder", "model.start": "file"}
 """Placeholder for a path in an id, since the content counts and not the location."""
+CONVERTED_LAST = {"values32", "transparent", "palette", "colours"}
+"""Traits of images that change if they are resized before they are converted to RGB."""
 
 
 def json_digest(tree: dict[str, Any]) -> str:
@@ -80,6 +82,9 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         content["rows"] = "by arrival"  # in 0.2 datasets were ordered by name
     if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
         content["scaled"] = scaled  # datasets with images that used to be read as white
+    late = [n for n, x in corpus.noted.items() if x["transparency"] == "as-open-clip"]
+    if late := [n for n in late if CONVERTED_LAST & {*corpus.noted[n]} and n not in unused]:
+        content["converted"] = late  # datasets with images that used to be converted first
     return content
 
 
