@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import months
 import numpy as np
@@ -715,6 +717,20 @@ def test_opening_a_release_reads_each_file_once(made, root, monkeypatch):
     (made.folder / release.START_FILE).write_bytes(b"other")
     with pytest.raises(CmpError, match="damaged"):
         again.path(release.START_FILE)
+
+
+def test_a_full_disk_is_said_before_anything_is_computed(root, tmp_path, monkeypatch):
+    plan = update_plan.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    out = tmp_path / "releases" / "1"
+    with pytest.raises(CmpError, match=r"1: the update needs about .* GB free; make room"):
+        update.compute_update(plan, out)
+    assert not out.parent.exists()
+
+
+def test_the_report_draws_the_loss(made):
+    page = made.path(release.REPORT_FILE).read_text(encoding="utf-8")
+    assert re.search(r"The training loss of this update: [\d.]+ [▁-█]+ [\d.]+\.", page)
 
 
 def test_two_at_once_are_one_too_many(root, tmp_path):

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,14 @@ from cmp.releases.release import Release, ReleaseRecord, UpdateRecord
 from cmp.releases.report import write_report
 from cmp.releases.update_plan import UpdatePlan, max_rate, plan_update
 from cmp.runs.checkpoints import CheckpointManager, RunState, latest_progress
-from cmp.runs.logs import RunLog
+from cmp.runs.logs import RunLog, check_log, sparkline
 from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, execute
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
+
+STATE_COPIES = 5
+"""Copies of the weights in a checkpoint: the network, two moments, and, for merging, the weights at
+the start and the running average."""
 
 
 @contextlib.contextmanager
@@ -94,6 +99,8 @@ def compute_update(
             f"{folder}: an update with other images or settings was stopped here; repeat its "
             f"command, or delete {work}"
         )
+    if not processes.rank():
+        _check_room(plan, folder)
     with _update_manager(plan, folder, device) as manager:
         if not manager:
             train_update(plan, device=device, execution=execution)
@@ -105,6 +112,19 @@ def compute_update(
             write_release(plan, result, manager.last, folder, device)
     processes.barrier()
     return release.read_release(folder)
+
+
+def _check_room(plan: UpdatePlan, folder: Path) -> None:
+    """Raise `CmpError` unless the disk has room for two checkpoints and two models."""
+    network = models.create_on_meta(plan.config.model.name)
+    weights = sum(x.nbytes for x in network.state_dict().values())
+    needed = (2 * STATE_COPIES + 2) * weights
+    place = next(path for path in folder.absolute().parents if path.exists())
+    if (free := shutil.disk_usage(place).free) < needed:
+        raise CmpError(
+            f"{folder}: the update needs about {needed / 1e9:.2g} GB of its disk, which has "
+            f"{free / 1e9:.2g} GB free; make room, or name a folder on another disk"
+        )
 
 
 def _refuse_inside(folder: Path, tensorboard: str) -> None:
@@ -203,9 +223,19 @@ def write_release(
         title = f"{plan.name}: what update {plan.number} taught, and what it cost"
         if not plan.report.new.get("test"):
             title = f"{plan.name}: what update {plan.number} cost; what it taught is not scored"
+        background = [*plan.notes, *_describe_loss(partial / release.LOG_FILE)]
         page = partial / release.REPORT_FILE
-        write_report(comparison, page, title, notes=score_sentences, background=plan.notes)
+        write_report(comparison, page, title, notes=score_sentences, background=background)
         release.write_record(partial, record)
+
+
+def _describe_loss(log: Path) -> list[str]:
+    """Return a sentence with a small drawing of the training loss, if there is a log of it."""
+    losses = check_log(log)[0].get("loss", pd.Series(dtype=float)).dropna()
+    if losses.empty:
+        return []
+    first, last = losses.iloc[0], losses.iloc[-1]
+    return [f"The training loss of this update: {first:.3g} {sparkline(losses)} {last:.3g}."]
 
 
 def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:
