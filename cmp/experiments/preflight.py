@@ -346,6 +346,11 @@ def missing_images(source: str) -> list[str]:
     return [f"{each.dataset.name}: {each.state}: {each.reason}" for each in wrong]
 
 
+def _data_here(run_config: RunConfig) -> Corpus | None:
+    """Return the data of a run, or None if a run cannot use what is there."""
+    return load_run_data(run_config) if _check_data(run_config).state == PRESENT else None
+
+
 def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> list[str]:
     """Return what a study would compute, setting by setting, followed by what is missing for it."""
     lines, missing = [f"runs: {len(configs)}"], {}
@@ -353,6 +358,9 @@ def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> li
         lines.append(f"{setting}, replicate {replicate}")
         lines += [f"  {line}" for line in describe_run(run_config)]
         if run_config.model.name not in starts.family_names():
-            lines.append(f"  forecast: {forecast.forecast_sentence(run_config, device)}")
+            corpus = _data_here(run_config)
+            fitted = budgets.settle(run_config, corpus) if corpus else run_config
+            sentence = forecast.forecast_sentence(fitted, device, corpus=corpus)
+            lines.append(f"  forecast: {sentence}")
         missing |= dict.fromkeys(missing_needs(run_config, device))
     return [*lines, *missing]
