@@ -333,7 +333,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         previous.parent.mkdir()
         yield folder
         for path in [*folder.rglob("*"), folder]:
-            sync_to_disk(path)
+            if not path.is_symlink():
+                sync_to_disk(path)
         if target.exists():  # kept aside until the new one is in place
             os.rename(target, previous)
         try:
