@@ -30,10 +30,9 @@ def explain_failure(error: BaseException) -> str:
         )
     if isinstance(error, OSError):  # such as a full disk
         return f"cannot read or write: {error}"
-    name = error.name if isinstance(error, ModuleNotFoundError) else None
-    if name and not name.startswith("cmp"):
-        install = f"pip install '{DISTRIBUTION}{extras_with(name)}'"
-        return f"this command needs the package {name!r}: {install}"
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name[:3] != "cmp":
+        install = f"pip install '{DISTRIBUTION}{extras_with(error.name)}'"
+        return f"this command needs the package {error.name!r}: {install}"
     return ""
 
 

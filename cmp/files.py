@@ -162,18 +162,28 @@ def check_target(target: Path, is_kind: Callable[[int], bool] = stat.S_ISREG) ->
         )
 
 
+def check_new(folder: Path) -> None:
+    """Raise `CmpError` if a folder to be written already exists, even as a link to nothing."""
+    if os.path.lexists(folder):
+        raise CmpError(f"{folder}: already exists; move it away or name a new folder")
+
+
 def check_held_files(folder: Path, names: Collection[str]) -> None:
     """Raise an error if replacing a folder would delete other files.
 
     Args:
         folder: The folder, which may be missing.
-        names: The names of the files that may be replaced.
+        names: The names of the files that may be replaced; folders and links may not.
 
     Raises:
-        CmpError: The folder contains another file or folder, which would be lost.
+        CmpError: The folder contains something else, which would be lost.
     """
-    held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if others := held - {*names}:
+    held = folder.iterdir() if folder.is_dir() else ()
+    others = [
+        path.name for path in held
+        if path.name not in names or path.is_symlink() or not path.is_file()
+    ]  # fmt: skip
+    if others:
         raise CmpError(
             f"{folder}: contains {min(others)!r}, which would be lost; name a new folder"
         )
@@ -312,13 +322,14 @@ def warn_of_cache() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, replace: bool = True) -> Iterator[Path]:
     """Write a folder atomically: whole or not at all.
 
     A kill at the very end may leave no folder; `delete_leftovers` then restores the previous one.
 
     Args:
         target: The folder. An existing folder is replaced; anything else is an error.
+        replace: Whether an existing folder is replaced; otherwise it is an error, too.
 
     Yields:
         An empty folder to fill. It becomes the target at the end, or is deleted after an error.
@@ -327,6 +338,8 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         CmpError: Writing failed and the target is unchanged; or see `check_target`.
     """
     check_target(target, stat.S_ISDIR)
+    if not replace:
+        check_new(target)
     with report_disk_errors(f"{target}:"), partial_folder(target.parent) as partial:
         folder, previous = partial / "new", partial / "previous" / target.name
         folder.mkdir()
@@ -335,7 +348,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         for path in [*folder.rglob("*"), folder]:
             if not path.is_symlink():
                 sync_to_disk(path)
-        if target.exists():  # kept aside until the new one is in place
+        if not replace:
+            check_new(target)
+        elif target.exists():  # kept aside until the new one is in place
             os.rename(target, previous)
         try:
             os.rename(folder, target)

@@ -8,8 +8,10 @@ With `--counts`, a table says instead how long the lesson of each chapter is, an
 """
 
 import ast
+import io
 import re
 import sys
+import tokenize
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ _PER = "per, not a"
 PRIVATE_WORDS = {
     r"whoever": "anyone who, or name the person",
     r"told": "stated, printed, or say who states it",
-    r"tells? (?:little|less|more|nothing)|tells?(?=[.,;:])": "shows",
+    r"tells? (?:little|less|more|nothing)|(?<!close to )tells?(?=[.,;:])": "shows",
     r"embarrass\w*": "contradict, refute",
     r"prices? of (?:a|an|the|one|this|each) trade(?:-off)?": "what a gain costs",
     r"better prices?": "a better trade-off",
@@ -35,7 +37,7 @@ PRIVATE_WORDS = {
     r"(?:is|are|was|were) not seen(?=[.,;:]| within| here| there)": "is within the error",
     r"sees? (?:no|a|any) difference": "finds no difference",
     r"(?<!time )(?:go|goes|went) by": "is based on",
-    r"on the whole(?! (?:test|batch|set|stream|model|pool|image|data|tower)s?)": "leave it out",
+    r"on the whole(?! (?:test|split|batch|set|stream|model|pool|image|data|tower)s?)": "leave out",
     r"so manieth|manieth": "nth",
     r"(?:has|have|had) (?:its|their) room": "say what it costs",
     r"the more so": "the more",
@@ -279,6 +281,7 @@ class Counts(NamedTuple):
         quantities: The quantities in it, per 100 words.
         teaching: The lines of its code without helpers of `lab`, see `teaching_lines`.
         code: All of these lines.
+        losses: The plots of a training loss in it.
         pictures: Its diagrams and captions.
         evidence: The words of the evidence below it, or 0 if there is none.
     """
@@ -289,6 +292,7 @@ class Counts(NamedTuple):
     quantities: float
     teaching: int
     code: int
+    losses: int
     pictures: int
     evidence: int
 
@@ -352,6 +356,7 @@ def count_chapter(text: str) -> Counts:
         quantities=100 * sum(sentence.quantities for sentence in sentences) / max(1, words),
         teaching=teaching,
         code=code,
+        losses=sum(len(re.findall(r"plot_(?:rates_and_)?losses\(", cell)) for cell in cells),
         pictures=len(re.findall(r"\{\{(?:caption|diagram) ", lesson)),
         evidence=sum(sentence.words for sentence in split_sentences(evidence)),
     )
@@ -359,13 +364,22 @@ def count_chapter(text: str) -> Counts:
 
 def print_counts(files: Sequence[Path]) -> None:
     """Print what the lessons of chapters are made of."""
-    heads = ("words", "intervals", "figures", "numbers/100", "code", "pictures", "evidence")
+    heads = (
+        "words",
+        "intervals",
+        "figures",
+        "numbers/100",
+        "code",
+        "losses",
+        "pictures",
+        "evidence",
+    )
     print(f"{'chapter':24}" + "".join(f"{head:>12}" for head in heads))
     for path in files or [each for each in default_files() if is_chapter(each)]:
         found = count_chapter(path.read_text(encoding="utf-8"))
         code = f"{found.teaching} of {found.code}"
         row = (found.words, found.intervals, found.figures, f"{found.quantities:.1f}", code)
-        row += (found.pictures, found.evidence or "none")
+        row += (found.losses, found.pictures, found.evidence or "none")
         print(f"{path.stem:24}" + "".join(f"{value:>12}" for value in row))
 
 
@@ -379,9 +393,32 @@ def default_files() -> list[Path]:
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]
 
 
+def code_files() -> list[Path]:
+    """Return the modules whose docstrings, comments and messages people read."""
+    return [path for tree in ("cmp", "book/lab", "tests") for path in (ROOT / tree).rglob("*.py")]
+
+
 def check_file(path: Path) -> list[Finding]:
-    """Return what is to be mended in a file."""
-    return check_text(path.read_text(encoding="utf-8"), is_chapter(path))
+    """Return what is to be mended in a text, or the private words of a module."""
+    text = path.read_text(encoding="utf-8")
+    return check_code(text) if path.suffix == ".py" else check_text(text, is_chapter(path))
+
+
+def check_code(text: str) -> list[Finding]:
+    """Return the private words in the docstrings, strings and comments of a module."""
+    said = [
+        (node.lineno, node.value)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value
+    ]
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    said += [(each.start[0], each.string[1:]) for each in tokens if each.type == tokenize.COMMENT]
+    return [
+        finding._replace(line=start + finding.line - 1)
+        for start, words in sorted(said)
+        for finding in check_text(words, False)
+        if finding.is_error
+    ]
 
 
 def main(files: Sequence[Path]) -> int:

@@ -1,4 +1,4 @@
-"""Data that stay in files: the same batches whoever makes them, and runs that resume exactly."""
+"""Data that stay in files: the same batches from any process, and runs that resume exactly."""
 
 import dataclasses
 import json

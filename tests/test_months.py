@@ -423,7 +423,7 @@ def test_a_release_is_a_folder_for_the_hub_already(made, tmp_path):
     assert "a release is such a folder already" in str(done.exception)
 
 
-@pytest.mark.parametrize("size", [5, 13, 200])
+@pytest.mark.parametrize("size", [5, 13, 200, pytest.param(20_000, marks=pytest.mark.long)])
 def test_months_of_any_size(made, root, tmp_path, size):
     """A small month takes fewer of its pictures per batch, a first one as well."""
     folder = tmp_path / "month"
@@ -696,6 +696,26 @@ def test_a_release_is_never_changed(root, tmp_path):
     (tmp_path / "full").mkdir()
     with pytest.raises(CmpError, match="already exists"):
         update.compute_update(plan, tmp_path / "full")
+
+
+def test_opening_a_release_reads_each_file_once(made, root, monkeypatch):
+    read = []
+
+    def counted(path):
+        read.append(path)
+        return file_digest(path)
+
+    monkeypatch.setattr(release, "file_digest", counted)
+    plan = update_plan.plan_update(made.folder, root / "y-month")
+    plan.parent.state()
+    plan.parent.path(release.START_FILE)
+    again = release.read_release(made.folder)
+    again.path(release.START_FILE)
+    assert again.record.state in {str(path.relative_to(made.folder)) for path in read}
+    assert len(read) == len({*read})
+    (made.folder / release.START_FILE).write_bytes(b"other")
+    with pytest.raises(CmpError, match="damaged"):
+        again.path(release.START_FILE)
 
 
 def test_two_at_once_are_one_too_many(root, tmp_path):

@@ -1172,7 +1172,7 @@ def test_grey_values_of_16_bits_are_scaled(kind):
     near(*(images.prepare_image(x, how).astype(int) for x in (DEEP[kind], usual)))
     near(*(images.random_crop(x, numbers, 20).astype(int) for x in (DEEP[kind], usual)))
     near(*(images.decode_rgba(x).astype(int) for x in (DEEP[kind], usual)))
-    assert as_open_clip(DEEP[kind]).mean() > 240  # which is why it is told
+    assert as_open_clip(DEEP[kind]).mean() > 240  # which is why it is counted
 
 
 @pytest.mark.defect

@@ -10,9 +10,10 @@ import pandas as pd
 
 from cmp import budgets, models, starts
 from cmp.data import Corpus
-from cmp.files import atomic_folder, check_held_files, read_yaml
+from cmp.files import read_yaml
 from cmp.readers import notes
 from cmp.releases.card import markdown_table
+from cmp.releases.exports import export_folder
 from cmp.releases.release import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_served_model
 from cmp.runs import store
 
@@ -34,8 +35,7 @@ def write_hub_folder(
     Raises:
         CmpError: The folder contains other files, or cannot be written.
     """
-    check_held_files(folder, {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE})
-    with atomic_folder(folder) as partial:
+    with export_folder(folder, {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}) as partial:
         write_served_model(model, run.config.model.name, partial)
         card = model_card(run, corpus, folder.name)
         (partial / CARD_FILE).write_text(card, encoding="utf-8")

@@ -12,10 +12,11 @@ combination of them, or to the first values, the second values and so on, and ea
 its values: `full` with `product: {schedule.peak: [0.001, 0.002]}` becomes "full, peak 0.001" and
 "full, peak 0.002".
 
-`common` contains changes shared by all settings. `data: first-real` stands for the folder that
-`cmp.experiments.real` prepares. Choices, such as that of a learning rate, are made
-in separate exploring studies on the validation split. The claims about settings are in
-`book/claims.yaml`, see `cmp.experiments.verdicts`.
+`common` contains changes shared by all settings. `recipe: NAME` in a setting stands for the keys of
+a recipe in `cmp/profiles.yaml`, and `data: first-real` for the folder that `cmp.experiments.real`
+prepares. Choices, such as that of a learning rate, are made in separate exploring studies on the
+validation split. The claims about settings are in `book/claims.yaml`, see
+`cmp.experiments.verdicts`.
 """
 
 import contextlib

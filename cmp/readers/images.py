@@ -11,7 +11,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 from PIL.Image import Resampling, Transpose
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_jpeg
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
@@ -30,6 +31,7 @@ from cmp.readers.files import ReadImage, keep_value
 from cmp.readers.index import TRAITS, Fault, ImageIndex
 from cmp.readers.manifest import PictureReader, Split
 from cmp.scale import decoding
+from cmp.seeds import numpy_generator
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS, LARGE = 100_000_000, 10_000_000
@@ -57,6 +59,8 @@ TURNS = {
 """Orientation in EXIF data -> the transpose that turns an image upright."""
 USUAL = PictureReader()
 """How images are read if the manifest does not say."""
+END_OF_JPEG = b"\xff\xd9"
+"""The marker that ends a whole JPEG. For a file without it, torchvision makes up the rest."""
 CHECK_BLOCK = 64
 """Images that are checked per block."""
 
@@ -222,20 +226,60 @@ def random_crop(
     left, top = across * (image.width - width), down * (image.height - height)
     box = (left, top, left + width, top + height)
     if reader.resize == "torch":
-        return _resize_by_torch(convert_to_rgb(image, reader.transparency), box, side)
+        return _resize_by_torch(_decode_to_tensor(content, image, reader), box, side)
     if reader.transparency != "as-open-clip":
         image = convert_to_rgb(image)
     crop = image.resize((side, side), Resampling.BICUBIC, box=box).convert("RGB")
     return np.asarray(crop).transpose(2, 0, 1)
 
 
-def _resize_by_torch(rgb: Image.Image, box: tuple[float, ...], side: int) -> np.ndarray:
-    """Return the part of an image in a box, which is rounded to whole pixels, uint8 [3, side,
-    side]."""
+def _decode_to_tensor(content: bytes, image: Image.Image, reader: PictureReader) -> Tensor:
+    """Return the pixels of an opened image in RGB, uint8 [3, H, W].
+
+    torchvision decodes a colour JPEG, unless Pillow is to reduce it (`decoderconfig`), to turn it,
+    or to complain about its end. The pixels are the same, and need not be copied.
+    """
+    is_plain = image.format == "JPEG" and image.mode == "RGB" and reader.exif == "ignore"
+    is_plain = is_plain and not cast(ImageFile.ImageFile, image).decoderconfig
+    if is_plain and content.endswith(END_OF_JPEG) and torchvision_equals_pillow():
+        with contextlib.suppress(RuntimeError):  # damaged: Pillow decides
+            return _decode_by_torchvision(content)
+    rgb = convert_to_rgb(image, reader.transparency)
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def _decode_by_torchvision(content: bytes) -> Tensor:
+    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return decode_jpeg(encoded, mode=ImageReadMode.RGB)
+
+
+@functools.cache
+def torchvision_equals_pillow() -> bool:
+    """Return whether torchvision decodes a small JPEG to the same bits as Pillow. It does not if
+    they were built with different JPEG libraries, or torchvision without one."""
+    noise = numpy_generator("JPEG decoders", 0).integers(0, 256, (7, 9, 3), np.uint8)
+    Image.fromarray(noise).resize((90, 70)).save(file := io.BytesIO(), "JPEG")
+    try:
+        pixels = _decode_by_torchvision(file.getvalue())
+    except RuntimeError:
+        return False
+    return bool((pixels.permute(1, 2, 0).numpy() == np.asarray(Image.open(file))).all())
+
+
+def _resize_by_torch(pixels: Tensor, box: tuple[float, ...], side: int) -> np.ndarray:
+    """Return the part of an image in a box, which is rounded to whole pixels.
+
+    Args:
+        pixels: uint8 [3, H, W].
+        box: Left, top, right and bottom.
+        side: The side of the result.
+
+    Returns:
+        uint8 [3, side, side].
+    """
     left, top, right, bottom = map(round, box)
-    part = rgb.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-    pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)[None]
-    resized = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+    part = pixels[None, :, top : max(bottom, top + 1), left : max(right, left + 1)]
+    resized = F.interpolate(part, size=(side, side), mode="bicubic", antialias=True)
     return resized[0].contiguous().numpy()
 
 

@@ -136,6 +136,7 @@ def export_folder(folder: Path, names: set[str]) -> Iterator[Path]:
     check_held_files(folder, names)
     with atomic_folder(folder) as partial:
         yield partial
+        check_held_files(folder, names)  # files may have been added meanwhile
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:

@@ -4,19 +4,22 @@ It is written once, whole, and never changed. Only `slim` removes from it what j
 needs.
 """
 
+import functools
 import json
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from cmp import config, models, starts
 from cmp.config import RunConfig
@@ -85,7 +88,7 @@ class ReleaseRecord:
     id: str
     parent: str
     config: dict[str, Any]
-    updates: tuple[UpdateRecord, ...]
+    updates: Annotated[tuple[UpdateRecord, ...], Field(min_length=1)]
     arrivals: tuple[dict[str, Any], ...]
     provenance: dict[str, Any]
     state: str
@@ -121,10 +124,13 @@ class Release:
             CmpError: It is missing or damaged.
         """
         path = self.folder / name
+        if name not in self.record.files:
+            raise CmpError(f"{self.folder / RECORD_FILE}: files: lacks {name}; copy it again")
         if not path.is_file():
             removed = "; `cmpt release slim` removed it, so no update can start from this release"
             raise CmpError(f"{path}: is missing{removed if name in self.slimmable() else ''}")
-        if file_digest(path) != self.record.files[name]:
+        stat = path.stat()
+        if _digest_at(path, stat.st_mtime_ns, stat.st_size) != self.record.files[name]:
             raise CmpError(f"{path}: damaged: its hash differs from the one in {RECORD_FILE}")
         return path
 
@@ -153,7 +159,15 @@ class Release:
 
     def state(self) -> RunState:
         """Return the state that the next update starts from, after checking its hash."""
-        return checkpoints.read_checkpoint(self.folder / self.record.state)
+        path = self.path(self.record.state)
+        with explain_errors(f"{path}: cannot be read as a checkpoint", "", SafetensorError):
+            return RunState(checkpoints.read_progress(path), load_file(path))
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_at(path: Path, *stamp: int) -> str:
+    """Return the hash of a file, cached until its stamp changes, so that a release is read once."""
+    return file_digest(path)
 
 
 def is_release(folder: Path) -> bool:
@@ -184,11 +198,24 @@ def read_release(folder: str | os.PathLike[str]) -> Release:
         if json_digest(tree["record"]) != tree["sha256"]:
             raise CmpError(f"{path}: damaged: its content is not what was written")
         record = parse_record(json.dumps(tree["record"]), ReleaseRecord)
+        _check_names(record)
     if record.schema != SCHEMA:
         raise CmpError(
             f"{path}: has schema {record.schema}, but this version reads schema {SCHEMA}"
         )
     return Release(folder, record, config.parse(record.config, str(path)))
+
+
+def _check_names(record: ReleaseRecord) -> None:
+    """Raise `ValueError` if the record names a file outside its folder, which `slim` could delete,
+    or a state that is not the release's."""
+    remedy = "get the release again from where it came from"
+    for name in record.files:
+        parts = PurePosixPath(name).parts
+        if not parts or ".." in parts or name.startswith("/"):
+            raise ValueError(f"files: {name!r}: must be a path inside the release; {remedy}")
+    if record.state not in record.files:
+        raise ValueError(f"state: {record.state!r}: is not one of its files; {remedy}")
 
 
 def write_record(folder: Path, record: ReleaseRecord) -> None:
@@ -241,6 +268,12 @@ def slim(folder: str | Path) -> int:
     """
     release = read_release(folder)
     paths = [release.folder / name for name in release.slimmable()]
+    for path in paths:
+        if not path.parent.resolve().is_relative_to(release.folder.resolve()):
+            raise CmpError(
+                f"{path.parent}: is a link to another folder, in which nothing is deleted; "
+                "put the release's own folder in its place"
+            )
     # releases of one stream may share a file by hard links; then deleting one link frees nothing
     stats = [path.stat() for path in paths if path.exists()]
     freed = sum(stat.st_size for stat in stats if stat.st_nlink == 1)

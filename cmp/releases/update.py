@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from cmp import models, starts
 from cmp.errors import CmpError, Interrupted
-from cmp.files import atomic_folder
+from cmp.files import atomic_folder, check_new
 from cmp.releases import ledger as ledgers
 from cmp.releases import release, sentences
 from cmp.releases.candidates import Candidate
@@ -69,8 +69,7 @@ def check_folder(plan: UpdatePlan, folder: Path) -> None:
         raise CmpError(
             f"{folder}: contains another release, and releases are never changed; name a new folder"
         )
-    if folder.exists():
-        raise CmpError(f"{folder}: already exists; name a new folder")
+    check_new(folder)
     above = next(each for each in folder.absolute().parents if each.exists())
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         raise CmpError(f"{folder}: cannot be made, since nothing can be written to {above}")
@@ -112,6 +111,7 @@ def compute_update(
             with _update_manager(plan, folder, device):
                 pass  # deletes the checkpoints
         return release.read_release(folder)
+    _refuse_inside(folder, (boards or {}).get("tensorboard", ""))
     with _update_manager(plan, folder, device) as manager:
         if not manager:
             train_update(plan, device=device, execution=execution)
@@ -123,6 +123,16 @@ def compute_update(
             write_release(plan, result, manager.last, folder, device)
     processes.barrier()
     return release.read_release(folder)
+
+
+def _refuse_inside(folder: Path, tensorboard: str) -> None:
+    """Raise `CmpError` if TensorBoard would write into the folder of the release, which is written
+    whole at the end and never changed."""
+    if tensorboard and Path(tensorboard).resolve().is_relative_to(folder.resolve()):
+        raise CmpError(
+            f"--tensorboard: {tensorboard} is inside {folder}, the folder of the release, which is "
+            "written whole at the end; give a folder outside it"
+        )
 
 
 def train_update(
@@ -187,7 +197,7 @@ def write_release(
         result.provenance, f"state/{state.name}", plan.prompt,
     )  # fmt: skip
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder, replace=False) as partial:
         (partial / "state").mkdir()
         release.link_or_copy(state, partial / record.state)
         if parent:

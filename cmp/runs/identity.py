@@ -18,6 +18,7 @@ from cmp.errors import CmpError
 from cmp.files import file_digest
 from cmp.models import batch_norms
 from cmp.registry import Option
+from cmp.training import UpdateMethod
 
 PLACEHOLDERS = {"data": "a folder", "model.start": "file"}
 """Placeholder for a path in an id, since the content counts and not the location."""
@@ -97,9 +98,12 @@ def _holds_statistics(name: str, method: Method, option: Option) -> bool:
         method: The config section.
         option: The method, which may have been redefined.
     """
+    may_do_both = option.sources or "batches" in option.settings  # sources: a user's method
+    if not may_do_both and getattr(option.value, "prepare", None) is UpdateMethod.prepare:
+        return False  # nothing is frozen
     if not _has_batch_norm(name):
         return False
-    if option.sources or "batches" in option.settings:  # a user's method may do both
+    if may_do_both:
         return True
     state = budgets.shape_state(name, method, models.create_on_meta(name))
     models.set_train_mode(state.model)
