@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import months
@@ -776,7 +777,7 @@ def test_a_kill_between_training_and_writing_changes_no_score(root, tmp_path, mo
     """Neither of a release nor of a peak that is tried."""
     whole = first(root, tmp_path / "whole")
     places = {"folder": tmp_path / "tune", "peaks": (0.001,)}
-    for name in ("write_release", "keep_value"):
+    for name in ("write_release", "write_kept"):
         module = update if name == "write_release" else tuning
 
         def die(*_, **__):
@@ -794,20 +795,63 @@ def test_a_kill_between_training_and_writing_changes_no_score(root, tmp_path, mo
     pd.testing.assert_frame_equal(*tables)
 
 
+def die_before_deleting(monkeypatch, work):
+    """Do some work, and be killed before its checkpoints are deleted."""
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(CheckpointManager, "remove", die)
+        work()
+
+
 def test_after_a_kill_behind_the_release_the_same_command_deletes_the_checkpoints(
     root, tmp_path, monkeypatch
 ):
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-
-        def die(*_):
-            raise KeyboardInterrupt
-
-        patched.setattr(CheckpointManager, "remove", die)
-        first(root, tmp_path)
+    die_before_deleting(monkeypatch, lambda: first(root, tmp_path))
     [left] = tmp_path.rglob(".*.update")
     assert list(left.iterdir())
     first(root, tmp_path)
     assert not left.exists()
+
+
+@pytest.mark.defect
+def test_after_a_kill_behind_a_tried_peak_the_same_command_deletes_the_checkpoints(
+    made, root, tmp_path, monkeypatch
+):
+    tried = {"folder": tmp_path / "tune", "peaks": (0.001,)}
+
+    def tune():
+        return tuning.tune(made.folder, root / "y-month", **tried)
+
+    monkeypatch.setattr(tuning, "MOST_PEAKS", 1)
+    die_before_deleting(monkeypatch, tune)
+    assert [*(tmp_path / "tune/checkpoints").glob("*/*")]
+    tune()
+    assert not (tmp_path / "tune/checkpoints").exists()
+    assert len([*(tmp_path / "tune").glob("*.json")]) == 1
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("out", [".", "/", "file/r", "made"])
+def test_a_dry_run_refuses_a_release_that_could_not_be_written(root, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "made").mkdir()
+    given = ("--start", months.START, "--data", root / "z-month", "--pool", root / "pool")
+    error = invoke("update", *given, *months.SMALL, "-o", out, "--dry-run").exception
+    assert isinstance(error, CmpError) and str(error).startswith(f"{Path(out)}: ")
+    assert not invoke("update", *given, *months.SMALL, "-o", "a/b", "--dry-run").exception
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.defect
+def test_the_folder_of_a_choice_is_not_made(made, root, tmp_path):
+    out = tmp_path / "reslts/tuned.yaml"
+    error = invoke("tune", made.folder, "--data", root / "y-month", "-o", out).exception
+    assert isinstance(error, CmpError) and f"the folder {out.parent} does not exist" in str(error)
+    assert not out.parent.exists()
 
 
 def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(made, root, tmp_path, monkeypatch):

@@ -58,6 +58,35 @@ def working_folder(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.update"
 
 
+def check_folder(plan: UpdatePlan, folder: Path) -> None:
+    """Check that the release of an update can be written to a folder, or is there already.
+
+    Args:
+        plan: The update.
+        folder: The folder of the release.
+
+    Raises:
+        CmpError: It cannot; the message says why.
+    """
+    if release.is_release(folder):
+        if release.read_release(folder).record.id == plan.id:
+            return
+        raise CmpError(
+            f"{folder}: contains another release, and releases are never changed; name a new folder"
+        )
+    check_new(folder)
+    above = next(each for each in folder.absolute().parents if each.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise CmpError(f"{folder}: cannot be made, since nothing can be written to {above}")
+    work = working_folder(folder)
+    unfinished = latest_progress(work)
+    if unfinished and unfinished.run != plan.id:
+        raise CmpError(
+            f"{folder}: an update with other images or settings was stopped here; repeat its "
+            f"command, or delete {work}"
+        )
+
+
 def compute_update(
     plan: UpdatePlan,
     folder: Path,
@@ -80,25 +109,14 @@ def compute_update(
         CmpError: The folder already exists, or another process is computing the update.
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; the same command continues.
     """
-    if release.is_release(folder):
-        written = release.read_release(folder)
-        if written.record.id == plan.id:
-            if working_folder(folder).exists():  # killed after it had written the release
-                with _update_manager(plan, folder, device):
-                    pass  # deletes the checkpoints
-            return written
-        raise CmpError(
-            f"{folder}: contains another release, and releases are never changed; name a new folder"
-        )
-    check_new(folder)
-    _refuse_inside(folder, (boards or {}).get("tensorboard", ""))
+    check_folder(plan, folder)
     work = working_folder(folder)
-    unfinished = latest_progress(work)
-    if unfinished and unfinished.run != plan.id:
-        raise CmpError(
-            f"{folder}: an update with other images or settings was stopped here; repeat its "
-            f"command, or delete {work}"
-        )
+    if release.is_release(folder):
+        if work.exists():  # killed after it had written the release
+            with _update_manager(plan, folder, device):
+                pass  # deletes the checkpoints
+        return release.read_release(folder)
+    _refuse_inside(folder, (boards or {}).get("tensorboard", ""))
     if not processes.rank():
         _check_room(plan, folder)
     with _update_manager(plan, folder, device) as manager:
