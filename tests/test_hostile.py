@@ -1,16 +1,21 @@
 """Files, names and records that were made to do harm, or do it by accident."""
 
 import json
+import math
 import shutil
+import time
+from types import SimpleNamespace
 
 import months
+import pandas as pd
 import pytest
+from pictures import picture, tree
 from typer.testing import CliRunner
 
 from cmp import cli
 from cmp.errors import CmpError
-from cmp.files import atomic_folder, check_held_files
-from cmp.releases import exports, hugging_face, release, update, update_plan
+from cmp.files import atomic_folder, check_held_files, parse_yaml
+from cmp.releases import compare, exports, gate, hugging_face, release, update, update_plan
 from cmp.runs.identity import json_digest
 from cmp.runs.runner import Observer
 
@@ -165,3 +170,99 @@ def test_a_page_is_not_written_into_a_release(releases, tmp_path):
         error = invoke("compare", releases / "1", made, "--subset", 2, "--report", made / name)
         assert isinstance(error, CmpError) and "is inside the release" in str(error)
     assert release.read_release(made).path(release.REPORT_FILE)
+
+
+def month(folder, rows, **manifest):
+    """A folder with a table of (seed of a picture, label, split), and a manifest if it is given."""
+    frame = pd.DataFrame(
+        [(f"{folder.name}{n}.png", *row[1:]) for n, row in enumerate(rows)],
+        columns=["filepath", "label", "split"],
+    )
+    tree(folder, {f"{folder.name}{n}.png": picture(row[0]) for n, row in enumerate(rows)})
+    frame.to_csv(folder / "t.csv", index=False)
+    if manifest:
+        reader = {"kind": "csv", "path": "t.csv", "label": "label", "split": "split"}
+        about = {"title": "x", "prompt": "{}", "licence": "own", "reader": reader} | manifest
+        (folder / "manifest.yaml").write_text(json.dumps(about))
+    return folder
+
+
+def some_rows(seed, label="ring"):
+    return [(seed + n, label, ("train", "test")[n % 2]) for n in range(4)]
+
+
+def test_a_set_has_one_role(releases, root, tmp_path):
+    named = [month(tmp_path / f"{n}", some_rows(900 + 10 * n), name=name, role=role)
+             for n, (name, role) in enumerate(
+                 [("catalogue", "eval"), ("catalogue", "pool"), ("pool", "eval")])]  # fmt: skip
+    given = {"retain": [named[0]]}, {"pool": named[1]}, {"retain": [named[2]]}
+    for pictures in given:
+        [option] = pictures
+        with pytest.raises(CmpError, match=rf"--{option}: .*: name: '.*' is .* given by .*manif"):
+            update_plan.plan_update(releases / "2", root / "x-month", ONE_STEP, **pictures)
+    with pytest.raises(
+        CmpError, match=r"--data: .*'catalogue' is .* by --retain; write a manifest"
+    ):
+        update_plan.plan_update(months.START, root / "x-month", months.SMALL, **given[0])
+
+
+def test_images_that_were_trained_on_are_never_scored(releases, root, tmp_path):
+    """Not even if they are gone, or their pool is replaced, and they come back for tests."""
+    own, kept = month(tmp_path / "own", some_rows(500)), month(tmp_path / "kept", some_rows(600))
+    plan = update_plan.plan_update(releases / "1", own, ONE_STEP, retain=[kept])
+    second = update.compute_update(plan, tmp_path / "2")
+    for name in ("own0.png", "own1.png"):
+        (own / name).unlink()
+    shutil.rmtree(kept)
+    plan = update_plan.plan_update(second, root / "y-month", ONE_STEP, skip_gone=True)
+    third = update.compute_update(plan, tmp_path / "3")
+    rows = [(500, "ring", "test"), (601, "ring", "test"), *some_rows(700)]
+    plan = update_plan.plan_update(third, month(tmp_path / "again", rows), ONE_STEP)
+    arrived = {x.source: x.split for x in plan.ledger.pictures if x.source.startswith("again")}
+    assert (arrived["again0.png"], arrived["again1.png"]) == ("train", "test")
+
+    old = sorted((root / "pool").rglob("*.png"))[0]
+    back = month(tmp_path / "back", some_rows(800))
+    shutil.copy(old, back / "back1.png")
+    other = month(tmp_path / "other", some_rows(850))
+    plan = update_plan.plan_update(third, back, ONE_STEP, pool=other)
+    assert next(x for x in plan.ledger.pictures if x.source == "back1.png").split == "train"
+
+
+def test_updates_have_different_names_whatever_they_are_called(root, tmp_path):
+    updates = ["1 a", "2 a", "3 1 a"]
+    table = pd.DataFrame({"update": pd.Categorical(updates)})
+    corpus = SimpleNamespace(table=table)
+    assert [*compare.shown_updates(corpus).values()] == updates
+    corpus.table = pd.DataFrame({"update": pd.Categorical(["1 a", "2 a", "3 b"])})
+    assert [*compare.shown_updates(corpus).values()] == ["1 a", "2 a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", "010"), ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("0x5", "0x5"), ("0b1", "0b1"),
+        ("1_000", "1_000"), ("no", "no"), ("On", "On"), ("2026-01-15", "2026-01-15"), ("=", "="),
+        ("~", None), ("", None), ("True", True), ("false", False), ("-5", -5), ("0", 0),
+        ("1e-3", 1e-3), ("+.5", 0.5), ("5.", 5.0), ("-.inf", -math.inf), ("!!float .inf", math.inf),
+        ("!!int 7", 7), (r'"\ud83d\ude00"', "\U0001f600"), (r'"\ud83d"', "\ud83d"),
+    ],
+)  # fmt: skip
+def test_plain_words_of_yaml_are_what_json_would_read(text, value):
+    found = parse_yaml(f"a: {text}")["a"]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_numbers_of_yaml_take_no_time():
+    long = "1" + ":1" * 200_000
+    started = time.process_time()
+    assert parse_yaml(f"a: {long}") == {"a": long}
+    with pytest.raises(ValueError, match="invalid literal"):
+        parse_yaml(f"a: !!int {long}")
+    assert time.process_time() - started < 5
+
+
+def test_a_gate_names_an_update_by_a_number_or_a_day(tmp_path):
+    path = tmp_path / "gate.yaml"
+    path.write_text("updates: {010: {drop: 1}, 2026-01-15: {drop: 2}}")
+    assert {*gate.read_gate(path).updates} == {"010", "2026-01-15"}

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -269,10 +269,11 @@ def read_sets(
 
     Raises:
         CmpError: The folder contains no images, datasets with another role, or a known set with
-            another prompt.
+            another role or prompt.
     """
-    known = known_sets(ledger or Ledger())
-    option = OPTIONS[role]
+    ledger = ledger or Ledger()
+    known, option = known_sets(ledger), OPTIONS[role]
+    roles = {tree["name"]: arrival.role for arrival in ledger.arrivals for tree in arrival.sets}
     if not folder.is_dir():
         raise CmpError(f"{option}: {folder} is not a folder")
     if has_manifests(folder):
@@ -289,12 +290,20 @@ def read_sets(
         if tree["reader"]["kind"] == "folder":
             _refuse_deep_folders(folder, option)
         tree = tree | {"licence": "not given"}
-        tree["name"] = joined_set(ledger or Ledger(), role)
+        tree["name"] = joined_set(ledger, role)
         del tree["prompt"]
         located = [(FileSet.model_validate(tree), folder)]
     for dataset, _ in located:
         if dataset.reader.kind == "fomo":
             raise CmpError(f"{option}: {dataset.name}: reader.kind: fomo is only for the benchmark")
+        if (earlier := roles.get(dataset.name, role)) != role:
+            how = "choose another in its manifest"
+            if not has_manifests(folder):
+                how = f"write a manifest with another one (`cmpt data init {folder}`)"
+            raise CmpError(
+                f"{option}: {folder}: name: {dataset.name!r} is the name of a set that was given "
+                f"by {OPTIONS[earlier]}; {how}"
+            )
     tree: dict[str, Any] = {"role": role, "update": None, "counts": None, "beside": None}
     tree |= {} if role == "adapt" else {"splits": {}}
     sets = []
@@ -378,7 +387,7 @@ def _append(
         free: Names of images whose split no file gives.
     """
     used = [picture for picture in ledger.pictures if picture.split]
-    known, splits = {picture.key for picture in used}, _splits_of(used)
+    known, splits = {picture.key for picture in used}, _splits_of(ledger)
     before, new, held = dict(splits), [], []
     for picture in arriving:
         if picture.key in known:
@@ -412,12 +421,18 @@ def _append(
     return Ledger((*ledger.arrivals, arrival), (*ledger.pictures, *new)), report
 
 
-def _splits_of(pictures: Iterable[Picture]) -> dict[tuple[str, int], str]:
-    """Return the split of the first image by the hash of its file, and by that of its pixels."""
+def _splits_of(ledger: Ledger) -> dict[tuple[str, int], str]:
+    """Return the split of the first image by the hash of its file, and by that of its pixels.
+
+    An image that is no longer used may have been trained on, so its split is "train", unless it
+    was for retention or is also used elsewhere.
+    """
     splits: dict[tuple[str, int], str] = {}
-    for picture in pictures:
-        splits.setdefault(("file", picture.digest), picture.split)
-        splits.setdefault(("pixels", picture.pixels), picture.split)
+    for picture in sorted(ledger.pictures, key=lambda picture: not picture.split):
+        if picture.split or ledger.arrivals[picture.arrival].role != "eval":
+            split = picture.split or "train"
+            splits.setdefault(("file", picture.digest), split)
+            splits.setdefault(("pixels", picture.pixels), split)
     return splits
 
 
