@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import functools
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -472,13 +473,13 @@ class RunConfig:
 
         They identify a config, so a new key does not affect configs that do not use it.
         """
-        return {k: value for k, value in flat_keys(self.to_dict()) if value != defaults()[k]}
+        return dict(flat_keys(_ADAPTER.dump_python(self, mode="json", exclude_defaults=True)))
 
     def option_record(self) -> dict[str, dict[str, Any]]:
         """Return the `sha256` and `sources` of options from outside the package, by kind and name.
         They are stored with a run and never executed."""
-        leaves = dict(flat_keys(self.to_dict()))
-        options = [registry.get_option(k, leaves[kind.key]) for k, kind in registry.KINDS.items()]
+        names = {kind: operator.attrgetter(of.key)(self) for kind, of in registry.KINDS.items()}
+        options = [registry.get_option(kind, name) for kind, name in names.items()]
         return {
             f"{option.kind}:{option.name}": {"sha256": option.digest, "sources": {**option.sources}}
             for option in options

@@ -341,6 +341,15 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
+def warn_of_cache() -> Iterator[None]:
+    """Warn if a cached value cannot be written, which then has to be made again each time."""
+    try:
+        yield
+    except (CmpError, OSError, SafetensorError) as error:
+        warnings.warn(f"not kept for the next time: {error}", stacklevel=4)
+
+
+@contextlib.contextmanager
 def atomic_folder(target: Path, replace: bool = True) -> Iterator[Path]:
     """Write a folder atomically: whole or not at all.
 
@@ -391,7 +400,8 @@ def listed_file(target: Path) -> Iterator[Path]:
         with atomic_file(target) as partial:
             yield partial
             stack.enter_context(lock_folder(target.parent))  # others may write there
-            lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
+            with explain_errors(f"{place}: cannot be read", "; restore or delete it"):
+                lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
             new, name = f"{file_digest(partial)}  {target.name}", f"  {target.name}"
             write_atomic(place, "\n".join(dict.fromkeys([*lines, new])) + "\n")
         lines = [new, *(line for line in lines if not line.endswith(name))]

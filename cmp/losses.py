@@ -1,7 +1,5 @@
 """The losses that models are pretrained with, on unit features of images and texts."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,8 +9,8 @@ from cmp.models import Network
 
 def model_loss(model: Network, image: Tensor, text: Tensor) -> Tensor:
     """Return the loss that a network was pretrained with, on unit features [B, E]."""
-    if uses_sigmoid_loss(model):
-        return sigmoid_loss(image, text, model.logit_scale, cast(Tensor, model.logit_bias))
+    if (bias := model.logit_bias) is not None:
+        return sigmoid_loss(image, text, model.logit_scale, bias)
     return contrastive_loss(image, text, model.logit_scale)
 
 

@@ -424,17 +424,16 @@ def _task_counts(
                 f"loss needs {MIN_BATCH}; add images, or a pool to replay"
             )
         return counts
+    counts = [*map(batch_counts, shares, [batch] * len(pools), has_none)]
+    if all((np.array(pool.sizes) >= own).all() for pool, own in zip(pools, counts, strict=True)):
+        return counts
     largest = batch
     while (fitting := min(map(largest_batch, pools, shares, [largest] * len(pools)))) < largest:
         largest = fitting  # until it fits all tasks
-    if largest < batch:
-        fix = "use fewer tasks, training.passes, or other shares"
-        if largest >= MIN_BATCH:
-            fix = f"training.batch={largest} fits this stream and mixture"
-        raise CmpError(
-            f"training.batch: {batch} takes more samples from a pool than it holds; {fix}"
-        )
-    return list(map(batch_counts, shares, [batch] * len(pools), has_none))
+    fix = "use fewer tasks, training.passes, or other shares"
+    if largest >= MIN_BATCH:
+        fix = f"training.batch={largest} fits this stream and mixture"
+    raise CmpError(f"training.batch: {batch} takes more samples from a pool than it holds; {fix}")
 
 
 @functools.lru_cache(maxsize=32)

@@ -214,11 +214,13 @@ def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
         return tokenizer(name)(list(texts))
     digest = hashlib.sha256(json.dumps([open_clip.__version__, name, texts]).encode()).hexdigest()
     folder = project.build_folder() / "tokens"
-    for path in folder.glob(f"{digest}-*.safetensors"):
-        if path.stem.endswith(files.file_digest(path)):
-            return load_file(path)["tokens"]
+    with contextlib.suppress(OSError):
+        for path in folder.glob(f"{digest}-*.safetensors"):
+            if path.stem.endswith(files.file_digest(path)):
+                return load_file(path)["tokens"]
     tokens = tokenizer(name)(list(texts)).int()
-    write_tensors({"tokens": tokens}, {}, folder, digest)
+    with files.warn_of_cache():
+        write_tensors({"tokens": tokens}, {}, folder, digest)
     return tokens
 
 
@@ -272,10 +274,9 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
     )
     if not can_pack or device.type == "meta":  # meta tensors have no values, so no lengths
         return encode_text_unpacked(model, tokens)
-    rows, position, mask, ends = pack_texts(tokens.cpu())
-    if device.type != "cpu":
-        rows, position = to_device(rows, device), to_device(position, device)
-        mask, ends = to_device(mask, device), to_device(ends, device)
+    packed = pack_texts(tokens.cpu())
+    rows, position, starts, ends = (to_device(each, device) for each in packed)
+    mask = pair_mask(starts, rows.shape[1])
     x = clip.token_embedding(rows) + clip.positional_embedding[position]
     x = clip.transformer(x, attn_mask=mask).flatten(0, 1)[ends]  # [N, width]
     return _unit_length(clip.ln_final(x) @ clip.text_projection)
@@ -304,8 +305,7 @@ def pack_texts(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Returns:
         The rows' tokens, [R, M].
         Their positions in their texts, [R, M].
-        A mask to add to attention scores, so that a token sees only its own text up to itself, [R,
-        1, M, M].
+        The column in which each row's second text starts, [R].
         The place of each text's end in the flattened rows, [N].
     """
     count = len(tokens)
@@ -315,16 +315,30 @@ def pack_texts(tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     right, left = order[: len(order) // 2], order[len(order) // 2 :].flip(0)
     longest = int((length[left] + length[right]).max())
     column = torch.arange(longest + longest % 2)
-    start = length[left, None]  # of the right text
-    is_right = column >= start
-    position = (column - start * is_right).clamp(max=tokens.shape[1] - 1)
+    starts = length[left]  # of the right texts
+    is_right = column >= starts[:, None]
+    position = (column - starts[:, None] * is_right).clamp(max=tokens.shape[1] - 1)
     rows = tokens[torch.where(is_right, right[:, None], left[:, None]), position]
-    visible = (is_right[:, :, None] == is_right[:, None]) & (column[:, None] >= column)
-    mask = torch.zeros(visible.shape).masked_fill(~visible, -torch.inf)[:, None]
     ends = torch.empty_like(length)
     ends[left] = torch.arange(len(left)) * len(column) + length[left] - 1
     ends[right] = ends[left] + length[right]
-    return rows, position, mask, ends[:count]
+    return rows, position, starts, ends[:count]
+
+
+def pair_mask(starts: Tensor, length: int) -> Tensor:
+    """Return a mask to add to attention scores, so that a token of packed texts sees only its own
+    text up to itself, [R, 1, M, M].
+
+    It is made on the device: on the host, it would take almost all the time of packing.
+
+    Args:
+        starts: The column in which each row's second text starts, [R].
+        length: The length M of the rows.
+    """
+    column = torch.arange(length, device=starts.device)
+    is_right = column >= starts[:, None]
+    visible = (is_right[:, :, None] == is_right[:, None]) & (column[:, None] >= column)
+    return torch.where(visible, 0.0, -torch.inf)[:, None]
 
 
 class SplitAttention(nn.Module):

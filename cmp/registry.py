@@ -124,7 +124,7 @@ def register(
     Example:
         >>> @cmp.register("schedule", "sawtooth", continuous=False)
         ... def sawtooth(task, step):
-        ...     return task.peak * (1 - step % 10 / 10)
+        ...     return task.relative_peak * (1 - step % 10 / 10)
         >>> cmp.learning_rate(cmp.Schedule("sawtooth", peak=1.0), 40, 0, 5)
         0.5
     """

@@ -11,10 +11,9 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import torch
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
@@ -28,6 +27,9 @@ from cmp.registry import (
     register,
 )
 from cmp.values import STRICT, Positive, Share, Steps
+
+if TYPE_CHECKING:  # `cmpt data list` reads configs, and torch takes a second to import
+    import torch
 
 FLOOR = 1e-3
 """The lowest rate of curves that never reach zero, as a multiple of the peak (eta_min / eta)."""
@@ -138,7 +140,7 @@ class TaskSchedule:
         schedule: The config section.
         t: The task's number, from 0.
         steps: Optimiser steps of every task of the stream, or of the tasks known so far.
-        peak: The task's peak as a multiple of `schedule.peak`.
+        relative_peak: The task's peak as a multiple of `schedule.peak`.
 
     Example:
         >>> task = cmp.TaskSchedule(cmp.Schedule(), t=1, steps=(200, 50, 120))
@@ -149,7 +151,7 @@ class TaskSchedule:
     schedule: Schedule
     t: int
     steps: tuple[int, ...]
-    peak: float = 1.0
+    relative_peak: float = 1.0
 
     @property
     def N(self) -> int:
@@ -188,16 +190,21 @@ def _durations(schedule: Schedule, steps: int, curve: Option) -> tuple[int, int]
 @register("schedule", "constant")
 def constant(task: TaskSchedule, n: int) -> float:
     """Return the peak at every step."""
-    return task.peak
+    return task.relative_peak
 
 
 @register("schedule", "linear", settings=WARMUP)
 def linear(task: TaskSchedule, n: int) -> float:
     """Decay linearly from the peak, reaching zero after the last step."""
-    return task.peak * (task.N - n) / max(task.N - task.warmup, 1)
+    return task.relative_peak * (task.N - n) / max(task.N - task.warmup, 1)
 
 
-@register("schedule", "cosine", settings=WARMUP, warmup_target=lambda task: _above_floor(task.peak))
+@register(
+    "schedule",
+    "cosine",
+    settings=WARMUP,
+    warmup_target=lambda task: _above_floor(task.relative_peak),
+)
 def cosine(task: TaskSchedule, n: int) -> float:
     """Decay along half a cosine from the peak to the floor at the last step.
 
@@ -206,7 +213,7 @@ def cosine(task: TaskSchedule, n: int) -> float:
     """
     length, step = task.N - task.warmup, n - task.warmup + 1
     if task.schedule.meta != "cosine-dynamic":
-        return _above_floor(task.peak * _half_cosine(step, length))
+        return _above_floor(task.relative_peak * _half_cosine(step, length))
     before = task.t * length
     return _above_floor(_half_cosine(before + step, before + length))
 
@@ -230,20 +237,20 @@ def _rsqrt_decay(task: TaskSchedule, n: int) -> float:
     if task.schedule.meta == "rsqrt-recovered":
         unit = max(task.durations(0)[0], 1)
         shift += task.sum_before(lambda N, W, C: N - C - W)
-    return _above_floor(task.peak * math.sqrt(unit / (n - task.warmup + unit + shift)))
+    return _above_floor(task.relative_peak * math.sqrt(unit / (n - task.warmup + unit + shift)))
 
 
 @register("schedule", "wsd", settings=(*WARMUP, *COOLDOWN))
 def wsd(task: TaskSchedule, n: int) -> float:
     """Stay at the peak, then decay linearly, reaching zero after the last step."""
-    return task.peak * min(1.0, (task.N - n) / max(task.cooldown, 1))
+    return task.relative_peak * min(1.0, (task.N - n) / max(task.cooldown, 1))
 
 
 @register("schedule", "wsd-sqrt", settings=(*WARMUP, *COOLDOWN))
 def wsd_sqrt(task: TaskSchedule, n: int) -> float:
     """Stay at the peak, then decay as 1 - sqrt(the completed fraction of the cooldown)."""
     passed = max(n - (task.N - task.cooldown), 0)
-    return task.peak * (1 - math.sqrt(passed / max(task.cooldown, 1)))
+    return task.relative_peak * (1 - math.sqrt(passed / max(task.cooldown, 1)))
 
 
 @register("schedule", "infinite", settings=(*WARMUP, *COOLDOWN, "level"), over_stream=True)
@@ -366,9 +373,10 @@ def task_curve(schedule: Schedule, steps: Sequence[int], task: int) -> Callable[
     """
     curve = get_option("schedule", schedule.name)
     info = TaskSchedule(schedule, task, tuple(steps))
-    info = dataclasses.replace(info, peak=get_option("meta_schedule", schedule.meta).value(info))
+    relative_peak = get_option("meta_schedule", schedule.meta).value(info)
+    info = dataclasses.replace(info, relative_peak=relative_peak)
     target = curve.facts["warmup_target"]
-    top = target(info) if target else info.peak
+    top = target(info) if target else info.relative_peak
     warmup = 0 if curve.facts["over_stream"] and task > 0 else info.warmup
 
     def rate(step: int) -> float:
@@ -429,8 +437,8 @@ def branch_step(schedule: Schedule, steps: int) -> int | None:
 
 
 def lr_scheduler(
-    optimizer: torch.optim.Optimizer, schedule: Schedule, steps: int | Sequence[int]
-) -> torch.optim.lr_scheduler.LambdaLR:
+    optimizer: "torch.optim.Optimizer", schedule: Schedule, steps: int | Sequence[int]
+) -> "torch.optim.lr_scheduler.LambdaLR":
     """Return a torch scheduler for your own training loop.
 
     Call its `step()` after each optimiser step. The learning rate of each parameter group replaces
@@ -483,7 +491,9 @@ def lr_scheduler(
         task = bisect.bisect_right(starts, number) - 1
         return relative_rate(schedule, tasks, task, number - starts[task])
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    from torch.optim.lr_scheduler import LambdaLR
+
+    return LambdaLR(optimizer, factor)
 
 
 def check_option(option: Option) -> None:

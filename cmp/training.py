@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -67,7 +67,7 @@ def train_step(
         loss.backward()
         seen.finish_backward()
     method.after_backward(state)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), state.config.optimizer.clip)
+    norm = execution.clip(optimizer, model.parameters(), state.config.optimizer.clip)
     report = functools.partial(divergence_error, batch, task, step, terms, norm, rate)
     execution.check(optimizer, loss.isfinite() & norm.isfinite(), report)
     for group in optimizer.param_groups:
@@ -230,6 +230,12 @@ class Execution:
         """Return the loss that the network was pretrained with."""
         return model_loss(model, seen.image, seen.text)
 
+    def clip(
+        self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], most: float
+    ) -> Tensor:
+        """Clip gradients to a norm of at most `most`, and return their norm before."""
+        return nn.utils.clip_grad_norm_(parameters, most)
+
     def check(
         self, optimizer: torch.optim.Optimizer, finite: Tensor, report: Callable[[], Diverged]
     ) -> None:
@@ -265,7 +271,8 @@ class UpdateMethod:
         optimizer: (section) -> a function with AdamW's arguments that returns an optimiser.
         rates: (state) -> multiples of the learning rate by parameter name; 1 if not given.
         after_backward: (state), called before the gradients are clipped.
-        step: (state, optimizer), called after clipping, to take the optimiser's step.
+        step: (state, optimizer), called after clipping, to take the optimiser's step. On a GPU, the
+            optimiser clips within its step.
         end_task: (state, encode_further), called after the task's last step. `encode_further(n)`
             encodes further batches of the task, n = 0, 1, ..., without changing the statistics of
             batch norms.

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import months
 import pandas as pd
 import pytest
 import torch
@@ -36,6 +37,8 @@ from cmp.merging.files import merge_files
 from cmp.project import build_folder
 from cmp.readers import class_tables, collection, images, tars
 from cmp.readers.manifest import FileSet
+from cmp.releases import release, sentences, update, update_plan
+from cmp.releases.candidates import find_candidate
 from cmp.runs import checkpoints, identity, launch, logs, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import execute
@@ -170,6 +173,39 @@ def write_kept(place: Path) -> list[Stored]:
     return files
 
 
+def read_served(folder: Path) -> str:
+    """A release as it is exported, scored and compared."""
+    candidate = find_candidate(str(folder))
+    return candidate.name + text_of(dict(candidate.load().state_dict()))
+
+
+def read_whole_release(folder: Path) -> str:
+    """All that a further update reads of a release."""
+    made = release.read_release(folder)
+    for name in (release.START_FILE, release.MATRIX_FILE, release.WEIGHTS_FILE):
+        made.path(name)
+    parts = (repr(made.record), repr(made.ledger()), sentences.describe_release_retention(made))
+    return "\n".join((*parts, text_of(made.state().tensors)))
+
+
+def write_release(place: Path) -> list[Stored]:
+    """Write a release, and return how its files are read."""
+    months.write_pictures(place, 1)
+    data = place / months.month_name(0)
+    plan = update_plan.plan_update(months.START, data, months.SMALL, pool=place / "pool")
+    made = update.compute_update(plan, place / "release")
+    unread = (release.CARD_FILE, release.REPORT_FILE, release.LOG_FILE)
+    files = [made.folder / name for name in (release.RECORD_FILE, *made.record.files)]
+    served = (release.WEIGHTS_FILE, release.CONFIG_FILE)
+    return [
+        Stored(
+            path, partial(read_served if path.name in served else read_whole_release, made.folder)
+        )
+        for path in files
+        if path.name not in unread
+    ]
+
+
 def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     """Write a file of each kind, and return how each is read."""
     corpus = small_corpus()  # while the data are in sight
@@ -210,6 +246,7 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     files += [Stored(x, read) for x in (pool_table, pool_table.with_name(DIGESTS))]
     files += [Stored(path, read_packed) for path in store_path(DATASET).iterdir()]
     files += write_kept(place)
+    files += write_release(place / "months")
     grid = {"question": "?", "replicates": 1, "live": [], "settings": {"a": {}}}
     (place / "77.yaml").write_text(json.dumps(grid))
     tree = run_config.to_dict()

@@ -393,7 +393,7 @@ def try_all(cases: list[Case]) -> list[Outcome]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        if begun == len(outcomes):  # it began this case and told of no end
+        if begun == len(outcomes):  # it began this case and did not end it
             died = os.WIFSIGNALED(status) and os.WTERMSIG(status) != signal.SIGKILL
             words = f"signal {os.WTERMSIG(status)}" if died else ""
             outcomes.append(Outcome(cases[begun].name, "traceback" if died else "hang", 0, words))

@@ -145,7 +145,7 @@ def same(name: str, one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]
 
 
 def compare_setting(root: Path, folder: Path, updates: int, settings: tuple[str, ...]) -> list[str]:
-    """Return where updates one at a time end otherwise than the stream at once."""
+    """Return where updates one at a time differ from the stream at once."""
     last = update_months(root, folder / "releases", updates, settings)
     state = last.path(last.record.state)
     return differences(state, stream_at_once(root, folder / "once", last))

@@ -181,15 +181,14 @@ MUTANTS = {
     # checkpoints
     "a checkpoint forgets the moments": Mutant(
         "cmp/runs/checkpoints.py",
-        "optimizer.state.get(parameter, {}) if optimizer else {}",
+        "optimizer.state.get(p, {})",
         "{}",
         "test_resume",
     ),
     "a resumed run forgets its average": Mutant(
         "cmp/runs/runner.py",
-        '        self.memory = {name: checkpoints.strip_prefix(memory, f"{name}/") '
-        "for name in names}\n",
-        "",
+        "self.memory.setdefault(entry, {})[name] = x",
+        "pass",
         "test_resume",
     ),
     "a damaged checkpoint is believed": Mutant(

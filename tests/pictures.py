@@ -28,7 +28,7 @@ def tree(root: Path, files: dict[str, bytes]) -> Path:
 
 
 def classes(root: Path, names=("red fox", "snow_goose", "oak"), each=6, prefix="") -> Path:
-    """A folder a class with a few pictures, equal where their paths are."""
+    """One folder per class with a few pictures, equal where their paths are."""
     paths = [f"{prefix}{name}/{number}.png" for name in names for number in range(each)]
     return tree(root, {path: picture(crc32(path.encode())) for path in paths})
 

@@ -8,8 +8,10 @@ With `--counts`, a table says instead how long the lesson of each chapter is, an
 """
 
 import ast
+import io
 import re
 import sys
+import tokenize
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ _PER = "per, not a"
 PRIVATE_WORDS = {
     r"whoever": "anyone who, or name the person",
     r"told": "stated, printed, or say who states it",
-    r"tells? (?:little|less|more|nothing)|tells?(?=[.,;:])": "shows",
+    r"tells? (?:little|less|more|nothing)|(?<!close to )tells?(?=[.,;:])": "shows",
     r"embarrass\w*": "contradict, refute",
     r"prices? of (?:a|an|the|one|this|each) trade(?:-off)?": "what a gain costs",
     r"better prices?": "a better trade-off",
@@ -35,7 +37,7 @@ PRIVATE_WORDS = {
     r"(?:is|are|was|were) not seen(?=[.,;:]| within| here| there)": "is within the error",
     r"sees? (?:no|a|any) difference": "finds no difference",
     r"(?<!time )(?:go|goes|went) by": "is based on",
-    r"on the whole(?! (?:test|batch|set|stream|model|pool|image|data|tower)s?)": "leave it out",
+    r"on the whole(?! (?:test|split|batch|set|stream|model|pool|image|data|tower)s?)": "leave out",
     r"so manieth|manieth": "nth",
     r"(?:has|have|had) (?:its|their) room": "say what it costs",
     r"the more so": "the more",
@@ -391,9 +393,32 @@ def default_files() -> list[Path]:
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "book").glob("*.md"))]
 
 
+def code_files() -> list[Path]:
+    """Return the modules whose docstrings, comments and messages people read."""
+    return [path for tree in ("cmp", "book/lab", "tests") for path in (ROOT / tree).rglob("*.py")]
+
+
 def check_file(path: Path) -> list[Finding]:
-    """Return what is to be mended in a file."""
-    return check_text(path.read_text(encoding="utf-8"), is_chapter(path))
+    """Return what is to be mended in a text, or the private words of a module."""
+    text = path.read_text(encoding="utf-8")
+    return check_code(text) if path.suffix == ".py" else check_text(text, is_chapter(path))
+
+
+def check_code(text: str) -> list[Finding]:
+    """Return the private words in the docstrings, strings and comments of a module."""
+    said = [
+        (node.lineno, node.value)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value
+    ]
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    said += [(each.start[0], each.string[1:]) for each in tokens if each.type == tokenize.COMMENT]
+    return [
+        finding._replace(line=start + finding.line - 1)
+        for start, words in sorted(said)
+        for finding in check_text(words, False)
+        if finding.is_error
+    ]
 
 
 def main(files: Sequence[Path]) -> int:

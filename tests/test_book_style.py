@@ -1,4 +1,4 @@
-"""Chapters keep to book/STYLE.md, as far as a program can tell."""
+"""Chapters keep to book/STYLE.md, as far as a program can check."""
 
 import ast
 import itertools

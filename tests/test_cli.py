@@ -1,5 +1,6 @@
 """The command line: what a person sees, and what misuse gets."""
 
+import io
 import os
 import re
 import shlex
@@ -11,8 +12,10 @@ from pathlib import Path
 import forked
 import pytest
 import torch
+import typer
 import yaml
 from PIL import Image
+from tqdm import tqdm
 from typer.testing import CliRunner
 
 from cmp import cli, config, models, starts
@@ -362,6 +365,70 @@ def test_a_fault_on_a_full_disk_says_how_to_see_it(fault, capsys, monkeypatch):
     monkeypatch.setenv("CMP_DEBUG", "1")
     with pytest.raises(KeyError):
         cli.main()
+
+
+@pytest.mark.defect
+def test_a_terminal_without_all_letters_stops_nothing(fault, monkeypatch):
+    streams = [io.TextIOWrapper(io.BytesIO(), "latin-1") for _ in "ab"]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    monkeypatch.setattr(cli, "app", lambda: [typer.echo("− of α", err=is_err) for is_err in (0, 1)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    for stream in streams:
+        stream.flush()
+        assert stream.buffer.getvalue() == b"? of ?\n"
+
+
+def broken_stream(kind):
+    """A stream to a full disk, to a reader that has ended, or one that was closed."""
+    if kind == "full":
+        return open("/dev/full", "w")
+    ends = os.pipe()
+    os.close(ends[0])
+    return os.fdopen(ends[1], "w") if kind == "left" else os.close(ends[1])
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+@pytest.mark.parametrize("kind", ["full", "left", "closed"])
+def test_a_run_whose_output_cannot_be_written_goes_on(fault, monkeypatch, capsys, name, kind):
+    """Its bar, its lines and its warnings are lost, and a full disk is said."""
+    done = []
+
+    def work():
+        with tqdm(total=9, mininterval=0) as bar:
+            for step in range(9):
+                bar.update()
+                bar.write(f"step {step}")
+        typer.echo("x" * 9999, err=name == "stderr")
+        warnings.warn("careful", stacklevel=1)
+        done.append(True)
+
+    monkeypatch.setattr(cli, "app", work)
+    stream = broken_stream(kind)
+    monkeypatch.setattr(sys, name, stream)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    is_said = (name, kind) == ("stdout", "full")
+    assert done and end.value.code == (2 if is_said else 0)
+    assert ("No space left" in capsys.readouterr().err) == is_said
+    if stream:
+        stream.close()  # what was buffered is gone
+
+
+@pytest.mark.defect
+def test_too_little_memory_is_no_fault(fault, monkeypatch, capsys):
+    def fail():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and len(said.splitlines()) == 1
+    assert "--micro-batch" in said and "training.batch" in said and "20 GiB" in said
+    assert not [*fault.iterdir()]
 
 
 def test_what_breaks_a_command_off_is_no_fault(fault, monkeypatch):

@@ -68,13 +68,34 @@ def build(tmp_path, monkeypatch):
     return fresh(tmp_path / "build", monkeypatch)
 
 
-def patiently(start):
-    """Try it a few times: Ray gives up a node that needs more than 15 seconds to start, as one may
-    on a busy machine."""
-    for _ in range(4):
-        with contextlib.suppress(Exception):
+def patiently(start, limit=300.0):
+    """Try it until a time in seconds is over: Ray 2.60 gives up a node that needs more than 30
+    seconds to start, as one may on a busy machine."""
+    end = time.monotonic() + limit
+    while True:
+        try:
             return start()
-    return start()
+        except Exception as error:
+            if time.monotonic() > end:
+                pytest.fail(f"Ray's node did not start within {limit:g} s; last: {error!r}")
+            time.sleep(0.1)
+
+
+def test_a_node_is_started_again_until_a_time_is_over():
+    tries = iter([TimeoutError("of a busy machine")] * 3)
+
+    def start():
+        for error in tries:
+            raise error
+        return "a node"
+
+    assert patiently(start) == "a node"
+
+    def fail():
+        raise TimeoutError("of a slow machine")
+
+    with pytest.raises(pytest.fail.Exception, match=r"within 0\.3 s; last: .*of a slow machine"):
+        patiently(fail, 0.3)
 
 
 @pytest.fixture(scope="module")

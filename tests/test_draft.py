@@ -1,10 +1,12 @@
 """How JPEGs are decoded and cropped for training: options of the data, in the id of a run."""
 
 import io
+import itertools
 import json
 
 import numpy as np
 import pytest
+import torch
 from pictures import classes
 from PIL import Image
 
@@ -67,6 +69,78 @@ def test_torch_crops_what_pillow_crops(size, numbers):
 def test_a_thin_image_is_cropped_by_torch_too():
     crop = images.random_crop(jpeg(1, 40), np.zeros(4), SIDE, PictureReader(resize="torch"))
     assert crop.shape == (3, SIDE, SIDE)
+
+
+TORCH = PictureReader(resize="torch")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The files that torchvision decodes."""
+    seen, decode = [], images._decode_by_torchvision
+    assert images.torchvision_equals_pillow(), "of the pinned versions"
+    monkeypatch.setattr(
+        images, "_decode_by_torchvision", lambda content: seen.append(content) or decode(content)
+    )
+    return seen
+
+
+def crops_of(monkeypatch, content, reader=TORCH, side=48):
+    """A crop as it is decoded, and as Pillow alone decodes it."""
+    numbers = np.array([0.3, 0.8, 0.2, 0.6])
+    found = images.random_crop(content, numbers, side, reader)
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "torchvision_equals_pillow", lambda: False)
+        return found, images.random_crop(content, numbers, side, reader)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("size", [(1, 1), (17, 33), (95, 64)])
+def test_torchvision_decodes_to_the_bits_of_pillow(mode, size, decoded, monkeypatch):
+    noise = numpy_generator("test/draft", 1).integers(0, 256, (*size[::-1], 3), np.uint8)
+    image, files = Image.fromarray(noise).convert(mode), []
+    for quality, subsampling, progressive in itertools.product((30, 95), (0, 1, 2), (False, True)):
+        for more in ({}, {"restart_marker_blocks": 3}, {"keep_rgb": True}):
+            file, how = io.BytesIO(), {}
+            if mode == "RGB":  # without subsampling, the file may keep RGB
+                how = more if "keep_rgb" in more else {"subsampling": subsampling} | more
+            image.save(file, "JPEG", quality=quality, progressive=progressive, **how)
+            files.append(file.getvalue())
+            one, other = crops_of(monkeypatch, files[-1])
+            np.testing.assert_array_equal(one, other)
+    assert decoded == (files if mode == "RGB" else [])
+
+
+def test_pillow_decodes_what_torchvision_would_decode_otherwise(decoded, monkeypatch):
+    plain, large = jpeg(90, 70), jpeg(300, 240)
+    turned = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(io.BytesIO(plain)).save(turned, "JPEG", exif=exif)
+    cases = [(large, TORCH), (turned.getvalue(), PictureReader(resize="torch", exif="apply"))]
+    for content, reader in [*cases, (plain, PictureReader())]:
+        one, other = crops_of(monkeypatch, content, reader)
+        np.testing.assert_array_equal(one, other)
+    assert decoded == [], "reduced, turned, or resized by Pillow"
+    one, other = crops_of(monkeypatch, turned.getvalue())
+    np.testing.assert_array_equal(one, other)
+    assert len(decoded) == 1, "its orientation is ignored by both"
+    with pytest.raises(OSError, match="truncated"):
+        crops_of(monkeypatch, plain[: len(plain) // 2])
+    assert len(decoded) == 1, "a part of a file"
+
+
+def test_without_a_decoder_in_torchvision_pillow_decodes(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("decode_jpeg: torchvision not compiled with libjpeg support")
+
+    one, _ = crops_of(monkeypatch, jpeg(90, 70))
+    monkeypatch.setattr(images, "decode_jpeg", refuse)
+    assert not images.torchvision_equals_pillow.__wrapped__()
+    np.testing.assert_array_equal(crops_of(monkeypatch, jpeg(90, 70))[0], one)
+    monkeypatch.undo()
+    monkeypatch.setattr(images, "_decode_by_torchvision", lambda content: torch.zeros(3, 70, 90))
+    assert not images.torchvision_equals_pillow.__wrapped__()
 
 
 def test_an_image_is_scored_the_same_whatever_the_draft():

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -16,16 +15,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import synthetic
+from copied import computed_by
 from scipy import stats
 
 from cmp import config
-from cmp.cli import runs as cli_runs
 from cmp.config import Mixture, Schedule
 from cmp.errors import CmpError
 from cmp.experiments import planner, verdicts
 from cmp.project import build_folder, project_folder
 from cmp.registry import option_names
-from cmp.runs import checkpoints, identity, launch, logs, store
+from cmp.runs import checkpoints, identity, logs, store
 from cmp.runs.store import unfinished_runs
 from lab import analyses, atlas, chapters, explorers, keeping, live_runs, site
 
@@ -234,7 +233,7 @@ def test_images_are_seen_as_often_as_batches_have_them(corpus, tmp_path):
 
 
 FORMS = """import fs from "node:fs";
-import { FORMS } from "./export.js";
+import { cellOf, FORMS } from "./export.js";
 import { linked, linkTo, differing, accepted } from "./state.js";
 const { explorer, table, changes, sizes } = JSON.parse(fs.readFileSync(0, "utf-8"));
 const { model } = await import(`./${explorer}.js`);
@@ -246,7 +245,9 @@ console.log(JSON.stringify(changes.map((each) => {
   const [again, warning] = linked(link, explorer, kinds);
   const back = settle({ ...table.defaults, ...again }, {});
   const forms = sizes.map((profile) => {
-    const about = { ...shown, profile, profiles: table.profiles, chapter: table.chapter, link };
+    const { profiles, chapter, defaults } = table;
+    const cell = cellOf(explorer, differing(state, defaults), profile);
+    const about = { ...shown, profile, profiles, chapter, link: cell };
     return Object.fromEntries(Object.entries(FORMS).map(([name, form]) => [name, form(about)]));
   });
   return { ...shown, forms, warning, back: describe(back).changes };
@@ -258,41 +259,15 @@ SCHEDULES = [
     {"name": "rsqrt"}, {"name": "cosine", "meta": "cosine", "peak": 0.001},
     {"name": "infinite", "level": 0.37, "cooldown": 0.825, "warmup": 0.3},
     {"meta": "geometric", "decay": 0.9}, {"meta": "free", "peaks": [1, *[0.125] * 19]},
+    {"meta": "free"}, {"meta": "free", "peaks": [1, 0.5, *[1] * 18]},
+    {"meta": "free", "peaks": [n / 20 for n in range(1, 21)]},
+    {"meta": "free", "peaks": [n / 20 for n in range(1, 20)] + [0.9]},
+    {"name": "infinite", "warmup": 1},
 ]  # fmt: skip
 MIXED = [
     {}, {"shares": [0.5, 0.5, 0]}, {"shares": [0.375, 0.375, 0.25]}, {"pretraining": 0.3},
     {"shares": [0.25, 0.5, 0.25], "varies": True, "last": [0.5, 0.25, 0.25]},
 ]  # fmt: skip
-
-
-def computed_by(form, text, size, folder, source):
-    """The config of the run that a copied form computes."""
-    if form == "command":
-        words = shlex.split(text.replace("\\\n", ""))  # as a shell joins lines
-        assert words[:2] == ["cmpt", "run"]
-        return cli_runs.read_config(words[2], words[3:])
-    if form == "YAML":
-        (folder / "copied.yaml").write_text(text)
-        return cli_runs.read_config(str(folder / "copied.yaml"), [])
-    given = {}
-    if form == "Python":
-        run = SimpleNamespace(run=lambda what, **more: given.update(config=(what, more)))
-        exec(text, {"cmp": run})
-    else:
-        words = shlex.split(text)
-        assert words[:5] == ["cmpt", "book", "--chapter", source.stem[:2], "--profile"]
-        values = dict(word.split("=") for word in words[6:] if word != "-P")
-        scope = chapters.check_parameters(source, values | {"profile": words[5]})
-        cells = [cell.source for cell in chapters.notebook(source).cells]
-        before = [
-            line for cell in cells for line in cell.split("\n") if line.startswith("mixture = ")
-        ]
-        [cell] = ["\n".join([*before, each]) for each in cells if "mine = cmp.run(" in each]
-        scope |= {"others": None, "figures": SimpleNamespace(plot_among_runs=lambda *_: None)}
-        run = SimpleNamespace(run=lambda what, _, **more: given.update(config=(what, more)))
-        exec(cell, scope | {"cmp": run})
-    what, more = given["config"]
-    return launch.from_keywords(what, more)
 
 
 @pytest.mark.parametrize("explorer, changes", [("schedule", SCHEDULES), ("mixture", MIXED)])
@@ -301,7 +276,7 @@ def test_roundtrip_of_every_copied_form(published, explorer, changes, tmp_path):
     table = explorers.TABLES[explorer]()
     given = {"explorer": explorer, "table": table, "changes": changes, "sizes": ["cpu", "quick"]}
     [source] = chapters.select([table["chapter"]])
-    through_chapter = 0
+    through_chapter, cells = 0, []
     for shown in node(FORMS, given, tmp_path):
         assert (shown["back"], shown["warning"]) == (shown["changes"], "")
         for size, forms in zip(given["sizes"], shown["forms"], strict=True):
@@ -313,7 +288,18 @@ def test_roundtrip_of_every_copied_form(published, explorer, changes, tmp_path):
                 through_chapter += form == "papermill"
                 found = computed_by(form, forms[form], size, tmp_path, source)
                 assert identity.run_id_of(found) == wanted, f"{form}: {forms[form]}"
+            cells.append((wanted, cell_state(forms["link"], explorer)))
     assert through_chapter >= 4
+    again = node(FORMS, given | {"changes": [state for _, (_, state) in cells]}, tmp_path)
+    for (wanted, (size, _)), shown in zip(cells, again, strict=True):
+        found = explorers.changed_run(size, shown["changes"])
+        assert identity.run_id_of(found) == wanted
+
+
+def cell_state(text, explorer):
+    """The size and the state with which a copied cell begins an explorer."""
+    make = {f"{explorer}_explorer": lambda size="cpu", **state: (size, state)}
+    return eval(text, {"explorers": SimpleNamespace(**make)})
 
 
 def test_settings_that_differ_have_labels_and_keys_that_differ(published, tmp_path):
@@ -323,6 +309,69 @@ def test_settings_that_differ_have_labels_and_keys_that_differ(published, tmp_pa
         shown = node(FORMS, given, tmp_path)
         assert len({each["label"] for each in shown}) == len(changes)
         assert len({json.dumps(each["changes"], sort_keys=True) for each in shown}) == len(changes)
+
+
+WALKS = """import fs from "node:fs";
+import { FORMS } from "./export.js";
+import { tidy } from "./form.js";
+const { explorer, table, walks } = JSON.parse(fs.readFileSync(0, "utf-8"));
+const { model } = await import(`./${explorer}.js`);
+const { settle, fields, describe } = model(table);
+let seed = 7;
+const draw = () => (seed = (seed * 48271) % 2147483647) / 2147483647;
+const one = (values) => values[Math.floor(draw() * values.length)];
+function value({ options, range, ...field }, now) {
+  if (options) return one(options.map((each) => (Array.isArray(each) ? each[0] : each)));
+  if (!range) return !now;
+  const place = one([0, 1, draw(), draw()]);
+  return tidy({ range, ...field }, range[0] + place * (range[1] - range[0]));
+}
+console.log(JSON.stringify(Array.from({ length: walks }, () => {
+  let state = settle({ ...table.defaults, ...one(table.presets).state }, {});
+  for (let left = one([1, 2, 3, 4, 5, 6]); left > 0; left--) {
+    const field = one(fields(state).filter(({ off }) => !off));
+    const changes = state.meta === "free" && draw() < 0.3
+      ? { peaks: state.peaks.map(() => one([0, 1, draw()])) }
+      : { [field.key]: value(field, state[field.key]) };
+    state = settle({ ...state, ...changes }, changes);
+  }
+  const { refused, changes } = describe(state);
+  return { refused, changes, command: FORMS.command({ profile: "cpu", changes }) };
+})));
+"""
+
+
+@pytest.mark.parametrize("explorer, refuses", [("schedule", True), ("mixture", False)])
+def test_what_a_reader_can_set_can_be_run_or_is_refused(published, explorer, refuses, tmp_path):
+    """Walk through the form at random: every command that is handed out is one that runs."""
+    given = {"explorer": explorer, "table": explorers.TABLES[explorer](), "walks": 400}
+    refused = []
+    for shown in node(WALKS, given, tmp_path):
+        if shown.get("refused"):
+            refused.append(shown["changes"])
+            with pytest.raises(CmpError, match="learning rate is zero"):
+                explorers.changed_run("cpu", shown["changes"])
+        else:
+            found = computed_by("command", shown["command"], "cpu", tmp_path, None)
+            assert found == explorers.changed_run("cpu", shown["changes"])
+    assert bool(refused) == refuses
+
+
+FAULTY = """import fs from "node:fs";
+import { linked } from "./state.js";
+import { model } from "./schedule.js";
+const { table, states } = JSON.parse(fs.readFileSync(0, "utf-8"));
+const link = (state) => `#explorer=schedule&state=${encodeURIComponent(JSON.stringify(state))}`;
+const { kinds } = model(table);
+console.log(JSON.stringify(states.map((state) => linked(link(state), "schedule", kinds)[1])));
+"""
+
+
+def test_a_link_has_a_peak_for_each_update_or_for_none(published, tmp_path):
+    states = [{"meta": "free", "peaks": [0.5] * count} for count in (0, 3, 19, 20, 21)]
+    given = {"table": explorers.schedule_table(), "states": states}
+    said = node(FAULTY, given, tmp_path)
+    assert [bool(words) for words in said] == [False, True, True, False, True]
 
 
 ATLAS_FORMS = """import fs from "node:fs";
@@ -427,7 +476,7 @@ def test_a_run_that_breaks_is_over(monkeypatch):
 
 
 def test_a_run_is_trained_once_and_forgotten_when_it_is_over(monkeypatch):
-    """What is told goes to the run that it names, and stays for a page that is opened again."""
+    """A message goes to the run that it names, and stays for a page that is opened again."""
     begun = []
 
     async def follow(run, stop):
@@ -447,7 +496,7 @@ def test_a_run_is_trained_once_and_forgotten_when_it_is_over(monkeypatch):
     ]  # fmt: skip
     hear(explorer, {**run, "verb": "forget"})
     assert [each["key"] for each in explorer.runs] == ["other"]
-    assert {"kept", "runs"} <= {*explorer.keys}  # are told to the page, also to one that comes late
+    assert {"kept", "runs"} <= {*explorer.keys}  # go to the page, also to one that comes late
 
 
 def test_a_ping_is_answered():
@@ -510,7 +559,7 @@ def small_run(*changes):
 
 
 def follow(run, stop_after=None):
-    """What a run told; it is stopped once the state begins with `stop_after`."""
+    """What a run reported; it is stopped once the state begins with `stop_after`."""
 
     async def main():
         stop, told = asyncio.Event(), []

@@ -60,13 +60,13 @@ def test_all_sets_have_a_manifest():
     assert len(sets) == 63 and roles.count("adapt") == 41 and roles.count("eval") == 22
     train = sum(each.counts.train for each in sets.values() if each.role == "adapt")
     test = {r: sum(e.counts.test for e in sets.values() if e.role == r) for r in ("adapt", "eval")}
-    # spec 9.2: 1.760M, .453M and .314M images; 18,392 classes of the adaptation sets
+    # the paper's code: 1.760M, .453M and .314M images; 18,392 classes of the adaptation sets
     assert (round(train, -3), round(test["adapt"], -3), round(test["eval"], -3)) == (
         1_760_000, 453_000, 314_000,
     )  # fmt: skip
     assert sum(each.counts.classes for each in sets.values() if each.role == "adapt") == 18_392
     scores = [e.zero_shot for e in sets.values() if (e.role, e.task) == ("adapt", "classification")]
-    assert round(sum(scores) / len(scores), 2) == 39.23  # spec 2.4
+    assert round(sum(scores) / len(scores), 2) == 39.23
     assert {e.name for e in sets.values() if e.task == "retrieval"} == {
         "FSCOCO", "MSCOCO", "FLICKR30K",
     }  # fmt: skip

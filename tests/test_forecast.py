@@ -61,6 +61,25 @@ def test_a_card_with_a_slower_memory_reaches_less_of_its_peak():
     assert shares[0] < 0.3 < shares[1]
 
 
+def test_a_card_that_is_not_listed_is_named_with_what_it_is_taken_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(forecast, "worker_count", lambda device: 100)
+    said = {}
+    for card in ("Quadro RTX 8000", "Tesla T4"):
+        for place in ("cmp.scale.devices", "cmp.experiments.forecast"):
+            monkeypatch.setattr(f"{place}.device_name", lambda device, card=card: card)
+        said[card] = forecast.forecast_step(GPU, "cuda").by
+    assert "Quadro RTX 8000 is not listed, and is taken for an H100" in said["Quadro RTX 8000"]
+    assert "of the peak of a T4 in fp32" in said["Tesla T4"]
+    assert "not listed" not in said["Tesla T4"]
+
+
+def test_a_card_without_units_for_bf16_is_slower_than_an_l4():
+    """A T4 has half of an L4's peak in fp16, but the study trains in bf16."""
+    seconds = {card: forecast.predict_step(GPU, DEVICES[card]).seconds for card in ("l4", "t4")}
+    assert seconds["t4"] > 8 * seconds["l4"]
+
+
 @pytest.mark.long
 def test_micro_batches_and_recomputed_activations_take_a_forward_pass_each():
     """A third of a step is its forward pass. At 40%, ViT-H-14 takes 11.8 h, and 15.7 in parts."""
@@ -148,6 +167,15 @@ def test_dry_run_and_doctor_say_that_decoding_decides(pictures, monkeypatch):
     for result in (dry, doctor):
         assert result.output.count("predicted, by decoding of 30 images/s") == 1, result.output
         assert "about 3.56 min of training, 1.07 s a step" in result.output
+
+
+@no_card
+def test_doctor_forecasts_the_mode_in_which_a_run_is_computed():
+    said = [CliRunner().invoke(cli.app, ["doctor", "--profile", "gpu", *mode]).output
+            for mode in ([], ["--compile"], ["--micro-batch", "64", "--compile"])]  # fmt: skip
+    assert "34% (by a trace of its kernels)" in said[0]
+    assert "40% (assumed)" in said[1] and "another forward pass" not in said[1]
+    assert "with another forward pass for micro-batches" in said[2]
 
 
 def test_a_plan_takes_the_same_forecast_and_is_bound_by_decoding_too():

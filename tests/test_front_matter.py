@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import yaml
 
 import cmp
 from cmp.files import parse_yaml
@@ -34,6 +35,19 @@ def test_the_workflow_runs_what_runs_anywhere():
     workflow = parse_yaml((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     steps = [step.get("run") for step in workflow["jobs"]["test"]["steps"]]
     assert ".ci/run" in steps and (ROOT / ".ci" / "run").exists()
+
+
+@pytest.mark.defect
+def test_the_newest_open_clip_is_tried_each_week():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    assert workflow[True]["schedule"]  # `on` is true in YAML
+    job = workflow["jobs"]["newest-open-clip"]
+    step = job["steps"][-1]
+    assert step["env"] == {"CMP_OPEN_CLIP": "open_clip_torch"}
+    _, path, _, chosen = step["run"].rsplit(maxsplit=3)
+    assert f"def test_the_{chosen}_is_split_or_refused" in (ROOT / path).read_text()
+    for name, which in (("test", "!="), ("newest-open-clip", "==")):
+        assert workflow["jobs"][name]["if"] == f"github.event_name {which} 'schedule'"
 
 
 @pytest.mark.parametrize("name, asks", [("bug", "report"), ("result", "runs")])

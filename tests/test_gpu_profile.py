@@ -183,8 +183,10 @@ def test_weights_that_are_nowhere_are_missing_in_words():
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA GeForce RTX 4090", "rtx-4090"),
         ("NVIDIA L4", "l4"),
-        ("NVIDIA L40S", "h100"),  # in no list
-        ("a card of another kind", "h100"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L40", "l40"),
+        ("Tesla T4", "t4"),
+        ("a card of another kind", "h100"),  # in no list
     ],
 )
 def test_a_full_run_is_forecast_without_computing(monkeypatch, card, device):

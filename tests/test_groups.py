@@ -100,7 +100,7 @@ def leave_decoders(tell):
 
 
 @pytest.mark.defect
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_processes_that_decode_outlive_a_signal_that_is_not_their_parent_s(build, number):
     child = Child(build, signal_decoders, int(number))
     assert child.outcome().status == 0, child.said()
@@ -129,6 +129,20 @@ def test_a_second_sigterm_is_the_same_request_and_a_second_ctrl_c_is_not():
             signal.signal(number, handler)
 
 
+@pytest.mark.parametrize("is_ignored", [True, pytest.param(False, marks=pytest.mark.defect)])
+def test_a_closed_terminal_is_a_request_to_stop_unless_it_is_ignored(is_ignored):
+    told = []
+    before = signal.signal(
+        signal.SIGHUP, signal.SIG_IGN if is_ignored else lambda n, _: told.append(n)
+    )
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.signal == (None if is_ignored else signal.SIGHUP) and told == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def command_of_a_group(tell, *arguments):
     """`cmp ARGUMENTS` in a group of its own, slowly, telling of each step."""
     os.setpgid(0, 0)
@@ -143,7 +157,12 @@ def command_of_a_group(tell, *arguments):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.defect)]
+    "number",
+    [
+        signal.SIGINT,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.defect),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.defect),  # a terminal is closed
+    ],
 )
 def test_a_group_that_is_asked_to_stop_keeps_its_last_step(build, jpegs, monkeypatch, number):
     settings = ["quick", *SETTINGS, "training.steps=8", f"data={jpegs}"]

@@ -1,4 +1,4 @@
-"""Data that stay in files: the same batches whoever makes them, and runs that resume exactly."""
+"""Data that stay in files: the same batches from any process, and runs that resume exactly."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from pictures import classes, fileset, picture, tar, tree
 from PIL import Image
 from typer.testing import CliRunner
@@ -93,6 +94,27 @@ def test_runs_over_pictures_of_16_bits_alone_have_a_further_entry_in_their_ident
     assert content()["scaled"] == ["mine"]
     path.write_bytes(whole)
     assert content() == usual
+
+
+@pytest.mark.defect
+def test_pictures_that_are_now_converted_last_have_a_further_entry_in_their_identity(folder):
+    """Only where the set says "as-open-clip"; otherwise nothing has changed."""
+    run_config, path = small(folder), folder / "mine/fox 0/0.png"
+    manifest = folder / "mine.yaml"
+
+    def content():
+        collection._load_folder.cache_clear()
+        return identity.run_identity(run_config, load_data(run_config.data))
+
+    usual = content()
+    Image.open(path).quantize(16).save(path)
+    assert content().keys() == usual.keys()
+    about = yaml.safe_load(manifest.read_text())
+    about["reader"]["transparency"] = "as-open-clip"
+    manifest.write_text(yaml.safe_dump(about))
+    assert content()["converted"] == ["mine"]
+    Image.open(path).convert("RGB").save(path)
+    assert content().keys() == usual.keys()
 
 
 @pytest.mark.defect

@@ -185,7 +185,7 @@ def test_a_board_gets_every_number(build, monkeypatch):
 
 
 class FakeWandb:
-    """The module `wandb`, as far as a board uses it, offline: it notes what it is told."""
+    """The module `wandb`, as far as a board uses it, offline: it notes what it receives."""
 
     def __init__(self):
         self.options, self.rows, self.finished = [], [], 0

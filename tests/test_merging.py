@@ -978,7 +978,7 @@ TABLE = {
     "zero-unrolled": ("zero", "unrolled"), "step-ema": ("steps", "steps"),
     "wsm": ("steps", "steps"), "wsm-last": ("last", "steps"),
 }  # fmt: skip
-"""By policy: where training goes on, and what is deployed (spec 4)."""
+"""By policy: where training goes on, and what is deployed."""
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -69,7 +69,7 @@ def test_an_empty_buffer_leaves_its_samples_to_the_others(mixture, batch):
 
 
 def test_parts_of_the_reference():
-    """512 by .33/.34/.33: 169/175/168, and 253/259 in the first task (spec 7; order P, D, B)."""
+    """512 by .33/.34/.33: 169/175/168, and 253/259 in the first task (order P, D, B)."""
     mixture = Mixture(0.33, 0.34, 0.33)
     assert batch_counts(mixture, 512, empty_buffer=False) == (169, 175, 168)
     assert batch_counts(mixture, 512, empty_buffer=True) == (253, 259, 0)

@@ -422,7 +422,7 @@ def test_a_release_is_a_folder_for_the_hub_already(made, tmp_path):
     assert "a release is such a folder already" in str(done.exception)
 
 
-@pytest.mark.parametrize("size", [5, 13, 200])
+@pytest.mark.parametrize("size", [5, 13, 200, pytest.param(20_000, marks=pytest.mark.long)])
 def test_months_of_any_size(made, root, tmp_path, size):
     """A small month takes fewer of its pictures per batch, a first one as well."""
     folder = tmp_path / "month"
@@ -645,6 +645,40 @@ def test_a_damaged_release_is_refused_before_anything_is_computed(made, root, tm
     update_plan.plan_update(made.folder, root / "y-month")
 
 
+@pytest.mark.defect
+@pytest.mark.parametrize("name", [release.WEIGHTS_FILE, release.CONFIG_FILE])
+def test_a_damaged_release_is_neither_exported_nor_scored_nor_compared(made, tmp_path, name):
+    path, out = made.folder / name, tmp_path / "bad.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    for command in (
+        ["export", made.folder, "-o", out],
+        ["eval", f"local-dir:{made.folder}", "--device", "cpu"],
+        ["compare", f"local-dir:{made.folder}", "small:annealed"],
+    ):
+        said = invoke(*command)
+        assert isinstance(said.exception, CmpError), said.output
+        assert f"{name}: damaged" in str(said.exception)
+    assert not out.exists()
+
+
+@pytest.mark.defect
+def test_a_release_says_which_pictures_open_clip_sees_otherwise(root, tmp_path):
+    data = shutil.copytree(root / "z-month", tmp_path / "z-month")
+    for n in (0, 5):
+        Image.new("RGBA", (40, 40), (9, 8, n, 7)).save(data / f"{n}.png")
+    out = tmp_path / "releases" / "1"
+    settings = ("--start", months.START, "--data", data, "--pool", root / "pool", *months.SMALL)
+    said = invoke("update", *settings, "-o", out)
+    words = "transparent images: 2; they are put over white here"
+    assert said.exit_code == 0 and words in " ".join(said.output.split()), said.output
+    for name in (release.CARD_FILE, release.REPORT_FILE):
+        assert words in (out / name).read_text()
+    for folder in (out, f"local-dir:{out}"):
+        said = invoke("export", folder, "-o", tmp_path / "model.safetensors")
+        assert said.exit_code == 0 and f"note: catalogue: {words}" in said.output, said.output
+
+
 def test_a_slim_release_serves_and_ends_the_stream(made, root, tmp_path):
     assert release.slim(made.folder) > 0
     assert release.read_release(made.folder).ledger().pictures
@@ -661,6 +695,26 @@ def test_a_release_is_never_changed(root, tmp_path):
     (tmp_path / "full").mkdir()
     with pytest.raises(CmpError, match="already exists"):
         update.compute_update(plan, tmp_path / "full")
+
+
+def test_opening_a_release_reads_each_file_once(made, root, monkeypatch):
+    read = []
+
+    def counted(path):
+        read.append(path)
+        return file_digest(path)
+
+    monkeypatch.setattr(release, "file_digest", counted)
+    plan = update_plan.plan_update(made.folder, root / "y-month")
+    plan.parent.state()
+    plan.parent.path(release.START_FILE)
+    again = release.read_release(made.folder)
+    again.path(release.START_FILE)
+    assert again.record.state in {str(path.relative_to(made.folder)) for path in read}
+    assert len(read) == len({*read})
+    (made.folder / release.START_FILE).write_bytes(b"other")
+    with pytest.raises(CmpError, match="damaged"):
+        again.path(release.START_FILE)
 
 
 def test_two_at_once_are_one_too_many(root, tmp_path):

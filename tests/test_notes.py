@@ -61,6 +61,12 @@ def odd_pictures() -> dict[str, bytes]:
         "values32": (Image.fromarray(grey.astype(np.float32)), "TIFF", {}),
         "transparent": (clear, "PNG", {}),
         "rotated": (Image.new("RGB", (16, 9), "red"), "JPEG", {"exif": exif}),
+        "palette": (
+            Image.linear_gradient("L").resize((16, 16)).convert("RGB").quantize(4),
+            "PNG",
+            {},
+        ),
+        "colours": (Image.new("CMYK", (16, 16), (9, 8, 7, 6)), "JPEG", {}),
         "opaque": (Image.new("RGBA", (16, 16), (9, 8, 7, 255)), "PNG", {}),  # none of these
     }
     files = {}
@@ -89,6 +95,8 @@ def test_pictures_that_open_clip_sees_otherwise_are_counted_by_set(folder):
         ("colour16", "colour images of 16 bits: 1, such as c/colour16.png"),
         ("values32", "images of 32 bits per value: 1, such as c/values32.png"),
         ("transparent", "transparent images: 1, such as c/transparent.png"),
+        ("palette", "palette or one-bit images: 1, such as c/palette.png"),
+        ("colours", "images in CMYK, YCbCr or Lab colours: 1, such as c/colours.png"),
         ("rotated", "images that their EXIF data rotate: 1, such as c/rotated.png"),
     ):
         assert f"note: kept: {words}" in said, trait

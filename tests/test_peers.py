@@ -586,7 +586,7 @@ def test_opcm_is_fusion_benchs(count, protect):
 @pytest.mark.parametrize("count", [3, 2])
 def test_tsv_is_fusion_benchs_but_for_small_matrices_and_tables_of_embeddings(count):
     """Upstream leaves matrices with fewer rows than models where they were, and averages embeddings
-    only where it is told to."""
+    only on request."""
     tuned, base = map_weights(count)
     merged, theirs = merge("tsv", tuned, base), below(load("fusion_bench"), f"tsv-{count}")
     small = "small.weight"

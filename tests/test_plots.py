@@ -1,4 +1,4 @@
-"""Figures: the right axes and artists, one colour a setting, exact intervals, nothing left open."""
+"""Figures: right axes and artists, one colour per setting, exact intervals, nothing left open."""
 
 import itertools
 

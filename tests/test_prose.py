@@ -35,6 +35,29 @@ def test_a_text_has_no_more_findings_than_it_may(path):
     assert len(warnings) <= most_warnings, warnings
 
 
+QUOTING = {"prose.py", "test_prose.py"}
+"""The modules that list the private words, and sentences with them."""
+
+
+@pytest.mark.parametrize("tree", ["cmp", "book/lab", "tests"])
+def test_code_speaks_as_the_book_does(tree):
+    files = [path for path in prose.code_files() if path.is_relative_to(prose.ROOT / tree)]
+    assert len(files) > 20
+    found = [
+        (path, x) for path in files if path.name not in QUOTING for x in prose.check_file(path)
+    ]
+    assert not found
+
+
+def test_private_words_are_found_in_docstrings_comments_and_messages():
+    code = '"""Nought\n\nwhoever reads."""\nx = f"{1} is nought"  # nought\n# all is well\n'
+    found = [(line, message.split(":")[0]) for line, _, message in prose.check_code(code)]
+    assert found == [
+        (1, "private word 'Nought'"), (3, "private word 'whoever'"),
+        (4, "private word 'nought'"), (4, "private word 'nought'"),
+    ]  # fmt: skip
+
+
 def test_every_maximum_is_of_a_text():
     assert set(MAXIMA) <= {path.name for path in prose.default_files()}
 

@@ -47,10 +47,24 @@ def edit(path, words="# mine"):
 def test_every_chapter_is_copied_once_and_listed(copies):
     names = [source.stem for source in chapters.chapters().values()]
     found = {path.stem for path in copies.glob("*.ipynb")}
-    assert found == {*names, "first_screen"}
+    assert found == {*names, "start"}
     start = (copies / reader.START).read_text()
     assert all(f"({name}.ipynb)" in start for name in names)
     assert set(reader.prepare_copies().values()) == {""}
+
+
+def test_the_start_page_holds_the_first_screen_and_what_the_reader_made_of_it(copies):
+    start = reader.read_copy(copies / reader.START)
+    nbformat.validate(start)
+    [cell] = [cell for cell in start.cells if cell.cell_type == "code"]
+    [output] = cell.outputs
+    [picture] = re.findall(r'<img src="([^"]+)"', output.data["text/html"])
+    assert (copies / picture).exists()
+    assert "first_explorer()" in cell.source
+    output.data["text/html"] = "run by the reader"
+    nbformat.write(start, copies / reader.START)
+    reader.prepare_copies()
+    assert "run by the reader" in (copies / reader.START).read_text()
 
 
 def test_links_to_other_chapters_stand_above_what_is_folded():
@@ -88,7 +102,7 @@ def test_a_copy_is_valid_and_in_plain_markdown(copies):
         nbformat.validate(copy)
         text = "\n".join(cell.source for cell in copy.cells if cell.cell_type == "markdown")
         assert "{cite" not in text and "{value}" not in text and ":::" not in text, path.stem
-        assert "[Start](start.md)" in text and not re.search(r"\)=$", text, re.M)
+        assert "[Start](start.ipynb)" in text and not re.search(r"\)=$", text, re.M)
         links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
         assert [each for each in links if "://" not in each and not (copies / each).exists()] == []
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tarfile
 import time
 import tracemalloc
@@ -25,7 +26,7 @@ from pictures import classes, fileset, picture, tar, tree
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
-from cmp import cli
+from cmp import cli, models
 from cmp import files as core_files
 from cmp.data import Preprocessing, load_data, stored_images
 from cmp.errors import CmpError
@@ -1113,10 +1114,11 @@ def reader(**keys) -> FolderReader:
     return FolderReader(kind="folder", **keys)
 
 
-def as_open_clip(content, upright=False) -> np.ndarray:
+def as_open_clip(content, upright=False, how=None) -> np.ndarray:
     """What open_clip's own transform makes of a file."""
-    image = Image.open(io.BytesIO(content))
-    theirs = image_transform(64, False, (0, 0, 0), (1, 1, 1))
+    image, how = Image.open(io.BytesIO(content)), how or Preprocessing(64)
+    keys = how.resize_mode, how.interpolation
+    theirs = image_transform(how.size, False, (0, 0, 0), (1, 1, 1), *keys, how.fill_color)
     return theirs(ImageOps.exif_transpose(image) if upright else image).numpy() * 255
 
 
@@ -1141,7 +1143,7 @@ def test_grey_values_of_16_bits_are_scaled(kind):
     near(*(images.prepare_image(x, how).astype(int) for x in (DEEP[kind], usual)))
     near(*(images.random_crop(x, numbers, 20).astype(int) for x in (DEEP[kind], usual)))
     near(*(images.decode_rgba(x).astype(int) for x in (DEEP[kind], usual)))
-    assert as_open_clip(DEEP[kind]).mean() > 240  # which is why it is told
+    assert as_open_clip(DEEP[kind]).mean() > 240  # which is why it is counted
 
 
 @pytest.mark.defect
@@ -1154,22 +1156,40 @@ def test_the_transparent_value_of_a_deep_grey_picture_is_transparent(monkeypatch
 
 
 WIDE = np.linspace(-50, 400, 64 * 64, dtype=np.float32).reshape(64, 64)
+INKS = np.random.default_rng(0).integers(0, 256, (4, 8, 8), np.uint8).repeat(8, 1).repeat(8, 2)
 SEEN_ALIKE = {
     "L": saved(Image.fromarray(AS_STORED)),
     "1": saved(Image.fromarray(AS_STORED).convert("1")),
     "P": saved(Image.open(io.BytesIO(picture(3, (64, 64)))).quantize(16)),
-    "CMYK": saved(Image.open(io.BytesIO(picture(3, (64, 64)))).convert("CMYK"), "JPEG"),
+    "PA": saved(Image.open(io.BytesIO(picture(3, (64, 64)))).quantize(16).convert("PA"), "TIFF"),
+    "CMYK": saved(Image.merge("CMYK", [Image.fromarray(x) for x in INKS]), "JPEG"),
+    "LAB": saved(Image.merge("LAB", [Image.fromarray(x) for x in INKS[:3]]), "TIFF"),
     "F": saved(Image.fromarray(WIDE), "TIFF"),
     "I": saved(Image.fromarray(WIDE.astype(np.int32)), "TIFF"),
 }
 
 
+SMALL = [
+    Preprocessing(24, interpolation=interpolation, resize_mode=mode, fill_color=fill)
+    for interpolation in ("bicubic", "bilinear")
+    for mode, fill in (("shortest", 0), ("squash", 0), ("longest", 0), ("longest", 90))
+]
+
+
+@pytest.mark.defect
 @pytest.mark.parametrize("mode", SEEN_ALIKE)
-def test_pictures_of_these_modes_are_those_of_open_clip(mode):
+def test_pictures_of_these_modes_are_those_of_open_clip_or_are_counted(mode):
     content = SEEN_ALIKE[mode]
     assert Image.open(io.BytesIO(content)).mode == mode
     got = images.prepare_image(content, Preprocessing(64))
     assert np.abs(got - as_open_clip(content)).max() < 0.01
+    has_trait = bool(images.picture_traits(images.open_image(content)))
+    for how in SMALL:
+        theirs = as_open_clip(content, how=how)
+        alike = np.abs(images.prepare_image(content, how) - theirs).max() < 0.01
+        assert alike or has_trait, how
+        got = images.prepare_image(content, how, reader(transparency="as-open-clip"))
+        assert np.abs(got - theirs).max() < 0.01, how
 
 
 def clear_picture(mode) -> bytes:
@@ -1189,8 +1209,10 @@ def test_transparency_is_as_the_manifest_says(mode):
     white, theirs = reader(), reader(transparency="as-open-clip")
     usual = images.prepare_image(content, Preprocessing(64))
     assert (images.prepare_image(content, Preprocessing(64), white) == usual).all()
-    got = images.prepare_image(content, Preprocessing(64), theirs)
-    assert np.abs(got - as_open_clip(content)).max() < 0.01 and np.abs(got - usual).max() > 50
+    for how in (Preprocessing(64), *SMALL):
+        got = images.prepare_image(content, how, theirs)
+        assert np.abs(got - as_open_clip(content, how=how)).max() < 0.01, how
+        assert np.abs(got - images.prepare_image(content, how).astype(int)).max() > 50, how
     crops = [images.random_crop(content, numbers, 20, each) for each in (white, theirs)]
     assert (crops[0] != crops[1]).any()
     assert (
@@ -1312,3 +1334,31 @@ def test_a_tar_is_read_again_only_once_it_has_changed(tmp_path, monkeypatch):
     assert tars.tar_samples(path) == first
     tar(path, [("3.png", picture(3)), ("3.txt", b"three")])
     assert [sample[0] for sample in tars.tar_samples(path)[0]] == ["3"]
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_cannot_be_kept_stops_nothing(tmp_path, monkeypatch, is_folder):
+    """Where the folder of kept files is a file, and where a folder has a kept file's name."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    monkeypatch.setattr(models, "MANY_TEXTS", 2)
+    folder = classes(tmp_path / "pictures", each=2)
+    path = tar(tmp_path / "a.tar", [("1.png", picture(1)), ("1.txt", b"one")])
+    reads = [
+        lambda: len(images.usable_images(collection.read_index(fileset(), folder))[0].table),
+        lambda: len(images.usable_images(collection.read_index(fileset(), folder), True)[0].table),
+        lambda: tars.tar_samples(path),
+        lambda: models.tokenize("tiny", ("a fox", "an owl")).tolist(),
+    ]
+    models.tokenize.cache_clear()
+    expected = [read() for read in reads]
+    kept = [x for x in (tmp_path / "build").rglob("*.*") if x.is_file()]
+    assert len(kept) == 3
+    for each in kept if is_folder else [tmp_path / "build/checked", tmp_path / "build/tokens"]:
+        shutil.rmtree(each) if each.is_dir() else each.unlink()
+        each.mkdir() if is_folder else each.write_text("x")
+    for read, before in zip(reads, expected, strict=True):
+        models.tokenize.cache_clear()
+        with pytest.warns(UserWarning, match=r"not kept for the next time: .*build"):
+            assert read() == before
+    models.tokenize.cache_clear()

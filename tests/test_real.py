@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from zlib import crc32
 
+import nbformat
 import numpy as np
 import pytest
 from forked import await_true
@@ -15,12 +17,14 @@ from scipy.io import savemat
 from torchvision import datasets
 from typer.testing import CliRunner
 
-from cmp import cli
+from cmp import cli, config
 from cmp.data import load_data
 from cmp.errors import CmpError
-from cmp.experiments import real, studies
+from cmp.experiments import forecast, real, studies, verdicts
+from cmp.experiments.forecast import DEVICES
 from cmp.files import read_yaml
 from cmp.project import build_folder, project_folder
+from tests import real_table
 
 SETS = ("pets", "aircraft", "satellite", "textures", "flowers", "things")
 
@@ -153,11 +157,93 @@ def test_the_study_is_written_for_a_card_and_planned_anywhere(tmp_path, monkeypa
     assert "predicted, by decoding" in planned.output and "absent: data" in planned.output
 
 
+@pytest.mark.parametrize("name", ["first-real", "first-h100"])
+def test_the_setting_named_recipe_is_the_recipe(name):
+    """So that a result that is sent is a result of what chapter 08 recommends."""
+    configs = studies.load_study(name).configs("gpu")
+    found = [run for (setting, _), run in configs.items() if setting.startswith("recipe")]
+    assert len(found) == 2
+    recipe = dict(config.flat_keys(config.recipe_tree("default")))
+    for run in found:
+        assert recipe.items() <= dict(config.flat_keys(run.to_dict())).items()
+
+
+def test_results_that_people_send_stand_after_ours(tmp_path, monkeypatch):
+    monkeypatch.setattr(real_table, "SENT", tmp_path)
+    alone = real_table.as_markdown().splitlines()
+    (tmp_path / "card-2026-12.csv").write_text(
+        "setting,A_KA,A_ZS,GM,seconds,run,model,device\n"
+        "before,40.25,70.06,53.1,0.0,1234e567,ViT-B-32,A Card\n"
+        '"recipe, peak 1e-05",52.0,69.0,59.9,600.0,12345678,ViT-B-32,A Card\n'
+    )
+    rows = real_table.as_markdown().splitlines()
+    assert rows[: len(alone)] == alone and len(alone) == 6
+    assert rows[len(alone) :] == [
+        "| ViT-B-32 | A Card | before | 40.2 | 70.1 | 53.1 |",
+        "| ViT-B-32 | A Card | recipe, peak 1e-05 | 52.0 | 69.0 | 59.9 |",
+    ]
+    for text in ("setting,A_KA\nrecipe,52\n", "model,device,setting,A_KA,A_ZS,GM\nm,d,s,1,2,x\n",
+                 "model,device,setting,A_KA,A_ZS,GM\nm,d,s,1,2,300\n"):  # fmt: skip
+        (tmp_path / "other.csv").write_text(text)
+        with pytest.raises(CmpError, match=r"other\.csv: .*wrote it|writes it"):
+            real_table.as_markdown()
+
+
+def test_our_rows_are_the_published_results():
+    ours = {row[2]: row[3:5] for row in real_table.our_rows()}
+    run = verdicts.setting_scores("recipe", "recipe")
+    assert ours["recipe"] == [f"{run[score].mean():.1f}" for score in ("A_KA", "A_ZS")]
+    assert float(ours["new data alone"][1]) < float(ours["plain, with replay"][1])
+
+
+def test_the_manual_has_the_table_of_results():
+    page = real_table.PAGE.read_text(encoding="utf-8")
+    assert real_table.with_table(page) == page, "run `python -m tests.real_table`"
+    with pytest.raises(CmpError, match="expected"):
+        real_table.with_table("# A page without marks")
+
+
+def test_the_template_of_a_result_names_the_study():
+    template = project_folder() / ".github" / "ISSUE_TEMPLATE" / "result.yml"
+    assert f"cmpt study {real.STUDY}" in template.read_text(encoding="utf-8")
+
+
+def test_texts_state_the_hours_that_are_predicted():
+    configs = studies.load_study(real.STUDY).configs("gpu").values()
+
+    def hours(card):
+        steps = [forecast.predict_step(run, DEVICES[card]).seconds for run in configs]
+        return sum(
+            seconds * sum(run.steps) for seconds, run in zip(steps, configs, strict=True)
+        ) / 3600  # fmt: skip
+
+    study, page, notebook = (
+        " ".join((studies.STUDIES / name).read_text(encoding="utf-8").replace("#", "").split())
+        for name in (f"{real.STUDY}.yaml", "../manual.md", f"{real.STUDY}.ipynb")
+    )
+    minutes, days = f"{60 * hours('rtx-4090'):.0f} minutes", f"{hours('t4'):.0f} hours"
+    assert minutes in study and minutes in page
+    assert days in study and days in page and days in notebook
+    assert f"{hours('l4'):.1f}" == "1.5" and "an hour and a half" in notebook
+    for card, texts in (("rtx-4090", (study, page)), ("l4", (notebook,))):
+        by = forecast.predict_step(next(iter(configs)), DEVICES[card]).by
+        words = re.search(r"FLOPs at \d+%", by)[0]
+        assert all(words in text for text in texts), words
+
+
+def test_the_notebook_says_at_once_that_it_needs_an_address(monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("cloned"))
+    book = nbformat.read(studies.STUDIES / f"{real.STUDY}.ipynb", 4)
+    [code] = [cell.source for cell in book.cells if cell.get("id") == "install"]
+    with pytest.raises(AssertionError, match="set `repository`"):
+        exec(code.partition("%cd")[0], {})
+
+
 SCRIPT = """
 import os, sys
 from pathlib import Path
 from cmp import cli
-from cmp.experiments import real, studies
+from cmp.experiments import forecast, real, studies, verdicts
 studies.STUDIES = Path(os.environ["CMP_BUILD"])
 real.download_set = lambda name, root: None
 sys.argv = ["cmp", "study", "first-real", "--device", "cpu", "--jobs", "1"]
@@ -205,4 +291,6 @@ def test_the_whole_study_from_files_to_a_page_killed_and_resumed(build):
     assert page in (build / "said.txt").read_text()
     table = (real.data_folder() / "first-real.csv").read_text().splitlines()
     assert len(table) == 2 + len(configs)
+    rows = real_table.sent_rows(real.data_folder() / "first-real.csv")
+    assert [row[:3] for row in rows] == [["tiny", "cpu", name] for name in ("before", *configs)]
     assert build_folder() == build

@@ -97,7 +97,7 @@ def test_a_setting_that_the_config_does_not_have_is_refused():
 
         @register("schedule", "x", settings=("warmpu",))
         def x(task, step):
-            return task.peak
+            return task.relative_peak
 
     assert "x" not in option_names("schedule")
     config.parse({"schedule": {"name": "cosine"}})
@@ -132,7 +132,7 @@ SAWTOOTH = """
     @cmp.register("schedule", "sawtooth", continuous=False)
     def sawtooth(task, step):
         length = task.N / TEETH
-        return task.peak * (1 - step % length / length)
+        return task.relative_peak * (1 - step % length / length)
 """
 
 
@@ -189,7 +189,7 @@ def test_a_replaced_option_is_at_once_in_use(notebook):
     assert cmp.learning_rate(schedule, 40, 0, 5) == 0.75
     notebook(SAWTOOTH.replace("False", "False, settings=('warmup',)"))
     assert cmp.learning_rate(schedule, 40, 0, 0) == 0.25  # the first of four steps of warmup
-    late = SAWTOOTH.replace("return task.peak", "return (task.t > 4) * task.peak")
+    late = SAWTOOTH.replace("return task.relative_peak", "return (task.t > 4) * task.relative_peak")
     notebook(late)  # which the checks at registration cannot see
     with pytest.raises(CmpError, match="zero at every step of task 0"):
         config.parse({"schedule": {"name": "sawtooth"}})
@@ -238,7 +238,7 @@ def test_rates_outside_of_zero_to_one_are_refused(rate, shown):
 
 def test_jumps_are_refused_unless_they_are_declared():
     def stairs(task, step):
-        return task.peak * (1 if step < 50 else 0.5)
+        return task.relative_peak * (1 if step < 50 else 0.5)
 
     refuse("schedule", stairs, "jumps by 0.50 within 100 steps; declare continuous=False")
     register("schedule", "mine", continuous=False)(stairs)
@@ -250,13 +250,13 @@ def test_a_schedule_is_checked_with_its_own_durations():
 
     def mine(task, step):
         seen.append((task.warmup, task.cooldown, step))
-        return task.peak * min(1.0, (task.N - step) / task.cooldown)
+        return task.relative_peak * min(1.0, (task.N - step) / task.cooldown)
 
     register("schedule", "mine", settings=("warmup", "cooldown", "cooldown_steps"))(mine)
     assert {entry[:2] for entry in seen} == {(10, 25)}
     assert min(seen)[2] == 10
     seen.clear()
-    register("schedule", "unwarmed")(lambda task, step: seen.append(step) or task.peak)
+    register("schedule", "unwarmed")(lambda task, step: seen.append(step) or task.relative_peak)
     assert min(seen) == 0
 
 
@@ -373,7 +373,7 @@ def test_options_of_the_package_have_no_sources_and_leave_run_ids_alone():
     run_config, corpus = forked.small_config(), forked.small_corpus()
     before = identity.run_id_of(run_config, corpus)
     assert run_config.option_record() == {}
-    register("schedule", "mine")(lambda task, step: task.peak)
+    register("schedule", "mine")(lambda task, step: task.relative_peak)
     assert identity.run_id_of(run_config, corpus) == before
 
 
@@ -393,7 +393,7 @@ CELL = """
     @cmp.register("schedule", "mine", continuous=False)
     def mine(task, step, floor=0.25):
         wave = [Wave().at(step % TEETH / TEETH) for _ in range(1)][0]
-        return task.peak * max(floor, helper(wave, len(TABLE)))
+        return task.relative_peak * max(floor, helper(wave, len(TABLE)))
 """
 
 
@@ -409,7 +409,7 @@ def digest_of(cell, kind="schedule"):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("task.peak * max", "0.9 * task.peak * max"),  # the function
+        ("task.relative_peak * max", "0.9 * task.relative_peak * max"),  # the function
         ("floor=0.25", "floor=0.3"),  # a default
         ("x ** power", "abs(x) ** power"),  # a function that it calls
         ("TEETH, UNUSED = 4, 5", "TEETH, UNUSED = 8, 5"),  # a number
@@ -444,7 +444,7 @@ def test_every_edit_that_matters_changes_the_digest(old, new):
             "schedule",
             """
             def power(exponent, task, step):
-                return task.peak * (1 - step / task.N) ** exponent
+                return task.relative_peak * (1 - step / task.N) ** exponent
 
             cmp.register("schedule", "mine")(functools.partial(power, 2))
             """,
@@ -455,7 +455,7 @@ def test_every_edit_that_matters_changes_the_digest(old, new):
             """
             def make(exponent):
                 def mine(task, step):
-                    return task.peak * (1 - step / task.N) ** exponent
+                    return task.relative_peak * (1 - step / task.N) ** exponent
 
                 return mine
 
@@ -471,7 +471,7 @@ def test_every_edit_that_matters_changes_the_digest(old, new):
                     self.exponent = exponent
 
                 def __call__(self, task, step):
-                    return task.peak * (1 - step / task.N) ** self.exponent
+                    return task.relative_peak * (1 - step / task.N) ** self.exponent
 
             cmp.register("schedule", "mine")(Power(2))
             """,
@@ -481,11 +481,16 @@ def test_every_edit_that_matters_changes_the_digest(old, new):
             "schedule",
             """
             def target(task):
-                return 0.5 * task.peak
+                return 0.5 * task.relative_peak
 
-            cmp.register("schedule", "mine", warmup_target=target)(lambda task, step: task.peak)
+            cmp.register("schedule", "mine", warmup_target=target)(
+                lambda task, step: task.relative_peak
+            )
             """,
-            [("return 0.5", "return 0.4"), ("step: task.peak", "step: task.peak / 2")],
+            [
+                ("return 0.5", "return 0.4"),
+                ("step: task.relative_peak", "step: task.relative_peak / 2"),
+            ],
         ),
         (
             "method",
@@ -565,7 +570,7 @@ HOLDS = """
     @cmp.register("schedule", "mine")
     def mine(task, step, given=frozenset({1})):
         LOG.debug("%s", [sqrt, KEEP, PAIRS, ARRAY, TENSOR, NUMBER, NOISE, LAYER, POWERS, Wave])
-        return task.peak
+        return task.relative_peak
 """
 
 
@@ -610,7 +615,7 @@ def test_what_cannot_be_told_apart_is_refused_by_its_name():
 
         @cmp.register("schedule", "mine")
         def mine(task, step):
-            return task.peak * len(torch.ones(1).shape)
+            return task.relative_peak * len(torch.ones(1).shape)
     """
     digest_of(cell.format("threading.Lock()"))  # only an attribute is called like the lock
     with pytest.raises(
@@ -639,7 +644,7 @@ def test_functions_of_other_files_of_the_user_count(line, call, tmp_path, monkey
         @cmp.register("schedule", "mine")
         def mine(task, step):
             x = FACTOR * step / task.N
-            return task.peak * {call}
+            return task.relative_peak * {call}
     """
 
     def digest(text):
@@ -660,7 +665,7 @@ def test_functions_of_other_files_of_the_user_count(line, call, tmp_path, monkey
 
 def test_what_has_no_source_is_refused():
     names = {"cmp": cmp, "__name__": "__main__"}
-    text = "@cmp.register('schedule', 'mine')\ndef mine(task, step): return task.peak"
+    text = "@cmp.register('schedule', 'mine')\ndef mine(task, step): return task.relative_peak"
     with pytest.raises(CmpError, match=r"mine: its source cannot be read.*in a cell or a file"):
         exec(text, names)
     with pytest.raises(CmpError, match="its source cannot be read"):
@@ -736,7 +741,7 @@ def test_a_plugin_may_have_dataclasses(tmp_path):
                 factor: float = 0.5
 
                 def __call__(self, task, step):
-                    return task.peak * (1 - self.factor * step / task.N)
+                    return task.relative_peak * (1 - self.factor * step / task.N)
 
             cmp.register("schedule", "mine")(Slope(0.25))
             """

@@ -198,6 +198,21 @@ def test_a_bit_that_flips_in_published_results_is_found(place):
         results.published_metrics("77")
 
 
+@pytest.mark.defect
+@pytest.mark.parametrize("name", ["77.parquet", DIGESTS])
+def test_a_damaged_table_or_list_is_named_with_the_fix(place, name):
+    """Where a run is deleted, which might be published, and where a table is written."""
+    path, run = publish(), stored_runs()[0]
+    damaged = path.with_name(name)
+    damaged.write_bytes(b"\xff\xfe" + damaged.read_bytes()[2:-3] + b"XXX")
+    error = invoke(cli.app, ["results", "rm", run.id]).exception
+    assert isinstance(error, CmpError) and f"{path}: " in str(error) and "restore" in str(error)
+    assert store.is_stored(run.id)
+    if name == DIGESTS:
+        with pytest.raises(CmpError, match=f"{damaged}: .*restore or delete it"):
+            publish()
+
+
 def test_no_bit_of_a_stored_file_flips_silently(tmp_path, monkeypatch):
     files = flips.write_all(tmp_path, monkeypatch)
     outcomes = flips.flip_bits(files, 5 * len(files), random.Random(0))

@@ -278,7 +278,7 @@ def test_peaks_as_published(pair, peaks):
 
 
 def reference_cosine(t, n):
-    """The published recurrence with autoregressive recovery (spec 5)."""
+    """The published code's recurrence with autoregressive recovery."""
     low = 1e-3
     v = (1 + math.cos(math.pi * (t * (N - W) + 1) / ((t + 1) * (N - W)))) / 2 if t else 1
     peak = low + (1 - low) * v
@@ -288,7 +288,7 @@ def reference_cosine(t, n):
 
 
 def reference_rsqrt(t, n):
-    """The published recurrence with autoregressive recovery and a cooldown (spec 5)."""
+    """The published code's recurrence with autoregressive recovery and a cooldown."""
     low, cooldown = 1e-3, W
     peak = low + (1 - low) * math.sqrt((t + 1) * W / (t * N + W))
     if n < W:

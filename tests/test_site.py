@@ -185,9 +185,10 @@ QUERIES = {
     "merge weights": "merging", "how long does an update take": "scaling",
     "order of classes": "order-of-updates", "buffer size": "data-mixtures",
     "use my own pictures": "a1-your-model-and-data", "LoRA": "methods",
-    "what is the geometric mean": "fomo-in-flux",
+    "what is the geometric mean": "fomo-in-flux", "replya": "data-mixtures",
+    "mergeing models": "merging", "warmpu": "learning-rates",
 }  # fmt: skip
-"""What a reader types, two of them misspelt -> the page that must come first."""
+"""What a reader types, some of it misspelt -> the page that must come first."""
 
 
 def test_search_finds_the_right_page_first(pages):

@@ -1,5 +1,6 @@
 """How many files of the package one reads to follow what happens over and over."""
 
+import dataclasses
 import functools
 import math
 import sys
@@ -198,11 +199,19 @@ def deferred(monkeypatch):
     monkeypatch.setattr(execution, "copy_to_host", copy_later)
 
 
+def clipped_run(clip):
+    """The default run with another limit of the gradients' norm."""
+    return dataclasses.replace(
+        DEFAULT, optimizer=dataclasses.replace(DEFAULT.optimizer, clip=clip)
+    )  # fmt: skip
+
+
 def train(poisoned=None):
-    """Five steps of task 1; the losses of some are not finite. Returns the weights before each
-    step, and the step that an error names."""
-    state = make_train_state(DEFAULT, forked.small_corpus(), execution=ExecutionConfig())
-    pools, weights = mixtures.task_pools(DEFAULT, state.corpus)[1], []
+    """Five steps of task 1 without clipping; the losses of some are not finite. Returns the weights
+    before each step, and the step that an error names."""
+    run = clipped_run(1e9)
+    state = make_train_state(run, forked.small_corpus(), execution=ExecutionConfig())
+    pools, weights = mixtures.task_pools(run, state.corpus)[1], []
     optimizer = create_optimizer(state)
     try:
         for step in range(5):
@@ -224,6 +233,33 @@ def test_a_deferred_check_changes_no_bit(deferred, monkeypatch):
     assert len(set(later[0])) == 6
 
 
+def last_weights(clip):
+    """The weights after five steps at a limit of the gradients' norm, and these norms."""
+    run = clipped_run(clip)
+    state = make_train_state(run, forked.small_corpus(), execution=ExecutionConfig())
+    pools, norms = mixtures.task_pools(run, state.corpus)[1], []
+    optimizer = create_optimizer(state)
+    for step in range(5):
+        batch = state.loader.batch(pools, 1, step)
+        norms.append(train_step(state, optimizer, batch, 1, step, 1e-3).gradient_norm)
+    return torch.nn.utils.parameters_to_vector(state.model.parameters()).detach(), norms
+
+
+@pytest.mark.parametrize("clip", [0.01, 1e9])
+def test_an_optimizer_clips_within_its_step_as_if_before_it(clip, deferred, monkeypatch):
+    """AdamW's eps makes the size of gradients matter, so clipping changes the weights."""
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: pytest.fail("a pass more"))
+    within, norms = last_weights(clip)
+    monkeypatch.undo()
+    before, same = last_weights(clip)
+    torch.testing.assert_close(norms, same)
+    assert min(norms) > 0.01
+    torch.testing.assert_close(within, before, rtol=1e-5, atol=1e-6)
+    if clip < 1:
+        free, _ = last_weights(1e9)
+        assert (free - before).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize(("poisoned", "started"), [(0, 2), (2, 4), (4, 5)])
 def test_a_deferred_check_finds_the_step_and_leaves_its_weights(deferred, poisoned, started):
     weights, step = train(poisoned)
@@ -241,7 +277,7 @@ def test_an_optimizer_that_cannot_skip_a_step_is_waited_for(deferred):
 
 
 class Skipping(torch.optim.SGD):
-    """An optimizer that can be told to skip a step, as the fused one, which meta does not have."""
+    """An optimizer that can skip a step, as the fused one, which meta does not have."""
 
     _step_supports_amp_scaling = True
 

@@ -27,7 +27,7 @@ from cmp.runs import identity
 from cmp.runs.runner import execute
 
 MEASURED = registry.option_names("order", partial=False, updates=False)
-"""Orders that go by statistics of every class, or by none."""
+"""Orders that need statistics of every class, or of none."""
 
 
 def class_entries(corpus):
@@ -205,7 +205,7 @@ started = time.perf_counter()
 path = nearest_path(x, np.random.default_rng(1))
 assert sorted(path) == list(range(18381))
 seconds, status = time.perf_counter() - started, Path("/proc/self/status")
-if status.exists():  # what getrusage says holds the memory of whoever started this process
+if status.exists():  # what getrusage says holds the memory of the process that started this one
     print(seconds, re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1])
 else:
     print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

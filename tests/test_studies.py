@@ -4,24 +4,28 @@ import dataclasses
 import itertools
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import forked
 import pandas as pd
 import pytest
+import torch
 from forked import Child, await_true, is_alive, small_config, small_corpus, study, workers_of
 from kill_study import Campaign
 from typer.testing import CliRunner
 
 from cmp import cli, config, mixtures
+from cmp.cli import book
 from cmp.embedded import packed
-from cmp.errors import CmpError
+from cmp.errors import CmpError, FaultReason
 from cmp.experiments import forecast, results, studies, workers
 from cmp.files import SHORT_ID
 from cmp.mixtures import empty_shares
@@ -390,21 +394,57 @@ class Odd(Exception):
         raise RuntimeError("no text")
 
 
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (Odd(), "Odd: (no message)"),
-        (ValueError("two\n  lines"), "ValueError: two lines"),
-        (KeyError("x"), "KeyError: 'x'"),
-        (CmpError("A sentence."), "A sentence."),
-    ],
-)
-def test_every_failure_is_a_line(monkeypatch, error, line):
+def failing(monkeypatch, error):
+    """Make every run fail."""
+
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(launch, "run_one", fail)
-    assert workers._attempt_run(small_config(), "cpu") == line
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("error", [Odd(), ValueError("two\n  lines"), KeyError("x")])
+def test_a_bug_in_a_worker_is_a_line_and_a_report(build, monkeypatch, error):
+    failing(monkeypatch, error)
+    line = workers._attempt_run(small_config(), "cpu")
+    [report] = (build / "reports").glob("*")
+    assert isinstance(line, FaultReason) and len(line.splitlines()) == 1
+    assert type(error).__name__ in line and f"send {report} " in line
+    assert pickle.loads(pickle.dumps(line)).__class__ is FaultReason  # as a pipe sends it
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (CmpError("A sentence."), "A sentence."),
+        (OSError(28, "No space left on device"), "cannot read or write: [Errno 28] No space"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "smaller training.batch"),
+    ],
+)
+def test_what_is_no_bug_is_a_line_alone(build, monkeypatch, error, line):
+    failing(monkeypatch, error)
+    said = workers._attempt_run(small_config(), "cpu")
+    assert line in said and not isinstance(said, FaultReason)
+    assert not (build / "reports").exists()
+
+
+@pytest.mark.defect
+def test_a_study_with_a_bug_ends_with_the_status_of_one(build, monkeypatch, capsys):
+    reasons = ("one thing", FaultReason("a bug"), "another")
+    for chosen, status in ((reasons, 70), (reasons[::2], 2)):
+        monkeypatch.setitem(
+            studies.BACKENDS,
+            "local",
+            lambda todo, *_, chosen=chosen: dict(zip(todo, chosen, strict=False)),
+        )
+        todo = {small_config(f"seed={seed}"): 1.0 for seed in range(3)}
+        plans = {"77": SimpleNamespace(todo=todo)}
+        command = partial(book.compute_programme, plans, 1, "cpu", "local", False)
+        monkeypatch.setattr(cli, "app", command)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == status and "one thing" in capsys.readouterr().err
 
 
 def test_killed_workers_cost_their_own_run_only(build, write):

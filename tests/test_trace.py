@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from cmp import cli, models
 from cmp.bench import networks, trace
+from cmp.project import book_folder
 from cmp.scale import kernels as tracing
 from cmp.scale.kernels import Kernel
 
@@ -24,7 +25,7 @@ def test_flops_and_bytes_are_those_of_the_step():
     assert sum(kernel.flops for kernel in recorder.kernels) == counter.get_total_flops() > 0
     entries = sum(x.numel() for x in model.parameters())
     update = sum(kernel.bytes for kernel in tracing.update_kernels(model))
-    assert update == pytest.approx(4 * (1 + 2 + 7) * entries, rel=1e-6)
+    assert update == pytest.approx(4 * (1 + 8) * entries, rel=1e-6)
     assert all(parameter.grad is not None for parameter in model.parameters())
     linear = [k for k in recorder.kernels if k.flops and k.region == "image"][1]
     assert {size % 2 for size in linear.writes.values()} == {0}  # bf16
@@ -77,6 +78,19 @@ def test_bench_trace_from_a_shell(corpus, tmp_path, monkeypatch):
     assert eager["products"] == compiled["products"] < compiled["ms"] < eager["ms"]
 
 
+def test_every_kernel_is_of_a_kind():
+    recorder = tracing.trace_step(models.create_on_meta(NANO), BATCH, 16)
+    fused = tracing.fuse(recorder.kernels, recorder.casts)
+    eager, compiled = trace.kind_seconds(recorder.kernels), trace.kind_seconds(fused)
+    for kinds, kernels in ((eager, recorder.kernels), (compiled, fused)):
+        assert list(kinds) == list(tracing.KINDS) and min(kinds.values()) > 0
+        assert sum(kinds.values()) == pytest.approx(sum(kernel.seconds for kernel in kernels))
+    assert eager["products"] == compiled["products"]
+    assert compiled["casts"] < eager["casts"] and compiled["residuals"] < eager["residuals"]
+    assert tracing.kind_of("addmm", 5) == "products" and tracing.kind_of("add_", 0) == "residuals"
+    assert tracing.kind_of("_scaled_dot_product_flash_attention", 5) == "attention"
+
+
 @pytest.mark.parametrize(("captions", "tokens"), [("short", 24), ("long", 77)])
 def test_what_h100_py_predicts_is_what_the_trace_says(captions, tokens):
     """Its numbers are frozen before a card is at hand."""
@@ -91,6 +105,10 @@ def test_what_h100_py_predicts_is_what_the_trace_says(captions, tokens):
     ways = {"": recorder.kernels, ", compiled": tracing.fuse(recorder.kernels, recorder.casts)}
     for ending, kernels in ways.items():
         row, found = trace.table_row("", kernels, 512), predicted[f"{captions} captions{ending}"]
+        cells = [1e3 * sum(kernel.seconds for kernel in kernels), row["% of peak"]]
+        cells += [1e3 * seconds for seconds in trace.kind_seconds(kernels).values()]
+        line = f"| {tokens} tokens{ending} | {' | '.join(f'{x:.1f}' for x in cells)} |"
+        assert line in (book_folder() / "manual.md").read_text(encoding="utf-8").splitlines(), line
         for key in ("ms", "samples/s", "% of peak"):
             assert row[key] == pytest.approx(found[key], rel=0.005)
     assert predicted["ceilings"]["copy TB/s"] == pytest.approx(tracing.BANDWIDTH / 1e12)

@@ -106,8 +106,14 @@ function tabs(node, context) {
   return `<div class="tabs"><div role="tablist">${buttons.join("")}</div>${panels.join("")}</div>`;
 }
 
+const isEmpty = ({ children = [] }) => children.length === 0;
+
+function row(node, context) {
+  return node.children.every((each) => each.header && isEmpty(each)) ? "" : element("tr")(node, context);
+}
+
 function cell(node, context) {
-  const tag = node.header ? "th" : "td";
+  const tag = node.header && !isEmpty(node) ? "th" : "td"; // an empty head names nothing
   const spans = ["colspan", "rowspan"].filter((key) => node[key] > 1).map((key) => ` ${key}="${node[key]}"`);
   const align = node.align ? ` style="text-align:${escape(node.align)}"` : "";
   return `<${tag}${spans.join("")}${align}>${children(node, context)}</${tag}>`;
@@ -202,7 +208,7 @@ const kinds = {
   tabSet: tabs,
   table: (node, context) => scrolling(element("table")(node, context)),
   tableCell: cell,
-  tableRow: element("tr"),
+  tableRow: row,
   text: (node) => indexed(escape(node.value)),
   thematicBreak: () => "<hr>",
 };

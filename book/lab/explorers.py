@@ -326,7 +326,8 @@ def schedule_explorer(**state: Any) -> Explorer:
     """Explore the learning rate over a stream, the final scores of such runs, and a forecast.
 
     Args:
-        **state: The initial state, such as `name="rsqrt", meta="rsqrt", peak=0.0016`.
+        **state: The initial state, such as `name="rsqrt", meta="rsqrt", peak=0.0016`, and the
+            `size` of runs.
 
     Returns:
         The explorer.
@@ -397,7 +398,7 @@ def mixture_explorer(**state: Any) -> Explorer:
     runs.
 
     Args:
-        **state: The initial state, such as `shares=[0.2, 0.4, 0.4]`.
+        **state: The initial state, such as `shares=[0.2, 0.4, 0.4]`, and the `size` of runs.
 
     Returns:
         The explorer.

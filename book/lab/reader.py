@@ -22,8 +22,15 @@ from cmp.files import write_atomic
 from cmp.project import build_folder
 from lab import chapters, first_screen
 
-START, FIRST = "start.md", "first_screen.ipynb"
+START = "start.ipynb"
 LIVE = "from lab import first_screen\n\nfirst_screen.first_explorer()"
+"""The cell of the start page that shows the first screen."""
+STILL = (
+    f'<p><img src="{first_screen.PICTURE.name}" alt="Twelve small pictures and their names, twice, '
+    "update by update: with new data alone all names become wrong, and with the recipe most stay "
+    'right."></p>'
+)
+"""Its output until somebody runs it."""
 MINE = " (mine)"
 """Suffix of a reader's copy after it was replaced by the book's version."""
 FOLDED = re.compile(
@@ -131,24 +138,31 @@ def prepare_copies() -> dict[str, str]:
             if is_edited or is_newest:
                 continue  # with the reader's edits and outputs
         write_atomic(target, nbformat.writes(fresh))
-    write_atomic(copies_folder() / START, start_page(notes))
     shutil.copy(first_screen.PICTURE, copies_folder())
-    if not (copies_folder() / FIRST).exists():
-        live = nbformat.v4.new_notebook(metadata={"kernelspec": dict(chapters.KERNELSPEC)})
-        live.cells = [nbformat.v4.new_code_cell(LIVE, id="first")]
-        write_atomic(copies_folder() / FIRST, nbformat.writes(live))
+    start, page = copies_folder() / START, start_page(notes)
+    if not start.exists() or cells_digest(read_copy(start)) != cells_digest(page):
+        write_atomic(start, nbformat.writes(page))
     return notes
 
 
-def start_page(notes: dict[str, str]) -> str:
-    """Return the page that JupyterLab opens, with notes on the copies."""
+def start_page(notes: dict[str, str]):
+    """Return the notebook that JupyterLab opens: the first screen, and the chapters with notes on
+    the copies."""
     rows = []
     for source in chapters.chapters().values():
         title = re.search(r"^# (.+)$", chapters.source_text(source), re.M)
         note = f" ({notes[source.stem]})" if notes[source.stem] else ""
         rows.append(f"* [{title[1] if title else source.stem}]({source.stem}.ipynb){note}")
-    page = Path(__file__).with_name(START).read_text(encoding="utf-8")
-    return page.replace("CHAPTERS", "\n".join(rows))
+    text = Path(__file__).with_name("start.md").read_text(encoding="utf-8")
+    before, after = text.replace("CHAPTERS", "\n".join(rows)).split("\n\nSCREEN\n\n")
+    still = nbformat.v4.new_output("display_data", {"text/html": STILL})
+    cells = [
+        nbformat.v4.new_markdown_cell(before, id="before"),
+        nbformat.v4.new_code_cell(LIVE, id="first", outputs=[still]),
+        nbformat.v4.new_markdown_cell(after, id="after"),
+    ]
+    metadata = {"kernelspec": dict(chapters.KERNELSPEC)}
+    return nbformat.v4.new_notebook(cells=cells, metadata=metadata)
 
 
 def find_copy(number: str) -> tuple[Path, Path]:

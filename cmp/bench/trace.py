@@ -11,6 +11,7 @@ from cmp.scale import compiling
 from cmp.scale.kernels import (
     BANDWIDTH,
     HOST,
+    KINDS,
     LAUNCH,
     PEAK,
     PRODUCT_RATE,
@@ -68,6 +69,19 @@ def describe_rest(kernels: list[Kernel], update: list[Kernel]) -> str:
     )
 
 
+def kind_seconds(kernels: list[Kernel]) -> dict[str, float]:
+    """Return the seconds of a step's kernels by kind, in the order of `kernels.KINDS`."""
+    seconds = dict.fromkeys(KINDS, 0.0)
+    for kernel in kernels:
+        seconds[kernel.kind] += kernel.seconds
+    return seconds
+
+
+def describe_kinds(kernels: list[Kernel]) -> str:
+    """Return how long a step's kernels take by kind, in words."""
+    return ", ".join(f"{1e3 * x:.1f} ms {kind}" for kind, x in kind_seconds(kernels).items())
+
+
 def trace(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
     """Predict a training step on an H100, eager and with compiled towers, in bf16."""
     rows, flops, others = [], [], []
@@ -83,6 +97,8 @@ def trace(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> R
             rows.append(table_row(f"{title} compiled", fused, size, is_replayed))
             rest = describe_rest(fused, update_kernels(model))
             others.append(f"{title} compiled, beside products: {rest}")
+            others.append(f"{title} by kind: {describe_kinds(recorder.kernels)}")
+            others.append(f"{title} compiled by kind: {describe_kinds(fused)}")
             total = sum(kernel.flops for kernel in recorder.kernels)
             flops.append(
                 f"{title}: captions of {caption} tokens, batch {size}, {total / 1e12:.3g} TFLOP"

@@ -2,27 +2,23 @@
 
 import ast
 import contextlib
-import datetime
 import importlib
-import importlib.metadata
+import io
 import os
-import platform
-import re
-import shlex
 import sys
-import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TextIO
 
 import typer
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from typer.core import TyperCommand, TyperGroup
 
 import cmp
 from cmp.cli import shared
-from cmp.errors import CmpError, Interrupted
-from cmp.project import DISTRIBUTION, foreign_owners, foreign_sentence
+from cmp.errors import CmpError, Interrupted, ReportedFault
+from cmp.faults import explain_failure, report_fault
+from cmp.project import foreign_owners, foreign_sentence
 
 PANELS = {
     "Keep a model current": {"update": "updates.update", "tune": "updates.tune",
@@ -88,82 +84,79 @@ def main() -> None:
     if not hasattr(cmp, "__version__"):  # another package's `__init__.py`
         complain(foreign_sentence(foreign_owners()))
         sys.exit(2)
+    output, errors = Output(sys.stdout), Output(sys.stderr)
     warnings.showwarning = lambda message, *_: complain(message)
-    try:
-        run_command()
-    except Exception as error:
-        if os.environ.get("CMP_DEBUG"):
-            raise
-        complain(report_fault(error))
-        sys.exit(70)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        status = 0
+        try:
+            run_command()
+        except SystemExit as end:
+            status = end.code
+        except Exception as error:
+            if os.environ.get("CMP_DEBUG"):
+                raise
+            complain(report_fault(error))
+            status = 70
+        output.flush()
+        if output.error and not isinstance(output.error, BrokenPipeError):
+            complain(f"standard output: cannot be written ({output.error}); write it elsewhere")
+            status = status or 2
+        errors.flush()
+    sys.exit(status)
+
+
+class Output:
+    """An output stream that stops no run: after an error, such as a full disk or a reader that has
+    ended, what is printed is lost.
+
+    Attributes:
+        error: The first error, or None.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        # a stream that was closed from the start is None
+        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115
+        self.error: OSError | None = None
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal has all letters
+            stream.reconfigure(errors="replace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, and return its length."""
+        self._attempt(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        self._attempt(self.stream.flush)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            self.error = self.error or error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # for what is buffered, too
+            os.close(nowhere)
 
 
 def run_command() -> None:
     """Run the given command, and exit as described in `main`."""
     try:
         app()
-    except CmpError as error:
-        complain(error)
-        sys.exit(2)
-    except OSError as error:  # such as a full disk
-        complain(f"cannot read or write: {error}")
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        if not error.name or error.name.startswith("cmp"):
-            raise
-        install = f"pip install '{DISTRIBUTION}{extras_with(error.name)}'"
-        complain(f"this command needs the package {error.name!r}: {install}")
-        sys.exit(2)
     except Interrupted as stop:
         from cmp.scale import processes
 
         if processes.rank() == 0:
             complain(stop)
         sys.exit(128 + stop.signal)
-
-
-def report_fault(error: Exception) -> str:
-    """Write a report of a bug to the build folder: versions, command and traceback, without data.
-
-    Returns:
-        A sentence that says what to send to the maintainers.
-    """
-    what = "".join(traceback.format_exception_only(error)).partition("\n")[0]
-    fault = f"a bug in this program, not a mistake in your command ({what:.300})"
-    try:
-        from cmp.files import write_atomic
-        from cmp.project import build_folder
-
-        packages = {each.name: each.version for each in importlib.metadata.distributions()}
-        lines = [
-            f"cmpt {cmp.__version__}, Python {sys.version}, {platform.platform()}",
-            f"command: {shlex.join(sys.argv)}",
-            "".join(traceback.format_exception(error)),
-            *(f"{name} {version}" for name, version in sorted(packages.items())),
-        ]
-        name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
-        path = build_folder().absolute() / "reports" / name
-        write_atomic(path, "\n".join(lines) + "\n")
-    except Exception as refused:  # a full disk, or a consequence of the first error
-        why = f"no report could be written ({type(refused).__name__})"
-        return f"{fault}; {why}: run the command again with CMP_DEBUG=1 and send the output"
-    return f"{fault}; please send {path} to the maintainers, and describe what you did"
-
-
-def extras_with(module: str) -> str:
-    """Return the extra that installs a module, such as "[experiments]".
-
-    Returns:
-        "" for a package that is always installed; all extras except those for clusters and tests if
-        the module comes with one of their packages.
-    """
-    package = canonicalize_name(module.partition(".")[0])
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not installed
-        for requirement in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or ()):
-            if canonicalize_name(requirement.name) == package:
-                extra = re.search(r'extra == "(\w+)"', str(requirement.marker))
-                return f"[{extra[1]}]" if extra else ""
-    return "[experiments,book]"
+    except Exception as error:
+        if not (sentence := explain_failure(error)):
+            raise
+        complain(sentence)
+        sys.exit(70 if isinstance(error, ReportedFault) else 2)
 
 
 def complain(message: object) -> None:

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from cmp import config, starts
 from cmp.cli import shared
-from cmp.errors import CmpError
+from cmp.errors import CmpError, ReportedFault
 from cmp.project import project_folder
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def compute_programme(
     times = [times for plan in plans.values() for times in plan.todo.items()]
     weights = {run: max(1, round(seconds)) for run, seconds in times}
     failures: list[str] = []
+    kind = CmpError
     form = "{l_bar}{bar}| {n_fmt} of {total_fmt} core-s, {elapsed}<{remaining}"
     with tqdm(total=sum(weights.values()), bar_format=form) as bar:
         for name, plan in plans.items():
@@ -125,8 +126,9 @@ def compute_programme(
                     bar.write(f"published: {results.publish_study(studies.load_study(name))}")
             except CmpError as error:
                 failures.append(f"study {name}: {error}")
+                kind = ReportedFault if isinstance(error, ReportedFault) else kind
     if failures:
-        raise CmpError("\n".join(failures))
+        raise kind("\n".join(failures))
 
 
 def book(

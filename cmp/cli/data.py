@@ -114,7 +114,7 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     else:
         located = load_manifests(name)
     states = [collection.dataset_state(*place, decode) for place in located]
-    columns = ("set", "role", "classes", "train", "val.", "test", "B/32 %", "state")
+    columns = ("set", "role", "classes", "train", "val.", "test", "B/32 (%)", "state")
     rows = [_state_row(s.dataset, s.index.counts() if s.index else {}, s.state) for s in states]
     shared.print_table(columns, rows)
     named: dict[str, list[str]] = {}

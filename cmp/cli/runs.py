@@ -18,9 +18,10 @@ from cmp.data import Preprocessing, load_data
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import forecast, hub, preflight, pretraining, statistics
 from cmp.files import SHORT_ID, atomic_file, make_folder
+from cmp.readers import notes
 from cmp.releases import hugging_face, onnx_files
 from cmp.releases.candidates import find_candidate
-from cmp.releases.release import is_release
+from cmp.releases.release import is_release, read_release
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.launch import read_settings
 from cmp.runs.resolve import ResolvedRun, resolve_run
@@ -167,12 +168,16 @@ def evaluate(
     start = start or (starts.HUB if starts.is_hub(model) else config.Model().start)
     if weights and not weights.is_file():  # a pipe may never end
         raise CmpError(f"--weights {weights}: no such regular file")
+    name = model
     if weights:
         network = models.load_from_file(model, weights)
+    elif model.startswith("local-dir:") and start == starts.HUB:  # a release is checked first
+        candidate = find_candidate(model)
+        name, network = candidate.name, candidate.load()
     else:
         section = config.parse({"model": {"name": model, "start": start}}, "cmpt eval").model
         network = models.load_model(section, seed)
-    scores = evaluation.evaluate(network.to(device), model, load_data(data), split)
+    scores = evaluation.evaluate(network.to(device), name, load_data(data), split)
     table, rows = scores.datasets, []
     for role in shared.ROLE_NAMES:
         for row in table[table["role"] == role].itertuples():
@@ -212,6 +217,7 @@ def export(
     """
     if to == "open_clip":  # others are folders, which are made with those above them
         shared.check_out(out)
+    folder = Path(model.removeprefix("local-dir:"))
     is_run = model.startswith(starts.RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", model)
     if is_run and not Path(model).exists():
         found, network = find_model(model.removeprefix(starts.RUN_PREFIX))
@@ -220,7 +226,7 @@ def export(
     else:
         candidate = find_candidate(model)
         found, name, network = None, candidate.name, candidate.load()
-    if to == "hf" and is_release(Path(model)):
+    if to == "hf" and is_release(folder):
         raise CmpError(f"--to hf: {model}: a release is such a folder already; upload it as it is")
     if to != "open_clip":
         make_folder(out.parent)
@@ -246,7 +252,12 @@ def export(
         typer.echo(f"written: {out}\n{loading_code(name, network, out)}")
     if name in starts.family_names() and to not in EXPORTERS:
         typer.echo("import cmp.embedded.models first, so that open_clip knows this model")
-    for sentence in hub.read_differently(found) if found else ():
+    if found:
+        sentences = hub.read_differently(found)
+    else:
+        provenance = read_release(folder).record.provenance if is_release(folder) else {}
+        sentences = notes.describe_differences(provenance.get("pictures", {}))
+    for sentence in sentences:
         typer.echo(f"note: {sentence}")
 
 

@@ -230,7 +230,7 @@ def plan(
         gpu_hours: Compute budget for training all updates, in hours on the device. Give this or
             --gmafs.
         gmafs: Compute budget for all updates, in memory-adjusted GFLOPs. Give this or --gpu-hours.
-        device: Device of the plan: h100, a100, rtx-4090, l4 or core.
+        device: Device of the plan: h100, a100, rtx-4090, l40s, l40, l4, t4 or core.
         keep: How much of the model's knowledge must be kept: balance, most or all.
         new: What is new in the updates: both (names and looks), or names, which adds a note.
         pool: Fraction of the pretraining data, or of your own pool, to replay, 0 to 1. Default: 0.5
@@ -258,6 +258,7 @@ def doctor(
     device: str | None = None,
     micro_batch: shared.OptionalPositive = None,
     checkpoint_activations: bool = False,
+    compile: bool = False,
 ) -> None:
     """Check the setup, and with --profile everything that a run needs.
 
@@ -278,7 +279,7 @@ def doctor(
     else:
         run_config = read_config(profile, settings or [])
         device = starts.default_device(run_config.model.name, device)
-        execution = ExecutionConfig(micro_batch, checkpoint_activations)
+        execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
         checks, _, _ = preflight.check_run(run_config, device, execution)
         typer.echo(preflight.describe_run(run_config)[0])
     report_checks(checks)

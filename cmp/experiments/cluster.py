@@ -139,7 +139,8 @@ def _outcome(ray: ModuleType, reference: Any) -> workers.Outcome:
     try:
         result = ray.get(reference)
     except ray.exceptions.RayTaskError as error:  # `_compute_on_node` could not be called
-        return workers.failure_reason(error.cause or error)
+        cause = error.cause or error
+        return f"{type(cause).__name__}: {first_line(cause)}"
     except ray.exceptions.RayError as error:  # its message has pages of advice
         return workers.LostRun(f"lost {workers.ATTEMPTS} times, last time: {first_line(error)}")
     if isinstance(result, str):

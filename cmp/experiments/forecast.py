@@ -77,8 +77,13 @@ def training_flops(run_config: RunConfig) -> float:
 
 
 def device_facts(device: str) -> Device:
-    """Return the assumed properties of a device. An unlisted GPU is treated as an H100."""
-    return find_device(device) or DEVICES["h100"]
+    """Return the assumed properties of a device. An unlisted GPU is taken for an H100, and `about`
+    says so."""
+    if facts := find_device(device):
+        return facts
+    assumed = DEVICES["h100"]
+    about = f"{assumed.about}; {device_name(device)} is not listed, and is taken for an H100"
+    return assumed._replace(about=about)
 
 
 class StepForecast(NamedTuple):

@@ -23,8 +23,8 @@ STUDY = "first-real"
 _FACTS = read_yaml(Path(__file__).with_suffix(".yaml"))
 _SPLITS = {"train": "train", "trainval": "train", "val": "validation", "test": "test"}
 SEND = (
-    "Send this file, with or without your name, as an issue of the project or by `git` to "
-    "`book/results/real`, so that it can stand beside ours."
+    f"Send this page and the table beside it, `{STUDY}.csv`, with or without your name, as an "
+    "issue of the project or by `git` to `book/results/real`, so that they can stand beside ours."
 )
 
 
@@ -203,7 +203,9 @@ def write_page(configs: dict[tuple[str, int], RunConfig]) -> Path:
         for when, scores in (("before", before), (setting, after)):
             numbers = {key: scores[key] for key in ("A_KA", "A_ZS", "GM")}
             seconds = 0.0 if when == "before" else run.provenance["seconds"]
-            rows.append({"setting": when, **numbers, "seconds": seconds, "run": run.id[:SHORT_ID]})
+            facts = {"run": run.id[:SHORT_ID], "model": run_config.model.name}
+            facts |= {"device": machine["device"]}
+            rows.append({"setting": when, **numbers, "seconds": seconds, **facts})
     table = pd.DataFrame(rows).drop_duplicates("setting", ignore_index=True)
     page = data_folder() / f"{STUDY}.md"
     write_atomic(page.with_suffix(".csv"), table.to_csv(index=False))

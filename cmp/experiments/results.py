@@ -322,7 +322,11 @@ def delete_run(prefix: str) -> tuple[str, int]:
     if len(prefix) > SHORT_ID and not unfinished_runs(prefix):
         store.find_run(prefix)  # compares the digits that the folder's name lacks
     for path in RESULTS.glob("*.parquet"):
-        if pd.read_parquet(path, columns=["run"])["run"].str.startswith(name).any():
+        remedy = f"restore it, or write it with `cmpt study {path.stem} --publish`"
+        check_digest(path, remedy)
+        with explain_errors(f"{path}: cannot be read", f"; {remedy}", LookupError, TypeError):
+            published = pd.read_parquet(path, columns=["run"])["run"]
+        if published.str.startswith(name).any():
             raise CmpError(f"run {name}: published in {path}, so it cannot be deleted")
     with CheckpointManager(name) as manager:
         folder, log = store.run_folder(name), logs.log_path(name)

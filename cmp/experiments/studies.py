@@ -12,10 +12,11 @@ combination of them, or to the first values, the second values and so on, and ea
 its values: `full` with `product: {schedule.peak: [0.001, 0.002]}` becomes "full, peak 0.001" and
 "full, peak 0.002".
 
-`common` contains changes shared by all settings. `data: first-real` stands for the folder that
-`cmp.experiments.real` prepares. Choices, such as that of a learning rate, are made
-in separate exploring studies on the validation split. The claims about settings are in
-`book/claims.yaml`, see `cmp.experiments.verdicts`.
+`common` contains changes shared by all settings. `recipe: NAME` in a setting stands for the keys of
+a recipe in `cmp/profiles.yaml`, and `data: first-real` for the folder that `cmp.experiments.real`
+prepares. Choices, such as that of a learning rate, are made in separate exploring studies on the
+validation split. The claims about settings are in `book/claims.yaml`, see
+`cmp.experiments.verdicts`.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ from tqdm.auto import tqdm
 
 from cmp import config, values
 from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, RunConfig, Stream, Training
-from cmp.errors import CmpError
+from cmp.errors import CmpError, FaultReason, ReportedFault
 from cmp.experiments import cluster, forecast, real, workers
 from cmp.files import SHORT_ID, check_record, child_path, read_yaml
 from cmp.project import book_folder
@@ -293,6 +294,7 @@ def compute_runs(
     Raises:
         Interrupted: A signal was received; unfinished runs are saved.
         CmpError: At the end, if runs failed; the message says which and why.
+        ReportedFault: The same, if a bug was among the reasons.
     """
     for run_config in {(each.model, each.seeds.init): each for each in configs}.values():
         with contextlib.suppress(CmpError):  # its runs fail and say why
@@ -307,7 +309,9 @@ def compute_runs(
     if failures:
         names = [identity.known_id(each)[:SHORT_ID] or "a run without weights" for each in failures]
         lines = map("  {}: {}".format, names, failures.values())
-        raise CmpError("\n".join([f"{len(failures)} of {len(todo)} runs failed:", *lines]))
+        is_fault = any(isinstance(reason, FaultReason) for reason in failures.values())
+        kind = ReportedFault if is_fault else CmpError
+        raise kind("\n".join([f"{len(failures)} of {len(todo)} runs failed:", *lines]))
 
 
 def shard_runs(configs: list[RunConfig], text: str) -> list[RunConfig]:

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from cmp.config import RunConfig
-from cmp.errors import CmpError, Interrupted
+from cmp.errors import FaultReason, Interrupted
+from cmp.faults import explain_failure, report_fault
 from cmp.files import write_atomic
 from cmp.project import build_folder
 from cmp.registry import load_plugin
@@ -147,7 +148,7 @@ def compute_all(
             if outcome is None:
                 finished(run_config)
             elif isinstance(outcome, str) or attempts[run_config] == ATTEMPTS:
-                failures[run_config] = str(outcome)
+                failures[run_config] = outcome if isinstance(outcome, str) else str(outcome)
             else:
                 queue.append(run_config)
         if stop.signal and (queue or running):
@@ -170,14 +171,8 @@ def pause_studies(pause: bool) -> None:
 
 
 def failure_reason(error: BaseException) -> str:
-    """Return why a run failed, in one line."""
-    if isinstance(error, CmpError):
-        return str(error)
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # from an exception that cannot be printed
-        text = "(no message)"
-    return f"{type(error).__name__}: {text}"
+    """Return why a run failed, in one line; a bug is reported, and gives a `FaultReason`."""
+    return explain_failure(error) or FaultReason(report_fault(error))
 
 
 def worker_environment() -> dict[str, str]:

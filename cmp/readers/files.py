@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def read_kept(path: Path) -> Any:
-    """Return a value that `keep_value` wrote; None if the file is missing or damaged."""
+    """Return a value that `write_kept` wrote; None if the file is missing or damaged."""
     with contextlib.suppress(OSError, ValueError):
         digest, _, text = files.read_text(path).partition("\n")
         if digest == hashlib.sha256(text.encode()).hexdigest():
@@ -28,18 +28,28 @@ def read_kept(path: Path) -> Any:
 def keep_value(path: Path, make: Callable[[], Any]) -> Any:
     """Return a value cached in a file, computing it if the file is missing or damaged.
 
+    If the file cannot be written, a warning says so.
+
     Args:
-        path: The file, which contains a sha256 followed by the JSON that it belongs to.
+        path: The file, see `write_kept`.
         make: Computes the value, which is returned as it comes back from JSON.
+    """
+    if (kept := read_kept(path)) is not None:
+        return kept
+    value = make()
+    with files.warn_of_cache():
+        write_kept(path, value)
+    return json.loads(json.dumps(value))
+
+
+def write_kept(path: Path, value: Any) -> None:
+    """Write a value to a file, as a sha256 followed by the JSON that it belongs to.
 
     Raises:
         CmpError: The file cannot be written.
     """
-    if (kept := read_kept(path)) is not None:
-        return kept
-    text = json.dumps(make())
+    text = json.dumps(value)
     files.write_atomic(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
-    return json.loads(text)
 
 
 class Stamp(NamedTuple):

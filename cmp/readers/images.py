@@ -11,7 +11,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps
 from PIL.Image import Resampling, Transpose
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_jpeg
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
@@ -30,6 +31,7 @@ from cmp.readers.files import ReadImage, keep_value
 from cmp.readers.index import TRAITS, Fault, ImageIndex
 from cmp.readers.manifest import PictureReader, Split
 from cmp.scale import decoding
+from cmp.seeds import numpy_generator
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS, LARGE = 100_000_000, 10_000_000
@@ -47,6 +49,8 @@ FILE_ERRORS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTD
 MAX_RATIO = 16
 """The aspect ratio above which the ends of an image are cut off."""
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+PALETTE_MODES, COLOUR_MODES = ("1", "P", "PA"), ("CMYK", "YCbCr", "LAB")
+"""Modes of pixels that cannot be mixed, and of colours whose mixtures differ from those of RGB."""
 TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM,
     5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE,
@@ -55,6 +59,8 @@ TURNS = {
 """Orientation in EXIF data -> the transpose that turns an image upright."""
 USUAL = PictureReader()
 """How images are read if the manifest does not say."""
+END_OF_JPEG = b"\xff\xd9"
+"""The marker that ends a whole JPEG. For a file without it, torchvision makes up the rest."""
 CHECK_BLOCK = 64
 """Images that are checked per block."""
 
@@ -162,8 +168,10 @@ def convert_to_rgb(image: Image.Image, transparency: str = "white") -> Image.Ima
 def prepare_image(content: bytes, how: Preprocessing, reader: PictureReader = USUAL) -> np.ndarray:
     """Decode an image for evaluation, as open_clip's `image_transform` does.
 
-    There are three differences. 16-bit grey values are scaled to 8 bits, where open_clip clips them
-    at 255. Depending on `reader`, transparent parts become white, and EXIF data may turn an image.
+    There are four differences. 16-bit grey values are scaled to 8 bits, where open_clip clips them
+    at 255. Unless `reader` says "as-open-clip", transparent parts become white, and all images are
+    converted to RGB before they are resized, where open_clip resizes first, without smoothing if an
+    image has a palette or one bit per pixel. Depending on `reader`, EXIF data may turn an image.
     The ends of an image with an aspect ratio above `MAX_RATIO` are cut off before resizing, which
     would otherwise need unlimited memory.
 
@@ -175,7 +183,9 @@ def prepare_image(content: bytes, how: Preprocessing, reader: PictureReader = US
     Returns:
         uint8 [3, how.size, how.size].
     """
-    image, side = convert_to_rgb(open_upright(content, reader), reader.transparency), how.size
+    image, side = open_upright(content, reader), how.size
+    if reader.transparency != "as-open-clip":
+        image = convert_to_rgb(image)
     size = [side, side]
     if how.resize_mode == "longest":
         size = [max(1, round(side * length / max(image.size))) for length in image.size]
@@ -184,9 +194,12 @@ def prepare_image(content: bytes, how: Preprocessing, reader: PictureReader = US
         image = ImageOps.crop(image, (*cut, *cut))
         size = [int(side * length / min(image.size)) for length in image.size]
     bilinear = how.interpolation == "bilinear"
-    resized = image.resize(size, Resampling.BILINEAR if bilinear else Resampling.BICUBIC)
-    square = Image.new("RGB", (side, side), (how.fill_color,) * 3)
-    square.paste(resized, [(side - n) // 2 if n < side else -round((n - side) / 2) for n in size])
+    image = image.resize(size, Resampling.BILINEAR if bilinear else Resampling.BICUBIC)
+    missing, fill = [max(0, side - n) for n in size], (how.fill_color,) * len(image.getbands())
+    border = [missing[0] // 2, missing[1] // 2, (missing[0] + 1) // 2, (missing[1] + 1) // 2]
+    image = ImageOps.expand(image, tuple(border), fill)
+    left, top = (round((n - side) / 2) for n in image.size)
+    square = image.crop((left, top, left + side, top + side)).convert("RGB")
     return np.asarray(square).transpose(2, 0, 1)
 
 
@@ -212,19 +225,61 @@ def random_crop(
     height = min(image.height, math.sqrt(pixels / ratio))
     left, top = across * (image.width - width), down * (image.height - height)
     box = (left, top, left + width, top + height)
-    rgb = convert_to_rgb(image, reader.transparency)
     if reader.resize == "torch":
-        return _resize_by_torch(rgb, box, side)
-    return np.asarray(rgb.resize((side, side), Resampling.BICUBIC, box=box)).transpose(2, 0, 1)
+        return _resize_by_torch(_decode_to_tensor(content, image, reader), box, side)
+    if reader.transparency != "as-open-clip":
+        image = convert_to_rgb(image)
+    crop = image.resize((side, side), Resampling.BICUBIC, box=box).convert("RGB")
+    return np.asarray(crop).transpose(2, 0, 1)
 
 
-def _resize_by_torch(rgb: Image.Image, box: tuple[float, ...], side: int) -> np.ndarray:
-    """Return the part of an image in a box, which is rounded to whole pixels, uint8 [3, side,
-    side]."""
+def _decode_to_tensor(content: bytes, image: Image.Image, reader: PictureReader) -> Tensor:
+    """Return the pixels of an opened image in RGB, uint8 [3, H, W].
+
+    torchvision decodes a colour JPEG, unless Pillow is to reduce it (`decoderconfig`), to turn it,
+    or to complain about its end. The pixels are the same, and need not be copied.
+    """
+    is_plain = image.format == "JPEG" and image.mode == "RGB" and reader.exif == "ignore"
+    is_plain = is_plain and not cast(ImageFile.ImageFile, image).decoderconfig
+    if is_plain and content.endswith(END_OF_JPEG) and torchvision_equals_pillow():
+        with contextlib.suppress(RuntimeError):  # damaged: Pillow decides
+            return _decode_by_torchvision(content)
+    rgb = convert_to_rgb(image, reader.transparency)
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def _decode_by_torchvision(content: bytes) -> Tensor:
+    encoded = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return decode_jpeg(encoded, mode=ImageReadMode.RGB)
+
+
+@functools.cache
+def torchvision_equals_pillow() -> bool:
+    """Return whether torchvision decodes a small JPEG to the same bits as Pillow. It does not if
+    they were built with different JPEG libraries, or torchvision without one."""
+    noise = numpy_generator("JPEG decoders", 0).integers(0, 256, (7, 9, 3), np.uint8)
+    Image.fromarray(noise).resize((90, 70)).save(file := io.BytesIO(), "JPEG")
+    try:
+        pixels = _decode_by_torchvision(file.getvalue())
+    except RuntimeError:
+        return False
+    return bool((pixels.permute(1, 2, 0).numpy() == np.asarray(Image.open(file))).all())
+
+
+def _resize_by_torch(pixels: Tensor, box: tuple[float, ...], side: int) -> np.ndarray:
+    """Return the part of an image in a box, which is rounded to whole pixels.
+
+    Args:
+        pixels: uint8 [3, H, W].
+        box: Left, top, right and bottom.
+        side: The side of the result.
+
+    Returns:
+        uint8 [3, side, side].
+    """
     left, top, right, bottom = map(round, box)
-    part = rgb.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-    pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)[None]
-    resized = F.interpolate(pixels, size=(side, side), mode="bicubic", antialias=True)
+    part = pixels[None, :, top : max(bottom, top + 1), left : max(right, left + 1)]
+    resized = F.interpolate(part, size=(side, side), mode="bicubic", antialias=True)
     return resized[0].contiguous().numpy()
 
 
@@ -355,9 +410,11 @@ def usable_images(index: ImageIndex, decode_again: bool = False) -> tuple[ImageI
         The dataset, with its `content` and the columns `digest`, `pixels`, `look` and `traits`
         filled in, and a fault for each image that is left out.
     """
-    path = build_folder() / "checked" / f"images-{index.data_hash('changed')}.json"
+    name = f"images-{index.data_hash('changed')}-{len(TRAITS)}.json"  # counts all known traits
+    path = build_folder() / "checked" / name
     if decode_again:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
     content, faulty, hashes, noted = keep_value(path, functools.partial(_examine, index))
     faults = [Fault(kind, index.table["source"].iloc[row]) for row, kind in faulty]
     table = index.table.assign(**hashes, traits=0)
@@ -462,8 +519,9 @@ def picture_traits(image: Image.Image) -> int:
         image: An opened image.
     """
     wide = any(";16" in str(tile.args) for tile in image.tile)  # lost after decoding
-    image.load()
     has = dict.fromkeys(TRAITS, False)
+    has["palette"], has["colours"] = image.mode in PALETTE_MODES, image.mode in COLOUR_MODES
+    image.load()
     has["grey16"] = grey_depth(image) > 0
     has["colour16"] = wide and image.mode not in ("I", "F") and not has["grey16"]
     has["values32"] = image.mode in ("I", "F") and not has["grey16"]

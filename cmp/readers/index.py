@@ -21,7 +21,7 @@ MAX_KINDS = 8
 """Most kinds of faults that are reported for a dataset."""
 MEND_FAULTS = "fix them, or set `faults: skip` in its manifest"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-TRAITS = ("grey16", "colour16", "values32", "transparent", "rotated")
+TRAITS = ("grey16", "colour16", "values32", "transparent", "rotated", "palette", "colours")
 """Traits of images that programs read differently. Bit i of the column `traits` says whether an
 image has the i-th."""
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}

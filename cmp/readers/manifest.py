@@ -86,8 +86,9 @@ class PictureReader(StrictModel):
     """How the images of a dataset are read. All readers have these keys.
 
     Attributes:
-        transparency: "white" puts transparent parts over white. "as-open-clip" drops the
-            transparency, as open_clip's own transform does, which shows the colours below.
+        transparency: "white" puts transparent parts over white. "as-open-clip" resizes an image
+            first and then drops the transparency, as open_clip's own transform does, which shows
+            the colours below.
         exif: "ignore" reads images as stored, as open_clip's own transform does. "apply" turns them
             upright by their EXIF data.
         draft: How small a JPEG may be decoded before it is cropped for training: with no side

@@ -14,6 +14,7 @@ from cmp import config, models, starts
 from cmp.errors import CmpError, did_you_mean, explain_errors
 from cmp.files import SHORT_ID, parse_json, read_text
 from cmp.models import Network
+from cmp.releases.release import is_release, read_release
 from cmp.runs import store
 from cmp.starts import HUB, RUN_PREFIX
 
@@ -116,13 +117,19 @@ def folder_candidate(folder: Path) -> Candidate:
 
     An embedded model is recognised by its config, since open_clip would use its own tokenizer, with
     another vocabulary.
+
+    Raises:
+        CmpError: There is no such model, or a file of a release is damaged.
     """
+    made = read_release(folder) if is_release(folder) else None
     for name in (HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise CmpError(
                 f"{folder}: contains no {name}; it is neither a release nor a folder written by "
                 "`cmpt export --to hf` or open_clip"
             )
+        if made:
+            made.path(name)  # checks its hash
     with explain_errors(f"{folder / HF_CONFIG_NAME}: cannot be read", "", TypeError, KeyError):
         model_config = parse_json(read_text(folder / HF_CONFIG_NAME))["model_cfg"]
     for name in starts.family_names():

@@ -4,6 +4,7 @@ It is written once, whole, and never changed. Only `slim` removes from it what j
 needs.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ import pyarrow.parquet as pq
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from cmp import config, models, starts
 from cmp.config import RunConfig
@@ -126,7 +129,8 @@ class Release:
         if not path.is_file():
             removed = "; `cmpt release slim` removed it, so no update can start from this release"
             raise CmpError(f"{path}: is missing{removed if name in self.slimmable() else ''}")
-        if file_digest(path) != self.record.files[name]:
+        stat = path.stat()
+        if _digest_at(path, stat.st_mtime_ns, stat.st_size) != self.record.files[name]:
             raise CmpError(f"{path}: damaged: its hash differs from the one in {RECORD_FILE}")
         return path
 
@@ -155,7 +159,15 @@ class Release:
 
     def state(self) -> RunState:
         """Return the state that the next update starts from, after checking its hash."""
-        return checkpoints.read_checkpoint(self.folder / self.record.state)
+        path = self.path(self.record.state)
+        with explain_errors(f"{path}: cannot be read as a checkpoint", "", SafetensorError):
+            return RunState(checkpoints.read_progress(path), load_file(path))
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_at(path: Path, *stamp: int) -> str:
+    """Return the hash of a file, cached until its stamp changes, so that a release is read once."""
+    return file_digest(path)
 
 
 def is_release(folder: Path) -> bool:

@@ -13,7 +13,7 @@ import pandas as pd
 from cmp import config
 from cmp.errors import CmpError
 from cmp.files import child_path, write_atomic
-from cmp.readers.files import keep_value, read_kept
+from cmp.readers.files import read_kept, write_kept
 from cmp.releases.update import train_update
 from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs import store
@@ -65,7 +65,7 @@ def tune(
 
     Raises:
         CmpError: The update cannot be computed, or it has no validation images.
-        Interrupted: SIGINT or SIGTERM was received; the same call continues.
+        Interrupted: SIGINT, SIGTERM or SIGHUP was received; the same call continues.
 
     Example:
         >>> table = cmp.tune(release, "pictures/2026-02", folder=Path("tuning"))  # doctest: +SKIP
@@ -141,7 +141,7 @@ def _scores_of(
         last = store.final_scores(store.trajectory(result.metrics))
         scores = {name: x for name in SCORES if not math.isnan(x := float(last[name].iloc[0]))}
         if manager:
-            keep_value(path, lambda: scores)
+            write_kept(path, scores)
             manager.remove()
     return scores
 

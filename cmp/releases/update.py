@@ -73,7 +73,7 @@ def compute_update(
 
     Raises:
         CmpError: The folder already exists, or another process is computing the update.
-        Interrupted: SIGINT or SIGTERM was received; the same command continues.
+        Interrupted: SIGINT, SIGTERM or SIGHUP was received; the same command continues.
     """
     if release.is_release(folder):
         written = release.read_release(folder)
@@ -127,7 +127,7 @@ def train_update(
     """Train a planned update from the state of its parent, see `cmp.runs.runner.execute`.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM was received; the same command continues.
+        Interrupted: SIGINT, SIGTERM or SIGHUP was received; the same command continues.
     """
     start, model = None, None
     if plan.parent:

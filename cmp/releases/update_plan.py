@@ -20,6 +20,7 @@ from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, did_you_mean
 from cmp.mixtures import Pools
+from cmp.readers import notes
 from cmp.readers.manifest import check_prompt
 from cmp.registry import get_option
 from cmp.releases import ledger as ledgers
@@ -374,6 +375,7 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         )
     if not plan.corpus.by_role("eval"):
         yield "forgetting is not measured; pass --retain FOLDER with images that the model knew"
+    yield from notes.describe_differences(plan.corpus.noted)
 
 
 def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:

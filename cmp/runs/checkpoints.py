@@ -36,7 +36,7 @@ from cmp.errors import CmpError, Interrupted, explain_errors
 from cmp.files import write_tensors
 from cmp.scale import processes
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SCHEMA = 2
 INTERVAL, MAX_SHARE = 120.0, 0.02
 """Seconds between checkpoints within a task, and the largest share of the time that saving may
@@ -50,11 +50,12 @@ _BESIDE_NAME = re.compile(r"(model|base)-(\d{1,10})-([0-9a-f]{64})\.safetensors"
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM is only recorded, in `signal`.
+    """A context in which the first SIGINT, SIGTERM or SIGHUP is only recorded, in `signal`.
 
-    A second SIGINT has its usual effect, so that Ctrl-C can still interrupt a hung step. A second
-    SIGTERM does not, since torchrun, `timeout` and batch systems send several at once. Outside the
-    main thread, where Python delivers no signals, nothing is caught.
+    SIGHUP, which comes when a terminal is closed, stays ignored under `nohup`. A second SIGINT has
+    its usual effect, so that Ctrl-C can still interrupt a hung step. A second SIGTERM does not,
+    since torchrun, `timeout` and batch systems send several at once. Outside the main thread, where
+    Python delivers no signals, nothing is caught.
     """
 
     def __init__(self) -> None:
@@ -63,7 +64,9 @@ class StopRequest:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            is_kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            caught = [number for number in SIGNALS if number != signal.SIGHUP or not is_kept]
+            self._before = {number: signal.signal(number, self._note) for number in caught}
         return self
 
     def __exit__(self, *_: object) -> None:

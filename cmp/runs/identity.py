@@ -18,9 +18,12 @@ from cmp.errors import CmpError
 from cmp.files import file_digest
 from cmp.models import batch_norms
 from cmp.registry import Option
+from cmp.training import UpdateMethod
 
 PLACEHOLDERS = {"data": "a folder", "model.start": "file"}
 """Placeholder for a path in an id, since the content counts and not the location."""
+CONVERTED_LAST = {"values32", "transparent", "palette", "colours"}
+"""Traits of images that change if they are resized before they are converted to RGB."""
 
 
 def json_digest(tree: dict[str, Any]) -> str:
@@ -79,6 +82,9 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         content["rows"] = "by arrival"  # in 0.2 datasets were ordered by name
     if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
         content["scaled"] = scaled  # datasets with images that used to be read as white
+    late = [n for n, x in corpus.noted.items() if x["transparency"] == "as-open-clip"]
+    if late := [n for n in late if CONVERTED_LAST & {*corpus.noted[n]} and n not in unused]:
+        content["converted"] = late  # datasets with images that used to be converted first
     return content
 
 
@@ -92,9 +98,12 @@ def _holds_statistics(name: str, method: Method, option: Option) -> bool:
         method: The config section.
         option: The method, which may have been redefined.
     """
+    may_do_both = option.sources or "batches" in option.settings  # sources: a user's method
+    if not may_do_both and getattr(option.value, "prepare", None) is UpdateMethod.prepare:
+        return False  # nothing is frozen
     if not _has_batch_norm(name):
         return False
-    if option.sources or "batches" in option.settings:  # a user's method may do both
+    if may_do_both:
         return True
     state = budgets.shape_state(name, method, models.create_on_meta(name))
     models.set_train_mode(state.model)

@@ -148,7 +148,7 @@ def compute(
 
     Raises:
         CmpError: The run cannot be computed, or another process is computing it.
-        Interrupted: SIGINT or SIGTERM was received; the run's state is saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP was received; the run's state is saved.
     """
     delete_leftovers(store.run_folder(run.id).parent)
     execute_run = functools.partial(

@@ -169,7 +169,7 @@ def execute(
         start: The state at the end of an earlier task, to start from if the run has no checkpoint.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM was received; the state is saved after a full step.
+        Interrupted: SIGINT, SIGTERM or SIGHUP was received; the state is saved after a full step.
         Diverged: Training diverged; the last good state is kept, with a report beside it.
     """
     fitted = fitted or budgets.settle(config, corpus)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from cmp.errors import CmpError
 from cmp.scale import processes
 
-STOPS = {signal.SIGINT, signal.SIGTERM}
+STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 """Signals that a run handles and its decoding processes ignore."""
 HAS_SENDERS = hasattr(signal, "sigwaitinfo")
 """Whether a process can see who sent a signal: on Linux, but not on macOS."""

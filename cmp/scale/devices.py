@@ -11,7 +11,8 @@ class Device(NamedTuple):
     """The assumed properties of a device.
 
     Attributes:
-        peak: FLOP/s of dense bf16 products, as stated by its maker.
+        peak: FLOP/s of dense bf16 products, as stated by its maker. A T4 has no units for bf16, so
+            for it this is the rate of fp32.
         utilisation: The largest fraction of the peak that training is assumed to reach.
         memory: The memory in bytes.
         bandwidth: The bandwidth of its memory in bytes/s.

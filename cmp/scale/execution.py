@@ -3,12 +3,12 @@ checks."""
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cmp.arithmetic import autocast
 from cmp.data import Batch
@@ -114,6 +114,20 @@ class ExecutionConfig(Execution):
             return super().loss(model, seen)
         return shared_loss(model, seen.image, seen.text, self.own_samples(batch))
 
+    def clip(
+        self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], most: float
+    ) -> Tensor:
+        """Clip gradients to a norm of at most `most`, and return their norm before.
+
+        On a GPU, a fused optimiser divides them in its own step, which saves a pass over them.
+        """
+        parameters = [x for x in parameters if x.grad is not None]
+        if not parameters or not _is_deferred(optimizer, parameters[0]):
+            return super().clip(optimizer, parameters, most)
+        norm = nn.utils.get_total_norm([cast(Tensor, x.grad) for x in parameters])
+        cast(Any, optimizer).grad_scale = (norm / most).clamp(min=1)
+        return norm
+
     def check(
         self, optimizer: torch.optim.Optimizer, finite: Tensor, report: Callable[[], Diverged]
     ) -> None:
@@ -131,8 +145,7 @@ class ExecutionConfig(Execution):
             Diverged: This step or the previous one is not finite.
         """
         self.wait()
-        can_skip = getattr(optimizer, "_step_supports_amp_scaling", False)  # for mixed precision
-        if not (can_skip and finite.device.type in DEFERRED):
+        if not _is_deferred(optimizer, finite):
             super().check(optimizer, finite, report)
             return
         cast(Any, optimizer).found_inf = (~finite).float()
@@ -151,6 +164,13 @@ class ExecutionConfig(Execution):
         if self.compile_towers:
             return torch.compiler.set_stance("force_eager")
         return contextlib.nullcontext()
+
+
+def _is_deferred(optimizer: torch.optim.Optimizer, x: Tensor) -> bool:
+    """Return whether the optimiser of a tensor's device can skip a step and divide gradients, as
+    for mixed precision, and the host need not wait for it."""
+    can_scale = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return can_scale and x.device.type in DEFERRED
 
 
 def copy_to_host(x: Tensor) -> Callable[[], Tensor]:

@@ -47,6 +47,17 @@ LOW = {F.linear, F.conv2d, torch.matmul, Tensor.matmul, Tensor.__matmul__}
 FULL = {F.layer_norm, F.softmax, F.log_softmax, F.cross_entropy, F.group_norm, torch.exp}
 """Operations that CUDA's autocast computes in bf16 and in fp32; others keep their input types."""
 
+OPERATIONS = {
+    "attention": "scaled_dot_product",
+    "norms": "layer_norm",
+    "GELU": "gelu",
+    "casts": "_to_copy",
+    "residuals": "add",
+}
+"""Kind of a kernel -> a part of the name of its operation."""
+KINDS = ("products", *OPERATIONS, "optimiser", "other")
+"""Kinds of kernels. A fused kernel is of the first one of its operations."""
+
 Value = tuple[int, int]
 """A tensor's content: its storage, and how often it was written."""
 
@@ -61,6 +72,7 @@ class Kernel:
         flops: The FLOPs of products; 0 for other operations.
         is_fusible: Whether a compiler may fuse it with others.
         region: The compiled part of the step that it belongs to, or "".
+        kind: One of `KINDS`.
     """
 
     reads: dict[Value, int]
@@ -68,6 +80,7 @@ class Kernel:
     flops: int = 0
     is_fusible: bool = False
     region: str = ""
+    kind: str = "other"
 
     @property
     def bytes(self) -> int:
@@ -150,12 +163,13 @@ class Recorder(TorchDispatchMode):
             self.casts[next(iter(writes))] = next(iter(reads))
         columns = packet is aten.sum and outputs[0].shape[-1:] == inputs[0].shape[-1:]
         is_fusible = not (flops or columns or packet is aten.embedding_dense_backward)
-        kernels = [Kernel(reads, writes, flops, is_fusible, self.region)]
+        kind = kind_of(packet.__name__, flops)
+        kernels = [Kernel(reads, writes, flops, is_fusible, self.region, kind)]
         if packet is aten.native_layer_norm_backward:  # sums over rows take their own kernel
             of_rows, *of_columns = writes.items()
             kernels = [
-                Kernel(reads, dict([of_rows]), 0, True, self.region),
-                Kernel(reads, dict(of_columns), 0, False, self.region),
+                Kernel(reads, dict([of_rows]), 0, True, self.region, kind),
+                Kernel(reads, dict(of_columns), 0, False, self.region, kind),
             ]
         self.kernels += kernels
         return result
@@ -164,6 +178,12 @@ class Recorder(TorchDispatchMode):
         storage = x.untyped_storage()
         self._alive.append(storage)
         return storage._cdata, self._versions[storage._cdata]
+
+
+def kind_of(name: str, flops: int) -> str:
+    """Return the kind of the kernel of an operation, one of `KINDS`."""
+    found = next((kind for kind, part in OPERATIONS.items() if part in name), "other")
+    return "products" if flops and found != "attention" else found
 
 
 def touched_bytes(x: Tensor) -> int:
@@ -200,6 +220,7 @@ def fuse(kernels: list[Kernel], casts: dict[Value, Value]) -> list[Kernel]:
     for number, kernel in zip(group, kernels, strict=True):
         fused[number].flops += kernel.flops
         fused[number].region = kernel.region
+        fused[number].kind = min(fused[number].kind, kernel.kind, key=KINDS.index)
         for value, size in kernel.reads.items():
             if value in made and group[made[value]] == number:
                 continue
@@ -249,7 +270,8 @@ def trace_step(model: Network, batch: int, caption: int) -> Recorder:
 def encode_packed(model: Network, packed: list[Tensor]) -> Tensor:
     """Encode texts that are already packed, as `models.encode_text` does after `pack_texts`, which
     does not work on the meta device, where lengths are unknown."""
-    clip, (rows, position, mask, ends) = cast(Any, model), packed
+    clip, (rows, position, starts, ends) = cast(Any, model), packed
+    mask = models.pair_mask(starts, rows.shape[1])
     x = clip.token_embedding(rows) + clip.positional_embedding[position]
     x = clip.transformer(x, attn_mask=mask).flatten(0, 1)[ends]
     return F.normalize((clip.ln_final(x) @ clip.text_projection).float(), dim=-1)
@@ -260,9 +282,10 @@ def update_kernels(model: nn.Module) -> list[Kernel]:
     entries = sum(x.numel() for x in model.parameters())
     launches = math.ceil(entries / CHUNK)
     size = 4 * entries // launches
-    passes = {"norm": (1, 0), "scale": (1, 1), "AdamW": (4, 3)}  # tensors read, written
+    # tensors read and written; AdamW also divides the gradients, which clips them
+    passes = {"norm": (1, 0), "AdamW": (4, 4)}
     return [
-        Kernel({(0, 0): reads * size}, {(0, 1): writes * size})
+        Kernel({(0, 0): reads * size}, {(0, 1): writes * size}, kind="optimiser")
         for reads, writes in passes.values()
         for _ in range(launches)
     ]

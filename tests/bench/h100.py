@@ -37,6 +37,7 @@ from harness import (
     work_through,
 )
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cmp import arithmetic, config, evaluation, mixtures, models
 from cmp.bench import checkpoint, gpu, timing
@@ -177,6 +178,28 @@ for _captions in ("short", "long"):
         )
 
 
+@section(1, "flash attention")
+def check_flash(lab: Lab) -> Values:
+    """Run the image tower with flash attention as the only choice, which fails where it cannot be
+    used, and with the kernel that torch chooses."""
+    model = models.create_model(lab.model).to(lab.device)
+    side, noise = models.preprocessing(model).size, torch.Generator(lab.device).manual_seed(0)
+    pixels = torch.randn(lab.batch, 3, side, side, generator=noise, device=lab.device)
+
+    def encode() -> Tensor:
+        with torch.autocast(lab.device, torch.bfloat16):
+            features = models.encode_image(model, pixels)
+        features.sum().backward()
+        return features.detach()
+
+    chosen, times = encode(), lab.size(10, 1)
+    found: Values = {"as torch chooses, ms": 1e3 * seconds_of(encode, times)}
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        found["largest difference"] = float((encode() - chosen).abs().max())
+        found["flash, ms"] = 1e3 * seconds_of(encode, times)
+    return found
+
+
 @section(1, "waits")
 def count_waits(lab: Lab) -> Values:
     """Count how often, and where, the host waits for the card in a step of a run."""
@@ -227,7 +250,7 @@ section(2, "open_clip, compiled")(functools.partial(measure_open_clip, compiled=
 @section(2, "large model")
 def measure_large(lab: Lab) -> Values:
     """Train a larger network in quarters of a batch, activations kept or computed again."""
-    setting, found = f"model.name={lab.size('ViT-L-14', 'bench-micro')}", {}
+    setting, found = f"model.name={lab.size('ViT-L-14', lab.model)}", {}
     for words, again in (("micro-batches", False), ("recomputed", True)):
         way = ExecutionConfig(lab.batch // 4, checkpoint_activations=again)
         values = measure_loop(lab, setting, captions="short", way=way, steps=6)
@@ -312,7 +335,7 @@ def kill_and_resume(lab: Lab) -> Values:
     """Kill a run within a task, go on, ask it to stop by SIGTERM, and go on to its end; where
     everything is small, without the first two, which other tests do on a CPU."""
     run_config, _ = lab.prepare(f"evaluation.subset={lab.size(8, 1)}", "evaluation.full=false")
-    settings = [f"training.steps={lab.size(60, 25)}"]
+    settings = [f"training.steps={lab.size(60, 10)}"]
     file, found = lab.work / "run.yaml", {}
     file.write_text(json.dumps(config.override(run_config.to_dict(), settings)))
     command = ("run", str(file), "--device", lab.device, "--keep-weights")
@@ -361,6 +384,7 @@ def update_and_compare(lab: Lab) -> Values:
             path.write_bytes(files.read(row))
     batch = lab.size(128, 8)
     settings = [f"training.batch={batch}", "training.passes=2", "evaluation.subset=8"]
+    settings += ["training.precision=fp32"] * lab.small
     start, releases = (
         ["--start", f"{lab.model}:random"],
         [lab.work / f"{x.name}-out" for x in months],

@@ -66,11 +66,13 @@ class Lab:
         Args:
             *settings: Changes of the config, such as "method.name=lora".
             captions: A key of `cmp.bench.pictures.LENGTHS`.
-            steps: Steps per task; two where everything is small.
+            steps: Steps per task; two where everything is small, in fp32, since few CPUs compute
+                bf16 fast.
         """
         embedded = packed.load_embedded()
         made, corpus = gpu.prepare(self.model, embedded, self.batch, self.work, captions)
-        settings = (f"training.steps={self.size(steps, 2)}", *settings)
+        sizes = [f"training.steps={self.size(steps, 2)}"] + ["training.precision=fp32"] * self.small
+        settings = (*sizes, *settings)
         return config.parse(config.override(made.to_dict(), settings), "h100"), corpus
 
 
@@ -208,11 +210,12 @@ def ratios(result: Values) -> dict[str, float]:
 
 def print_section(name: str, result: Values) -> None:
     """Print the values of a section, each beside what was predicted, and the ratio of both."""
-    print(f"{name} ({result['seconds']} s) {result.get('error', '')}", flush=True)
+    lines = [f"{name} ({result['seconds']} s) {result.get('error', '')}"]
     for key, value in result["values"].items():
         words = f"{value:.4g}" if isinstance(value, float) else str(value)
         if key in result["predicted"]:
             words += f"   predicted {result['predicted'][key]:g}"
         if key in result["ratios"]:
             words += f", ratio {result['ratios'][key]:.2f}"
-        print(f"  {key}: {words}", flush=True)
+        lines.append(f"  {key}: {words}")
+    print("\n".join(lines), flush=True)  # at once, since two processes may print

@@ -42,8 +42,7 @@ def test_the_page_is_whole_and_for_everybody(address, width, scheme):
         assert {url for url in asked if not url.startswith("data:")} <= {
             f"{address}/", f"{address}/favicon.ico"
         }  # fmt: skip
-        page.evaluate(browser_site.axe())
-        assert page.evaluate(browser_site.RUN_AXE, []) == []
+        assert browser_site.axe_finds(page) == []
 
 
 def test_a_wall_shows_what_was_asked_for(address):

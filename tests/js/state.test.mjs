@@ -135,6 +135,15 @@ test("a link leads back to its state, and the defaults have a short one", () => 
   assert.equal(state.linked("https://a.b/c#somewhere", "schedule", KINDS), null);
 });
 
+test("a link with a key that no link has, or with more pins than are shown, is refused", () => {
+  const pins = encodeURIComponent(JSON.stringify(Array.from({ length: state.MOST_PINS + 1 }, (_, n) => ({ warmup: n / 10 }))));
+  for (const words of ["stat={}", `pins=${pins}`]) {
+    const [found, warning, kept] = state.linked(`#explorer=schedule&${words}`, "schedule", KINDS);
+    assert.deepEqual([found, kept], [{}, []]);
+    assert.match(warning, /This link cannot be read/);
+  }
+});
+
 for (const [words, hash] of Object.entries({
   "cut off": '{"peak":1', "of another kind": "[1]", null: "null", "a number": "3", "out of range": '{"warmup":1.01}',
   "a text": '{"peak":"2"}', "an unknown key": '{"nothing":1}', "a key of objects": '{"toString":1}', "no option": '{"curve":"sine"}',

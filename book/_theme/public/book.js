@@ -202,6 +202,20 @@ document.addEventListener("click", ({ target }) => {
 });
 unfold();
 
+// A link to an explorer that this page lacks says so above the text.
+function misled() {
+  const name = new URLSearchParams(location.hash.slice(1)).get("explorer");
+  const lacks = name !== null && !document.querySelector(`[data-explorer="${CSS.escape(name)}"]`);
+  document.querySelector(".misled")?.remove();
+  if (!lacks) return;
+  const said = made("p", `This link cannot be read: this page has no explorer “${name}”.`);
+  said.className = "misled";
+  said.setAttribute("role", "status");
+  document.querySelector("article").prepend(said);
+}
+addEventListener("hashchange", misled);
+misled();
+
 // On paper, what is folded is open.
 addEventListener("beforeprint", () => {
   for (const each of document.querySelectorAll("details")) each.open = true;

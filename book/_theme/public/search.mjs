@@ -3,7 +3,7 @@ import MiniSearch from "./vendor/minisearch.mjs";
 
 // Words are told apart without their endings, so that "merge" finds "merging".
 const SMALL = new Set("a an and are as at by do does for from how i in is it my of on or the to what when which with".split(" "));
-const ENDING = /(?:ing|ed|es|s|e)$/;
+const ENDING = /(?:e?ing|ed|es|s|e)$/;
 const stem = (term) => {
   const word = term.toLowerCase();
   if (SMALL.has(word)) return null;
@@ -37,17 +37,19 @@ export const read = (text) => MiniSearch.loadJSON(text, OPTIONS);
 // The pages that a query finds, each with its best section: {url, page, title, excerpt}, where `excerpt` is
 // a list of [text, whether it was found].
 const MOST = 10;
+const FUZZY = [0.2, 0.34]; // letters that may be wrong, as a share of a word's; the second where nothing is found
 const OTHERS = 0.15; // what a further section adds to its page's score, as a part of its own
 export function find(index, query) {
   const how = {
     boost: { page: 4, also: 6, title: 2 },
     prefix: (term) => term.length > 2,
-    fuzzy: (term) => (term.length > 4 ? 0.2 : false),
     weights: { fuzzy: 0.3, prefix: 0.5 },
     boostDocument: (id, term, { weight }) => weight,
   };
-  const every = index.search(query, { ...how, combineWith: "AND" });
-  const found = every.length ? every : index.search(query, how);
+  const search = (share, combineWith) =>
+    index.search(query, { ...how, combineWith, fuzzy: (term) => (term.length > 4 ? share : false) });
+  const ways = [[FUZZY[0], "AND"], [FUZZY[0], "OR"], [FUZZY[1], "AND"]];
+  const found = ways.reduce((hits, way) => (hits.length ? hits : search(...way)), []);
   const pages = new Map();
   for (const hit of found) {
     const page = pages.get(hit.page) ?? { best: hit, score: hit.score * (1 - OTHERS) };

@@ -2,6 +2,7 @@
 import { keywords, takeAway } from "./export.js";
 import { ARROWS, button, element, form, places, points, roving, say, table } from "./form.js";
 import { axes, d3, drawing, group } from "./plane.js";
+import { SILENT } from "./runs.js";
 import { among, canonical, COLOURS, differing, within } from "./state.js";
 import { frame } from "./workbench.js";
 
@@ -130,7 +131,7 @@ export function explore(el, { table: data, kernel, start }) {
       .on("brush end", ({ sourceEvent, selection }) => {
         if (!sourceEvent) return;
         if (!selection) {
-          const [px, py] = d3.pointer(sourceEvent, svg.node());
+          const [px, py] = d3.pointer(sourceEvent.changedTouches?.[0] ?? sourceEvent, svg.node()); // a finger's, or a mouse's
           const hit = view.order.findLast((n) => Math.hypot(view.px[n] - px, view.py[n] - py) < NEAR);
           const picked = hit === undefined ? {} : { picked: nameOf(settings[setting[hit]]) };
           return change({ box: boxOf(...inverted([px, py])), ...picked });
@@ -248,6 +249,7 @@ export function explore(el, { table: data, kernel, start }) {
   // for others of our small network, a kernel can train one run and look.
   const SIDE = 48;
   const answers = new Map();
+  kernel?.whenever(() => [...answers.values()].some((each) => each.asked));
   kernel?.listen(({ kind, id, answer, refused }) => {
     if (kind === "answer" && answers.has(id)) answers.set(id, { names: answer, refused });
     if (kind === "answer") draw(true);
@@ -256,7 +258,10 @@ export function explore(el, { table: data, kernel, start }) {
     const key = canonical(changes);
     const { names = stored, refused, asked } = answers.get(key) ?? {};
     if (refused) return element("p", {}, `Its pictures cannot be shown: ${refused}.`);
-    if (asked) return element("p", {}, "It is trained once, to see which pictures it loses: a minute or two …");
+    if (asked) {
+      const words = "It is trained once, to see which pictures it loses: a minute or two …";
+      return element("p", {}, kernel.isSilent() ? `${SILENT}: queued` : words);
+    }
     if (!names) {
       const ask = () => {
         answers.set(key, { asked: true });

@@ -12,7 +12,7 @@ function sections(changes) {
   return [...found].sort(([one], [other]) => Boolean(one) - Boolean(other));
 }
 
-export const python = (value) => {
+const python = (value) => {
   if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
   return { true: "True", false: "False", null: "None" }[String(value)] ?? JSON.stringify(value);
 };
@@ -20,6 +20,10 @@ export const keywords = (state) =>
   Object.entries(state)
     .map(([key, value]) => `${key}=${python(value)}`)
     .join(", ");
+
+// The cell of a notebook that begins an explorer of runs.
+export const cellOf = (name, state, size) =>
+  `explorers.${name}_explorer(${keywords({ ...state, ...(size === "cpu" ? {} : { size }) })})`;
 
 // A word of a shell's line: brackets and commas are quoted, since some shells look for files by them.
 const quoted = (word) => (/^[\w.=:+/-]*$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`);
@@ -54,7 +58,8 @@ export const FORMS = {
   link: ({ link }) => link,
 };
 
-// A menu of forms, the text of the chosen one, and a button that copies it.
+// A menu of forms, the text of the chosen one, and a button that copies it. Where nothing can be taken away,
+// `given()` is {missing}, which says why.
 export function takeAway(place, names, given = () => null) {
   const options = names.map((each) => element("option", { value: each }, each));
   const kind = element("select", { "aria-label": "Copy as", oninput: show }, ...options);
@@ -67,10 +72,10 @@ export function takeAway(place, names, given = () => null) {
   place.append(element("div", { class: "tools" }, element("span", {}, "Take it away as"), kind, copy), text);
   function show() {
     const about = given();
-    const words = about && (about[kind.value] ?? FORMS[kind.value](about));
-    const why = about && `The parameters of chapter ${about.chapter} cannot say this (${about.lacks?.join(", ")}): take the command.`;
+    const words = about && !about.missing && (about[kind.value] ?? FORMS[kind.value](about));
+    const why = about && (about.missing || `The parameters of chapter ${about.chapter} cannot say this (${about.lacks?.join(", ")}): take the command.`);
     copy.disabled = !words;
-    const shown = words ?? why ?? "";
+    const shown = words || why || "";
     if (text.textContent !== shown) text.textContent = shown;
   }
   return show;

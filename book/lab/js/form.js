@@ -93,7 +93,7 @@ const NUMBER = /^([+−]?[\d,.]+( ± [\d.]+)?|–|…)$/;
 export function table(head, rows) {
   const numeric = head.map((_, k) => rows.every((cells) => NUMBER.test(cells[k])));
   const row = (cells, tag) =>
-    element("tr", {}, ...cells.map((cell, k) => element(tag, { class: numeric[k] && "figure" }, cell)));
+    element("tr", {}, ...cells.map((cell, k) => element(cell === "" ? "td" : tag, { class: numeric[k] && "figure" }, cell)));
   const body = element("tbody", {}, ...rows.map((cells) => row(cells, "td")));
   return element("div", { class: "wide", tabindex: 0 }, element("table", {}, element("thead", {}, row(head, "th")), body));
 }

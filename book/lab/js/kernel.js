@@ -2,7 +2,7 @@
 import { takeAway } from "./export.js";
 import { element, form, places, points, say, score, short, table, tidy } from "./form.js";
 import { axes, d3, drawing, group, handles, join, plane, write } from "./plane.js";
-import { SILENT, watch } from "./runs.js";
+import { SILENT } from "./runs.js";
 import { among, canonical, flag, within } from "./state.js";
 import { frame } from "./workbench.js";
 
@@ -19,7 +19,7 @@ function asker(kernel, stored, changed) {
   const open = () => wanted.filter((each) => !known.has(keyOf(each)));
   let wanted = [];
   let asked = null;
-  const watched = watch(kernel, () => asked !== null, changed);
+  kernel?.whenever(() => asked !== null);
   kernel?.listen(({ kind, id, answer, refused }) => {
     if (kind === "answer") known.set(id, refused ? { refused } : answer);
     if (id !== asked?.id) return;
@@ -32,7 +32,6 @@ function asker(kernel, stored, changed) {
     if (asked || !kernel || !question) return;
     asked = { id: keyOf(question), since: performance.now() };
     kernel.send({ verb: "ask", id: asked.id, request: question });
-    watched.begin();
     setTimeout(changed, SLOW + 1);
   }
   return {
@@ -47,7 +46,7 @@ function asker(kernel, stored, changed) {
       const waited = asked ? performance.now() - asked.since : 0;
       if (!kernel && count) return "This page has no answer to this setting; in JupyterLab there is one.";
       if (!count || waited < SLOW) return "";
-      if (watched.isSilent()) return `${SILENT}: queued`;
+      if (kernel?.isSilent()) return `${SILENT}: queued`;
       return `computing …${wanted.length > 1 ? ` ${wanted.length - count} of ${wanted.length}` : ""}`;
     },
   };
@@ -178,7 +177,7 @@ function budget({ picture, more }, data, state, found) {
     whole(n * state.batch),
   ]);
   more.replaceChildren(table(head, cells));
-  const total = Number(((state.total * full.step) / 1e9).toPrecision(6));
+  const total = Number(((state.total * full.step) / 1e9).toPrecision(10)); // fewer digits would cost a step
   return {
     sentence: `The cost of ${whole(state.total)} steps of full fine-tuning of the model “${state.model}” at batch ${state.batch}, ${rough(total)} GFLOPs, over ${whole(state.updates)} updates: ${rough(steps)} of those steps per update.`,
     away: {
@@ -317,7 +316,6 @@ export function explore(el, { table: data, kernel, start }) {
   const bench = frame(el, { name: data.kind, rules, kinds, kernel, start, presets: data.presets, place, draw });
   const change = (changes) => bench.act({ change: changes });
   const ask = asker(kernel, data.answers, () => draw(true));
-  kernel?.gone(() => bench.warn("The kernel is gone: run the cell again for new answers."));
   const drawForm = form(place.controls, change, bench.warn);
   const layers = plane(place.plane, {
     preview() {},
@@ -354,10 +352,8 @@ export function explore(el, { table: data, kernel, start }) {
     place.waiting.textContent = ask.progress();
     const isOld = !drawn && (refusal || place.waiting.textContent);
     for (const each of [sides, place.more, place.said]) each.classList.toggle("old", Boolean(isOld));
-    if (drawn) {
-      say(place.said, drawn.sentence);
-      taken = drawn.away;
-    }
+    if (drawn) say(place.said, drawn.sentence);
+    taken = drawn ? drawn.away : { missing: refusal ? `Refused: ${refusal}.` : place.waiting.textContent };
     if (!everything) return;
     drawAway();
     bench.drawn();

@@ -1,38 +1,5 @@
-// Runs that the kernel trains in processes of their own, and whether the kernel still answers.
+// Runs that the kernel trains in processes of their own.
 import { button, element } from "./form.js";
-
-const LOOK = 300; // milliseconds between looks at a kernel from which something is awaited
-const PATIENCE = 750; // milliseconds after which a kernel that says nothing is busy or gone
-
-// Watches a kernel while `awaits()`, and calls `changed` when it falls silent or speaks again.
-export function watch(kernel, awaits, changed) {
-  let [heard, silent, timer] = [0, false, 0];
-  const hear = () => {
-    heard = performance.now();
-    if (silent) changed((silent = false));
-  };
-  kernel?.listen(hear);
-  function look() {
-    if (!awaits()) return stop();
-    const quiet = performance.now() - heard;
-    if (quiet > LOOK) kernel.send({ verb: "ping" });
-    if (quiet > PATIENCE && !silent) changed((silent = true));
-  }
-  function stop() {
-    clearInterval(timer);
-    timer = 0;
-    if (silent) changed((silent = false));
-  }
-  return {
-    begin() {
-      if (!kernel || timer) return;
-      hear();
-      timer = setInterval(look, LOOK);
-      look();
-    },
-    isSilent: () => silent,
-  };
-}
 
 export const SILENT = "kernel busy or gone";
 

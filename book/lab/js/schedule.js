@@ -11,6 +11,7 @@ const PARTS = 4;
 const ROOM = 1.08; // of the axis of rates, over the highest
 const FLAT = 0.05; // share of the axis below which a curve is a flat line
 const KEYS = ["name", "meta", "peak", "warmup", "cooldown", "level", "decay", "shift", "peaks"];
+const MOST_SAID = 3; // of peaks in a label
 const SHIFTS = [0, 400]; // steps
 const SHARES = ["warmup", "cooldown"];
 const NEEDED = new Set([...SHARES, "shift", "level", "decay"]); // settings that not every curve has
@@ -38,8 +39,14 @@ export function model(table) {
     if (next.warmup + next.cooldown > 1) next["warmup" in changes ? "cooldown" : "warmup"] = Number(room);
     // 1 - 33 / 40 is 0.17500000000000004
     for (const key of ["warmup", "cooldown"]) next[key] = Number(next[key].toFixed(6));
-    if (curves[next.name].overStream) next.cooldown = Math.min(next.cooldown, 1 - 1 / N - next.warmup);
-    if (next.lock && (changes.lock || Number.isFinite(next.mean))) {
+    if (curves[next.name].overStream) {
+      // a step is left from which the next update starts
+      next.warmup = Math.min(next.warmup, 1 - 1 / N);
+      next.cooldown = Math.max(0, Math.min(next.cooldown, Number((1 - 1 / N - next.warmup).toFixed(6))));
+    }
+    if (next.meta === "free" && next.peaks.length !== T) next.peaks = peaks(scheduleOf(next), T, N, curves);
+    const isZero = d3.mean(ratesOf(next)) === 0; // no peak gives it another mean
+    if (next.lock && !isZero && (changes.lock || Number.isFinite(next.mean))) {
       const wanted = changes.lock ? d3.mean(ratesOf(next)) : next.mean;
       next.peak = (next.peak * wanted) / d3.mean(ratesOf(next));
     }
@@ -53,7 +60,10 @@ export function model(table) {
   // Warmup and cooldown take from each other.
   function note(before, after, changes) {
     const [moved, other] = "warmup" in changes ? SHARES : "cooldown" in changes ? [...SHARES].reverse() : [];
-    if (!moved || after[other] === before[other] || !settingsOf(after).includes(other)) return "";
+    if (!moved || !settingsOf(after).includes(other)) return "";
+    if (after[moved] < changes[moved] - 1e-6)
+      return `The ${moved} became ${percent(after[moved])}: a step is left from which the next update starts.`;
+    if (after[other] === before[other]) return "";
     return `There is no room for more ${moved} beside the ${other}, which became ${percent(after[other])}.`;
   }
 
@@ -126,7 +136,8 @@ export function model(table) {
         .filter(([key, value]) => uses.has(key) && JSON.stringify(value) !== JSON.stringify(table.usual[key]))
         .map(([key, value]) => [`schedule.${key}`, value]),
     );
-    const guess = predict(features(values), known);
+    const idle = d3.range(T).find((t) => d3.every(values.subarray(t * N, (t + 1) * N), (rate) => rate === 0));
+    const guess = idle === undefined ? predict(features(values), known) : null;
     const predicted = guess && {
       ...guess,
       half: misses,
@@ -145,16 +156,30 @@ export function model(table) {
           .filter((key) => !["name", "meta", "peak"].includes(key)),
       ],
       predicted,
+      refused: idle !== undefined && `update ${idle + 1} would train at a learning rate of 0 and change nothing`,
     };
   }
 
-  // A label says the curve and its peak, and all else that is not as usual, but not the peaks of all updates.
-  function labelOf({ name, meta, peak }, changes) {
+  // Of own peaks those that are not 1, and of many the first and the mean of all.
+  function peaksInWords(values) {
+    const spans = [];
+    values.forEach((value, t) => {
+      if (t && value === values[t - 1]) spans.at(-1).to = t + 1;
+      else spans.push({ value, from: t + 1, to: t + 1 });
+    });
+    const lower = spans.filter(({ value }) => value !== 1);
+    const said = lower.slice(0, MOST_SAID).map(({ value, from, to }) => `${short(value)} in ${from === to ? from : `${from}–${to}`}`);
+    const more = lower.length > MOST_SAID ? [`on average ${short(d3.mean(values))}`] : [];
+    return `own peaks (${[...said, ...more].join(", ") || "all 1"})`;
+  }
+
+  // A label says the curve and its peak, and all else that is not as usual.
+  function labelOf({ name, meta, peak, peaks }, changes) {
     const more = Object.entries(changes)
       .map(([key, value]) => [key.split(".")[1], value])
       .filter(([key]) => !["name", "meta", "peak", "peaks"].includes(key))
       .map(([key, value]) => `${key} ${SHARES.includes(key) ? percent(value) : short(value)}`);
-    return [name, ...(meta === "none" ? [] : [meta === "free" ? "own peaks" : `meta ${meta}`]), `peak ${short(peak)}`, ...more].join(", ");
+    return [name, ...(meta === "none" ? [] : [meta === "free" ? peaksInWords(peaks) : `meta ${meta}`]), `peak ${short(peak)}`, ...more].join(", ");
   }
 
   const kinds = {
@@ -162,7 +187,7 @@ export function model(table) {
     meta: among(Object.keys(metas)),
     peak: within(table.ranges.peak),
     shift: within(SHIFTS),
-    peaks: listOf(within([0, 1])),
+    peaks: (value) => listOf(within([0, 1]))(value) && [0, T].includes(value.length),
     lock: flag,
     ...Object.fromEntries(["warmup", "cooldown", "level", "decay"].map((key) => [key, within([0, 1])])),
   };

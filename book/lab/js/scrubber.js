@@ -39,7 +39,8 @@ export function explore(el, { table, kernel, start }) {
   const whole = (most) => (value) => Number.isInteger(value) && within([0, most])(value);
   const kinds = { stop: whole(stops.length - 1), update: whole(last) };
   const name = isFirst ? "first" : "scrubber";
-  const bench = frame(el, { name, rules, kinds, kernel, start, place, draw });
+  const acted = (action) => "change" in action || stop(); // Undo and Reset end what plays
+  const bench = frame(el, { name, rules, kinds, kernel, start, place, draw, acted });
   const go = (update) => bench.act({ change: { update } });
 
   // Time
@@ -65,7 +66,7 @@ export function explore(el, { table, kernel, start }) {
   const slide = (label, most, set) =>
     element("input", { type: "range", min: 0, max: most, step: 1, "aria-label": label, oninput: (event) => set(Number(event.target.value)) });
   const time = isFirst ? null : slide("Update", last, (update) => (stop(), go(update)));
-  place.tools.append(...[play, time, named].filter(Boolean));
+  place.tools.append(...[play, time, named, place.presets].filter(Boolean));
 
   // The way to update: a share of replay, or another way, beside the slider. One who chooses sees at once where
   // it ends.
@@ -193,6 +194,7 @@ export function explore(el, { table, kernel, start }) {
       place.scores.replaceChildren(number("A_ZS", "old", COLOURS.old), number("A_KA", "new", COLOURS.new));
     }
     drawChart(bench.model.state);
+    bench.drawn();
   }
 
   const how = element("p", { class: "how" }, rule);

@@ -50,6 +50,8 @@ export function linked(address, name, kinds) {
   const words = new URLSearchParams(address.split("#")[1] ?? "");
   if (words.get("explorer") !== name) return null;
   const wrong = (why) => [{}, `This link cannot be read, so you see the defaults: ${why}.`, []];
+  const odd = [...words.keys()].find((key) => !["explorer", "state", "pins"].includes(key));
+  if (odd) return wrong(`it has “${odd}”, which no link has`);
   let [given, pins] = [{}, []];
   try {
     [given, pins] = ["state", "pins"].map((key, n) => JSON.parse(words.get(key) ?? ["{}", "[]"][n]));
@@ -57,6 +59,7 @@ export function linked(address, name, kinds) {
     return wrong("a part of it is missing");
   }
   if (!Array.isArray(pins)) return wrong("its pins are no list");
+  if (pins.length > MOST_PINS) return wrong(`it has ${pins.length} pins, and at most ${MOST_PINS} can be shown`);
   const faults = [given, ...pins].map((each) => accepted(each, kinds)[1]).filter(Boolean);
   return faults.length ? wrong(faults[0]) : [given, "", pins];
 }

@@ -1,24 +1,32 @@
 // The frame of every explorer, and the bench of those whose states are settings of runs.
-import { FORMS, keywords, takeAway } from "./export.js";
+import { cellOf, FORMS, takeAway } from "./export.js";
 import { atRest, button, element, form, perFrame, places, points, say, score, table, toolbar } from "./form.js";
 import { compare, isHeld, plane } from "./plane.js";
-import { runRows, watch } from "./runs.js";
-import { accepted, begin, canonical, differing, kept, linked, linkTo, reduce, same } from "./state.js";
+import { runRows } from "./runs.js";
+import { accepted, begin, canonical, differing, kept, linked, linkTo, MOST_PINS, reduce, same } from "./state.js";
 
 // What every explorer has: one model that only the reducer changes, buttons that begin from presets, undo
 // and reset, and its place in the address, or in a notebook in the kernel, which outlives the page.
 // `draw(everything)` shows the model: all of it, or what moves with a pointer; `acted` hears of each action.
-export function frame(el, { name, rules, kinds, kernel, start = {}, presets = [], place, draw, acted = () => {} }) {
-  const [given, fault] = accepted(start, kinds);
+// `start` is what a cell says of the state, and of the size of runs where there are `sizes`.
+export function frame(el, { name, rules, kinds, kernel, start = {}, sizes = [], presets = [], place, draw, acted = () => {} }) {
+  const { size = "cpu", ...began } = start;
+  const isSize = !("size" in start) || sizes.includes(size);
+  const [given, fault] = isSize ? accepted(began, kinds) : [{}, `size cannot be ${JSON.stringify(size)}`];
   rules = { ...rules, start: given };
   const words = { warned: fault && `The cell’s settings cannot be shown, so you see the defaults: ${fault}.` };
   const read = () => (kernel ? null : linked(location.href, name, kinds));
   const saved = kernel?.saved();
   const opened = read();
-  let model = begin(rules, opened ? { state: opened[0], pins: opened[2] } : saved?.state ? saved : {});
+  // on the site, guesses are kept until the window is closed
+  const drawer = `guesses ${name}`;
+  const guesses = kernel ? saved?.guesses : JSON.parse(sessionStorage.getItem(drawer) ?? "{}");
+  const begun = opened ? { state: opened[0], pins: opened[2] } : saved?.state ? saved : isSize ? { size } : {};
+  let model = begin(rules, { ...begun, guesses });
   const follow = atRest(() => {
     if (kernel) return kernel.save(kept(model, rules));
     history.replaceState(null, "", address());
+    sessionStorage.setItem(drawer, canonical(model.guesses));
   }, 250);
   const light = perFrame(() => draw(false));
   const rest = atRest(() => (isHeld() ? rest() : draw(true)));
@@ -86,9 +94,16 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, presets = []
     event.preventDefault();
     bench.act({ undo: true });
   });
+  const gone = element("p", { class: "gone", role: "status" });
+  function heed() {
+    say(gone, kernel.isSilent() ? "The kernel is busy or gone. If no cell is running, run this cell again." : "");
+    draw(true);
+  }
   return Object.assign(bench, {
     begin() {
-      draw(true);
+      place.warned.before(gone);
+      kernel?.onSilence(heed);
+      kernel ? heed() : draw(true);
       el.dataset.ready = "";
       if (opened) requestAnimationFrame(() => land(opened, !comesBack)); // once the explorers above have their heights
     },
@@ -98,7 +113,7 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, presets = []
 // A bench for settings of runs. The explorer gives `fields(state)`, `picture(place, state, change, pins,
 // {anew, passes})`, where `anew` is whether all begins again, and `passes` whether the state is shown only
 // while a pointer rests on it, `describe(state)` -> {label, sentence, changes, parameters, lacks,
-// predicted}, `settle(state, changes)`, which makes a state possible, `note(before, after, changes)`, what to
+// predicted, refused}, where `refused` says why it cannot be run, `settle(state, changes)`, which makes a state possible, `note(before, after, changes)`, what to
 // say of a change that changed more than was asked, `kinds`, what each key may be, and `misses`, the points of
 // A_KA and A_ZS by which predictions err.
 export function workbench(el, { table: data, kernel, start, name, model: about, picture, hint, actions = [] }) {
@@ -119,7 +134,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   let guess = guesses ? { at: null } : null; // while the reader guesses: the place of the ring, once it has one
   let revealed = null; // the guess that is shown beside its answer: {key, at, counts}
   let anew = true; // whether all begins again with the next drawing
-  const bench = frame(el, { name, rules, kinds, kernel, start: given, presets: data.presets, place, draw, acted });
+  const bench = frame(el, { name, rules, kinds, kernel, start: given, sizes: Object.keys(data.sizes), presets: data.presets, place, draw, acted });
   const { act } = bench;
   const stored = new Map(data.runs.map((run) => [canonical(run.changes), run]));
   const shownState = () => (seen ? settle({ ...data.defaults, ...seen.state }, {}) : bench.model.state);
@@ -153,28 +168,24 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   });
   const away = takeAway(place.away, Object.keys(FORMS), () => {
     const { state, size } = bench.model;
-    const link = kernel ? `explorers.${name}_explorer(${keywords(differing(state, data.defaults))})` : bench.address();
-    return { profile: size, profiles: data.profiles, ...describe(state), chapter: data.chapter, link };
+    const link = kernel ? cellOf(name, differing(state, data.defaults), size) : bench.address();
+    const shown = describe(state);
+    return { profile: size, profiles: data.profiles, ...shown, chapter: data.chapter, link, missing: refusal(shown) };
   });
 
   // runs
-  const live = () => bench.model.runs.some((run) => !run.over);
-  const watched = watch(kernel, live, () => draw(true));
+  const refusal = ({ refused }) => refused && `This cannot be run: ${refused}.`;
   const tell = (verb, { size, key }, more = {}) => kernel.send({ verb, size, key, ...more });
   function launch(states) {
     const before = bench.model.runs;
-    act({ run: states });
+    act({ run: states.filter((state) => !refusal(describe(state))) });
     for (const run of bench.model.runs.filter((each) => !before.includes(each))) {
       const { label, changes } = describe(run.state);
       tell("run", run, { label, changes });
     }
-    watched.begin();
   }
-  kernel?.onRuns((told) => {
-    act({ told });
-    if (live()) watched.begin();
-  });
-  kernel?.gone(() => bench.warn("The kernel is gone: run the cell again to train runs."));
+  kernel?.whenever(() => bench.model.runs.some((run) => !run.over));
+  kernel?.onRuns((told) => act({ told }));
   const drawRows = runRows(element("div", { class: "list" }), {
     stop(run) {
       tell("stop", run);
@@ -194,17 +205,24 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   const buttons = toolbar(
     "Runs and pins",
     kernel && sizes,
-    kernel && button("Run this", () => launch([bench.model.state]), { class: "go" }),
+    kernel && button("Run this", () => launch([bench.model.state]), { class: "go run-this" }),
     kernel && button("Run the first two pins", () => launch(pinned(2)), { class: "both" }),
-    button("Pin to compare", () => act({ pin: bench.model.state })),
+    button("Pin to compare", pin),
     ...actions.map(({ label, to }) => button(label, () => compareWith(to), { class: "act" })),
     button("Guess where it ends", () => toggleGuess(), { class: "asks", "aria-pressed": "false" }),
   );
   place.runs.append(buttons, drawRows.place);
+  function pin() {
+    const { pins, state } = bench.model;
+    act({ pin: state });
+    if (bench.model.pins !== pins) return;
+    const isPinned = pins.some(({ key }) => key === rules.keyOf(state));
+    bench.warn(isPinned ? "This setting is already pinned." : `At most ${MOST_PINS} pins are compared: unpin one first.`);
+  }
   function compareWith(to) {
     act({ pin: bench.model.state });
     act({ change: to(bench.model.state) });
-    act({ pin: bench.model.state });
+    pin();
   }
   function showPair() {
     const states = data.pair.map((label) => data.runs.find((run) => run.label === label).state);
@@ -273,7 +291,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
         button(shown.label, () => act({ begin: differing(state, data.defaults) }), look),
         scored(0),
         scored(1),
-        stored.has(key) ? "stored" : known ? "predicted" : "nothing near",
+        stored.has(key) ? "stored" : known ? "predicted" : shown.refused ? "cannot be run" : "nothing near",
         mine ? mine.map(points).join(", ") : "–",
         button("Unpin", () => act({ unpin: key })),
       ];
@@ -330,15 +348,16 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
         ? ` Stored, mean of ${Object.keys(found.ends).length} runs: A_KA ${score(found, 0)}, A_ZS ${score(found, 1)}.`
         : shown.predicted
           ? ` Predicted: A_KA ${score(end, 0)}, A_ZS ${score(end, 1)}.`
-          : " No prediction: no stored run is near.";
+          : ` ${refusal(shown) || "No prediction: no stored run is near."}`;
     say(place.said, shown.sentence + ends);
     more.hidden = hides || Boolean(found) || !shown.predicted;
     say(why, shown.predicted?.words ?? "");
     if (!everything) return;
     drawGuess(key, end);
+    buttons.querySelector(".run-this")?.toggleAttribute("disabled", Boolean(refusal(shown)));
     buttons.querySelector(".both")?.toggleAttribute("disabled", pins.length < 2);
     sizes.value = size;
-    drawRows(runs, colours, (run) => run.label ?? describe(run.state).label, watched.isSilent());
+    drawRows(runs, colours, (run) => run.label ?? describe(run.state).label, kernel?.isSilent());
     drawPins(colours);
     away();
     bench.drawn();
@@ -347,5 +366,4 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   const told = kernel?.runs() ?? [];
   if (told.length) act({ told });
   bench.begin();
-  if (live()) watched.begin();
 }

@@ -1,0 +1,79 @@
+"""Tell a user's mistakes and a machine's limits from bugs in this program, and report the bugs."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import sys
+import traceback
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import cmp
+from cmp.errors import CmpError, Interrupted, first_line
+from cmp.project import DISTRIBUTION, build_folder
+
+
+def explain_failure(error: BaseException) -> str:
+    """Return what to tell a user about an error that is no bug in this program, or "" for a bug."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, CmpError | Interrupted):
+        return str(error)
+    if isinstance(error, getattr(torch, "OutOfMemoryError", ())):
+        return (
+            f"the device has too little memory ({first_line(error):.300}); use --micro-batch or a "
+            "smaller training.batch"
+        )
+    if isinstance(error, OSError):  # such as a full disk
+        return f"cannot read or write: {error}"
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "cmp").startswith("cmp"):
+        install = f"pip install '{DISTRIBUTION}{extras_with(error.name)}'"
+        return f"this command needs the package {error.name!r}: {install}"
+    return ""
+
+
+def report_fault(error: BaseException) -> str:
+    """Write a report of a bug to the build folder: versions, command and traceback, without data.
+
+    Returns:
+        A sentence that says what to send to the maintainers.
+    """
+    what = "".join(traceback.format_exception_only(error)).partition("\n")[0]
+    fault = f"a bug in this program, not a mistake in your command ({what:.300})"
+    try:
+        from cmp.files import write_atomic  # takes time to import
+
+        packages = {each.name: each.version for each in importlib.metadata.distributions()}
+        lines = [
+            f"cmpt {cmp.__version__}, Python {sys.version}, {platform.platform()}",
+            f"command: {shlex.join(sys.argv)}",
+            "".join(traceback.format_exception(error)),
+            *(f"{name} {version}" for name, version in sorted(packages.items())),
+        ]
+        name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
+        path = build_folder().absolute() / "reports" / name
+        write_atomic(path, "\n".join(lines) + "\n")
+    except Exception as refused:  # a full disk, or a consequence of the first error
+        why = f"no report could be written ({type(refused).__name__})"
+        return f"{fault}; {why}: run the command again with CMP_DEBUG=1 and send the output"
+    return f"{fault}; please send {path} to the maintainers, and describe what you did"
+
+
+def extras_with(module: str) -> str:
+    """Return the extra that installs a module, such as "[experiments]".
+
+    Returns:
+        "" for a package that is always installed; all extras except those for clusters and tests if
+        the module comes with one of their packages.
+    """
+    package = canonicalize_name(module.partition(".")[0])
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not installed
+        for requirement in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or ()):
+            if canonicalize_name(requirement.name) == package:
+                extra = re.search(r'extra == "(\w+)"', str(requirement.marker))
+                return f"[{extra[1]}]" if extra else ""
+    return "[experiments,book]"
