@@ -760,7 +760,7 @@ def test_a_kill_between_training_and_writing_changes_no_score(root, tmp_path, mo
     """Neither of a release nor of a peak that is tried."""
     whole = first(root, tmp_path / "whole")
     places = {"folder": tmp_path / "tune", "peaks": (0.001,)}
-    for name in ("write_release", "keep_value"):
+    for name in ("write_release", "write_kept"):
         module = update if name == "write_release" else tuning
 
         def die(*_, **__):

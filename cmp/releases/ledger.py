@@ -19,16 +19,15 @@ from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from PIL import Image
-from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import starts
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.files import parse_yaml
+from cmp.files import parse_record, parse_yaml
 from cmp.readers import collection, images, infer, tables
 from cmp.readers.files import ReadImage
-from cmp.readers.index import MEND_FAULTS, ImageIndex
+from cmp.readers.index import HALF_CHARACTER, MEND_FAULTS, ImageIndex
 from cmp.readers.manifest import FileSet, find_manifests, load_manifests
 from cmp.values import STRICT
 
@@ -38,6 +37,8 @@ GONE = -1
 """The position of an image that is gone."""
 NO_FACTS = {"position": GONE, "size": 0, "changed": 0, "traits": 0}
 """The columns of an index for an image that is gone."""
+SPLITS = ("", "train", "validation", "test")
+"""The values of `Picture.split`."""
 FLAT = {0}
 """The look hash of plain images, which all share."""
 NAMED = 3
@@ -163,8 +164,37 @@ class ArrivalReport:
 
 
 def arrivals_from(trees: Sequence[Mapping[str, Any]]) -> tuple[Arrival, ...]:
-    """Return arrivals from their JSON form."""
-    return tuple(TypeAdapter(list[Arrival]).validate_json(json.dumps([*trees])))
+    """Return arrivals from their JSON form.
+
+    Raises:
+        ValueError: They have other keys or types.
+    """
+    arrivals = parse_record(json.dumps([*trees]), tuple[Arrival, ...])
+    for tree in (tree for arrival in arrivals for tree in arrival.sets):
+        if not {"root", "name"} <= tree.keys():
+            raise ValueError("arrivals.sets: root or name is missing")
+        _manifest_of(tree)
+    return arrivals
+
+
+def _manifest_of(tree: Mapping[str, Any]) -> FileSet:
+    """Return the manifest of an arrival's set."""
+    manifest = {key: value for key, value in tree.items() if key != "root"}
+    return parse_record(json.dumps(manifest), FileSet)
+
+
+def checked_ledger(arrivals: tuple[Arrival, ...], pictures: Sequence[Picture]) -> Ledger:
+    """Return the ledger that a release was read from.
+
+    Raises:
+        ValueError: An image is of another arrival, set or split than there are.
+    """
+    sets = {(n, tree["name"]) for n, x in enumerate(arrivals) for tree in x.sets}
+    for place, picture in enumerate(pictures):
+        is_known = (picture.arrival, picture.set) in sets and picture.split in SPLITS
+        if not (is_known and isinstance(picture.source, str) and isinstance(picture.label, str)):
+            raise ValueError(f"row {place}: an image of no arrival, set or split of the release")
+    return Ledger(arrivals, tuple(pictures))
 
 
 def known_sets(ledger: Ledger) -> dict[str, dict[str, Any]]:
@@ -347,6 +377,9 @@ def arrive(
         arrival = Arrival(number, name, role, EMBEDDED)
         return Ledger((*ledger.arrivals, arrival), ledger.pictures), ArrivalReport()
     path = Path(os.path.abspath(os.path.expanduser(folder)))
+    for option, text in ((OPTIONS[role], str(path)), ("--name", name)):
+        if HALF_CHARACTER.search(text):
+            raise CmpError(f"{option}: {text!r}: name is not UTF-8; choose another")
     if path.is_dir() and not has_manifests(path):
         _refuse_known_folders(ledger, path, role)
     located = read_sets(path, role, prompt, ledger)
@@ -436,6 +469,12 @@ def _splits_of(ledger: Ledger) -> dict[tuple[str, int], str]:
     return splits
 
 
+def came_from(folder: str, old: str) -> bool:
+    """Return whether the folder of an arrival is another one, or below it."""
+    old = os.path.abspath(os.path.expanduser(old))
+    return f"{folder}/".startswith(f"{old.rstrip('/')}/")
+
+
 def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
     """Return the ledger with the new places of folders that have moved.
 
@@ -449,7 +488,7 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
     arrivals = list(ledger.arrivals)
     places = [[os.path.abspath(os.path.expanduser(x)) for x in pair] for pair in moved.items()]
     for old, new in sorted(places, key=lambda pair: len(pair[0])):  # the closest folder counts
-        is_below = [f"{x.folder}/".startswith(f"{old.rstrip('/')}/") for x in ledger.arrivals]
+        is_below = [came_from(arrival.folder, old) for arrival in ledger.arrivals]
         if not any(is_below):
             folders = [x.folder for x in ledger.arrivals if x.folder != EMBEDDED]
             known = ", ".join(dict.fromkeys(folders))
@@ -502,8 +541,7 @@ def _locate_set(
     arrival: Arrival, tree: Mapping[str, Any], pictures: list[Picture]
 ) -> tuple[ImageIndex, list[int]]:
     """Return the images of an arrival's set, and the positions of those that are gone."""
-    manifest = {key: value for key, value in tree.items() if key != "root"}
-    dataset = FileSet.model_validate(manifest)
+    dataset = _manifest_of(tree)
     files: dict[tuple[str, int], dict[str, Any]] = {}
     read, task = blank, dataset.task
     with contextlib.suppress(CmpError):  # the folder itself may be gone
