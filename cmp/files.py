@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import yaml
 from safetensors import SafetensorError
@@ -57,8 +57,10 @@ def child_path(folder: Path, name: str, suffix: str = "") -> Path:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A safe YAML loader that rejects aliases and repeated keys; 1e-3 is a number, as in JSON and
-    YAML 1.2."""
+    """A safe YAML loader that rejects aliases and repeated keys. As in YAML 1.2, only what JSON
+    would also read is no text: 1e-3 is a number, but yes, 010, 1:30 and 2026-01-15 are texts."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):  # it could expand to endless or huge values
@@ -70,13 +72,39 @@ class _StrictLoader(yaml.SafeLoader):
         counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
         if repeated := [key for key, count in counts.items() if count > 1]:
             raise yaml.MarkedYAMLError(f"{repeated[0]!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):  # such as 5 and +5
+            raise yaml.MarkedYAMLError("two keys are the same number", node.start_mark)
+        return mapping
+
+    def construct_scalar(self, node: Any) -> Any:
+        # JSON writes a character beyond 16 bits as two escapes, and PyYAML reads each by itself
+        return super().construct_scalar(node).encode(*_UTF_16).decode(*_UTF_16)
 
 
-_UNQUOTED_DAY = re.compile(r"(?m)^[^#\n]{0,1000}?([\w-]{1,100})['\"]?:\s+(\d{4}-\d\d?-\d\d?)")
-"""A key with an unquoted day, which YAML reads as a date and JSON cannot represent."""
-_FLOAT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+_UTF_16 = "utf-16-le", "surrogatepass"
+_WHOLE = r"(0|[1-9][0-9]*)"
+for _tag, _form, _begin in (
+    ("null", r"(~|null|Null|NULL|)", "~nN"),
+    ("bool", r"(true|True|TRUE|false|False|FALSE)", "tTfF"),
+    ("int", rf"[-+]?{_WHOLE}", "-+0123456789"),
+    ("float", rf"[-+]?({_WHOLE}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+):
+    _StrictLoader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_form})$"), ["", *_begin]
+    )
+
+
+def _construct_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
+    """Return a number; PyYAML's own functions also read the forms of YAML 1.1 where a tag is
+    given."""
+    text = loader.construct_scalar(node).lower()
+    return int(text) if node.tag.endswith("int") else float(re.sub(r"\.(?=inf|nan)", "", text))
+
+
+for _tag in ("int", "float"):
+    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct_number)
 
 
 def parse_yaml(text: str) -> Any:
@@ -474,17 +502,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = parse_yaml(text)
     except ValueError as error:
-        raise CmpError(f"{path}: {_explain_yaml(error, text)}") from error
+        raise CmpError(f"{path}: {_explain_yaml(error)}") from error
     if not isinstance(tree, dict):
         raise CmpError(f"{path}: expected YAML with keys at the top level")
     return tree
 
 
-def _explain_yaml(error: ValueError, text: str) -> str:
+def _explain_yaml(error: ValueError) -> str:
     """Return a line that says what in a YAML text is invalid, and where."""
-    is_value = isinstance(error.__cause__, TypeError)  # not a fault of the syntax
-    if is_value and "date" in str(error) and (found := _UNQUOTED_DAY.search(text)):
-        return f'{found[1]}: put it in quotes: "{found[2]}"'
     words, cause = " ".join(str(error).split()), error.__cause__
     if isinstance(cause, yaml.MarkedYAMLError):
         mark = cause.problem_mark or cause.context_mark

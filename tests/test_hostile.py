@@ -1,18 +1,39 @@
 """Files, names and records that were made to do harm, or do it by accident."""
 
+import dataclasses
 import json
+import math
 import shutil
+import time
+from hashlib import sha256
+from types import SimpleNamespace
 
 import months
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+from pictures import picture, tree
 from typer.testing import CliRunner
 
 from cmp import cli
-from cmp.errors import CmpError
-from cmp.files import atomic_folder, check_held_files
-from cmp.releases import exports, hugging_face, release, update, update_plan
+from cmp.cli.updates import _score_line
+from cmp.errors import CmpError, Diverged
+from cmp.files import atomic_folder, check_held_files, file_digest, parse_yaml
+from cmp.releases import (
+    compare,
+    exports,
+    gate,
+    hugging_face,
+    release,
+    tuning,
+    update,
+    update_plan,
+)
+from cmp.runs import checkpoints, logs
 from cmp.runs.identity import json_digest
-from cmp.runs.runner import Observer
+from cmp.runs.runner import Observer, execute
 
 ONE_STEP = ["training.task_steps=[1]"]
 
@@ -165,3 +186,244 @@ def test_a_page_is_not_written_into_a_release(releases, tmp_path):
         error = invoke("compare", releases / "1", made, "--subset", 2, "--report", made / name)
         assert isinstance(error, CmpError) and "is inside the release" in str(error)
     assert release.read_release(made).path(release.REPORT_FILE)
+
+
+def month(folder, rows, **manifest):
+    """A folder with a table of (seed of a picture, label, split), and a manifest if it is given."""
+    frame = pd.DataFrame(
+        [(f"{folder.name}{n}.png", *row[1:]) for n, row in enumerate(rows)],
+        columns=["filepath", "label", "split"],
+    )
+    tree(folder, {f"{folder.name}{n}.png": picture(row[0]) for n, row in enumerate(rows)})
+    frame.to_csv(folder / "t.csv", index=False)
+    if manifest:
+        reader = {"kind": "csv", "path": "t.csv", "label": "label", "split": "split"}
+        about = {"title": "x", "prompt": "{}", "licence": "own", "reader": reader} | manifest
+        (folder / "manifest.yaml").write_text(json.dumps(about))
+    return folder
+
+
+def some_rows(seed, label="ring"):
+    return [(seed + n, label, ("train", "test")[n % 2]) for n in range(4)]
+
+
+def test_a_set_has_one_role(releases, root, tmp_path):
+    named = [month(tmp_path / f"{n}", some_rows(900 + 10 * n), name=name, role=role)
+             for n, (name, role) in enumerate(
+                 [("catalogue", "eval"), ("catalogue", "pool"), ("pool", "eval")])]  # fmt: skip
+    given = {"retain": [named[0]]}, {"pool": named[1]}, {"retain": [named[2]]}
+    for pictures in given:
+        [option] = pictures
+        with pytest.raises(CmpError, match=rf"--{option}: .*: name: '.*' is .* given by .*manif"):
+            update_plan.plan_update(releases / "2", root / "x-month", ONE_STEP, **pictures)
+    with pytest.raises(
+        CmpError, match=r"--data: .*'catalogue' is .* by --retain; write a manifest"
+    ):
+        update_plan.plan_update(months.START, root / "x-month", months.SMALL, **given[0])
+
+
+def test_images_that_were_trained_on_are_never_scored(releases, root, tmp_path):
+    """Not even if they are gone, or their pool is replaced, and they come back for tests."""
+    own, kept = month(tmp_path / "own", some_rows(500)), month(tmp_path / "kept", some_rows(600))
+    plan = update_plan.plan_update(releases / "1", own, ONE_STEP, retain=[kept])
+    second = update.compute_update(plan, tmp_path / "2")
+    for name in ("own0.png", "own1.png"):
+        (own / name).unlink()
+    shutil.rmtree(kept)
+    plan = update_plan.plan_update(second, root / "y-month", ONE_STEP, skip_gone=True)
+    third = update.compute_update(plan, tmp_path / "3")
+    rows = [(500, "ring", "test"), (601, "ring", "test"), *some_rows(700)]
+    plan = update_plan.plan_update(third, month(tmp_path / "again", rows), ONE_STEP)
+    arrived = {x.source: x.split for x in plan.ledger.pictures if x.source.startswith("again")}
+    assert (arrived["again0.png"], arrived["again1.png"]) == ("train", "test")
+
+    old = sorted((root / "pool").rglob("*.png"))[0]
+    back = month(tmp_path / "back", some_rows(800))
+    shutil.copy(old, back / "back1.png")
+    other = month(tmp_path / "other", some_rows(850))
+    plan = update_plan.plan_update(third, back, ONE_STEP, pool=other)
+    assert next(x for x in plan.ledger.pictures if x.source == "back1.png").split == "train"
+
+
+def test_updates_have_different_names_whatever_they_are_called(root, tmp_path):
+    updates = ["1 a", "2 a", "3 1 a"]
+    table = pd.DataFrame({"update": pd.Categorical(updates)})
+    corpus = SimpleNamespace(table=table)
+    assert [*compare.shown_updates(corpus).values()] == updates
+    corpus.table = pd.DataFrame({"update": pd.Categorical(["1 a", "2 a", "3 b"])})
+    assert [*compare.shown_updates(corpus).values()] == ["1 a", "2 a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", "010"), ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("0x5", "0x5"), ("0b1", "0b1"),
+        ("1_000", "1_000"), ("no", "no"), ("On", "On"), ("2026-01-15", "2026-01-15"), ("=", "="),
+        ("~", None), ("", None), ("True", True), ("false", False), ("-5", -5), ("0", 0),
+        ("1e-3", 1e-3), ("+.5", 0.5), ("5.", 5.0), ("-.inf", -math.inf), ("!!float .inf", math.inf),
+        ("!!int 7", 7), (r'"\ud83d\ude00"', "\U0001f600"), (r'"\ud83d"', "\ud83d"),
+    ],
+)  # fmt: skip
+def test_plain_words_of_yaml_are_what_json_would_read(text, value):
+    found = parse_yaml(f"a: {text}")["a"]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_numbers_of_yaml_take_no_time():
+    long = "1" + ":1" * 200_000
+    started = time.process_time()
+    assert parse_yaml(f"a: {long}") == {"a": long}
+    with pytest.raises(ValueError, match="invalid literal"):
+        parse_yaml(f"a: !!int {long}")
+    assert time.process_time() - started < 5
+
+
+def test_a_gate_names_an_update_by_a_number_or_a_day(tmp_path):
+    path = tmp_path / "gate.yaml"
+    path.write_text("updates: {010: {drop: 1}, 2026-01-15: {drop: 2}}")
+    assert {*gate.read_gate(path).updates} == {"010", "2026-01-15"}
+
+
+def test_a_log_of_another_update_stops_nothing(plan, tmp_path):
+    """A killed process may leave it without a checkpoint, and of a longer stream."""
+    work = update.working_folder(tmp_path / "r")
+    work.mkdir()
+    lines = b'{"task":0,"step":0,"loss":7.5}\n{"done":9}\n{"task":8,"step":0,"loss":1.5}\n'
+    (work / release.LOG_FILE).write_bytes(lines)
+    made = update.compute_update(plan, tmp_path / "r")
+    log = logs.check_log(made.path(release.LOG_FILE))[0]
+    assert set(log["task"].dropna()) == {2} and 7.5 not in set(log["loss"])
+
+
+def test_lines_of_tasks_that_a_stream_has_not_are_cut(plan, tmp_path):
+    path = tmp_path / "log.jsonl"
+    kept = b'{"task":0,"step":0,"loss":1.5}\n'
+    path.write_bytes(kept + b'{"done":9}\n' + kept)
+    with logs.RunLog(path, "x", plan.fitted, "cpu") as log:
+        log.observe(Observer()).resumed(2)
+    assert path.read_bytes() == kept
+
+
+def test_a_peak_that_diverges_has_no_score_and_is_tried_once(releases, root, tmp_path, monkeypatch):
+    tried, train = [], tuning.train_update
+
+    def train_update(plan, *given):
+        peak = plan.config.schedule.peak
+        tried.append(peak)
+        if peak > limit:
+            raise Diverged("the loss is not finite", {})
+        return train(plan, *given)
+
+    monkeypatch.setattr(tuning, "train_update", train_update)
+    limit, rows = 0.005, []
+    given = releases / "1", root / "x-month", ONE_STEP
+    places = {"folder": tmp_path / "t", "peaks": [0.001, 0.004, 0.016]}
+    table = tuning.tune(*given, on_row=rows.append, **places)
+    assert table["A_KA"].isna().tolist() == [False] * (len(table) - 1) + [True]
+    assert max(table["peak"]) == 0.016 and table["is_best"].sum() == 1
+    assert _score_line(rows[2]) == "peak 0.016: training diverged"
+    assert tuning.write_choice(table, tmp_path / "t.yaml") < limit
+    tuning.draw_front(table)
+    count = len(tried)
+    pd.testing.assert_frame_equal(tuning.tune(*given, **places), table)
+    assert len(tried) == count
+    limit = 0.0
+    with pytest.raises(CmpError, match=r"diverged at each peak \(0\.002\); give lower --peaks"):
+        tuning.tune(*given, folder=tmp_path / "u", peaks=[0.002])
+
+
+@pytest.mark.parametrize(
+    "kept", ["[]", "5", '{"A_KA":"x"}', '{"A_KA":NaN}', '{"zzz":1.0}', '{"GM":1.0}']
+)
+def test_scores_of_tuning_that_are_none_are_computed(tmp_path, kept):
+    path = tmp_path / "x.json"
+    path.write_text(f"{sha256(kept.encode()).hexdigest()}\n{kept}")
+    assert tuning._known_scores(path) == "null" and not path.exists()
+
+
+def test_a_comparison_finds_images_that_moved_or_are_gone(root, releases, tmp_path):
+    """Also those of a folder with an equals sign."""
+    own = month(tmp_path / "month=02", some_rows(400))
+    plan = update_plan.plan_update(releases / "1", own, ONE_STEP)
+    made = update.compute_update(plan, tmp_path / "2").folder
+    moved = own.rename(tmp_path / "new=place")
+    usual = "compare", releases / "1", made, "--subset", 2
+    assert "--moved OLD=NEW" in str(invoke(*usual))
+    assert not invoke(*usual, "--moved", f"{own}={moved}")
+    assert not invoke(*usual, "--gone", "skip")
+    assert not invoke(
+        "update", made, "--data", root / "y-month", "-o", tmp_path / "3", "--dry-run",
+        "--moved", f"{own}={moved}", *ONE_STEP,
+    )  # fmt: skip
+    error = invoke("compare", "tiny", "tiny", "--gone", "skip")
+    assert isinstance(error, CmpError) and "leave them out" in str(error)
+
+
+def test_names_that_are_not_utf_8_are_refused(releases, tmp_path):
+    own = month(tmp_path / "m", some_rows(300))
+    with pytest.raises(CmpError, match=r"--name: .* is not UTF-8"):
+        update_plan.plan_update(releases / "1", own, ONE_STEP, name="x\udcff")
+    own = own.rename(tmp_path / "m\udcff")
+    with pytest.raises(CmpError, match=r"--data: .* is not UTF-8"):
+        update_plan.plan_update(releases / "1", own, ONE_STEP)
+
+
+def test_a_table_may_have_any_name(releases, tmp_path):
+    own = month(tmp_path / "m", some_rows(310))
+    (own / "t.csv").rename(own / "\U0001f4f7.csv")
+    assert update_plan.plan_update(releases / "1", own, ONE_STEP).report.new
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"updates": []}, "updates: "), ({"arrivals": [{"x": 1}]}, r"0\.update"),
+        ({"sets": [{"root": "."}]}, "name is missing"),
+        ({"sets": [{"root": ".", "name": "x"}]}, "title: "),
+    ],
+)  # fmt: skip
+def test_a_record_with_other_keys_is_refused(releases, tmp_path, change, words):
+    def replace(record):
+        (record["arrivals"][0] if "sets" in change else record).update(change)
+
+    folder = craft(releases / "2", tmp_path / "r", replace)
+    with pytest.raises(CmpError, match=rf"stream\.json: cannot be read \(.*{words}.*get the rel"):
+        release.read_release(folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"x": 1}, {"arrival": 9}, {"split": "evil"}, {"set": "other"}, {"label": 5}, None]
+)
+def test_a_ledger_with_other_rows_is_refused(releases, tmp_path, change):
+    def replace(record):
+        path = tmp_path / "r" / release.LEDGER_FILE
+        rows = pq.read_table(path).to_pylist()
+        path.unlink()
+        if change:
+            pq.write_table(pa.Table.from_pylist([row | change for row in rows]), path)
+        else:
+            path.write_bytes(b"no table")
+        record["files"][release.LEDGER_FILE] = file_digest(path)
+
+    folder = craft(releases / "2", tmp_path / "r", replace)
+    with pytest.raises(CmpError, match=r"pictures\.parquet: cannot be read .*get the release"):
+        release.read_release(folder).ledger()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"task": 7}, {"task": -1}, {"step": 99}, {"metrics": []}, {"metrics": [{"x": 1}]}, {}],
+)
+def test_a_state_of_another_run_is_refused(releases, plan, tmp_path, change):
+    """A checkpoint of an update, and the state of its parent; the hashes are right."""
+    state = release.read_release(releases / "2").state()
+    tensors = state.tensors if change else {"weights/x": torch.zeros(1)}
+    progress = dataclasses.replace(state.progress, run=plan.id, **change)
+    made = checkpoints.RunState(progress, tensors)
+    work = update.working_folder(tmp_path / "r")
+    path = checkpoints.write_checkpoint(made, work)
+    path.rename(path.with_name(path.name.replace("task--1", "task-1")))
+    with pytest.raises(CmpError, match=r"(is not a state of this run|does not fit).*; delete"):
+        update.compute_update(plan, tmp_path / "r")
+    with pytest.raises(CmpError, match=r"(is not a state of this run|does not fit).*; delete"):
+        execute(plan.config, plan.corpus, fitted=plan.fitted, start=made)

@@ -9,6 +9,7 @@ import torch
 import typer
 
 from cmp.cli import shared
+from cmp.cli.updates import Gone, Moved, parse_moved
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.evaluation import make_test_sets
@@ -30,6 +31,8 @@ def compare(
     arrived: Annotated[str | None, typer.Option("--new", metavar="NAME[,...]")] = None,
     gate_file: Annotated[Path | None, typer.Option("--gate")] = None,
     page: Annotated[Path | None, typer.Option("--report")] = None,
+    gone: Gone = "refuse",
+    moved: Moved = None,
     split: Literal["test", "validation"] = "test",
     subset: shared.OptionalPositive = None,
     threads: shared.Threads = 2,
@@ -57,6 +60,8 @@ def compare(
             there are others.
         gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
         page: Write an HTML page to this file, with the images that lost or gained their name.
+        gone: Whether to refuse or skip images of a release that are gone.
+        moved: A folder of a release's images that has moved, as OLD=NEW. Default: none.
         split: Images to score: test, or validation.
         subset: Images per dataset. Default: all.
         device: Device: cpu or cuda. Default: cpu for embedded models, otherwise cuda.
@@ -86,7 +91,12 @@ def compare(
     names = [x.config.model.name if isinstance(x, release.Release) else x.name for x in pair]
     forecast.check_device(device := common_device(names, device))
     owner = releases[1] or releases[0]
-    corpus = owner.corpus() if owner and not data else load_data(data or "embedded")
+    if owner and not data:
+        corpus = owner.corpus(gone == "skip", parse_moved(moved, owner.folder))
+    elif moved or gone == "skip":
+        raise CmpError("--moved, --gone: are for a release's images; leave them out")
+    else:
+        corpus = load_data(data or "embedded")
     if limits:
         sets = make_test_sets(corpus, split, subset)
         rows = [each.rows for each in sets if each.dataset.role == "adapt"]

@@ -15,6 +15,7 @@ from cmp.experiments import forecast
 from cmp.files import read_yaml
 from cmp.releases import release, tuning
 from cmp.releases.candidates import split_start
+from cmp.releases.ledger import came_from
 from cmp.releases.sentences import describe_release_retention
 from cmp.releases.update import check_folder, compute_update
 from cmp.releases.update_plan import UpdatePlan, plan_update
@@ -86,7 +87,7 @@ def update(
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     pictures: dict[str, Any] = {
         "pool": pool, "retain": retain or [], "name": name or "", "prompt": prompt or "",
-        "skip_gone": gone == "skip", "moved": _parse_moved(moved),
+        "skip_gone": gone == "skip", "moved": parse_moved(moved, given[0]),
     }  # fmt: skip
     with processes.init_distributed(_device_of(given[0], device)) as local_device:
         with processes.first_process_first():
@@ -168,14 +169,34 @@ def _device_of(start: str, device: str | None) -> str:
     return starts.default_device(name, device)
 
 
-def _parse_moved(moved: list[str] | None) -> dict[str, str]:
-    pairs = [text.partition("=") for text in moved or []]
-    if bad := [old for old, equals, new in pairs if not (old and equals and new)]:
-        raise CmpError(f"--moved: {bad[0]!r}: give OLD=NEW, two folders")
-    olds = [old for old, _, _ in pairs]
+def parse_moved(moved: list[str] | None, start: str | Path) -> dict[str, str]:
+    """Return the new folders by the old ones.
+
+    Args:
+        moved: Texts OLD=NEW. If a folder has a "=" in its name, OLD is one that images came from.
+        start: The release whose images have moved, or something else.
+
+    Raises:
+        CmpError: A text has another form, or an old folder is given twice.
+    """
+    folders: list[str] = []
+    if moved and release.is_release(Path(start)):
+        folders = [str(tree["folder"]) for tree in release.read_release(start).record.arrivals]
+    pairs = [_split_moved(text, folders) for text in moved or []]
+    olds = [old for old, _ in pairs]
     if twice := [old for old in olds if olds.count(old) > 1]:
         raise CmpError(f"--moved: {twice[0]!r} is given twice; give each old folder once")
-    return {old: new for old, _, new in pairs}
+    return dict(pairs)
+
+
+def _split_moved(text: str, folders: list[str]) -> tuple[str, str]:
+    parts = text.split("=")
+    pairs = [("=".join(parts[:n]), "=".join(parts[n:])) for n in range(1, len(parts))]
+    pairs = [pair for pair in pairs if all(pair)]
+    if not pairs:
+        raise CmpError(f"--moved: {text!r}: give OLD=NEW, two folders")
+    known = [pair for pair in pairs if any(came_from(folder, pair[0]) for folder in folders)]
+    return (known or pairs)[0]
 
 
 def _compute(
@@ -268,7 +289,7 @@ def tune(
                 peaks=_parse_peaks(peaks), device=local_device, execution=execution,
                 observer=begin, on_row=lambda row: bar.write(_score_line(row)),
                 pool=pool, retain=retain or [], prompt=prompt or "", skip_gone=gone == "skip",
-                moved=_parse_moved(moved),
+                moved=parse_moved(moved, first),
             )  # fmt: skip
     if is_first:
         peak = tuning.write_choice(table, out)
@@ -289,4 +310,4 @@ def _parse_peaks(text: str | None) -> list[float]:
 
 def _score_line(row: Any) -> str:
     scores = ", ".join(f"{name} {row[name]:.1f}" for name in tuning.SCORES if name in row)
-    return f"peak {row['peak']:g}: {scores}"
+    return f"peak {row['peak']:g}: {scores or 'training diverged'}"

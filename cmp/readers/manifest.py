@@ -70,8 +70,7 @@ DatasetName = Annotated[
 ]
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 UpdateName = Annotated[Text, BeforeValidator(lambda x: str(x) if type(x) is int else x)]
-"""The month or number of an update, or a day in quotes, which YAML would read as a date without
-them."""
+"""The month, the day or the number of an update."""
 Prompt = Annotated[Text, AfterValidator(check_prompt)]
 SplitShare = Annotated[float, Field(ge=0, le=1)]
 Split = Literal["train", "validation", "test"]

@@ -377,10 +377,12 @@ def shown_updates(corpus: Corpus, rows: np.ndarray | None = None) -> dict[str, s
     # a user's own name may begin with a number, too, such as that of a year
     if all(label.startswith(f"{number} ") for number, label in enumerate(every, start=1)):
         names = [label.partition(" ")[2] for label in labels]
-    return {
+    shown = {
         label: name if names.count(name) == 1 else label
         for label, name in zip(labels, names, strict=True)
     }
+    is_unique = len({*shown.values()}) == len(shown)  # one may be called "1 a", as is the first "a"
+    return shown if is_unique else {label: label for label in labels}
 
 
 def _compare_updates(corpus: Corpus, questions: pd.DataFrame, is_same: bool) -> pd.DataFrame:

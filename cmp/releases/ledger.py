@@ -12,23 +12,22 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 from PIL import Image
-from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import starts
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.files import parse_yaml
+from cmp.files import parse_record, parse_yaml
 from cmp.readers import collection, images, infer, tables
 from cmp.readers.files import ReadImage
-from cmp.readers.index import MEND_FAULTS, ImageIndex
+from cmp.readers.index import HALF_CHARACTER, MEND_FAULTS, ImageIndex
 from cmp.readers.manifest import FileSet, find_manifests, load_manifests
 from cmp.values import STRICT
 
@@ -38,6 +37,8 @@ GONE = -1
 """The position of an image that is gone."""
 NO_FACTS = {"position": GONE, "size": 0, "changed": 0, "traits": 0}
 """The columns of an index for an image that is gone."""
+SPLITS = ("", "train", "validation", "test")
+"""The values of `Picture.split`."""
 FLAT = {0}
 """The look hash of plain images, which all share."""
 NAMED = 3
@@ -163,8 +164,37 @@ class ArrivalReport:
 
 
 def arrivals_from(trees: Sequence[Mapping[str, Any]]) -> tuple[Arrival, ...]:
-    """Return arrivals from their JSON form."""
-    return tuple(TypeAdapter(list[Arrival]).validate_json(json.dumps([*trees])))
+    """Return arrivals from their JSON form.
+
+    Raises:
+        ValueError: They have other keys or types.
+    """
+    arrivals = parse_record(json.dumps([*trees]), tuple[Arrival, ...])
+    for tree in (tree for arrival in arrivals for tree in arrival.sets):
+        if not {"root", "name"} <= tree.keys():
+            raise ValueError("arrivals.sets: root or name is missing")
+        _manifest_of(tree)
+    return arrivals
+
+
+def _manifest_of(tree: Mapping[str, Any]) -> FileSet:
+    """Return the manifest of an arrival's set."""
+    manifest = {key: value for key, value in tree.items() if key != "root"}
+    return parse_record(json.dumps(manifest), FileSet)
+
+
+def checked_ledger(arrivals: tuple[Arrival, ...], pictures: Sequence[Picture]) -> Ledger:
+    """Return the ledger that a release was read from.
+
+    Raises:
+        ValueError: An image is of another arrival, set or split than there are.
+    """
+    sets = {(n, tree["name"]) for n, x in enumerate(arrivals) for tree in x.sets}
+    for place, picture in enumerate(pictures):
+        is_known = (picture.arrival, picture.set) in sets and picture.split in SPLITS
+        if not (is_known and isinstance(picture.source, str) and isinstance(picture.label, str)):
+            raise ValueError(f"row {place}: an image of no arrival, set or split of the release")
+    return Ledger(arrivals, tuple(pictures))
 
 
 def known_sets(ledger: Ledger) -> dict[str, dict[str, Any]]:
@@ -269,10 +299,11 @@ def read_sets(
 
     Raises:
         CmpError: The folder contains no images, datasets with another role, or a known set with
-            another prompt.
+            another role or prompt.
     """
-    known = known_sets(ledger or Ledger())
-    option = OPTIONS[role]
+    ledger = ledger or Ledger()
+    known, option = known_sets(ledger), OPTIONS[role]
+    roles = {tree["name"]: arrival.role for arrival in ledger.arrivals for tree in arrival.sets}
     if not folder.is_dir():
         raise CmpError(f"{option}: {folder} is not a folder")
     if has_manifests(folder):
@@ -289,12 +320,20 @@ def read_sets(
         if tree["reader"]["kind"] == "folder":
             _refuse_deep_folders(folder, option)
         tree = tree | {"licence": "not given"}
-        tree["name"] = joined_set(ledger or Ledger(), role)
+        tree["name"] = joined_set(ledger, role)
         del tree["prompt"]
         located = [(FileSet.model_validate(tree), folder)]
     for dataset, _ in located:
         if dataset.reader.kind == "fomo":
             raise CmpError(f"{option}: {dataset.name}: reader.kind: fomo is only for the benchmark")
+        if (earlier := roles.get(dataset.name, role)) != role:
+            how = "choose another in its manifest"
+            if not has_manifests(folder):
+                how = f"write a manifest with another one (`cmpt data init {folder}`)"
+            raise CmpError(
+                f"{option}: {folder}: name: {dataset.name!r} is the name of a set that was given "
+                f"by {OPTIONS[earlier]}; {how}"
+            )
     tree: dict[str, Any] = {"role": role, "update": None, "counts": None, "beside": None}
     tree |= {} if role == "adapt" else {"splits": {}}
     sets = []
@@ -338,6 +377,9 @@ def arrive(
         arrival = Arrival(number, name, role, EMBEDDED)
         return Ledger((*ledger.arrivals, arrival), ledger.pictures), ArrivalReport()
     path = Path(os.path.abspath(os.path.expanduser(folder)))
+    for option, text in ((OPTIONS[role], str(path)), ("--name", name)):
+        if HALF_CHARACTER.search(text):
+            raise CmpError(f"{option}: {text!r}: name is not UTF-8; choose another")
     if path.is_dir() and not has_manifests(path):
         _refuse_known_folders(ledger, path, role)
     located = read_sets(path, role, prompt, ledger)
@@ -378,7 +420,7 @@ def _append(
         free: Names of images whose split no file gives.
     """
     used = [picture for picture in ledger.pictures if picture.split]
-    known, splits = {picture.key for picture in used}, _splits_of(used)
+    known, splits = {picture.key for picture in used}, _splits_of(ledger)
     before, new, held = dict(splits), [], []
     for picture in arriving:
         if picture.key in known:
@@ -412,13 +454,25 @@ def _append(
     return Ledger((*ledger.arrivals, arrival), (*ledger.pictures, *new)), report
 
 
-def _splits_of(pictures: Iterable[Picture]) -> dict[tuple[str, int], str]:
-    """Return the split of the first image by the hash of its file, and by that of its pixels."""
+def _splits_of(ledger: Ledger) -> dict[tuple[str, int], str]:
+    """Return the split of the first image by the hash of its file, and by that of its pixels.
+
+    An image that is no longer used may have been trained on, so its split is "train", unless it
+    was for retention or is also used elsewhere.
+    """
     splits: dict[tuple[str, int], str] = {}
-    for picture in pictures:
-        splits.setdefault(("file", picture.digest), picture.split)
-        splits.setdefault(("pixels", picture.pixels), picture.split)
+    for picture in sorted(ledger.pictures, key=lambda picture: not picture.split):
+        if picture.split or ledger.arrivals[picture.arrival].role != "eval":
+            split = picture.split or "train"
+            splits.setdefault(("file", picture.digest), split)
+            splits.setdefault(("pixels", picture.pixels), split)
     return splits
+
+
+def came_from(folder: str, old: str) -> bool:
+    """Return whether the folder of an arrival is another one, or below it."""
+    old = os.path.abspath(os.path.expanduser(old))
+    return f"{folder}/".startswith(f"{old.rstrip('/')}/")
 
 
 def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
@@ -434,7 +488,7 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
     arrivals = list(ledger.arrivals)
     places = [[os.path.abspath(os.path.expanduser(x)) for x in pair] for pair in moved.items()]
     for old, new in sorted(places, key=lambda pair: len(pair[0])):  # the closest folder counts
-        is_below = [f"{x.folder}/".startswith(f"{old.rstrip('/')}/") for x in ledger.arrivals]
+        is_below = [came_from(arrival.folder, old) for arrival in ledger.arrivals]
         if not any(is_below):
             folders = [x.folder for x in ledger.arrivals if x.folder != EMBEDDED]
             known = ", ".join(dict.fromkeys(folders))
@@ -487,8 +541,7 @@ def _locate_set(
     arrival: Arrival, tree: Mapping[str, Any], pictures: list[Picture]
 ) -> tuple[ImageIndex, list[int]]:
     """Return the images of an arrival's set, and the positions of those that are gone."""
-    manifest = {key: value for key, value in tree.items() if key != "root"}
-    dataset = FileSet.model_validate(manifest)
+    dataset = _manifest_of(tree)
     files: dict[tuple[str, int], dict[str, Any]] = {}
     read, task = blank, dataset.task
     with contextlib.suppress(CmpError):  # the folder itself may be gone

@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -27,7 +28,7 @@ from cmp.data import Corpus
 from cmp.errors import CmpError, explain_errors
 from cmp.files import SHORT_ID, file_digest, parse_json, parse_record, read_text
 from cmp.releases import ledger as ledgers
-from cmp.releases.ledger import Ledger, Picture, arrivals_from
+from cmp.releases.ledger import Ledger, Picture, arrivals_from, checked_ledger
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import Progress, RunState
 from cmp.runs.identity import json_digest
@@ -39,6 +40,9 @@ CARD_FILE, REPORT_FILE = "README.md", "report.html"
 SCORES_FILE, MATRIX_FILE, HITS_FILE = "scores.parquet", "matrix.parquet", "hits.safetensors"
 LOG_FILE = "log.jsonl"
 LEDGER_FILE, START_FILE = "state/pictures.parquet", "state/start.safetensors"
+REMEDY = "; get the release again from where it came from"
+RECORD_ERRORS = LookupError, TypeError
+"""Errors of a record or a table with other keys or types, besides `ValueError`."""
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -139,18 +143,28 @@ class Release:
         return self.record.state, START_FILE
 
     def ledger(self) -> Ledger:
-        """Return the images that arrived so far."""
-        rows = pq.read_table(self.path(LEDGER_FILE)).to_pylist()
-        known = [Picture(**row | {"captions": tuple(row["captions"])}) for row in rows]
-        return Ledger(arrivals_from(self.record.arrivals), tuple(known))
-
-    def corpus(self) -> Corpus:
-        """Return the data so far: the images of all updates, the pool, and the retention sets.
+        """Return the images that arrived so far.
 
         Raises:
-            CmpError: Images are gone or have changed.
+            CmpError: Their table or the record of their folders is damaged.
         """
-        ledger, parts, _ = ledgers.locate(self.ledger())
+        path = self.path(LEDGER_FILE)
+        with explain_errors(f"{path}: cannot be read", REMEDY, pa.ArrowException, *RECORD_ERRORS):
+            rows = pq.read_table(path).to_pylist()
+            known = [Picture(**row | {"captions": tuple(row["captions"])}) for row in rows]
+            return checked_ledger(arrivals_from(self.record.arrivals), known)
+
+    def corpus(self, skip_gone: bool = False, moved: Mapping[str, str] | None = None) -> Corpus:
+        """Return the data so far: the images of all updates, the pool, and the retention sets.
+
+        Args:
+            skip_gone: Whether to leave out images that are gone or have changed.
+            moved: Old folder -> new folder, for images that have moved.
+
+        Raises:
+            CmpError: Images are gone or have changed, and `skip_gone` is not set.
+        """
+        ledger, parts, _ = ledgers.locate(ledgers.move(self.ledger(), moved or {}), skip_gone)
         return ledgers.corpus_of(ledger, parts)
 
     def progress(self) -> Progress:
@@ -193,12 +207,13 @@ def read_release(folder: str | os.PathLike[str]) -> Release:
     if not is_release(folder):
         raise CmpError(f"{folder}: not a release, since it contains no {RECORD_FILE}")
     path = folder / RECORD_FILE
-    with explain_errors(f"{path}: cannot be read", "", LookupError, TypeError):
+    with explain_errors(f"{path}: cannot be read", REMEDY, *RECORD_ERRORS):
         tree = parse_json(read_text(path))
         if json_digest(tree["record"]) != tree["sha256"]:
             raise CmpError(f"{path}: damaged: its content is not what was written")
         record = parse_record(json.dumps(tree["record"]), ReleaseRecord)
         _check_names(record)
+        arrivals_from(record.arrivals)
     if record.schema != SCHEMA:
         raise CmpError(
             f"{path}: has schema {record.schema}, but this version reads schema {SCHEMA}"
@@ -209,13 +224,12 @@ def read_release(folder: str | os.PathLike[str]) -> Release:
 def _check_names(record: ReleaseRecord) -> None:
     """Raise `ValueError` if the record names a file outside its folder, which `slim` could delete,
     or a state that is not the release's."""
-    remedy = "get the release again from where it came from"
     for name in record.files:
         parts = PurePosixPath(name).parts
         if not parts or ".." in parts or name.startswith("/"):
-            raise ValueError(f"files: {name!r}: must be a path inside the release; {remedy}")
+            raise ValueError(f"files: {name!r}: must be a path inside the release")
     if record.state not in record.files:
-        raise ValueError(f"state: {record.state!r}: is not one of its files; {remedy}")
+        raise ValueError(f"state: {record.state!r}: is not one of its files")
 
 
 def write_record(folder: Path, record: ReleaseRecord) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from cmp import config
-from cmp.errors import CmpError
+from cmp.errors import CmpError, Diverged
 from cmp.files import child_path, write_atomic
 from cmp.readers.files import read_kept, write_kept
 from cmp.releases.update import train_update
@@ -60,11 +60,12 @@ def tune(
         on_row: Called with each row of the table as soon as it is known.
 
     Returns:
-        One row per peak, sorted: `peak`; those of A_KA, A_ZS and GM that are scored, in percent;
-        and `is_best`.
+        One row per peak, sorted: `peak`; those of A_KA, A_ZS and GM that are scored, in percent,
+        NaN where training diverged; and `is_best`.
 
     Raises:
-        CmpError: The update cannot be computed, or it has no validation images.
+        CmpError: The update cannot be computed, it has no validation images, or it diverged at
+            every peak.
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; the same call continues.
 
     Example:
@@ -87,18 +88,23 @@ def tune(
     first = [*peaks] or [center / FACTOR, center, center * FACTOR]
     waiting = [*dict.fromkeys(map(_round, first))]
     rows: dict[float, dict[str, float]] = {}
+    scored: list[float] = []
     while waiting and len(rows) < max(MOST_PEAKS, len(peaks)):
         peak = waiting.pop(0)
         plan = middle.with_peak(peak)
         rows[peak] = _scores_of(plan, folder, observer(plan), device, execution)
         on_row(pd.Series({"peak": peak} | rows[peak]))
-        if not waiting:
-            best = max(rows, key=lambda each: tuning_score(rows[each]))
+        scored = [each for each in rows if rows[each]]
+        if not waiting and scored:
+            best = max(scored, key=lambda each: tuning_score(rows[each]))
             if best == min(rows):
                 waiting.append(_round(best / FACTOR))
             if best == max(rows):
                 waiting.append(_round(best * FACTOR))
-    best = max(rows, key=lambda each: tuning_score(rows[each]))
+    if not scored:
+        tried = ", ".join(f"{peak:g}" for peak in sorted(rows))
+        raise CmpError(f"cmpt tune: training diverged at each peak ({tried}); give lower --peaks")
+    best = max(scored, key=lambda each: tuning_score(rows[each]))
     if not processes.rank():
         with contextlib.suppress(OSError):  # it has other checkpoints, or is gone
             (folder / "checkpoints").rmdir()
@@ -123,12 +129,13 @@ def _scores_of(
     device: str,
     execution: ExecutionConfig | None,
 ) -> dict[str, float]:
-    """Return the scores after an update, from the folder if they are stored there.
+    """Return the scores after an update, from the folder if they are stored there; none if it
+    diverged.
 
     With several processes, the first reads the folder and tells the others.
     """
     path = child_path(folder, plan.id[:12], ".json")
-    known = json.loads(processes.broadcast("" if processes.rank() else json.dumps(read_kept(path))))
+    known = json.loads(processes.broadcast("" if processes.rank() else _known_scores(path)))
     work = folder / "checkpoints" / plan.id[:12]
     if known is not None and not work.exists():
         return known
@@ -141,13 +148,26 @@ def _scores_of(
                 manager.remove()
             return known
         seen_by = observer if manager else NO_OBSERVER  # only the first process shows progress
-        result = train_update(plan, seen_by, manager, device, execution)
-        last = store.final_scores(store.trajectory(result.metrics))
-        scores = {name: x for name in SCORES if not math.isnan(x := float(last[name].iloc[0]))}
+        scores = {}
+        with contextlib.suppress(Diverged):
+            result = train_update(plan, seen_by, manager, device, execution)
+            last = store.final_scores(store.trajectory(result.metrics))
+            scores = {name: x for name in SCORES if not math.isnan(x := float(last[name].iloc[0]))}
         if manager:
             write_kept(path, scores)
             manager.remove()
     return scores
+
+
+def _known_scores(path: Path) -> str:
+    """Return the scores in a file as JSON, or "null" if it is missing or has something else."""
+    known = read_kept(path)
+    scores = known if isinstance(known, dict) else {"": None}
+    is_finite = all(isinstance(x, float) and math.isfinite(x) for x in scores.values())
+    if is_finite and {*scores} <= {*SCORES} and ("A_KA" in scores or not scores):
+        return json.dumps(scores)
+    path.unlink(missing_ok=True)
+    return "null"
 
 
 def write_choice(table: pd.DataFrame, path: Path) -> float:
@@ -173,6 +193,7 @@ def draw_front(table: pd.DataFrame) -> str:
     """
     if not {"A_KA", "A_ZS"} <= {*table}:
         return ""
+    table = table.dropna(subset=["A_KA", "A_ZS"])
     x, y = (table[name].to_numpy() for name in ("A_KA", "A_ZS"))
     places = [
         ((each - each.min()) / ((each.max() - each.min()) or 1) * (size - 1)).round().astype(int)

@@ -123,6 +123,8 @@ def compute_update(
         if not manager:
             train_update(plan, device=device, execution=execution)
         else:
+            if not unfinished:  # the log is that of another update, which saved nothing
+                (work / release.LOG_FILE).unlink(missing_ok=True)
             with RunLog(work / release.LOG_FILE, plan.id, plan.fitted, device, boards) as log:
                 result = train_update(plan, log.observe(observer), manager, device, execution)
             manager.finish()  # on a GPU, a thread may still be writing the last state

@@ -79,6 +79,10 @@ class StopRequest:
         signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
 
+REMEDY = "; delete the checkpoint or, if it is a release's, get the release again"
+"""What to do about a state that cannot be used."""
+
+
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Progress:
     """Everything in a checkpoint except its tensors.
@@ -169,8 +173,16 @@ def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: Optimizer | None) -> None:
-    """Load a state's weights into a network, and its moments and numbers into an optimiser."""
-    model.load_state_dict(strip_prefix(tensors, "weights/"))
+    """Load a state's weights into a network, and its moments and numbers into an optimiser.
+
+    Raises:
+        CmpError: The weights are not those of such a network.
+    """
+    try:
+        model.load_state_dict(strip_prefix(tensors, "weights/"))
+    except RuntimeError as error:
+        words = " ".join(str(error).split())[:200]
+        raise CmpError(f"the saved state does not fit the network ({words}){REMEDY}") from error
     if optimizer is None:
         return
     for name, parameter in model.named_parameters():

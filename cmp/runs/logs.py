@@ -249,7 +249,8 @@ class RunLog:
         for line in _read_lines(self.path)[:-1]:
             position += len(line) + 1
             if row := _parse_line(line):
-                if self._place(row) + ("step" in row) > steps:
+                is_known = row.get("done", row.get("task")) < len(self.starts)
+                if not is_known or self._place(row) + ("step" in row) > steps:
                     break
                 kept = position
         with self._or_without("file"):

@@ -24,7 +24,7 @@ from cmp import NUMERICS, __version__, budgets, mixtures, models, training
 from cmp.arithmetic import lacks_bf16_kernels
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import Diverged, Interrupted
+from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
 from cmp.files import SHORT_ID
 from cmp.merging.policies import Memory, TaskEnd, apply_policy, update_step_average
@@ -120,8 +120,17 @@ def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     """
     keys = (machine_record().keys() | {"execution", "tf32", "bf16"}) - {"cmp"}
     pairs: dict[str, tuple] = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
-    pairs["cpu_name"] = tuple((name or "").partition(" ")[0] for name in pairs["cpu_name"])
+    pairs["cpu_name"] = tuple(str(name or "").partition(" ")[0] for name in pairs["cpu_name"])
     return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)
+
+
+def _is_of(progress: Progress, fitted: RunConfig) -> bool:
+    """Return whether a state may be one of a run."""
+    steps = [*fitted.steps, 0]  # after the last task, none is left
+    task, is_scored = progress.task, {"task", "scope", "dataset", "role", "score"}
+    is_place = 0 <= task < len(steps) and 0 <= progress.step <= steps[task]
+    rows = progress.metrics
+    return is_place and bool(rows) and all(is_scored <= row.keys() for row in rows)
 
 
 def evaluation_sizes(config: RunConfig, done: int) -> list[int | None]:
@@ -183,6 +192,9 @@ def execute(
         run = Run(config, state, observer, manager, stop, machine)
         resumed = checkpoints.latest(manager)
         saved = resumed or start
+        if saved and not _is_of(saved.progress, fitted):
+            where = manager.last if manager and resumed else "the state to start from"
+            raise CmpError(f"{where}: is not a state of this run{checkpoints.REMEDY}")
         for task_pools in pools[saved.progress.task if saved else 0 :]:
             own_execution.own_samples(sum(task_pools.counts))  # can every batch be split?
         first_task, first_step = run.begin(saved)
