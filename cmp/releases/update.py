@@ -123,7 +123,7 @@ def compute_update(
         if not manager:
             train_update(plan, device=device, execution=execution)
         else:
-            if not unfinished:  # the log is that of another update, which saved nothing
+            if not latest_progress(work):  # the log is that of an update that saved nothing
                 (work / release.LOG_FILE).unlink(missing_ok=True)
             with RunLog(work / release.LOG_FILE, plan.id, plan.fitted, device, boards) as log:
                 result = train_update(plan, log.observe(observer), manager, device, execution)
