@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from cmp import cli, models, starts
-from cmp.cli import budget, runs
+from cmp.cli import budget
 from cmp.config import Model
 from cmp.errors import CmpError
 from cmp.methods import galore
@@ -414,14 +414,3 @@ def test_galore_projects_no_matrix_of_one_row():
             optimizer.step()
         trained.append(parameter.detach())
     torch.testing.assert_close(*trained, atol=1e-6, rtol=1e-5)
-
-
-def test_the_folders_above_an_export_are_made(tmp_path, monkeypatch):
-    def write(name, network, out):
-        out.mkdir()  # raises if its parent is not there
-        return exports.Export((0.0, 0.0), "loading")
-
-    monkeypatch.setitem(runs.EXPORTERS, "onnx", write)
-    out = tmp_path / "a" / "b"
-    done = CliRunner().invoke(cli.app, ["export", "tiny:random", "--to", "onnx", "-o", str(out)])
-    assert done.exit_code == 0 and out.is_dir(), done.output
