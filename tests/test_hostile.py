@@ -18,10 +18,15 @@ from pictures import picture, tree
 from typer.testing import CliRunner
 
 from cmp import cli
+from cmp.cli import shared
 from cmp.cli.updates import _score_line
 from cmp.errors import CmpError, Diverged
+from cmp.experiments import evidence, planner
+from cmp.faults import explain_failure
 from cmp.files import atomic_folder, check_held_files, file_digest, parse_yaml
+from cmp.readers.manifest import load_manifests
 from cmp.releases import (
+    card,
     compare,
     exports,
     gate,
@@ -427,3 +432,63 @@ def test_a_state_of_another_run_is_refused(releases, plan, tmp_path, change):
         update.compute_update(plan, tmp_path / "r")
     with pytest.raises(CmpError, match=r"(is not a state of this run|does not fit).*; delete"):
         execute(plan.config, plan.corpus, fitted=plan.fitted, start=made)
+
+
+EVIL = "<img src=x>\n\n# Forged\n\n| A_KA | 99 | \x1b[31m [x](y) \\<b> `a` \u2028"
+
+
+def test_a_card_shows_the_texts_of_users_as_they_are(releases, root, tmp_path):
+    rows = [(200, EVIL, "train"), (201, EVIL, "train"), *some_rows(202)]
+    plan = update_plan.plan_update(
+        releases / "1", month(tmp_path / "m", rows), ONE_STEP, name="u <script> | a"
+    )
+    text = update.compute_update(plan, tmp_path / "r").path(release.CARD_FILE).read_text()
+    text = text.partition("## Scores")[2]
+    assert "# Forged" not in text.splitlines() and "\x1b" not in text
+    for mark in ("<img", "<script", "[x]", "<b>"):
+        places = [place for place in range(len(text)) if text.startswith(mark, place)]
+        assert places
+        for place in places:
+            slashes = len(text[:place]) - len(text[:place].rstrip("\\"))
+            assert slashes % 2 == 1, text[place - 20 : place + 20]
+    table = card.markdown_table(pd.DataFrame({"set": [EVIL, "a"]}))
+    assert len(table.splitlines()) == 4 and card.code_span("a`b") == "a'b"
+
+
+@pytest.mark.parametrize("key", ["licence", "title", "prompt", "update"])
+def test_texts_of_a_manifest_are_one_line(tmp_path, key):
+    text = "a {}\n# b" if key == "prompt" else "a\n# b"
+    month(tmp_path / "m", some_rows(250), **{"name": "x", "role": "adapt", key: text})
+    with pytest.raises(CmpError, match=rf"{key}: .* must be one line"):
+        load_manifests(str(tmp_path / "m"))
+
+
+def test_names_of_updates_and_prompts_are_one_line(releases, tmp_path):
+    own = month(tmp_path / "m", some_rows(260))
+    with pytest.raises(CmpError, match=r"--name: .* must be one line"):
+        update_plan.plan_update(releases / "1", own, ONE_STEP, name="a\n# b")
+    with pytest.raises(CmpError, match=r"--prompt: .* must be one line"):
+        update_plan.plan_update(months.START, own, months.SMALL, prompt="a {}\x1b[2J")
+
+    def rename(record):
+        record["updates"][0]["name"] = "a\x1b[2J"
+
+    with pytest.raises(CmpError, match=r"updates\.0\.name: .* must be one line"):
+        release.read_release(craft(releases / "2", tmp_path / "r", rename))
+
+
+def test_a_terminal_is_not_steered_by_names(capsys):
+    steering = "\x1b]0;owned\x07\x1b[2Jx\x9b1m\u202e"
+    shared.print_table(("a",), [(steering,)], steering)
+    shown = capsys.readouterr().out + explain_failure(CmpError(steering))
+    assert not {*steering} - {*"]0;owned[2Jx1m"} & {*shown} and "owned" in shown
+
+
+@pytest.mark.parametrize("line", ["\x85", "\u2028"])
+def test_a_plan_is_what_its_model_is_called(tmp_path, line, monkeypatch):
+    request = planner.PlanRequest(
+        "small", 2, None, 0.01, None, "core", "balance", "both", None, False, None, None
+    )
+    plan = planner.make_plan(request, evidence.gather_evidence())
+    monkeypatch.setattr(planner, "plan_summary", lambda plan: f"a{line}training: {{steps: 1}}")
+    assert parse_yaml(planner.plan_as_yaml(plan)) == plan.tree

@@ -18,7 +18,7 @@ import cmp
 from cmp import budgets, config, mixtures, schedules, starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import CmpError, did_you_mean
+from cmp.errors import CmpError, clean_text, did_you_mean
 from cmp.mixtures import Pools
 from cmp.readers import notes
 from cmp.readers.manifest import check_prompt
@@ -115,7 +115,7 @@ class UpdatePlan:
     @property
     def notes(self) -> list[str]:
         """Sentences that a user should read before it is trained."""
-        return [*_notes(self)]
+        return [clean_text(note) for note in _notes(self)]
 
 
 def plan_update(
