@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
+import tarfile
 import time
 from hashlib import sha256
 from types import SimpleNamespace
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pictures import picture, tree
+from pictures import classes, picture, tar, tree
 from typer.testing import CliRunner
 
 from cmp import cli
@@ -24,7 +26,8 @@ from cmp.errors import CmpError, Diverged
 from cmp.experiments import evidence, planner
 from cmp.faults import explain_failure
 from cmp.files import atomic_folder, check_held_files, file_digest, parse_yaml
-from cmp.readers.manifest import load_manifests
+from cmp.readers import collection, infer, tables, tars
+from cmp.readers.manifest import FileSet, load_manifests
 from cmp.releases import (
     card,
     compare,
@@ -492,3 +495,85 @@ def test_a_plan_is_what_its_model_is_called(tmp_path, line, monkeypatch):
     plan = planner.make_plan(request, evidence.gather_evidence())
     monkeypatch.setattr(planner, "plan_summary", lambda plan: f"a{line}training: {{steps: 1}}")
     assert parse_yaml(planner.plan_as_yaml(plan)) == plan.tree
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless link", "link out"])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_only_a_file_of_the_folder_is_looked_at_as_a_table(tmp_path, kind, ending, monkeypatch):
+    def read(path, **_):
+        raise AssertionError(path)  # it would never end
+
+    monkeypatch.setattr(infer, "read_csv", read)
+    monkeypatch.setattr(infer.pq, "read_schema", read)
+    root, path = classes(tmp_path / "p"), tmp_path / "p" / f"t.{ending}"
+    (tmp_path / "t").write_text("filepath,label")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "endless link" else tmp_path / "t")
+    assert '"kind": "folder"' in infer.describe_folder(root)[0]
+
+
+def test_very_deep_folders_are_listed_in_order(tmp_path, monkeypatch):
+    here = tmp_path / "p"
+    tree(here, {"a.png": b"", "b/c.png": b"", "b.png": b"", ".x/y.png": b"", "b/a/z.png": b""})
+    assert [*tables.walk_files(here)] == ["a.png", "b/a/z.png", "b/c.png", "b.png"]
+    monkeypatch.chdir(here)
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    try:
+        assert len([*tables.walk_files(here)]) == 4
+    finally:  # what deletes the folder later may not go so deep
+        for _ in range(1200):
+            os.chdir("..")
+            os.rmdir("d")
+
+
+def test_a_tar_ends(tmp_path, monkeypatch):
+    tar(tmp_path / "t.tar", [("0.png", picture(1)), ("0.cls", b"ring"), ("1.png", picture(2))])
+    content = bytearray((tmp_path / "t.tar").read_bytes())
+    place = content.index(b"1.png")
+    content[place + 124 : place + 136] = b"\xff" + (-1024 % 2**88).to_bytes(11, "big")
+    content[place + 148 : place + 156] = b"        "
+    content[place + 148 : place + 156] = b"%06o\0 " % sum(content[place : place + 512])
+    (tmp_path / "t.tar").write_bytes(content)
+    with pytest.raises(CmpError, match=r"t\.tar: cannot be read .*1\.png: its size is below zero"):
+        list(tars.tar_members(tmp_path / "t.tar", []))
+    for error in (MemoryError, RecursionError):
+
+        def fail(*_, error=error):
+            raise error("too much")
+
+        monkeypatch.setattr(tarfile.TarFile, "next", fail)
+        with pytest.raises(CmpError, match=r"t\.tar: cannot be read .*too much"):
+            list(tars.tar_members(tmp_path / "t.tar", []))
+
+
+def test_a_table_that_is_small_on_disk_and_large_in_memory_is_refused(tmp_path, monkeypatch):
+    images = [{"bytes": picture(n), "path": "x"} for n in range(4)]
+    table = pa.table({"image": images, "label": ["a", "b"] * 2, "other": [b"0" * 9000] * 4})
+    pq.write_table(table, tmp_path / "t.parquet", use_dictionary=False, write_statistics=False)
+    reader = {"kind": "parquet", "path": "t.parquet", "image": "image", "label": "label"}
+    about = {"name": "x", "title": "x", "role": "adapt", "licence": "own", "reader": reader}
+    dataset = FileSet.model_validate(about)
+    size = sum(map(len, (picture(n) for n in range(4))))
+    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", size + 1000)  # a column that is not read is none
+    assert len(collection.read_index(dataset, tmp_path).table) == 4
+    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", size - 1)
+    with pytest.raises(CmpError, match=r"t\.parquet: a row group has .*row_group_size"):
+        collection.read_index(dataset, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(tables, "MAX_ROWS", 3)
+    with pytest.raises(CmpError, match=r"x: reader\.path: its files have 4 rows"):
+        collection.read_index(dataset, tmp_path)
+
+
+@pytest.mark.parametrize("config", ["{", "[]", '{"model_cfg": 5}', None])
+def test_a_model_whose_config_cannot_be_read_is_named(root, tmp_path, config):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if config:
+        (folder / "open_clip_config.json").write_text(config)
+    with pytest.raises(CmpError, match=r"^model\.name: local-dir:.*; check the name"):
+        update_plan.plan_update(f"local-dir:{folder}", root / "x-month")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from cmp.errors import CmpError
 from cmp.files import read_yaml, write_atomic
 from cmp.readers import pairs
+from cmp.readers.files import file_stamp
 from cmp.readers.index import SPLIT_NAMES
 from cmp.readers.manifest import (
     LONGEST_NAME,
@@ -138,6 +139,8 @@ def _infer_pairs(folder: Path) -> Inference | None:
 def _infer_table(folder: Path) -> Inference | None:
     tables = [path for suffix in ("parquet", "tsv", "csv") for path in folder.glob(f"*.{suffix}")]
     for path in sorted(tables):
+        if file_stamp(folder, path.name, {}).size < 0:  # a pipe or a link elsewhere may not end
+            continue
         is_parquet = path.suffix == ".parquet"
         try:
             columns = pq.read_schema(path).names if is_parquet else list(read_csv(path, rows=0))

@@ -230,8 +230,9 @@ def _stream_prompt(prompt: str, parent: Release | None, name: str) -> str:
             f"--prompt: {prompt!r}, but this stream has {before!r}, which cannot change, or scores "
             "could not be compared; start a new stream with --start"
         )
+    prompt = prompt or before or starts.usual_prompt(name)
     try:
-        return check_prompt(prompt or before or starts.usual_prompt(name))
+        return check_prompt(prompt)
     except ValueError as error:
         raise CmpError(f"--prompt: {error}") from error
 
