@@ -1,5 +1,18 @@
-"""`python -m cmp` is `cmpt`."""
+"""`cmpt`, which is also `python -m cmp`."""
 
-from cmp.cli import main
+import signal
 
-main()
+
+def main() -> None:
+    """Run the command line, see `cmp.cli.main`; Ctrl-C during its imports ends it silently."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from cmp import cli
+
+    signal.signal(signal.SIGINT, before)
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -30,7 +30,7 @@ def explain_failure(error: BaseException) -> str:
         )
     if isinstance(error, OSError):  # such as a full disk
         return f"cannot read or write: {error}"
-    if isinstance(error, ModuleNotFoundError) and not (error.name or "cmp").startswith("cmp"):
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name[:3] != "cmp":
         install = f"pip install '{DISTRIBUTION}{extras_with(error.name)}'"
         return f"this command needs the package {error.name!r}: {install}"
     return ""

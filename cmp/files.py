@@ -374,7 +374,8 @@ def atomic_folder(target: Path, replace: bool = True) -> Iterator[Path]:
         previous.parent.mkdir()
         yield folder
         for path in [*folder.rglob("*"), folder]:
-            sync_to_disk(path)
+            if not path.is_symlink():
+                sync_to_disk(path)
         if not replace:
             check_new(target)
         elif target.exists():  # kept aside until the new one is in place

@@ -4,6 +4,8 @@ import importlib.metadata
 import os
 from pathlib import Path
 
+from cmp.errors import CmpError
+
 DISTRIBUTION = "continual-multimodal-pretraining"
 """The name of this package's distribution."""
 PROJECT_MARKERS = ("_build", "data_manifests")
@@ -18,8 +20,14 @@ def project_folder() -> Path:
 
     Returns:
         The folder, or the current one if no folder has one.
+
+    Raises:
+        CmpError: The current folder has been deleted.
     """
-    current = Path.cwd()
+    try:
+        current = Path.cwd()
+    except FileNotFoundError as error:
+        raise CmpError("the current folder has been deleted; change to another one") from error
     for folder in (current, *current.parents):
         if any((folder / name).is_dir() for name in PROJECT_MARKERS):
             return folder

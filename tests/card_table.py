@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from cmp import budgets, config, models
+from cmp import config
 from cmp.experiments import forecast
 from cmp.experiments.forecast import DEVICES, USABLE_MEMORY
 from cmp.files import write_atomic
 from cmp.project import book_folder
-from cmp.towers import tower_blocks
 
 PAGE = book_folder() / "manual.md"
 BEGIN, END = "% written by tests/card_table.py", "% end of the table"
@@ -31,42 +30,40 @@ class Fit(NamedTuple):
 
     Attributes:
         micro_batch: The largest power of two of samples that fit at a time, at most `BATCH`.
-        recomputed: Whether activations are recomputed in the backward pass.
         bytes: The bytes of a step.
     """
 
     micro_batch: int
-    recomputed: bool
     bytes: float
 
     def __str__(self) -> str:
-        options = [f"--micro-batch {self.micro_batch}"] if self.micro_batch < BATCH else []
-        options += ["--checkpoint-activations"] if self.recomputed else []
-        how = f"`{' '.join(options)}`" if options else "whole batch"
-        return f"{how} ({self.bytes / 1e9:.0f} GB)"
+        return f"{self.micro_batch} ({self.bytes / 1e9:.0f} GB)"
 
 
-def fit_model(name: str, memory: float) -> Fit | None:
+def fit_model(name: str, memory: float, recomputed: bool) -> Fit | None:
     """Return how full fine-tuning of a network in bf16 fits into a memory, at batch `BATCH`.
-
-    Activations are recomputed only if not even `SMALLEST` samples fit without; the largest
-    micro-batch is chosen.
 
     Args:
         name: The name of an open_clip model.
         memory: The memory in bytes, of which `USABLE_MEMORY` is used.
+        recomputed: Whether activations are recomputed in the backward pass.
 
     Returns:
-        The way, or None if the network does not fit.
+        The largest micro-batch, or None if not even `SMALLEST` samples fit.
     """
-    fixed, sample, recomputed = step_parts(name)
-    for is_recomputed, each in ((False, sample), (True, recomputed)):
-        size = BATCH
-        while size >= SMALLEST and each is not None:
-            if (needed := fixed + size * each) <= USABLE_MEMORY * memory:
-                return Fit(size, is_recomputed, needed)
-            size //= 2
+    fixed, *samples = step_parts(name)
+    size = BATCH
+    while size >= SMALLEST and (each := samples[recomputed]) is not None:
+        if (needed := fixed + size * each) <= USABLE_MEMORY * memory:
+            return Fit(size, needed)
+        size //= 2
     return None
+
+
+def fit_cell(name: str, memory: float) -> str:
+    """Return the cell of a network and a memory: what fits, and what fits with recomputation."""
+    both = [fit_model(name, memory, recomputed) for recomputed in (False, True)]
+    return " / ".join(str(fit or "none") for fit in both) if any(both) else "does not fit"
 
 
 @functools.cache
@@ -78,33 +75,16 @@ def step_parts(name: str) -> tuple[float, float, float | None]:
 
     Returns:
         The bytes that do not depend on the number of samples; those of a sample's activations; and
-        the latter if they are recomputed, or None if the network does not support that. Then the
-        inputs of all blocks are kept, and the activations of one block are there at a time.
+        the latter if they are recomputed, or None if the network does not support that.
     """
     tree = config.override(config.profile("gpu"), [f"model.name={name}", "model.start=random"])
-    run = config.parse(config.override(tree, ["training.batch=2"]), name)
-    one, two = (_activations(name, size) for size in (2, 4))
-    sample = (two - one) / 2
-    account = forecast.memory_account(run)
-    fixed = float(sum(account.values()) - account["activations"])
-    model = models.create_on_meta(name)
-    if not hasattr(getattr(model.visual, "transformer", None), "grad_checkpointing"):
-        return fixed, sample / 2, None
-    kept = (_activations(name, 4, True) - _activations(name, 2, True)) / 2
-    counts = {count for _, count in tower_blocks(n for n, _ in model.named_parameters()).values()}
-    return fixed, sample / 2, (kept + (sample - kept) / min(counts)) / 2  # bf16
-
-
-def _activations(name: str, batch: int, recomputed: bool = False) -> int:
-    """Return the bytes in fp32 of what a forward pass keeps for the backward pass."""
-    model = models.create_on_meta(name)
-    if recomputed:
-        model.set_grad_checkpointing(True)
-    state = budgets.shape_state(name, config.Method(), model)
-    held = [*model.parameters(), *model.buffers()]
-    return budgets.activation_bytes(
-        lambda: budgets.total_loss(state, budgets.forward_shapes(state, batch)), held
-    )
+    runs = [config.parse(config.override(tree, [f"training.batch={n}"]), name) for n in (2, 4)]
+    accounts = [forecast.memory_account(run) for run in runs]
+    fixed = float(sum(accounts[0].values()) - accounts[0]["activations"])
+    one, two = (account["activations"] for account in accounts)
+    few, more = map(forecast.recomputed_activations, runs)
+    recomputed = None if few is None or more is None else (more - few) / 4
+    return fixed, (two - one) / 4, recomputed  # of two samples in fp32, so of one in bf16 by 4
 
 
 def fitting_table(names: tuple[str, ...] = MODELS) -> pd.DataFrame:
@@ -121,9 +101,7 @@ def fitting_table(names: tuple[str, ...] = MODELS) -> pd.DataFrame:
         if card not in LEFT_OUT:
             cards.setdefault(facts.memory, []).append(card)
     columns = {
-        f"{memory / 1e9:.0f} GB ({', '.join(own)})": [
-            str(fit_model(name, memory) or "does not fit") for name in names
-        ]
+        f"{memory / 1e9:.0f} GB ({', '.join(own)})": [fit_cell(name, memory) for name in names]
         for memory, own in cards.items()
     }
     return pd.DataFrame(columns, index=pd.Index(names, name="network"))

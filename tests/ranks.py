@@ -13,7 +13,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from cmp import config
+from cmp import config, mixtures
 from cmp.bench import networks
 from cmp.embedded import packed
 from cmp.errors import Interrupted
@@ -21,6 +21,7 @@ from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer, execute
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
+from cmp.training import create_optimizer, make_train_state, train_step
 
 assert networks.BENCH  # which makes open_clip know them
 SMALL = (
@@ -32,16 +33,18 @@ SMALL = (
 """eps: what is zero but for rounding, such as the gradient of a key's bias, stays small. The model
 takes no maximum of its features, where rounding would decide between two that are nearly equal."""
 
+UNEVEN = "training.batch=13"
+"""A batch that neither two nor three processes can share evenly."""
 RUNS = {
     "full": ((), ExecutionConfig()),
     "parts": ((), ExecutionConfig(micro_batch=4)),
     "ewc": (("method.name=ewc", "method.batches=1"), ExecutionConfig()),
-    "lora": (("method.name=lora",), ExecutionConfig(micro_batch=5)),
-    "ema": (("merging.policy=ema",), ExecutionConfig()),
+    "lora": (("method.name=lora", UNEVEN), ExecutionConfig(micro_batch=5)),
+    "ema": (("merging.policy=ema", UNEVEN), ExecutionConfig()),
     "ema of lora": (("merging.policy=ema", "method.name=lora"), ExecutionConfig(micro_batch=3)),
-    "locked-image": (("method.name=locked-image",), ExecutionConfig(micro_batch=3)),
+    "locked-image": (("method.name=locked-image", UNEVEN), ExecutionConfig(micro_batch=3)),
     "locked-text": (("method.name=locked-text",), ExecutionConfig()),
-    "sigmoid": (("model.name=nano-sigmoid",), ExecutionConfig(micro_batch=3)),
+    "sigmoid": (("model.name=nano-sigmoid", UNEVEN), ExecutionConfig(micro_batch=3)),
 }
 
 
@@ -81,18 +84,37 @@ def noted(
     return losses, result.model.state_dict(), result.metrics
 
 
+def first_gradients(run_config, execution) -> dict[str, torch.Tensor]:
+    """The gradients of a run's first step, as its optimiser gets them, by name."""
+    state = make_train_state(run_config, packed.load_embedded(), execution=execution)
+    pools, found = mixtures.task_pools(run_config, state.corpus)[0], {}
+
+    def keep(*_):
+        parameters = state.model.named_parameters()
+        found.update({name: p.grad.clone() for name, p in parameters if p.grad is not None})
+
+    state.method.begin_task(state, 0)
+    optimizer = create_optimizer(state)
+    optimizer.register_step_pre_hook(keep)
+    own = execution.own_samples(sum(pools.counts))
+    train_step(state, optimizer, state.loader.batch(pools, 0, 0, own), 0, 0, 0.0)
+    return found
+
+
 def main(folder: Path) -> None:
     """All of `RUNS`, one that is stopped and goes on, and one that was killed and goes on."""
     torch.set_num_threads(1)
     with processes.init_distributed():
         add_sigmoid_model(Path(tempfile.mkdtemp(dir=folder)))
         for name, (settings, execution) in RUNS.items():
+            gradients = first_gradients(small(*settings), execution)
             losses, weights, metrics = noted(small(*settings), execution)
             scores = torch.tensor(metrics["score"].tolist())
             assert torch.equal(scores, processes.all_gather(scores[None])[0])  # on all the same
             if processes.rank():
                 continue
             save_file(weights, folder / f"{name}.safetensors")
+            save_file(gradients, folder / f"{name}-gradients.safetensors")
             (folder / f"{name}.json").write_text(json.dumps([losses, metrics["score"].tolist()]))
         for name, weights in {"resumed": stop_and_go_on(), "after": go_on()}.items():
             if processes.rank() == 0:

@@ -41,14 +41,19 @@ def test_what_fits_is_the_largest_power_of_two(monkeypatch):
         card_table, "step_parts", lambda name: (2 * gigabyte, gigabyte, gigabyte / 10)
     )
     usable = forecast.USABLE_MEMORY
-    assert card_table.fit_model("x", 600 * gigabyte / usable) == Fit(512, False, 514 * gigabyte)
-    assert card_table.fit_model("x", 513 * gigabyte / usable) == Fit(256, False, 258 * gigabyte)
-    assert card_table.fit_model("x", 9.9 * gigabyte / usable) == Fit(64, True, 8.4 * gigabyte)
-    assert card_table.fit_model("x", 2.7 * gigabyte / usable) is None
-    assert str(Fit(512, False, 47e9)) == "whole batch (47 GB)"
-    assert str(Fit(8, True, 20e9)) == "`--micro-batch 8 --checkpoint-activations` (20 GB)"
+
+    def fit(memory, recomputed=False):
+        return card_table.fit_model("x", memory * gigabyte / usable, recomputed)
+
+    assert fit(600) == Fit(512, 514 * gigabyte)
+    assert fit(513) == Fit(256, 258 * gigabyte)
+    assert fit(9.9) is None and fit(9.9, True) == Fit(64, 8.4 * gigabyte)
+    assert fit(2.7, True) is None
+    cell = lambda memory: card_table.fit_cell("x", memory * gigabyte / usable)  # noqa: E731
+    assert cell(513) == "256 (258 GB) / 512 (53 GB)"
+    assert (cell(9.9), cell(2.7)) == ("none / 64 (8 GB)", "does not fit")
     monkeypatch.setattr(card_table, "step_parts", lambda name: (2 * gigabyte, gigabyte, None))
-    assert card_table.fit_model("x", 9.9 * gigabyte / usable) is None
+    assert fit(9.9, True) is None
 
 
 def test_the_page_has_the_table():

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import warnings
@@ -442,7 +443,11 @@ def test_what_breaks_a_command_off_is_no_fault(fault, monkeypatch):
 
 
 @pytest.mark.defect
-@pytest.mark.parametrize("command", ["merge interpolation a b -o", "export 3f2a -o"])
+@pytest.mark.parametrize(
+    "command",
+    ["merge interpolation a b -o", "export 3f2a -o", "export 3f2a --to hf -o",
+     "export tiny:random --to onnx -o"],
+)  # fmt: skip
 def test_nothing_is_written_into_a_folder_that_is_not_there(tmp_path, command):
     """A folder that is misspelt is not made."""
     out = tmp_path / "reslts" / "new.safetensors"
@@ -461,3 +466,36 @@ def test_a_device_of_another_kind_is_refused_with_those_there_are(command):
     assert isinstance(error, CmpError)
     assert "device 'mps'" in str(error) and "cpu" in str(error) and "cuda" in str(error)
     assert len(str(error)) < 100
+
+
+@pytest.mark.defect
+def test_the_shortcuts_of_a_config_are_explained_and_numbers_are_whole():
+    for name, words in (("seed", "seeds"), ("recipe", "default")):
+        said = run(cli.app, ["config", name])
+        assert said.exit_code == 0 and words in said.output
+    said = run(cli.app, ["config"]).output
+    assert "at most 1,048,576" in said and "e+" not in said
+
+
+@pytest.mark.defect
+def test_in_a_deleted_folder_a_command_says_so(tmp_path, monkeypatch):
+    monkeypatch.delenv("CMP_BUILD", raising=False)
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    error = run(cli.app, ["results", "ls"]).exception
+    assert isinstance(error, CmpError) and "has been deleted; change to another" in str(error)
+
+
+@pytest.mark.defect
+def test_ctrl_c_during_the_first_imports_prints_nothing(tmp_path):
+    slow = "import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n"
+    (tmp_path / "typer.py").write_text(slow)
+    path = os.pathsep.join([str(tmp_path), str(Path(cli.__file__).parents[2])])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cmp", "doctor"], cwd=tmp_path, stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": path},
+    )  # fmt: skip
+    forked.await_true((tmp_path / "begun").exists, "an import")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == -signal.SIGINT

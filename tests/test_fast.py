@@ -2,12 +2,14 @@
 
 import copy
 import dataclasses
+import io
 import json
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
@@ -296,3 +298,10 @@ def test_captions_are_as_long_as_they_say(tmp_path):
         assert lengths.float().mean() == pytest.approx(mean, abs=2)
         assert len(data.texts) == 48
         assert sorted(set(data.table["dataset"])) == sorted(pictures.SETS)
+
+
+def test_generated_pictures_are_as_large_as_they_should_be(tmp_path, corpus):
+    run_config, data = gpu.prepare("bench-nano", corpus, 4, tmp_path, pixels=(500, 375))
+    assert Image.open(io.BytesIO(data.images.read(0))).size == (500, 375)
+    usual, _ = gpu.prepare("bench-nano", corpus, 4, tmp_path)
+    assert usual.data != run_config.data

@@ -1,5 +1,6 @@
 """How long a run takes: predicted from a trace and the speed of decoding, then measured."""
 
+import dataclasses
 import json
 import time
 
@@ -167,6 +168,18 @@ def test_dry_run_and_doctor_say_that_decoding_decides(pictures, monkeypatch):
     for result in (dry, doctor):
         assert result.output.count("predicted, by decoding of 30 images/s") == 1, result.output
         assert "about 3.56 min of training, 1.07 s a step" in result.output
+
+
+def test_a_study_s_plan_decodes_the_images_that_are_here(pictures, monkeypatch):
+    run = gpu_run(*pictures)
+    slow_decoder(monkeypatch, 2.0)
+    lines = preflight.describe_study({("plain", 0): run}, "cuda")
+    [line] = [line for line in lines if "forecast" in line]
+    if not torch.cuda.is_available():
+        assert "predicted, by decoding of 30 images/s" in line
+    away = dataclasses.replace(run, data="nowhere")
+    [line] = [x for x in preflight.describe_study({("plain", 0): away}, "cuda") if "forecast" in x]
+    assert "30 images/s" not in line
 
 
 @no_card

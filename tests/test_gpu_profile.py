@@ -22,6 +22,7 @@ from cmp.project import build_folder
 from cmp.runs.checkpoints import StopRequest
 from cmp.scale.execution import ExecutionConfig
 from lab import chapter_setup, chapters, run
+from tests import card_table
 
 GPU = config.parse(config.profile("gpu"))
 no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -115,6 +116,16 @@ def test_cards_of_different_kinds_are_named(monkeypatch):
         (["model.name=RN50", "training.batch=64"], 4e9, "training.batch=16 needs 3 GB"),
         (["method.name=distillation", "training.batch=256"], 4e9, "training.batch=16 needs 4"),
         (["training.batch=256"], 4e9, "--micro-batch 32 needs 3"),
+        (
+            ["training.batch=256"],
+            8e9,
+            "--checkpoint-activations the same batch needs 4 GB",
+        ),
+        (
+            ["training.batch=1024"],
+            8e9,
+            "--checkpoint-activations --micro-batch 512 needs 5 GB",
+        ),
         (["training.batch=256"], 1e9, "not even a batch of 2 fits"),
         (["training.batch=2"], 1e9, "not even a batch of 2 fits"),
     ],
@@ -125,6 +136,22 @@ def test_what_is_advised_where_memory_is_short_can_be_done(monkeypatch, settings
     monkeypatch.setattr(preflight.os, "sysconf", sizes.get)
     found = preflight._check_memory(config.parse(tree), "cpu", ExecutionConfig())
     assert (found.state, words in found.sentence) == (preflight.MISSING, True), found.sentence
+
+
+def test_recomputed_activations_are_counted_where_memory_is_checked(monkeypatch):
+    run = config.parse({"model": {"name": "ViT-B-32", "start": "openai"},
+                        "training": {"batch": 256, "precision": "bf16"}})  # fmt: skip
+    sizes = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int(8e9)}
+    monkeypatch.setattr(preflight.os, "sysconf", sizes.get)
+    states = [preflight._check_memory(run, "cpu", ExecutionConfig(checkpoint_activations=each))
+              for each in (False, True)]  # fmt: skip
+    assert [check.state for check in states] == [preflight.MISSING, preflight.PRESENT]
+    fixed, _, sample = card_table.step_parts("ViT-B-32")
+    needed = forecast.step_memory(run, recomputed=True)
+    assert needed == pytest.approx(fixed + 256 * sample, rel=0.02)
+    assert forecast.recomputed_activations(dataclasses.replace(
+        run, model=dataclasses.replace(run.model, name="RN50")
+    )) is None  # fmt: skip
 
 
 def test_a_pool_that_is_not_there_is_missing(corpus, monkeypatch):

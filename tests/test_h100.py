@@ -17,7 +17,7 @@ SECTIONS = {
     1: [
         "machine", "ceilings", "gradients", "loader", "decoding", "short captions",
         "short captions, compiled", "long captions", "long captions, compiled",
-        "flash attention", "waits",
+        "500 x 375, compiled", "flash attention", "waits",
     ],
     2: [
         "open_clip", "open_clip, compiled", "large model", "checkpoint", "merging", "evaluation",

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import months
 import numpy as np
@@ -717,6 +720,20 @@ def test_opening_a_release_reads_each_file_once(made, root, monkeypatch):
         again.path(release.START_FILE)
 
 
+def test_a_full_disk_is_said_before_anything_is_computed(root, tmp_path, monkeypatch):
+    plan = update_plan.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    out = tmp_path / "releases" / "1"
+    with pytest.raises(CmpError, match=r"1: the update needs about .* GB free; make room"):
+        update.compute_update(plan, out)
+    assert not out.parent.exists()
+
+
+def test_the_report_draws_the_loss(made):
+    page = made.path(release.REPORT_FILE).read_text(encoding="utf-8")
+    assert re.search(r"The training loss of this update: [\d.]+ [▁-█]+ [\d.]+\.", page)
+
+
 def test_two_at_once_are_one_too_many(root, tmp_path):
     plan = update_plan.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
     out = tmp_path / "releases" / "1"
@@ -778,20 +795,63 @@ def test_a_kill_between_training_and_writing_changes_no_score(root, tmp_path, mo
     pd.testing.assert_frame_equal(*tables)
 
 
+def die_before_deleting(monkeypatch, work):
+    """Do some work, and be killed before its checkpoints are deleted."""
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(CheckpointManager, "remove", die)
+        work()
+
+
 def test_after_a_kill_behind_the_release_the_same_command_deletes_the_checkpoints(
     root, tmp_path, monkeypatch
 ):
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-
-        def die(*_):
-            raise KeyboardInterrupt
-
-        patched.setattr(CheckpointManager, "remove", die)
-        first(root, tmp_path)
+    die_before_deleting(monkeypatch, lambda: first(root, tmp_path))
     [left] = tmp_path.rglob(".*.update")
     assert list(left.iterdir())
     first(root, tmp_path)
     assert not left.exists()
+
+
+@pytest.mark.defect
+def test_after_a_kill_behind_a_tried_peak_the_same_command_deletes_the_checkpoints(
+    made, root, tmp_path, monkeypatch
+):
+    tried = {"folder": tmp_path / "tune", "peaks": (0.001,)}
+
+    def tune():
+        return tuning.tune(made.folder, root / "y-month", **tried)
+
+    monkeypatch.setattr(tuning, "MOST_PEAKS", 1)
+    die_before_deleting(monkeypatch, tune)
+    assert [*(tmp_path / "tune/checkpoints").glob("*/*")]
+    tune()
+    assert not (tmp_path / "tune/checkpoints").exists()
+    assert len([*(tmp_path / "tune").glob("*.json")]) == 1
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("out", [".", "/", "file/r", "made"])
+def test_a_dry_run_refuses_a_release_that_could_not_be_written(root, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "made").mkdir()
+    given = ("--start", months.START, "--data", root / "z-month", "--pool", root / "pool")
+    error = invoke("update", *given, *months.SMALL, "-o", out, "--dry-run").exception
+    assert isinstance(error, CmpError) and str(error).startswith(f"{Path(out)}: ")
+    assert not invoke("update", *given, *months.SMALL, "-o", "a/b", "--dry-run").exception
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.defect
+def test_the_folder_of_a_choice_is_not_made(made, root, tmp_path):
+    out = tmp_path / "reslts/tuned.yaml"
+    error = invoke("tune", made.folder, "--data", root / "y-month", "-o", out).exception
+    assert isinstance(error, CmpError) and f"the folder {out.parent} does not exist" in str(error)
+    assert not out.parent.exists()
 
 
 def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(made, root, tmp_path, monkeypatch):

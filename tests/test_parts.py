@@ -157,6 +157,10 @@ def test_some_processes_are_the_same_run_as_one(corpus, together, sigmoid, name)
     weights = load_file(together / f"{name}.safetensors")
     alone = whole_batch_run(*ranks.RUNS[name][0])
     same((losses, weights), alone)
+    found = load_file(together / f"{name}-gradients.safetensors")
+    expected = ranks.first_gradients(ranks.small(*ranks.RUNS[name][0]), ExecutionConfig())
+    torch.testing.assert_close(found, expected, **SAME)
+    assert 100 * SAME["atol"] < max(float(x.abs().max()) for x in expected.values())
     assert scores == pytest.approx(alone[2]["score"].tolist())
 
 
@@ -274,9 +278,21 @@ def test_the_plain_execution_refuses_several_processes(corpus, monkeypatch):
 
 
 def test_a_batch_that_cannot_be_dealt_is_refused(corpus, monkeypatch):
-    monkeypatch.setattr("cmp.scale.processes.world_size", lambda: 5)
-    with pytest.raises(CmpError, match=r"batch of 12 .*5 processes.*training\.batch"):
+    monkeypatch.setattr("cmp.scale.processes.world_size", lambda: 13)
+    with pytest.raises(CmpError, match=r"batch of 12 .*13 processes.*training\.batch"):
         make_train_state(ranks.small(), corpus, execution=ExecutionConfig())
+
+
+@pytest.mark.parametrize(("count", "shares"), [(12, [4, 4, 4]), (13, [5, 4, 4]), (3, [1] * 3)])
+def test_shares_differ_by_one_at_most(monkeypatch, count, shares):
+    monkeypatch.setattr(processes, "world_size", lambda: 3)
+    found = []
+    for number in range(3):
+        monkeypatch.setattr(processes, "rank", lambda n=number: n)
+        own = processes.local_slice(count)
+        found += range(own.start, own.stop)
+        assert own.stop - own.start == shares[number]
+    assert found == [*range(count)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 9])
@@ -468,9 +484,9 @@ def test_a_batch_that_processes_cannot_share_is_refused_before_anything_is_compu
     run_config, corpus = ranks.small("training.batch=64", "training.passes=0.1"), small_corpus()
     pools = mixtures.task_pools(budgets.settle(run_config, corpus), corpus)
     assert sum(pools[0].counts) == 63
-    monkeypatch.setattr(processes, "world_size", lambda: 2)
+    monkeypatch.setattr(processes, "world_size", lambda: 64)
     monkeypatch.setattr(processes, "rank", lambda: 0)
     monkeypatch.setattr(processes, "all_reduce_max", lambda *numbers: list(numbers))
     monkeypatch.setattr("cmp.runs.runner.evaluate", lambda *_: pytest.fail("was evaluated"))
-    with pytest.raises(CmpError, match=r"batch of 63 samples cannot be split .* or 1 of them"):
+    with pytest.raises(CmpError, match=r"batch of 63 samples is too small .* at most 63 proc"):
         execute(run_config, corpus)

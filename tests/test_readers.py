@@ -34,6 +34,7 @@ from cmp.project import build_folder
 from cmp.readers import collection, files, images, infer, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
 from cmp.readers.manifest import SPLIT_SHARES, FolderReader, load_manifests
+from cmp.releases import ledger
 
 DATA = (build_folder() / "data").resolve()
 
@@ -1051,6 +1052,32 @@ def test_of_many_columns_a_message_names_the_first(tmp_path):
     with pytest.raises(CmpError, match="did you mean 'image'") as error:
         collection.read_index(fileset("csv", reader={"path": "t.csv", "image": "imag"}), tmp_path)
     assert "column 5" in str(error.value) and len(str(error.value)) < 1000
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    ("separator", "encoding", "why"),
+    [
+        (",", "latin-1", "cannot be read"),
+        (",", "utf-16", "cannot be read"),
+        (";", "utf-8", "none of its columns has images (filepath;label;caption)"),
+    ],
+)
+def test_a_table_that_is_passed_over_is_named_with_the_reason(tmp_path, separator, encoding, why):
+    rows = [("filepath", "label", "caption")]
+    rows += [(f"i/{n}.png", "ab"[n % 2], f"café {n}") for n in range(4)]
+    tree(tmp_path / "t", {f"i/{n}.png": picture(n) for n in range(4)})
+    path = tmp_path / "t" / "t.csv"
+    path.write_bytes("\n".join(map(separator.join, rows)).encode(encoding))
+    with pytest.warns(UserWarning) as said:
+        assert "4 images of 1 classes" in infer.infer_manifest(path.parent)[2]
+    [sentence] = [str(each.message) for each in said]
+    assert sentence.startswith(f"{path}: not used: {why}")
+    assert "save it as UTF-8 with commas" in sentence
+    with pytest.warns(UserWarning, match="save it as UTF-8 with commas"):
+        ledger.arrive(ledger.Ledger(), str(path.parent), "adapt")
+    path.write_bytes("\n".join(map(",".join, rows)).encode("utf-8"))
+    assert "t.csv with the columns" in infer.infer_manifest(path.parent)[2]
 
 
 def test_a_set_that_cannot_be_read_is_not_usable_by_skipping(tmp_path):

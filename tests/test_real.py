@@ -26,7 +26,7 @@ from cmp.files import read_yaml
 from cmp.project import build_folder, project_folder
 from tests import real_table
 
-SETS = ("pets", "aircraft", "satellite", "textures", "flowers", "things")
+SETS = ("pets", "aircraft", "satellite", "textures", "flowers", "signs", "things")
 
 
 SMALL_COUNTS = {
@@ -81,6 +81,13 @@ def write_sets(root, count=10):
     savemat(flowers / "imagelabels.mat", {"labels": labels})
     ends = {"trnid": ids[:count], "valid": ids[count : 3 * count], "tstid": ids[3 * count :]}
     savemat(flowers / "setid.mat", ends)
+    signs, rows = root / "gtsrb", ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
+    for n in range(6 * count):
+        place = signs / "GTSRB" / "Final_Test" / "Images" / f"{n:05d}.ppm"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(picture(n, kind="PPM"))
+        rows.append(f"{place.name};9;9;1;1;8;8;{(0, 14, 42)[n % 3]}")
+    write_lines(signs / "GT-final_test.csv", rows)
     for label in ("n01440764", "n03888257"):
         for n in range(6 * count):
             write_jpeg(root / "imagenette2-320" / "train" / label / f"{label}_{n}.JPEG")
@@ -103,13 +110,14 @@ def test_torchvision_takes_the_layout_that_the_test_writes(build, monkeypatch):
     root, found = str(real.data_folder()), {}
     for kind, split, arguments in (
         ("OxfordIIITPet", "test", {}), ("FGVCAircraft", "val", {}), ("DTD", "test", {}),
-        ("Flowers102", "test", {}), ("Imagenette", "train", {"size": "320px"}),
+        ("Flowers102", "test", {}), ("GTSRB", "test", {}),
+        ("Imagenette", "train", {"size": "320px"}),
     ):  # fmt: skip
         found[kind] = getattr(datasets, kind)(root, split=split, **arguments)
     found["EuroSAT"] = datasets.EuroSAT(root)
     assert {kind: len(each) for kind, each in found.items()} == {
         "OxfordIIITPet": 20, "FGVCAircraft": 30, "DTD": 30, "Flowers102": 30,
-        "Imagenette": 120, "EuroSAT": 120,
+        "Imagenette": 120, "EuroSAT": 120, "GTSRB": 60,
     }  # fmt: skip
     for name, (kind, read, _) in real.READERS.items():
         mine = {str(image.path) for image in read(real.data_folder())}
@@ -122,14 +130,18 @@ def test_torchvision_takes_the_layout_that_the_test_writes(build, monkeypatch):
 def test_the_sets_are_read_with_the_names_and_splits_of_their_files(build):
     said = []
     corpus = load_data(str(real.prepare_data(said.append)))
-    assert len(said) == 6 and sorted(corpus.datasets) == sorted(SETS)
+    assert len(said) == 7 and sorted(corpus.datasets) == sorted(SETS)
     assert corpus.classes["pets"] == ["Abyssinian", "english setter"]
     assert corpus.classes["aircraft"] == ["707-320", "A300 B4", "F/A-18"]
     assert corpus.classes["satellite"] == ["annual crop", "highway", "river", "sea lake"]
     assert corpus.classes["flowers"] == ["blackberry lily", "pink primrose", "sunflower"]
+    assert corpus.classes["signs"] == [
+        "20 km/h speed limit", "end of no overtaking by trucks", "stop"
+    ]  # fmt: skip
     assert corpus.classes["things"] == ["parachute", "tench"]
     assert corpus.by_role("adapt") == ["aircraft", "pets", "satellite", "textures"]
-    assert (corpus.by_role("eval"), corpus.by_role("pool")) == (["flowers"], ["things"])
+    assert corpus.by_role("eval") == ["flowers", "signs"], "two that never arrive"
+    assert corpus.by_role("pool") == ["things"]
     counts = {split: len(corpus.rows(split, dataset="aircraft"))
               for split in ("train", "validation", "test")}  # fmt: skip
     assert counts == {"train": 30, "validation": 30, "test": 30}

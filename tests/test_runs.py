@@ -11,6 +11,7 @@ import options
 import pandas as pd
 import pytest
 import torch
+from pictures import tree
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -443,6 +444,20 @@ def test_a_run_that_0_2_0_stored_is_read(build):
     loaded = store.load_run(run.id).hits
     assert loaded.keys() == run.hits.keys()
     assert all(np.array_equal(x, loaded[name]) for name, x in run.hits.items())
+
+
+@pytest.mark.defect
+def test_a_file_that_a_user_put_beside_a_run_stays_when_it_is_stored_again(build, monkeypatch):
+    run = run_with_hits()
+    folder = store.run_folder(run.id)
+    tree(folder, {"notes.txt": b"mine", "figures/a.png": b"mine, too"})
+    (folder / "link").symlink_to("nowhere")
+    store.save_run(run, models.create_model(run.config.model.name))
+    assert (folder / store.WEIGHTS).exists()
+    assert (folder / "notes.txt").read_bytes() == b"mine"
+    assert (folder / "figures/a.png").read_bytes() == b"mine, too"
+    assert (folder / "link").is_symlink()
+    assert store.load_run(run.id).id == run.id
 
 
 @pytest.mark.defect

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmp import bench, config, mixtures, models, starts
 from cmp.bench import networks, pictures, timing
-from cmp.bench.data import decoding_rates
+from cmp.bench.data import SIZE, decoding_rates
 from cmp.bench.networks import TASK
 from cmp.bench.report import Report
 from cmp.config import RunConfig
@@ -97,7 +97,12 @@ def measure_all(
 
 
 def prepare(
-    name: str, corpus: Corpus, batch: int | None, folder: Path, captions: str = "short"
+    name: str,
+    corpus: Corpus,
+    batch: int | None,
+    folder: Path,
+    captions: str = "short",
+    pixels: tuple[int, int] = SIZE,
 ) -> tuple[RunConfig, Corpus]:
     """Return the config and the data of a model's runs.
 
@@ -107,6 +112,7 @@ def prepare(
         batch: Samples per batch; if None, the value in `networks.SIZES`.
         folder: The folder for the JPEGs of other models.
         captions: A key of `pictures.LENGTHS`.
+        pixels: Width and height of the JPEGs.
     """
     size = batch or networks.SIZES.get(name, networks.SIZE)
     settings = [f"model.name={name}", "model.start=random", f"training.batch={size}"]
@@ -114,9 +120,10 @@ def prepare(
     profile = "cpu"
     if name not in starts.family_names():
         count = IMAGES_PER_SAMPLE * size
-        corpus = pictures.load_collection(folder / f"{captions}-{count}", count, captions)
+        folder /= f"{captions}-{count}-{pixels[0]}"
+        corpus = pictures.load_collection(folder, count, captions, pixels)
         profile = "gpu"
-        settings += [f"data={folder / f'{captions}-{count}'}", "mixture.replay=1.0"]
+        settings += [f"data={folder}", "mixture.replay=1.0"]
     return config.parse(config.override(config.profile(profile), settings), "benchmark"), corpus
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cmp.bench.data import photographs
+from cmp.bench.data import SIZE, photographs
 from cmp.data import Corpus, load_data
 from cmp.files import write_atomic
 from cmp.seeds import numpy_generator
@@ -28,13 +28,16 @@ SETS = {"updates": ("adapt", 0.45), "crawl": ("pool", 0.4), "known": ("eval", 0.
 CLASSES = ("fox", "owl", "oak", "elm", "ant", "bee", "cod", "yak")
 
 
-def write_collection(folder: Path, count: int, captions: str = "short") -> Path:
+def write_collection(
+    folder: Path, count: int, captions: str = "short", size: tuple[int, int] = SIZE
+) -> Path:
     """Write images and the manifests of three datasets, unless they exist.
 
     Args:
         folder: The folder to write to.
         count: The total number of images.
         captions: A key of `LENGTHS`.
+        size: Width and height of the images in pixels.
 
     Returns:
         The folder, a valid value of `config.data`.
@@ -42,7 +45,7 @@ def write_collection(folder: Path, count: int, captions: str = "short") -> Path:
     files = folder / "pictures"
     if not (folder / f"{[*SETS][-1]}.yaml").exists():
         files.mkdir(parents=True, exist_ok=True)
-        photographs(files, count)
+        photographs(files, count, size)
         write_sets(folder, count, captions)
     return folder
 
@@ -72,12 +75,15 @@ def write_sets(folder: Path, count: int, captions: str) -> None:
         write_atomic(folder / f"{name}.yaml", json.dumps(about | {"reader": reader}))
 
 
-def load_collection(folder: Path, count: int, captions: str = "short") -> Corpus:
+def load_collection(
+    folder: Path, count: int, captions: str = "short", size: tuple[int, int] = SIZE
+) -> Corpus:
     """Return the data of a generated collection, writing it if necessary.
 
     Args:
         folder: The folder of the collection.
         count: The total number of images.
         captions: A key of `LENGTHS`.
+        size: Width and height of the images in pixels.
     """
-    return load_data(str(write_collection(folder, count, captions)))
+    return load_data(str(write_collection(folder, count, captions, size)))

@@ -32,7 +32,8 @@ def show(section: shared.OptionalArgument = None) -> None:
     recipe=NAME sets the keys of a recipe.
 
     Args:
-        section: A section, such as schedule, or a single key, such as schedule.peak. Default: all.
+        section: A section, such as schedule, or a single key, such as schedule.peak, seed or
+            recipe. Default: all.
 
     Example:
         cmpt config schedule
@@ -41,6 +42,9 @@ def show(section: shared.OptionalArgument = None) -> None:
     for name, about, keys in describe_sections():
         known[name] = [*about, *keys.values()]
         known |= {key: [text] for key, text in keys.items()}
+    recipes = ", ".join(config.RECIPES)
+    known["seed"] = ["seed", "    whole number at least 0", "    Sets all keys of seeds at once."]
+    known["recipe"] = ["recipe", f"    one of {recipes}", "    Sets the keys of a recipe."]
     names = [*config.RunConfig.__dataclass_fields__] if section is None else [section]
     if section not in (None, *known):
         near = did_you_mean(section, known)
@@ -102,9 +106,9 @@ def describe_type(schema: Mapping[str, Any]) -> str:
         count = len(schema.get("prefixItems", ()))
         return f"list of {count or 'any number'}, each a {describe_type(parts[0])}"
     small = {key: value for key, value in schema.items() if value not in (values.MAX_COUNT, 2**31)}
-    bounds = " and ".join(
-        f"{words} {small[key]:g}" for key, words in BOUNDS.items() if key in small
-    )
+    texts = {key: f"{x:,}" if isinstance(x, int) else f"{x:,.10g}" for key, x in small.items()
+             if key in BOUNDS}  # fmt: skip
+    bounds = " and ".join(f"{BOUNDS[key]} {texts[key]}" for key in BOUNDS if key in texts)
     bounds = bounds.replace("at least 0 and at most 1", "from 0 to 1")
     return f"{TYPES.get(schema['type'], schema['type'])} {bounds}".strip()
 

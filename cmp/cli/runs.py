@@ -17,7 +17,7 @@ from cmp.cli import shared
 from cmp.data import Preprocessing, load_data
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import forecast, hub, preflight, pretraining, statistics
-from cmp.files import SHORT_ID, atomic_file, make_folder
+from cmp.files import SHORT_ID, atomic_file
 from cmp.readers import notes
 from cmp.releases import hugging_face, onnx_files
 from cmp.releases.candidates import find_candidate
@@ -215,8 +215,7 @@ def export(
     Example:
         cmpt export 3f2a -o new.safetensors
     """
-    if to == "open_clip":  # others are folders, which are made with those above them
-        shared.check_out(out)
+    shared.check_out(out)
     folder = Path(model.removeprefix("local-dir:"))
     is_run = model.startswith(starts.RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", model)
     if is_run and not Path(model).exists():
@@ -228,8 +227,6 @@ def export(
         found, name, network = None, candidate.name, candidate.load()
     if to == "hf" and is_release(folder):
         raise CmpError(f"--to hf: {model}: a release is such a folder already; upload it as it is")
-    if to != "open_clip":
-        make_folder(out.parent)
     if to in EXPORTERS:
         write_export(name, network, out, to)
     elif to == "hf":

@@ -17,7 +17,7 @@ from cmp.releases import release, tuning
 from cmp.releases.candidates import split_start
 from cmp.releases.ledger import came_from
 from cmp.releases.sentences import describe_release_retention
-from cmp.releases.update import compute_update
+from cmp.releases.update import check_folder, compute_update
 from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs.runner import Observer
 from cmp.scale import processes
@@ -92,6 +92,7 @@ def update(
     with processes.init_distributed(_device_of(given[0], device)) as local_device:
         with processes.first_process_first():
             plan = plan_update(*given, **pictures)
+        check_folder(plan, out)
         if processes.rank() == 0:
             typer.echo("\n".join(plan.notes))
         if dry_run:
@@ -269,6 +270,7 @@ def tune(
     """
     if out is None or out.suffix != ".yaml":
         raise CmpError("-o: give the file for the result, NAME.yaml")
+    shared.check_out(out)
     torch.set_num_threads(threads)
     first, folder, tree = _given(parent, start, data, settings, None)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)

@@ -27,6 +27,7 @@ from cmp.scale.execution import ExecutionConfig
 from cmp.scale.kernels import traced_share
 from cmp.schedules import Schedule
 from cmp.seeds import numpy_generator
+from cmp.towers import tower_blocks
 from cmp.training import StepResult, create_optimizer, make_train_state, train_task
 
 GIGA = 1e9
@@ -383,6 +384,32 @@ def _cached_account(
     return budgets.memory_account(state, batch, replayed)
 
 
+def recomputed_activations(run: RunConfig) -> int | None:
+    """Return the bytes of a step's activations in fp32 if they are recomputed, or None if the
+    network does not support that.
+
+    The inputs of all blocks are kept, and the activations of one block exist at a time.
+    """
+    batch, option = run.training.batch, get_option("method", run.method.name)
+    replayed = budgets.replayed_samples(run)
+    return _cached_recomputed(run.model.name, batch, run.method, replayed, option)
+
+
+@functools.cache
+def _cached_recomputed(
+    name: str, batch: int, method: Method, replayed: int, option: Option
+) -> int | None:
+    model = models.create_on_meta(name)
+    if not hasattr(getattr(model.visual, "transformer", None), "grad_checkpointing"):
+        return None
+    blocks = tower_blocks(parameter for parameter, _ in model.named_parameters())
+    model.set_grad_checkpointing(True)
+    state = budgets.shape_state(name, method, model)
+    inputs = budgets.memory_account(state, batch, replayed)["activations"]
+    whole = _cached_account(name, batch, method, replayed, option)["activations"]
+    return inputs + (whole - inputs) // min(count for _, count in blocks.values())
+
+
 def checkpoint_bytes(run: RunConfig) -> int:
     """Return the bytes of a run's checkpoints on the disk, treating every merge as EMA-Merge."""
     parts = memory_account(run)
@@ -390,15 +417,22 @@ def checkpoint_bytes(run: RunConfig) -> int:
     return SAVES * (copies * parts["weights"] + parts["optimizer"])
 
 
-def step_memory(run: RunConfig) -> float:
+def step_memory(run: RunConfig, recomputed: bool = False) -> float:
     """Return the bytes at the peak of a run's step.
 
     In bf16, activations take half the bytes of fp32. ViT-B-16 at batch 512 then takes 46.9 GB;
     Table 4 says 46.6.
+
+    Args:
+        run: The run.
+        recomputed: Whether activations are recomputed, if the network supports that.
     """
     parts = memory_account(run)
-    saved = parts["activations"] / 2 if run.training.precision == "bf16" else 0.0
-    return sum(parts.values()) - saved
+    activations = float(parts["activations"])
+    fixed = sum(parts.values()) - activations
+    if recomputed:
+        activations = recomputed_activations(run) or activations
+    return fixed + activations / (2 if run.training.precision == "bf16" else 1)
 
 
 def measured_memory(run_config: RunConfig) -> float:

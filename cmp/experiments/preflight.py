@@ -171,10 +171,8 @@ def _check_card(device: str) -> Check:
 
 
 def _check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig) -> Check:
-    """Compare the memory of a step with that of the GPU or machine, and find what would fit.
-
-    The memory saved by recomputing activations cannot be forecast.
-    """
+    """Compare the memory of a step with that of the GPU or machine, and find what would fit, also
+    with recomputed activations."""
     is_here = device == "cpu" or torch.cuda.is_available()
     if not is_here:
         card, memory = "an H100", DEVICES["h100"].memory
@@ -182,27 +180,39 @@ def _check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig
         card, memory = "the machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     else:
         card, memory = "the card", torch.cuda.get_device_properties(device).total_memory
-    batch = size = execution.micro_batch or run_config.training.batch
-    while size >= 4 and _step_bytes(run_config, size) > USABLE_MEMORY * memory:
-        size //= 2
-    needed = _step_bytes(run_config, size)
-    words = f"a step needs {_step_bytes(run_config, batch) / GIGA:.0f} GB"
-    sentence = f"{words} in {run_config.training.precision}, and {card} has {memory / GIGA:.0f} GB"
-    is_enough = needed <= USABLE_MEMORY * memory
-    if is_enough and size == batch:
+    usable, batch = USABLE_MEMORY * memory, execution.micro_batch or run_config.training.batch
+    is_recomputed = execution.checkpoint_activations
+    needed = _step_bytes(run_config, batch, is_recomputed)
+    words = f"a step needs {needed / GIGA:.0f} GB in {run_config.training.precision}"
+    sentence = f"{words}, and {card} has {memory / GIGA:.0f} GB"
+    if needed <= usable:
         return Check("memory", PRESENT, sentence)
-    part = f"not even a batch of {size} fits"
-    if is_enough:
-        key = "--micro-batch " if _can_split(run_config) else "training.batch="
-        part = f"{key}{size} needs {needed / GIGA:.0f} GB"
-    remedy = "--checkpoint-activations stores less for the backward pass"
-    is_certain = is_here and not execution.checkpoint_activations
-    return Check("memory", MISSING if is_certain else OPTIONAL, f"{sentence}; {part}, and {remedy}")
+    part = _largest_part(run_config, batch, usable, is_recomputed)
+    is_known = forecast.recomputed_activations(run_config) is not None
+    if is_known and not is_recomputed:
+        part += ", and with --checkpoint-activations " + _largest_part(
+            run_config, batch, usable, True
+        )
+    is_certain = is_here and (is_known or not is_recomputed)
+    return Check("memory", MISSING if is_certain else OPTIONAL, f"{sentence}; {part}")
 
 
-def _step_bytes(run_config: RunConfig, batch: int) -> float:
+def _largest_part(run_config: RunConfig, batch: int, usable: float, recomputed: bool) -> str:
+    """Return in words which part of a batch fits into some bytes of memory."""
+    size = batch
+    while size >= 4 and _step_bytes(run_config, size, recomputed) > usable:
+        size //= 2
+    needed = _step_bytes(run_config, size, recomputed)
+    if needed > usable:
+        return f"not even a batch of {size} fits"
+    key = "--micro-batch " if _can_split(run_config) else "training.batch="
+    return f"{f'{key}{size}' if size < batch else 'the same batch'} needs {needed / GIGA:.0f} GB"
+
+
+def _step_bytes(run_config: RunConfig, batch: int, recomputed: bool) -> float:
     training = dataclasses.replace(run_config.training, batch=batch, budget=None)
-    return forecast.step_memory(dataclasses.replace(run_config, training=training))
+    run_config = dataclasses.replace(run_config, training=training)
+    return forecast.step_memory(run_config, recomputed)
 
 
 def _can_split(run_config: RunConfig) -> bool:
@@ -336,6 +346,11 @@ def missing_images(source: str) -> list[str]:
     return [f"{each.dataset.name}: {each.state}: {each.reason}" for each in wrong]
 
 
+def _data_here(run_config: RunConfig) -> Corpus | None:
+    """Return the data of a run, or None if a run cannot use what is there."""
+    return load_run_data(run_config) if _check_data(run_config).state == PRESENT else None
+
+
 def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> list[str]:
     """Return what a study would compute, setting by setting, followed by what is missing for it."""
     lines, missing = [f"runs: {len(configs)}"], {}
@@ -343,6 +358,9 @@ def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> li
         lines.append(f"{setting}, replicate {replicate}")
         lines += [f"  {line}" for line in describe_run(run_config)]
         if run_config.model.name not in starts.family_names():
-            lines.append(f"  forecast: {forecast.forecast_sentence(run_config, device)}")
+            corpus = _data_here(run_config)
+            fitted = budgets.settle(run_config, corpus) if corpus else run_config
+            sentence = forecast.forecast_sentence(fitted, device, corpus=corpus)
+            lines.append(f"  forecast: {sentence}")
         missing |= dict.fromkeys(missing_needs(run_config, device))
     return [*lines, *missing]

@@ -1,11 +1,12 @@
-"""The first real experiment (`cmpt study first-real`): six public sets that torchvision downloads,
-and a page with what came out.
+"""The first real experiment (`cmpt study first-real`): seven public sets that torchvision
+downloads, and a page with what came out.
 
 Each set gets a table of its images and a manifest, in a folder that `config.data` may name. Nothing
 is downloaded twice, and a set is complete once its manifest is written.
 """
 
 import collections
+import csv
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -94,6 +95,17 @@ def read_flowers(root: Path) -> Iterator[Image]:
             yield Image(folder / "jpg" / f"image_{number:05d}.jpg", label, split)
 
 
+def read_signs(root: Path) -> Iterator[Image]:
+    """Yield the test images of the German Traffic Sign Recognition Benchmark: the classes are
+    numbers in a list, and their names are in `real.yaml`. Every fifth image is for validation."""
+    folder = root / "gtsrb"
+    rows = csv.DictReader(_lines(folder / "GT-final_test.csv"), delimiter=";")
+    for number, row in enumerate(rows):
+        path = folder / "GTSRB" / "Final_Test" / "Images" / row["Filename"]
+        label = _FACTS["signs"][int(row["ClassId"])]
+        yield Image(path, label, "test" if number % 5 else "validation")
+
+
 def read_things(root: Path) -> Iterator[Image]:
     """Yield the training images of Imagenette, which are replayed."""
     for path in sorted((root / "imagenette2-320" / "train").glob("*/*.JPEG")):
@@ -110,6 +122,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Iterator[Image]], dict[str, str]]
     "satellite": ("EuroSAT", read_satellite, {}),
     "textures": ("DTD", read_textures, {}),
     "flowers": ("Flowers102", read_flowers, {}),
+    "signs": ("GTSRB", read_signs, {"split": "test"}),
     "things": ("Imagenette", read_things, {"size": "320px"}),
 }
 """Set -> torchvision's class, which downloads it; the function that lists its images; and further

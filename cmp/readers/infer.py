@@ -4,12 +4,13 @@ import itertools
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, first_line
 from cmp.files import read_yaml, write_atomic
 from cmp.readers import pairs
 from cmp.readers.files import file_stamp
@@ -68,9 +69,16 @@ def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
 
 def describe_folder(folder: Path, role: Role = "adapt") -> tuple[str, str]:
     """Return the text of a manifest for a folder, and a description of what was found; see
-    `infer_manifest`."""
-    infer = (_infer_tars, _infer_pairs, _infer_table, _infer_folder)
-    inference = next(filter(None, (each(folder) for each in infer)), None)
+    `infer_manifest`. A warning names each table that cannot be used."""
+    passed_over: list[str] = []
+    inference = (
+        _infer_tars(folder)
+        or _infer_pairs(folder)
+        or _infer_table(folder, passed_over)
+        or _infer_folder(folder)
+    )
+    for sentence in passed_over if not inference or inference[0]["kind"] == "folder" else ():
+        warnings.warn(sentence, stacklevel=2)
     if not inference:
         loose = sum(is_picture_name(path.name) for path in folder.iterdir())
         also = f"; {loose} images are not in a class folder" if loose else ""
@@ -136,16 +144,21 @@ def _infer_pairs(folder: Path) -> Inference | None:
     return {"kind": "pairs", "path": "."}, f"{words} writes them; folders are not classes", []
 
 
-def _infer_table(folder: Path) -> Inference | None:
+def _infer_table(folder: Path, passed_over: list[str]) -> Inference | None:
+    """Recognise a table with a column of images; `passed_over` gets a sentence on each other
+    table."""
     tables = [path for suffix in ("parquet", "tsv", "csv") for path in folder.glob(f"*.{suffix}")]
     for path in sorted(tables):
         if file_stamp(folder, path.name, {}).size < 0:  # a pipe or a link elsewhere may not end
             continue
         is_parquet = path.suffix == ".parquet"
+        fix = "; to use it, " if is_parquet else "; to use it, save it as UTF-8 with commas, and "
+        fix += "name its column of images filepath"
         try:
             columns = pq.read_schema(path).names if is_parquet else list(read_csv(path, rows=0))
             check_width(path, len(columns))
-        except (OSError, ValueError, pa.ArrowException):
+        except (OSError, ValueError, pa.ArrowException) as error:
+            passed_over.append(f"{path}: not used: cannot be read ({first_line(error):.200}){fix}")
             continue
         lower = {column.lower(): column for column in columns}
         reader = {"kind": "parquet" if is_parquet else "csv", "path": path.name}
@@ -155,6 +168,8 @@ def _infer_table(folder: Path) -> Inference | None:
         if "image" in reader:
             unused = [column for column in columns if column not in reader.values()]
             return reader, f"{path.name} with the columns {list_columns(columns)}", unused
+        some = list_columns(columns)
+        passed_over.append(f"{path}: not used: none of its columns has images ({some:.200}){fix}")
     return None
 
 

@@ -136,13 +136,17 @@ def _scores_of(
     """
     path = child_path(folder, plan.id[:12], ".json")
     known = json.loads(processes.broadcast("" if processes.rank() else _known_scores(path)))
-    if known is not None:
+    work = folder / "checkpoints" / plan.id[:12]
+    if known is not None and not work.exists():
         return known
     checkpoints = contextlib.nullcontext()
     if not processes.rank():
-        work = folder / "checkpoints" / plan.id[:12]
         checkpoints = CheckpointManager(plan.id, folder=work, in_background=device != "cpu")
     with checkpoints as manager:
+        if known is not None:  # killed before it had deleted the checkpoints
+            if manager:
+                manager.remove()
+            return known
         seen_by = observer if manager else NO_OBSERVER  # only the first process shows progress
         scores = {}
         with contextlib.suppress(Diverged):

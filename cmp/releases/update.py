@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,14 @@ from cmp.releases.release import Release, ReleaseRecord, UpdateRecord
 from cmp.releases.report import write_report
 from cmp.releases.update_plan import UpdatePlan, max_rate, plan_update
 from cmp.runs.checkpoints import CheckpointManager, RunState, latest_progress
-from cmp.runs.logs import RunLog
+from cmp.runs.logs import RunLog, check_log, sparkline
 from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, execute
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
+
+STATE_COPIES = 5
+"""Copies of the weights in a checkpoint: the network, two moments, and, for merging, the weights at
+the start and the running average."""
 
 
 @contextlib.contextmanager
@@ -51,6 +56,35 @@ def _update_manager(plan: UpdatePlan, folder: Path, device: str) -> Any:
 def working_folder(folder: Path) -> Path:
     """Return the folder of the checkpoints while a release is computed."""
     return folder.parent / f".{folder.name}.update"
+
+
+def check_folder(plan: UpdatePlan, folder: Path) -> None:
+    """Check that the release of an update can be written to a folder, or is there already.
+
+    Args:
+        plan: The update.
+        folder: The folder of the release.
+
+    Raises:
+        CmpError: It cannot; the message says why.
+    """
+    if release.is_release(folder):
+        if release.read_release(folder).record.id == plan.id:
+            return
+        raise CmpError(
+            f"{folder}: contains another release, and releases are never changed; name a new folder"
+        )
+    check_new(folder)
+    above = next(each for each in folder.absolute().parents if each.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise CmpError(f"{folder}: cannot be made, since nothing can be written to {above}")
+    work = working_folder(folder)
+    unfinished = latest_progress(work)
+    if unfinished and unfinished.run != plan.id:
+        raise CmpError(
+            f"{folder}: an update with other images or settings was stopped here; repeat its "
+            f"command, or delete {work}"
+        )
 
 
 def compute_update(
@@ -75,30 +109,21 @@ def compute_update(
         CmpError: The folder already exists, or another process is computing the update.
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; the same command continues.
     """
-    if release.is_release(folder):
-        written = release.read_release(folder)
-        if written.record.id == plan.id:
-            if working_folder(folder).exists():  # killed after it had written the release
-                with _update_manager(plan, folder, device):
-                    pass  # deletes the checkpoints
-            return written
-        raise CmpError(
-            f"{folder}: contains another release, and releases are never changed; name a new folder"
-        )
-    check_new(folder)
-    _refuse_inside(folder, (boards or {}).get("tensorboard", ""))
+    check_folder(plan, folder)
     work = working_folder(folder)
-    unfinished = latest_progress(work)
-    if unfinished and unfinished.run != plan.id:
-        raise CmpError(
-            f"{folder}: an update with other images or settings was stopped here; repeat its "
-            f"command, or delete {work}"
-        )
+    if release.is_release(folder):
+        if work.exists():  # killed after it had written the release
+            with _update_manager(plan, folder, device):
+                pass  # deletes the checkpoints
+        return release.read_release(folder)
+    _refuse_inside(folder, (boards or {}).get("tensorboard", ""))
+    if not processes.rank():
+        _check_room(plan, folder)
     with _update_manager(plan, folder, device) as manager:
         if not manager:
             train_update(plan, device=device, execution=execution)
         else:
-            if not unfinished:  # the log is that of another update, which saved nothing
+            if not latest_progress(work):  # the log is that of an update that saved nothing
                 (work / release.LOG_FILE).unlink(missing_ok=True)
             with RunLog(work / release.LOG_FILE, plan.id, plan.fitted, device, boards) as log:
                 result = train_update(plan, log.observe(observer), manager, device, execution)
@@ -107,6 +132,19 @@ def compute_update(
             write_release(plan, result, manager.last, folder, device)
     processes.barrier()
     return release.read_release(folder)
+
+
+def _check_room(plan: UpdatePlan, folder: Path) -> None:
+    """Raise `CmpError` unless the disk has room for two checkpoints and two models."""
+    network = models.create_on_meta(plan.config.model.name)
+    weights = sum(x.nbytes for x in network.state_dict().values())
+    needed = (2 * STATE_COPIES + 2) * weights
+    place = next(path for path in folder.absolute().parents if path.exists())
+    if (free := shutil.disk_usage(place).free) < needed:
+        raise CmpError(
+            f"{folder}: the update needs about {needed / 1e9:.2g} GB of its disk, which has "
+            f"{free / 1e9:.2g} GB free; make room, or name a folder on another disk"
+        )
 
 
 def _refuse_inside(folder: Path, tensorboard: str) -> None:
@@ -205,9 +243,19 @@ def write_release(
         title = f"{plan.name}: what update {plan.number} taught, and what it cost"
         if not plan.report.new.get("test"):
             title = f"{plan.name}: what update {plan.number} cost; what it taught is not scored"
+        background = [*plan.notes, *_describe_loss(partial / release.LOG_FILE)]
         page = partial / release.REPORT_FILE
-        write_report(comparison, page, title, notes=score_sentences, background=plan.notes)
+        write_report(comparison, page, title, notes=score_sentences, background=background)
         release.write_record(partial, record)
+
+
+def _describe_loss(log: Path) -> list[str]:
+    """Return a sentence with a small drawing of the training loss, if there is a log of it."""
+    losses = check_log(log)[0].get("loss", pd.Series(dtype=float)).dropna()
+    if losses.empty:
+        return []
+    first, last = losses.iloc[0], losses.iloc[-1]
+    return [f"The training loss of this update: {first:.3g} {sparkline(losses)} {last:.3g}."]
 
 
 def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:

@@ -14,6 +14,7 @@ import contextlib
 import datetime
 import fcntl
 import json
+import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -152,7 +153,7 @@ def make_stored_run(
 
 
 def save_run(run: StoredRun, model: models.Network | None = None) -> None:
-    """Store a finished run atomically.
+    """Store a finished run atomically, keeping files that a user has put into its folder.
 
     Args:
         run: The run.
@@ -173,6 +174,11 @@ def save_run(run: StoredRun, model: models.Network | None = None) -> None:
         record = asdict(RunRecord(RUN_FORMAT, *content))
         record["sha256"] = json_digest(record)
         (folder / "run.json").write_text(json.dumps(record, indent=1))
+        for other in {*run_folder(run.id).glob("*")} - {run_folder(run.id) / x for x in FILES}:
+            if other.is_dir() and not other.is_symlink():
+                shutil.copytree(other, folder / other.name, symlinks=True)
+            else:
+                shutil.copy2(other, folder / other.name, follow_symlinks=False)
 
 
 def final_model(run: StoredRun) -> models.Network:

@@ -63,7 +63,8 @@ class _SharedLoss(torch.autograd.Function):
         rows = _reduce(reduce, image[own], text, scale, shift)
         columns = _reduce(reduce, text[own], image, scale, shift)
         matches = scale * (image[own] * text[own]).sum(1) + shift
-        statistics = processes.all_gather(torch.stack([rows, columns, matches], 1))  # [B, 3]
+        statistics = torch.stack([rows, columns, matches], 1)
+        statistics = processes.all_gather(statistics, len(image))  # [B, 3]
         ctx.save_for_backward(image, text, scale, bias, statistics)
         ctx.own = own
         rows, columns, matches = statistics.T

@@ -88,7 +88,7 @@ def encode_in_parts(
     with torch.set_grad_enabled(len(parts) == 1):
         outputs = [encode(rows) for rows in parts]
     image, text = (
-        processes.all_gather(torch.cat(tower).detach()).requires_grad_()
+        processes.all_gather(torch.cat(tower).detach(), len(batch.rows)).requires_grad_()
         for tower in zip(*outputs, strict=True)
     )
     whole = outputs[0] if len(parts) == 1 else None

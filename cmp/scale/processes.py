@@ -123,27 +123,47 @@ def rank() -> int:
 
 
 def local_slice(count: int) -> slice:
-    """Return the slice of `count` samples that this process takes; raise `CmpError` for an uneven
-    split."""
-    if count % world_size():
-        fitting = max(number for number in range(1, world_size()) if count % number == 0)
+    """Return the slice of `count` samples that this process takes. The first processes take one
+    more if they cannot all take as many.
+
+    Raises:
+        CmpError: There are fewer samples than processes.
+    """
+    shares = _shares(count)
+    if not shares[-1]:
         raise CmpError(
-            f"a batch of {count} samples cannot be split evenly between {world_size()} processes; "
-            f"use a multiple of their number as training.batch, or {fitting} of them"
+            f"a batch of {count} samples is too small for {world_size()} processes; use a larger "
+            f"training.batch, or at most {count} processes"
         )
-    share = count // world_size()
-    return slice(rank() * share, (rank() + 1) * share)
+    start = sum(shares[: rank()])
+    return slice(start, start + shares[rank()])
 
 
-def all_gather(x: Tensor) -> Tensor:
-    """Return the rows of all processes in the order of their slices, [N, E] -> [N * processes,
-    E]."""
+def _shares(count: int) -> list[int]:
+    """Return how many of `count` samples each process takes."""
+    share, more = divmod(count, world_size())
+    return [share + (number < more) for number in range(world_size())]
+
+
+def all_gather(x: Tensor, count: int | None = None) -> Tensor:
+    """Return the rows of all processes in the order of their slices.
+
+    Args:
+        x: The rows of this process, [N, ...].
+        count: The rows of all processes, if each has those of its `local_slice` of them. By
+            default, each has as many as this one.
+
+    Returns:
+        [count, ...].
+    """
     if world_size() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(world_size())]
+    shares = [len(x)] * world_size() if count is None else _shares(count)
+    x = torch.cat([x, x.new_zeros(max(shares) - len(x), *x.shape[1:])])  # all send as many
+    parts = [torch.empty_like(x) for _ in shares]
     with _explain_absence():
-        dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
+        dist.all_gather(parts, x)
+    return torch.cat([part[:share] for part, share in zip(parts, shares, strict=True)])
 
 
 def share_rows(items: Any, compute: Callable[[Any], Tensor]) -> Tensor:

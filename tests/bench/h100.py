@@ -178,6 +178,11 @@ for _captions in ("short", "long"):
         )
 
 
+section(1, "500 x 375, compiled")(
+    functools.partial(measure_loop, captions="short", way=gpu.COMPILED, pixels=(500, 375))
+)
+
+
 @section(1, "flash attention")
 def check_flash(lab: Lab) -> Values:
     """Run the image tower with flash attention as the only choice, which fails where it cannot be

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from cmp import config, mixtures, models
 from cmp.bench import gpu
+from cmp.bench.data import SIZE
 from cmp.bench.networks import TASK
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.embedded import packed
-from cmp.scale import kernels
+from cmp.scale import decoding, kernels
 from cmp.scale.execution import ExecutionConfig
-from cmp.training import create_optimizer, make_train_state, train_step
+from cmp.training import StepResult, create_optimizer, make_train_state, train_step
 
 Values = dict[str, Any]
 
@@ -59,7 +60,11 @@ class Lab:
         return self.size(512, 8)
 
     def prepare(
-        self, *settings: str, captions: str = "short", steps: int = 40
+        self,
+        *settings: str,
+        captions: str = "short",
+        steps: int = 40,
+        pixels: tuple[int, int] = SIZE,
     ) -> tuple[RunConfig, Corpus]:
         """Return the config and the data of a run on JPEGs.
 
@@ -68,9 +73,10 @@ class Lab:
             captions: A key of `cmp.bench.pictures.LENGTHS`.
             steps: Steps per task; two where everything is small, in fp32, since few CPUs compute
                 bf16 fast.
+            pixels: Width and height of the JPEGs.
         """
         embedded = packed.load_embedded()
-        made, corpus = gpu.prepare(self.model, embedded, self.batch, self.work, captions)
+        made, corpus = gpu.prepare(self.model, embedded, self.batch, self.work, captions, pixels)
         sizes = [f"training.steps={self.size(steps, 2)}"] + ["training.precision=fp32"] * self.small
         settings = (*sizes, *settings)
         return config.parse(config.override(made.to_dict(), settings), "h100"), corpus
@@ -139,17 +145,28 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 def measure_loop(
-    lab: Lab, *settings: str, captions: str, way: ExecutionConfig, steps: int = 40
+    lab: Lab,
+    *settings: str,
+    captions: str,
+    way: ExecutionConfig,
+    steps: int = 40,
+    pixels: tuple[int, int] = SIZE,
 ) -> Values:
     """Train a task by a run's own loop and loader; the arguments are those of `Lab.prepare`, and
-    `way`, how a step is computed."""
+    `way`, how a step is computed. "waiting" is the part of the time that it waited for images."""
     release()
-    run_config, corpus = lab.prepare(*settings, captions=captions, steps=steps)
+    run_config, corpus = lab.prepare(*settings, captions=captions, steps=steps, pixels=pixels)
     state = make_train_state(run_config, corpus, device=lab.device, execution=way)
     pools, losses, seconds = mixtures.task_pools(run_config, corpus)[TASK], [], []
+    times, waits = [], []
+
+    def note(_: int, result: StepResult) -> None:
+        losses.append(result.loss)
+        times.append(time.perf_counter())
+        waits.append(decoding.seconds_waited())
 
     def train() -> None:
-        seconds.append(gpu.task_step_seconds(state, pools, lambda _, r: losses.append(r.loss)))
+        seconds.append(gpu.task_step_seconds(state, pools, note))
 
     peak, batch = gpu.peak_bytes(train, times=1), run_config.training.batch
     flops = step_flops(run_config.model.name, batch, captions)
@@ -158,6 +175,7 @@ def measure_loop(
         "samples/s": batch / seconds[0],
         "peak GB": peak / 1e9,
         "% of peak": 100 * flops / seconds[0] / kernels.PEAK,
+        "waiting": (waits[-1] - waits[0]) / (times[-1] - times[0]),
         "losses": [losses[0].item(), losses[-1].item()],
     }
 

@@ -422,6 +422,28 @@ def test_a_link_to_an_explorer_that_a_page_lacks_says_so(watched, address, path)
     expect(words).to_have_count(0)
 
 
+BEGIN = """async start => {
+    const { explore } = await import("/explorers/schedule.js");
+    const table = await (await fetch("/explorers/data/schedule.json")).json();
+    const made = document.createElement("div");
+    made.id = "made";
+    document.querySelector("article").prepend(made);
+    explore(made, { table, kernel: null, start });
+}"""
+
+
+@pytest.mark.parametrize(
+    "size, command, said",
+    [("quick", "cmpt run quick", ""), ("huge", "cmpt run cpu", 'size cannot be "huge"')],
+)
+def test_a_cell_says_the_size_of_runs(watched, address, size, command, said):
+    watched.goto(f"{address}/glossary")
+    watched.evaluate(BEGIN, {"size": size, "peak": 0.001})
+    made = watched.locator("#made")
+    expect(made.locator("pre")).to_contain_text(command)
+    expect(made.locator(".warned")).to_contain_text(said)
+
+
 def test_a_pin_that_is_not_made_says_why(watched, address, pages):
     place = page_with(watched, address, pages, "schedule")
     pin, warned = place.get_by_role("button", name="Pin to compare"), place.locator(".warned")

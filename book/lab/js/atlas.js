@@ -1,6 +1,6 @@
 // The atlas: every run as a dot in the plane of A_KA and A_ZS, and the settings of those in a box.
 import { keywords, takeAway } from "./export.js";
-import { ARROWS, button, element, form, places, points, roving, say, table } from "./form.js";
+import { ARROWS, button, element, form, picture, places, points, roving, say, table } from "./form.js";
 import { axes, d3, drawing, group } from "./plane.js";
 import { SILENT } from "./runs.js";
 import { among, canonical, COLOURS, differing, within } from "./state.js";
@@ -273,11 +273,10 @@ export function explore(el, { table: data, kernel, start }) {
     const { images, sprite } = data.pictures;
     const lost = images.map(({ truth }, n) => ({ truth, n, name: names[n] })).filter(({ truth, name }) => name !== truth);
     const rows = lost.map(({ truth, n, name }) => {
-      const style = `background: #fff url(${sprite}) -${n * SIDE}px 0 / auto ${SIDE}px`;
-      const picture = element("div", { class: "picture", role: "img", "aria-label": `A picture of ${truth}`, title: truth, style });
-      return element("li", { class: "wrong" }, picture, element("p", {}, `✗ ${name}`));
+      return element("li", { class: "wrong" }, picture(sprite, n, SIDE, truth), element("p", {}, `✗ ${name}`));
     });
-    const said = `Of the ${images.length} pictures of the first page, a run of it loses ${lost.length} in the end:`;
+    const end = lost.length ? `${lost.length} in the end:` : "none in the end.";
+    const said = `Of the ${images.length} pictures of the first page, a run of it loses ${end}`;
     return element("div", { class: "lost" }, element("p", {}, said), element("ul", {}, ...rows));
   }
 

@@ -13,6 +13,12 @@ export function element(tag, attributes = {}, ...inner) {
 export const button = (words, onclick, more = {}) =>
   element("button", { type: "button", ...more, onclick }, words);
 
+// One of the pictures that lie side by side in a sprite, `side` pixels high.
+export function picture(sprite, n, side, truth) {
+  const style = `background: #fff url(${sprite}) -${n * side}px 0 / auto ${side}px`;
+  return element("span", { class: "picture", role: "img", "aria-label": `A picture of ${truth}`, title: truth, style });
+}
+
 // The places of an explorer by name; what is said and warned of is read aloud.
 export function places(el, names) {
   const place = Object.fromEntries(names.map((name) => [name, element("div", { class: name })]));

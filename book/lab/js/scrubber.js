@@ -1,6 +1,6 @@
 // The forgetting scrubber: the names that a model gives to the same test images after each update, for one
 // way to update it, or for several among which a slider chooses.
-import { button, element, places, roving, say } from "./form.js";
+import { button, element, picture, places, roving, say } from "./form.js";
 import { axes, d3, drawing, group, handles, join } from "./plane.js";
 import { canonical, within } from "./state.js";
 import { frame } from "./workbench.js";
@@ -93,11 +93,9 @@ export function explore(el, { table, kernel, start }) {
   const told = element("p", { class: "told", "aria-live": "polite" }, POINT);
   let pointed = null; // the tile of which the line below tells
   const tile = (sprite, { truth }, n, kind) => {
-    const style = `background: #fff url(${sprite}) -${n * side}px 0 / auto ${side}px`;
-    const picture = element("span", { class: "picture", role: "img", "aria-label": `A picture of ${truth}`, style });
     const made = { kind, n, truth, words: element("p"), small: element("small") };
     const words = isFirst ? [made.words, made.small] : [element("b", {}, truth), made.words, made.small];
-    const inner = [picture, element("div", {}, ...words)];
+    const inner = [picture(sprite, n, side, truth), element("div", {}, ...words)];
     made.place = element("li", {}, ...(isFirst ? [element("button", { type: "button" }, ...inner)] : inner));
     const point = () => ((pointed = made), tell());
     for (const event of isFirst ? ["mouseenter", "focusin", "click"] : []) made.place.addEventListener(event, point);
