@@ -33,7 +33,7 @@ SMALL_COUNTS = {
     "pets": {"train": 20, "test": 20}, "satellite": {"": 120}, "things": {"": 120},
     "aircraft": {"train": 30, "validation": 30, "test": 30},
     "textures": {"train": 30, "validation": 30, "test": 30},
-    "flowers": {"validation": 20, "test": 30},
+    "flowers": {"validation": 20, "test": 30}, "signs": {"validation": 12, "test": 48},
 }  # fmt: skip
 """The images of `write_sets`."""
 
