@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import re
 from collections.abc import Collection, Iterable, Iterator
 
 
@@ -37,6 +38,27 @@ def name_choices(name: str, names: Collection[str], there_are: str = "there are"
     """
     near, choices = did_you_mean(name, names), f"{there_are} {', '.join(names)}"
     return f"{near} {choices[0].upper()}{choices[1:]}" if near else f"; {choices}"
+
+
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Characters that steer a terminal, break lines, or turn the direction of a text."""
+
+
+def clean_text(text: str) -> str:
+    """Return a text for a terminal or a page, with spaces in place of control characters other than
+    tabs and line breaks."""
+    return _CONTROLS.sub(" ", text)
+
+
+def check_line(text: str) -> str:
+    """Return a name or sentence of a user if it is one line.
+
+    Raises:
+        ValueError: It has line breaks or other control characters.
+    """
+    if clean_text(text) != text or {*"\t\n"} & {*text}:
+        raise ValueError(f"{text!r:.80} must be one line, without tabs and control characters")
+    return text
 
 
 def first_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import cmp
-from cmp.errors import CmpError, Interrupted, first_line
+from cmp.errors import CmpError, Interrupted, clean_text, first_line
 from cmp.project import DISTRIBUTION, build_folder
 
 
@@ -22,7 +22,7 @@ def explain_failure(error: BaseException) -> str:
     """Return what to tell a user about an error that is no bug in this program, or "" for a bug."""
     torch = sys.modules.get("torch")
     if isinstance(error, CmpError | Interrupted):
-        return str(error)
+        return clean_text(str(error))
     if isinstance(error, getattr(torch, "OutOfMemoryError", ())):
         return (
             f"the device has too little memory ({first_line(error):.300}); use --micro-batch or a "

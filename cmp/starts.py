@@ -52,10 +52,21 @@ def known_name(name: str) -> str:
     itself.
 
     An embedded model needs its own tokenizer, since open_clip would use CLIP's larger vocabulary.
+
+    Raises:
+        CmpError: The config of a hub's or folder's model cannot be read.
     """
     if not is_hub(name):
         return name
-    about = open_clip.get_model_config(name)
+    try:
+        about = open_clip.get_model_config(name)
+        if not isinstance(about, dict):
+            raise ValueError("it has no keys under model_cfg")
+    except Exception as error:  # of the network, of the hub, of a config with other keys
+        raise CmpError(
+            f"model.name: {name:.200}: its config cannot be read ({first_line(error):.200}); check "
+            "the name, the folder, and the connection"
+        ) from error
     return next((x for x in family_names() if open_clip.get_model_config(x) == about), name)
 
 

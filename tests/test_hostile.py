@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
+import tarfile
 import time
 from hashlib import sha256
 from types import SimpleNamespace
@@ -14,14 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pictures import picture, tree
+from pictures import classes, picture, tar, tree
 from typer.testing import CliRunner
 
 from cmp import cli
+from cmp.cli import shared
 from cmp.cli.updates import _score_line
 from cmp.errors import CmpError, Diverged
+from cmp.experiments import evidence, planner
+from cmp.faults import explain_failure
 from cmp.files import atomic_folder, check_held_files, file_digest, parse_yaml
+from cmp.readers import collection, infer, tables, tars
+from cmp.readers.manifest import FileSet, load_manifests
 from cmp.releases import (
+    card,
     compare,
     exports,
     gate,
@@ -427,3 +435,145 @@ def test_a_state_of_another_run_is_refused(releases, plan, tmp_path, change):
         update.compute_update(plan, tmp_path / "r")
     with pytest.raises(CmpError, match=r"(is not a state of this run|does not fit).*; delete"):
         execute(plan.config, plan.corpus, fitted=plan.fitted, start=made)
+
+
+EVIL = "<img src=x>\n\n# Forged\n\n| A_KA | 99 | \x1b[31m [x](y) \\<b> `a` \u2028"
+
+
+def test_a_card_shows_the_texts_of_users_as_they_are(releases, root, tmp_path):
+    rows = [(200, EVIL, "train"), (201, EVIL, "train"), *some_rows(202)]
+    plan = update_plan.plan_update(
+        releases / "1", month(tmp_path / "m", rows), ONE_STEP, name="u <script> | a"
+    )
+    text = update.compute_update(plan, tmp_path / "r").path(release.CARD_FILE).read_text()
+    text = text.partition("## Scores")[2]
+    assert "# Forged" not in text.splitlines() and "\x1b" not in text
+    for mark in ("<img", "<script", "[x]", "<b>"):
+        places = [place for place in range(len(text)) if text.startswith(mark, place)]
+        assert places
+        for place in places:
+            slashes = len(text[:place]) - len(text[:place].rstrip("\\"))
+            assert slashes % 2 == 1, text[place - 20 : place + 20]
+    table = card.markdown_table(pd.DataFrame({"set": [EVIL, "a"]}))
+    assert len(table.splitlines()) == 4 and card.code_span("a`b") == "a'b"
+
+
+@pytest.mark.parametrize("key", ["licence", "title", "prompt", "update"])
+def test_texts_of_a_manifest_are_one_line(tmp_path, key):
+    text = "a {}\n# b" if key == "prompt" else "a\n# b"
+    month(tmp_path / "m", some_rows(250), **{"name": "x", "role": "adapt", key: text})
+    with pytest.raises(CmpError, match=rf"{key}: .* must be one line"):
+        load_manifests(str(tmp_path / "m"))
+
+
+def test_names_of_updates_and_prompts_are_one_line(releases, tmp_path):
+    own = month(tmp_path / "m", some_rows(260))
+    with pytest.raises(CmpError, match=r"--name: .* must be one line"):
+        update_plan.plan_update(releases / "1", own, ONE_STEP, name="a\n# b")
+    with pytest.raises(CmpError, match=r"--prompt: .* must be one line"):
+        update_plan.plan_update(months.START, own, months.SMALL, prompt="a {}\x1b[2J")
+
+    def rename(record):
+        record["updates"][0]["name"] = "a\x1b[2J"
+
+    with pytest.raises(CmpError, match=r"updates\.0\.name: .* must be one line"):
+        release.read_release(craft(releases / "2", tmp_path / "r", rename))
+
+
+def test_a_terminal_is_not_steered_by_names(capsys):
+    steering = "\x1b]0;owned\x07\x1b[2Jx\x9b1m\u202e"
+    shared.print_table(("a",), [(steering,)], steering)
+    shown = capsys.readouterr().out + explain_failure(CmpError(steering))
+    assert not {*steering} - {*"]0;owned[2Jx1m"} & {*shown} and "owned" in shown
+
+
+@pytest.mark.parametrize("line", ["\x85", "\u2028"])
+def test_a_plan_is_what_its_model_is_called(tmp_path, line, monkeypatch):
+    request = planner.PlanRequest(
+        "small", 2, None, 0.01, None, "core", "balance", "both", None, False, None, None
+    )
+    plan = planner.make_plan(request, evidence.gather_evidence())
+    monkeypatch.setattr(planner, "plan_summary", lambda plan: f"a{line}training: {{steps: 1}}")
+    assert parse_yaml(planner.plan_as_yaml(plan)) == plan.tree
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless link", "link out"])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_only_a_file_of_the_folder_is_looked_at_as_a_table(tmp_path, kind, ending, monkeypatch):
+    def read(path, **_):
+        raise AssertionError(path)  # it would never end
+
+    monkeypatch.setattr(infer, "read_csv", read)
+    monkeypatch.setattr(infer.pq, "read_schema", read)
+    root, path = classes(tmp_path / "p"), tmp_path / "p" / f"t.{ending}"
+    (tmp_path / "t").write_text("filepath,label")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "endless link" else tmp_path / "t")
+    assert '"kind": "folder"' in infer.describe_folder(root)[0]
+
+
+def test_very_deep_folders_are_listed_in_order(tmp_path, monkeypatch):
+    here = tmp_path / "p"
+    tree(here, {"a.png": b"", "b/c.png": b"", "b.png": b"", ".x/y.png": b"", "b/a/z.png": b""})
+    assert [*tables.walk_files(here)] == ["a.png", "b/a/z.png", "b/c.png", "b.png"]
+    monkeypatch.chdir(here)
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    try:
+        assert len([*tables.walk_files(here)]) == 4
+    finally:  # what deletes the folder later may not go so deep
+        for _ in range(1200):
+            os.chdir("..")
+            os.rmdir("d")
+
+
+def test_a_tar_ends(tmp_path, monkeypatch):
+    tar(tmp_path / "t.tar", [("0.png", picture(1)), ("0.cls", b"ring"), ("1.png", picture(2))])
+    content = bytearray((tmp_path / "t.tar").read_bytes())
+    place = content.index(b"1.png")
+    content[place + 124 : place + 136] = b"\xff" + (-1024 % 2**88).to_bytes(11, "big")
+    content[place + 148 : place + 156] = b"        "
+    content[place + 148 : place + 156] = b"%06o\0 " % sum(content[place : place + 512])
+    (tmp_path / "t.tar").write_bytes(content)
+    with pytest.raises(CmpError, match=r"t\.tar: cannot be read .*1\.png: its size is below zero"):
+        list(tars.tar_members(tmp_path / "t.tar", []))
+    for error in (MemoryError, RecursionError):
+
+        def fail(*_, error=error):
+            raise error("too much")
+
+        monkeypatch.setattr(tarfile.TarFile, "next", fail)
+        with pytest.raises(CmpError, match=r"t\.tar: cannot be read .*too much"):
+            list(tars.tar_members(tmp_path / "t.tar", []))
+
+
+def test_a_table_that_is_small_on_disk_and_large_in_memory_is_refused(tmp_path, monkeypatch):
+    images = [{"bytes": picture(n), "path": "x"} for n in range(4)]
+    table = pa.table({"image": images, "label": ["a", "b"] * 2, "other": [b"0" * 9000] * 4})
+    pq.write_table(table, tmp_path / "t.parquet", use_dictionary=False, write_statistics=False)
+    reader = {"kind": "parquet", "path": "t.parquet", "image": "image", "label": "label"}
+    about = {"name": "x", "title": "x", "role": "adapt", "licence": "own", "reader": reader}
+    dataset = FileSet.model_validate(about)
+    size = sum(map(len, (picture(n) for n in range(4))))
+    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", size + 1000)  # a column that is not read is none
+    assert len(collection.read_index(dataset, tmp_path).table) == 4
+    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", size - 1)
+    with pytest.raises(CmpError, match=r"t\.parquet: a row group has .*row_group_size"):
+        collection.read_index(dataset, tmp_path)
+    monkeypatch.undo()
+    monkeypatch.setattr(tables, "MAX_ROWS", 3)
+    with pytest.raises(CmpError, match=r"x: reader\.path: its files have 4 rows"):
+        collection.read_index(dataset, tmp_path)
+
+
+@pytest.mark.parametrize("config", ["{", "[]", '{"model_cfg": 5}', None])
+def test_a_model_whose_config_cannot_be_read_is_named(root, tmp_path, config):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if config:
+        (folder / "open_clip_config.json").write_text(config)
+    with pytest.raises(CmpError, match=r"^model\.name: local-dir:.*; check the name"):
+        update_plan.plan_update(f"local-dir:{folder}", root / "x-month")

@@ -29,6 +29,15 @@ from tests import real_table
 SETS = ("pets", "aircraft", "satellite", "textures", "flowers", "signs", "things")
 
 
+SMALL_COUNTS = {
+    "pets": {"train": 20, "test": 20}, "satellite": {"": 120}, "things": {"": 120},
+    "aircraft": {"train": 30, "validation": 30, "test": 30},
+    "textures": {"train": 30, "validation": 30, "test": 30},
+    "flowers": {"validation": 20, "test": 30}, "signs": {"validation": 12, "test": 48},
+}  # fmt: skip
+"""The images of `write_sets`."""
+
+
 def write_jpeg(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(picture(crc32(str(path.name).encode()), kind="JPEG"))
@@ -90,6 +99,7 @@ def build(tmp_path, monkeypatch):
     """A build folder with the sets unpacked in it, and nothing that downloads."""
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     monkeypatch.setattr(real, "download_set", lambda name, root: None)
+    monkeypatch.setattr(real, "COUNTS", SMALL_COUNTS)
     write_sets(real.data_folder())
     return tmp_path / "build"
 
@@ -155,6 +165,26 @@ def test_what_cannot_be_downloaded_or_read_is_said_with_what_to_do(build, monkey
     monkeypatch.setattr(datasets, "DTD", refuse)
     with pytest.raises(CmpError, match=r"cannot be downloaded .*no network.*repeat the command"):
         real.download_set("textures", build)
+
+
+@pytest.mark.parametrize("name", ["imagenette2-320/train", "eurosat/2750", "dtd/dtd/images"])
+def test_a_set_whose_unpacking_was_stopped_is_refused(build, name):
+    next((real.data_folder() / name).rglob("*.[jJ]*")).unlink()
+    with pytest.raises(CmpError, match=rf"images in .*{name.split('/')[0]}, .*delete that folder"):
+        real.prepare_data()
+
+
+def test_a_list_with_a_path_elsewhere_is_another_layout(build):
+    path = real.data_folder() / "dtd" / "dtd" / "labels" / "val1.txt"
+    path.write_text("/etc/passwd\n")
+    with pytest.raises(CmpError, match=r"another layout"):
+        real.prepare_data()
+
+
+def test_every_set_has_its_published_size():
+    assert {*real.COUNTS} == {*real.READERS} == {*real._FACTS["sets"]}
+    assert sum(real.COUNTS["aircraft"].values()) == 10_000
+    assert len(real._FACTS["flowers"]) * 10 == real.COUNTS["flowers"]["validation"]
 
 
 def test_the_study_is_written_for_a_card_and_planned_anywhere(tmp_path, monkeypatch):
@@ -257,6 +287,7 @@ from pathlib import Path
 from cmp import cli
 from cmp.experiments import forecast, real, studies, verdicts
 studies.STUDIES = Path(os.environ["CMP_BUILD"])
+real.COUNTS = SMALL
 real.download_set = lambda name, root: None
 sys.argv = ["cmp", "study", "first-real", "--device", "cpu", "--jobs", "1"]
 if __name__ == "__main__":
@@ -273,7 +304,7 @@ def test_the_whole_study_from_files_to_a_page_killed_and_resumed(build):
     small |= {"optimizer.weight_decay": 0.1}
     tree["common"] |= small
     (build / f"{real.STUDY}.yaml").write_text(json.dumps(tree))
-    (build / "study.py").write_text(SCRIPT)
+    (build / "study.py").write_text(SCRIPT.replace("SMALL", str(SMALL_COUNTS)))
     own = {"PYTHONPATH": str(project_folder()), "OMP_NUM_THREADS": "1", "CMP_WORKERS": "0"}
 
     def start():

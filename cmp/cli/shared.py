@@ -18,7 +18,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, clean_text
 
 Positive = Annotated[int, typer.Option(min=1)]
 Threads = Annotated[int, typer.Option(min=1, max=1024)]  # thread libraries crash with more
@@ -166,6 +166,7 @@ def print_table(
     from rich import box, console, table
 
     rows = [row and [_cell(value) for value in row] for row in rows]
+    title = title and clean_text(title)
     shown = table.Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for number, column in enumerate(columns):
         is_number = all(re.fullmatch(r"[-+]?[\d.,/]*", row[number]) for row in rows if row)
@@ -185,4 +186,4 @@ def _cell(value: object) -> str:
     """Return a cell as text: numbers with four digits, or all digits of large ones."""
     if isinstance(value, float) and abs(value) < 1000:
         return f"{value:.4g}"
-    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
+    return f"{value:,.0f}" if isinstance(value, int | float) else clean_text(str(value))

@@ -12,7 +12,7 @@ from cmp import budgets, models, starts
 from cmp.data import Corpus
 from cmp.files import read_yaml
 from cmp.readers import notes
-from cmp.releases.card import markdown_table
+from cmp.releases.card import code_span, markdown_table
 from cmp.releases.exports import export_folder
 from cmp.releases.release import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_served_model
 from cmp.runs import store
@@ -72,7 +72,7 @@ def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
         tokenizer = "import cmp.embedded.models\n\n"
         tokenizer += f'tokenizer = cmp.models.tokenizer("{name}")'
     return CARD.format(
-        name=name, tokenizer=tokenizer, start=f"`{about.model.start}`",
+        name=code_span(name), tokenizer=tokenizer, start=f"`{code_span(about.model.start)}`",
         tasks=run.metrics["task"].max(), steps=budgets.apply_budget(about).training.steps,
         batch=about.training.batch, method=about.method.name,
         merging=about.merging.policy, folder=folder, scope=scope, run=run.id,

@@ -397,7 +397,8 @@ def plan_as_yaml(plan: Plan, comments: bool = True) -> str:
         *(f"Rejected: {name}. {reason}." for name, reason in plan.rejected.items()),
         *(f"Advice on {name}: {advice}" for name, advice in plan.advice.items()),
     ]
-    lines = [line for part in paragraphs for line in textwrap.wrap(part, LINE_WIDTH)]
+    parts = [" ".join(part.split()) for part in paragraphs]  # a name may have line breaks
+    lines = [line for part in parts for line in textwrap.wrap(part, LINE_WIDTH)]
     return "".join(f"# {line}\n" for line in lines) + text
 
 

@@ -5,6 +5,7 @@ Each set gets a table of its images and a manifest, in a folder that `config.dat
 is downloaded twice, and a set is complete once its manifest is written.
 """
 
+import collections
 import csv
 import json
 import re
@@ -22,6 +23,8 @@ from cmp.runs import identity, store
 
 STUDY = "first-real"
 _FACTS = read_yaml(Path(__file__).with_suffix(".yaml"))
+COUNTS: dict[str, dict[str, int]] = _FACTS["counts"]
+"""Set -> its number of images by split."""
 _SPLITS = {"train": "train", "trainval": "train", "val": "validation", "test": "test"}
 SEND = (
     f"Send this page and the table beside it, `{STUDY}.csv`, with or without your name, as an "
@@ -171,6 +174,7 @@ def prepare_data(say: Callable[[str], None] = lambda words: None) -> Path:
         download_set(name, folder)
         try:
             images = list(READERS[name][1](folder))
+            table = _table(images, folder) if images else pd.DataFrame()
         except (OSError, KeyError, ValueError, IndexError) as error:
             raise CmpError(
                 f"study {STUDY}: {about['title']} in {folder} has another layout than torchvision "
@@ -181,12 +185,27 @@ def prepare_data(say: Callable[[str], None] = lambda words: None) -> Path:
                 f"study {STUDY}: no images of {about['title']} in {folder}; delete what is there "
                 "and repeat the command"
             )
-        write_atomic(folder / f"{name}.csv", _table(images, folder).to_csv(index=False))
+        _check_counts(name, images, folder)
+        write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
         reader = {"kind": "csv", "path": f"{name}.csv", "label": "label", "caption": None}
         reader |= {"draft": "side", "resize": "torch"}  # decoding decides how long a run takes
         reader |= {"split": "split"} if images[0].split else {}
         write_atomic(manifest, json.dumps({"name": name, **about, "reader": reader}))
     return folder
+
+
+def _check_counts(name: str, images: list[Image], folder: Path) -> None:
+    """Raise `CmpError` unless all images of a set are there: torchvision takes one whose unpacking
+    was stopped for whole."""
+    found = collections.Counter(image.split for image in images if image.path.is_file())
+    if found != COUNTS[name]:
+        own = folder / images[0].path.relative_to(folder).parts[0]
+        title, published = _FACTS["sets"][name]["title"], sum(COUNTS[name].values())
+        raise CmpError(
+            f"study {STUDY}: {title} has {found.total():,} images in {own}, {dict(found)}, but "
+            f"{published:,} were published, {COUNTS[name]}; delete that folder and repeat the "
+            "command"
+        )
 
 
 def _table(images: list[Image], folder: Path) -> pd.DataFrame:

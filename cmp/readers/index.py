@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, clean_text
 from cmp.readers.files import ReadImage, Stamp
 from cmp.readers.manifest import SPLIT_SHARES, FileSet, PictureReader, Split
 from cmp.seeds import unit_interval
@@ -224,7 +224,7 @@ def summarise_faults(faults: list[Fault]) -> str:
         parts.append(f"{kind}: {', '.join(names[:3]) or unnamed}{more}")
     if len(kinds) > MAX_KINDS:
         parts.append("...")
-    return "; ".join(parts).encode(errors="replace").decode()
+    return clean_text("; ".join(parts)).encode(errors="replace").decode()
 
 
 def refuse_faults(dataset: FileSet, faults: list[Fault]) -> None:

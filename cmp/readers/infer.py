@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from cmp.errors import CmpError, first_line
 from cmp.files import read_yaml, write_atomic
 from cmp.readers import pairs
+from cmp.readers.files import file_stamp
 from cmp.readers.index import SPLIT_NAMES
 from cmp.readers.manifest import (
     LONGEST_NAME,
@@ -148,6 +149,8 @@ def _infer_table(folder: Path, passed_over: list[str]) -> Inference | None:
     table."""
     tables = [path for suffix in ("parquet", "tsv", "csv") for path in folder.glob(f"*.{suffix}")]
     for path in sorted(tables):
+        if file_stamp(folder, path.name, {}).size < 0:  # a pipe or a link elsewhere may not end
+            continue
         is_parquet = path.suffix == ".parquet"
         fix = "; to use it, " if is_parquet else "; to use it, save it as UTF-8 with commas, and "
         fix += "name its column of images filepath"

@@ -24,7 +24,7 @@ import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringConstraints
 
 from cmp.config import POOL_DATA_ROLES
-from cmp.errors import CmpError, name_choices
+from cmp.errors import CmpError, check_line, name_choices
 from cmp.files import MAX_YAML_BYTES, first_fault, read_text, read_yaml
 from cmp.project import build_folder
 from cmp.readers.files import is_inside
@@ -49,7 +49,7 @@ def check_prompt(prompt: str) -> str:
     fields = [field for _, *field in string.Formatter().parse(prompt) if field[0] is not None]
     if fields != [["", "", None]]:
         raise ValueError(f"{prompt!r:.80} must contain exactly one {{}}")
-    return prompt
+    return check_line(prompt)
 
 
 def _check_name(name: str) -> str:
@@ -69,7 +69,8 @@ DatasetName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=LONGEST_NAME)
 ]
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
-UpdateName = Annotated[Text, BeforeValidator(lambda x: str(x) if type(x) is int else x)]
+Line = Annotated[Text, AfterValidator(check_line)]
+UpdateName = Annotated[Line, BeforeValidator(lambda x: str(x) if type(x) is int else x)]
 """The month, the day or the number of an update."""
 Prompt = Annotated[Text, AfterValidator(check_prompt)]
 SplitShare = Annotated[float, Field(ge=0, le=1)]
@@ -221,7 +222,7 @@ class SetManifest(StrictModel):
             by time-incremental streams.
     """
 
-    title: Text
+    title: Line
     role: Role
     year: Year | None = None
 
@@ -252,7 +253,7 @@ class FileSet(SetManifest):
     task: Literal["classification", "retrieval"] | None = None
     images: str = ""
     prompt: Prompt = "a photo of a {}"
-    licence: Text
+    licence: Line
     reader: Reader
     splits: dict[Split, SplitShare] = Field(default_factory=dict)
     update: UpdateName | None = None

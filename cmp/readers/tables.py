@@ -4,7 +4,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -31,6 +31,10 @@ COLUMN_KEYS = ("image", "caption", "label", "split", "update")
 """The keys of a `manifest.TableReader` that name columns."""
 MAX_COLUMNS = 10_000
 """Most columns that a table may have; pandas takes seconds to read more."""
+MAX_ROWS = 10**7
+"""Most rows that the Parquet files of a set may have together."""
+MAX_GROUP_BYTES = 2**31
+"""Most bytes of a row group in the columns that are read, which are in memory at once."""
 NAMED_COLUMNS = 20
 """Most columns that a message names."""
 LOOKED_AT = 10_000
@@ -48,12 +52,16 @@ def walk_files(folder: Path | str, prefix: str = "") -> Iterator[str]:
         folder: The folder.
         prefix: A prefix for the paths, instead of the folder.
     """
-    visible = (entry for entry in os.scandir(folder) if not entry.name.startswith("."))
-    for entry in sorted(visible, key=lambda entry: entry.name):
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk_files(entry.path, f"{prefix}{entry.name}/")
-        else:
-            yield f"{prefix}{entry.name}"
+    waiting = [(os.fspath(folder), prefix, True)]  # the next one last; folders may be deep
+    while waiting:
+        path, name, is_folder = waiting.pop()
+        if not is_folder:
+            yield name
+            continue
+        visible = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+        for entry in sorted(visible, key=lambda entry: entry.name, reverse=True):
+            is_inner = entry.is_dir(follow_symlinks=False)
+            waiting.append((entry.path, f"{name}{entry.name}{'/' * is_inner}", is_inner))
 
 
 def visible_folders(folder: Path) -> list[Path]:
@@ -232,6 +240,35 @@ def check_width(file: Path, count: int) -> None:
         )
 
 
+def check_size(path: Path, file: pq.ParquetFile, columns: Collection[str]) -> int:
+    """Return the number of rows of a Parquet file, which says how large it is before it is read.
+
+    Args:
+        path: The file.
+        file: The same, open.
+        columns: The columns that are read.
+
+    Raises:
+        CmpError: A row group is too large.
+    """
+    about = file.metadata
+    places = [n for n in range(about.num_columns) if _top_name(about, n) in columns]
+    for group in map(about.row_group, range(about.num_row_groups)):
+        size = sum(group.column(n).total_uncompressed_size for n in places)
+        if size > MAX_GROUP_BYTES:
+            raise CmpError(
+                f"{path}: a row group has {size:,} bytes, but at most {MAX_GROUP_BYTES:,} are "
+                "allowed; write it with a smaller row_group_size"
+            )
+    return about.num_rows
+
+
+def _top_name(about: pq.FileMetaData, place: int) -> str:
+    """Return the column that a column of Parquet belongs to; a struct has one for each field."""
+    column = about.schema.column(place)
+    return column.name if column.path == column.name else column.path.partition(".")[0]
+
+
 def list_columns(names: Sequence[str]) -> str:
     """Return a list of column names as text, shortened if there are many."""
     more = f" and {len(names) - NAMED_COLUMNS} more" if len(names) > NAMED_COLUMNS else ""
@@ -374,6 +411,12 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
     if pa.types.is_dictionary(cell):  # as pandas writes categories
         cell = cell.value_type
     as_bytes = cell not in (pa.string(), pa.large_string())
+    sizes = [check_size(path, file, wanted) for path, file in zip(paths, files, strict=True)]
+    if sum(sizes) > MAX_ROWS:
+        raise CmpError(
+            f"{dataset.name}: reader.path: its files have {sum(sizes):,} rows, but at most "
+            f"{MAX_ROWS:,} are allowed; give fewer of them"
+        )
     columns = [name for name in schema.names if name in wanted and not (as_bytes and name == image)]
     frames = [file.read(columns=columns).to_pandas() for file in files]
     if not as_bytes:

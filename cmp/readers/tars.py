@@ -70,12 +70,14 @@ def tar_members(path: Path, faults: list[Fault]) -> Iterator[tuple[tarfile.TarIn
     what = f"{path}: cannot be read as an uncompressed tar"
     remedy = "; images are already compressed, so pack them without compression"
     with (
-        explain_errors(what, remedy, tarfile.TarError, EOFError),
+        explain_errors(what, remedy, tarfile.TarError, EOFError, MemoryError, RecursionError),
         path.open("rb") as file,
         tarfile.open(fileobj=file, mode="r:") as archive,
     ):
         for member in archive:
             archive.members = []  # tarfile keeps all members
+            if member.size < 0:  # the next member would be one that was read before
+                raise tarfile.ReadError(f"{member.name}: its size is below zero")
             if reason := unsafe_reason(member):
                 faults.append(Fault(reason, f"{path.name}: {member.name}"))
             elif member.isreg():

@@ -10,6 +10,7 @@ import pandas as pd
 from cmp import starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
+from cmp.errors import clean_text
 from cmp.files import read_yaml
 from cmp.releases import sentences
 from cmp.releases.compare import Comparison
@@ -60,13 +61,16 @@ def release_card(
     changes = [(k, str(x)) for k, x in run_config.changes().items() if k not in hidden]
     mixture = run_config.mixture
     card = CARD["card"].format(
-        name=name, start=run_config.model.start, snippet=snippet(name, corpus).rstrip(),
+        name=code_span(name), start=code_span(run_config.model.start),
+        snippet=snippet(name, corpus).rstrip(),
         count="once" if len(record.updates) == 1 else f"{len(record.updates)} times",
-        last=last.name, images=sentences.count_of(last.images, "training image"), id=record.id,
+        last=escape_markdown(last.name), id=record.id,
+        images=sentences.count_of(last.images, "training image"),
         scores=score_table(comparison),
         about=sentences.SCORES, splits=sentences.describe_splits(),
-        months=_explain_updates(comparison), said="\n\n".join(score_sentences),
-        plan="\n".join(f"* {sentence}" for sentence in update_sentences),
+        months=_explain_updates(comparison),
+        said="\n\n".join(map(escape_markdown, score_sentences)),
+        plan="\n".join(f"* {escape_markdown(sentence)}" for sentence in update_sentences),
         updates=markdown_table(updates), method=run_config.method.name,
         merging=run_config.merging.policy, batch=sum(last.counts),
         shares=", ".join(f"{share:.2f}" for share in mixture.shares), data=markdown_table(data),
@@ -127,10 +131,20 @@ def score_table(comparison: Comparison) -> str:
     return markdown_table(rows)
 
 
+def escape_markdown(text: str) -> str:
+    """Return a text of a user as one line of Markdown in which nothing is a mark."""
+    return re.sub(r"([\\<|`\[])", r"\\\1", " ".join(clean_text(text).split()))
+
+
+def code_span(text: str) -> str:
+    """Return a text for a code span, which a backtick would end."""
+    return escape_markdown(text.replace("`", "'"))
+
+
 def markdown_table(table: pd.DataFrame) -> str:
     """Return a table without its index in Markdown, numbers with one digit."""
     texts = table.map(
-        lambda value: f"{value:.1f}" if isinstance(value, float) else str(value).replace("|", "\\|")
+        lambda value: f"{value:.1f}" if isinstance(value, float) else escape_markdown(str(value))
     )
     rows = [[*table.columns], ["---"] * table.shape[1], *texts.to_numpy()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import starts
 from cmp.data import Corpus
-from cmp.errors import CmpError
+from cmp.errors import CmpError, check_line
 from cmp.files import parse_record, parse_yaml
 from cmp.readers import collection, images, infer, tables
 from cmp.readers.files import ReadImage
@@ -380,6 +380,10 @@ def arrive(
     for option, text in ((OPTIONS[role], str(path)), ("--name", name)):
         if HALF_CHARACTER.search(text):
             raise CmpError(f"{option}: {text!r}: name is not UTF-8; choose another")
+    try:
+        name = check_line(name or path.name)
+    except ValueError as error:
+        raise CmpError(f"--name: {error}; choose another") from error
     if path.is_dir() and not has_manifests(path):
         _refuse_known_folders(ledger, path, role)
     located = read_sets(path, role, prompt, ledger)
@@ -394,7 +398,7 @@ def arrive(
         {"root": os.path.relpath(root, path)} | dataset.model_dump(mode="json", exclude_unset=True)
         for dataset, root in located
     )
-    arrival = Arrival(number, name or path.name, role, str(path), sets)
+    arrival = Arrival(number, name, role, str(path), sets)
     arriving, free = [], set()  # splits that no file gives may change
     for index in indexes:
         columns = [index.table[name] for name in ("source", "split", "label", "captions")]

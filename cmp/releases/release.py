@@ -17,7 +17,7 @@ import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from cmp import config, models, starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import CmpError, explain_errors
+from cmp.errors import CmpError, check_line, explain_errors
 from cmp.files import SHORT_ID, file_digest, parse_json, parse_record, read_text
 from cmp.releases import ledger as ledgers
 from cmp.releases.ledger import Ledger, Picture, arrivals_from, checked_ledger
@@ -61,7 +61,7 @@ class UpdateRecord:
             of the previous update.
     """
 
-    name: str
+    name: Annotated[str, AfterValidator(check_line)]
     id: str
     steps: int
     counts: tuple[int, int, int]

@@ -18,7 +18,7 @@ import cmp
 from cmp import budgets, config, mixtures, schedules, starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import CmpError, did_you_mean
+from cmp.errors import CmpError, clean_text, did_you_mean
 from cmp.mixtures import Pools
 from cmp.readers import notes
 from cmp.readers.manifest import check_prompt
@@ -115,7 +115,7 @@ class UpdatePlan:
     @property
     def notes(self) -> list[str]:
         """Sentences that a user should read before it is trained."""
-        return [*_notes(self)]
+        return [clean_text(note) for note in _notes(self)]
 
 
 def plan_update(
@@ -230,8 +230,9 @@ def _stream_prompt(prompt: str, parent: Release | None, name: str) -> str:
             f"--prompt: {prompt!r}, but this stream has {before!r}, which cannot change, or scores "
             "could not be compared; start a new stream with --start"
         )
+    prompt = prompt or before or starts.usual_prompt(name)
     try:
-        return check_prompt(prompt or before or starts.usual_prompt(name))
+        return check_prompt(prompt)
     except ValueError as error:
         raise CmpError(f"--prompt: {error}") from error
 
