@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import starts
 from cmp.data import Corpus
-from cmp.errors import CmpError, check_line
+from cmp.errors import CmpError, check_line, explain_errors
 from cmp.files import parse_record, parse_yaml
 from cmp.readers import collection, images, infer, tables
 from cmp.readers.files import ReadImage
@@ -322,7 +322,8 @@ def read_sets(
         tree = tree | {"licence": "not given"}
         tree["name"] = joined_set(ledger, role)
         del tree["prompt"]
-        located = [(FileSet.model_validate(tree), folder)]
+        with explain_errors(f"{option}: {folder}: has a name that is not UTF-8", "; rename it"):
+            located = [(FileSet.model_validate(tree), folder)]
     for dataset, _ in located:
         if dataset.reader.kind == "fomo":
             raise CmpError(f"{option}: {dataset.name}: reader.kind: fomo is only for the benchmark")
