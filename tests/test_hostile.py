@@ -376,10 +376,14 @@ def test_names_that_are_not_utf_8_are_refused(releases, tmp_path):
         update_plan.plan_update(releases / "1", own, ONE_STEP)
 
 
-def test_a_table_may_have_any_name(releases, tmp_path):
+@pytest.mark.parametrize("name", ["\U0001f4f7", "a\x7f\n\u2028b"])
+def test_a_table_may_have_any_name(releases, tmp_path, name):
     own = month(tmp_path / "m", some_rows(310))
-    (own / "t.csv").rename(own / "\U0001f4f7.csv")
+    path = (own / "t.csv").rename(own / f"{name}.csv")
     assert update_plan.plan_update(releases / "1", own, ONE_STEP).report.new
+    path.rename(own / "x\udcff.csv")
+    with pytest.raises(CmpError, match=r"--data: .* has a name that is not UTF-8"):
+        update_plan.plan_update(releases / "1", own, ONE_STEP)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmp.errors import CmpError, first_line
+from cmp.errors import CmpError, clean_text, first_line
 from cmp.files import read_yaml, write_atomic
 from cmp.readers import pairs
 from cmp.readers.files import file_stamp
@@ -91,7 +91,8 @@ def describe_folder(folder: Path, role: Role = "adapt") -> tuple[str, str]:
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:LONGEST_NAME]
     name = name or "pictures"
     prompt = "a photo of a {}" if labelled else "{}"
-    parts = {"title": words, "prompt": prompt, "reader": reader, "splits": SPLIT_SHARES[role]}
+    title = " ".join(clean_text(words).split())
+    parts = {"title": title, "prompt": prompt, "reader": reader, "splits": SPLIT_SHARES[role]}
     cells = {key: json.dumps(part) for key, part in parts.items()}
     text = _WORDS["template"].format(name=name, role=role, meaning=ROLES[role], **cells)
     text += _WORDS["beside"] if role == "adapt" else ""
