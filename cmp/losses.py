@@ -9,7 +9,7 @@ from cmp.models import Network
 
 def model_loss(model: Network, image: Tensor, text: Tensor) -> Tensor:
     """Return the loss that a network was pretrained with, on unit features [B, E]."""
-    if (bias := model.logit_bias) is not None:
+    if (bias := getattr(model, "logit_bias", None)) is not None:
         return sigmoid_loss(image, text, model.logit_scale, bias)
     return contrastive_loss(image, text, model.logit_scale)
 

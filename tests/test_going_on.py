@@ -21,7 +21,7 @@ from cmp.cli import runs
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import preflight, results
-from cmp.files import SHORT_ID
+from cmp.files import SHORT_ID, listed_file
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.launch import from_keywords
 from cmp.runs.resolve import resolve_run
@@ -278,9 +278,11 @@ def test_a_run_is_removed_and_what_it_freed_is_said(build, monkeypatch):
     (build / "book").mkdir()
     monkeypatch.setattr(results, "RESULTS", build / "book")
     published = pd.DataFrame({"run": ["0" * 64, run.id]})
-    published.to_parquet(build / "book" / "77.parquet")
+    with listed_file(build / "book" / "77.parquet") as partial:
+        published.to_parquet(partial)
     assert "77.parquet, so it cannot be deleted" in refused("results", "rm", run.id[:6])
-    published[:1].to_parquet(build / "book" / "77.parquet")
+    with listed_file(build / "book" / "77.parquet") as partial:
+        published[:1].to_parquet(partial)
     with launch.CheckpointManager(run.id):
         assert "another process" in refused("results", "rm", run.id[:6])
     assert "the closest is" in refused("results", "rm", other_end(run.id))

@@ -146,6 +146,7 @@ def test_a_closed_terminal_is_a_request_to_stop_unless_it_is_ignored(is_ignored)
 def command_of_a_group(tell, *arguments):
     """`cmp ARGUMENTS` in a group of its own, slowly, telling of each step."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored under nohup
     os.environ["CMP_WORKERS"] = "2"  # the server has the environment that it began in
 
     def step(task, step, result, model):

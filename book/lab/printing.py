@@ -86,7 +86,7 @@ def _inside(article: str, slug: str, slugs: list[str]) -> str:
         to = page.strip("/") if page else slug
         if page and not page.startswith("/"):
             return match[0]  # an external link
-        if to not in slugs:
+        if to not in slugs or name.startswith("explorer="):  # paper sets no explorer
             return ""
         return f'href="#{to or "start"}' + (f'--{name}"' if name else '"')
 

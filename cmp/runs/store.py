@@ -534,8 +534,8 @@ def find_model(prefix: str) -> tuple[StoredRun, models.Network]:
         return run, final_model(run)
     name = f"run {progress.run[:SHORT_ID]}"
     folder = checkpoints.checkpoint_folder(progress.run)
-    models = checkpoints.files_beside(folder, "model")
-    numbers = {checkpoints.file_number(path): path for path in models}
+    kept = checkpoints.files_beside(folder, "model")
+    numbers = {checkpoints.file_number(path): path for path in kept}
     done = max((number for number in numbers if number <= progress.task), default=0)
     if not done:
         raise CmpError(
