@@ -204,7 +204,7 @@ def test_a_damaged_table_or_list_is_named_with_the_fix(place, name):
     """Where a run is deleted, which might be published, and where a table is written."""
     path, run = publish(), stored_runs()[0]
     damaged = path.with_name(name)
-    damaged.write_bytes(b"\xff\xfe" + damaged.read_bytes()[2:-3] + b"XXX")
+    damaged.write_bytes(b"\xff\xfe" + damaged.read_bytes()[2:-3] + b"END")
     error = invoke(cli.app, ["results", "rm", run.id]).exception
     assert isinstance(error, CmpError) and f"{path}: " in str(error) and "restore" in str(error)
     assert store.is_stored(run.id)

@@ -405,9 +405,10 @@ def _cached_recomputed(
     blocks = tower_blocks(parameter for parameter, _ in model.named_parameters())
     model.set_grad_checkpointing(True)
     state = budgets.shape_state(name, method, model)
-    inputs = budgets.memory_account(state, batch, replayed)["activations"]
-    whole = _cached_account(name, batch, method, replayed, option)["activations"]
-    return inputs + (whole - inputs) // min(count for _, count in blocks.values())
+    block_inputs = budgets.memory_account(state, batch, replayed)["activations"]
+    activations = _cached_account(name, batch, method, replayed, option)["activations"]
+    fewest_blocks = min(count for _, count in blocks.values())
+    return block_inputs + (activations - block_inputs) // fewest_blocks
 
 
 def checkpoint_bytes(run: RunConfig) -> int:

@@ -195,14 +195,14 @@ def prepare_data(say: Callable[[str], None] = lambda words: None) -> Path:
 
 
 def _check_counts(name: str, images: list[Image], folder: Path) -> None:
-    """Raise `CmpError` unless all images of a set are there: torchvision takes one whose unpacking
-    was stopped for whole."""
-    found = collections.Counter(image.split for image in images if image.path.is_file())
-    if found != COUNTS[name]:
+    """Raise `CmpError` unless all images of a set are there, since torchvision also accepts a set
+    whose unpacking was interrupted."""
+    present = collections.Counter(image.split for image in images if image.path.is_file())
+    if present != COUNTS[name]:
         own = folder / images[0].path.relative_to(folder).parts[0]
         title, published = _FACTS["sets"][name]["title"], sum(COUNTS[name].values())
         raise CmpError(
-            f"study {STUDY}: {title} has {found.total():,} images in {own}, {dict(found)}, but "
+            f"study {STUDY}: {title} has {present.total():,} images in {own}, {dict(present)}, but "
             f"{published:,} were published, {COUNTS[name]}; delete that folder and repeat the "
             "command"
         )

@@ -82,9 +82,13 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         content["rows"] = "by arrival"  # in 0.2 datasets were ordered by name
     if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
         content["scaled"] = scaled  # datasets with images that used to be read as white
-    late = [n for n, x in corpus.noted.items() if x["transparency"] == "as-open-clip"]
-    if late := [n for n in late if CONVERTED_LAST & {*corpus.noted[n]} and n not in unused]:
-        content["converted"] = late  # datasets with images that used to be converted first
+    converted_last = [
+        name
+        for name, noted in corpus.noted.items()
+        if noted["transparency"] == "as-open-clip" and CONVERTED_LAST & {*noted}
+    ]
+    if converted := [name for name in converted_last if name not in unused]:
+        content["converted"] = converted  # datasets with images that used to be converted first
     return content
 
 

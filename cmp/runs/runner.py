@@ -124,7 +124,7 @@ def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
     return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)
 
 
-def _is_of(progress: Progress, fitted: RunConfig) -> bool:
+def _belongs_to(progress: Progress, fitted: RunConfig) -> bool:
     """Return whether a state may be one of a run."""
     steps = [*fitted.steps, 0]  # after the last task, none is left
     task, is_scored = progress.task, {"task", "scope", "dataset", "role", "score"}
@@ -192,7 +192,7 @@ def execute(
         run = Run(config, state, observer, manager, stop, machine)
         resumed = checkpoints.latest(manager)
         saved = resumed or start
-        if saved and not _is_of(saved.progress, fitted):
+        if saved and not _belongs_to(saved.progress, fitted):
             where = manager.last if manager and resumed else "the state to start from"
             raise CmpError(f"{where}: is not a state of this run{checkpoints.REMEDY}")
         for task_pools in pools[saved.progress.task if saved else 0 :]:
