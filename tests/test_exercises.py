@@ -14,6 +14,7 @@ from cmp.experiments import paper, planner, statistics, verdicts
 from cmp.experiments.evidence import gather_evidence
 from cmp.experiments.studies import load_study
 from cmp.files import read_yaml
+from cmp.merging.policies import TaskEnd, apply_policy
 from cmp.runs import launch
 from lab import analyses, chapters, exercises
 
@@ -38,7 +39,7 @@ def test_the_right_answer_is_right_and_each_hint_is_said_of_its_mistake(number):
         ("05.1", 3.2, "near"), ("05.1", 40, "not yet"), ("05.1", "four", "not yet"),
         ("05.1", True, "not yet"), ("05.1", None, "not yet"), ("05.1", [4, 4], "not yet"),
         ("05.1", float("nan"), "not yet"),
-        ("03.2", (0.25, 0.578), "right"), ("03.2", [0.25, 0.56], "near"),
+        ("03.2", (0.25, 0.4375), "right"), ("03.2", [0.25, 0.46], "near"),
         ("03.2", 0.25, "not yet"), ("03.2", np.array([0.5, 0.0]), "not yet"),
         ("02.1", " Locked-Image ", "right"), ("02.1", "bitfit", "not yet"), ("02.1", 3, "not yet"),
     ],
@@ -85,15 +86,24 @@ def answer(number):
     return CHECKED[number]["answer"]
 
 
-def test_answers_of_schedules_and_merging():
-    moves = torch.eye(3)  # each update moves in a direction of its own
-    ema = deployed = last = torch.zeros(3)
-    for move in moves:
-        last = last + move
-        ema = cmp.merge("interpolation", [{"w": ema}, {"w": ema + move}], weights=(0.75, 0.25))["w"]
-        pair = [{"w": deployed}, {"w": last}]
-        deployed = cmp.merge("interpolation", pair, weights=(0.75, 0.25))["w"]
-    assert answer("03.2") == pytest.approx([ema[0].item(), deployed[0].item()], abs=1e-6)
+def deployed_after_three_updates(policy):
+    """The share of each update's movement, in a direction of its own, in what a policy deploys."""
+    memory = {"zero": {"w": torch.zeros(3)}}
+    start = deployed = memory["zero"]
+    for done, move in enumerate(torch.eye(3), 1):
+        trained = {"w": start["w"] + move}
+        end = TaskEnd(cmp.Merging(policy, weight=0.25), memory, trained, done, seed=0)
+        memory, start, deployed = apply_policy(end)
+    return deployed["w"].tolist()
+
+
+def test_answers_of_merging():
+    shares = [deployed_after_three_updates(policy) for policy in ("ema", "last-unrolled")]
+    assert answer("03.2") == pytest.approx([each[1] for each in shares], abs=1e-6)
+    assert shares == [pytest.approx([0.25, 0.25, 0.25]), pytest.approx([1, 0.4375, 0.25])]
+
+
+def test_answers_of_schedules():
     falling = cmp.Schedule("rsqrt", meta="rsqrt", peak=0.0016)
     meta = analyses.learning_rates(falling, 20, 40).mean()
     plain = analyses.learning_rates(cmp.Schedule("wsd", peak=1.0), 20, 40).mean()

@@ -134,8 +134,8 @@ def test_what_chapters_say_in_words_holds(number):
 def test_what_chapter_03_says_of_the_months_before_the_end():
     """Differences of EMA-Merge from its rivals over all updates, in whole points."""
     text = " ".join(chapters.chapters()["03"].read_text("utf-8").split())
-    assert "three points more A_ZS than the deployed average, and one point less A_KA" in text
-    assert "EMA-Merge has one point more A_KA and about the same A_ZS" in text
+    assert 'three points of A_ZS above "average deployed", and one point of A_KA below' in text
+    assert "EMA-Merge is one point of A_KA above, with about the same A_ZS" in text
     served = study_trajectory("merging").query("scope == 'subset' and task > 0")
     means = served.groupby("setting")[["A_KA", "A_ZS"]].mean()
     for rival, apart in (("average deployed", (-1, 3)), ("merged at the end, 3 to 1", (1, 0.5))):

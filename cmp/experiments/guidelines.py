@@ -24,7 +24,7 @@ ADVICE = book_folder() / "advice.yaml"
 ROWS = ("The paper found", "We measured", "On other networks", "So you should")
 OWN = "small"
 """The book's own network."""
-UNTUNED = "Rates were tuned for the book's network alone; the others took the same."
+UNTUNED = "We tuned learning rates for the book's network alone, and used them for the others, too."
 
 
 @checked_dataclass(frozen=True, config=STRICT)

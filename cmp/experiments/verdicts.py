@@ -550,11 +550,11 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
     what = {"gain": "points of A_ZS at equal A_KA", "spread": "points of spread"}
     unit, at_least = what.get(claim.measure, f"points of {claim.measure}"), ""
     if claim.names != "all":
-        words = {"kept": "whose images the fresh pool may show", "lacking": "that replay lacked"}
+        words = {"kept": "in the pool", "lacking": "left out of the pool"}
         unit += f", on names {words[claim.names]}"
     if row["bound"]:
-        words = "at least" if row["bound"] > 0 else "at most"
-        at_least = f" {words}, as a front does not reach that A_KA"
+        at_least = "at least " if row["bound"] > 0 else "at most "
+        unit += ", because a front ends below that A_KA"
     size = others = ""
     own = _range_in_words(row["low"], row["high"], row["bound"])
     reading = reading_in_words(row)
@@ -564,7 +564,7 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
         crossed = _range_in_words(row["low crossed"], row["high crossed"], row["bound"])
         others = f"; on other concepts {crossed}"
     return (
-        f"{reading.capitalize()}{size}: {signed(row['estimate'])} {unit}{at_least} "
+        f"{reading.capitalize()}{size}: {at_least}{signed(row['estimate'])} {unit} "
         f"({100 * row['level']:.1f}% interval {own}{others}; n = {row['n']})."
     )
 

@@ -26,7 +26,7 @@ SIZE_LOOK = ("0.15", "o")
 """The same for values that are larger or smaller instead of helping or hurting."""
 AXIS = "A_ZS beyond plain fine-tuning at the same A_KA (points)"
 BAND = f"Grey band: within {verdicts.MATTERS:g} point of zero."
-GAIN_BOUND = " Arrow: a lower bound, as the front ends before this A_KA."
+GAIN_BOUND = " Arrow: a lower bound, because the front ends at a lower A_KA."
 OFF_SCALE = " Triangle at the edge: far off the scale; its number stands beside it."
 NO_GAIN = {
     fronts.BELOW: "Learned too little to compare",

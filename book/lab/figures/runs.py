@@ -100,7 +100,10 @@ def _layers(trajectory: pd.DataFrame) -> tuple[list[tuple], str]:
     frame = summarise(trajectory)
     looks = style.looks(frame.index.unique("setting"))
     layers = [(name, frame.loc[name].sort_index(), look) for name, look in looks.items()]
-    notes = [f"Means over {', '.join(map(str, sorted(set(frame['n']))))} streams."]
+    streams = frame["n"].groupby("setting", sort=False).max()
+    usual = streams.mode().max()
+    others = [f"; {name}: {n}" for name, n in streams.items() if n != usual]
+    notes = [f"Means over {usual} streams{''.join(others)}."]
     notes.append(style.interval_note(frame, bool(frame["A_KA half"].notna().any())))
     notes += ["On fixed subsets of the tests."] * ("subset" in set(trajectory["scope"]))
     return layers, " ".join(filter(None, notes))
