@@ -98,9 +98,7 @@ def plot_months(matrix: pd.DataFrame, names: Mapping[int, str]) -> Figure:
     table = matrix.pivot(index="after", columns="update", values="score")
     images = matrix.groupby("update")["images"].last()
     below = [f"{names[n]}\n({images[n]})" for n in table.columns]
-    note = (
-        "Below each month, in brackets: its test pictures that were scored after the last update."
-    )
+    note = "In brackets: how many of the month's test pictures were scored after the last update."
     with style.canvas(0.62 * len(table) + 1.9, note) as (figure, axes):
         text = {"annot": table.round(0), "fmt": ".0f", "annot_kws": {"size": 13}}
         seaborn.heatmap(
