@@ -385,7 +385,7 @@ def apply_budget(run_config: RunConfig) -> RunConfig:
         raise CmpError(
             f"training.budget: {multiple:g} allows {budget.allowed:.4g} memory-adjusted "
             f"FLOPs per task; one step of {name!r} costs {budget.step:.4g} and the task's end "
-            f"{budget.end:.4g}, which takes a budget of {least:.4g}"
+            f"{budget.end:.4g}; set it to {least:.4g} or more"
         )
     tree = run_config.to_dict()
     tree["training"] |= {"steps": budget.steps, "budget": None}

@@ -75,11 +75,11 @@ class Method:
         gamma: Fraction of the old Fisher information that "ewc" keeps after a task.
         fisher: Whether "ewc" squares the gradient of each sample or of a batch.
         batches: How many batches the Fisher information is measured on. [batches]
-        damping: Added by "si" to a weight's squared displacement before dividing by it.
+        damping: Constant that "si" adds to the squared displacement it divides by.
         temperature: Temperature of "distillation", as a multiple of the pretrained model's.
         layer_decay: Factor on the learning rate from each block of a tower to the block before it.
             If None, all blocks have the same rate.
-        unlock: How many of the last blocks of a locked tower train, with everything after them.
+        unlock: How many of the last blocks of a locked tower to train, with all that follows.
             [blocks]
 
     Example:
@@ -122,7 +122,7 @@ class Merging:
 
     Attributes:
         policy: Which weights are merged, see `cmp.merging.policies`.
-        rule: How they are merged, see `cmp.merging.rules`.
+        rule: The merge rule, see `cmp.merging.rules`.
         weight: Weight of the newer of two models in an interpolation or slerp.
         shares: How an interpolation weights the models of all tasks.
         power: Exponent for `shares` "power".
@@ -175,8 +175,8 @@ class Merging:
             check(self)
         if rule.facts["count"] and "all" in merges:
             raise ValueError(
-                f"rule {self.rule!r} takes {rule.facts['count']} models; policy {self.policy!r} "
-                "merges the models of all tasks"
+                f"rule {self.rule!r} merges {rule.facts['count']} models; policy {self.policy!r} "
+                "merges all: choose another"
             )
         if self.weight != 0.5 and "two" not in merges and self.shares != "newest":
             raise ValueError(
@@ -247,7 +247,7 @@ class Mixture:
             base was trained on, or a substitute.
         select: How the kept part is chosen, see `cmp.mixtures.choose_replay`.
         policy: What the buffer keeps, and how samples are drawn from it.
-        capacity: The most images that the buffer holds. [images]
+        capacity: Size limit of the buffer. [images]
 
     Example:
         >>> mixture = cmp.Mixture(last=(0.5, 0.25, 0.25))
@@ -305,7 +305,7 @@ class Optimizer:
             None, they carry over where they can, see `RunConfig.carries_moments`.
         beta1: Decay per step of the running mean of gradients.
         beta2: Decay per step of the running mean of squared gradients.
-        eps: Added by AdamW to the root of the latter before dividing by it.
+        eps: Added by AdamW to its divisor, the root mean square gradient.
         weight_decay: The fraction of each weight that a step removes, as a multiple of the learning
             rate.
         clip: The largest gradient norm; longer gradients are scaled down to it.
@@ -432,7 +432,7 @@ class RunConfig:
         if self.schedule.is_over_stream and self.merging.policy != "none":
             raise ValueError(
                 f"merging.policy {self.merging.policy!r}: with schedule {self.schedule.name!r} "
-                "the next task starts from the constant phase, not from merged weights"
+                "each task starts from the constant phase; set merging.policy=none"
             )
         reads_peaks = "peaks" in registry.get_option("meta_schedule", self.schedule.meta).settings
         if reads_peaks and len(self.schedule.peaks) < self.stream.tasks:
@@ -494,9 +494,7 @@ def _check_steps(config: RunConfig) -> None:
         raise ValueError(f"training.task_steps: {known} numbers for {tasks} tasks; give one each")
     last = config.mixture.last or config.mixture.shares
     if section.passes is not None and 0 in (config.mixture.update, last[1]):
-        raise ValueError(
-            f"training.passes {section.passes:g}: batches contain no images of the update"
-        )
+        raise ValueError(f"training.passes {section.passes:g}: give the update a share above 0")
 
 
 def _check_method(config: RunConfig) -> None:
@@ -504,13 +502,13 @@ def _check_method(config: RunConfig) -> None:
     method, policy = config.method, config.merging.policy
     if method.has_adapters and not method.fold and policy != "none":
         raise ValueError(
-            f"method.fold false with merging.policy {policy!r}: adapters that are kept fit the "
-            "weights they were trained with, not merged ones; set method.fold=true"
+            f"method.fold false with merging.policy {policy!r}: unfolded adapters fit only the "
+            "weights they were trained with; set method.fold=true"
         )
     if method.has_adapters and registry.get_option("merge_policy", policy).facts["step_share"]:
         raise ValueError(
-            f"merging.policy {policy!r} with method {method.name!r}: the policy averages weights "
-            "after every step, but adapters are folded in only at the end of a task"
+            f"merging.policy {policy!r} averages weights after every step, but method "
+            f"{method.name!r} folds adapters in once per task; choose another policy"
         )
     if method.has_adapters and method.fold and config.optimizer.carry:
         raise ValueError(
@@ -522,7 +520,7 @@ def _check_method(config: RunConfig) -> None:
     if needs_pool and 0 in (mixture.pretraining, (mixture.last or mixture.shares)[0]):
         raise ValueError(
             f"mixture.pretraining 0: {method.name!r} needs replayed images of the pretraining "
-            "pool, and batches contain none"
+            "pool; raise it above 0"
         )
 
 

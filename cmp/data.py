@@ -24,7 +24,7 @@ IMAGE_SIZE = 32
 COLUMNS = ["dataset", "split", "label", "group", "update"]
 """The columns of `Corpus.table`."""
 WHOLE_BATCH = slice(None)
-"""Selects all samples of a batch, where a process could select its own."""
+"""Selects all samples; with several processes, each selects its own."""
 
 RANDOM_RANGES = (
     (-0.3, 0.3), (0.75, 1.25), (-0.15, 0.15), (-0.15, 0.15),

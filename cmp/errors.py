@@ -41,7 +41,7 @@ def name_choices(name: str, names: Collection[str], there_are: str = "there are"
 
 
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Characters that steer a terminal, break lines, or turn the direction of a text."""
+"""Characters that control a terminal, break lines, or reverse text."""
 
 
 def clean_text(text: str) -> str:

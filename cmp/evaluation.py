@@ -377,7 +377,7 @@ def make_test_sets(corpus: Corpus, split: str, subset: int | None) -> list[Score
     if not test_sets:
         raise CmpError(
             f"evaluation: no dataset of this corpus has images in {split!r}; name another "
-            "split, or give some images that one, in their table or in a folder of that name"
+            "split, or assign images to this one by a table or a folder of that name"
         )
     return test_sets
 

@@ -19,7 +19,7 @@ from cmp.project import DISTRIBUTION, build_folder
 
 
 def explain_failure(error: BaseException) -> str:
-    """Return what to tell a user about an error that is no bug in this program, or "" for a bug."""
+    """Explain to a user an error that is not a bug in this program; return "" for a bug."""
     torch = sys.modules.get("torch")
     if isinstance(error, CmpError | Interrupted):
         return clean_text(str(error))

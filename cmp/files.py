@@ -57,8 +57,8 @@ def child_path(folder: Path, name: str, suffix: str = "") -> Path:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A safe YAML loader that rejects aliases and repeated keys. As in YAML 1.2, only what JSON
-    would also read is no text: 1e-3 is a number, but yes, 010, 1:30 and 2026-01-15 are texts."""
+    """A safe YAML loader that rejects aliases and repeated keys. As in YAML 1.2, whatever JSON
+    could not read is text: 1e-3 is a number, but yes, 010, 1:30 and 2026-01-15 are texts."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
@@ -342,11 +342,11 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def warn_of_cache() -> Iterator[None]:
-    """Warn if a cached value cannot be written, which then has to be made again each time."""
+    """Warn, but do not fail, if a value cannot be written to the cache."""
     try:
         yield
     except (CmpError, OSError, SafetensorError) as error:
-        warnings.warn(f"not kept for the next time: {error}", stacklevel=4)
+        warnings.warn(f"not cached: {error}", stacklevel=4)
 
 
 @contextlib.contextmanager

@@ -526,7 +526,7 @@ def _explain_mismatch(path: Path, fused: nn.Module, error: Exception) -> str:
         weights: Any = factory.load_state_dict(str(path), weights_only=True)
         file = {name: list(x.shape) for name, x in weights.items()}
     differences = [
-        f"{name} is {file.get(name, 'missing')} there, {model.get(name, 'missing')} in the model"
+        f"{name}: file {file.get(name, 'missing')}, model {model.get(name, 'missing')}"
         for name in dict.fromkeys([*model, *file])
         if file.get(name) != model.get(name)
     ]

@@ -338,7 +338,7 @@ def meta_free(task: TaskSchedule) -> float:
     peaks = task.schedule.peaks
     if task.t >= len(peaks):
         raise ValueError(
-            f"schedule.peaks: {len(peaks)} peaks for {task.t + 1} tasks; give each one"
+            f"schedule.peaks: {len(peaks)} peaks for {task.t + 1} tasks; give one each"
         )
     return peaks[task.t]
 

@@ -176,8 +176,8 @@ def locate_weights(name: str, start: str) -> Path:
         if tag.get("quick_gelu", False) != quick:
             other = name.removesuffix("-quickgelu") + ("" if quick else "-quickgelu")
             raise CmpError(
-                f"model.name: the weights {start!r} were trained with another GELU than {name!r} "
-                f"uses; use model.name={other}"
+                f"model.name: the weights {start!r} were not trained with the GELU of {name!r}"
+                f"; use model.name={other}"
             )
     # open_clip downloads files by URL itself, and checks their sha256
     may_be_cached = tag.get("hf_hub") or not tag

@@ -233,7 +233,7 @@ class Execution:
     def clip(
         self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], most: float
     ) -> Tensor:
-        """Clip gradients to a norm of at most `most`, and return their norm before."""
+        """Clip gradients to a norm of at most `most`, and return the original norm."""
         return nn.utils.clip_grad_norm_(parameters, most)
 
     def check(

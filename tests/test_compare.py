@@ -624,12 +624,12 @@ def test_the_page_says_first_what_to_do_with_the_index(two):
 
     of_new = found.assign(content="new")
     words = "by words, new content is found in 80.0% of queries instead of 27.0%"
-    assert heading(of_new) == f"Encode the new images again: {words}"
+    assert heading(of_new) == f"Re-encode the new images: {words}"
     assert heading(of_new.assign(as_is=80.0)).startswith("The old index still serves: by words")
-    assert "every image again" in heading(of_new.assign(new_first=np.nan))
+    assert "Re-encode every image" in heading(of_new.assign(new_first=np.nan))
     assert "differ in size" in heading(of_new.assign(as_is=np.nan))
     page = report.report_page(two)
-    assert "whatever number of images it fits" in page and "The map turns" in page
+    assert "may match several images" in page and "The map turns" in page
 
 
 def test_a_page_of_many_pictures_stays_small(two, monkeypatch):

@@ -588,7 +588,7 @@ def test_a_run_lands(build, monkeypatch):
 def test_a_run_stops_and_goes_on(build):
     run = small_run("training.steps=4000")
     told = follow(run, stop_after="step")
-    assert told[-1] == {"words": "stopped; run it again to go on", "over": True}
+    assert told[-1] == {"words": "stopped; run it to continue", "over": True}
     [progress] = unfinished_runs()
     assert progress.step > 0  # in the middle of a task, where only a stop saves
     assert not store.is_stored(identity.run_id_of(run))
@@ -603,13 +603,13 @@ def test_a_third_run_waits(build, monkeypatch):
     monkeypatch.setattr(store, "runs_in_progress", lambda: 2)
     told = follow(small_run(), stop_after="queued")
     assert [about["words"] for about in told] == [
-        "queued: two runs are in progress", "stopped; run it again to go on",
+        "queued: two runs are in progress", "stopped; run it to continue",
     ]  # fmt: skip
 
 
 def test_a_run_stops_before_it_begins(build):
     told = follow(small_run("training.steps=4000"), stop_after="starting")
-    assert told[-1] == {"words": "stopped; run it again to go on", "over": True}
+    assert told[-1] == {"words": "stopped; run it to continue", "over": True}
 
 
 def test_a_run_that_another_program_stops_is_over(build, monkeypatch):
@@ -622,7 +622,7 @@ def test_a_run_that_another_program_stops_is_over(build, monkeypatch):
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", begin_and_stop)
     told = follow(small_run())
-    assert told[-1] == {"words": "stopped; run it again to go on", "over": True}
+    assert told[-1] == {"words": "stopped; run it to continue", "over": True}
 
 
 def test_a_run_that_is_killed_while_it_stops_failed(build, monkeypatch):

@@ -44,7 +44,7 @@ def test_a_step_takes_its_flops_at_the_share_that_its_trace_predicts():
     share = kernels.traced_share("ViT-B-16", 512, False)
     assert 0.33 < share < 0.36  # `cmpt bench trace` says 34.3%
     assert eager.seconds == pytest.approx(flops / (share * H100.peak))
-    assert "34% (by a trace of its kernels) of the peak of an H100" in eager.by
+    assert "34% (from its kernels) of the peak of an H100" in eager.by
     # a compiled step is traced at more than the share that is assumed at most
     assert kernels.traced_share("ViT-B-16", 512, True) > H100.utilisation
     assert compiled.seconds == pytest.approx(flops / (H100.utilisation * H100.peak))
@@ -70,7 +70,7 @@ def test_a_card_that_is_not_listed_is_named_with_what_it_is_taken_for(monkeypatc
         for place in ("cmp.scale.devices", "cmp.experiments.forecast"):
             monkeypatch.setattr(f"{place}.device_name", lambda device, card=card: card)
         said[card] = forecast.forecast_step(GPU, "cuda").by
-    assert "Quadro RTX 8000 is not listed, and is taken for an H100" in said["Quadro RTX 8000"]
+    assert "Quadro RTX 8000 is not listed, so an H100 is assumed" in said["Quadro RTX 8000"]
     assert "of the peak of a T4 in fp32" in said["Tesla T4"]
     assert "not listed" not in said["Tesla T4"]
 
@@ -107,7 +107,7 @@ def test_decoding_that_is_slower_than_the_card_decides():
     fast = forecast.predict_step(GPU, H100, decoding=1e6)
     slow = forecast.predict_step(GPU, H100, decoding=1000.0)
     assert fast == forecast.predict_step(GPU, H100)
-    assert slow == (0.512, "predicted, by decoding of 1,000 images/s")
+    assert slow == (0.512, "predicted from decoding 1,000 images/s")
 
 
 def test_several_processes_share_a_step(monkeypatch):
@@ -166,7 +166,7 @@ def test_dry_run_and_doctor_say_that_decoding_decides(pictures, monkeypatch):
     dry = runner.invoke(cli.app, ["run", "gpu", *pictures, "--dry-run"])
     doctor = runner.invoke(cli.app, ["doctor", "--profile", "gpu", *pictures])
     for result in (dry, doctor):
-        assert result.output.count("predicted, by decoding of 30 images/s") == 1, result.output
+        assert result.output.count("predicted from decoding 30 images/s") == 1, result.output
         assert "about 3.56 min of training, 1.07 s a step" in result.output
 
 
@@ -176,7 +176,7 @@ def test_a_study_s_plan_decodes_the_images_that_are_here(pictures, monkeypatch):
     lines = preflight.describe_study({("plain", 0): run}, "cuda")
     [line] = [line for line in lines if "forecast" in line]
     if not torch.cuda.is_available():
-        assert "predicted, by decoding of 30 images/s" in line
+        assert "predicted from decoding 30 images/s" in line
     away = dataclasses.replace(run, data="nowhere")
     [line] = [x for x in preflight.describe_study({("plain", 0): away}, "cuda") if "forecast" in x]
     assert "30 images/s" not in line
@@ -186,7 +186,7 @@ def test_a_study_s_plan_decodes_the_images_that_are_here(pictures, monkeypatch):
 def test_doctor_forecasts_the_mode_in_which_a_run_is_computed():
     said = [CliRunner().invoke(cli.app, ["doctor", "--profile", "gpu", *mode]).output
             for mode in ([], ["--compile"], ["--micro-batch", "64", "--compile"])]  # fmt: skip
-    assert "34% (by a trace of its kernels)" in said[0]
+    assert "34% (from its kernels)" in said[0]
     assert "40% (assumed)" in said[1] and "another forward pass" not in said[1]
     assert "with another forward pass for micro-batches" in said[2]
 
@@ -196,7 +196,7 @@ def test_a_plan_takes_the_same_forecast_and_is_bound_by_decoding_too():
     request = planner.PlanRequest("ViT-B-32", updates=5, gpu_hours=1.0)
     run = gpu_run("model.name=ViT-B-32", "model.start=random")
     assert planner.predict_step(request, run) == (
-        512 / (forecast.DECODED * forecast.DECODERS), "predicted, by decoding of 5,760 images/s"
+        512 / (forecast.DECODED * forecast.DECODERS), "predicted from decoding 5,760 images/s"
     )  # fmt: skip
     costs = planner.plan_costs(request, run)
     assert costs["hours on h100"] == pytest.approx(sum(run.steps) * 512 / 5760 / HOUR)
@@ -238,7 +238,7 @@ def test_a_run_says_once_how_long_it_takes_by_its_first_steps(monkeypatch):
     for step in range(100):
         now[0] += 100.0 if step < 5 else 2.0  # the first ones compile
         observer.step(0, step, None, None)
-    assert said == ["about 4 h of training, measured over 50 steps of 2 s; predicted were 2 h"]
+    assert said == ["about 4 h of training, measured over 50 steps of 2 s; the forecast: 2 h"]
 
 
 def test_memory_counts_the_images_that_a_teacher_looks_at():

@@ -333,7 +333,7 @@ def test_a_plan_says_where_the_peak_comes_from(made, root, tmp_path):
     assert said(given) == "peak learning rate: 0.001, given"
     later = update.compute_update(given, tmp_path / "releases" / "2")
     last = update_plan.plan_update(later, root / "x-month")
-    assert said(last) == "peak learning rate: 0.001, taken over from y-month"
+    assert said(last) == "peak learning rate: 0.001, kept from y-month"
     assert "| y-month | " in (card := later.path(release.CARD_FILE).read_text())
     assert "| 0.001 | given |" in card and f"| {peak:g} | the recipe's |" in card
 

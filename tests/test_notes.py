@@ -91,8 +91,8 @@ def test_pictures_that_open_clip_sees_otherwise_are_counted_by_set(folder):
     tree(folder / "new/train", {f"a/{n}.png": odd["rotated"] + bytes(n) for n in (20, 21)})
     said = check(folder)
     for trait, words in (
-        ("grey16", "grey images of 16 bits: 1, such as c/grey16.png"),
-        ("colour16", "colour images of 16 bits: 1, such as c/colour16.png"),
+        ("grey16", "16-bit grey images: 1, such as c/grey16.png"),
+        ("colour16", "16-bit colour images: 1, such as c/colour16.png"),
         ("values32", "images of 32 bits per value: 1, such as c/values32.png"),
         ("transparent", "transparent images: 1, such as c/transparent.png"),
         ("palette", "palette or one-bit images: 1, such as c/palette.png"),
@@ -118,19 +118,19 @@ def test_a_picture_that_is_trained_on_and_scored_is_named(folder):
     assert "note" not in check(folder)
     (folder / "kept/c/leak.png").write_bytes((folder / "new/train/a/1.png").read_bytes())
     (folder / "kept/d/leak.png").write_bytes((folder / "new/train/b/1.png").read_bytes())
-    words = "kept: test images that are also training images of new: 2, such as c/leak.png"
+    words = "kept: 2 test images are also training images of new, such as c/leak.png"
     assert f"note: {words} and train/a/1.png" in check(folder)
     assert "note" not in check(folder, "--no-decode")  # which reads no picture
-    with pytest.warns(UserWarning, match="also training images of new: 2, such as"):
+    with pytest.warns(UserWarning, match="2 test images are also training images of new"):
         load_data(str(folder))
 
 
 def test_what_was_checked_is_compared_without_reading_it_again(folder, monkeypatch):
     (folder / "kept/c/leak.png").write_bytes((folder / "new/train/a/1.png").read_bytes())
-    with pytest.warns(UserWarning, match="also training images of new: 1, such as"):
+    with pytest.warns(UserWarning, match="1 test images are also training images of new"):
         collection.load_collection(str(folder))
     monkeypatch.setattr("cmp.readers.images._check_image", None)
-    with pytest.warns(UserWarning, match="also training images of new: 1, such as"):
+    with pytest.warns(UserWarning, match="1 test images are also training images of new"):
         collection.load_collection(str(folder))
 
 
@@ -147,7 +147,7 @@ def test_equal_pictures_whose_names_fall_into_two_splits_are_named(tmp_path):
         (root / n).read_bytes() for n in index.table["source"][index.table.split == "train"]
     }
     count = sum((root / name).read_bytes() in contents for name in held["source"])
-    assert count > 0 and f"also training images of mine: {count}, such" in sentence
+    assert count > 0 and f"{count} test images are also training images of mine, such" in sentence
 
 
 def test_training_pictures_with_several_names_are_named(tmp_path):
@@ -157,7 +157,7 @@ def test_training_pictures_with_several_names_are_named(tmp_path):
     tree(root, {"b/other.png": (root / "a/0.png").read_bytes()})
     index = collection.check_images(collection.read_index(fileset(role="pool"), root))
     [sentence] = notes.repeated_pictures(index)
-    assert sentence.startswith("mine: training images with several names: 2, 1 of them in several")
+    assert sentence.startswith("mine: 2 training images have several names, 1 of them in several")
     frame = pd.DataFrame({"filepath": ["a/0.png"] * 2, "title": ["one text", "another text"]})
     named = tables.read_frame(fileset("frame", role="pool"), frame, root)
     assert notes.repeated_pictures(collection.check_images(named)) == []  # a row a caption is fine

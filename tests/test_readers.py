@@ -1386,6 +1386,6 @@ def test_what_cannot_be_kept_stops_nothing(tmp_path, monkeypatch, is_folder):
         each.mkdir() if is_folder else each.write_text("x")
     for read, before in zip(reads, expected, strict=True):
         models.tokenize.cache_clear()
-        with pytest.warns(UserWarning, match=r"not kept for the next time: .*build"):
+        with pytest.warns(UserWarning, match=r"not cached: .*build"):
             assert read() == before
     models.tokenize.cache_clear()

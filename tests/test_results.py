@@ -227,7 +227,7 @@ def test_results_of_another_numerics_are_stale(place, monkeypatch):
     stale = NUMERICS
     monkeypatch.setattr(cmp, "NUMERICS", stale + 1)
     monkeypatch.setattr(cmp, "NUMERICS", stale + 1)
-    words = f"NUMERICS {stale}, but this is {stale + 1}; run `cmpt study 77 --publish`"
+    words = f"NUMERICS {stale}, not {stale + 1}; run `cmpt study 77 --publish`"
     with pytest.raises(CmpError, match=words):
         results.published_metrics("77")
     with pytest.raises(CmpError, match="4 runs are missing"):  # no stale run is taken over

@@ -454,7 +454,7 @@ def test_killed_workers_cost_their_own_run_only(build, write):
     child = start(build)
     assert child.outcome().status == 2
     assert stored(grid) == {"once", "never"}
-    died = f"its worker died {workers.ATTEMPTS} times, last by SIGKILL; check that there is"
+    died = f"its worker died {workers.ATTEMPTS} times (finally by SIGKILL); check that memory"
     assert f"1 of 3 runs failed:\n  {failed_id(grid, 'always')}: {died}" in child.said()
     resumed = Path(f"{build}-workers/resumed").read_text().split()
     assert resumed == [str(forked.STEPS)] * workers.ATTEMPTS  # 1 of the one, the rest of the other

@@ -181,7 +181,7 @@ def draw_still(
     """
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
-    how = "This picture stands still: run the cell in JupyterLab to move its controls."
+    how = "This is a still picture: run the cell in JupyterLab to use its controls."
     text = f'<p>{html.escape(words)}</p><p class="how">{how}</p>'
     if table is not None:
         data = json.dumps(table).replace("</", "<\\/")  # it would end the script
@@ -404,7 +404,7 @@ def mixture_explorer(**state: Any) -> Explorer:
         The explorer.
     """
     surface = analyses.surface(analyses.published_settings(*analyses.MIXTURES), "thirds")
-    words = "Where runs of each mixture of pool, update and buffer ended."
+    words = "Final scores for each mixture of pool, update and buffer."
     still = draw_still("mixture", figures.plot_triangles(surface), words, state)
     return Explorer("mixture", mixture_table(), still, state)
 

@@ -272,7 +272,7 @@ def picture() -> str:
             row, column = divmod(place, COLUMNS)
             x, y = left + column * (TILE[0] + GAP), HEAD + row * (TILE[1] + GAP)
             parts.append(_tile(table, stops[name], moments, place, x, y))
-    words = "Each picture was named right before the updates. Blue: right. Orange: a wrong name."
+    words = "Each picture was named correctly before the updates. Blue: correct. Orange: wrong."
     parts.append(f'<text class="sum" x="0" y="{height - 8}">{words}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '

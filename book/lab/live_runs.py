@@ -57,7 +57,7 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
         yield {"trail": scores[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
         yield {"words": "done", "done": True, "progress": 1.0, "over": True}
     else:  # stopped by anyone
-        yield {"words": "stopped; run it again to go on", "over": True}
+        yield {"words": "stopped; run it to continue", "over": True}
 
 
 async def _computed(

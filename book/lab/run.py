@@ -238,7 +238,7 @@ def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[P
     """
     todo = [task for task in tasks if not task.is_current()]
     for task in tasks:
-        forecast = f"to run, {task.seconds:.0f} s before" if task.seconds else "to run, first time"
+        forecast = f"to run; took {task.seconds:.0f} s" if task.seconds else "to run, first time"
         tqdm.write(f"{task.target.stem}: {forecast if task in todo else 'current, skipped'}")
     known = [task.seconds for task in todo if task.seconds]
     total = sum(known) / max(1, min(jobs, len(todo)))

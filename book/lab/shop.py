@@ -61,8 +61,8 @@ class Delivery(NamedTuple):
     """What one month brings.
 
     Attributes:
-        new: The range of names that come for the first time.
-        again: The range of names that come again.
+        new: The range of names that appear for the first time.
+        again: The range of names that return.
         looks: The styles in which those are drawn.
         most: How many pictures there are at most.
     """
@@ -80,7 +80,7 @@ MONTHS = {
     "2026-04": Delivery(range(74, 106), range(36, 70), ("openmoji", "fluent-flat")),
     "2026-05": Delivery(range(106, 138), range(70), ("fluent-3d",)),
 }
-"""The shop's first five months. The third is small: 13 pictures of four names."""
+"""The shop's first five months. The third has only 13 pictures."""
 
 
 def write_months(folder: str | Path, count: int = len(MONTHS)) -> list[Path]:

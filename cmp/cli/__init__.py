@@ -106,8 +106,8 @@ def main() -> None:
 
 
 class Output:
-    """An output stream that stops no run: after an error, such as a full disk or a reader that has
-    ended, what is printed is lost.
+    """An output stream whose errors do not stop a run: after the first, such as a full disk or a
+    closed pipe, output is lost.
 
     Attributes:
         error: The first error, or None.
@@ -165,12 +165,11 @@ def complain(message: object) -> None:
 
 
 def _root(version: bool = False, plugin: list[Path] | None = None) -> None:
-    """Keep a CLIP model up to date over a stream of updates, and measure gains and costs.
+    """Keep a CLIP model current over many updates, and measure what it learns and loses.
 
     Args:
         version: Print the version and exit.
-        plugin: Load a Python file that registers options before the command runs; repeat for more
-            files.
+        plugin: First load a Python file that registers options; repeat for more files.
     """
     if version:
         typer.echo(f"cmpt {cmp.__version__}")

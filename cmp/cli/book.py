@@ -56,13 +56,11 @@ def study(
     grids = [studies.load_study(name) for name in names]
     profiles = {profile} if profile else {grid.profile for grid in grids}
     if len(profiles) > 1:
-        raise CmpError(
-            f"study: {' and '.join(names)} are written for other profiles; give --profile"
-        )
+        raise CmpError(f"study: {' and '.join(names)} use different profiles; give --profile")
     [profile] = profiles
     if publish and (profile != "cpu" or shard):
-        why = f"the book uses the cpu profile, not {profile!r}"
-        raise CmpError(f"--publish: {'a shard is not the whole study' if shard else why}")
+        why = f"the book needs the cpu profile, not {profile!r}"
+        raise CmpError(f"--publish: {'needs all runs; drop --shard' if shard else why}")
     if publish and not (project_folder() / "book" / "studies").is_dir():
         raise CmpError("--publish: writes to book/results; run this in a checkout of the project")
     usual = config.parse(config.profile(profile), profile).model.name
@@ -83,7 +81,7 @@ def study(
         plans[grid.name] = plan = studies.plan_study(part, device)
         typer.echo(f"{grid.question}\nstudy {grid.name}, {profile}: {plan}")
         if dry_run and restored:
-            typer.echo(f"{restored} published runs would be stored first instead of computed")
+            typer.echo(f"{restored} published runs would be restored, not computed")
     if not dry_run:
         compute_programme(plans, jobs or workers.default_jobs(device), device, backend, publish)
     if real.STUDY in plans and not shard:

@@ -78,8 +78,8 @@ def print_methods(
     shared.print_table(("method", *table.columns), table.itertuples(), title)
     kind = "measured on this GPU" if has_card else "computed"
     typer.echo(
-        f"per step: GFLOPs, memory ({kind}, in fp32), GMAFs = GFLOPs x memory / full's\nper task: "
-        "GMAFs at its end, charged once; steps; samples"
+        f"per step: GFLOPs, memory ({kind}, fp32), GMAFs = GFLOPs x memory relative to full\nper "
+        "task: end GMAFs, charged once; steps; samples"
     )
     for name, reason in refused.items():
         typer.echo(f"left out: {name}: {reason}")

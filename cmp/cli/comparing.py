@@ -44,10 +44,10 @@ def compare(
     ViT-B-32:laion2b_s34b_b79k, NAME:FILE.safetensors), run:ID, hf-hub:ORG/NAME, or a folder in
     open_clip's layout, such as a release. Each model prepares images in its own way.
 
-    With a gate, the exit status is 1 if the new model exceeds one of its limits. Limits are for
-    A_KA or A_ZS over all datasets, for `each` dataset, for datasets by name under `sets`, for
-    `each_update`, or for updates by name under `updates`. They are `drop` and `gain` in points, and
-    `lost`, the percentage of correct answers that became wrong. Estimates are compared or, with
+    With a gate, the exit status is 1 if the new model breaks a limit. A limit applies to A_KA or
+    A_ZS overall, to `each` dataset, to single datasets under `sets`, to `each_update`, or to single
+    updates under `updates`. It is the largest `drop` or the smallest `gain`, in points, or the
+    largest percentage of correct answers `lost`. It is checked against the estimate or, with
     `sure: true`, the worse end of the 95% interval.
 
     Args:
@@ -55,12 +55,12 @@ def compare(
         new: The model that may replace it.
         data: Source of the data: embedded, fomo, or a folder of manifests. Default: all images that
             had arrived by the release NEW, or by OLD if only OLD is a release; otherwise embedded.
-        arrived: Datasets or updates with images that an index of the old model lacks; "" for none.
-            Default: the updates between two releases; otherwise the datasets of role adapt, if
-            there are others.
+        arrived: Datasets or updates that the old model's index lacks; "" for none. Default: the
+            updates between two releases; otherwise the datasets of role adapt, unless there are no
+            others.
         gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
         page: Write an HTML page to this file, with the images that lost or gained their name.
-        gone: Whether to refuse or skip images of a release that are gone.
+        gone: If images of a release are missing: refuse, or skip them.
         moved: A folder of a release's images that has moved, as OLD=NEW. Default: none.
         split: Images to score: test, or validation.
         subset: Images per dataset. Default: all.
@@ -128,8 +128,8 @@ def _release_notes(old: release.Release | None, new: release.Release | None) -> 
     if old is None or new is None or len(old.record.updates) >= len(new.record.updates):
         return []
     return [
-        "A_KA before can be lower than on the card of the old release: the same model now chooses "
-        "among the names of later updates, too, and is asked about their images"
+        "A_KA before can be lower than on the old release's card: here the old model also chooses "
+        "among the names of later updates, and is tested on their images"
     ]
 
 
@@ -144,17 +144,17 @@ def print_comparison(comparison: Comparison) -> None:
             rows += [(f"- {name}", *_score_cells(row)) for name, row in updates.iterrows()]
         rows += [None] if len(members) else []
     rows += [(name, *_score_cells(row)) for name, row in comparison.summary.iterrows()]
-    columns = ("", "before", "now", "change", "95%", "lost", "of right", "gained")
+    columns = ("", "before", "now", "change", "95%", "lost", "% lost", "gained")
     shared.print_table(columns, rows, f"{comparison.old} -> {comparison.new}, {comparison.split}")
     if len(comparison.updates):
-        typer.echo("rows with a dash: the images of each update")
+        typer.echo("rows with a dash: one per update")
     worst = comparison.worst_concepts(WORST, each=False)
     if len(worst):
         cells = ("dataset", "concept", "questions", "lost", "gained", "became")
         shown = [tuple(getattr(row, cell) for cell in cells) for row in worst.itertuples()]
         shared.print_table(cells, shown, "concepts that lost most")
     index = comparison.index[comparison.index["k"] == max(comparison.index["k"])]
-    columns = ("content", "asked by", "before", "as it is", "map", "new first", "all again")
+    columns = ("content", "query", "before", "kept", "mapped", "new first", "re-encoded")
     cells = ("before", "as_is", "mapped", "new_first", "reencoded")
     shown = [
         (row.content, row.query, *(shared.score_text(getattr(row, cell)) for cell in cells))

@@ -79,7 +79,7 @@ def show(name: str, sheet: Path | None = None) -> None:
 
 
 def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
-    """Check whether datasets are present, absent, partial, faulty or have wrong counts.
+    """Check which datasets are present, absent, partial, faulty or wrongly counted.
 
     A folder of images without a manifest is checked as `cmpt update --data` would read it.
 
@@ -110,7 +110,7 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     if is_plain:
         [(dataset, root)] = ledger.read_sets(folder, "adapt", USUAL_PROMPT)
         located = [(dataset.model_copy(update={"name": folder.resolve().name}), root)]
-        typer.echo("there is no manifest, so it is read as `cmpt update --data` would")
+        typer.echo("no manifest: reading the folder as `cmpt update --data` would")
     else:
         located = load_manifests(name)
     states = [collection.dataset_state(*place, decode) for place in located]

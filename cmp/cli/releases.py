@@ -35,7 +35,7 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
 
 
 def slim(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
-    """Remove the weights and moments that only a further update needs, keeping the ledger.
+    """Free disk space: remove the weights and moments that only another update would need.
 
     Args:
         folder: The folder of the release.

@@ -100,7 +100,7 @@ def resume(
 ) -> None:
     """Continue a stopped or killed run from its last checkpoint.
 
-    Options that are not given stay the same, including CMP_WORKERS, --tensorboard and --wandb.
+    Options that you omit keep their values, including CMP_WORKERS, --tensorboard and --wandb.
 
     Args:
         threads: Number of torch threads. Default: the number with which the run began.
@@ -120,7 +120,7 @@ def resume(
     store.check_sources(progress.run, progress.options)
     run_config = config.parse(progress.config, f"checkpoint of {name}")
     if pretraining.is_pretraining(run_config):
-        raise CmpError(f"{name} is a pretraining; continue it with the same `cmpt pretrain`")
+        raise CmpError(f"{name} is a pretraining run; continue it with its `cmpt pretrain`")
     execution, keep, boards = launch.take_launch(options)
     device = shared.recorded_device(progress.machine, device)
     with processes.init_distributed(device) as local_device:
@@ -128,8 +128,8 @@ def resume(
         resolved = resolve_run(run_config)
         if resolved.id != progress.run:
             raise CmpError(
-                f"{name} began with other data, other starting weights or another version of this "
-                "package; use `cmpt run` to start again"
+                f"{name} began with different data or weights, or another version of this package; "
+                "use `cmpt run` to start again"
             )
         if processes.rank() == 0:
             words = [f"{key} {value}" for key, value in sorted(options.items())]

@@ -34,16 +34,16 @@ OutFile = Annotated[Path, typer.Option("--out", "-o")]
 DESCRIPTIONS = {
     "settings": "Config keys to change, such as schedule.peak=0.0005.",
     "run_id": "Id of a run, or its first digits.",
-    "threads": "Number of torch threads. It affects the last bits of results.",
+    "threads": "Number of torch threads; affects the last bits of results.",
     "device": "Device: cpu or cuda. With several processes, each uses one GPU. Default: cpu for "
     "embedded models, otherwise cuda.",
     "micro_batch": "Samples to process at a time, if a whole batch does not fit in memory. "
     "Default: the whole batch.",
-    "checkpoint_activations": "Recompute activations: less memory, but about a third more time.",
-    "compile": "Compile both towers with torch, on a GPU. Its first steps take longer.",
+    "checkpoint_activations": "Recompute activations to save memory; steps take a third longer.",
+    "compile": "Compile both towers with torch, on a GPU. The first steps take longer.",
     "keep_weights": "Also store the final weights of an embedded model, for `cmpt export`.",
     "dry_run": "Print the plan without computing anything.",
-    "seed": "Number of the base model.",
+    "seed": "The base model's number.",
     "data": "Source of the data: embedded, fomo, or a folder of manifests.",
 }
 """Help for parameters of several commands; a command's docstring may override it."""

@@ -55,9 +55,9 @@ def make(
     data: str = "embedded",
     threads: shared.Threads = 2,
 ) -> None:
-    """Measure class statistics with a base model, for orders.
+    """Measure class statistics with a base model, for sorting.
 
-    They are accuracy, loss, alignment, frequency, year and embedding of each class.
+    The statistics are accuracy, loss, alignment, frequency, year and embedding.
 
     Args:
         name: Name of the table, for the key stream.traits.

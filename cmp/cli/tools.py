@@ -232,13 +232,13 @@ def plan(
         gmafs: Compute budget for all updates, in memory-adjusted GFLOPs. Give this or --gpu-hours.
         device: Device of the plan: h100, a100, rtx-4090, l40s, l40, l4, t4 or core.
         keep: How much of the model's knowledge must be kept: balance, most or all.
-        new: What is new in the updates: both (names and looks), or names, which adds a note.
+        new: What is new in the updates: both (names and looks), or names (only adds a note).
         pool: Fraction of the pretraining data, or of your own pool, to replay, 0 to 1. Default: 0.5
             for embedded models, otherwise 1.
-        other_pool: Only public data are available for replay, and no pretraining data.
+        other_pool: Replay public data, because the pretraining data are not available.
         buffer: Number of images of earlier updates that can be stored. Default: all.
-        start: Starting weights: a pretrained tag of open_clip, or the path of a file. Default:
-            those of the paper, the first that open_clip lists, or those of the hub or folder.
+        start: Starting weights: a pretrained tag of open_clip, or the path of a file. Default: the
+            paper's, else the first that open_clip lists, or the hub's or folder's own.
 
     Example:
         cmpt plan --model ViT-B-16 --gpu-hours 8 --updates 20

@@ -64,15 +64,15 @@ def update(
         out: The folder of the new release.
         start: The model of the first update: NAME:START, such as ViT-B-16:laion2b_s34b_b88k, small,
             or hf-hub:ORG/NAME.
-        pool: A folder of images like those of pretraining, to replay, or embedded. Give it only
-            once. Default: none.
-        retain: A folder of images that the model must not forget, scored as A_ZS. Give it only
-            once. Default: none.
+        pool: A folder of images to replay, like pretraining's, or embedded. Later updates keep it.
+            Default: none.
+        retain: A folder of images not to be forgotten, scored as A_ZS. Later updates keep it.
+            Default: none.
         prompt: For the first update: how a class is named in a folder without a manifest, such as
             "a photo of a {}". Default: "{}" for embedded models, otherwise "a photo of a {}".
         chosen: A file of settings, such as one written by `cmpt tune`. Default: none.
         name: Name of the update. Default: the folder's name.
-        gone: Whether to refuse or skip images of earlier updates that are gone.
+        gone: If images of earlier updates are missing: refuse, or skip them.
         moved: A folder of earlier images that has moved, as OLD=NEW. Default: none.
         tensorboard: Write TensorBoard files to this folder, in addition to the log. Default: none.
         wandb: Log to this project of Weights & Biases, in addition to the log. Default: none.
@@ -106,8 +106,8 @@ def update(
             typer.echo(f"{state}: {out}\n{release_lines(made)}")
             if not plan.peak_source:
                 typer.echo(
-                    f"its peak, {plan.config.schedule.peak:g}, is the recipe's and was not tuned "
-                    f"for your images; before the next update: cmpt tune {out} "
+                    f"its peak, {plan.config.schedule.peak:g}, is the recipe's, not tuned for "
+                    f"your images; before the next update, run cmpt tune {out} "
                     "--data FOLDER_OF_NEXT_MONTH -o tuned.yaml"
                 )
 
@@ -118,9 +118,9 @@ def _dry_run_lines(plan: UpdatePlan, given: tuple[str, Path, dict[str, Any]]) ->
         return "nothing was computed"
     start, data, _ = given
     where = start if plan.parent else f"--start {start} ..."
-    words = "with your other options, and then pass --settings tuned.yaml here"
+    words = "with your other options; then add --settings tuned.yaml"
     return (
-        f"to tune the peak first: cmpt tune {where} --data {data} -o tuned.yaml, {words}\n"
+        f"to tune the peak first, run cmpt tune {where} --data {data} -o tuned.yaml {words}\n"
         "nothing was computed"
     )
 
@@ -221,8 +221,8 @@ def release_lines(made: release.Release) -> str:
     """Return lines on what to look at in a release."""
     folder = made.folder
     lines = [
-        release.describe(made), f"served by open_clip as local-dir:{folder}",
-        f"look at {folder / release.REPORT_FILE}", describe_release_retention(made),
+        release.describe(made), f"open_clip loads it as local-dir:{folder}",
+        f"report: {folder / release.REPORT_FILE}", describe_release_retention(made),
     ]  # fmt: skip
     return "\n".join(filter(None, lines))
 

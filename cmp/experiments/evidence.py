@@ -16,7 +16,7 @@ from cmp.project import book_folder
 
 CHOICES_FILE = book_folder() / "choices.yaml"
 SIZES = ("stream.tasks", "training.steps", "training.budget", "training.batch")
-"""Keys for how much is trained. All others except seeds and evaluation are for how."""
+"""Keys for how much is trained. All others except seeds and evaluation set how."""
 SLACK = 1.1
 """Factor by which a plan may exceed the range of stored runs and still count as inside."""
 SHARES = ("mixture.pretraining", "mixture.update", "mixture.buffer")

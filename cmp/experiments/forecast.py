@@ -83,7 +83,7 @@ def device_facts(device: str) -> Device:
     if facts := find_device(device):
         return facts
     assumed = DEVICES["h100"]
-    about = f"{assumed.about}; {device_name(device)} is not listed, and is taken for an H100"
+    about = f"{assumed.about}; {device_name(device)} is not listed, so an H100 is assumed"
     return assumed._replace(about=about)
 
 
@@ -127,16 +127,16 @@ def predict_step(
         mode = (size, execution.compile_towers, facts.peak, bandwidth)
         traced = traced_share(name, *mode) or share
         if traced < share:
-            share, source = traced, "by a trace of its kernels"
+            share, source = traced, "from its kernels"
     again = {"micro-batches": size < batch, "activations": execution.checkpoint_activations}
     flops = step_flops(run_config) + sum(again.values()) * _forward_flops(run_config)
     seconds, images = flops / count / (share * facts.peak), batch / decoding
     if images > seconds:
-        return StepForecast(images, f"predicted, by decoding of {decoding:,.0f} images/s")
+        return StepForecast(images, f"predicted from decoding {decoding:,.0f} images/s")
     passes = " and ".join(key for key, is_repeated in again.items() if is_repeated)
     passes = f", with another forward pass for {passes}" if passes else ""
     rate = "the speed" if share == 1 else f"{share:.0%} ({source}) of the peak"
-    return StepForecast(seconds, f"predicted, by its FLOPs{passes} at {rate} of {facts.about}")
+    return StepForecast(seconds, f"predicted from FLOPs{passes} at {rate} of {facts.about}")
 
 
 def step_flops(run_config: RunConfig) -> float:
@@ -265,7 +265,7 @@ class StepTimer:
         whole, predicted = (self.steps * x for x in (seconds, self.predicted.seconds))
         return (
             f"about {time_in_words(whole)} of training, measured over {MEASURED} steps of "
-            f"{time_in_words(seconds)}; predicted were {time_in_words(predicted)}"
+            f"{time_in_words(seconds)}; the forecast: {time_in_words(predicted)}"
         )
 
 

@@ -45,7 +45,7 @@ about half a t-interval over ten bases at the level of the claims. If the front 
 flat for the error of A_KA, intervals where it is steep would miss the gain eight times as often as
 stated."""
 BELOW, BEYOND = "below the front", "beyond the front"
-"""Where a setting is that the front does not cover, as named in errors."""
+"""How errors name the places that a front does not cover."""
 
 
 @dataclass(frozen=True)

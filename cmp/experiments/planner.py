@@ -425,8 +425,8 @@ def place_sentence(plan: Plan) -> str:
     over = ""
     if rows["low"].notna().all():
         over = f": {level_in_words()} t-intervals over bases, {plan.place.n} streams"
-    differs = f" It differs in {', '.join(plan.place.differs)}." if plan.place.differs else ""
+    differs = f" The plan has {', '.join(plan.place.differs)}." if plan.place.differs else ""
     return (
-        f"The nearest stored runs, {plan.place.setting!r} of study {plan.place.study}, ended, in "
-        f"percent, at {scores}{over}.{differs}"
+        f"The nearest stored runs, {plan.place.setting!r} of study {plan.place.study}, scored (in "
+        f"percent) {scores}{over}.{differs}"
     )

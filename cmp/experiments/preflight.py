@@ -162,10 +162,8 @@ def _check_card(device: str) -> Check:
     count, card = torch.cuda.device_count(), torch.cuda.get_device_properties(device)
     kinds = {torch.cuda.get_device_name(number) for number in range(count)}
     if len(kinds) > 1:
-        words = f"different kinds of GPU, {', '.join(sorted(kinds))}: set CUDA_VISIBLE_DEVICES"
-        return Check(
-            "device", OPTIONAL, f"{words} to choose, as their results differ in the last bits"
-        )
+        words = f"different kinds of GPU, {', '.join(sorted(kinds))}, differ in the last bits"
+        return Check("device", OPTIONAL, f"{words} of results: choose with CUDA_VISIBLE_DEVICES")
     many = f"{count} times " if count > 1 else ""
     return Check("device", PRESENT, f"{many}{card.name}, {card.total_memory / GIGA:.0f} GB")
 

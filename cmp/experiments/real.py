@@ -28,7 +28,7 @@ COUNTS: dict[str, dict[str, int]] = _FACTS["counts"]
 _SPLITS = {"train": "train", "trainval": "train", "val": "validation", "test": "test"}
 SEND = (
     f"Send this page and the table beside it, `{STUDY}.csv`, with or without your name, as an "
-    "issue of the project or by `git` to `book/results/real`, so that they can stand beside ours."
+    "issue, or as a pull request to `book/results/real`; we will show them beside ours."
 )
 
 
@@ -170,15 +170,15 @@ def prepare_data(say: Callable[[str], None] = lambda words: None) -> Path:
         manifest = folder / f"{name}.yaml"
         if manifest.exists():
             continue
-        say(f"{about['title']}: download and list its images in {folder}")
+        say(f"{about['title']}: fetching and listing images in {folder}")
         download_set(name, folder)
         try:
             images = list(READERS[name][1](folder))
             table = _table(images, folder) if images else pd.DataFrame()
         except (OSError, KeyError, ValueError, IndexError) as error:
             raise CmpError(
-                f"study {STUDY}: {about['title']} in {folder} has another layout than torchvision "
-                f"unpacks ({type(error).__name__}: {error}); delete it and repeat the command"
+                f"study {STUDY}: {about['title']} in {folder} is not as torchvision unpacks it "
+                f"({type(error).__name__}: {error}); delete the folder and repeat the command"
             ) from error
         if not images:
             raise CmpError(

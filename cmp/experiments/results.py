@@ -71,8 +71,8 @@ def published_metrics(name: str) -> pd.DataFrame:
     numerics = {json.loads(text)["numerics"] for text in frame["provenance"].unique()}
     if numerics != {cmp.NUMERICS}:
         raise CmpError(
-            f"results of study {name}: they have NUMERICS "
-            f"{', '.join(map(str, sorted(numerics)))}, but this is {cmp.NUMERICS}; run `cmpt "
+            f"results of study {name}: computed with NUMERICS "
+            f"{', '.join(map(str, sorted(numerics)))}, not {cmp.NUMERICS}; run `cmpt "
             f"study {name} --publish` to compute them again"
         )
     order = {name: number for number, name in enumerate(studies.load_study(name).settings)}
@@ -293,7 +293,7 @@ def verify_published(
     store.check_sources(run.id, run.provenance.get("options", {}))
     corpus = load_data(run.config.data)
     if identity.run_id_of(run.config, corpus) != run.id:
-        reason = "its id has another NUMERICS, other data or other starting weights, so it is stale"
+        reason = "it is stale: its NUMERICS, data or starting weights have changed"
         return Verdict("different", reason)
     return store.verify_run(run, corpus, observer, device)
 

@@ -28,7 +28,7 @@ ALPHA = 0.05
 
 
 def claims_level(count: int | None = None) -> float:
-    """Return the level of the claims, used for every interval of a measured value.
+    """Return the confidence level of claims and of all measured intervals.
 
     With Bonferroni's correction, one book in twenty has any wrong claim. Other values have the same
     level, so that no text excludes what a verdict leaves open.
@@ -101,7 +101,7 @@ class Estimate(NamedTuple):
 
     @property
     def progress(self) -> str:
-        """The number of streams so far, such as "2 of 20 streams", or "" if there are all."""
+        """The number of streams so far, such as "2 of 20 streams", or "" if complete."""
         return "" if self.streams >= self.planned else f"{self.streams} of {self.planned} streams"
 
     def in_words(

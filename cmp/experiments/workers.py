@@ -29,7 +29,7 @@ from cmp.runs.checkpoints import SIGNALS, StopRequest
 from cmp.scale.decoding import JOBS
 
 ATTEMPTS = 5
-"""Times that a run is started or resumed before losing workers counts as its failure."""
+"""How often a run is started or resumed before the loss of its worker is a failure."""
 
 
 Failures = dict[RunConfig, str]
@@ -220,7 +220,7 @@ class _Worker:
         self.process.join()
         code = self.process.exitcode
         cause = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
-        return f"its worker died {ATTEMPTS} times, last {cause}; check that there is enough memory"
+        return f"its worker died {ATTEMPTS} times (finally {cause}); check that memory suffices"
 
 
 def _context(device: str) -> BaseContext:

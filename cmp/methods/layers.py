@@ -60,8 +60,8 @@ def lock(state: TrainState, is_locked: Callable[[str], bool]) -> None:
     tower = {name: layer for name, layer in layers.items() if is_locked(name)}
     if unlocked and unlocked >= (count := max(tower.values(), default=1) - 1):
         raise CmpError(
-            f"method.unlock: {unlocked} of the {count} blocks of this tower leave none locked; "
-            "unlock fewer, or use method.name=full"
+            f"method.unlock: {unlocked} unlocks all {count} blocks of this tower; unlock "
+            "fewer, or use method.name=full"
         )
     for name, parameter in state.model.named_parameters():
         if name in tower and not (unlocked and tower[name] <= unlocked):

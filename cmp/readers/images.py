@@ -45,7 +45,7 @@ DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, Overfl
                  LookupError, TypeError, Image.DecompressionBombError)  # fmt: skip
 """Errors that Pillow raises for damaged files and decompression bombs."""
 FILE_ERRORS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
-"""Errors of the system about a file itself. Others, of a disk or a network, may pass."""
+"""Errors of the system about the file itself. Disk or network errors may pass."""
 MAX_RATIO = 16
 """The aspect ratio above which the ends of an image are cut off."""
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -236,8 +236,8 @@ def random_crop(
 def _decode_to_tensor(content: bytes, image: Image.Image, reader: PictureReader) -> Tensor:
     """Return the pixels of an opened image in RGB, uint8 [3, H, W].
 
-    torchvision decodes a colour JPEG, unless Pillow is to reduce it (`decoderconfig`), to turn it,
-    or to complain about its end. The pixels are the same, and need not be copied.
+    torchvision decodes a colour JPEG, unless Pillow must reduce it (`decoderconfig`), rotate it, or
+    report a missing end. The pixels are the same, and need not be copied.
     """
     is_plain = image.format == "JPEG" and image.mode == "RGB" and reader.exif == "ignore"
     is_plain = is_plain and not cast(ImageFile.ImageFile, image).decoderconfig

@@ -46,7 +46,7 @@ Inference = tuple[dict[str, str], str, list[str]]
 
 
 def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
-    """Write the text of a manifest for a folder with tars, a table or images.
+    """Compose the manifest of a folder with tars, a table or images.
 
     Args:
         folder: The folder.

@@ -310,7 +310,7 @@ class FileSet(SetManifest):
             if path.suffix.lower() not in endings:  # the message names neither
                 raise CmpError(
                     f"{what} matches files outside the manifest's folder that do not match "
-                    f"*{endings[0]}; use a pattern that matches only such files"
+                    f"*{endings[0]}; narrow it to files that do"
                 )
         return files
 

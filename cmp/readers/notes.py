@@ -97,7 +97,7 @@ def leaked_pictures(indexes: list[ImageIndex]) -> list[str]:
     scored = table.loc[table["split"] != "train"]
     shared = scored.merge(trained, on="digest", suffixes=("", "_trained"))
     return [
-        f"{name}: test images that are also training images of {other}: {len(part)}, such as "
+        f"{name}: {len(part)} test images are also training images of {other}, such as "
         f"{part['source'].iloc[0]} and {part['source_trained'].iloc[0]}; they test memorisation, "
         "so remove them from one of the two"
         for (name, other), part in shared.groupby(["set", "set_trained"], sort=False)
@@ -121,9 +121,9 @@ def repeated_pictures(index: ImageIndex) -> list[str]:
     torn = int((by_digest["label"].nunique() > 1).sum())
     classes = f", {torn} of them in several classes" if torn else ""
     return [
-        f"{index.dataset.name}: training images with several names: {by_digest.ngroups}{classes}, "
-        f"such as {part['source'].iloc[0]} and {part['source'].iloc[1]}; they are drawn once for "
-        "each name"
+        f"{index.dataset.name}: {by_digest.ngroups} training images have several names{classes}, "
+        f"such as {part['source'].iloc[0]} and {part['source'].iloc[1]}; each is drawn once per "
+        "name"
     ]
 
 

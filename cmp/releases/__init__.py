@@ -1,1 +1,1 @@
-"""A stream without an end: what keeps a model current, month by month, and says what it lost."""
+"""Endless streams: update a model month by month, compare, and release; report what it lost."""

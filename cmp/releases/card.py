@@ -132,7 +132,7 @@ def score_table(comparison: Comparison) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Return a text of a user as one line of Markdown in which nothing is a mark."""
+    """Return a user's text as one line of Markdown, with markup escaped."""
     return re.sub(r"([\\<|`\[])", r"\\\1", " ".join(clean_text(text).split()))
 
 
@@ -142,7 +142,7 @@ def code_span(text: str) -> str:
 
 
 def markdown_table(table: pd.DataFrame) -> str:
-    """Return a table without its index in Markdown, numbers with one digit."""
+    """Return a table in Markdown without its index, and with one decimal."""
     texts = table.map(
         lambda value: f"{value:.1f}" if isinstance(value, float) else escape_markdown(str(value))
     )

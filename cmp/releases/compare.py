@@ -25,8 +25,8 @@ from cmp.releases.ledger import arrivals_from, update_label
 from cmp.releases.release import WEIGHTS_FILE, Release
 
 FIT_PICTURES, FIT_PER_SCORED = 2000, 5
-"""How many images, none of them scored, the map to an old index is fitted on; and the most per
-scored image of a dataset if only a subset is scored."""
+"""The number of unscored images that the map to an old index is fitted on; with a subset, the
+maximum per scored image."""
 SMALL_SIDE = 64
 """Pixels per side up to which a CPU encodes a whole block of `cmp.evaluation` at once."""
 NAMING, TO_TEXT, TO_IMAGE = "name", "image to text", "text to image"
@@ -47,9 +47,9 @@ class Comparison:
         corpus: The data.
         split: The split that is scored.
         sets: A row per dataset: `role`, `metric`, `questions`, `old`, `new`, `change` with `low`
-            and `high`; `lost`, how many questions were right and are wrong now, `lost_share` of
-            those that were right, with `lost_low` and `lost_high`; and the same of `gained`, of
-            those that were wrong.
+            and `high`; `lost`, the number of right answers that became wrong, and `lost_share` of
+            the right answers, with `lost_low` and `lost_high`; the same for `gained`, among the
+            wrong answers.
         summary: The same columns for A_KA, A_ZS and "all", where datasets count equally.
         updates: The same columns, and `label` and `images`, for the scored images of each update,
             by its name, where questions count equally; no row where the data have no updates. The
@@ -124,15 +124,15 @@ def compare(
             open_clip's layout; or a release, or a name and a network.
         new: The model that may replace it.
         corpus: The data.
-        arrived: What is new to an index of the old model: names of datasets or of updates, or a
-            bool for every image of the corpus. If None, the updates between two releases that are
-            in the data; otherwise the datasets of the role "adapt", if there are others.
+        arrived: What an index of the old model lacks: names of datasets or of updates, or a bool
+            for every image of the corpus. If None, the updates between two releases that are in
+            the data; otherwise the datasets of the role "adapt", unless all have it.
         split: "test" or "validation".
         subset: Images per dataset; None for all.
         fit_pictures: How many images of other splits the map to the old index is fitted on. If
             None, 2,000, and with a subset at most five times as many as that.
-        precision: "bf16" or "fp32". If None, that of the new model if it is a release, so that its
-            card has the same numbers; otherwise "bf16".
+        precision: "bf16" or "fp32". If None, the new model's if it is a release, so that scores
+            match its card; otherwise "bf16".
         device: "cpu" or "cuda". If None, the CPU for embedded models and a GPU for others.
         progress: Whether to show a progress bar on standard error.
 
@@ -282,8 +282,8 @@ def _encode(
     device: str,
     progress: str,
 ) -> tuple[EncodedSets, Tensor]:
-    """Load a model and return its features of what is scored, and of other images; `progress` is
-    what the bar is called, "" for none."""
+    """Load a model and return its features of the scored and of other images; `progress` names the
+    progress bar, "" for none."""
     network = candidate.load()
     side = models.preprocessing(network).size
     corpus.check_side(side, candidate.name)
@@ -362,9 +362,9 @@ def _summaries(
 
 
 def shown_updates(corpus: Corpus, rows: np.ndarray | None = None) -> dict[str, str]:
-    """Return the names of a corpus's updates by their labels, in order of arrival. Those of a
-    ledger are without their numbers, see `cmp.releases.ledger.update_label`, unless two updates
-    have the same name.
+    """Return the names of a corpus's updates by their labels, in order of arrival. Names from a
+    ledger omit their numbers, see `cmp.releases.ledger.update_label`, unless two updates have the
+    same name.
 
     Args:
         corpus: The data.

@@ -3,10 +3,10 @@
     all: {drop: 1}                  # the mean of all sets falls by at most a point
     A_ZS: {drop: 2, lost: 15}       # of what the sets of old content named right, 15% may go wrong
     A_KA: {gain: 3}                 # new content gains at least three points
-    each: {drop: 5}                 # of every single set
-    sets: {emoji-signs: {drop: 1, sure: true}}   # of this one, in place of `each`
-    each_update: {drop: 5}          # of the images of every single update
-    updates: {2026-01: {drop: 2}}   # of those of this one, in place of `each_update`
+    each: {drop: 5}                 # every set falls by at most five points
+    sets: {emoji-signs: {drop: 1, sure: true}}   # overrides `each` for this set
+    each_update: {drop: 5}          # the same for the images of every update
+    updates: {2026-01: {drop: 2}}   # overrides it for one update
 
 Estimates are compared, since a gate that asked for certainty would stop every model whose test sets
 are small, even an exact copy of the old one. `sure: true` asks for it: the whole 95% interval must
@@ -43,9 +43,9 @@ class Limits:
     """The limits on a set, or on a mean of sets; None is no limit.
 
     Attributes:
-        drop: The score falls by at most so many points.
-        lost: Of the questions that were answered right, at most so many percent are wrong now.
-        gain: The score rises by at least so many points.
+        drop: The largest allowed fall of the score, in points.
+        lost: The largest allowed percentage of right answers that became wrong.
+        gain: The smallest required rise of the score, in points.
         sure: Whether the whole 95% interval must keep the limits, and not the estimate alone.
     """
 
@@ -173,9 +173,9 @@ def check_gate(gate: Gate | str | os.PathLike[str], comparison: Comparison) -> l
 
     A gate is a YAML file that limits the mean of `all` sets, `A_KA`, `A_ZS`, `each` set, or some
     `sets` by name, in place of `each`. In the same way it limits the images of `each_update`, or
-    of some `updates` by name. It limits a `drop` and asks for a `gain` in points, and limits the
-    percentage of right answers that became wrong, `lost`. Estimates are compared, or with `sure:
-    true` the worse end of the 95% interval.
+    of some `updates` by name. A limit is a largest `drop` or smallest `gain`, in points, or a
+    largest percentage of right answers `lost`. It is checked against the estimate or, with `sure:
+    true`, the worse end of the 95% interval.
 
     Args:
         gate: The limits, or their file.
@@ -219,9 +219,7 @@ def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLin
         if name == "lost":
             value = row["lost_high"] if limits.sure else row["lost_share"]
             value = value if row["old"] else 0.0  # where nothing was right nothing is lost
-            sentence = (
-                f"{value:.1f}% of what was right is wrong now{ends}; at most {limit:g}% may be"
-            )
+            sentence = f"{value:.1f}% of right answers became wrong{ends}; at most {limit:g}% may"
         else:
             change = row["low"] if limits.sure else row["change"]
             value = -change if name == "drop" else change

@@ -105,8 +105,8 @@ PUNCTUATION = r"[!-/:-@\[-`{-~]"
 LOADING = """model = transformers.{kind}.from_pretrained("{folder}")
 processor = transformers.AutoProcessor.from_pretrained("{folder}")"""
 PIXELS = (
-    "a prepared image may differ from open_clip's by one level of 255, since `transformers` "
-    'resizes by torchvision; AutoImageProcessor.from_pretrained(..., backend="pil") gives the same'
+    "a prepared image may differ from open_clip's by one level in 255: `transformers` "
+    'resizes with torchvision; AutoImageProcessor.from_pretrained(..., backend="pil") avoids it'
 )
 OTHERWISE = (
     "texts with curly quotes, HTML entities or a broken encoding get other tokens: open_clip "
@@ -416,7 +416,7 @@ def write_tokenizer(name: str, tokenizer: Any, probe: Probe, folder: Path) -> li
         reason = probe.no_tokenizer or f"it is a {type(tokenizer).__name__}"
         own = open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
         return [
-            f"no tokenizer is written ({reason:.200}): use {own or 'that of the first model'}, and "
+            f"no tokenizer is written ({reason:.200}): use {own or 'the original tokenizer'}, and "
             f"pad texts to {length} tokens"
         ]
     again = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -46,7 +46,7 @@ NAMED = 3
 
 Role = Literal["adapt", "pool", "eval"]
 SET_NAMES: dict[Role, str] = {"adapt": "catalogue", "pool": "pool", "eval": "kept"}
-"""The names of sets without a manifest. All that arrives is one catalogue, which grows."""
+"""The names of sets without a manifest. Everything that arrives joins one catalogue."""
 OPTIONS: dict[Role, str] = {"adapt": "--data", "pool": "--pool", "eval": "--retain"}
 
 
@@ -187,13 +187,13 @@ def checked_ledger(arrivals: tuple[Arrival, ...], pictures: Sequence[Picture]) -
     """Return the ledger that a release was read from.
 
     Raises:
-        ValueError: An image is of another arrival, set or split than there are.
+        ValueError: An image names an arrival, set or split that does not exist.
     """
     sets = {(n, tree["name"]) for n, x in enumerate(arrivals) for tree in x.sets}
     for place, picture in enumerate(pictures):
         is_known = (picture.arrival, picture.set) in sets and picture.split in SPLITS
         if not (is_known and isinstance(picture.source, str) and isinstance(picture.label, str)):
-            raise ValueError(f"row {place}: an image of no arrival, set or split of the release")
+            raise ValueError(f"row {place}: arrival, set or split is not in the release")
     return Ledger(arrivals, tuple(pictures))
 
 
@@ -311,8 +311,7 @@ def read_sets(
         if alien := [each for each, _ in located if each.role not in (role, "adapt")]:
             names = " or ".join(f"{o} ({r})" for r, o in OPTIONS.items() if r != role)
             raise CmpError(
-                f"{option}: {folder}: {alien[0].name!r} has role {alien[0].role!r}; give it by "
-                f"{names}"
+                f"{option}: {folder}: {alien[0].name!r} has role {alien[0].role!r}; use {names}"
             )
     else:
         text, _ = infer.describe_folder(folder, role)
@@ -346,7 +345,7 @@ def read_sets(
         if own != before and dataset.name in known:  # it has one classifier
             raise CmpError(
                 f"{option}: {folder}: {dataset.name}: prompt: {own!r}, but it was {before!r} "
-                "before; write that, or give the set another name"
+                "before; keep that, or rename the set"
             )
         sets.append((dataset.model_copy(update=tree | {"prompt": own}), root))
     return sets
@@ -475,7 +474,7 @@ def _splits_of(ledger: Ledger) -> dict[tuple[str, int], str]:
 
 
 def came_from(folder: str, old: str) -> bool:
-    """Return whether the folder of an arrival is another one, or below it."""
+    """Return whether an arrival's folder is `old`, or inside it."""
     old = os.path.abspath(os.path.expanduser(old))
     return f"{folder}/".startswith(f"{old.rstrip('/')}/")
 

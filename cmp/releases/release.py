@@ -1,6 +1,6 @@
 """A release: a folder with everything needed to serve a model, to judge it, and to update it.
 
-It is written once, whole, and never changed. Only `slim` removes from it what just a further update
+It is written once, whole, and never changed. Only `slim` removes what only a further update
 needs.
 """
 
@@ -40,7 +40,7 @@ CARD_FILE, REPORT_FILE = "README.md", "report.html"
 SCORES_FILE, MATRIX_FILE, HITS_FILE = "scores.parquet", "matrix.parquet", "hits.safetensors"
 LOG_FILE = "log.jsonl"
 LEDGER_FILE, START_FILE = "state/pictures.parquet", "state/start.safetensors"
-REMEDY = "; get the release again from where it came from"
+REMEDY = "; get the release again from its source"
 RECORD_ERRORS = LookupError, TypeError
 """Errors of a record or a table with other keys or types, besides `ValueError`."""
 

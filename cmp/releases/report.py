@@ -21,7 +21,7 @@ from cmp.releases.sentences import count_of, decimal, interval_in_words, signed
 from cmp.releases.thumbnails import SIDE, picture_uris
 
 LARGEST, RESERVE = 3_000_000, 200_000
-"""The most bytes of a page, and those of them that are reserved for everything but images."""
+"""Maximum bytes of a page, and how many are reserved for everything but images."""
 ON_WALL, PER_CONCEPT = {"lost": 42, "gained": 28}, 2
 """The most images on each wall, and per concept."""
 WORST, SHOTS = 20, (3, 8)
@@ -37,10 +37,10 @@ QUERIES = {"text": "words", "picture": "an image"}
 INDEX_COLUMNS = {
     "before": "old model on its own index",
     "as_is": "new model, old index",
-    "mapped": "the same, queries through the map",
-    "new_first": "new images encoded again",
-    "new_first_mapped": "the same, all through the map",
-    "reencoded": "everything encoded again",
+    "mapped": "the same, with mapped queries",
+    "new_first": "new images re-encoded",
+    "new_first_mapped": "the same, everything mapped",
+    "reencoded": "everything re-encoded",
 }
 
 
@@ -89,7 +89,7 @@ def report_page(
     shots = _choose_shots(comparison)
     wanted = [*(row for wall in walls.values() for row in wall["row"])]
     wanted += itertools.chain.from_iterable(shots.values())
-    title = title or "May the new model be served?"
+    title = title or "Deploy the new model?"
 
     def make(uris: dict[int, str]) -> str:
         parts = [
@@ -111,8 +111,8 @@ def report_page(
 
 
 def choose_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
-    """Return the flips that a wall shows: one set after the other in turn, of each what changed
-    most first, and at most a few of one concept.
+    """Return the flips that a wall shows: from each set in turn, largest changes first, and at most
+    a few per concept.
 
     Args:
         comparison: The models.
@@ -194,7 +194,7 @@ def _head(
                 f"{count_of(int(row['sets']), 'set')}, {signed(row['change'])} "
                 f"({interval_in_words(row['low'], row['high'])})</span></li>"
             )
-    for kind, words in (("lost", "lost their name"), ("gained", "gained it")):
+    for kind, words in (("lost", "lost a name"), ("gained", "gained a name")):
         count = _named(comparison, kind)
         tiles.append(
             f'<li><b class="{"lost" if kind == "lost" else "found"}">{count:,}</b>'
@@ -203,9 +203,9 @@ def _head(
     verdict = ""
     if gate:
         broken = sum(not line.passed for line in gate)
-        state = f"✗ the gate fails: {broken} of {count_of(len(gate), 'limit')} broken"
+        state = f"✗ not passed: {broken} of {count_of(len(gate), 'limit')} broken"
         if not broken:
-            state = f"✓ the gate is passed: {count_of(len(gate), 'limit')} kept"
+            state = f"✓ passed: {count_of(len(gate), 'limit')} kept"
         kind = "lost" if broken else "found"
         verdict = f'<p><a class="verdict {kind}" href="#gate">{state}</a></p>'
     said = "".join(f"<p>{_text(note, 500)}</p>" for note in notes)
@@ -249,8 +249,8 @@ def _finding(comparison: Comparison) -> str:
         was, now = (round(score * row.questions / 100) for score in (row.old, row.new))
         words += (
             f" The worst concept is <b>{_text(row.concept)}</b> ({_text(row.dataset)}): of its "
-            f"{count_of(row.questions, 'image')}, {was} had their name and {now} "
-            f"{'has' if now == 1 else 'have'} it now."
+            f"{count_of(row.questions, 'image')}, the old model named {was} correctly, the new one "
+            f"{now}."
         )
     return words
 
@@ -266,11 +266,11 @@ def _side(comparison: Comparison) -> int:
 
 
 def _wall(comparison: Comparison, kind: str, flips: pd.DataFrame, uris: dict[int, str]) -> str:
-    heading = "What lost its name" if kind == "lost" else "What gained its name"
+    heading = "Names lost" if kind == "lost" else "Names gained"
     if flips.empty:
-        words = "No image that was named right before is wrong now."
+        words = "No correct name became wrong."
         if kind == "gained":
-            words = "No image that was named wrong before is right now."
+            words = "No wrong name became correct."
         return f'<section id="{kind}">\n<h2>{heading}</h2>\n<p>{words}</p>\n</section>'
     cards = "\n".join(_card(comparison, row, uris) for row in flips.itertuples())
     total = len(_shown_flips(comparison, kind))
@@ -488,13 +488,13 @@ def _index(comparison: Comparison) -> str:
         _index_bars(part) for _, part in table.groupby(["content", "query"], sort=False)
     )
     about = (
-        "A query in words is a class name or a caption, whatever number of images it fits; a "
-        "query by an image asks for another one of its class. One index has all scored images. "
-        "The bars are the percentage of queries that find what they ask for among the first "
-        f"{max(RECALL_AT)}, and in brackets as the very first. Images that are encoded again are "
-        "closer to the new model's queries than the others, so they can push known ones out of the "
-        "first places. The map turns the new model's queries towards an index that is not yet "
-        f"encoded again: {_text(comparison.index_map.sentence, 300)}."
+        "A query by words is a class name or a caption, and may match several images; a query by "
+        "an image asks for another of its class. One index holds all scored images. The bars show "
+        "the percentage of queries that find what they ask for among the first "
+        f"{max(RECALL_AT)} (in brackets: first of all). Re-encoded images are closer to the new "
+        "model's queries than the others, so they can push known ones out of the first places. The "
+        "map turns the new model's queries towards an index that is not yet re-encoded: "
+        f"{_text(comparison.index_map.sentence, 300)}."
     )
     return (
         f'<section id="index">\n<h2>{_index_finding(table)}</h2>\n<p class="quiet">{about}</p>\n'
@@ -517,7 +517,7 @@ def _index_bars(part: pd.DataFrame) -> str:
     gains = ""
     if not math.isnan(last["loses"]):
         again = f"{signed(last['loses'])} points ({interval_in_words(last['low'], last['high'])})"
-        gains = f"Against the old index as it is, encoding everything again brings {again}"
+        gains = f"Compared with the old index, re-encoding everything adds {again}"
         if not math.isnan(last["recovers"]):
             gains += f", the map {signed(last['recovers'])}"
         gains = f'<p class="quiet">{gains}.</p>'
@@ -543,8 +543,8 @@ def _index_finding(table: pd.DataFrame) -> str:
     now, then = decimal(last["as_is"]), decimal(again)
     finding = f"{query}, {last['content']} content is found in"
     if round(again, 1) <= round(last["as_is"], 1):
-        return f"The old index still serves: {finding} {now}% of queries, encoded again in {then}%"
-    return f"Encode {which} again: {finding} {then}% of queries instead of {now}%"
+        return f"The old index still serves: {finding} {now}% of queries, re-encoded in {then}%"
+    return f"Re-encode {which}: {finding} {then}% of queries instead of {now}%"
 
 
 def _gate(gate: Sequence[GateLine]) -> str:

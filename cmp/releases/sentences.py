@@ -79,7 +79,7 @@ def describe_peak(is_given: bool, earlier: Sequence[UpdateRecord]) -> str:
     if is_given:
         return "given"
     chosen = [update.name for update in earlier if update.is_peak_given]
-    return f"taken over from {chosen[-1]}" if chosen else ""
+    return f"kept from {chosen[-1]}" if chosen else ""
 
 
 def describe_names(metrics: pd.DataFrame, names: Sequence[str]) -> str:

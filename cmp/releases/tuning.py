@@ -28,7 +28,7 @@ MOST_PEAKS = 9
 """The most peaks that are tried."""
 SCORES = ("A_KA", "A_ZS", "GM")
 WIDTH, HEIGHT = 48, 12
-"""The characters of a line, and the lines, of the drawing of the peaks."""
+"""Width and height, in characters, of the drawing of the peaks."""
 
 
 def tune(
@@ -81,8 +81,8 @@ def tune(
     arrived = middle.corpus.by_role("adapt")
     if not any(len(middle.corpus.rows("validation", dataset=name)) for name in arrived):
         raise CmpError(
-            "cmpt tune: no update has validation images to compare peaks on; give some by the "
-            "column `split` of a table, or wait for a larger update"
+            "cmpt tune: no update has validation images to compare peaks on; add some with a "
+            "column `split` in a table, or wait for a larger update"
         )
     center = middle.config.schedule.peak
     first = [*peaks] or [center / FACTOR, center, center * FACTOR]

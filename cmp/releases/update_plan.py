@@ -200,7 +200,7 @@ def _refuse_settings(tree: Mapping[str, Any], is_first: bool) -> None:
     for key, reason in FIXED_KEYS.items():
         for name in given:
             if f"{name}.".startswith(f"{key}."):
-                raise CmpError(f"{name}: an update cannot have it: {reason}")
+                raise CmpError(f"{name}: not allowed in an update: {reason}")
     meta = given.get("schedule.meta")
     if isinstance(meta, str) and "peaks" in get_option("meta_schedule", meta).settings:
         raise CmpError(f"schedule.meta: {meta!r}: {FIXED_KEYS['schedule.peaks']}")
@@ -227,8 +227,8 @@ def _stream_prompt(prompt: str, parent: Release | None, name: str) -> str:
     before = parent.record.prompt if parent else ""
     if before and prompt not in ("", before):
         raise CmpError(
-            f"--prompt: {prompt!r}, but this stream has {before!r}, which cannot change, or scores "
-            "could not be compared; start a new stream with --start"
+            f"--prompt: {prompt!r}, but this stream has {before!r}, which cannot change, so that "
+            "scores can be compared; start a new stream with --start"
         )
     prompt = prompt or before or starts.usual_prompt(name)
     try:
@@ -263,9 +263,8 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> Ledge
     ledger, report = ledgers.arrive(ledger, folder, role, prompt=prompt)
     if role == "eval" and {*report.new} == {"train"}:
         raise CmpError(
-            f"--retain: {folder}: none of its images is left to score: each is for training by its "
-            "own split, or because it is also in the pool or an earlier folder; take these images "
-            "out of the pool, or give others"
+            f"--retain: {folder}: none of its images is left to score: each is in a training "
+            "split, the pool or an earlier folder; take these out of the pool, or give others"
         )
     return ledger
 
@@ -341,11 +340,11 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
     yield from _describe_sets(plan.ledger, plan.config.model.name)
     yield from _describe_twins(plan.corpus)
     if report.again:
-        yield f"{count_of(report.again, 'image')} already known under the same name; left out"
+        yield f"left out: {count_of(report.again, 'image')} already known under the same name"
     if report.held_out:
         some = ", ".join(report.held_from)
         count = count_of(report.held_out, "image")
-        yield f"{count} held out before; they stay held out, such as {some}"
+        yield f"{count} held out before, such as {some}, and held out again"
     if report.similar:
         some = ", ".join(report.similar_names)
         yield (
@@ -353,11 +352,11 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
             f"as {some}; they are used, but scores may be too high"
         )
     if plan.gone:
-        yield f"{count_of(plan.gone, 'image')} from earlier updates gone and left out"
+        yield f"left out: {count_of(plan.gone, 'image')} missing from earlier updates"
     passes = plan.steps * counts[1] / max(len(plan.pools.update), 1)
     yield (
-        f"{plan.steps} steps of {sum(counts)}: {count_of(counts[1], 'new image')}, {counts[2]} "
-        f"of earlier updates, {counts[0]} of the pool; each new image appears {passes:.1f} times"
+        f"{plan.steps} steps at batch {sum(counts)}: {count_of(counts[1], 'new image')}, "
+        f"{counts[2]} earlier ones, {counts[0]} of the pool; a new image appears {passes:.1f} times"
     )
     source = plan.peak_source or "the recipe's, not tuned for these images"
     yield f"peak learning rate: {max_rate(plan.fitted):g}, {source}"

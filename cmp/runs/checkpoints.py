@@ -484,7 +484,7 @@ class CheckpointManager:
         """
         paths = [x for x in files_beside(self.folder, "base") if file_number(x) == step]
         name = self.run_id[: files.SHORT_ID]
-        remedy = f"`cmpt results rm {name}` and the same command start again"
+        remedy = f"run `cmpt results rm {name}` and repeat the command"
         if not paths:
             raise CmpError(
                 f"{self.folder}: the weights of step {step} are missing, perhaps because another "

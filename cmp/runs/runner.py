@@ -72,8 +72,8 @@ class RunResult:
         model: The network after the last task, with open_clip's own layers. A network from
             `open_clip.create_model` can load its `state_dict()`.
         seconds: The computing time.
-        provenance: The machine of the run, see `machine_record`, with `began`, the one on which it
-            began, if the run moved to another one, and `budget` if it had one.
+        provenance: The machine of the run, see `machine_record`, with `began`, its first machine,
+            if it moved to another one, and `budget` if it had one.
         hits: For evaluations of scope "full", by "TASK/DATASET": whether each question was answered
             correctly, bool, in the order of that dataset's rows in `Scores.hits`. The `row` and
             `weight` there, which are the same for every model, give the image and its weight.
@@ -274,8 +274,7 @@ class Run:
     def begin(self, saved: RunState | None) -> tuple[int, int]:
         """Resume from a state, or evaluate the starting weights.
 
-        If a run resumes on another machine, warn. Then, or if it was on another one before, record
-        where it began, too.
+        If a run resumes on another machine, warn. If it ever moved, also record where it began.
 
         Args:
             saved: The state to resume from, if there is one.
@@ -292,7 +291,7 @@ class Run:
         checkpoints.restore(saved.tensors, self.model, self.state.optimizer)
         self.trunk = checkpoints.strip_prefix(saved.tensors, "trunk/")
         self.deployed = {}
-        if progress.task == self.fitted.stream.tasks:  # earlier, they are those of a shorter run
+        if progress.task == self.fitted.stream.tasks:  # otherwise left by a shorter run
             self.deployed = checkpoints.strip_prefix(saved.tensors, "deployed/")
         for name, x in checkpoints.strip_prefix(saved.tensors, "method/").items():
             self.state.method_state[name] = x.to(self.device, copy=True)

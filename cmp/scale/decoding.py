@@ -66,7 +66,7 @@ def seconds_waited() -> float:
 def prefetch(
     make: Callable[[Any], Any], keys: Sequence, workers: int, device: torch.device
 ) -> Iterator[Any]:
-    """Return an iterator over items that other processes prepare, two ahead each; 0 prepare none.
+    """Return an iterator over items that other processes prepare, two each (0: no processes).
 
     The processes are forked if possible, so that they share memory. A signal to all processes of a
     job, as from a batch system, does not end them, since the run needs them to finish its current

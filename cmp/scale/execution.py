@@ -24,8 +24,8 @@ DEFERRED = {"cuda"}
 """Devices on which the host does not wait to check that a step was finite."""
 
 UncheckedStep = tuple[Callable[[], Tensor], Callable[[], Diverged]]
-"""For a step, a function that waits for whether it was finite, and one that returns the error if
-not."""
+"""For a step, a function that awaits its finite check, and one that returns the error if it
+failed."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class ExecutionConfig(Execution):
     def clip(
         self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], most: float
     ) -> Tensor:
-        """Clip gradients to a norm of at most `most`, and return their norm before.
+        """Clip gradients to a norm of at most `most`, and return the original norm.
 
         On a GPU, a fused optimiser divides them in its own step, which saves a pass over them.
         """

@@ -123,8 +123,8 @@ def rank() -> int:
 
 
 def local_slice(count: int) -> slice:
-    """Return the slice of `count` samples that this process takes. The first processes take one
-    more if they cannot all take as many.
+    """Return the slice of `count` samples that this process takes. If the split is uneven, the
+    first processes take one more.
 
     Raises:
         CmpError: There are fewer samples than processes.
@@ -150,8 +150,8 @@ def all_gather(x: Tensor, count: int | None = None) -> Tensor:
 
     Args:
         x: The rows of this process, [N, ...].
-        count: The rows of all processes, if each has those of its `local_slice` of them. By
-            default, each has as many as this one.
+        count: The total number of rows, if each process has its `local_slice` of them. By
+            default, all have as many as this one.
 
     Returns:
         [count, ...].

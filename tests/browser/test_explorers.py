@@ -323,7 +323,7 @@ def test_reopen_without_a_kernel_shows_the_still(served):
         page.goto(page.url)
         watched.idle()  # another kernel has begun
         cell = page.locator(".jp-CodeCell", has_text="schedule_explorer(")
-        expect(cell.locator(".answering")).to_contain_text("This picture stands still")
+        expect(cell.locator(".answering")).to_contain_text("This is a still picture")
         expect(page.get_by_text("Error displaying widget")).to_have_count(0)
         watched.command("notebook:run-all-cells")
         Explorer(page, "schedule_explorer")

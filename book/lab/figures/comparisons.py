@@ -49,7 +49,7 @@ def _means_note(points: pd.DataFrame, columns: Iterable[str]) -> str:
 
 
 def plot_ends(ends: pd.DataFrame) -> Figure:
-    """Where published runs ended, a dot per run.
+    """Final scores of published runs, as dots.
 
     Args:
         ends: Columns `A_KA`, `A_ZS`, and `merges`, which says whether a run merges weights of
@@ -101,7 +101,7 @@ def plot_merge_path(between: pd.DataFrame, chosen: pd.Series) -> Figure:
     Returns:
         The figure.
     """
-    with style.plane(5.4, "Dashed: between the scores of both ends.") as (figure, axes):
+    with style.plane(5.4, "Dashed: averages of the scores.") as (figure, axes):
         x, y = (between[name].to_numpy() for name in style.AXES)
         axes.plot(x, y, color=style.COLOURS[0], marker="o", markersize=5)
         axes.plot(x[[0, -1]], y[[0, -1]], color="0.6", linestyle="--", linewidth=1.4)
@@ -115,7 +115,7 @@ def plot_merge_path(between: pd.DataFrame, chosen: pd.Series) -> Figure:
 
 
 def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
-    """Where the stored setting nearest to a plan ended, among all other stored settings.
+    """Final scores of the stored setting nearest to a plan, among all others.
 
     Args:
         plan: The plan, marked if it has a place among the stored runs.

@@ -27,7 +27,7 @@ SIZE_LOOK = ("0.15", "o")
 AXIS = "A_ZS beyond plain fine-tuning at the same A_KA (points)"
 BAND = f"Grey band: within {verdicts.MATTERS:g} point of zero."
 GAIN_BOUND = " Arrow: a lower bound, because the front ends at a lower A_KA."
-OFF_SCALE = " Triangle at the edge: far off the scale; its number stands beside it."
+OFF_SCALE = " Triangle at the edge: far off the scale; its value is beside it."
 NO_GAIN = {
     fronts.BELOW: "Learned too little to compare",
     fronts.BEYOND: "Learned more than the front reaches, at least with one base left out",
@@ -36,7 +36,7 @@ NO_GAIN = {
 """Part of the reason why a setting has no gain -> the text of a note."""
 VERDICT_NOTE = "Thick: the verdict's {level} interval."
 VERDICT_CROSSED = " Thin: the interval for other concepts."
-VERDICT_BOUND = " Arrow: the interval has no end on this side."
+VERDICT_BOUND = " Arrow: the interval is open on this side."
 
 
 def plot_front(
@@ -149,7 +149,7 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
 
 
 def plot_loss_parts(parts: pd.DataFrame) -> Figure:
-    """What becomes of A_ZS: lost without any new picture, lost to new data, and given back by
+    """What happens to A_ZS: lost without any new picture, lost to new data, regained by
     merging.
 
     Args:
@@ -205,7 +205,7 @@ def _limits(known: pd.DataFrame) -> tuple[float, float]:
 def plot_verdicts(rows: pd.DataFrame) -> Figure:
     """Every claim under its guideline: estimate, both intervals and the reading in words.
 
-    Claims are called what they compare, as `book/style.yaml` has it.
+    Claims are named after what they compare, see `book/style.yaml`.
 
     Args:
         rows: The result of `cmp.experiments.verdicts.judge_claims`. A claim that is not computed

@@ -179,7 +179,7 @@ def _enlarge_steps(axes: Axes, inset: Axes, labels: Sequence[tuple]) -> None:
 
 
 def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figure:
-    """Your own runs where they ended, among other runs of the same size.
+    """Final scores of your own runs, among other runs of the same size.
 
     Args:
         own: Runs by label.
@@ -214,7 +214,7 @@ def plot_among_runs(own: Mapping[str, StoredRun], others: pd.DataFrame) -> Figur
 
 
 def plot_grid(ends: pd.DataFrame) -> Figure:
-    """Where the runs of each point of a grid ended, streams as dots around their mean.
+    """Final scores of each grid point's runs: streams as dots around their mean.
 
     Args:
         ends: One row per run: the point's parameters, `run`, `A_KA` and `A_ZS`.
