@@ -751,7 +751,7 @@ def test_a_plugin_may_have_dataclasses(tmp_path):
     sources = get_option("schedule", "mine").sources
     assert sources["value.factor"] == "0.25"
     assert "Slope.__call__" in sources
-    assert cmp.learning_rate(cmp.Schedule("mine", peak=1.0), 100, 0, 100) == 0.75
+    assert cmp.learning_rate(cmp.Schedule("mine", peak=1.0), 100, 0, 40) == 0.9
 
 
 @pytest.mark.parametrize(
