@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from options import small
+from safetensors.torch import save_file
 from test_resume import BOUNDARY, FIRST, MIDDLE, MemoryManager, equal, same
 
 from cmp import config, models, registry, starts, towers
@@ -23,6 +24,7 @@ from cmp.config import Merging, Schedule
 from cmp.errors import CmpError
 from cmp.merging import apply, policies, ranks, rules
 from cmp.merging.apply import merge
+from cmp.merging.files import merge_files
 from cmp.merging.policies import TaskEnd, apply_policy
 from cmp.merging.rules import MergeOptions, merge_weights
 from cmp.runs import checkpoints
@@ -306,7 +308,7 @@ def test_a_rule_leaves_its_arguments_alone(rule, count):
     places = {x.data_ptr() for each in [base, *tuned] for x in each.values()}
     assert places.isdisjoint(x.data_ptr() for x in merged.values())
     option = registry.get_option("merge_rule", rule)
-    options = rules.make_options(option, len(tuned))
+    options = MergeOptions.make(option, len(tuned))
     space = {name: torch.full_like(x, math.nan) for name, x in base.items()}
     given = apply.iter_merged(option, tuned, base_for(rule, base), options, space)
     assert identical(dict(given), merged)
@@ -761,6 +763,37 @@ def test_bad_arguments_are_refused_by_name(rule, tuned, base, settings_, words):
         merge(rule, tuned, base, **settings_)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rule", "changed", "words"),
+    [
+        ("interpolation", {"weights": (0.9, 0.9)}, ["0.9, 0.9", "sum to 1, not 1.8"]),
+        ("interpolation", {"weights": (0.5, 0.5, 0)}, ["3 weights for 2 models"]),
+        ("interpolation", {"weights": 0.9}, ["weights 0.9", "one number per model"]),
+        ("ties", {"weights": (0.5, 0.5)}, ["not used by 'ties'"]),
+        ("ties", {"densty": 0.2}, ["'ties' takes scale, density, not 'densty'"]),
+        ("ties", {"density": 2.0}, ["density", "less than or equal to 1", "2.0"]),
+        ("dare", {"draw": ()}, ["draw", "at least 1 item"]),
+    ],
+)
+def test_settings_of_a_policy_s_own_are_checked_as_all_others(rule, changed, words, tmp_path):
+    zero, one = ({"a": torch.full((3,), x)} for x in (0.0, 1.0))
+    end = TaskEnd(Merging("ema", rule), {"zero": zero}, one, 1, 0)
+    base = zero if rule in TASK_VECTOR_RULES else None
+    path = tmp_path / "one.safetensors"
+    save_file(one, path)
+    save_file(zero, tmp_path / "zero.safetensors")
+    files = [path, path], tmp_path / "out.safetensors"
+    start = tmp_path / "zero.safetensors" if base else None
+    for call in (
+        lambda: end.merge([one, one], "mine", **changed),
+        lambda: merge(rule, [one, one], base, **changed),
+        lambda: merge_files(rule, *files, base=start, **changed),
+    ):
+        with pytest.raises(CmpError) as error:
+            call()
+        assert all(word in str(error.value) for word in words)
 
 
 @pytest.mark.parametrize("rule", RULES)

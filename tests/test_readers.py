@@ -1393,7 +1393,11 @@ def test_what_cannot_be_kept_stops_nothing(tmp_path, monkeypatch, is_folder):
 
 def test_one_long_caption_takes_no_memory_for_the_others():
     """Every caption once took as much memory as the longest: 160 MB here."""
-    texts = [f"a shoe {number}" for number in range(400)] + ["word " * 20_000, "ends in\0", "ends in"]
+    texts = [f"a shoe {number}" for number in range(400)] + [
+        "word " * 20_000,
+        "ends in\0",
+        "ends in",
+    ]
     table = pd.DataFrame({"captions": [[text] for text in texts]})
     tracemalloc.start()
     corpus = build_corpus(torch.zeros(len(texts), 3, 1, 1), [table], [])

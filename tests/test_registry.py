@@ -242,7 +242,9 @@ def test_rates_outside_of_zero_to_one_are_refused(rate, shown):
 )
 def test_an_option_may_not_list_a_key_that_every_option_reads(kind, key):
     """Listed, it would be refused for all other options, in new configs and in stored runs."""
-    refuse(kind, lambda *given: None, f"'{key}': every .* may read it; leave it out", settings=[key])
+    refuse(
+        kind, lambda *given: None, f"'{key}': every .* may read it; leave it out", settings=[key]
+    )
     config = cmp.RunConfig(
         merging=cmp.Merging("ema", weight=0.25), schedule=cmp.Schedule("constant", peak=2e-4)
     )
