@@ -279,6 +279,23 @@ def test_fast_is_reference(rule, seed, count, density, scale):
     close(fast, shaped(REFERENCES[rule](tuned, base, options), base), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in DRAWING_RULES])
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["newest", "oldest", "base"])
+@given(SEEDS)
+@settings(max_examples=20)
+def test_mixed_types_give_what_the_widest_would_give_for_all(rule, place, seed):
+    """Thresholds in fp32 once trimmed entries that fp64 puts a hair below them."""
+    tuned, base = several(2, seed, size=1.0)
+    wide = [{name: x.double() for name, x in each.items()} for each in [*tuned, base]]
+    mixed = [*tuned, base]
+    mixed[place] = wide[place]
+    merged, expected = (merge(rule, x[:2], base_for(rule, x[2])) for x in (mixed, wide))
+    if place == 2 and rule not in TASK_VECTOR_RULES:  # nothing is in fp64
+        close(merged, {name: x.float() for name, x in expected.items()})
+    else:
+        assert identical(merged, {n: x.to(merged[n].dtype) for n, x in expected.items()})
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_blocks_are_seamless(rule, monkeypatch):
     """Tensors larger than a block; rules that draw at random draw again in each, so not they."""

@@ -433,7 +433,8 @@ def is_matrix(name: str, x: Tensor) -> bool:
 
 def inner_products(models: Sequence[Tensor], base: Tensor | None = None) -> np.ndarray:
     """Return the inner products of models, or of their task vectors, float64 [models, models]."""
-    flat, dtype = [x.reshape(-1) for x in models], compute_dtype(models)
+    flat = [x.reshape(-1) for x in models]
+    dtype = compute_dtype(models if base is None else [*models, base])
     total = np.zeros((len(flat), len(flat)))
     pairs = [(i, j) for i in range(len(flat)) for j in range(i + 1)]
     for at in range(0, len(flat[0]), PRODUCT_BLOCK):
