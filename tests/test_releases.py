@@ -154,6 +154,19 @@ def test_a_setting_that_rests_on_the_recipe_is_taken(first, root, setting):
     assert plan.config.merging.weight == (0.3 if "weight" in setting else 0.5)
 
 
+def test_naming_the_policy_of_the_stream_again_changes_nothing(root, tmp_path):
+    """The weight that the first update set once went back to its default."""
+    own = [*months.SMALL, "merging.policy=ema", "merging.weight=0.3"]
+    plan = update_plan.plan_update(months.START, root / "z-month", own, pool=root / "pool")
+    made = update.compute_update(plan, tmp_path / "1")
+    plans = [
+        update_plan.plan_update(made, root / "y-month", settings)
+        for settings in ([], ["merging.policy=ema"])
+    ]
+    assert plans[1].config.merging.weight == 0.3
+    assert plans[0].id == plans[1].id
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [

@@ -285,7 +285,8 @@ def _update_config(
         "stream": {"order": "given", "tasks": number},
         "training": {"task_steps": [*steps, *own]},
     }
-    if "policy" in tree.get("merging", {}):  # the other settings belong to another policy
+    before = base.get("merging", {}).get("policy")
+    if tree.get("merging", {}).get("policy", before) != before:  # its settings are of that policy
         base = base | {"merging": {}}
     above = config.overlay(tree, fixed)
     result = config.parse(config.overlay({**base, "data": "pictures"}, above), "cmpt update")
