@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cmp.errors import CmpError
+
 _PRODUCTS = {
     torch.ops.aten.convolution.default,
     torch.ops.aten.convolution_backward.default,
@@ -61,7 +63,13 @@ def bf16_products(device: torch.device) -> contextlib.AbstractContextManager:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the context for a forward pass: autocast for "bf16", no change for "fp32"."""
+    """Return the context for a forward pass: autocast for "bf16", no change for "fp32".
+
+    Raises:
+        CmpError: The precision is neither.
+    """
+    if precision not in ("bf16", "fp32"):
+        raise CmpError(f"precision: {precision!r}: give 'bf16' or 'fp32'")
     if device.type == "meta":  # computes nothing
         return contextlib.nullcontext()
     if precision == "bf16" and lacks_bf16_kernels(device.type):

@@ -250,7 +250,9 @@ def build_corpus(
     """
     table = pd.concat(tables, ignore_index=True)
     captions = table["captions"]
-    ids, texts = pd.factorize(np.concatenate(captions.to_numpy()))
+    # objects: an array of strings would give every caption as much memory as the longest
+    flat = np.array([text for own in captions for text in own], dtype=object)
+    ids, texts = pd.factorize(flat)
     return Corpus(
         images=images,
         table=table.reindex(columns=COLUMNS, fill_value="").fillna("").astype("category"),

@@ -114,12 +114,13 @@ def register(
         kind: "schedule", "meta_schedule", "merge_rule", "merge_policy", "method", "order" or
             "buffer".
         name: The name in configs, such as "sawtooth".
-        settings: Config keys of the same section that the option reads, such as "warmup".
+        settings: Config keys of the same section that only some options of the kind read, this
+            one among them, such as "warmup". A key that every option may read is not listed.
         **facts: Declared properties, see `KINDS`.
 
     Raises:
-        CmpError: The kind or a property is unknown, the name is taken, or a declared property
-            does not hold.
+        CmpError: The kind, a property or a setting is unknown, the name is taken, a setting is one
+            that every option of the kind may read, or a declared property does not hold.
 
     Example:
         >>> @cmp.register("schedule", "sawtooth", continuous=False)
@@ -159,6 +160,14 @@ def _add_foreign(option: Option) -> None:
     section = KINDS[option.kind].key.partition(".")[0]
     if unknown := sorted(option.settings.keys() - SECTION_KEYS[section]):
         raise CmpError(_unknown(f"key of section {section}", unknown[0], SECTION_KEYS[section]))
+    # listing a key refuses it for every option of the kind that does not list it
+    listed = {key for each in options.values() if is_own(each.module) for key in each.settings}
+    if common := sorted(option.settings.keys() - listed):
+        kind = option.kind.replace("_", " ")
+        raise CmpError(
+            f"{option.kind} {option.name!r}: settings: {common[0]!r}: every {kind} may read it; "
+            "leave it out of `settings`"
+        )
     _options[option.kind] = options | {option.name: option}
     try:
         importlib.import_module(KINDS[option.kind].home).check_option(option)

@@ -353,10 +353,15 @@ def relative_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
         step: The step within the task, from 0.
 
     Raises:
-        ValueError: Warmup and cooldown together are longer than a task, or the schedule lists
-            fewer peaks than there are tasks.
+        ValueError: There is no such step or task, warmup and cooldown together are longer than a
+            task, or the schedule lists fewer peaks than there are tasks.
     """
     tasks = (int(steps),) * (task + 1) if isinstance(steps, int | np.integer) else steps
+    if not (0 <= task < len(tasks) and 0 <= step < tasks[task]):
+        raise ValueError(
+            f"step {step} of task {task} does not exist with steps={steps}; tasks and steps count "
+            "from 0"
+        )
     return task_curve(schedule, tasks, task)(step)
 
 

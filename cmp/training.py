@@ -24,7 +24,7 @@ from cmp.config import Optimizer, RunConfig
 from cmp.data import WHOLE_BATCH, Batch, Corpus, augment, normalise, to_device
 from cmp.errors import CmpError, Diverged
 from cmp.losses import model_loss, uses_sigmoid_loss
-from cmp.mixtures import BatchLoader, Pools
+from cmp.mixtures import BatchLoader, Pools, fit_mixture, fit_steps
 from cmp.models import Network, batch_norms, set_train_mode
 from cmp.registry import get_option
 from cmp.seeds import torch_generator
@@ -357,7 +357,8 @@ def make_train_state(
     """Return the state of a network that is ready for the first step of a run.
 
     Args:
-        config: The run's config.
+        config: The run's config. The state has the steps that `training.passes` gives with this
+            data.
         corpus: The run's data.
         model: The network, trained in place with its attention split. If None, the network and
             weights that `config.model` names.
@@ -379,6 +380,7 @@ def make_train_state(
     model = (model or models.load_model(config.model, config.seeds.init)).to(device)
     models.split_attention(model)
     corpus.check_side(models.preprocessing(model).size, config.model.name)
+    config = fit_steps(fit_mixture(config, corpus), corpus)
     tokens = models.tokenize(config.model.name, tuple(corpus.texts))
     state = TrainState(config, corpus.on(device), model, tokens, execution=execution)
     if not execution.sees_whole_batch and (why := whole_batch_reason(state)):

@@ -4,7 +4,9 @@ import pytest
 import torch
 from forked import small_config, small_corpus
 
-from cmp import arithmetic
+from cmp import arithmetic, models
+from cmp.errors import CmpError
+from cmp.evaluation import evaluate
 from cmp.mixtures import task_pools
 from cmp.runs.runner import machine_record
 from cmp.training import create_optimizer, make_train_state, train_step
@@ -68,3 +70,10 @@ def test_steps_without_kernels_are_those_with_them_but_for_rounding(monkeypatch)
 def test_a_run_says_how_bf16_was_computed(monkeypatch, lacks):
     monkeypatch.setattr("cmp.runs.runner.lacks_bf16_kernels", lambda kind: lacks)
     assert machine_record().get("bf16") == ("products in fp32" if lacks else None)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bfloat16", "float32", ""])
+def test_a_misspelt_precision_is_refused(precision):
+    """It once meant fp32, without a word."""
+    with pytest.raises(CmpError, match=f"precision: '{precision}': give 'bf16' or 'fp32'"):
+        evaluate(models.create_model("tiny"), "tiny", small_corpus(), precision=precision)

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from options import small
+from safetensors.torch import save_file
 from test_resume import BOUNDARY, FIRST, MIDDLE, MemoryManager, equal, same
 
 from cmp import config, models, registry, starts, towers
@@ -23,6 +24,7 @@ from cmp.config import Merging, Schedule
 from cmp.errors import CmpError
 from cmp.merging import apply, policies, ranks, rules
 from cmp.merging.apply import merge
+from cmp.merging.files import merge_files
 from cmp.merging.policies import TaskEnd, apply_policy
 from cmp.merging.rules import MergeOptions, merge_weights
 from cmp.runs import checkpoints
@@ -277,6 +279,23 @@ def test_fast_is_reference(rule, seed, count, density, scale):
     close(fast, shaped(REFERENCES[rule](tuned, base, options), base), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in DRAWING_RULES])
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["newest", "oldest", "base"])
+@given(SEEDS)
+@settings(max_examples=20)
+def test_mixed_types_give_what_the_widest_would_give_for_all(rule, place, seed):
+    """Thresholds in fp32 once trimmed entries that fp64 puts a hair below them."""
+    tuned, base = several(2, seed, size=1.0)
+    wide = [{name: x.double() for name, x in each.items()} for each in [*tuned, base]]
+    mixed = [*tuned, base]
+    mixed[place] = wide[place]
+    merged, expected = (merge(rule, x[:2], base_for(rule, x[2])) for x in (mixed, wide))
+    if place == 2 and rule not in TASK_VECTOR_RULES:  # nothing is in fp64
+        close(merged, {name: x.float() for name, x in expected.items()})
+    else:
+        assert identical(merged, {n: x.to(merged[n].dtype) for n, x in expected.items()})
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_blocks_are_seamless(rule, monkeypatch):
     """Tensors larger than a block; rules that draw at random draw again in each, so not they."""
@@ -306,7 +325,7 @@ def test_a_rule_leaves_its_arguments_alone(rule, count):
     places = {x.data_ptr() for each in [base, *tuned] for x in each.values()}
     assert places.isdisjoint(x.data_ptr() for x in merged.values())
     option = registry.get_option("merge_rule", rule)
-    options = rules.make_options(option, len(tuned))
+    options = MergeOptions.make(option, len(tuned))
     space = {name: torch.full_like(x, math.nan) for name, x in base.items()}
     given = apply.iter_merged(option, tuned, base_for(rule, base), options, space)
     assert identical(dict(given), merged)
@@ -761,6 +780,37 @@ def test_bad_arguments_are_refused_by_name(rule, tuned, base, settings_, words):
         merge(rule, tuned, base, **settings_)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rule", "changed", "words"),
+    [
+        ("interpolation", {"weights": (0.9, 0.9)}, ["0.9, 0.9", "sum to 1, not 1.8"]),
+        ("interpolation", {"weights": (0.5, 0.5, 0)}, ["3 weights for 2 models"]),
+        ("interpolation", {"weights": 0.9}, ["weights 0.9", "one number per model"]),
+        ("ties", {"weights": (0.5, 0.5)}, ["not used by 'ties'"]),
+        ("ties", {"densty": 0.2}, ["'ties' takes scale, density, not 'densty'"]),
+        ("ties", {"density": 2.0}, ["density", "less than or equal to 1", "2.0"]),
+        ("dare", {"draw": ()}, ["draw", "at least 1 item"]),
+    ],
+)
+def test_settings_of_a_policy_s_own_are_checked_as_all_others(rule, changed, words, tmp_path):
+    zero, one = ({"a": torch.full((3,), x)} for x in (0.0, 1.0))
+    end = TaskEnd(Merging("ema", rule), {"zero": zero}, one, 1, 0)
+    base = zero if rule in TASK_VECTOR_RULES else None
+    path = tmp_path / "one.safetensors"
+    save_file(one, path)
+    save_file(zero, tmp_path / "zero.safetensors")
+    files = [path, path], tmp_path / "out.safetensors"
+    start = tmp_path / "zero.safetensors" if base else None
+    for call in (
+        lambda: end.merge([one, one], "mine", **changed),
+        lambda: merge(rule, [one, one], base, **changed),
+        lambda: merge_files(rule, *files, base=start, **changed),
+    ):
+        with pytest.raises(CmpError) as error:
+            call()
+        assert all(word in str(error.value) for word in words)
 
 
 @pytest.mark.parametrize("rule", RULES)

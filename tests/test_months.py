@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 from pictures import classes, picture, tree
 from PIL import Image
+from tqdm import tqdm
 from typer.testing import CliRunner
 
 from cmp import cli, evaluation, models, starts
@@ -765,6 +766,26 @@ def test_another_update_that_was_stopped_is_not_overwritten(root, tmp_path):
     assert months.differences(*states) == []
     assert made.record.files[release.WEIGHTS_FILE] == whole.record.files[release.WEIGHTS_FILE]
     assert "loss " in invoke("release", "show", made.folder).output
+
+
+def test_the_bar_of_an_update_that_goes_on_ends_full(root, made, tmp_path, monkeypatch):
+    plan, out, bars = update_plan.plan_update(made, root / "y-month"), tmp_path / "next", []
+
+    def stop(task, step, result, model):
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        update.compute_update(plan, out, Observer(step=stop))
+
+    class Bar(tqdm):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            bars.append(self)
+
+    monkeypatch.setattr(update, "tqdm", Bar)
+    update.update(made, root / "y-month", out)
+    assert [(bar.n, bar.total) for bar in bars] == [(plan.steps, plan.steps)]
 
 
 def test_the_matrix_has_a_row_for_each_update_so_far(made, later):

@@ -102,7 +102,7 @@ import cmp
 
 @cmp.register("schedule", "halved", continuous=False)
 def halved(task, step):
-    return task.peak / {divisor}
+    return task.relative_peak / {divisor}
 """
 
 

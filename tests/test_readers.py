@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 from cmp import cli, models
 from cmp import files as core_files
-from cmp.data import Preprocessing, load_data, stored_images
+from cmp.data import Preprocessing, build_corpus, load_data, stored_images
 from cmp.errors import CmpError
 from cmp.project import build_folder
 from cmp.readers import collection, files, images, infer, tables, tars
@@ -1389,3 +1389,18 @@ def test_what_cannot_be_kept_stops_nothing(tmp_path, monkeypatch, is_folder):
         with pytest.warns(UserWarning, match=r"not cached: .*build"):
             assert read() == before
     models.tokenize.cache_clear()
+
+
+def test_one_long_caption_takes_no_memory_for_the_others():
+    """Every caption once took as much memory as the longest: 160 MB here."""
+    texts = [f"a shoe {number}" for number in range(400)] + [
+        "word " * 20_000,
+        "ends in\0",
+        "ends in",
+    ]
+    table = pd.DataFrame({"captions": [[text] for text in texts]})
+    tracemalloc.start()
+    corpus = build_corpus(torch.zeros(len(texts), 3, 1, 1), [table], [])
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    assert [corpus.captions(row) for row in range(len(texts))] == [[text] for text in texts]

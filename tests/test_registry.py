@@ -236,6 +236,21 @@ def test_rates_outside_of_zero_to_one_are_refused(rate, shown):
     refuse("schedule", late, f"{shown} in task 2", continuous=False)
 
 
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [("merge_policy", "weight"), ("schedule", "peak"), ("order", "tasks"), ("buffer", "capacity")],
+)
+def test_an_option_may_not_list_a_key_that_every_option_reads(kind, key):
+    """Listed, it would be refused for all other options, in new configs and in stored runs."""
+    refuse(
+        kind, lambda *given: None, f"'{key}': every .* may read it; leave it out", settings=[key]
+    )
+    config = cmp.RunConfig(
+        merging=cmp.Merging("ema", weight=0.25), schedule=cmp.Schedule("constant", peak=2e-4)
+    )
+    assert config.merging.weight == 0.25
+
+
 def test_jumps_are_refused_unless_they_are_declared():
     def stairs(task, step):
         return task.relative_peak * (1 if step < 50 else 0.5)
@@ -751,7 +766,7 @@ def test_a_plugin_may_have_dataclasses(tmp_path):
     sources = get_option("schedule", "mine").sources
     assert sources["value.factor"] == "0.25"
     assert "Slope.__call__" in sources
-    assert cmp.learning_rate(cmp.Schedule("mine", peak=1.0), 100, 0, 100) == 0.75
+    assert cmp.learning_rate(cmp.Schedule("mine", peak=1.0), 100, 0, 40) == 0.9
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,20 @@ def test_tars_of_the_same_name_are_told_apart(tmp_path):
     assert [picture.split for picture in located.pictures] == [x.split for x in arrived.pictures]
 
 
+def test_a_small_update_trains_on_no_image_that_a_table_holds_out(tmp_path):
+    """Another set with an image of the same name, whose split no file gives, changes nothing."""
+    month = tree(tmp_path / "month", {"a/cat/1.png": picture(1), "b/cat/1.png": picture(2)})
+    (month / "a" / "t.csv").write_text("filepath,label,split\ncat/1.png,cat,test\n")
+    about = "name: {0}\ntitle: T\nrole: adapt\nlicence: own\nreader: {{kind: {1}}}\n"
+    table = "csv, path: t.csv, label: label, split: split"
+    (month / "a" / "m.yaml").write_text(about.format("a", table))
+    (month / "b" / "m.yaml").write_text(about.format("b", "folder") + "splits: {test: 1.0}\n")
+    arrived, report = ledger.arrive(ledger.Ledger(), str(month), "adapt")
+    assert [x.source for x in arrived.pictures] == ["cat/1.png"] * 2
+    assert {x.set: x.split for x in arrived.pictures} == {"a": "test", "b": "train"}
+    assert report.new == {"test": 1, "train": 1}
+
+
 def test_a_folder_that_brings_nothing_new_is_refused_or_left_out(tmp_path):
     kept, month = classes(tmp_path / "kept", each=8), tmp_path / "month"
     arrived, _ = ledger.arrive(ledger.Ledger(), str(kept), "eval")
@@ -138,6 +152,19 @@ def test_a_setting_that_rests_on_the_recipe_is_taken(first, root, setting):
     """A section is checked as a whole: alone, without the policy, a weight means nothing."""
     plan = update_plan.plan_update(first, root / "y-month", [setting])
     assert plan.config.merging.weight == (0.3 if "weight" in setting else 0.5)
+
+
+def test_naming_the_policy_of_the_stream_again_changes_nothing(root, tmp_path):
+    """The weight that the first update set once went back to its default."""
+    own = [*months.SMALL, "merging.policy=ema", "merging.weight=0.3"]
+    plan = update_plan.plan_update(months.START, root / "z-month", own, pool=root / "pool")
+    made = update.compute_update(plan, tmp_path / "1")
+    plans = [
+        update_plan.plan_update(made, root / "y-month", settings)
+        for settings in ([], ["merging.policy=ema"])
+    ]
+    assert plans[1].config.merging.weight == 0.3
+    assert plans[0].id == plans[1].id
 
 
 @pytest.mark.parametrize(

@@ -379,6 +379,15 @@ def test_a_crossed_interval_is_wider(load):
     assert row["high"] < row["high crossed"]
 
 
+def test_settings_that_coincide_do_not_cost_the_other_claims(load):
+    """An interval without any width once divided by zero."""
+    same = CLAIM | {"name": "same", "measure": "A_ZS", "expected": "no difference"}
+    same |= {"terms": [{"of": "above"}, {"of": "above", "times": -1.0}]}
+    table = verdicts.judge_claims(load(CLAIM, same))
+    assert table.loc["same", ["estimate", "half", "p"]].tolist() == [0, 0, 1]
+    assert table.loc["same", "reading"] == verdicts.SAME and table.loc["above", "p"] < 0.01
+
+
 def test_what_is_not_published_is_said(load):
     row = verdicts.judge_claims(load(CLAIM | {"study": "later"})).loc["above"]
     assert row["reading"] == verdicts.NOT_COMPUTED

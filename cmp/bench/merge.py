@@ -24,7 +24,7 @@ from cmp.data import Corpus
 from cmp.merging import apply
 from cmp.merging import files as merging_files
 from cmp.merging.policies import update_step_average
-from cmp.merging.rules import MergeOptions, Weights, make_options
+from cmp.merging.rules import MergeOptions, Weights
 from cmp.registry import get_option
 from cmp.seeds import torch_generator
 
@@ -87,7 +87,7 @@ def merge_into(
 ) -> Weights:
     """Merge weights, by default as a run does, which knows that they are finite."""
     option = get_option("merge_rule", rule)
-    options = make_options(option, len(models), **settings)
+    options = MergeOptions.make(option, len(models), **settings)
     return dict(apply.iter_merged(option, models, base, options, out, finite=finite))
 
 

@@ -14,7 +14,7 @@ from cmp import starts
 from cmp.cli import shared
 from cmp.errors import CmpError
 from cmp.merging.files import merge_files
-from cmp.merging.rules import make_options
+from cmp.merging.rules import MergeOptions
 from cmp.project import build_folder
 from cmp.registry import get_option
 
@@ -121,7 +121,7 @@ def try_settings(
     option, trials = get_option("merge_rule", rule), candidate_settings(candidates, len(paths))
     merged_bytes([*paths, *([base] if base else [])])
     for trial in trials.values():  # before computing anything
-        make_options(option, len(paths), **given | trial)
+        MergeOptions.make(option, len(paths), **given | trial)
     device, corpus, rows = starts.default_device(model, device), load_data(data), []
 
     def score(label: str, path: Path) -> None:

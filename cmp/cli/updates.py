@@ -64,10 +64,10 @@ def update(
         out: The folder of the new release.
         start: The model of the first update: NAME:START, such as ViT-B-16:laion2b_s34b_b88k, small,
             or hf-hub:ORG/NAME.
-        pool: A folder of images to replay, like pretraining's, or embedded. Later updates keep it.
-            Default: none.
-        retain: A folder of images not to be forgotten, scored as A_ZS. Later updates keep it.
-            Default: none.
+        pool: A folder of images like those of pretraining, to replay in this and all later updates,
+            in place of an earlier one; for the first update also embedded. Default: none.
+        retain: A folder of images not to be forgotten, scored as A_ZS from this update on, besides
+            earlier ones. Default: none.
         prompt: For the first update: how a class is named in a folder without a manifest, such as
             "a photo of a {}". Default: "{}" for embedded models, otherwise "a photo of a {}".
         chosen: A file of settings, such as one written by `cmpt tune`. Default: none.
@@ -209,12 +209,7 @@ def _compute(
     """Compute an update with a progress bar, which only the first process shows."""
     is_silent = processes.rank() > 0
     with tqdm(total=plan.steps, desc=plan.name, unit=" steps", disable=is_silent) as bar:
-        observer = progress_observer(bar)
-        earlier = sum(plan.fitted.steps[:-1])
-        listener = Observer(
-            observer.step, observer.task, lambda steps: observer.resumed(max(steps - earlier, 0))
-        )
-        return compute_update(plan, out, listener, device, execution, boards)
+        return compute_update(plan, out, progress_observer(bar), device, execution, boards)
 
 
 def release_lines(made: release.Release) -> str:

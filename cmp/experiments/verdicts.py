@@ -500,7 +500,9 @@ def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
         concepts = concept_error(contrast.parts, claim.names)
         crossed = t_factor(len(contrast.pseudo), level) * float(np.hypot(error, concepts))
     row |= {"half": half, "low": estimate - half, "high": estimate + half}
-    row["p"] = 2 * float(stats.t.sf(abs(estimate) / error, len(contrast.pseudo) - 1))
+    # without any error, as of two terms whose settings coincide, a zero is certain
+    size = abs(estimate) / error if error else np.inf if estimate else 0.0
+    row["p"] = 2 * float(stats.t.sf(size, len(contrast.pseudo) - 1))
     if contrast.bound * estimate < 0:  # a bound is no evidence against values beyond it
         row["p"] = 1.0
     row |= {"low crossed": estimate - crossed, "high crossed": estimate + crossed}

@@ -1,7 +1,7 @@
 """Apply merge rules to whole models: state dicts, or any mapping from names to tensors.
 
 Every merge takes the same path: `merge` looks up the rule, checks its settings
-(`rules.make_options`) and the models (`check_models`), and `iter_merged` merges one tensor at a
+(`MergeOptions.make`) and the models (`check_models`), and `iter_merged` merges one tensor at a
 time on the device of the newest model. A tensor is merged in blocks that fit the cache, which
 allocates almost no memory.
 
@@ -29,7 +29,6 @@ from cmp.merging.rules import (
     NotFiniteError,
     Weights,
     compute_dtype,
-    make_options,
 )
 from cmp.registry import Option, get_option
 from cmp.towers import layer_depth
@@ -76,7 +75,7 @@ def merge(
         tensor([4., 1.])
     """
     option = get_option("merge_rule", rule)
-    options = make_options(option, len(models), **settings)
+    options = MergeOptions.make(option, len(models), **settings)
     check_models(option, models, base)
     return dict(iter_merged(option, models, base, options))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from cmp.errors import CmpError, explain_errors
 from cmp.files import atomic_file, check_target, file_digest
 from cmp.merging.apply import DTYPE_NAMES, check_models, iter_merged
-from cmp.merging.rules import MERGE_SETTINGS, NotFiniteError, make_options
+from cmp.merging.rules import MERGE_SETTINGS, MergeOptions, NotFiniteError
 from cmp.registry import get_option
 
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
@@ -138,7 +138,7 @@ def merge_files(
     if out.exists() and any(path.exists() and out.samefile(path) for path in parents):
         raise CmpError(f"{out}: this is one of the models; write to another file")
     option = get_option("merge_rule", rule)
-    options = make_options(option, len(paths), **settings)
+    options = MergeOptions.make(option, len(paths), **settings)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open_tensors(path)) for path in parents]
         start = None if base is None else files[-1]

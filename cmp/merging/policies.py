@@ -18,7 +18,7 @@ from torch import Tensor
 from cmp.config import Merging
 from cmp.errors import CmpError
 from cmp.merging.apply import check_models, iter_merged
-from cmp.merging.rules import MergeOptions, Weights, merge_weights, options_of
+from cmp.merging.rules import MergeOptions, Weights, merge_weights
 from cmp.registry import Option, get_option, register
 
 Memory = dict[str, Weights]
@@ -82,8 +82,13 @@ class TaskEnd:
             models: The models, newest first.
             choice: The purpose of the merge; different choices have different random draws.
             **changed: Settings of `cmp.merge` that differ from the config's.
+
+        Raises:
+            CmpError: The rule cannot merge these models, does not read a setting, or a setting is
+                invalid.
         """
-        options = options_of(self.merging, **{"draw": (self.seed, self.done, choice), **changed})
+        changed = {"draw": (self.seed, self.done, choice)} | changed
+        options = MergeOptions.make(self.rule, len(models), self.merging, **changed)
         return _merge_by(self, self.rule, models, options)
 
     def merge_pair(self, newer: Weights, older: Weights, choice: str) -> Weights:
@@ -176,8 +181,8 @@ def running_mean(end: TaskEnd, share: float) -> ChoiceOutput:
     if end.done == 1 and not end.merging.zero:
         return {"all": copy_weights(end.trained)}, end.trained
     before = end.memory.get("all", end.memory["zero"])
-    options = MergeOptions(weights=(share, 1 - share))
     rule = get_option("merge_rule", "interpolation")
+    options = MergeOptions.make(rule, 2, weights=(share, 1 - share))
     mean = _merge_by(end, rule, [end.trained, before], options)
     return {"all": mean}, mean
 

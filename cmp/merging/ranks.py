@@ -103,16 +103,18 @@ def iter_magnitudes(
     names: Iterable[str],
     stride: int = 1,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield (index of the model, magnitudes of its task vector) in blocks, at least in fp32.
+    """Yield (index of the model, magnitudes of its task vector) in blocks.
 
-    Each block overwrites the previous one. `stride` is the step between entries taken from a
-    tensor.
+    They are computed in the type in which all models are merged, so that they equal those that are
+    compared with the thresholds. Each block overwrites the previous one. `stride` is the step
+    between entries taken from a tensor.
     """
     for name in names:
-        start = base[name].reshape(-1)[::stride].contiguous()
-        for number, model in enumerate(models):
-            end = model[name].reshape(-1)[::stride].contiguous()
-            dtype, size = compute_dtype([end, start]), THRESHOLD_BLOCK
+        tensors, start = [model[name] for model in models], base[name]
+        dtype, size = compute_dtype([*tensors, start]), THRESHOLD_BLOCK
+        start = start.reshape(-1)[::stride].contiguous()
+        for number, tensor in enumerate(tensors):
+            end = tensor.reshape(-1)[::stride].contiguous()
             out = torch.empty(min(size, end.numel()), dtype=dtype, device=end.device)
             for at in range(0, end.numel(), size):
                 block = out[: min(size, end.numel() - at)]

@@ -17,11 +17,11 @@ times `scale`.
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,7 +35,7 @@ from cmp.seeds import torch_generator
 Weights = dict[str, Tensor]
 Factors = list[float]
 """The result of a linear rule: one factor per model, newest first."""
-Draw = tuple[Any, ...]
+Draw = Annotated[tuple[Any, ...], Field(min_length=1)]
 """The seed and counters of a random draw: an integer, followed by numbers and strings."""
 _PARALLEL_TOLERANCE = 1e-6
 """How close to 1 the magnitude of a cosine must be to treat an arc as a straight line."""
@@ -60,7 +60,8 @@ class NotFiniteError(CmpError):
 
 @dataclass(frozen=True, config=STRICT)
 class MergeOptions(Merging):
-    """The settings of one merge: those of the config section, plus those of this merge.
+    """The settings of one merge: those of the config section, plus those of this merge. Create them
+    with `make`, which checks them.
 
     Attributes:
         weights: One weight per model, newest first, summing to 1. If None, the section's shares.
@@ -74,6 +75,48 @@ class MergeOptions(Merging):
         if check := get_option("merge_rule", self.rule).facts["check"]:
             check(self)
 
+    @classmethod
+    def make(
+        cls,
+        rule: Option,
+        count: int,
+        section: Merging | None = None,
+        weights: Sequence[float] | None = None,
+        **settings: Any,
+    ) -> "MergeOptions":
+        """Return the options of a merge.
+
+        Args:
+            rule: The rule.
+            count: The number of models.
+            section: The config section whose settings apply unless they are given here; if None,
+                the defaults.
+            weights: One weight per model, newest first; if None, the section's shares.
+            **settings: `draw`, and the settings in `MERGE_SETTINGS` that the rule reads.
+
+        Raises:
+            CmpError: The rule does not read a key, or a value is invalid.
+        """
+        known = [key for key in MERGE_SETTINGS if key in rule.settings]
+        if unread := [key for key in settings if key not in (*known, "draw")]:
+            takes, advice = known, ""
+            if "weight" in rule.settings:
+                takes = ["weights", *known]
+                advice = "; give weights=(0.9, 0.1), one per model, newest first"
+            listed = ", ".join(takes) or "no settings"
+            raise CmpError(f"merge: {rule.name!r} takes {listed}, not {unread[0]!r}{advice}")
+        if weights is not None:
+            weights = check_weights(rule, count, weights)
+        base = {} if section is None else vars(section)
+        try:
+            return cls(**(base | settings | {"rule": rule.name, "weights": weights}))
+        except ValidationError as error:
+            key, fault = first_fault(error)
+            finding = fault["msg"].removeprefix("Value error, ")
+            if key:
+                finding = f"{key}: {finding} (found {fault['input']!r:.80})"
+            raise CmpError(f"merge: {finding}") from error
+
     def weights_of(self, count: int) -> list[float]:
         """Return the weights of `count` models."""
         return list(self.weights or merge_weights(self, count))
@@ -86,52 +129,19 @@ class MergeOptions(Merging):
         return self.scale or 1 / count
 
 
-def make_options(
-    rule: Option,
-    count: int,
-    weights: Sequence[float] | None = None,
-    draw: Draw = (0,),
-    **settings: Any,
-) -> MergeOptions:
-    """Return the validated options of a merge.
-
-    Args:
-        rule: The rule.
-        count: The number of models.
-        weights: One weight per model, newest first; equal weights if None.
-        draw: The seed and counters for rules with random draws.
-        **settings: The settings in `MERGE_SETTINGS` that the rule reads.
+def check_weights(rule: Option, count: int, weights: Sequence[float]) -> tuple[float, ...]:
+    """Return the weights of `count` models as floats.
 
     Raises:
-        CmpError: The rule does not read a key, or a value is invalid.
+        CmpError: The rule takes no weights, or they are not numbers that match the models and sum
+            to 1.
     """
-    known = [key for key in MERGE_SETTINGS if key in rule.settings]
-    if unread := [key for key in settings if key not in known]:
-        takes, advice = known, ""
-        if "weight" in rule.settings:
-            takes = ["weights", *known]
-            advice = "; give weights=(0.9, 0.1), one per model, newest first"
-        listed = ", ".join(takes) or "no settings"
-        raise CmpError(f"merge: {rule.name!r} takes {listed}, not {unread[0]!r}{advice}")
-    if weights is not None:
-        weights = tuple(float(weight) for weight in weights)
-        check_weights(rule, count, weights)
     try:
-        return MergeOptions(rule=rule.name, weights=weights, draw=draw, **settings)
-    except ValidationError as error:
-        key, fault = first_fault(error)
-        finding = fault["msg"].removeprefix("Value error, ")
-        if key:
-            finding = f"{key}: {finding} (found {fault['input']!r:.80})"
-        raise CmpError(f"merge: {finding}") from error
-
-
-def check_weights(rule: Option, count: int, weights: Sequence[float]) -> None:
-    """Check the weights of `count` models.
-
-    Raises:
-        CmpError: The rule takes no weights, or they do not match the models or sum to 1.
-    """
+        weights = tuple(float(weight) for weight in weights)
+    except (TypeError, ValueError) as error:
+        raise CmpError(
+            f"weights {weights!r:.80}: give one number per model, newest first, such as (0.9, 0.1)"
+        ) from error
     listed = f"weights {', '.join(f'{weight:g}' for weight in weights)}"
     if "weight" not in rule.settings:
         users = ", ".join(option_names("merge_rule", "weight"))
@@ -145,11 +155,7 @@ def check_weights(rule: Option, count: int, weights: Sequence[float]) -> None:
             f"{listed}: {rule.name!r} only interpolates between the two models; give weights from "
             "0 to 1"
         )
-
-
-def options_of(section: Merging, **others: Any) -> MergeOptions:
-    """Return the options that a config section sets, with `others` as further fields."""
-    return MergeOptions(**(vars(section) | others))
+    return weights
 
 
 class MagnitudeBounds(NamedTuple):
@@ -427,7 +433,8 @@ def is_matrix(name: str, x: Tensor) -> bool:
 
 def inner_products(models: Sequence[Tensor], base: Tensor | None = None) -> np.ndarray:
     """Return the inner products of models, or of their task vectors, float64 [models, models]."""
-    flat, dtype = [x.reshape(-1) for x in models], compute_dtype(models)
+    flat = [x.reshape(-1) for x in models]
+    dtype = compute_dtype(models if base is None else [*models, base])
     total = np.zeros((len(flat), len(flat)))
     pairs = [(i, j) for i in range(len(flat)) for j in range(i + 1)]
     for at in range(0, len(flat[0]), PRODUCT_BLOCK):

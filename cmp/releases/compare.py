@@ -252,7 +252,8 @@ def arrived_images(corpus: Corpus, arrived: Collection[str] | np.ndarray | None)
     for name in arrived:
         if name not in known and name not in names:
             raise CmpError(
-                f"--new: no dataset and no update is called {name!r:.80}{name_choices(name, known)}"
+                f"arrived, or --new: no dataset and no update is called {name!r:.80}"
+                f"{name_choices(name, known)}"
             )
     updates = [label for label, name in names.items() if {label, name} & set(arrived)]
     return (table["dataset"].isin(list(arrived)) | table["update"].isin(updates)).to_numpy()

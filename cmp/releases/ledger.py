@@ -408,12 +408,12 @@ def arrive(
         ):
             about = (len(ledger.arrivals), index.dataset.name, source, split, label)
             arriving.append(Picture(*about, tuple(captions), *numbers))
-            free |= set() if is_given else {source}
+            free |= set() if is_given else {(index.dataset.name, source)}
     return _append(ledger, arrival, arriving, free)
 
 
 def _append(
-    ledger: Ledger, arrival: Arrival, arriving: list[Picture], free: Collection[str]
+    ledger: Ledger, arrival: Arrival, arriving: list[Picture], free: Collection[tuple[str, str]]
 ) -> tuple[Ledger, ArrivalReport]:
     """Return the ledger with the new images of an arrival appended, see `arrive`.
 
@@ -421,7 +421,7 @@ def _append(
         ledger: The ledger.
         arrival: The arrival.
         arriving: Its images.
-        free: Names of images whose split no file gives.
+        free: The sets and names of images whose split no file gives.
     """
     used = [picture for picture in ledger.pictures if picture.split]
     known, splits = {picture.key for picture in used}, _splits_of(ledger)
@@ -432,7 +432,7 @@ def _append(
         names = ("file", picture.digest), ("pixels", picture.pixels)
         earlier = [split for name in names if (split := before.get(name))]
         if earlier and earlier[0] != "train":
-            held.append(picture.source)
+            held.append(picture)
         split = next((splits[name] for name in names if name in splits), picture.split)
         new.append(picture._replace(split=split))
         for name in names:
@@ -442,15 +442,15 @@ def _append(
             f"{OPTIONS[arrival.role]}: {arrival.folder} contains no new image; leave it out"
         )
     if arrival.role == "adapt" and not any(picture.split == "train" for picture in new):
-        fixed = {*held, *(picture.source for picture in new if picture.source not in free)}
-        new = [x if x.source in fixed else x._replace(split="train") for x in new]
+        may_change = {*free} - {(picture.set, picture.source) for picture in held}
+        new = [x._replace(split="train") if (x.set, x.source) in may_change else x for x in new]
     labels, old_labels = ({(x.set, x.label) for x in some} for some in (new, used))
     tested = {(x.set, x.label) for x in new if x.split == "test"}
     scored = {x.look for x in (*used, *new) if x.split != "train"} - FLAT
     similar = [x.source for x in new if x.split == "train" and x.look in scored]
     report = ArrivalReport(
         dict(collections.Counter(picture.split for picture in new)), len(arriving) - len(new),
-        len(held), tuple(held[:NAMED]), len(similar), tuple(similar[:NAMED]),
+        len(held), tuple(x.source for x in held[:NAMED]), len(similar), tuple(similar[:NAMED]),
         tuple(sorted(name for _, name in labels - old_labels)),
         tuple(sorted(name for _, name in labels & old_labels)),
         tuple(sorted(name for _, name in labels - old_labels - tested)),

@@ -100,7 +100,8 @@ def compute_update(
     Args:
         plan: The update.
         folder: The folder of the release.
-        observer: Receives the progress; with several processes, only that of the first.
+        observer: Receives the progress, where `resumed` counts only the update's own steps. With
+            several processes, it is that of the first.
         device: "cpu" or "cuda".
         execution: How steps are computed.
         boards: By name, a folder for "tensorboard", and a project for "wandb".
@@ -126,12 +127,23 @@ def compute_update(
             if not latest_progress(work):  # the log is that of an update that saved nothing
                 (work / release.LOG_FILE).unlink(missing_ok=True)
             with RunLog(work / release.LOG_FILE, plan.id, plan.fitted, device, boards) as log:
-                result = train_update(plan, log.observe(observer), manager, device, execution)
+                watched = log.observe(_observe_own_steps(plan, observer))
+                result = train_update(plan, watched, manager, device, execution)
             manager.finish()  # on a GPU, a thread may still be writing the last state
             assert manager.last is not None  # a finished run has saved its end
             write_release(plan, result, manager.last, folder, device)
     processes.barrier()
     return release.read_release(folder)
+
+
+def _observe_own_steps(plan: UpdatePlan, observer: Observer) -> Observer:
+    """Return an observer of an update that is not told the steps of earlier updates."""
+    earlier = sum(plan.fitted.steps[:-1])
+
+    def resumed(steps: int) -> None:
+        observer.resumed(max(steps - earlier, 0))
+
+    return dataclasses.replace(observer, resumed=resumed)
 
 
 def _check_room(plan: UpdatePlan, folder: Path) -> None:
@@ -312,8 +324,9 @@ def update(
         start: The release to start from, or its folder; for the first update a model, "NAME:START".
         data: The folder of the new images.
         out: The folder of the release.
-        pool: For the first update: a folder of images to replay, or "embedded".
-        retain: For the first update: folders of images that A_ZS is scored on.
+        pool: A folder of images to replay in this and all later updates, in place of an earlier
+            one; for the first update also "embedded".
+        retain: Folders of images that A_ZS is scored on from this update on, besides earlier ones.
         name: The name of the update; by default, the folder's.
         prompt: For the first update: the prompt of a class in folders without a manifest, such as
             "a photo of a {}"; by default, the model's usual one.
@@ -340,5 +353,8 @@ def update(
     with tqdm(total=plan.steps, unit=" steps", disable=not progress) as bar:
         for note in plan.notes if progress else ():
             bar.write(note)
-        observer = Observer(step=lambda task, step, result, model: bar.update())
+        observer = Observer(
+            step=lambda task, step, result, model: bar.update(),
+            resumed=lambda steps: bar.update(steps),
+        )
         return compute_update(plan, Path(os.path.expanduser(out)), observer, device)

@@ -137,8 +137,9 @@ def plan_update(
             such as "ViT-B-16:laion2b_s34b_b88k", "small" or "hf-hub:ORG/NAME".
         data: The folder of the new images.
         settings: Keys of the config to change, as nested dicts or as "key=value" texts.
-        pool: A folder of images to replay in this and all later updates, or "embedded".
-        retain: Folders of images that A_ZS is scored on from now on.
+        pool: A folder of images to replay in this and all later updates, in place of an earlier
+            one; for the first update also "embedded".
+        retain: Folders of images that A_ZS is scored on from this update on, besides earlier ones.
         name: The name of the update; by default, the folder's.
         prompt: For the first update: the prompt for sets whose manifest has none, such as "a photo
             of a {}"; by default, the model's usual one.
@@ -284,7 +285,8 @@ def _update_config(
         "stream": {"order": "given", "tasks": number},
         "training": {"task_steps": [*steps, *own]},
     }
-    if "policy" in tree.get("merging", {}):  # the other settings belong to another policy
+    before = base.get("merging", {}).get("policy")
+    if tree.get("merging", {}).get("policy", before) != before:  # its settings are of that policy
         base = base | {"merging": {}}
     above = config.overlay(tree, fixed)
     result = config.parse(config.overlay({**base, "data": "pictures"}, above), "cmpt update")
