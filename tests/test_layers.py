@@ -109,7 +109,7 @@ def test_the_last_blocks_of_a_locked_tower_train_if_asked(method, tower):
 
 
 def test_unlocking_a_whole_tower_or_another_method_s_is_refused():
-    with pytest.raises(CmpError, match=r"method\.unlock: 12 of the 12 blocks"):
+    with pytest.raises(CmpError, match=r"method\.unlock: 12 unlocks all 12 blocks"):
         state_of("ViT-B-16", name="locked-image", unlock=12)
     for key, value in (("unlock", 1), ("layer_decay", 0.9)):
         with pytest.raises(CmpError, match=f"{key}: not used by 'lora'"):

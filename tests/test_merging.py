@@ -861,7 +861,7 @@ def test_a_setting_that_a_rule_does_not_read_is_refused(rule, settings_, words):
     [
         ({"rule": "ties"}, ["rule 'ties'", "policy 'none'"]),
         ({"policy": "step-ema", "rule": "slerp"}, ["rule 'slerp'", "'step-ema'"]),
-        ({"policy": "zero-all", "rule": "slerp"}, ["'slerp' takes 2 models", "'zero-all'"]),
+        ({"policy": "zero-all", "rule": "slerp"}, ["'slerp' merges 2 models", "'zero-all'"]),
         ({"policy": "ema", "rule": "ties", "weight": 0.3}, ["weight", "not used by 'ties'"]),
         ({"policy": "ema", "scale": 0.3}, ["scale", "not used by 'interpolation'"]),
         ({"policy": "ema", "rule": "magmax", "density": 0.5}, ["density", "ties"]),
