@@ -20,10 +20,10 @@ from cmp.experiments.scores import (
     estimate_mean,
     planned_streams,
     setting_estimates,
-    signed,
     study_trajectory,
 )
 from cmp.files import read_yaml
+from cmp.releases.sentences import signed
 from lab import analyses, chapters
 
 DIAGRAMS = chapters.BOOK / "diagrams"

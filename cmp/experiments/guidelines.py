@@ -14,10 +14,10 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.errors import CmpError
 from cmp.experiments import results, verdicts
 from cmp.experiments.fronts import MIN_SIGN
-from cmp.experiments.scores import signed
 from cmp.experiments.verdicts import FrontOf, Text
 from cmp.files import check_record, read_yaml
 from cmp.project import book_folder
+from cmp.releases.sentences import signed
 from cmp.values import STRICT
 
 ADVICE = book_folder() / "advice.yaml"

@@ -37,11 +37,11 @@ from cmp.experiments.scores import (
     estimate_from_bases,
     planned_streams,
     run_bases,
-    signed,
     t_factor,
     t_interval,
 )
 from cmp.files import check_record, read_yaml
+from cmp.releases.sentences import signed
 from cmp.runs import store
 from cmp.runs.store import RUN_KEYS
 from cmp.values import STRICT

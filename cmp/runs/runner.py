@@ -62,6 +62,15 @@ class Observer:
 NO_OBSERVER = Observer()
 
 
+def advance_bar(bar: Any) -> Observer:
+    """Return an observer that advances a progress bar by the steps of a run, including those before
+    it resumed."""
+    return Observer(
+        step=lambda task, step, result, model: bar.update(),
+        resumed=lambda steps: bar.update(steps),
+    )
+
+
 @dataclass(frozen=True)
 class RunResult:
     """A finished run.

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cmp.experiments import fronts, verdicts
-from cmp.experiments.scores import signed
+from cmp.releases.sentences import signed
 from lab.figures import style
 
 LOOKS = {
