@@ -332,8 +332,8 @@ def retrieval_hits(
         image, bool [M].
     """
     owner, number = owner.to(image.device), torch.arange(len(image), device=image.device)
-    to_text = owner[_nearest(image, text, k)] == number[:, None]
-    to_image = _nearest(text, image, k) == owner[:, None]
+    to_text = owner[nearest(image, text, k)] == number[:, None]
+    to_image = nearest(text, image, k) == owner[:, None]
     return to_text.any(1).cpu().numpy(), to_image.any(1).cpu().numpy()
 
 
@@ -350,11 +350,28 @@ def chance_of_recall(owner: np.ndarray) -> float:
     return (1 - sum(missed) / images + min(1, RETRIEVAL_K / images)) / 2
 
 
-def _nearest(queries: Tensor, targets: Tensor, k: int) -> Tensor:
-    """Return the k targets nearest to each query, [queries, k]. Only a block of similarities is in
-    memory at a time."""
-    k, blocks = min(k, len(targets)), queries.split(ENCODE_BLOCK)
-    return torch.cat([(block @ targets.T).topk(k, dim=1).indices for block in blocks])
+def nearest(queries: Tensor, targets: Tensor, k: int, skip_self: bool = False) -> Tensor:
+    """Return the positions of the k targets nearest to each query, or of all if there are fewer.
+
+    Only a block of similarities is in memory at a time.
+
+    Args:
+        queries: Unit features, [Q, E].
+        targets: Unit features, [T, E].
+        k: How many to return.
+        skip_self: Whether the queries are the targets, and none is its own neighbour.
+
+    Returns:
+        The positions, [Q, k], nearest first.
+    """
+    k, positions = min(k, len(targets) - skip_self), []
+    for start in range(0, len(queries), ENCODE_BLOCK):
+        similarity = queries[start : start + ENCODE_BLOCK] @ targets.T
+        if skip_self:
+            own = torch.arange(len(similarity), device=similarity.device)
+            similarity[own, start + own] = -torch.inf
+        positions.append(similarity.topk(k, dim=1).indices)
+    return torch.cat(positions)
 
 
 def make_test_sets(corpus: Corpus, split: str, subset: int | None) -> list[ScoredSet]:

@@ -409,6 +409,17 @@ def listed_file(target: Path) -> Iterator[Path]:
         write_atomic(place, "\n".join(sorted(lines, key=lambda line: line[64:])) + "\n")
 
 
+def tensors_digest(tensors: "Mapping[str, Tensor]") -> str:
+    """Return the sha256 of tensors with their names, types and shapes, sorted by name."""
+    import torch  # which most commands do not need
+
+    digest = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        digest.update(f"{name} {x.dtype} {list(x.shape)}\n".encode())
+        digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def write_tensors(tensors: "dict[str, Tensor]", header: dict, folder: Path, name: str) -> Path:
     """Write NAME-HASH.safetensors, where HASH is that of its content, and return its path.
 

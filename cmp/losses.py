@@ -1,5 +1,7 @@
 """The losses that models are pretrained with, on unit features of images and texts."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,8 +11,8 @@ from cmp.models import Network
 
 def model_loss(model: Network, image: Tensor, text: Tensor) -> Tensor:
     """Return the loss that a network was pretrained with, on unit features [B, E]."""
-    if (bias := getattr(model, "logit_bias", None)) is not None:
-        return sigmoid_loss(image, text, model.logit_scale, bias)
+    if uses_sigmoid_loss(model):
+        return sigmoid_loss(image, text, model.logit_scale, cast(Tensor, model.logit_bias))
     return contrastive_loss(image, text, model.logit_scale)
 
 

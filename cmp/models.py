@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from cmp import files, project, starts
 from cmp.config import Model
 from cmp.data import Preprocessing, to_device
 from cmp.errors import CmpError, explain_errors, first_line
-from cmp.files import write_tensors
+from cmp.files import tensors_digest, write_tensors
 
 MAX_LOGIT_SCALE = math.log(100)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -508,15 +508,6 @@ def weights_digest(model: nn.Module) -> str:
                 names = [f"{name}.{part}.{kind}" for part in PROJECTIONS]
                 weights |= dict(zip(names, parts, strict=True))
     return tensors_digest(weights)
-
-
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of tensors with their names, types and shapes, sorted by name."""
-    digest = hashlib.sha256()
-    for name, x in sorted(tensors.items()):
-        digest.update(f"{name} {x.dtype} {list(x.shape)}\n".encode())
-        digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _explain_mismatch(path: Path, fused: nn.Module, error: Exception) -> str:

@@ -8,7 +8,6 @@ import contextlib
 import dis
 import functools
 import hashlib
-import importlib
 import inspect
 import json
 import logging
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cmp.errors import CmpError
+from cmp.files import tensors_digest
 
 
 def is_own(module: object) -> bool:
@@ -191,7 +191,7 @@ def _constant_text(value: Any) -> str | None:
     if isinstance(value, re.Pattern):
         return f"{value.pattern!r} {value.flags}"
     if isinstance(value, torch.Tensor):
-        return importlib.import_module("cmp.models").tensors_digest({"": value})
+        return tensors_digest({"": value})
     return None
 
 

@@ -4,8 +4,15 @@ import functools
 import re
 from collections.abc import Iterable
 
+from torch import nn
+
 _BLOCK_NUMBER = re.compile(r"(.*?)\.(\d+(?:\.\d+)*)\.")
 """The first run of numbers in a name: the numbered part, and its number."""
+_LAST = ("ln_post", "ln_final", "proj", "text_projection", "logit_scale", "logit_bias", "norm")
+_LAST += ("head", "fc_norm", "attn_pool", "attnpool", "pooler", "final_norm")
+"""Names of what follows the blocks of a tower, in open_clip and timm."""
+_TOWERS = ("visual", "trunk", "text", "transformer")
+"""Names of towers, as prefixes of their parts."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -40,3 +47,23 @@ def tower_blocks(names: Iterable[str]) -> dict[str, tuple[int, int]]:
         blocks = sorted(set(numbers.values()))
         blocks_of |= {name: (blocks.index(n), len(blocks)) for name, n in numbers.items()}
     return blocks_of
+
+
+def layers_from_top(model: nn.Module) -> dict[str, int]:
+    """Return how far below the output of its tower each parameter is.
+
+    Everything after the blocks, such as a projection, is 0. Of L blocks, the last is 1 and the
+    first is L. The stem and embeddings are L + 1.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    blocks, distances = tower_blocks(names), {}
+    counts = {name.startswith("visual."): count for name, (_, count) in blocks.items()}
+    for name in names:
+        parts = [part for part in name.split(".") if part not in _TOWERS]
+        if name in blocks:
+            number, count = blocks[name]
+            distances[name] = count - number
+        else:
+            is_last = parts[0] in _LAST
+            distances[name] = 0 if is_last else counts.get(name.startswith("visual."), 0) + 1
+    return distances

@@ -42,7 +42,7 @@ def train_step(
 
     Args:
         state: The network and its run, changed in place.
-        optimizer: The optimiser.
+        optimizer: The optimiser, usually `state.optimizer`, whose moments checkpoints save.
         batch: The batch of (task, step).
         task: The task's number, from 0.
         step: The step within the task, from 0.
@@ -69,7 +69,7 @@ def train_step(
     method.after_backward(state)
     norm = execution.clip(optimizer, model.parameters(), state.config.optimizer.clip)
     report = functools.partial(divergence_error, batch, task, step, terms, norm, rate)
-    execution.check(optimizer, loss.isfinite() & norm.isfinite(), report)
+    execution.check(state, optimizer, loss.isfinite() & norm.isfinite(), report)
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("multiple", 1.0)
     method.step(state, optimizer)
@@ -124,7 +124,7 @@ def train_task(
         batch = state.loader.batch(pools, task, steps + number)
         return encode_batch(state, batch, task, steps + number)
 
-    execution.wait()
+    execution.wait(state)
     for layer in batch_norms(state.model):  # a measurement must not change their statistics
         layer.eval()
     with execution.outside_steps():
@@ -237,13 +237,13 @@ class Execution:
         return nn.utils.clip_grad_norm_(parameters, most)
 
     def check(
-        self, optimizer: torch.optim.Optimizer, finite: Tensor, report: Callable[[], Diverged]
+        self, state: TrainState, optimizer: torch.optim.Optimizer, finite: Tensor, report: Report
     ) -> None:
         """Raise the error that `report` returns if a step is not finite, before taking it."""
         if not finite:
             raise report()
 
-    def wait(self) -> None:
+    def wait(self, state: TrainState) -> None:
         """Wait until the last step has been checked."""
 
     def outside_steps(self) -> contextlib.AbstractContextManager:
@@ -251,6 +251,10 @@ class Execution:
         return contextlib.nullcontext()
 
 
+Report = Callable[[], Diverged]
+"""Returns the error about a step that is not finite."""
+UncheckedStep = tuple[Callable[[], Tensor], Report]
+"""For a step, a function that waits for whether it was finite, and its report."""
 EncodeFurther = Callable[[int], ForwardOutput]
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
 ADAMW = functools.partial(torch.optim.AdamW, fused=True)
@@ -294,7 +298,7 @@ class UpdateMethod:
     end_task: Callable[[TrainState, EncodeFurther], None] = lambda state, encode_further: None
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainState:
     """A network in training, and the run that it belongs to.
 
@@ -308,6 +312,7 @@ class TrainState:
         frozen_models: Other networks that the method uses. They depend only on the weights that the
             run starts from, so they are not saved.
         execution: How a step is computed.
+        unchecked: The steps that are not known to be finite yet, if checks are deferred.
 
     Example:
         >>> state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))
@@ -322,6 +327,7 @@ class TrainState:
     method_state: dict[str, Tensor] = field(default_factory=dict)
     frozen_models: dict[str, Network] = field(default_factory=dict)
     execution: Execution = field(default_factory=Execution)
+    unchecked: list[UncheckedStep] = field(default_factory=list, repr=False)
 
     @functools.cached_property
     def loader(self) -> BatchLoader:
@@ -491,7 +497,7 @@ def check_weights_finite(state: TrainState, task: int, steps: int) -> None:
     Raises:
         Diverged: The weights or the last step are not finite.
     """
-    state.execution.wait()
+    state.execution.wait(state)
     with torch.no_grad():
         if nn.utils.get_total_norm(state.model.parameters()).isfinite():
             return

@@ -32,7 +32,7 @@ from cmp.embedded import models as embedded_models
 from cmp.embedded.manifest import embedded_manifests, store_path
 from cmp.errors import CmpError
 from cmp.experiments import pretraining, results, studies
-from cmp.files import DIGESTS
+from cmp.files import DIGESTS, tensors_digest
 from cmp.merging.files import merge_files
 from cmp.project import build_folder
 from cmp.readers import class_tables, collection, images, tars
@@ -63,7 +63,7 @@ class Stored(NamedTuple):
 def text_of(value: Any) -> str:
     """A value as text that differs if it does."""
     if isinstance(value, dict) and all(isinstance(x, torch.Tensor) for x in value.values()):
-        return models.tensors_digest(value)
+        return tensors_digest(value)
     if isinstance(value, pd.DataFrame) and "hits" in value:  # bytes, or nothing
         value = value.assign(hits=value["hits"].map(repr))
     return value.to_json(double_precision=15) if hasattr(value, "to_json") else repr(value)

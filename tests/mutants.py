@@ -165,8 +165,8 @@ MUTANTS = {
     # evaluation
     "recall counts one more neighbour": Mutant(
         "cmp/evaluation.py",
-        "k, blocks = min(k, len(targets))",
-        "k, blocks = min(k + 1, len(targets))",
+        "k, positions = min(k, len(targets) - skip_self)",
+        "k, positions = min(k + 1, len(targets) - skip_self)",
         "test_evaluation",
     ),
     "sets count by their size": Mutant(

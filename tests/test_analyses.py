@@ -3,12 +3,12 @@
 import pandas as pd
 import pytest
 
-from cmp.experiments import studies, verdicts
+from cmp.experiments import claims, studies
 from lab import analyses
 
 
 def test_a_perfect_learner_ends_alike_in_all_orders():
-    [claim] = [each for each in verdicts.load_claims().claims if each.name == analyses.ORDER_CLAIM]
+    [claim] = [each for each in claims.load_claims().claims if each.name == analyses.ORDER_CLAIM]
     run = studies.load_study(claim.study).configs("cpu", 1)["dataset", 0]
     known = analyses._ideal_accumulation(run)
     assert known.is_monotonic_increasing

@@ -11,11 +11,11 @@ import synthetic
 from PIL import Image
 
 import cmp
-from cmp.experiments import verdicts
+from cmp.experiments import claims, verdicts
 from cmp.project import build_folder
 from lab import atlas, figures, scrubber
 
-CLAIMS = verdicts.load_claims()
+CLAIMS = claims.load_claims()
 META = {"schedule.name": "rsqrt", "schedule.meta": "rsqrt", "schedule.peak": 1.6e-3}
 STUDIES = {
     "front": {"plain, peak 0.0004": {"schedule.peak": 0.0004}, "check": {}},
@@ -28,7 +28,7 @@ STUDIES = {
 def published(monkeypatch, tmp_path):
     """Made-up results of three studies, one of which explores; no run is stored."""
     synthetic.place(monkeypatch, tmp_path)
-    monkeypatch.setattr(verdicts, "load_claims", lambda: CLAIMS)
+    monkeypatch.setattr(claims, "load_claims", lambda: CLAIMS)
     data = build_folder().resolve() / "data"
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     (tmp_path / "build").mkdir()

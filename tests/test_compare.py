@@ -28,8 +28,7 @@ from cmp.releases.compare import NAMING, Comparison, arrived_images, common_devi
 from cmp.releases.gate import Gate, Limits
 from cmp.releases.index import GALLERIES, fit_map, measure_index
 from cmp.runs import launch
-from cmp.runs.launch import from_keywords
-from cmp.runs.resolve import resolve_run
+from cmp.runs.launch import from_keywords, resolve_run
 from cmp.runs.runner import execute
 
 SETS = ("new-solids", "new-digits", "pool-emoji", "pool-shapes", "shapes", "emoji-living",

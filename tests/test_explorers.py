@@ -21,7 +21,7 @@ from scipy import stats
 from cmp import config
 from cmp.config import Mixture, Schedule
 from cmp.errors import CmpError
-from cmp.experiments import planner, verdicts
+from cmp.experiments import claims, planner
 from cmp.project import build_folder, project_folder
 from cmp.registry import option_names
 from cmp.runs import checkpoints, identity, logs, store
@@ -118,7 +118,7 @@ def test_the_script_knows_every_schedule_of_the_package(shared_folder):
 # tables
 
 
-CLAIMS = verdicts.load_claims()
+CLAIMS = claims.load_claims()
 PLAIN = CLAIMS.fronts["plain"].settings
 
 
@@ -126,7 +126,7 @@ PLAIN = CLAIMS.fronts["plain"].settings
 def published(monkeypatch, tmp_path):
     """Made-up results of the studies that the explorers read."""
     synthetic.place(monkeypatch, tmp_path)
-    monkeypatch.setattr(verdicts, "load_claims", lambda: CLAIMS)
+    monkeypatch.setattr(claims, "load_claims", lambda: CLAIMS)
     front = {name: {"schedule.peak": float(name.split()[-1])} for name in PLAIN}
     studies_of = {
         "front": (front, [(38 + 2 * n, 54 - n) for n in range(len(front))]),

@@ -9,12 +9,13 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from bench import evaluate
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 from cmp import arithmetic, cli, evaluation, mixtures, models, schedules, training
-from cmp.bench import compact, evaluate, gpu, networks, pictures, step, timing
+from cmp.bench import compact, gpu, networks, pictures, step, timing
 from cmp.bench.networks import FP32, PLAIN, TASK
 from cmp.data import Corpus, augment, colour_map, normalise
 from cmp.errors import CmpError
@@ -238,9 +239,8 @@ def test_bench_step_from_a_shell(corpus, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["stepp"], ["stepp", "evaluate"]),
+        (["stepp"], ["stepp", "pieces"]),
         (["step", "--model", "tinny"], ["tinny", "bench-nano"]),
-        (["loop", "--model", "bench-mid"], ["bench-mid"]),
         pytest.param(
             ["gpu"], ["CUDA"],
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),

@@ -23,8 +23,7 @@ from cmp.errors import CmpError, Interrupted
 from cmp.experiments import preflight, results
 from cmp.files import SHORT_ID, listed_file
 from cmp.runs import checkpoints, identity, launch, store
-from cmp.runs.launch import from_keywords
-from cmp.runs.resolve import resolve_run
+from cmp.runs.launch import from_keywords, resolve_run
 from cmp.runs.runner import Observer
 from cmp.runs.store import unfinished_runs
 from cmp.scale import processes

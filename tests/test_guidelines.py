@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 import synthetic
 
-from cmp.experiments import guidelines, verdicts
+from cmp.experiments import claims, guidelines
+from cmp.experiments.claims import ClaimsFile, FrontOf
 from cmp.experiments.guidelines import Guideline, measure_guideline
 from cmp.files import check_record
 from lab import boxes
@@ -66,9 +67,9 @@ def test_networks_of_one_sign_agree_and_of_two_do_not(published):
 def test_signs_count_above_a_point_and_the_book_s_network_has_one(published, monkeypatch):
     assert "`net-0`: −" in measure_guideline(guideline("flat"), judged("yes")).networks[0]
     assert not measure_guideline(guideline("up", "flat"), judged("yes")).disagrees
-    front = verdicts.FrontOf("more", tuple(LOCAL), local=True, least=3)
-    known = verdicts.ClaimsFile({"plain": front}, ())
-    monkeypatch.setattr(verdicts, "load_claims", lambda: known)
+    front = FrontOf("more", tuple(LOCAL), local=True, least=3)
+    known = ClaimsFile({"plain": front}, ())
+    monkeypatch.setattr(claims, "load_claims", lambda: known)
     own = guideline("down", network=guidelines.OWN, front=[])
     others = guideline("up").networks
     measured = measure_guideline(
@@ -93,7 +94,7 @@ def test_what_cannot_be_measured_is_said(published):
 
 def test_every_guideline_of_the_book_has_a_claim_and_a_true_advice():
     names = guidelines.load_guidelines()
-    known = verdicts.load_claims()
+    known = claims.load_claims()
     assert {claim.guideline for claim in known.claims} == set(names)
     verdict_rows = guidelines.judged_claims()
     for name, each in names.items():

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from cmp import budgets, config, mixtures, models
+from cmp import budgets, config, mixtures, models, towers
 from cmp.config import Method
 from cmp.errors import CmpError
 from cmp.methods import layers
@@ -21,7 +21,7 @@ def state_of(network, **settings):
 
 
 def test_layers_are_counted_from_the_output_of_each_tower():
-    found = layers.layers_from_top(models.create_on_meta("ViT-B-16"))
+    found = towers.layers_from_top(models.create_on_meta("ViT-B-16"))
     assert {name: found[name] for name in found if "resblocks" not in name} == {
         **dict.fromkeys(("visual.class_embedding", "visual.positional_embedding"), 13),
         **dict.fromkeys(("visual.conv1.weight", "token_embedding.weight"), 13),
@@ -37,7 +37,7 @@ def test_layers_are_counted_from_the_output_of_each_tower():
 
 @pytest.mark.parametrize("name", [TIMM, CUSTOM, "RN50"])
 def test_in_other_networks_the_stem_is_lowest_and_what_projects_is_highest(name):
-    found = layers.layers_from_top(models.create_on_meta(name))
+    found = towers.layers_from_top(models.create_on_meta(name))
     stems = ("conv1", "patch_embed", "stem", "token_embedding")
     for tower in (True, False):
         mine = {n: layer for n, layer in found.items() if n.startswith("visual.") == tower}
@@ -53,7 +53,7 @@ def test_each_block_s_rate_is_a_fraction_of_the_next_one_s(corpus):
     state = make_train_state(run, corpus)
     optimizer = create_optimizer(state)
     assert {group["multiple"] for group in optimizer.param_groups} == {
-        0.5**n for n in set(layers.layers_from_top(state.model).values())
+        0.5**n for n in set(towers.layers_from_top(state.model).values())
     } | {1.0}
     matrices = {group["weight_decay"] for group in optimizer.param_groups for p in group["params"]
                 if p.ndim > 1}  # fmt: skip

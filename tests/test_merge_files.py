@@ -11,6 +11,7 @@ from collections import Counter
 import forked
 import pytest
 import torch
+from bench import merge as merge_bench
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_merging import (
@@ -26,7 +27,6 @@ from typer.testing import CliRunner
 
 import cmp
 from cmp import cli, data, evaluation, models
-from cmp.bench import merge as merge_bench
 from cmp.cli import tools
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError

@@ -21,7 +21,7 @@ from cmp.cli import shared
 from cmp.errors import CmpError
 from cmp.experiments import results, studies
 from cmp.experiments.studies import joint_training
-from cmp.files import SHORT_ID, file_digest
+from cmp.files import SHORT_ID, file_digest, tensors_digest
 from cmp.methods import adapters
 from cmp.runs import identity, launch, runner, store
 from cmp.runs.checkpoints import CheckpointManager
@@ -128,7 +128,7 @@ def test_a_loop_of_one_s_own_over_the_tasks_is_a_run_to_the_bit(corpus, build, s
     for task, pools in enumerate(cmp.task_pools(finished.config, state.corpus)):
         cmp.train_task(state, pools, task)
     weights = adapters.merged_state_dict(state.model)
-    assert models.tensors_digest(weights) == finished.weights
+    assert tensors_digest(weights) == finished.weights
 
 
 def test_the_shell_stores_the_same_run_as_the_library(corpus, build):

@@ -17,11 +17,11 @@ from cmp.experiments.scores import (
     by_replicate,
     estimate_mean,
     setting_estimates,
-    signed,
     t_factor,
     t_interval,
 )
 from cmp.files import read_yaml
+from cmp.releases.sentences import signed
 from cmp.runs import store
 from lab import analyses, chapters, figures
 

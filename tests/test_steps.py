@@ -268,12 +268,25 @@ def test_a_deferred_check_finds_the_step_and_leaves_its_weights(deferred, poison
     assert len(weights) == started + 1  # one step more was begun, unless it was the last
 
 
+def test_two_loops_with_one_execution_tell_each_other_nothing(deferred):
+    how, pools = ExecutionConfig(), mixtures.task_pools(DEFAULT, forked.small_corpus())
+    states = [make_train_state(DEFAULT, forked.small_corpus(), execution=how) for _ in range(2)]
+    for number, state in enumerate(states):
+        batch = state.loader.batch(pools[1], 1, 0)
+        if number == 0:
+            batch = batch._replace(images=batch.images.float().fill_(torch.nan))
+        train_step(state, state.optimizer, batch, 1, 0, 1e-3)
+    training.check_weights_finite(states[1], 1, 1)
+    with pytest.raises(Diverged):
+        training.check_weights_finite(states[0], 1, 1)
+
+
 def test_an_optimizer_that_cannot_skip_a_step_is_waited_for(deferred):
     state = make_train_state(DEFAULT, forked.small_corpus(), execution=ExecutionConfig())
     optimizer = torch.optim.SGD(state.model.parameters(), lr=0.1)
     bad = torch.tensor(False)
     with pytest.raises(Diverged):
-        ExecutionConfig().check(optimizer, bad, lambda: Diverged("now", {}))
+        ExecutionConfig().check(state, optimizer, bad, lambda: Diverged("now", {}))
 
 
 class Skipping(torch.optim.SGD):

@@ -6,9 +6,10 @@ import synthetic
 from scipy import stats
 
 from cmp.errors import CmpError
-from cmp.experiments import studies, verdicts
+from cmp.experiments import claims, studies, verdicts
+from cmp.experiments.claims import ClaimsFile, FrontOf
+from cmp.experiments.claims import load_claims as load_real_claims
 from cmp.experiments.scores import study_trajectory
-from cmp.experiments.verdicts import load_claims as load_real_claims
 from cmp.files import read_yaml
 from lab import chapters, values
 from tests import front_door
@@ -28,8 +29,8 @@ def published(tmp_path, monkeypatch):
     synthetic.publish("alone", {"EMA": (45, 54)})
     synthetic.publish("front", synthetic.ENDS)
     synthetic.publish("merging", {"EMA": (45, 54)})
-    known = verdicts.ClaimsFile({"plain": verdicts.FrontOf("front", tuple(synthetic.FRONT))}, ())
-    monkeypatch.setattr(verdicts, "load_claims", lambda: known)
+    known = ClaimsFile({"plain": FrontOf("front", tuple(synthetic.FRONT))}, ())
+    monkeypatch.setattr(claims, "load_claims", lambda: known)
 
 
 def notebook(*cells):
@@ -67,7 +68,7 @@ def test_values_are_those_of_the_published_runs(published):
     words = values.fill_values("{{A_KA merging/EMA}} of {{n merging/EMA}}")
     assert words.startswith(f"{scores['A_KA'].mean():.1f} (") and words.endswith(") of 20")
     assert float(values.fill_values("{{peak merging/EMA}}")) == scores["peak"].iloc[0]
-    front = verdicts.load_claims().fronts["plain"]
+    front = claims.load_claims().fronts["plain"]
     gain = verdicts.gain_of("merging", "EMA", front).values.mean()
     assert values.fill_values("{{gain merging/EMA}}").startswith(f"{gain:+.1f} (")
     less = verdicts.gain_of("merging", "EMA", front, less=1.0).values.mean()
@@ -79,7 +80,7 @@ def test_values_are_those_of_the_published_runs(published):
 
 
 def test_intervals_of_a_text_have_the_level_of_the_claims(published):
-    front = verdicts.load_claims().fronts["plain"]
+    front = claims.load_claims().fronts["plain"]
     gain = verdicts.gain_of("merging", "EMA", front)
     error = gain.pseudo.std() / 10**0.5
     half = error * stats.t.isf((1 - verdicts.claims_level()) / 2, 9)
@@ -96,7 +97,7 @@ def test_scores_before_a_stream_are_those_of_its_bases():
 
 
 def test_sizes_are_words_without_a_sign(published):
-    front = verdicts.load_claims().fronts["plain"]
+    front = claims.load_claims().fronts["plain"]
     gain = verdicts.gain_of("merging", "EMA", front).values.mean()
     assert values.fill_values("{{points gain merging/EMA}}") == values.in_points(-gain)
     sizes = [0.1, -0.4, 0.8, -1.3, 1.8, -11.2, 12.6, 18.8]
@@ -225,7 +226,7 @@ def test_every_page_opens_with_the_answer():
 
 def test_every_mark_of_a_chapter_names_a_setting_or_a_claim():
     """Also of studies that are not published yet."""
-    claims = {claim.name for claim in load_real_claims().claims}
+    names = {claim.name for claim in load_real_claims().claims}
     cells = [cell for source in chapters.select() for cell in chapters.notebook(source).cells]
     texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
     texts += [page.read_text(encoding="utf-8") for page in (chapters.BOOK / "lab").glob("*.md")]
@@ -233,7 +234,7 @@ def test_every_mark_of_a_chapter_names_a_setting_or_a_claim():
         kind, what = match["kind"], " ".join(match["what"].split())
         assert kind in values.KINDS, match[0]
         if kind == "verdict":
-            assert what in claims, match[0]
+            assert what in names, match[0]
             continue
         if kind == "spread":  # a wrong one raises
             values.fill_values(match[0])

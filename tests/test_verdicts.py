@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from cmp import evaluation
 from cmp.errors import CmpError
-from cmp.experiments import fronts, guidelines, results, studies, verdicts
+from cmp.experiments import claims, fronts, guidelines, results, studies, verdicts
+from cmp.experiments.claims import FrontOf
 from cmp.experiments.scores import level_in_words, t_factor
 from cmp.files import read_yaml
 from lab import analyses, figures
@@ -87,11 +88,11 @@ def load(folder, monkeypatch):
     """Write claims to a file and read them."""
     synthetic.place(monkeypatch, folder)
 
-    def loaded(*claims, **more):
+    def loaded(*given, **more):
         front = {"study": "front", "settings": list(synthetic.FRONT)} | more
-        tree = {"fronts": {"plain": front}, "claims": list(claims)}
+        tree = {"fronts": {"plain": front}, "claims": list(given)}
         (folder / "claims.yaml").write_text(json.dumps(tree))
-        return verdicts.load_claims(folder / "claims.yaml")
+        return claims.load_claims(folder / "claims.yaml")
 
     return loaded
 
@@ -161,13 +162,13 @@ def test_a_family_that_grows_has_the_level_of_its_planned_size(load, folder, mon
     path = folder / "claims.yaml"
     tree = json.loads(path.read_text()) | {"planned": 10}
     path.write_text(json.dumps(tree))
-    known = verdicts.load_claims(path)
+    known = claims.load_claims(path)
     assert verdicts.judge_claims(known)["level"].tolist() == [pytest.approx(0.995)]
     found = independent.verdicts(path, folder / "results")
     assert found["above"][1] == pytest.approx(verdicts.judge_claims(known).loc["above", "low"])
     path.write_text(json.dumps(tree | {"planned": 1, "claims": [CLAIM, CLAIM | {"name": "b"}]}))
     with pytest.raises(CmpError, match="planned"):
-        verdicts.load_claims(path)
+        claims.load_claims(path)
 
 
 @given(st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=9), st.integers(0, 3))
@@ -183,18 +184,18 @@ def test_holm_never_lowers_a_p_value_and_is_bonferroni_for_the_smallest(values, 
 
 
 def test_both_families_of_the_book_are_well_formed():
-    for path in (verdicts.CLAIMS, verdicts.CLAIMS.with_name("claims-2.yaml")):
-        assert verdicts.load_claims(path).claims, path
+    for path in (claims.CLAIMS, claims.CLAIMS.with_name("claims-2.yaml")):
+        assert claims.load_claims(path).claims, path
 
 
 def test_another_hand_finds_the_same_in_the_published_results(monkeypatch):
     """With as few replicates as there are, so that the two agree before all are computed."""
-    known = verdicts.load_claims()
+    known = claims.load_claims()
     used = {claim.study for claim in known.claims} | {each.study for each in known.fronts.values()}
     needed = min(len(verdicts.published_scores(study)[1].unstack(0)) for study in used)
     monkeypatch.setattr(verdicts, "REPLICATES", needed)
     found = verdicts.judge_claims(known)
-    again = independent.verdicts(verdicts.CLAIMS, results.RESULTS, needed)
+    again = independent.verdicts(claims.CLAIMS, results.RESULTS, needed)
     assert again.keys() == set(found.index)
     assert found["estimate"].notna().sum() > len(found) / 2
     for name, numbers in again.items():
@@ -243,11 +244,11 @@ def test_a_base_without_which_a_setting_leaves_the_front_is_measured_along_the_t
 
 def test_every_front_of_the_book_has_peaks_that_make_one():
     """So that no claim turns out to be off its front once everything is computed."""
-    declared = [*verdicts.load_claims().fronts.values()]
+    declared = [*claims.load_claims().fronts.values()]
     for guideline in guidelines.load_guidelines().values():
         for each in guideline.networks:
             if each.front:
-                declared.append(verdicts.FrontOf(each.study, each.front, local=True, least=3))
+                declared.append(FrontOf(each.study, each.front, local=True, least=3))
     assert len(declared) >= 8
     for front in declared:
         configs = studies.load_study(front.study).configs("cpu", 1)
@@ -281,8 +282,8 @@ def test_what_each_setting_buys_is_tabulated_and_drawn(load):
     [axes] = figures.plot_verdicts(rows).axes
     assert (axes.get_xlabel(), axes.spines["bottom"].get_visible()) == ("Points", True)
     labels = [label.get_text() for label in axes.get_yticklabels()]
-    claims = [figures.style.with_subscripts(name) for name in rows.index[:-1]]
-    assert labels == ["methods", *claims, "rates", "later one"]
+    named = [figures.style.with_subscripts(name) for name in rows.index[:-1]]
+    assert labels == ["methods", *named, "rates", "later one"]
     said = rows["reading"].mask(rows["measure"].isin(["spread", "GM"]), "larger")
     words = [text.get_text() for text in axes.texts if text.get_text()]
     assert words == list(said)
@@ -332,7 +333,7 @@ def test_every_interval_has_the_level_of_the_claims(load):
     known = load(CLAIM)
     verdict = verdicts.judge_claims(known).loc["above"]
     assert verdict["level"] == 0.95
-    assert verdicts.claims_level() == 1 - 0.05 / len(read_yaml(verdicts.CLAIMS)["claims"])
+    assert verdicts.claims_level() == 1 - 0.05 / len(read_yaml(claims.CLAIMS)["claims"])
     gain = verdicts.gain_of("methods", "above", known.fronts["plain"])
     found = verdicts.estimate_gain("methods", "above", gain)
     factor = t_factor(10, verdicts.claims_level()) / t_factor(10, 0.95)
@@ -443,6 +444,6 @@ def test_published_runs_that_tuned_or_are_too_few_confirm_nothing(load, monkeypa
 
 
 def test_the_book_s_claims_can_be_read():
-    assert verdicts.load_claims().claims
+    assert claims.load_claims().claims
     assert studies.CONFIRMING == (2, 10)
     assert results.KEPT == "kept"

@@ -20,7 +20,8 @@ from torch import nn
 from cmp import budgets, config, evaluation, mixtures, models, schedules, streams
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
-from cmp.experiments import forecast, paper, results, scores, studies, verdicts
+from cmp.experiments import claims, forecast, paper, results, scores, studies, verdicts
+from cmp.experiments.claims import ClaimsFile, FrontOf, Term
 from cmp.experiments.pretraining import pretraining_config
 from cmp.experiments.scores import by_replicate, estimate_mean, planned_streams, run_bases
 from cmp.files import SHORT_ID, read_yaml
@@ -61,7 +62,7 @@ def published_settings(*names: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def front_points(front: verdicts.FrontOf) -> pd.DataFrame:
+def front_points(front: FrontOf) -> pd.DataFrame:
     """Return the mean `peak`, `A_KA` and `A_ZS` of the settings of a front, by increasing peak."""
     scores = verdicts.published_scores(front.study)[1].loc[[*front.settings]]
     return scores.groupby("setting")[["peak", "A_KA", "A_ZS"]].mean().sort_values("peak")
@@ -185,7 +186,7 @@ IDEAL_STREAMS = 5
 
 
 WHEN = {"during the stream": "way", "at the end": "end"}
-"""When orders are compared -> the same for `cmp.experiments.verdicts.Term`."""
+"""When orders are compared -> the same for `cmp.experiments.claims.Term`."""
 
 
 def order_spreads() -> pd.DataFrame:
@@ -231,7 +232,7 @@ def order_estimates(when: str) -> dict[str, scores.Estimate]:
     study, orders, draws = _compared_orders()
     planned = min(planned_streams(study, name) for name in (*orders, *draws))
     (own, bases), (other, _) = (
-        verdicts.spread_of(study, verdicts.Term(each, at=WHEN[when])) for each in (orders, draws)
+        verdicts.spread_of(study, Term(each, at=WHEN[when])) for each in (orders, draws)
     )
     spreads = {
         "five orders": own,
@@ -244,7 +245,7 @@ def order_estimates(when: str) -> dict[str, scores.Estimate]:
 
 def _compared_orders() -> tuple[str, Sequence[str], Sequence[str]]:
     """Return the study of the claim on orders, its five orders and its five random streams."""
-    [claim] = [each for each in verdicts.load_claims().claims if each.name == ORDER_CLAIM]
+    [claim] = [each for each in claims.load_claims().claims if each.name == ORDER_CLAIM]
     orders, draws = (term.of for term in claim.terms)
     return claim.study, orders, draws
 
@@ -262,7 +263,7 @@ def ideal_spread(study: str, settings: Sequence[str], at: str) -> float:
     Args:
         study: The study.
         settings: Settings that differ in their streams.
-        at: "way" or "end", see `cmp.experiments.verdicts.Term`.
+        at: "way" or "end", see `cmp.experiments.claims.Term`.
 
     Returns:
         The standard deviation over settings in points, averaged over `IDEAL_STREAMS` replicates.
@@ -667,7 +668,7 @@ def learning_rates(schedule: config.Schedule, tasks: int, steps: int) -> np.ndar
 
 
 def gains_table(
-    front: verdicts.FrontOf, settings: dict[str, Sequence[str]], shared: bool = False
+    front: FrontOf, settings: dict[str, Sequence[str]], shared: bool = False
 ) -> pd.DataFrame:
     """Return the gains of published settings.
 
@@ -718,7 +719,7 @@ def shared_replicates(places: Iterable[Sequence[str]]) -> pd.Index:
     return functools.reduce(pd.Index.intersection, replicates) if replicates else pd.Index([])
 
 
-def claim_correlations(known: verdicts.ClaimsFile) -> pd.DataFrame:
+def claim_correlations(known: ClaimsFile) -> pd.DataFrame:
     """Return the error correlations of claims on gains, which share a front."""
     pseudo = {}
     for claim in known.claims:

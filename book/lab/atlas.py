@@ -10,7 +10,8 @@ import pandas as pd
 import cmp
 from cmp import config
 from cmp.errors import CmpError
-from cmp.experiments import guidelines, results, studies, verdicts
+from cmp.experiments import claims, guidelines, results, studies
+from cmp.experiments.claims import ClaimsFile
 from cmp.runs import store
 from lab import chapters, explorers, figures, first_screen
 from lab.explorers import AXES
@@ -42,7 +43,7 @@ def atlas_table(own: bool = False) -> dict[str, Any]:
         `runs`: [index in `settings`, replicate, A_KA, A_ZS]; `verdicts` by claim; `pictures`: those
         of the first screen.
     """
-    numbers, known = _chapters_by_study(), verdicts.load_claims()
+    numbers, known = _chapters_by_study(), claims.load_claims()
     rows, runs, published, stops = [], [], set[str](), first_screen.stop_names()
     for study in sorted(path.stem for path in results.RESULTS.glob("*.parquet")):
         metrics = results.published_metrics(study)
@@ -104,9 +105,9 @@ def _about_setting(run: config.RunConfig) -> dict[str, Any]:
     }
 
 
-def _parts_in_claims(study: str, name: str, known: verdicts.ClaimsFile) -> dict[str, list[str]]:
+def _parts_in_claims(study: str, name: str, known: ClaimsFile) -> dict[str, list[str]]:
     """Return the claims that compare a setting and the fronts that it lies on, if any."""
-    claims = [
+    names = [
         claim.name
         for claim in known.claims
         if any(name in term.of and claim.study_of(term) == study for term in claim.terms)
@@ -116,7 +117,7 @@ def _parts_in_claims(study: str, name: str, known: verdicts.ClaimsFile) -> dict[
         for words, front in known.fronts.items()
         if front.study == study and name in front.settings
     ]
-    return {key: found for key, found in (("claims", claims), ("fronts", fronts)) if found}
+    return {key: found for key, found in (("claims", names), ("fronts", fronts)) if found}
 
 
 def _run_rows(metrics: pd.DataFrame, first: int) -> list[list[float]]:

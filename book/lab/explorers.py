@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from cmp import config, schedules
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
-from cmp.experiments import fronts, planner, results, studies, verdicts, workers
+from cmp.experiments import claims, fronts, planner, results, studies, verdicts, workers
 from cmp.experiments.scores import estimate_mean, t_factor
 from cmp.files import read_yaml
 from cmp.registry import Option, get_option, option_names
@@ -237,7 +237,7 @@ def stored_gain(study: str, setting: str) -> dict[str, Any] | None:
         if the front does not reach the setting's A_KA.
     """
     try:
-        gain = verdicts.gain_of(study, setting, verdicts.load_claims().fronts["plain"])
+        gain = verdicts.gain_of(study, setting, claims.load_claims().fronts["plain"])
     except CmpError:
         return None
     if gain.is_bound:
@@ -258,7 +258,7 @@ def profile_settings() -> dict[str, dict[str, Any]]:
 
 def common_table(name: str, study: str, published: pd.DataFrame) -> dict[str, Any]:
     """Return the shared part of the tables for the explorers of schedules and mixtures."""
-    front = analyses.front_points(verdicts.load_claims().fronts["plain"])
+    front = analyses.front_points(claims.load_claims().fronts["plain"])
     first, count = studies.CONFIRMING
     bases = {str(n): first + n % count for n in range(verdicts.REPLICATES)}
     factors = {n: round(t_factor(n, verdicts.claims_level()), 4) for n in range(2, count + 1)}
@@ -368,7 +368,7 @@ def mixture_table() -> dict[str, Any]:
     grid = [(p, d, PARTS - p - d) for p in range(PARTS + 1) for d in range(PARTS + 1 - p)]
     shares = np.vstack([np.divide(grid, PARTS), np.full(3, 1 / 3)])
     scores = surface.weights(shares) @ surface.scores  # [replicates, points, 2]
-    means = analyses.front_points(verdicts.load_claims().fronts["plain"])
+    means = analyses.front_points(claims.load_claims().fronts["plain"])
     front = fronts.fit_front(*means[["peak", *AXES]].to_numpy().T)
     rows = []
     for at, values in zip([*grid, ()], scores.swapaxes(0, 1), strict=True):

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from cmp.errors import CmpError, name_choices
-from cmp.experiments import guidelines, verdicts
+from cmp.experiments import claims, guidelines, verdicts
+from cmp.experiments.claims import MATTERS
 from cmp.experiments.fronts import OutsideFrontError
 from cmp.experiments.scores import (
     Estimate,
@@ -20,10 +21,10 @@ from cmp.experiments.scores import (
     estimate_mean,
     planned_streams,
     setting_estimates,
-    signed,
     study_trajectory,
 )
 from cmp.files import read_yaml
+from cmp.releases.sentences import signed
 from lab import analyses, chapters
 
 DIAGRAMS = chapters.BOOK / "diagrams"
@@ -286,7 +287,7 @@ def difference(what: str) -> tuple[Estimate, str]:
 def _difference_of_gains(places: list[tuple[str, str]], planned: int) -> tuple[Estimate, str]:
     """Return the difference of two gains over the settings' common streams, counting the error of
     their shared front once."""
-    front, replicates = verdicts.load_claims().fronts["plain"], analyses.shared_replicates(places)
+    front, replicates = claims.load_claims().fronts["plain"], analyses.shared_replicates(places)
     one, other = (verdicts.gain_of(*p, front, replicates=replicates) for p in places)
     if one.is_bound and other.is_bound:
         raise OutsideFrontError(f"{places}: both gains are bounds; their difference is unknown")
@@ -306,15 +307,15 @@ def gain(what: str, kind: str = "gain") -> tuple[Estimate, str]:
         OutsideFrontError: The front does not cover the setting.
     """
     study, setting = _place(what)
-    less = verdicts.MATTERS if kind == "gain_less" else 0.0
-    found = verdicts.gain_of(study, setting, verdicts.load_claims().fronts["plain"], less=less)
+    less = MATTERS if kind == "gain_less" else 0.0
+    found = verdicts.gain_of(study, setting, claims.load_claims().fronts["plain"], less=less)
     return verdicts.estimate_gain(study, setting, found), "at least " * found.is_bound
 
 
 def mirror(what: str) -> str:
     """Return the A_KA of "study/setting" beyond the front at the same A_ZS, or a text if the front
     does not reach it."""
-    front = verdicts.load_claims().fronts["plain"]
+    front = claims.load_claims().fronts["plain"]
     found = verdicts.gain_of(*_place(what), front).mirror
     return NO_MIRROR if math.isnan(found) else signed(found)
 

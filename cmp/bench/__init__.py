@@ -12,11 +12,6 @@ from cmp.errors import CmpError
 BENCHMARKS = {
     "step": ("step", ("small", "tiny-vit", "bench-nano", "bench-micro", "bench-mid")),
     "pieces": ("step", ("small",)),
-    "loop": ("loop", ("small",)),
-    "evaluate": ("evaluate", ("small",)),
-    "checkpoint": ("checkpoint", ("small",)),
-    "study": ("study", ("small",)),
-    "merge": ("merge", ("ViT-B-16",)),
     "data": ("data", ()),
     "trace": ("trace", ("ViT-B-16",)),
     "gpu": ("gpu", ("small", "bench-mid", "ViT-B-16")),

@@ -23,8 +23,7 @@ from cmp.releases import hugging_face, onnx_files
 from cmp.releases.candidates import find_candidate
 from cmp.releases.release import is_release, read_release
 from cmp.runs import checkpoints, identity, launch, store
-from cmp.runs.launch import read_settings
-from cmp.runs.resolve import ResolvedRun, resolve_run
+from cmp.runs.launch import ResolvedRun, read_settings, resolve_run
 from cmp.runs.runner import Observer
 from cmp.runs.store import find_model, find_unfinished, recorded_threads
 from cmp.scale import processes

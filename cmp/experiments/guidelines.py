@@ -12,12 +12,12 @@ import pandas as pd
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp.errors import CmpError
-from cmp.experiments import results, verdicts
+from cmp.experiments import claims, results, verdicts
+from cmp.experiments.claims import MATTERS, FrontOf, Text
 from cmp.experiments.fronts import MIN_SIGN
-from cmp.experiments.scores import signed
-from cmp.experiments.verdicts import FrontOf, Text
 from cmp.files import check_record, read_yaml
 from cmp.project import book_folder
+from cmp.releases.sentences import signed
 from cmp.values import STRICT
 
 ADVICE = book_folder() / "advice.yaml"
@@ -52,7 +52,7 @@ class Guideline:
     """A guideline of the paper.
 
     Attributes:
-        name: The name used by claims, see `cmp.experiments.verdicts.Claim`.
+        name: The name used by claims, see `cmp.experiments.claims.Claim`.
         paper: What the paper found.
         scale: The scale of the paper's experiments.
         advice: What to do.
@@ -122,7 +122,7 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
     if network.front:
         front = FrontOf(network.study, network.front, local=True, least=MIN_SIGN)
     else:
-        front = verdicts.load_claims().fronts["plain"]
+        front = claims.load_claims().fronts["plain"]
     try:
         gain = verdicts.gain_of(network.study, network.setting, front)
     except verdicts.NotComputed:
@@ -130,7 +130,7 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
     except CmpError:
         return "its gain cannot be formed, as its A_KA lies outside that network's front", None
     found = verdicts.estimate_gain(network.study, network.setting, gain)
-    sign = found.value > 0 if abs(found.value) > verdicts.MATTERS and not found.progress else None
+    sign = found.value > 0 if abs(found.value) > MATTERS and not found.progress else None
     counted = f"preliminary, {found.progress}" if found.progress else f"n = {found.streams}"
     return f"{signed(found.value)} points of A_ZS at equal A_KA ({counted})", sign
 
@@ -143,4 +143,4 @@ def judged_claims() -> pd.DataFrame:
 
 @functools.lru_cache(maxsize=2)
 def _judged(stamps: tuple[tuple[str, int], ...]) -> pd.DataFrame:
-    return verdicts.judge_claims(verdicts.load_claims())
+    return verdicts.judge_claims(claims.load_claims())

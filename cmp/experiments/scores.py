@@ -125,12 +125,6 @@ class Estimate(NamedTuple):
         return f"{value:{sign}.1f} ({words})".replace("-", "−")
 
 
-def signed(value: float) -> str:
-    """Return points with their sign and one decimal, such as "−10.1"; zero has no sign."""
-    text = f"{value:+.1f}".replace("-", "−")
-    return text[1:] if text[1:] == "0.0" else text
-
-
 def estimate_mean(values: pd.Series, bases: pd.Series, planned: int) -> Estimate:
     """Return the mean of the values of streams, averaged by base.
 

@@ -1,9 +1,8 @@
 """Judge the primary claims of the book from the results of their runs.
 
-`book/claims.yaml` was committed before the runs of its claims. All claims form one family. Each has
-one interval, a t-interval over the ten bases that were not used for tuning, at the level of
-`claims_level`, like every other interval of a measured value. `read_interval` defines how it is
-read.
+The claims (`cmp.experiments.claims`) form one family. Each has one interval, a t-interval over the
+ten bases that were not used for tuning, at the level of `claims_level`, like every other interval
+of a measured value. `read_interval` defines how it is read.
 
 A second, crossed interval also treats the concepts of the test as a sample. The verdict is about
 this test set; statements about other concepts are based on the crossed interval.
@@ -12,15 +11,12 @@ this test set; statements about other concepts are based on the crossed interval
 import functools
 import json
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BeforeValidator, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
 from scipy import stats
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -29,197 +25,27 @@ from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import fronts, results, studies
+from cmp.experiments.claims import MATTERS, REPLICATES, Claim, ClaimsFile, FrontOf, Term
+from cmp.experiments.claims import load_claims as load_claims  # here too for the chapters
 from cmp.experiments.scores import (
     AGGREGATES,
-    CLAIMS,
     Estimate,
-    claims_level,
     estimate_from_bases,
     planned_streams,
     run_bases,
-    signed,
     t_factor,
     t_interval,
 )
-from cmp.files import check_record, read_yaml
+from cmp.experiments.scores import claims_level as claims_level  # here too for the chapters
+from cmp.releases.sentences import signed
 from cmp.runs import store
 from cmp.runs.store import RUN_KEYS
-from cmp.values import STRICT
 
-REPLICATES = 20
-"""The number of replicates that each setting of a claim must have."""
-MATTERS = 1.0
-"""Points that matter to a reader, in A_KA, in A_ZS or in a gain."""
 HELPS, HURTS, SAME = "helps", "hurts", "no difference that matters"
 HELPS_OPEN, HURTS_OPEN, OPEN = "helps, size open", "hurts, size open", "open"
 NOT_COMPUTED, NOT_COVERED, NO_FRONT = "not computed yet", "outside the front", "no front"
-SPREAD_SETTINGS = 3
 LOOKED_AT = range(9)
 """Replicates already published when the analysis was last changed, see chapter A2."""
-
-Text = Annotated[str, Field(min_length=1)]
-Settings = Annotated[
-    tuple[Text, ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else tuple(value)),
-    Field(min_length=1),
-]
-
-
-@checked_dataclass(frozen=True, config=STRICT)
-class FrontOf:
-    """A front of plain fine-tuning.
-
-    Attributes:
-        study: The study.
-        settings: The settings of the study, one per peak.
-        check: A further peak between them, with a gain of 0 if the front is right; see chapter 01.
-        local: Whether a few peaks around the measured setting are enough, see
-            `cmp.experiments.fronts`.
-        least: The fewest peaks allowed, if not the default.
-    """
-
-    study: Text
-    settings: Settings
-    check: str = ""
-    local: bool = False
-    least: int | None = None
-
-
-@checked_dataclass(frozen=True, config=STRICT)
-class Term:
-    """One side of a contrast.
-
-    Attributes:
-        of: A setting; for a spread, several settings, whose standard deviation is used.
-        times: The coefficient.
-        at: "end" for the end of the stream, or "way" for the mean over the middle half of its
-            updates.
-        front: The front that a gain is measured from.
-        study: The study of the setting, if it is not the claim's.
-    """
-
-    of: Settings
-    times: float = 1.0
-    at: Literal["end", "way"] = "end"
-    front: Text = "plain"
-    study: str = ""
-
-
-@checked_dataclass(frozen=True, config=STRICT)
-class Claim:
-    """A claim made before its runs.
-
-    Attributes:
-        name: A short name.
-        guideline: The guideline that the claim is about.
-        study: The study with the claim's settings.
-        source: Whether the paper or this book makes the claim.
-        sentence: The claim as a sentence.
-        measure: "gain" (see `cmp.experiments.fronts`), "A_KA", "A_ZS", "GM" (the geometric mean of
-            both, for settings that the front does not cover), or "spread": the standard deviation
-            of A_KA over settings.
-        terms: The terms of the sum.
-        expected: The claimed sign, or that there is no difference that matters.
-        half_width: The half-width of the interval in points, as planned from exploration.
-        why: Why the planned half-width exceeds `MATTERS`, if it does.
-        names: The class names for A_ZS: all names of pretraining, or those that replay kept or was
-            lacking.
-    """
-
-    name: Text
-    guideline: Text
-    study: Text
-    source: Literal["paper", "ours"]
-    sentence: Text
-    measure: Literal["gain", "A_KA", "A_ZS", "GM", "spread"]
-    terms: Annotated[tuple[Term, ...], Field(min_length=1)]
-    expected: Literal["above 0", "below 0", "no difference"]
-    half_width: Annotated[float, Field(gt=0)]
-    why: str = ""
-    names: Literal["all", "kept", "lacking"] = "all"
-
-    def __post_init__(self) -> None:
-        if self.half_width > MATTERS and not self.why:
-            raise ValueError(
-                f"{self.name!r}: half_width: above {MATTERS:g}; give a reason in `why`"
-            )
-        if self.names != "all" and self.measure not in ("gain", "A_ZS"):
-            raise ValueError(
-                f"{self.name!r}: names: {self.measure} is not measured by name; leave it out"
-            )
-        for term in self.terms:
-            if (len(term.of) >= SPREAD_SETTINGS) != (self.measure == "spread"):
-                raise ValueError(
-                    f"{self.name!r}: of: give at least {SPREAD_SETTINGS} settings for a spread, "
-                    "and one for any other measure"
-                )
-            if term.at == "way" and self.measure != "spread":
-                raise ValueError(
-                    f"{self.name!r}: at: {self.measure} is only measured at the end of the stream"
-                )
-
-    def study_of(self, term: Term) -> str:
-        """Return the study with the settings of a term."""
-        return term.study or self.study
-
-
-@checked_dataclass(frozen=True, config=STRICT)
-class ClaimsFile:
-    """A family of claims, and the fronts from which their gains are measured.
-
-    Attributes:
-        fronts: The fronts by name.
-        claims: The claims.
-        planned: The largest number of claims in the family, if some are committed later. It
-            determines the level of the intervals from the start.
-    """
-
-    fronts: dict[str, FrontOf]
-    claims: tuple[Claim, ...]
-    planned: Annotated[int, Field(ge=0)] = 0
-
-    def __post_init__(self) -> None:
-        if 0 < self.planned < len(self.claims):
-            raise ValueError(f"planned: {self.planned}, but there are {len(self.claims)} claims")
-
-    @property
-    def level(self) -> float:
-        """The level of each interval."""
-        return claims_level(max(self.planned, len(self.claims)))
-
-
-def load_claims(path: Path = CLAIMS) -> ClaimsFile:
-    """Return a family of primary claims; raise `CmpError` that names an invalid key."""
-    known = check_record(read_yaml(path), ClaimsFile, f"{path}: ")
-    names = [claim.name for claim in known.claims]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise CmpError(f"{path}: claims: two have the name {twice[0]!r}")
-    for front in known.fronts.values():
-        settings = [*front.settings, *filter(None, [front.check])]
-        _check_settings(front.study, settings, str(path))
-    for claim in known.claims:
-        source = f"{path}: claim {claim.name!r}"
-        for term in claim.terms:
-            _check_settings(claim.study_of(term), term.of, source)
-            if claim.measure == "gain" and term.front not in known.fronts:
-                raise CmpError(f"{source}: no front {term.front!r}; define it under fronts")
-    return known
-
-
-def _check_settings(study: str, names: Sequence[str], source: str) -> None:
-    """Raise `CmpError` unless a confirming study has the settings with enough replicates."""
-    grid = studies.load_study(study)
-    if grid.explores:
-        raise CmpError(f"{source}: study {study!r} explores, so its runs cannot confirm a claim")
-    for name in names:
-        if name not in grid.settings:
-            raise CmpError(f"{source}: study {study!r} has no setting {name!r}")
-        count = planned_streams(study, name)
-        if count < REPLICATES:
-            raise CmpError(
-                f"{source}: {name!r} of study {study!r} has {count} replicates; a claim needs "
-                f"{REPLICATES}"
-            )
 
 
 def read_interval(low: float, high: float) -> str:

@@ -209,7 +209,8 @@ def iter_merged(
         elif rule.facts["keeps_norm"]:
             versions.write(next(waiting).mul_(factor))
         elif rule.facts["matrix"]:
-            versions.write(merge_whole(rule, versions.stack(), name, options))
+            block = BlockContext(options, bounds, name, 0)
+            versions.write(rule.value(versions.stack(), block))
         else:
             write_entries(rule, versions, options, bounds)
         yield name, target
@@ -341,11 +342,6 @@ def write_entries(
         versions.check(into)
 
 
-def merge_whole(rule: Option, entries: Tensor, name: str, options: MergeOptions) -> Tensor:
-    """Return one tensor merged in its own shape, from [models, *shape]."""
-    return rule.value(entries, BlockContext(options, [KEEP_ALL] * len(entries), name, 0))
-
-
 def merge_task_vectors(
     rule: Option,
     models: Sequence[StateDict],
@@ -377,7 +373,7 @@ def merge_task_vectors(
         entries = Versions(name, tensors, base[name], tensors[0], dtype, finite).stack()
         for number, tau in enumerate(entries):
             squares[number] += square_norm(tau)
-        merged = merge_whole(rule, entries, name, options)
+        merged = rule.value(entries, BlockContext(options, [KEEP_ALL] * len(models), name, 0))
         merged_square += square_norm(merged)
         scratch.append(merged)
     mean = sum(math.sqrt(square) for square in squares) / len(models)

@@ -285,10 +285,10 @@ def dare_ties(taus: Tensor, block: BlockContext) -> Tensor:
 
 
 def check_kept(settings: Merging) -> None:
-    """Check that the kept and dropped fractions do not exceed all entries.
+    """Check that the kept and dropped fractions sum to at most 1.
 
     Raises:
-        ValueError: They do.
+        ValueError: They do not.
     """
     density, outliers = settings.density, settings.outliers
     if outliers + density > 1:
@@ -332,7 +332,7 @@ def opcm(taus: Tensor, block: BlockContext) -> Tensor:
     tau_t, times `scale`.
 
     A tensor that is not a matrix according to `is_matrix` is added unchanged, P(tau) = tau, as
-    upstream does for everything except weights of linear layers. So is one with a D_{t-1} of zero.
+    upstream does for everything except weights of linear layers. So is one if D_{t-1} is zero.
     The order of the models matters.
 
     Cost: one singular value decomposition per matrix and model except the oldest, about 10 m n
@@ -351,7 +351,7 @@ def opcm(taus: Tensor, block: BlockContext) -> Tensor:
 def remove_known(tau: Tensor, merged: Tensor, block: BlockContext) -> Tensor:
     """Return a task vector with the leading directions of another projected out, see `opcm`.
 
-    Thin matrices suffice, since only directions that the other, [m, n], has can be removed.
+    Thin matrices suffice, since only directions of the other, [m, n], can be removed.
     """
     u, s, vh = decompose(merged)
     first = s.cumsum(0) <= block.options.protect * s.sum()

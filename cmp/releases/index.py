@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cmp import evaluation
 from cmp.data import Corpus
-from cmp.evaluation import ENCODE_BLOCK, RETRIEVAL_K, EncodedSets
+from cmp.evaluation import RETRIEVAL_K, EncodedSets
 from cmp.releases.intervals import mean_interval
 
 RECALL_AT = (1, RETRIEVAL_K)
@@ -113,7 +114,7 @@ def measure_index(
         if has_both:
             columns["new_first_mapped"] = (mapped[1].where(chosen, old.image), *mapped)
     nearest = {
-        key: (_nearest(texts, gallery), _nearest(pictures, gallery, skip_self=True))
+        key: (_neighbours(texts, gallery), _neighbours(pictures, gallery, skip_self=True))
         for key, (gallery, texts, pictures) in columns.items()
     }
     labelled = _of_classes(new)
@@ -160,16 +161,9 @@ def _of_classes(features: EncodedSets) -> np.ndarray:
     return np.repeat([x.owner is None for x in sets], [len(x.rows) for x in sets])
 
 
-def _nearest(queries: Tensor, gallery: Tensor, skip_self: bool = False) -> np.ndarray:
+def _neighbours(queries: Tensor, gallery: Tensor, skip_self: bool = False) -> np.ndarray:
     """Return the positions of the nearest entries of a gallery, [queries, the largest k]."""
-    k, found = min(max(RECALL_AT), len(gallery) - skip_self), []
-    for start in range(0, len(queries), ENCODE_BLOCK):
-        similarity = queries[start : start + ENCODE_BLOCK] @ gallery.T
-        if skip_self:
-            own = torch.arange(len(similarity), device=similarity.device)
-            similarity[own, start + own] = -torch.inf
-        found.append(similarity.topk(k, dim=1).indices)
-    return torch.cat(found).cpu().numpy()
+    return evaluation.nearest(queries, gallery, max(RECALL_AT), skip_self).cpu().numpy()
 
 
 def _text_hits(

@@ -30,12 +30,12 @@ def decimal(value: float, sign: str = "") -> str:
     numbers above zero have a plus."""
     if math.isnan(value):
         return "–"
-    text = f"{round(value, 1) + 0.0:{sign}.1f}".replace("-", "−")
-    return "0.0" if text == "+0.0" else text
+    text = f"{value:{sign}.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
 
 
 def signed(value: float) -> str:
-    """Return a change with one digit and its sign."""
+    """Return a change with one digit and its sign, such as "−10.1"; zero has no sign."""
     return decimal(value, "+")
 
 

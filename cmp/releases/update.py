@@ -31,7 +31,7 @@ from cmp.releases.report import write_report
 from cmp.releases.update_plan import UpdatePlan, max_rate, plan_update
 from cmp.runs.checkpoints import CheckpointManager, RunState, latest_progress
 from cmp.runs.logs import RunLog, check_log, sparkline
-from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, execute
+from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, advance_bar, execute
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
 
@@ -353,8 +353,4 @@ def update(
     with tqdm(total=plan.steps, unit=" steps", disable=not progress) as bar:
         for note in plan.notes if progress else ():
             bar.write(note)
-        observer = Observer(
-            step=lambda task, step, result, model: bar.update(),
-            resumed=lambda steps: bar.update(steps),
-        )
-        return compute_update(plan, Path(os.path.expanduser(out)), observer, device)
+        return compute_update(plan, Path(os.path.expanduser(out)), advance_bar(bar), device)

@@ -15,7 +15,7 @@ from cmp import budgets, mixtures, models, registry, starts, streams
 from cmp.config import STARTS, Method, RunConfig
 from cmp.data import Corpus, load_data, named_sources
 from cmp.errors import CmpError
-from cmp.files import file_digest
+from cmp.files import file_digest, tensors_digest
 from cmp.models import batch_norms
 from cmp.registry import Option
 from cmp.training import UpdateMethod
@@ -155,7 +155,7 @@ def _start_digest(path: Path, is_base: bool, *stamp: int) -> str:
         return file_digest(path)
     try:
         read = np.load if path.suffix == ".npz" else factory.load_state_dict  # tensors only
-        return models.tensors_digest({n: torch.as_tensor(x) for n, x in read(str(path)).items()})
+        return tensors_digest({n: torch.as_tensor(x) for n, x in read(str(path)).items()})
     except Exception as error:  # readers raise all kinds of errors
         raise CmpError(f"{path}: {models.unreadable_checkpoint(error)}") from error
 

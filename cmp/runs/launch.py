@@ -1,24 +1,26 @@
-"""Start runs from Python: build a config from keywords, and load or compute the run."""
+"""Start runs from Python: build a config from keywords, resolve what it leaves open, and load or
+compute the run."""
 
 import contextlib
 import dataclasses
 import functools
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from cmp import config, starts
+from cmp import budgets, config, models, starts
 from cmp.config import RunConfig
+from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.files import delete_leftovers, read_yaml
-from cmp.runs import store
+from cmp.runs import identity, store
 from cmp.runs.checkpoints import CheckpointManager, checkpoint_folder
 from cmp.runs.logs import RunLog, log_path
-from cmp.runs.resolve import ResolvedRun, resolve_run
-from cmp.runs.runner import NO_OBSERVER, Observer, execute
+from cmp.runs.runner import NO_OBSERVER, Observer, advance_bar, execute
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
 
@@ -56,11 +58,7 @@ def run(
     resolved = resolve_run(run_config)
     is_stored = store.is_stored(resolved.id)
     with tqdm(total=resolved.steps, unit=" steps", disable=is_stored or not progress) as bar:
-        observer = Observer(
-            step=lambda task, step, result, model: bar.update(),
-            resumed=lambda steps: bar.update(steps),
-        )
-        return compute(resolved, observer, device)
+        return compute(resolved, advance_bar(bar), device)
 
 
 def read_settings(what: str) -> dict[str, Any]:
@@ -109,6 +107,53 @@ def changes_to_cpu(run_config: RunConfig) -> dict[str, Any]:
     """Return the settings in which a run differs from the profile `cpu`, by dotted key."""
     usual = dict(config.flat_keys(config.parse(config.profile("cpu"), "cpu").to_dict()))
     return {k: value for k, value in config.flat_keys(run_config.to_dict()) if value != usual[k]}
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run with its data loaded and its starting weights on this machine.
+
+    Attributes:
+        config: The config as given, with the full id of the run that it starts from.
+        fitted: The config that is actually run, see `cmp.budgets.settle`.
+        corpus: The data.
+        identity: Everything that determines the result, see `cmp.runs.identity.run_identity`.
+    """
+
+    config: RunConfig
+    fitted: RunConfig
+    corpus: Corpus
+    identity: dict[str, Any]
+
+    @functools.cached_property
+    def id(self) -> str:
+        """The run's id."""
+        return identity.json_digest(self.identity)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps over all tasks."""
+        return sum(self.fitted.steps)
+
+
+def resolve_run(run_config: RunConfig) -> ResolvedRun:
+    """Load what a run needs, and determine what its config leaves open.
+
+    With several processes, all of them call this. The first downloads and decodes, and the others
+    use its cached results.
+
+    Args:
+        run_config: The run's config.
+
+    Raises:
+        CmpError: The data or starting weights are not available, or contradict the config.
+    """
+    run_config = store.fetch_start(run_config)
+    with processes.first_process_first():
+        corpus = load_data(run_config.data)
+        models.tokenize(run_config.model.name, tuple(corpus.texts))
+    fitted = budgets.settle(run_config, corpus)
+    return ResolvedRun(run_config, fitted, corpus, identity.run_identity(run_config, corpus))
 
 
 def run_one(

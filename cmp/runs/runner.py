@@ -3,7 +3,6 @@
 Pretraining and joint training are runs, too.
 """
 
-import dataclasses
 import functools
 import json
 import platform
@@ -60,6 +59,15 @@ class Observer:
 
 
 NO_OBSERVER = Observer()
+
+
+def advance_bar(bar: Any) -> Observer:
+    """Return an observer that advances a progress bar by the steps of a run, including those before
+    it resumed."""
+    return Observer(
+        step=lambda task, step, result, model: bar.update(),
+        resumed=lambda steps: bar.update(steps),
+    )
 
 
 @dataclass(frozen=True)
@@ -183,10 +191,10 @@ def execute(
     """
     fitted = fitted or budgets.settle(config, corpus)
     pools = mixtures.task_pools(fitted, corpus)
-    own_execution = dataclasses.replace(execution or ExecutionConfig())  # each run has its own copy
-    state = make_train_state(fitted, corpus, model, device, own_execution)
+    execution = execution or ExecutionConfig()
+    state = make_train_state(fitted, corpus, model, device, execution)
     with StopRequest() as stop:
-        machine = machine_record(device) | own_execution.record()
+        machine = machine_record(device) | execution.record()
         if corpus.noted:
             machine["pictures"] = corpus.noted
         run = Run(config, state, observer, manager, stop, machine)
@@ -196,7 +204,7 @@ def execute(
             where = manager.last if manager and resumed else "the state to start from"
             raise CmpError(f"{where}: is not a state of this run{checkpoints.REMEDY}")
         for task_pools in pools[saved.progress.task if saved else 0 :]:
-            own_execution.own_samples(sum(task_pools.counts))  # can every batch be split?
+            execution.own_samples(sum(task_pools.counts))  # can every batch be split?
         first_task, first_step = run.begin(saved)
         if resumed and first_task < len(pools):
             run.stop_if_asked(first_task, first_step, run.stop_signal())

@@ -65,10 +65,10 @@ COUNTS = "counts"
 RERUN = "; delete the folder and rerun"
 TOLERANCE, TOLERATED_QUESTIONS = 4.0, 2000
 """Points by which A_KA or A_ZS of at least so many questions may differ on another machine,
-anywhere on a trajectory. Rounding differs from the first step on, and in the end some answers are
-others. Fewer questions may differ by more, as the standard error of a mean does. Of 20 published
-runs that were computed again with older vector instructions, the one that differed most did so by
-3.4 points where it was scored on whole tests. So this is a convention, not a bound."""
+anywhere on a trajectory. Rounding differs from the first step on, and in the end changes some
+answers. For fewer questions, the limit grows as the standard error of a mean does. Of 20 published
+runs that were computed again with older vector instructions, the largest difference was 3.4 points,
+on whole tests. So this is a convention, not a bound."""
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -290,8 +290,7 @@ def check_sources(run_id: str, options: dict[str, dict[str, Any]], digests: bool
             )
         if digests and registry.get_option(kind, option).digest != recorded["sha256"]:
             raise CmpError(
-                f"{run} was computed with a different source of the {words}, which is stored with "
-                "it"
+                f"{run} was computed with a different source of the {words}; see the stored one"
             )
 
 
@@ -469,7 +468,7 @@ def find_parent(run_config: RunConfig) -> StoredRun | None:
         if parent.config.model.name != name:
             raise CmpError(
                 f"run {parent.id[:SHORT_ID]} has the model {parent.config.model.name!r}, not "
-                f"{name!r}; set model.name to that"
+                f"{name!r}; change model.name"
             )
         kept_path(parent)
     except CmpError as error:
@@ -547,7 +546,7 @@ def find_model(prefix: str) -> tuple[StoredRun, models.Network]:
         return run, models.load_from_file(run.config.model.name, numbers[done])
     except FileNotFoundError as error:
         raise CmpError(
-            f"{name}: it goes on, and has just deleted its model of task {done} for a later one; "
+            f"{name}: it is still running, and has just replaced its model of task {done}; "
             "repeat the command"
         ) from error
 

@@ -2,9 +2,8 @@
 checks."""
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,20 +11,16 @@ from torch import Tensor, nn
 
 from cmp.arithmetic import autocast
 from cmp.data import Batch
-from cmp.errors import CmpError, Diverged
+from cmp.errors import CmpError
 from cmp.models import Network
 from cmp.scale import processes
 from cmp.scale.compiling import compile_towers
 from cmp.scale.losses import is_large, shared_loss
 from cmp.scale.micro_batches import check_divisible, encode_in_parts
-from cmp.training import Execution, Features, TrainState
+from cmp.training import Execution, Features, Report, TrainState
 
 DEFERRED = {"cuda"}
 """Devices on which the host does not wait to check that a step was finite."""
-
-UncheckedStep = tuple[Callable[[], Tensor], Callable[[], Diverged]]
-"""For a step, a function that awaits its finite check, and one that returns the error if it
-failed."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +38,8 @@ class ExecutionConfig(Execution):
     micro_batch: int | None = None
     checkpoint_activations: bool = False
     compile_towers: bool = False
-    _unchecked: list[UncheckedStep] = field(
-        default_factory=list, init=False, repr=False, compare=False
-    )
 
-    @functools.cached_property  # computed once, not at every step
+    @property
     def sees_whole_batch(self) -> bool:
         """Whether a step sees its whole batch at once."""
         return self.micro_batch is None and processes.world_size() == 1
@@ -129,7 +121,7 @@ class ExecutionConfig(Execution):
         return norm
 
     def check(
-        self, optimizer: torch.optim.Optimizer, finite: Tensor, report: Callable[[], Diverged]
+        self, state: TrainState, optimizer: torch.optim.Optimizer, finite: Tensor, report: Report
     ) -> None:
         """Check that a step is finite before it changes the weights, without waiting for a GPU.
 
@@ -137,6 +129,7 @@ class ExecutionConfig(Execution):
         the next step, while the GPU is busy.
 
         Args:
+            state: The network and its run, which remembers the step until it is known to be finite.
             optimizer: The optimiser. If it cannot skip a step, the host waits.
             finite: Whether the step is finite, bool [].
             report: Returns the error.
@@ -144,17 +137,17 @@ class ExecutionConfig(Execution):
         Raises:
             Diverged: This step or the previous one is not finite.
         """
-        self.wait()
+        self.wait(state)
         if not _is_deferred(optimizer, finite):
-            super().check(optimizer, finite, report)
+            super().check(state, optimizer, finite, report)
             return
         cast(Any, optimizer).found_inf = (~finite).float()
-        self._unchecked.append((copy_to_host(finite), report))
+        state.unchecked.append((copy_to_host(finite), report))
 
-    def wait(self) -> None:
+    def wait(self, state: TrainState) -> None:
         """Wait until the host knows whether the last step was finite; raise `Diverged` if not."""
-        while self._unchecked:
-            is_finite, report = self._unchecked.pop()
+        while state.unchecked:
+            is_finite, report = state.unchecked.pop()
             if not is_finite():
                 raise report()
 

@@ -22,6 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
+import checkpoint
 import numpy as np
 import open_clip
 import torch
@@ -40,7 +41,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cmp import arithmetic, config, evaluation, mixtures, models
-from cmp.bench import checkpoint, gpu, timing
+from cmp.bench import gpu, timing
 from cmp.bench.data import decoding_rates
 from cmp.bench.networks import TASK
 from cmp.embedded import packed

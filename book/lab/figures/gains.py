@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cmp.experiments import fronts, verdicts
-from cmp.experiments.scores import signed
+from cmp.experiments.claims import MATTERS
+from cmp.releases.sentences import signed
 from lab.figures import style
 
 LOOKS = {
@@ -25,7 +26,7 @@ LOOKS = {
 SIZE_LOOK = ("0.15", "o")
 """The same for values that are larger or smaller instead of helping or hurting."""
 AXIS = "A_ZS beyond plain fine-tuning at the same A_KA (points)"
-BAND = f"Grey band: within {verdicts.MATTERS:g} point of zero."
+BAND = f"Grey band: within {MATTERS:g} point of zero."
 GAIN_BOUND = " Arrow: a lower bound, because the front ends at a lower A_KA."
 OFF_SCALE = " Triangle at the edge: far off the scale; its value is beside it."
 NO_GAIN = {
@@ -118,7 +119,7 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
     note = f"{BAND}{GAIN_BOUND * bool(known['is_bound'].any())}{OFF_SCALE * bool(outside.any())} "
     note += style.interval_note(known, bool(known["low"].notna().any()))
     with style.canvas(1.4 + 0.36 * len(lines), note + _left_out(table)) as (figure, axes):
-        axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
+        axes.axvspan(-MATTERS, MATTERS, color="0.92", zorder=0)
         axes.axvline(0, color="0.4", linewidth=1)
         for place, row in enumerate(lines):
             if isinstance(row, str):
@@ -242,7 +243,7 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
         axes.tick_params(axis="y", length=0)
         if len(known):
             axes.margins(x=0.13 if known["bound"].astype(bool).any() else 0.05)  # room for arrows
-            axes.axvspan(-verdicts.MATTERS, verdicts.MATTERS, color="0.92", zorder=0)
+            axes.axvspan(-MATTERS, MATTERS, color="0.92", zorder=0)
             axes.axvline(0, color="0.4", linewidth=1)
             axes.set_xlabel("Points")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
