@@ -275,7 +275,7 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
     if not can_pack or device.type == "meta":  # meta tensors have no values, so no lengths
         return encode_text_unpacked(model, tokens)
     packed = pack_texts(tokens.cpu())
-    rows, position, starts, ends = (to_device(each, device) for each in packed)
+    rows, position, starts, ends = [to_device(each, device) for each in packed]
     mask = pair_mask(starts, rows.shape[1])
     x = clip.token_embedding(rows) + clip.positional_embedding[position]
     x = clip.transformer(x, attn_mask=mask).flatten(0, 1)[ends]  # [N, width]

@@ -137,7 +137,7 @@ def compute_update(
 
 
 def _observe_own_steps(plan: UpdatePlan, observer: Observer) -> Observer:
-    """Return an observer of an update that is not told the steps of earlier updates."""
+    """Return an observer that counts the steps of this update alone."""
     earlier = sum(plan.fitted.steps[:-1])
 
     def resumed(steps: int) -> None:
