@@ -182,7 +182,7 @@ export function explore(el, { table, kernel, start }) {
     const now = (kind) => count((_, is) => is, kind);
     const since = `, ${count((was, is) => was && !is)} were lost since the start, ${count((was, is) => !was && is)} were gained`;
     const right = `${now("names")} of ${images.length} names are right`;
-    const both = `of the pictures below, ${now("names")} of ${images.length} old and ${now("new_names")} of ${fresh.length} new ones have their right name`;
+    const both = `of the pictures shown, ${now("names")} of ${images.length} old and ${now("new_names")} of ${fresh.length} new ones have their right name`;
     say(place.said, isFirst ? `${label}: ${both}.` : `${when(update)}: ${right}${update ? since : ""}.`);
     if (scores) {
       const number = (key, what, colour) => {
