@@ -355,7 +355,7 @@ def test_with_every_checkpoint_damaged_a_run_starts_anew(pair, reference):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.warns(UserWarning) as warned:
         result = run_until(0)
-    assert [str(warning.message).count("damaged") for warning in warned] == [1, 1]
+    assert sum("damaged" in str(warning.message) for warning in warned) == 2
     assert models.weights_digest(result.model) == reference.weights
     assert result.metrics.equals(reference.metrics)
     assert len(checkpoints.checkpoint_files(folder())) == 2
