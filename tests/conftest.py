@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+import months
 import pytest
 import torch
 from filelock import FileLock
@@ -116,3 +117,11 @@ def pages(tmp_path_factory, request):
         if not told.exists():
             told.write_text(str(site.make_site()))
     return Path(told.read_text())
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """The folder of three months of pictures, which no test changes."""
+    folder = tmp_path_factory.mktemp("months") / "data"
+    months.write_pictures(folder, 3)
+    return folder

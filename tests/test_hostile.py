@@ -52,14 +52,6 @@ def build(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Pictures of three months, which no test changes."""
-    folder = tmp_path_factory.mktemp("months") / "data"
-    months.write_pictures(folder, 3)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def releases(root, tmp_path_factory):
     """Releases of the two first months, which no test changes."""
     folder = tmp_path_factory.mktemp("releases")

@@ -47,17 +47,9 @@ def build(tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """Pictures of three months, which no test changes."""
-    folder = tmp_path_factory.mktemp("months") / "data"
-    months.write_pictures(folder, 3)
-    return folder
-
-
 @pytest.fixture
 def own_root(root, tmp_path):
-    """A copy of them, which a test may change."""
+    """A copy of the months' pictures, which a test may change."""
     return shutil.copytree(root, tmp_path / "data")
 
 
