@@ -17,13 +17,13 @@ from lab import site
 from tests import options
 
 LONGEST = (
-    "browser/test_explorers.py", "test_site.py", "browser/test_site.py", "test_h100.py",
-    "test_cluster.py", "test_foreign.py", "test_own_options.py", "test_parts.py", "test_loader.py",
-    "test_budgets.py", "test_fast.py", "test_book.py", "test_explorers.py", "test_studies.py",
+    "test_site.py", "browser/test_explorers.py", "test_h100.py", "test_cluster.py", "test_book.py",
+    "browser/test_site.py", "test_foreign.py", "test_own_options.py", "test_parts.py",
+    "test_loader.py", "test_budgets.py", "test_fast.py", "test_explorers.py", "test_studies.py",
     "test_kill.py", "test_groups.py", "test_merging.py",
 )  # fmt: skip
-"""The files that take longest, in the order in which they begin. The two that need the site built
-follow each other, so that of two processes none waits for the other to build it."""
+"""The files that take longest, in the order in which they begin. Between the two that need the site
+built are others, so that no process waits for another to build it."""
 
 # How long an example takes is the machine's affair, and says nothing of what is tested.
 settings.register_profile("suite", deadline=None, max_examples=25)

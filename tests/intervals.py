@@ -8,9 +8,8 @@ import argparse
 import numpy as np
 import pandas as pd
 
-from cmp.experiments import verdicts
 from cmp.experiments.fronts import OutsideFrontError, measure_gain
-from cmp.experiments.scores import t_interval
+from cmp.experiments.scores import claims_level, t_interval
 
 STEPS = np.arange(8)
 A_KA = 54 - 27 * np.exp(-STEPS / 2.6)
@@ -52,7 +51,7 @@ def count_misses(place: str, draws: int, seed: int = 0) -> pd.DataFrame:
     noise, names = np.random.default_rng(seed), [f"{step}" for step in range(len(gained))]
     peaks = dict(zip(names, 4e-5 * 1.6 ** np.arange(len(gained)), strict=True))
     means = np.array([[accumulation, *gained], [on_front + GAIN, *kept]]).T
-    levels = (0.95, verdicts.claims_level())
+    levels = (0.95, claims_level())
     missed = pd.DataFrame(0, index=levels, columns=["above", "below", "refused"])
     for _ in range(draws):
         base = noise.normal(0, 1.5, (2, 10)) + noise.normal(0, 0.5, (len(means), 2, 10))

@@ -645,7 +645,7 @@ def test_a_rule_on_matrices_scales_with_the_task_vectors(rule, seed, factor):
 @settings(max_examples=10)
 def test_one_model_comes_back_from_a_rule_on_matrices(rule, seed):
     tuned, base = drawn(1, seed, SHAPES)
-    close(merge(rule, tuned, base), tuned[0])
+    close(merge(rule, tuned, base), tuned[0], rtol=1e-3, atol=1e-4)
 
 
 @given(SEEDS, st.permutations(range(3)))
@@ -1267,4 +1267,4 @@ def test_a_matrix_that_does_not_converge_is_decomposed_in_fp64(monkeypatch):
     expected = {rule: merge(rule, [newer, older], base) for rule in ("opcm", "tsv")}
     monkeypatch.setattr(torch.linalg, "svd", fails_in_fp32)
     for rule, merged in expected.items():
-        torch.testing.assert_close(merge(rule, [newer, older], base)["w"], merged["w"])
+        close(merge(rule, [newer, older], base), merged, rtol=1e-3, atol=1e-4)

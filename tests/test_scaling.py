@@ -15,6 +15,7 @@ from cmp.experiments.paper import model_catalogue
 from cmp.experiments.scores import (
     AGGREGATES,
     by_replicate,
+    claims_level,
     estimate_mean,
     setting_estimates,
     t_factor,
@@ -53,7 +54,7 @@ def test_means_have_intervals_over_bases():
     frame = pd.DataFrame(rows)
     assert analyses.setting_means(frame).loc["a", "GM"] == 21
     assert t_factor(3, 0.95) == pytest.approx(4.303, rel=1e-3)
-    half = t_factor(3, verdicts.claims_level()) / 3**0.5
+    half = t_factor(3, claims_level()) / 3**0.5
     assert setting_estimates(frame, "a")["GM"].half == pytest.approx(half)
     less = setting_estimates(frame[frame["replicate"] < 5], "a")["GM"]
     assert less.in_words() == "+20.8 (preliminary, 5 of 6 streams)"

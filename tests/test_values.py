@@ -9,7 +9,7 @@ from cmp.errors import CmpError
 from cmp.experiments import claims, studies, verdicts
 from cmp.experiments.claims import ClaimsFile, FrontOf
 from cmp.experiments.claims import load_claims as load_real_claims
-from cmp.experiments.scores import study_trajectory
+from cmp.experiments.scores import claims_level, study_trajectory
 from cmp.files import read_yaml
 from lab import chapters, values
 from tests import front_door
@@ -83,7 +83,7 @@ def test_intervals_of_a_text_have_the_level_of_the_claims(published):
     front = claims.load_claims().fronts["plain"]
     gain = verdicts.gain_of("merging", "EMA", front)
     error = gain.pseudo.std() / 10**0.5
-    half = error * stats.t.isf((1 - verdicts.claims_level()) / 2, 9)
+    half = error * stats.t.isf((1 - claims_level()) / 2, 9)
     low, high = gain.values.mean() - half, gain.values.mean() + half
     assert values.fill_values("{{gain merging/EMA}}").endswith(f"({low:.1f} to {high:.1f})")
 

@@ -14,7 +14,7 @@ from cmp import evaluation
 from cmp.errors import CmpError
 from cmp.experiments import claims, fronts, guidelines, results, studies, verdicts
 from cmp.experiments.claims import FrontOf
-from cmp.experiments.scores import level_in_words, t_factor
+from cmp.experiments.scores import claims_level, level_in_words, t_factor
 from cmp.files import read_yaml
 from lab import analyses, figures
 
@@ -333,10 +333,10 @@ def test_every_interval_has_the_level_of_the_claims(load):
     known = load(CLAIM)
     verdict = verdicts.judge_claims(known).loc["above"]
     assert verdict["level"] == 0.95
-    assert verdicts.claims_level() == 1 - 0.05 / len(read_yaml(claims.CLAIMS)["claims"])
+    assert claims_level() == 1 - 0.05 / len(read_yaml(claims.CLAIMS)["claims"])
     gain = verdicts.gain_of("methods", "above", known.fronts["plain"])
     found = verdicts.estimate_gain("methods", "above", gain)
-    factor = t_factor(10, verdicts.claims_level()) / t_factor(10, 0.95)
+    factor = t_factor(10, claims_level()) / t_factor(10, 0.95)
     assert found.half == pytest.approx(verdict["half"] * factor)
 
 

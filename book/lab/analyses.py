@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import open_clip
 import pandas as pd
+from pandas.api.types import union_categoricals
 from torch import nn
 
 from cmp import budgets, config, evaluation, mixtures, models, schedules, streams
@@ -59,7 +60,10 @@ def published_settings(*names: str) -> pd.DataFrame:
             f"none of the studies {', '.join(names)} is published; publish one with `cmpt study "
             "NAME --publish`"
         )
-    return pd.concat(tables, ignore_index=True)
+    # with the same categories, `pd.concat` does not turn these long texts into strings
+    texts = union_categoricals([table["config"] for table in tables]).categories
+    same = [x.assign(config=x["config"].cat.set_categories(texts)) for x in tables]
+    return pd.concat(same, ignore_index=True)
 
 
 def front_points(front: FrontOf) -> pd.DataFrame:

@@ -25,7 +25,7 @@ from cmp import config, schedules
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
 from cmp.experiments import claims, fronts, planner, results, studies, verdicts, workers
-from cmp.experiments.scores import estimate_mean, t_factor
+from cmp.experiments.scores import claims_level, estimate_mean, t_factor
 from cmp.files import read_yaml
 from cmp.registry import Option, get_option, option_names
 from cmp.runs.launch import changes_to_cpu
@@ -261,7 +261,7 @@ def common_table(name: str, study: str, published: pd.DataFrame) -> dict[str, An
     front = analyses.front_points(claims.load_claims().fronts["plain"])
     first, count = studies.CONFIRMING
     bases = {str(n): first + n % count for n in range(verdicts.REPLICATES)}
-    factors = {n: round(t_factor(n, verdicts.claims_level()), 4) for n in range(2, count + 1)}
+    factors = {n: round(t_factor(n, claims_level()), 4) for n in range(2, count + 1)}
     return SHEET[name] | {
         "runs": stored_runs(published),
         "band": analyses.runs_of_size("quick", study)[AXES].round(2).to_numpy().tolist(),

@@ -4,6 +4,7 @@
 them.
 """
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -157,7 +158,7 @@ class ClaimsFile:
 
 def load_claims(path: Path = CLAIMS) -> ClaimsFile:
     """Return a family of primary claims; raise `CmpError` that names an invalid key."""
-    known = check_record(read_yaml(path), ClaimsFile, f"{path}: ")
+    known = _read_claims(path, path.stat().st_mtime_ns if path.exists() else 0)
     names = [claim.name for claim in known.claims]
     if twice := [name for name in names if names.count(name) > 1]:
         raise CmpError(f"{path}: claims: two have the name {twice[0]!r}")
@@ -171,6 +172,12 @@ def load_claims(path: Path = CLAIMS) -> ClaimsFile:
             if claim.measure == "gain" and term.front not in known.fronts:
                 raise CmpError(f"{source}: no front {term.front!r}; define it under fronts")
     return known
+
+
+@functools.lru_cache(maxsize=8)
+def _read_claims(path: Path, stamp: int) -> ClaimsFile:
+    """Return the claims in a file, cached until the file changes; a chapter asks for them often."""
+    return check_record(read_yaml(path), ClaimsFile, f"{path}: ")
 
 
 def _check_settings(study: str, names: Sequence[str], source: str) -> None:

@@ -108,10 +108,9 @@ def setting_configs(published: pd.DataFrame) -> dict[str, config.RunConfig]:
             f"published: no column {', '.join(sorted(missing))}; use the result of "
             "`published_metrics`"
         )
-    trees = published.groupby("setting", sort=False)["config"].first()
-    return {
-        name: config.parse(json.loads(tree), f"setting {name!r}") for name, tree in trees.items()
-    }
+    one = published.drop_duplicates("setting")
+    trees = zip(one["setting"], one["config"], strict=True)
+    return {name: config.parse(json.loads(tree), f"setting {name!r}") for name, tree in trees}
 
 
 def publish_study(study: studies.Study, profile: str = "cpu") -> Path:

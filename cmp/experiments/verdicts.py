@@ -26,7 +26,6 @@ from cmp.errors import CmpError
 from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import fronts, results, studies
 from cmp.experiments.claims import MATTERS, REPLICATES, Claim, ClaimsFile, FrontOf, Term
-from cmp.experiments.claims import load_claims as load_claims  # here too for the chapters
 from cmp.experiments.scores import (
     AGGREGATES,
     Estimate,
@@ -36,7 +35,6 @@ from cmp.experiments.scores import (
     t_factor,
     t_interval,
 )
-from cmp.experiments.scores import claims_level as claims_level  # here too for the chapters
 from cmp.releases.sentences import signed
 from cmp.runs import store
 from cmp.runs.store import RUN_KEYS

@@ -1,7 +1,7 @@
 """Limits that a new model must keep before it is served, read from a YAML file.
 
     all: {drop: 1}                  # the mean of all sets falls by at most a point
-    A_ZS: {drop: 2, lost: 15}       # of what the sets of old content named right, 15% may go wrong
+    A_ZS: {drop: 2, lost: 15}       # of what was right on known content, 15% may go wrong
     A_KA: {gain: 3}                 # new content gains at least three points
     each: {drop: 5}                 # every set falls by at most five points
     sets: {emoji-signs: {drop: 1, sure: true}}   # overrides `each` for this set
@@ -62,7 +62,7 @@ class Gate:
     Attributes:
         all: Limits on the mean of all sets.
         A_KA: Limits on the mean of the sets of new content, whose role is "adapt".
-        A_ZS: Limits on the mean of the sets of old content, whose role is "eval".
+        A_ZS: Limits on the mean of the sets of known content, whose role is "eval".
         each: Limits on every set.
         sets: Limits on single sets, in place of `each`.
         each_update: Limits on the images of every update.

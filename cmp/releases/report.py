@@ -182,7 +182,7 @@ def _head(
 ) -> str:
     tiles = []
     for name, words in (
-        ("A_ZS", "A_ZS, old content"),
+        ("A_ZS", "A_ZS, known content"),
         ("A_KA", "A_KA, new content"),
         (ALL, "all sets"),
     ):
