@@ -24,7 +24,7 @@ site: $(READY)
 
 test: $(READY)
 	$(BIN)/cmpt data build
-	$(PYTEST) -n 3 -m "not long"
+	$(PYTEST) -n 2 -m "not long"
 
 # PART=1/6 runs a sixth of their files
 test-long: $(READY)

@@ -177,6 +177,7 @@ def test_memory_accounted_for_is_what_a_real_step_holds(name, method):
     assert 0.79 < ratio <= 1.0
 
 
+@pytest.mark.long
 def test_memory_of_a_larger_network_is_closer():
     assert budgets.method_cost(config_of("ViT-S-32", 4)).memory / peak("ViT-S-32", "full", 4) > 0.97
 

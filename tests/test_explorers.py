@@ -649,6 +649,7 @@ def test_runs_in_progress_are_counted(build):
     assert store.runs_in_progress() == 0
 
 
+@pytest.mark.long
 def test_a_run_ends_with_the_kernel(build):
     """The pipe to it closes, whatever became of who held it."""
     command = [sys.executable, "-m", "lab.live_runs"]

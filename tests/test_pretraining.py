@@ -134,7 +134,9 @@ def test_the_attention_base_is_good_enough():
     assert CARDS["tiny-vit-s0-annealed"]["scores"]["A_ZS"]["value"] >= 28
 
 
-@pytest.mark.parametrize("name", ["small-s0-annealed", "tiny-vit-s0-annealed"])
+@pytest.mark.parametrize(
+    "name", ["small-s0-annealed", pytest.param("tiny-vit-s0-annealed", marks=pytest.mark.long)]
+)
 def test_a_shipped_base_scores_what_its_card_says(name):
     card = CARDS[name]
     model_name, _, start = name.rsplit("-", 2)[0], None, name.rsplit("-", 1)[1]

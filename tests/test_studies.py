@@ -468,7 +468,7 @@ def failed_id(grid, name):
 @pytest.mark.parametrize(
     ("number", "everyone"),
     [
-        (signal.SIGINT, True),
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.long),
         (signal.SIGTERM, False),
         pytest.param(signal.SIGTERM, True, marks=pytest.mark.long),
     ],

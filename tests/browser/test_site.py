@@ -261,7 +261,12 @@ CHOSEN = {
 """Of each explorer a preset and the changes that it means, where the forms are those of a run."""
 
 
-@pytest.mark.parametrize("explorer", CHOSEN)
+SLOW = ("budget",)  # a minute, most of it to count the FLOPs of real networks
+
+
+@pytest.mark.parametrize(
+    "explorer", [pytest.param(n, marks=[pytest.mark.long] * (n in SLOW)) for n in CHOSEN]
+)
 def test_roundtrip_of_every_copied_form_in_the_page(watched, address, pages, explorer, tmp_path):
     """Each form in the page computes what the page shows; the link shows the same forms again."""
     place = page_with(watched, address, pages, explorer)
