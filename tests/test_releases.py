@@ -1,5 +1,7 @@
 """Releases where folders, names, settings and devices are unusual."""
 
+import errno
+import hashlib
 import os
 
 import months
@@ -10,6 +12,7 @@ from pictures import classes, picture, tar, tree
 
 import cmp
 from cmp.errors import CmpError
+from cmp.readers import images
 from cmp.releases import (
     card,
     compare,
@@ -71,6 +74,31 @@ def test_tars_of_the_same_name_are_told_apart(tmp_path):
     assert sum(report.new.values()) == 16 and gone == 0
     assert parts[0].table["digest"].nunique() == 16
     assert [picture.split for picture in located.pictures] == [x.split for x in arrived.pictures]
+
+
+@pytest.mark.parametrize("skip_gone", [False, True])
+def test_an_image_on_a_disk_that_fails_is_not_gone(tmp_path, monkeypatch, skip_gone):
+    """Otherwise `--gone skip` would leave out a whole folder for ever."""
+    month = classes(tmp_path / "month")
+    arrived, _ = ledger.arrive(ledger.Ledger(), str(month), "adapt")
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "other"))  # where nothing is checked yet
+    check, failing = images._check_image, arrived.pictures[3].digest
+
+    def fail_once(read, position):
+        def read_or_fail(position):
+            content = read(position)
+            if int(hashlib.sha256(content).hexdigest()[:15], 16) == failing:
+                raise OSError(errno.EIO, "Input/output error")
+            return content
+
+        return check(read_or_fail, position)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_check_image", fail_once)
+        with pytest.raises(CmpError, match=r"cannot be read .*Input/output error.*; try again"):
+            ledger.locate(arrived, skip_gone)
+    located, _, gone = ledger.locate(arrived, skip_gone)
+    assert located.pictures == arrived.pictures and gone == 0
 
 
 def test_a_small_update_trains_on_no_image_that_a_table_holds_out(tmp_path):

@@ -516,7 +516,7 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
         images are gone.
 
     Raises:
-        CmpError: Images are gone, and `skip_gone` is not set.
+        CmpError: Images are gone, and `skip_gone` is not set; or the disk fails.
     """
     parts, gone = [], set()
     places_of = collections.defaultdict(list)
@@ -547,10 +547,11 @@ def _locate_set(
     """Return the images of an arrival's set, and the positions of those that are gone."""
     dataset = _manifest_of(tree)
     files: dict[tuple[str, int], dict[str, Any]] = {}
-    read, task = blank, dataset.task
+    read, task, index = blank, dataset.task, None
     with contextlib.suppress(CmpError):  # the folder itself may be gone
         index = collection.read_index(dataset, Path(arrival.folder, tree["root"]))
-        index, _ = images.usable_images(index)
+    if index:
+        index, _ = images.usable_images(index)  # raises if the disk fails, as nothing is gone then
         read, task = index.read, index.dataset.task
         # tars of the same name in two folders may have images of the same name
         keys = zip(index.table["source"], index.table["digest"], strict=True)
