@@ -115,6 +115,22 @@ def test_a_small_update_trains_on_no_image_that_a_table_holds_out(tmp_path):
     assert report.new == {"test": 1, "train": 1}
 
 
+@pytest.mark.parametrize("held", ["test", "validation"])
+def test_the_same_pixels_have_one_split_in_an_arrival(tmp_path, held):
+    """Also where nothing would be trained on, and images without a split are trained on then."""
+    for place in range(12):  # the split of an image without one is chosen by its name
+        names = [f"{place}{name}" for name in ("a.png", "b.bmp", "c.png")]
+        contents = [picture(1), picture(1, kind="BMP"), picture(2)]
+        month = tree(tmp_path / f"{place}", dict(zip(names, contents, strict=True)))
+        rows = [f"{name},cat,{held if name == names[0] else ''}\n" for name in names]
+        for number, order in enumerate((rows, rows[::-1])):
+            (month / "t.csv").write_text("".join(["filepath,label,split\n", *order]))
+            arrived, _ = ledger.arrive(ledger.Ledger(), str(month), "adapt", str(number))
+            splits = {x.source: x.split for x in arrived.pictures}
+            assert len(splits) == 3 and splits[names[0]] == splits[names[1]]
+            assert "train" in splits.values()
+
+
 def test_a_folder_that_brings_nothing_new_is_refused_or_left_out(tmp_path):
     kept, month = classes(tmp_path / "kept", each=8), tmp_path / "month"
     arrived, _ = ledger.arrive(ledger.Ledger(), str(kept), "eval")

@@ -429,7 +429,7 @@ def _append(
     for picture in arriving:
         if picture.key in known:
             continue
-        names = ("file", picture.digest), ("pixels", picture.pixels)
+        names = _contents(picture)
         earlier = [split for name in names if (split := before.get(name))]
         if earlier and earlier[0] != "train":
             held.append(picture)
@@ -442,8 +442,9 @@ def _append(
             f"{OPTIONS[arrival.role]}: {arrival.folder} contains no new image; leave it out"
         )
     if arrival.role == "adapt" and not any(picture.split == "train" for picture in new):
-        may_change = {*free} - {(picture.set, picture.source) for picture in held}
-        new = [x._replace(split="train") if (x.set, x.source) in may_change else x for x in new]
+        fixed = [x for x in new if (x.set, x.source) not in free] + held
+        taken = {name for picture in fixed for name in _contents(picture)}
+        new = [x if taken & {*_contents(x)} else x._replace(split="train") for x in new]
     labels, old_labels = ({(x.set, x.label) for x in some} for some in (new, used))
     tested = {(x.set, x.label) for x in new if x.split == "test"}
     scored = {x.look for x in (*used, *new) if x.split != "train"} - FLAT
@@ -458,6 +459,11 @@ def _append(
     return Ledger((*ledger.arrivals, arrival), (*ledger.pictures, *new)), report
 
 
+def _contents(picture: Picture) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Return what images with one split have in common: their file or their pixels."""
+    return ("file", picture.digest), ("pixels", picture.pixels)
+
+
 def _splits_of(ledger: Ledger) -> dict[tuple[str, int], str]:
     """Return the split of the first image by the hash of its file, and by that of its pixels.
 
@@ -468,8 +474,8 @@ def _splits_of(ledger: Ledger) -> dict[tuple[str, int], str]:
     for picture in sorted(ledger.pictures, key=lambda picture: not picture.split):
         if picture.split or ledger.arrivals[picture.arrival].role != "eval":
             split = picture.split or "train"
-            splits.setdefault(("file", picture.digest), split)
-            splits.setdefault(("pixels", picture.pixels), split)
+            for name in _contents(picture):
+                splits.setdefault(name, split)
     return splits
 
 
