@@ -1,8 +1,10 @@
 """Releases where folders, names, settings and devices are unusual."""
 
+import dataclasses
 import errno
 import hashlib
 import os
+import shutil
 
 import months
 import numpy as np
@@ -129,6 +131,45 @@ def test_the_same_pixels_have_one_split_in_an_arrival(tmp_path, held):
             splits = {x.source: x.split for x in arrived.pictures}
             assert len(splits) == 3 and splits[names[0]] == splits[names[1]]
             assert "train" in splits.values()
+
+
+def captions(folder, seeds):
+    """Pictures with a text beside each."""
+    files = {f"{seed}.png": picture(seed) for seed in seeds}
+    return tree(folder, files | {f"{seed}.txt": b"the number %d" % seed for seed in seeds})
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize("is_empty", [False, True])
+@pytest.mark.parametrize("kind", ["classification", "retrieval"])
+def test_a_stream_keeps_its_task_when_its_first_folder_is_gone(tmp_path, kind, is_empty, is_old):
+    """Older releases have no task for a set."""
+    arrived = ledger.Ledger()
+    for number in (1, 2):
+        month = tmp_path / f"{number}"
+        if kind == "retrieval":
+            captions(month, range(8 * number, 8 * number + 8))
+        else:
+            classes(month, prefix=f"{number}")
+        arrived, _ = ledger.arrive(arrived, str(month), "adapt")
+    if is_old:
+        arrivals = [
+            dataclasses.replace(x, sets=tuple({**tree, "task": None} for tree in x.sets))
+            for x in arrived.arrivals
+        ]
+        arrived = ledger.Ledger(tuple(arrivals), arrived.pictures)
+
+    def task():
+        located, parts, gone = ledger.locate(arrived, skip_gone=True)
+        return ledger.corpus_of(located, parts).datasets["catalogue"].task, gone > 0
+
+    assert task() == (kind, False)
+    shutil.rmtree(tmp_path / "1")
+    if is_empty:
+        (tmp_path / "1").mkdir()
+    assert task() == (kind, True)
+    shutil.rmtree(tmp_path / "2")
+    assert task() == (kind, True)
 
 
 def test_a_folder_that_brings_nothing_new_is_refused_or_left_out(tmp_path):

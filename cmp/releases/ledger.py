@@ -395,8 +395,10 @@ def arrive(
             f"{OPTIONS[role]}: {path} contains several updates ({some}); give one update at a time"
         )
     sets = tuple(
-        {"root": os.path.relpath(root, path)} | dataset.model_dump(mode="json", exclude_unset=True)
-        for dataset, root in located
+        {"root": os.path.relpath(root, path)}
+        | dataset.model_dump(mode="json", exclude_unset=True)
+        | {"task": index.dataset.task}  # its files may be gone later
+        for (dataset, root), index in zip(located, indexes, strict=True)
     )
     arrival = Arrival(number, name, role, str(path), sets)
     arriving, free = [], set()  # splits that no file gives may change
@@ -553,12 +555,15 @@ def _locate_set(
     """Return the images of an arrival's set, and the positions of those that are gone."""
     dataset = _manifest_of(tree)
     files: dict[tuple[str, int], dict[str, Any]] = {}
-    read, task, index = blank, dataset.task, None
+    read, index = blank, None
+    task = dataset.task or _task_of([picture.label for picture in pictures], dataset.name)
     with contextlib.suppress(CmpError):  # the folder itself may be gone
         index = collection.read_index(dataset, Path(arrival.folder, tree["root"]))
     if index:
         index, _ = images.usable_images(index)  # raises if the disk fails, as nothing is gone then
-        read, task = index.read, index.dataset.task
+        read = index.read
+        if len(index.table):
+            task = index.dataset.task
         # tars of the same name in two folders may have images of the same name
         keys = zip(index.table["source"], index.table["digest"], strict=True)
         files = dict(zip(keys, index.table[[*NO_FACTS]].to_dict("records"), strict=True))
@@ -573,9 +578,17 @@ def _locate_set(
         split = picture.split if is_here else ""
         rows.append(row | {"split": split, "captions": list(picture.captions)})
     table = pd.DataFrame(rows).assign(given=True, update=update)
-    dataset = dataset.model_copy(update={"task": task or "classification"})
+    dataset = dataset.model_copy(update={"task": task})
     classes = sorted({picture.label for picture in pictures})
     return ImageIndex(dataset, table, functools.partial(read_or_blank, read), [], classes), lost
+
+
+def _task_of(labels: Collection[str], name: str) -> str:
+    """Return the task of a set by the labels of its images, which are its name without classes.
+
+    Older releases do not store the task.
+    """
+    return "classification" if {*labels} - {name} else "retrieval"
 
 
 @functools.cache
