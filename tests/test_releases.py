@@ -139,6 +139,15 @@ def captions(folder, seeds):
     return tree(folder, files | {f"{seed}.txt": b"the number %d" % seed for seed in seeds})
 
 
+def without_tasks(arrived):
+    """A ledger as an older release has it."""
+    arrivals = [
+        dataclasses.replace(x, sets=tuple({**tree, "task": None} for tree in x.sets))
+        for x in arrived.arrivals
+    ]
+    return ledger.Ledger(tuple(arrivals), arrived.pictures)
+
+
 @pytest.mark.parametrize("is_old", [False, True])
 @pytest.mark.parametrize("is_empty", [False, True])
 @pytest.mark.parametrize("kind", ["classification", "retrieval"])
@@ -153,11 +162,7 @@ def test_a_stream_keeps_its_task_when_its_first_folder_is_gone(tmp_path, kind, i
             classes(month, prefix=f"{number}")
         arrived, _ = ledger.arrive(arrived, str(month), "adapt")
     if is_old:
-        arrivals = [
-            dataclasses.replace(x, sets=tuple({**tree, "task": None} for tree in x.sets))
-            for x in arrived.arrivals
-        ]
-        arrived = ledger.Ledger(tuple(arrivals), arrived.pictures)
+        arrived = without_tasks(arrived)
 
     def task():
         located, parts, gone = ledger.locate(arrived, skip_gone=True)
@@ -170,6 +175,31 @@ def test_a_stream_keeps_its_task_when_its_first_folder_is_gone(tmp_path, kind, i
     assert task() == (kind, True)
     shutil.rmtree(tmp_path / "2")
     assert task() == (kind, True)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize("role", ["adapt", "eval"])
+@pytest.mark.parametrize("is_caption_first", [False, True])
+def test_classes_and_captions_are_not_joined_into_one_set(tmp_path, is_caption_first, role, is_old):
+    labelled, captioned = classes(tmp_path / "a"), captions(tmp_path / "b", range(8))
+    table = tree(tmp_path / "c", {f"{n}.png": picture(20 + n) for n in range(8)})
+    rows = [f"{n}.png,oak,an oak of {n} years\n" for n in range(8)]
+    (table / "t.csv").write_text("".join(["filepath,label,caption\n", *rows]))
+    first, second = (captioned, labelled) if is_caption_first else (labelled, captioned)
+    arrived, _ = ledger.arrive(ledger.Ledger(), str(first), role)
+    if is_old:
+        arrived = without_tasks(arrived)
+    tasks = "classification", "retrieval"
+    words = [f"{second}: its images have no", *map(repr, tasks), f"`cmpt data init {second}`"]
+    with pytest.raises(CmpError) as error:
+        ledger.arrive(arrived, str(second), role)
+    assert all(word in str(error.value) for word in [ledger.OPTIONS[role], *words])
+    ledger.arrive(arrived, str(table), role)  # has both
+    ledger.arrive(arrived, str(second), "pool")  # is not scored
+    manifest = f"name: own\ntitle: T\nrole: {role}\nlicence: own\nreader: "
+    reader = "{kind: folder, path: .}" if is_caption_first else "{kind: pairs, path: .}"
+    (second / "manifest.yaml").write_text(manifest + reader)
+    ledger.arrive(arrived, str(second), role)
 
 
 def test_a_folder_that_brings_nothing_new_is_refused_or_left_out(tmp_path):

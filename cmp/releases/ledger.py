@@ -256,6 +256,30 @@ def _refuse_known_folders(ledger: Ledger, folder: Path, role: Role) -> None:
             )
 
 
+def _refuse_other_task(ledger: Ledger, index: ImageIndex, role: Role, folder: Path) -> None:
+    """Raise `CmpError` if images that join a set lack what it is scored by: classes, or captions.
+
+    A pool is not scored.
+    """
+    name, task, table = index.dataset.name, index.dataset.task, index.table
+    if role == "pool" or name not in known_sets(ledger):
+        return
+    earlier = {picture.label for picture in ledger.pictures if picture.set == name}
+    before = known_sets(ledger)[name].get("task") or _task_of(earlier, name)
+    if before == "classification":
+        lacks = _task_of({*table["label"]}, name) != before
+    else:
+        made = [[index.dataset.prompt.format(label)] for label in table["label"]]
+        lacks = table["captions"].tolist() == made
+    if task != before and lacks:
+        what = "classes" if before == "classification" else "captions"
+        raise CmpError(
+            f"{OPTIONS[role]}: {folder}: its images have no {what} (task {task!r}), but those of "
+            f"the set {name!r}, which they would join, have (task {before!r}); give them a "
+            f"manifest with a name of its own (`cmpt data init {folder}`)"
+        )
+
+
 def check_pictures(dataset: FileSet, root: Path, folder: Path) -> ImageIndex:
     """Return the images of a set, each decoded once.
 
@@ -370,7 +394,8 @@ def arrive(
         The new ledger, and a report on the arrival.
 
     Raises:
-        CmpError: An image cannot be used, or the folder brings nothing new.
+        CmpError: An image cannot be used, the folder brings nothing new, or it has classes where
+            the set that it joins has captions, or the reverse.
     """
     number = ledger.updates + 1 if role == "adapt" else 0
     if folder == EMBEDDED:
@@ -388,6 +413,8 @@ def arrive(
         _refuse_known_folders(ledger, path, role)
     located = read_sets(path, role, prompt, ledger)
     indexes = [check_pictures(*each, path) for each in located]
+    for index in indexes:
+        _refuse_other_task(ledger, index, role, path)
     named = {update for index in indexes for update in index.table["update"]}
     if len(named) > 1:
         some = ", ".join(sorted(named)[:NAMED])
