@@ -1,6 +1,10 @@
 """Releases where folders, names, settings and devices are unusual."""
 
+import dataclasses
+import errno
+import hashlib
 import os
+import shutil
 
 import months
 import numpy as np
@@ -10,6 +14,7 @@ from pictures import classes, picture, tar, tree
 
 import cmp
 from cmp.errors import CmpError
+from cmp.readers import images
 from cmp.releases import (
     card,
     compare,
@@ -73,6 +78,31 @@ def test_tars_of_the_same_name_are_told_apart(tmp_path):
     assert [picture.split for picture in located.pictures] == [x.split for x in arrived.pictures]
 
 
+@pytest.mark.parametrize("skip_gone", [False, True])
+def test_an_image_on_a_disk_that_fails_is_not_gone(tmp_path, monkeypatch, skip_gone):
+    """Otherwise `--gone skip` would leave out a whole folder for ever."""
+    month = classes(tmp_path / "month")
+    arrived, _ = ledger.arrive(ledger.Ledger(), str(month), "adapt")
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "other"))  # where nothing is checked yet
+    check, failing = images._check_image, arrived.pictures[3].digest
+
+    def fail_once(read, position):
+        def read_or_fail(position):
+            content = read(position)
+            if int(hashlib.sha256(content).hexdigest()[:15], 16) == failing:
+                raise OSError(errno.EIO, "Input/output error")
+            return content
+
+        return check(read_or_fail, position)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "_check_image", fail_once)
+        with pytest.raises(CmpError, match=r"cannot be read .*Input/output error.*; try again"):
+            ledger.locate(arrived, skip_gone)
+    located, _, gone = ledger.locate(arrived, skip_gone)
+    assert located.pictures == arrived.pictures and gone == 0
+
+
 def test_a_small_update_trains_on_no_image_that_a_table_holds_out(tmp_path):
     """Another set with an image of the same name, whose split no file gives, changes nothing."""
     month = tree(tmp_path / "month", {"a/cat/1.png": picture(1), "b/cat/1.png": picture(2)})
@@ -85,6 +115,91 @@ def test_a_small_update_trains_on_no_image_that_a_table_holds_out(tmp_path):
     assert [x.source for x in arrived.pictures] == ["cat/1.png"] * 2
     assert {x.set: x.split for x in arrived.pictures} == {"a": "test", "b": "train"}
     assert report.new == {"test": 1, "train": 1}
+
+
+@pytest.mark.parametrize("held", ["test", "validation"])
+def test_the_same_pixels_have_one_split_in_an_arrival(tmp_path, held):
+    """Also where nothing would be trained on, and images without a split are trained on then."""
+    for place in range(12):  # the split of an image without one is chosen by its name
+        names = [f"{place}{name}" for name in ("a.png", "b.bmp", "c.png")]
+        contents = [picture(1), picture(1, kind="BMP"), picture(2)]
+        month = tree(tmp_path / f"{place}", dict(zip(names, contents, strict=True)))
+        rows = [f"{name},cat,{held if name == names[0] else ''}\n" for name in names]
+        for number, order in enumerate((rows, rows[::-1])):
+            (month / "t.csv").write_text("".join(["filepath,label,split\n", *order]))
+            arrived, _ = ledger.arrive(ledger.Ledger(), str(month), "adapt", str(number))
+            splits = {x.source: x.split for x in arrived.pictures}
+            assert len(splits) == 3 and splits[names[0]] == splits[names[1]]
+            assert "train" in splits.values()
+
+
+def captions(folder, seeds):
+    """Pictures with a text beside each."""
+    files = {f"{seed}.png": picture(seed) for seed in seeds}
+    return tree(folder, files | {f"{seed}.txt": b"the number %d" % seed for seed in seeds})
+
+
+def without_tasks(arrived):
+    """A ledger as an older release has it."""
+    arrivals = [
+        dataclasses.replace(x, sets=tuple({**tree, "task": None} for tree in x.sets))
+        for x in arrived.arrivals
+    ]
+    return ledger.Ledger(tuple(arrivals), arrived.pictures)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize("is_empty", [False, True])
+@pytest.mark.parametrize("kind", ["classification", "retrieval"])
+def test_a_stream_keeps_its_task_when_its_first_folder_is_gone(tmp_path, kind, is_empty, is_old):
+    """Older releases have no task for a set."""
+    arrived = ledger.Ledger()
+    for number in (1, 2):
+        month = tmp_path / f"{number}"
+        if kind == "retrieval":
+            captions(month, range(8 * number, 8 * number + 8))
+        else:
+            classes(month, prefix=f"{number}")
+        arrived, _ = ledger.arrive(arrived, str(month), "adapt")
+    if is_old:
+        arrived = without_tasks(arrived)
+
+    def task():
+        located, parts, gone = ledger.locate(arrived, skip_gone=True)
+        return ledger.corpus_of(located, parts).datasets["catalogue"].task, gone > 0
+
+    assert task() == (kind, False)
+    shutil.rmtree(tmp_path / "1")
+    if is_empty:
+        (tmp_path / "1").mkdir()
+    assert task() == (kind, True)
+    shutil.rmtree(tmp_path / "2")
+    assert task() == (kind, True)
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize("role", ["adapt", "eval"])
+@pytest.mark.parametrize("is_caption_first", [False, True])
+def test_classes_and_captions_are_not_joined_into_one_set(tmp_path, is_caption_first, role, is_old):
+    labelled, captioned = classes(tmp_path / "a"), captions(tmp_path / "b", range(8))
+    table = tree(tmp_path / "c", {f"{n}.png": picture(20 + n) for n in range(8)})
+    rows = [f"{n}.png,oak,an oak of {n} years\n" for n in range(8)]
+    (table / "t.csv").write_text("".join(["filepath,label,caption\n", *rows]))
+    first, second = (captioned, labelled) if is_caption_first else (labelled, captioned)
+    arrived, _ = ledger.arrive(ledger.Ledger(), str(first), role)
+    if is_old:
+        arrived = without_tasks(arrived)
+    tasks = "classification", "retrieval"
+    words = [f"{second}: its images have no", *map(repr, tasks), f"`cmpt data init {second}`"]
+    with pytest.raises(CmpError) as error:
+        ledger.arrive(arrived, str(second), role)
+    assert all(word in str(error.value) for word in [ledger.OPTIONS[role], *words])
+    ledger.arrive(arrived, str(table), role)  # has both
+    ledger.arrive(arrived, str(second), "pool")  # is not scored
+    manifest = f"name: own\ntitle: T\nrole: {role}\nlicence: own\nreader: "
+    reader = "{kind: folder, path: .}" if is_caption_first else "{kind: pairs, path: .}"
+    (second / "manifest.yaml").write_text(manifest + reader)
+    ledger.arrive(arrived, str(second), role)
 
 
 def test_a_folder_that_brings_nothing_new_is_refused_or_left_out(tmp_path):

@@ -256,6 +256,30 @@ def _refuse_known_folders(ledger: Ledger, folder: Path, role: Role) -> None:
             )
 
 
+def _refuse_other_task(ledger: Ledger, index: ImageIndex, role: Role, folder: Path) -> None:
+    """Raise `CmpError` if images that join a set lack what it is scored by: classes, or captions.
+
+    A pool is not scored.
+    """
+    name, task, table = index.dataset.name, index.dataset.task, index.table
+    if role == "pool" or name not in known_sets(ledger):
+        return
+    earlier = {picture.label for picture in ledger.pictures if picture.set == name}
+    before = known_sets(ledger)[name].get("task") or _task_of(earlier, name)
+    if before == "classification":
+        lacks = _task_of({*table["label"]}, name) != before
+    else:
+        made = [[index.dataset.prompt.format(label)] for label in table["label"]]
+        lacks = table["captions"].tolist() == made
+    if task != before and lacks:
+        what = "classes" if before == "classification" else "captions"
+        raise CmpError(
+            f"{OPTIONS[role]}: {folder}: its images have no {what} (task {task!r}), but those of "
+            f"the set {name!r}, which they would join, have (task {before!r}); give them a "
+            f"manifest with a name of its own (`cmpt data init {folder}`)"
+        )
+
+
 def check_pictures(dataset: FileSet, root: Path, folder: Path) -> ImageIndex:
     """Return the images of a set, each decoded once.
 
@@ -370,7 +394,8 @@ def arrive(
         The new ledger, and a report on the arrival.
 
     Raises:
-        CmpError: An image cannot be used, or the folder brings nothing new.
+        CmpError: An image cannot be used, the folder brings nothing new, or it has classes where
+            the set that it joins has captions, or the reverse.
     """
     number = ledger.updates + 1 if role == "adapt" else 0
     if folder == EMBEDDED:
@@ -388,6 +413,8 @@ def arrive(
         _refuse_known_folders(ledger, path, role)
     located = read_sets(path, role, prompt, ledger)
     indexes = [check_pictures(*each, path) for each in located]
+    for index in indexes:
+        _refuse_other_task(ledger, index, role, path)
     named = {update for index in indexes for update in index.table["update"]}
     if len(named) > 1:
         some = ", ".join(sorted(named)[:NAMED])
@@ -395,8 +422,10 @@ def arrive(
             f"{OPTIONS[role]}: {path} contains several updates ({some}); give one update at a time"
         )
     sets = tuple(
-        {"root": os.path.relpath(root, path)} | dataset.model_dump(mode="json", exclude_unset=True)
-        for dataset, root in located
+        {"root": os.path.relpath(root, path)}
+        | dataset.model_dump(mode="json", exclude_unset=True)
+        | {"task": index.dataset.task}  # its files may be gone later
+        for (dataset, root), index in zip(located, indexes, strict=True)
     )
     arrival = Arrival(number, name, role, str(path), sets)
     arriving, free = [], set()  # splits that no file gives may change
@@ -429,7 +458,7 @@ def _append(
     for picture in arriving:
         if picture.key in known:
             continue
-        names = ("file", picture.digest), ("pixels", picture.pixels)
+        names = _contents(picture)
         earlier = [split for name in names if (split := before.get(name))]
         if earlier and earlier[0] != "train":
             held.append(picture)
@@ -442,8 +471,9 @@ def _append(
             f"{OPTIONS[arrival.role]}: {arrival.folder} contains no new image; leave it out"
         )
     if arrival.role == "adapt" and not any(picture.split == "train" for picture in new):
-        may_change = {*free} - {(picture.set, picture.source) for picture in held}
-        new = [x._replace(split="train") if (x.set, x.source) in may_change else x for x in new]
+        fixed = [x for x in new if (x.set, x.source) not in free] + held
+        taken = {name for picture in fixed for name in _contents(picture)}
+        new = [x if taken & {*_contents(x)} else x._replace(split="train") for x in new]
     labels, old_labels = ({(x.set, x.label) for x in some} for some in (new, used))
     tested = {(x.set, x.label) for x in new if x.split == "test"}
     scored = {x.look for x in (*used, *new) if x.split != "train"} - FLAT
@@ -458,6 +488,11 @@ def _append(
     return Ledger((*ledger.arrivals, arrival), (*ledger.pictures, *new)), report
 
 
+def _contents(picture: Picture) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Return what images with one split have in common: their file or their pixels."""
+    return ("file", picture.digest), ("pixels", picture.pixels)
+
+
 def _splits_of(ledger: Ledger) -> dict[tuple[str, int], str]:
     """Return the split of the first image by the hash of its file, and by that of its pixels.
 
@@ -468,8 +503,8 @@ def _splits_of(ledger: Ledger) -> dict[tuple[str, int], str]:
     for picture in sorted(ledger.pictures, key=lambda picture: not picture.split):
         if picture.split or ledger.arrivals[picture.arrival].role != "eval":
             split = picture.split or "train"
-            splits.setdefault(("file", picture.digest), split)
-            splits.setdefault(("pixels", picture.pixels), split)
+            for name in _contents(picture):
+                splits.setdefault(name, split)
     return splits
 
 
@@ -516,7 +551,7 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
         images are gone.
 
     Raises:
-        CmpError: Images are gone, and `skip_gone` is not set.
+        CmpError: Images are gone, and `skip_gone` is not set; or the disk fails.
     """
     parts, gone = [], set()
     places_of = collections.defaultdict(list)
@@ -547,11 +582,15 @@ def _locate_set(
     """Return the images of an arrival's set, and the positions of those that are gone."""
     dataset = _manifest_of(tree)
     files: dict[tuple[str, int], dict[str, Any]] = {}
-    read, task = blank, dataset.task
+    read, index = blank, None
+    task = dataset.task or _task_of([picture.label for picture in pictures], dataset.name)
     with contextlib.suppress(CmpError):  # the folder itself may be gone
         index = collection.read_index(dataset, Path(arrival.folder, tree["root"]))
-        index, _ = images.usable_images(index)
-        read, task = index.read, index.dataset.task
+    if index:
+        index, _ = images.usable_images(index)  # raises if the disk fails, as nothing is gone then
+        read = index.read
+        if len(index.table):
+            task = index.dataset.task
         # tars of the same name in two folders may have images of the same name
         keys = zip(index.table["source"], index.table["digest"], strict=True)
         files = dict(zip(keys, index.table[[*NO_FACTS]].to_dict("records"), strict=True))
@@ -566,9 +605,17 @@ def _locate_set(
         split = picture.split if is_here else ""
         rows.append(row | {"split": split, "captions": list(picture.captions)})
     table = pd.DataFrame(rows).assign(given=True, update=update)
-    dataset = dataset.model_copy(update={"task": task or "classification"})
+    dataset = dataset.model_copy(update={"task": task})
     classes = sorted({picture.label for picture in pictures})
     return ImageIndex(dataset, table, functools.partial(read_or_blank, read), [], classes), lost
+
+
+def _task_of(labels: Collection[str], name: str) -> str:
+    """Return the task of a set by the labels of its images, which are its name without classes.
+
+    Older releases do not store the task.
+    """
+    return "classification" if {*labels} - {name} else "retrieval"
 
 
 @functools.cache
