@@ -220,6 +220,17 @@ def test_a_batch_reads_each_row_group_once(tmp_path, monkeypatch):
         assert (crop.numpy() == images.random_crop(held[row], four, 32)).all()
 
 
+def test_images_of_a_parquet_file_that_is_written_again_are_the_new_ones(tmp_path):
+    reader, found = {"path": "t.parquet", "image": "image", "caption": "text"}, []
+    for seed in range(2):
+        table = pa.table({"image": [picture(seed)], "text": ["a"]})
+        pq.write_table(table, tmp_path / "t.parquet")
+        index = collection.read_index(fileset("parquet", reader=reader), tmp_path)
+        assert index.read(0) == picture(seed)
+        found.append(collection.check_images(index).content)
+    assert found[0] != found[1]
+
+
 def test_parquet_that_is_none(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(CmpError, match=r"t\.parquet: cannot be read"):

@@ -381,11 +381,13 @@ def _label_text(value: object) -> str:
 def _read_row(files: list[Path], column: str, rows: np.ndarray, position: int) -> bytes:
     """Return an image of a column; `rows` [N, 3] has the indices of file, row group and row."""
     number, group, row = map(int, rows[position])
-    return _cached_row_group(files[number], group, column)[row].as_py()
+    changed = files[number].stat().st_ctime_ns
+    return _cached_row_group(files[number], changed, group, column)[row].as_py()
 
 
 @functools.lru_cache(maxsize=4)
-def _cached_row_group(path: Path, group: int, name: str) -> pa.ChunkedArray:
+def _cached_row_group(path: Path, changed: int, group: int, name: str) -> pa.ChunkedArray:
+    """Return a column of a row group, cached until the file changes."""
     return _read_row_group(pq.ParquetFile(path), group, name)
 
 
