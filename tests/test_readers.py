@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import io
+import itertools
 import json
 import os
 import pickle
@@ -252,6 +253,31 @@ def test_tars(tmp_path):
     held = [(member.name, tars.member_bytes(member, file)) for member, file in members]
     assert held == first
     assert [tars.sample_key(name) for name, _ in first] == ["x/1"] * 3 + ["x/2"] + ["x/3"] * 2
+
+
+def test_of_a_photo_and_its_masks_a_tar_gives_the_photo_in_any_order(tmp_path):
+    photo = picture(1, kind="JPEG")
+    members = [("1.jpg", photo), ("1.seg.png", picture(2)), ("1.depth.png", picture(3)),
+               ("1.txt", b"a fox")]  # fmt: skip
+    for number, order in enumerate(itertools.permutations(members)):
+        tar(tmp_path / f"{number}.tar", list(order))
+        about = fileset("tars", reader={"path": f"{number}.tar"})
+        index = collection.read_index(about, tmp_path)
+        assert contents(index) == [photo] and not index.faults
+    rivals = [("2.jpg", photo), ("2.png", picture(2)), ("2.txt", b"a fox"), *members]
+    tar(tmp_path / "t.tar", rivals)
+    index = collection.read_index(fileset("tars", reader={"path": "t.tar"}), tmp_path)
+    assert kinds(index) == ["sample has several images: t.tar/2"] and contents(index) == [photo]
+
+
+@pytest.mark.parametrize("label", [0, 3, 12])
+def test_a_number_is_the_same_label_in_each_member_of_a_tar(tmp_path, label):
+    texts = {"cls": str(label).encode(), "json": json.dumps({"label": label}).encode()}
+    for suffix, text in texts.items():
+        tar(tmp_path / f"{suffix}.tar", [("1.png", picture()), (f"1.{suffix}", text)])
+        about = fileset("tars", reader={"path": f"{suffix}.tar"})
+        index = collection.read_index(about, tmp_path)
+        assert index.classes == [str(label)] and not index.faults
 
 
 @pytest.mark.parametrize("kind", ["csv", "tars"])
