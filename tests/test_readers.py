@@ -729,6 +729,32 @@ def test_paths_start_from_the_folder_of_their_table(tmp_path, form):
     assert fault.kind == f"path outside {root}{tables.ABOVE_PICTURES}"
 
 
+@pytest.mark.parametrize("form", ["csv", "parquet", "frame"])
+@pytest.mark.parametrize("folder", [".", "lists"])
+def test_a_relative_folder_of_a_table_is_read_like_an_absolute_one(
+    tmp_path, monkeypatch, form, folder
+):
+    root = classes(tmp_path / "p")
+    (root / "lists").mkdir()
+    within = [os.path.relpath(root / f"oak/{n}.png", root / folder) for n in range(3)]
+    paths = [*within, str(root / "oak/3.png"), f"{root}s/0.png", "p/oak/4.png", "../../0.png"]
+    frame = pd.DataFrame({"filepath": paths, "title": "x"})
+    frame.to_csv(root / folder / "t.csv")
+    frame.to_parquet(root / folder / "t.parquet")
+    if form == "frame":
+        read = partial(tables.read_frame, fileset("frame"), frame)
+    else:
+        reader = {"path": f"{folder}/t.{form}"}
+        read = partial(tables.read_table_files, fileset(form, reader=reader))
+    absolute = read(root)
+    monkeypatch.chdir(tmp_path)
+    for name in ("p", "./p/", f"../{tmp_path.name}/p"):
+        relative = read(Path(name))
+        pd.testing.assert_frame_equal(relative.table, absolute.table)
+        assert relative.faults == absolute.faults and contents(relative) == contents(absolute)
+    assert str(root / "oak/3.png") in absolute.table["source"].tolist()
+
+
 def test_a_table_whose_files_are_all_missing_says_where_they_were_looked_for(tmp_path):
     root = classes(tmp_path / "p")
     names = [f"images/oak/{n}.png" for n in range(5)]

@@ -184,6 +184,7 @@ def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
         CmpError: No file matches the pattern, or one cannot be read or lacks a column; or see
             `read_frame`.
     """
+    root = Path(os.path.abspath(root))  # a table may give absolute paths
     files = dataset.find_files(root)
     what = f"{dataset.name}: {files[0]}: cannot be read"
     with explain_errors(what, "", pa.ArrowException, LookupError):
@@ -289,6 +290,7 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
     Raises:
         CmpError: A column is missing, or all files in the table are missing.
     """
+    root = Path(os.path.abspath(root))  # a table may give absolute paths
     _check_columns(dataset, list(map(str, frame)))
     images = _column(dataset, frame, "image")
     if images and isinstance(images[0], bytes):
