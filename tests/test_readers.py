@@ -138,6 +138,18 @@ def test_numbers_beside_a_blank_are_labels_and_a_blank_names_no_update(tmp_path)
     assert index.table["update"].tolist() == ["", "", "may"]
 
 
+def test_numbers_of_updates_are_the_same_beside_a_blank(tmp_path):
+    months = [202601, 202602, 202603]
+    for name, last in (("blank", None), ("full", 202603)):
+        table = pa.table({"image": [picture(n) for n in range(3)], "update": [*months[:2], last]})
+        pq.write_table(table.append_column("text", [["a"] * 3]), tmp_path / f"{name}.parquet")
+        about = {"path": f"{name}.parquet", "image": "image", "caption": "text"}
+        index = collection.read_index(
+            fileset("parquet", reader=about | {"update": "update"}), tmp_path
+        )
+        assert index.table["update"].tolist() == ["202601", "202602", str(last or "")]
+
+
 def test_hostile_rows(tmp_path):
     classes(tmp_path)
     (tmp_path / "empty.png").touch()

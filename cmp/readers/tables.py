@@ -369,13 +369,18 @@ def _cell_text(value: object) -> str:
     """Return a cell as text, or "" for a missing one."""
     is_nan = isinstance(value, float) and math.isnan(value)
     is_missing = is_nan or value is None or value is pd.NA or value is pd.NaT
-    return "" if is_missing else str(value).strip()
+    return "" if is_missing else str(_whole(value)).strip()
+
+
+def _whole(value: object) -> object:
+    """Return a float without a fraction as the integer that pandas made it from, which it does
+    beside a blank."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _label_text(value: object) -> str:
     """Return a label as text if it is text or an integer, and "" otherwise."""
-    if isinstance(value, float) and value.is_integer():  # pandas reads integers beside a blank so
-        value = int(value)
+    value = _whole(value)
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return value.strip() if isinstance(value, str) else str(value) if whole else ""
 
