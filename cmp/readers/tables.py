@@ -350,7 +350,7 @@ def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
 def _index_frame(
     dataset: FileSet, frame: pd.DataFrame, names: list[str], stamps: list[Stamp], read: ReadImage
 ) -> ImageIndex:
-    """Return the index of a table; images without a name are named by their row."""
+    """Return the index of a table; images without a name are named by their row over all files."""
     keys = ("split", "label", "update")
     splits, labels, updates = (_column(dataset, frame, key) for key in keys)
     if dataset.reader.label in frame:
