@@ -83,6 +83,12 @@ def test_captions_labels_and_splits(root):
     assert collection.dataset_state(with_counts("DTD"), root).state == "present"
 
 
+def test_every_label_is_a_class_whatever_blanks_its_name_has(root):
+    small(root, "DTD", ("fox ", " owl"))
+    index = collection.read_index(with_counts("DTD"), root)
+    assert index.classes == ["fox", "owl"] and set(index.table["label"]) == {"fox", "owl"}
+
+
 def test_a_default_caption_comes_first_and_none_is_the_prompt(root):
     small(root, "DTD")
     path = root / "00_info/DTD_train.json"

@@ -1,11 +1,15 @@
 """Traits are what they say: measured again here by other means."""
 
+import re
+
 import forked
 import numpy as np
 import pandas as pd
 import pool_statistics
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from cmp import config, evaluation, models, streams
 from cmp.cli.streams import read_counts
@@ -63,6 +67,19 @@ def test_frequencies_count_texts_that_name_a_class():
     labels = pd.Series(["fox", "red fox", "Red Fox!", "cat"])
     expected = {"fox": 4, "red fox": 2, "Red Fox!": 2, "cat": 0}
     assert statistics.class_frequencies(labels, texts) == expected
+
+
+@given(label=st.text(), texts=st.lists(st.text(), max_size=3))
+@example(label="猫", texts=["犬", "!", ""])
+@example(label="?", texts=["a fox"])
+def test_a_label_is_counted_only_in_texts_that_contain_it(label, texts):
+    words = [" ".join(re.findall("[a-z0-9]+", text.lower())) for text in (label, *texts)]
+    if not words[0]:
+        with pytest.raises(CmpError, match=r"cannot be counted; give the number .* --counts$"):
+            statistics.class_frequencies(pd.Series([label]), texts)
+        return
+    found = statistics.class_frequencies(pd.Series([label]), texts)[label]
+    assert found == sum(f" {words[0]} " in f" {text} " for text in words[1:])
 
 
 def test_counts_of_another_corpus_are_taken_and_must_be_whole(base, tmp_path):

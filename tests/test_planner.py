@@ -257,7 +257,7 @@ def test_without_studies_a_real_model_alone_is_planned(known, monkeypatch, tmp_p
         ({"gpu_hours": 1e9, "device": "h100"}, "more than a run can have"),
         ({"updates": 0}, "a stream has from 1 to"),
         ({"updates": 523}, "the embedded stream has 522 classes"),
-        ({"images": 1}, "more updates than images"),
+        ({"model": "ViT-B-32", "device": "a100", "images": 1}, "more updates than images"),
         ({"model": "ViT-B-32", "device": "a100", "updates": 2_000_000}, "more updates than images"),
         ({"keep": "all", "pool": 0.0}, "every update that learns something forgets something"),
         ({"keep": "everything"}, "there are balance, most, all"),
@@ -279,6 +279,16 @@ def test_without_studies_a_real_model_alone_is_planned(known, monkeypatch, tmp_p
 def test_what_cannot_be_is_answered_in_a_sentence(known, changes, words):
     with pytest.raises(ImpossibleRequest, match=re.escape(words)):
         planner.make_plan(core(**changes), known)
+
+
+@pytest.mark.parametrize("images", [1, 4, 300, 10**6])
+@pytest.mark.parametrize("buffer", [None, 100])
+def test_a_plan_for_the_embedded_stream_does_not_depend_on_the_images_given(known, images, buffer):
+    without, given = (
+        planner.make_plan(core(images=number, buffer=buffer), known) for number in (None, images)
+    )
+    assert given.tree == without.tree and given.costs == without.costs
+    assert set(given.notes) - set(without.notes) == {planner.NOTES["own images"]}
 
 
 def test_a_model_without_weights_has_nothing_to_keep(known):

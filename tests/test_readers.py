@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import io
+import itertools
 import json
 import os
 import pickle
@@ -137,6 +138,18 @@ def test_numbers_beside_a_blank_are_labels_and_a_blank_names_no_update(tmp_path)
     assert index.table["update"].tolist() == ["", "", "may"]
 
 
+def test_numbers_of_updates_are_the_same_beside_a_blank(tmp_path):
+    months = [202601, 202602, 202603]
+    for name, last in (("blank", None), ("full", 202603)):
+        table = pa.table({"image": [picture(n) for n in range(3)], "update": [*months[:2], last]})
+        pq.write_table(table.append_column("text", [["a"] * 3]), tmp_path / f"{name}.parquet")
+        about = {"path": f"{name}.parquet", "image": "image", "caption": "text"}
+        index = collection.read_index(
+            fileset("parquet", reader=about | {"update": "update"}), tmp_path
+        )
+        assert index.table["update"].tolist() == ["202601", "202602", str(last or "")]
+
+
 def test_hostile_rows(tmp_path):
     classes(tmp_path)
     (tmp_path / "empty.png").touch()
@@ -220,6 +233,17 @@ def test_a_batch_reads_each_row_group_once(tmp_path, monkeypatch):
         assert (crop.numpy() == images.random_crop(held[row], four, 32)).all()
 
 
+def test_images_of_a_parquet_file_that_is_written_again_are_the_new_ones(tmp_path):
+    reader, found = {"path": "t.parquet", "image": "image", "caption": "text"}, []
+    for seed in range(2):
+        table = pa.table({"image": [picture(seed)], "text": ["a"]})
+        pq.write_table(table, tmp_path / "t.parquet")
+        index = collection.read_index(fileset("parquet", reader=reader), tmp_path)
+        assert index.read(0) == picture(seed)
+        found.append(collection.check_images(index).content)
+    assert found[0] != found[1]
+
+
 def test_parquet_that_is_none(tmp_path):
     (tmp_path / "t.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(CmpError, match=r"t\.parquet: cannot be read"):
@@ -241,6 +265,31 @@ def test_tars(tmp_path):
     held = [(member.name, tars.member_bytes(member, file)) for member, file in members]
     assert held == first
     assert [tars.sample_key(name) for name, _ in first] == ["x/1"] * 3 + ["x/2"] + ["x/3"] * 2
+
+
+def test_of_a_photo_and_its_masks_a_tar_gives_the_photo_in_any_order(tmp_path):
+    photo = picture(1, kind="JPEG")
+    members = [("1.jpg", photo), ("1.seg.png", picture(2)), ("1.depth.png", picture(3)),
+               ("1.txt", b"a fox")]  # fmt: skip
+    for number, order in enumerate(itertools.permutations(members)):
+        tar(tmp_path / f"{number}.tar", list(order))
+        about = fileset("tars", reader={"path": f"{number}.tar"})
+        index = collection.read_index(about, tmp_path)
+        assert contents(index) == [photo] and not index.faults
+    rivals = [("2.jpg", photo), ("2.png", picture(2)), ("2.txt", b"a fox"), *members]
+    tar(tmp_path / "t.tar", rivals)
+    index = collection.read_index(fileset("tars", reader={"path": "t.tar"}), tmp_path)
+    assert kinds(index) == ["sample has several images: t.tar/2"] and contents(index) == [photo]
+
+
+@pytest.mark.parametrize("label", [0, 3, 12])
+def test_a_number_is_the_same_label_in_each_member_of_a_tar(tmp_path, label):
+    texts = {"cls": str(label).encode(), "json": json.dumps({"label": label}).encode()}
+    for suffix, text in texts.items():
+        tar(tmp_path / f"{suffix}.tar", [("1.png", picture()), (f"1.{suffix}", text)])
+        about = fileset("tars", reader={"path": f"{suffix}.tar"})
+        index = collection.read_index(about, tmp_path)
+        assert index.classes == [str(label)] and not index.faults
 
 
 @pytest.mark.parametrize("kind", ["csv", "tars"])
@@ -690,6 +739,32 @@ def test_paths_start_from_the_folder_of_their_table(tmp_path, form):
     [fault] = index.faults
     assert fault.where == "../p/oak/2.png"
     assert fault.kind == f"path outside {root}{tables.ABOVE_PICTURES}"
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "frame"])
+@pytest.mark.parametrize("folder", [".", "lists"])
+def test_a_relative_folder_of_a_table_is_read_like_an_absolute_one(
+    tmp_path, monkeypatch, form, folder
+):
+    root = classes(tmp_path / "p")
+    (root / "lists").mkdir()
+    within = [os.path.relpath(root / f"oak/{n}.png", root / folder) for n in range(3)]
+    paths = [*within, str(root / "oak/3.png"), f"{root}s/0.png", "p/oak/4.png", "../../0.png"]
+    frame = pd.DataFrame({"filepath": paths, "title": "x"})
+    frame.to_csv(root / folder / "t.csv")
+    frame.to_parquet(root / folder / "t.parquet")
+    if form == "frame":
+        read = partial(tables.read_frame, fileset("frame"), frame)
+    else:
+        reader = {"path": f"{folder}/t.{form}"}
+        read = partial(tables.read_table_files, fileset(form, reader=reader))
+    absolute = read(root)
+    monkeypatch.chdir(tmp_path)
+    for name in ("p", "./p/", f"../{tmp_path.name}/p"):
+        relative = read(Path(name))
+        pd.testing.assert_frame_equal(relative.table, absolute.table)
+        assert relative.faults == absolute.faults and contents(relative) == contents(absolute)
+    assert str(root / "oak/3.png") in absolute.table["source"].tolist()
 
 
 def test_a_table_whose_files_are_all_missing_says_where_they_were_looked_for(tmp_path):

@@ -103,6 +103,27 @@ def test_what_is_common_is_shared_and_a_setting_may_say_otherwise(tmp_path, monk
         studies.load_study("77")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("joint", "no"), ("joint", 0), ("joint", None)]
+    + [("draw", value) for value in ("x", -1, 1.0, True, None)],
+)
+def test_a_joint_or_a_draw_that_cannot_be_is_named(write, key, value):
+    kind = {"joint": "true or false", "draw": "an integer of at least 0"}[key]
+    words = rf"77\.yaml: settings: a: {key}: must be {kind}, not {value!r}$"
+    with pytest.raises(CmpError, match=words):
+        write({"a": {key: value}})
+    words = words.replace("settings: a", f"settings: a, {key} {value}")
+    with pytest.raises(CmpError, match=words):
+        write({"a": {"product": {key: [value]}}})
+
+
+@pytest.mark.parametrize(("key", "values"), [("joint", [True, False]), ("draw", [0, 2])])
+def test_a_joint_or_a_draw_that_can_be_is_taken(write, key, values):
+    grids = [write({"a": {key: value}}) for value in values]
+    assert configs_of(grids[0]) != configs_of(grids[1])
+
+
 def test_a_product_is_every_combination_named_after_its_values():
     lists = {"schedule.peak": [0.1, 0.2], "mixture.replay": [1, 0.5]}
     found = studies.expand_setting("a", {"joint": True, "product": lists}, "file")

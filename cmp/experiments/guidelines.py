@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp.errors import CmpError
-from cmp.experiments import claims, results, verdicts
+from cmp.experiments import claims, fronts, results, verdicts
 from cmp.experiments.claims import MATTERS, FrontOf, Text
 from cmp.experiments.fronts import MIN_SIGN
 from cmp.files import check_record, read_yaml
@@ -127,8 +127,10 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
         gain = verdicts.gain_of(network.study, network.setting, front)
     except verdicts.NotComputed:
         return verdicts.NOT_COMPUTED, None
-    except CmpError:
+    except fronts.OutsideFrontError:
         return "its gain cannot be formed, as its A_KA lies outside that network's front", None
+    except CmpError as error:
+        return f"its gain cannot be formed: {error}", None
     found = verdicts.estimate_gain(network.study, network.setting, gain)
     sign = found.value > 0 if abs(found.value) > MATTERS and not found.progress else None
     counted = f"preliminary, {found.progress}" if found.progress else f"n = {found.streams}"

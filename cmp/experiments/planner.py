@@ -62,8 +62,8 @@ class PlanRequest:
     Attributes:
         model: The name of an embedded or open_clip model, or a location such as "hf-hub:ORG/NAME".
         updates: The number of updates.
-        images: The mean number of images per update. If None, that of the embedded stream or of
-            FoMo-in-Flux.
+        images: The mean number of images per update. If None, that of FoMo-in-Flux. An embedded
+            model has the embedded stream, whatever is given.
         gpu_hours: The hours on `device` for training all updates; or
         gmafs: The total memory-adjusted GFLOPs, the paper's unit.
         device: One of `cmp.experiments.forecast.DEVICES`.
@@ -96,9 +96,10 @@ class PlanRequest:
 
     @property
     def arriving(self) -> float:
-        """The number of images per update."""
+        """The number of images per update; the embedded stream has its own."""
         total = ARRIVING if self.embedded else FOMO
-        return total / self.updates if self.images is None else float(self.images)
+        is_own = self.embedded or self.images is None
+        return total / self.updates if is_own else float(self.images)
 
     @property
     def replay(self) -> float:

@@ -85,7 +85,16 @@ def _image_decisions(image: Tensor, text: Tensor, target: Tensor, scale: float) 
 
 
 def class_frequencies(labels: pd.Series, texts: list[str]) -> dict[str, int]:
-    """Return how many texts contain the name of each class, ignoring case."""
+    """Return how many texts contain the name of each class, ignoring case.
+
+    Raises:
+        CmpError: A name has no letters a to z or digits, which are what is compared.
+    """
+    if wordless := [label for label in labels if not _words(label)]:
+        raise CmpError(
+            f"counts: {wordless[0]!r:.80} has no letters a to z or digits, so texts that name it "
+            "cannot be counted; give the number of texts for every class in a file with --counts"
+        )
     lines = "\n".join(f" {_words(text)} " for text in texts)
     patterns = {label: f"^.* {_words(label)} " for label in set(labels)}
     return {label: len(re.findall(pattern, lines, re.M)) for label, pattern in patterns.items()}

@@ -171,6 +171,8 @@ def _read_study(path: Path, *stamp: int) -> Study:
         expanded = expand_setting(name, changes, source)
         if twice := settings.keys() & expanded.keys():
             raise CmpError(f"{source}: {min(twice)!r} is defined twice; rename one")
+        for each, own in expanded.items():  # after a product, which may list values of both
+            _check_joint_and_draw(own, f"{path}: settings: {each}")
         settings |= expanded
     if unknown := [name for name in study.live if name not in settings]:
         raise CmpError(
@@ -181,6 +183,14 @@ def _read_study(path: Path, *stamp: int) -> Study:
         "quick" if study.profile == "cpu" else study.profile, 1
     )  # raises an error for invalid settings
     return study
+
+
+def _check_joint_and_draw(changes: dict[str, Any], source: str) -> None:
+    if type(joint := changes.get("joint", False)) is not bool:  # `no` is text in YAML 1.2
+        raise CmpError(f"{source}: joint: must be true or false, not {joint!r:.80}")
+    draw = changes.get("draw", 0)
+    if type(draw) is not int or draw < 0:
+        raise CmpError(f"{source}: draw: must be an integer of at least 0, not {draw!r:.80}")
 
 
 def band_of(study: Study) -> Study:

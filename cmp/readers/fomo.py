@@ -63,7 +63,7 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
     info = root / "00_info"
     class_names = info / f"{folder}_classnames.json"
     labelled = dataset.task != "retrieval" or class_names.is_file()
-    classes = [str(name) for name in _load_info(class_names, list)] if labelled else []
+    classes = [str(name).strip() for name in _load_info(class_names, list)] if labelled else []
     rows, faults, targets, spans = [], [], set(), []
     in_folder, known = images.is_dir(), {}
     members = () if in_folder else (member for member, _ in tars.tar_members(archive, faults))
@@ -77,7 +77,7 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
             spans.append(span_of.get(name, (0, 0, -1)))
             stamp = Stamp(spans[-1][2], changed, "missing file")
             stamp = file_stamp(images, name, known) if in_folder else stamp
-            label = classes[target].strip() if classes else None
+            label = classes[target] if classes else None
             caption = about.get("default_caption")
             if caption is None:  # if both are null, the image has only its class name
                 caption = about.get("synthetic_merged_caption")

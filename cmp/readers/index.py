@@ -151,7 +151,9 @@ def build_index(
     """Build an index from what a reader found.
 
     A missing split is chosen by a hash of the image's name, so that it does not change when other
-    images are added or removed. Images of splits that the role does not use are left out.
+    images are added or removed. An image inside a table is named by its row over all files, so its
+    split stays only if further rows come after all others. Images of splits that the role does not
+    use are left out.
 
     Args:
         dataset: The manifest.

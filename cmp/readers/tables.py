@@ -184,6 +184,7 @@ def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
         CmpError: No file matches the pattern, or one cannot be read or lacks a column; or see
             `read_frame`.
     """
+    root = Path(os.path.abspath(root))  # a table may give absolute paths
     files = dataset.find_files(root)
     what = f"{dataset.name}: {files[0]}: cannot be read"
     with explain_errors(what, "", pa.ArrowException, LookupError):
@@ -289,6 +290,7 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
     Raises:
         CmpError: A column is missing, or all files in the table are missing.
     """
+    root = Path(os.path.abspath(root))  # a table may give absolute paths
     _check_columns(dataset, list(map(str, frame)))
     images = _column(dataset, frame, "image")
     if images and isinstance(images[0], bytes):
@@ -348,7 +350,7 @@ def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
 def _index_frame(
     dataset: FileSet, frame: pd.DataFrame, names: list[str], stamps: list[Stamp], read: ReadImage
 ) -> ImageIndex:
-    """Return the index of a table; images without a name are named by their row."""
+    """Return the index of a table; images without a name are named by their row over all files."""
     keys = ("split", "label", "update")
     splits, labels, updates = (_column(dataset, frame, key) for key in keys)
     if dataset.reader.label in frame:
@@ -367,13 +369,18 @@ def _cell_text(value: object) -> str:
     """Return a cell as text, or "" for a missing one."""
     is_nan = isinstance(value, float) and math.isnan(value)
     is_missing = is_nan or value is None or value is pd.NA or value is pd.NaT
-    return "" if is_missing else str(value).strip()
+    return "" if is_missing else str(_whole(value)).strip()
+
+
+def _whole(value: object) -> object:
+    """Return a float without a fraction as the integer that pandas made it from, which it does
+    beside a blank."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _label_text(value: object) -> str:
     """Return a label as text if it is text or an integer, and "" otherwise."""
-    if isinstance(value, float) and value.is_integer():  # pandas reads integers beside a blank so
-        value = int(value)
+    value = _whole(value)
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return value.strip() if isinstance(value, str) else str(value) if whole else ""
 
@@ -381,11 +388,13 @@ def _label_text(value: object) -> str:
 def _read_row(files: list[Path], column: str, rows: np.ndarray, position: int) -> bytes:
     """Return an image of a column; `rows` [N, 3] has the indices of file, row group and row."""
     number, group, row = map(int, rows[position])
-    return _cached_row_group(files[number], group, column)[row].as_py()
+    changed = files[number].stat().st_ctime_ns
+    return _cached_row_group(files[number], changed, group, column)[row].as_py()
 
 
 @functools.lru_cache(maxsize=4)
-def _cached_row_group(path: Path, group: int, name: str) -> pa.ChunkedArray:
+def _cached_row_group(path: Path, changed: int, group: int, name: str) -> pa.ChunkedArray:
+    """Return a column of a row group, cached until the file changes."""
     return _read_row_group(pq.ParquetFile(path), group, name)
 
 

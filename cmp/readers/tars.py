@@ -29,7 +29,7 @@ TEXT_SUFFIXES = (".txt", ".cls", ".json")
 """Suffixes of texts about an image: its caption, its label, or both as JSON."""
 MAX_CAPTION_BYTES = 2**20
 """Largest size in bytes of a caption, a label or a JSON member."""
-SAMPLES = 2
+SAMPLES = 3
 """The version of `_read_samples`; what an earlier one cached is read again."""
 
 
@@ -112,7 +112,9 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
     """Index the images of one or more tars.
 
     Captions come from members `.txt` or the key "caption" of `.json`, and labels from members
-    `.cls` or the key "label". Samples without an image are skipped, and so are hidden members.
+    `.cls` or the key "label". Samples without an image are skipped, and so are hidden members. Of
+    several images of a sample, such as `1.jpg` and its mask `1.seg.png`, the one whose suffix has
+    the fewest dots is used; a sample with two of those is a fault.
 
     Args:
         dataset: A manifest whose reader is a `TarReader`.
@@ -159,15 +161,18 @@ def _read_samples(path: Path) -> tuple[list[list[Any]], list[Fault]]:
     # macOS puts a hidden file "._NAME" beside a file, in the middle of its sample
     members = (pair for pair in tar_members(path, faults) if not _is_hidden(pair[0].name))
     for key, sample in itertools.groupby(members, lambda pair: sample_key(pair[0].name)):
-        image, texts = None, {}
+        images, texts = {}, {}  # images by the number of dots in their suffix
         for member, file in sample:
             suffix = member.name[len(key) :].lower()
             if suffix.endswith(IMAGE_SUFFIXES):
-                image = member
+                images.setdefault(suffix.count("."), []).append(member)
             elif suffix in TEXT_SUFFIXES:
                 short = member.size <= MAX_CAPTION_BYTES
                 texts[suffix] = decode_text(member_bytes(member, file)) if short else ""
-        if image:
+        image, *others = images[min(images)] if images else [None]
+        if others:
+            faults.append(Fault("sample has several images", f"{path.name}/{key}"))
+        elif image:
             label, caption = label_and_caption(texts)
             samples.append([key, image.offset_data, image.size, label, caption])
     return samples, faults
@@ -184,11 +189,13 @@ def label_and_caption(texts: dict[str, str]) -> tuple[str | None, object]:
         texts: The texts by suffix, see `TEXT_SUFFIXES`.
 
     Returns:
-        The label, from `.cls` or the key "label" of `.json`, or None; and the caption, from `.txt`
-        or the key "caption", of any type.
+        The label, from `.cls` or the key "label" of `.json`, which may be an integer, or None; and
+        the caption, from `.txt` or the key "caption", of any type.
     """
     about = _parse_object(texts[".json"]) if ".json" in texts else {}
     label = texts.get(".cls", about.get("label"))
+    if isinstance(label, int) and not isinstance(label, bool):  # as in `.cls`, where 3 is "3"
+        label = str(label)
     label = label.strip() if isinstance(label, str) else label and ""
     return label, texts.get(".txt", about.get("caption"))
 
