@@ -542,7 +542,8 @@ def test_pictures_that_are_gone_are_refused_or_skipped(own_root, tmp_path):
     assert not set(gone) & {*plan.pools.buffer.tolist(), *plan.pools.update.tolist()}
     others = [n for n, x in enumerate(whole) if n not in gone]
     assert [plan.ledger.pictures[n] for n in others] == [whole[n] for n in others]
-    update.compute_update(plan, tmp_path / "releases" / "2")
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    assert "The card of z-month" not in later.path(release.CARD_FILE).read_text()  # counts new ones
 
 
 def test_updates_continue_when_a_whole_month_is_gone(own_root, tmp_path):

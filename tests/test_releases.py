@@ -13,6 +13,7 @@ import pytest
 from pictures import classes, picture, tar, tree
 
 import cmp
+from cmp import mixtures
 from cmp.errors import CmpError
 from cmp.readers import images
 from cmp.releases import (
@@ -304,6 +305,24 @@ def test_a_home_folder_is_expanded(first, root, monkeypatch):
 def test_embedded_pictures_are_a_pool_only(first, root):
     with pytest.raises(CmpError, match="--retain: give a folder"):
         update_plan.plan_update(months.START, root / "z-month", months.SMALL, retain=["embedded"])
+
+
+def test_a_pool_replaces_the_embedded_one(corpus, tmp_path):
+    """Whose retention sets stay, and whose rows keep their places."""
+    month, own = classes(tmp_path / "month", prefix="x"), classes(tmp_path / "own")
+    arrived, _ = ledger.arrive(ledger.Ledger(), ledger.EMBEDDED, "pool")
+    arrived, _ = ledger.arrive(arrived, str(month), "adapt")
+    before = ledger.corpus_of(*ledger.locate(arrived)[:2])
+    arrived = update_plan._arrive_beside(arrived, str(own), "pool", "a photo of a {}")
+    after = ledger.corpus_of(*ledger.locate(arrived)[:2])
+    pool, _ = mixtures.choose_replay(after, cmp.RunConfig().mixture, 0)
+    assert {*after.table["dataset"].iloc[pool]} == {"pool"}
+    assert len(pool) == sum(x.set == "pool" and x.split == "train" for x in arrived.pictures)
+    same = [name for name in before.datasets if before.datasets[name].role != "pool"]
+    assert after.by_role("eval") == before.by_role("eval") != []
+    start, kept = after.table.iloc[: len(before.table)], before.table["dataset"].isin(same)
+    assert start["dataset"].tolist() == before.table["dataset"].tolist()
+    assert start["split"][kept].tolist() == before.table["split"][kept].tolist()
 
 
 def test_a_set_is_named_whatever_it_is_called():

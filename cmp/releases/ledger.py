@@ -638,9 +638,18 @@ def read_or_blank(read: ReadImage, position: int) -> bytes:
 def corpus_of(ledger: Ledger, parts: list[ImageIndex]) -> Corpus:
     """Return the data of a ledger, whose rows follow the order of arrival.
 
+    An embedded pool that was replaced keeps its rows without a split, as any other pool does.
+
     Args:
         ledger: The ledger.
         parts: Its sets, see `locate`.
     """
-    with_embedded = any(arrival.folder == EMBEDDED for arrival in ledger.arrivals)
-    return collection.corpus_from_indexes(parts, with_embedded)
+    pools = [arrival.folder for arrival in ledger.arrivals if arrival.role == "pool"]
+    corpus = collection.corpus_from_indexes(parts, EMBEDDED in pools)
+    if EMBEDDED not in pools or pools[-1] == EMBEDDED:
+        return corpus
+    own = set_names(ledger, "pool")
+    replaced = [name for name in corpus.by_role("pool") if name not in own]
+    split = corpus.table["split"].astype(str)
+    split = split.mask(corpus.table["dataset"].isin(replaced), "").astype("category")
+    return dataclasses.replace(corpus, table=corpus.table.assign(split=split))

@@ -275,7 +275,8 @@ def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:
     names = [arrival.name for arrival in plan.ledger.arrivals if arrival.role == "adapt"]
     candidates = (
         sentences.describe_unscored(plan.report),
-        sentences.describe_names(result.metrics, names),
+        # without images that are gone, the same model has another score on the earlier ones, too
+        "" if plan.gone else sentences.describe_names(result.metrics, names),
         sentences.describe_retention(result.metrics, result.hits, plan.number),
     )
     return [sentence for sentence in candidates if sentence]
