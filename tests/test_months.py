@@ -241,6 +241,25 @@ def test_nothing_is_new_to_the_index_of_a_later_release_or_of_itself(made, root,
         assert set(index["content"]) == {"known"}
 
 
+def test_updates_of_another_stream_are_new_if_their_images_are(made, later, root, tmp_path):
+    """Whatever their numbers, and also where two streams part after an update in common."""
+    plan = update_plan.plan_update(made, classes(tmp_path / "own"))
+    branch = update.compute_update(plan, tmp_path / "branch")
+    plan = update_plan.plan_update(
+        months.START, classes(tmp_path / "other"), months.SMALL, pool=root / "pool"
+    )
+    other = update.compute_update(plan, tmp_path / "other-release")
+    again = first(root, tmp_path / "again", "seed=1")  # the images of `made`
+    assert made.record.updates[0].id != again.record.updates[0].id
+    cases = [
+        (made, later, {"2 y-month"}), (later, made, set()), (later, branch, {"2 own"}),
+        (branch, later, {"2 y-month"}), (later, other, {"1 other"}), (other, made, {"1 z-month"}),
+        (made, again, set()),
+    ]  # fmt: skip
+    for old, new, labels in cases:
+        assert compare._updates_between(old, new, new.corpus()) == labels
+
+
 def test_a_release_in_the_folder_one_is_in_has_the_name_of_that_folder(made, monkeypatch):
     monkeypatch.chdir(made.folder)
     assert compare.as_candidate(release.read_release(".")).title == "1"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -209,13 +210,25 @@ def as_candidate(model: str | Release | Candidate | tuple[str, Network]) -> Cand
 
 
 def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str] | None:
-    """Return the updates of a corpus that arrived after one release and up to another, or None if
-    the corpus has no images of their updates."""
-    first, known = len(old.record.updates), set(corpus.table["update"].cat.categories)
-    arrivals = [x for x in arrivals_from(new.record.arrivals) if x.role == "adapt"]
-    if known.isdisjoint(map(update_label, arrivals)):
+    """Return the updates of a corpus that arrived in one release and not in another, or None if the
+    corpus has no images of their updates.
+
+    Updates of another stream, or after a branch, are new if they have an image that the old release
+    lacks.
+    """
+    known = set(corpus.table["update"].cat.categories)
+    arrivals = arrivals_from(new.record.arrivals)
+    labels = [update_label(arrival) for arrival in arrivals]
+    if known.isdisjoint({*labels} - {""}):
         return None
-    return known & {update_label(arrival) for arrival in arrivals if arrival.update > first}
+    pairs = zip(old.record.updates, new.record.updates, strict=False)
+    shared = len([*itertools.takewhile(lambda pair: pair[0].id == pair[1].id, pairs)])
+    had = {picture.key for picture in old.ledger().pictures if picture.split}
+    lacking = {
+        picture.arrival for picture in new.ledger().pictures
+        if picture.split and picture.key not in had
+    }  # fmt: skip
+    return known & {labels[n] for n in lacking if arrivals[n].update > shared}
 
 
 def common_device(names: Collection[str], device: str | None) -> str:
