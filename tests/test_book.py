@@ -137,6 +137,7 @@ def folded(book):
     return [n for n, cell in enumerate(book.cells) if cell.metadata.get(chapters.FOLDED) is True]
 
 
+@pytest.mark.long
 def test_evidence_is_folded_wherever_a_chapter_is_read(tmp_path, monkeypatch):
     source = write(tmp_path, "00_a")
     assert chapters.evidence_place(chapters.notebook(source)) == len(
@@ -527,6 +528,7 @@ print(frame["run"][0], repr(float(frame["score"].sum())))
 """
 
 
+@pytest.mark.long
 def test_a_chapter_the_shell_and_the_library_make_the_same_run(corpus, tmp_path, monkeypatch):
     """The same config through papermill, `cmpt run` and Python: one id, the same numbers."""
     found = {}

@@ -345,7 +345,7 @@ def test_there_and_back(corpus, theirs, tmp_path, monkeypatch, settings):
     assert load_file(out).keys() == load_file(folder / "model.safetensors").keys()
 
 
-@pytest.mark.parametrize("name", [NANO, "small"])
+@pytest.mark.parametrize("name", [pytest.param(NANO, marks=pytest.mark.long), "small"])
 def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, monkeypatch, name):
     """It loads by its folder alone, with the same features, and its card says what was done."""
     build(tmp_path, monkeypatch)
@@ -456,7 +456,7 @@ ROLES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("role", options.one_in(2, ROLES))
+@pytest.mark.parametrize("role", options.one_in(3, ROLES))
 def test_own_pictures_of_one_role_beside_the_stream_s(theirs, tmp_path, monkeypatch, role):
     """A set that there is none of has no score, and a dash stands for it everywhere."""
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))

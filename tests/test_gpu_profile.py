@@ -114,7 +114,12 @@ def test_cards_of_different_kinds_are_named(monkeypatch):
     ("settings", "memory", "words"),
     [
         (["model.name=RN50", "training.batch=64"], 4e9, "training.batch=16 needs 3 GB"),
-        (["method.name=distillation", "training.batch=256"], 4e9, "training.batch=16 needs 4"),
+        pytest.param(
+            ["method.name=distillation", "training.batch=256"],
+            4e9,
+            "training.batch=16 needs 4",
+            marks=pytest.mark.long,
+        ),
         (["training.batch=256"], 4e9, "--micro-batch 32 needs 3"),
         (
             ["training.batch=256"],

@@ -847,6 +847,7 @@ except cmp.CmpError as error:
 """
 
 
+@pytest.mark.long
 def test_a_process_may_begin_with_an_option_of_its_own(tmp_path):
     """The package's own options, and the keys of all sections, are known by then."""
     (tmp_path / "first.py").write_text(FIRST)

@@ -178,6 +178,7 @@ def test_a_step_in_parts_has_no_cuda_graphs(corpus, monkeypatch):
     assert asked == [True, False]
 
 
+@pytest.mark.long
 def test_only_steps_are_compiled(corpus, traced):
     """Evaluations and what methods do between tasks have batches of many sizes."""
     settings = [
