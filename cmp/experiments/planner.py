@@ -97,9 +97,9 @@ class PlanRequest:
     @property
     def arriving(self) -> float:
         """The number of images per update; the embedded stream has its own."""
-        total = ARRIVING if self.embedded else FOMO
-        is_own = self.embedded or self.images is None
-        return total / self.updates if is_own else float(self.images)
+        if self.embedded:
+            return ARRIVING / self.updates
+        return FOMO / self.updates if self.images is None else float(self.images)
 
     @property
     def replay(self) -> float:

@@ -169,12 +169,14 @@ def _read_samples(path: Path) -> tuple[list[list[Any]], list[Fault]]:
             elif suffix in TEXT_SUFFIXES:
                 short = member.size <= MAX_CAPTION_BYTES
                 texts[suffix] = decode_text(member_bytes(member, file)) if short else ""
-        image, *others = images[min(images)] if images else [None]
+        if not images:
+            continue
+        first, *others = images[min(images)]
         if others:
             faults.append(Fault("sample has several images", f"{path.name}/{key}"))
-        elif image:
+        else:
             label, caption = label_and_caption(texts)
-            samples.append([key, image.offset_data, image.size, label, caption])
+            samples.append([key, first.offset_data, first.size, label, caption])
     return samples, faults
 
 

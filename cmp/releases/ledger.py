@@ -262,21 +262,22 @@ def _refuse_other_task(ledger: Ledger, index: ImageIndex, role: Role, folder: Pa
     A pool is not scored.
     """
     name, task, table = index.dataset.name, index.dataset.task, index.table
-    if role == "pool" or name not in known_sets(ledger):
+    known = known_sets(ledger).get(name)
+    if role == "pool" or known is None:
         return
     earlier = {picture.label for picture in ledger.pictures if picture.set == name}
-    before = known_sets(ledger)[name].get("task") or _task_of(earlier, name)
+    before = known.get("task") or _task_of(earlier, name)
     if before == "classification":
         lacks = _task_of({*table["label"]}, name) != before
     else:
-        made = [[index.dataset.prompt.format(label)] for label in table["label"]]
-        lacks = table["captions"].tolist() == made
+        prompts = [[index.dataset.prompt.format(label)] for label in table["label"]]
+        lacks = table["captions"].tolist() == prompts
     if task != before and lacks:
         what = "classes" if before == "classification" else "captions"
         raise CmpError(
-            f"{OPTIONS[role]}: {folder}: its images have no {what} (task {task!r}), but those of "
-            f"the set {name!r}, which they would join, have (task {before!r}); give them a "
-            f"manifest with a name of its own (`cmpt data init {folder}`)"
+            f"{OPTIONS[role]}: {folder}: its images have no {what} (task {task!r}), but the set "
+            f"{name!r}, which they would join, is scored by {what} (task {before!r}); name a set "
+            f"of their own in a manifest (`cmpt data init {folder}`)"
         )
 
 
@@ -586,7 +587,7 @@ def _locate_set(
     task = dataset.task or _task_of([picture.label for picture in pictures], dataset.name)
     with contextlib.suppress(CmpError):  # the folder itself may be gone
         index = collection.read_index(dataset, Path(arrival.folder, tree["root"]))
-    if index:
+    if index is not None:
         index, _ = images.usable_images(index)  # raises if the disk fails, as nothing is gone then
         read = index.read
         if len(index.table):
