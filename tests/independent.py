@@ -165,7 +165,7 @@ def verdicts(
     studies = {path.stem: Study(path) for path in results.glob("*.parquet")}
     tail, found = 0.05 / 2 / max(tree.get("planned", 0), len(tree["claims"])), {}
     for claim in tree["claims"]:
-        fronts = [tree["fronts"][x.get("front", "plain")] for x in claim["terms"]]
+        fronts = [tree["fronts"].get(x.get("front", "plain")) for x in claim["terms"]]
         used = [(x.get("study", claim["study"]), s) for x in claim["terms"] for s in settings_of(x)]
         if claim["measure"] == "gain":
             used += [(each["study"], s) for each in fronts for s in each["settings"]]
@@ -184,7 +184,7 @@ def settings_of(term: dict) -> list[str]:
     return term["of"] if isinstance(term["of"], list) else [term["of"]]
 
 
-def verdict(claim: dict, fronts: list[dict], studies: dict[str, Study], tail: float):
+def verdict(claim: dict, fronts: list[dict | None], studies: dict[str, Study], tail: float):
     measure, names = claim["measure"], claim.get("names", "all")
     scope = "full" if names == "all" else names
     estimate, bases, ends = 0.0, {}, set()

@@ -287,7 +287,8 @@ def test_the_parts_of_a_loss_stand_on_each_other_and_say_their_values():
         {"value": [58.9, -9.6, -2.2, 5.3], "half": [0.8, 1.3, 1.9, np.nan], "preliminary": ""},
         index=["before the stream", "pool alone", "new data", "EMA-Merge"],
     )
-    [axes] = figures.plot_loss_parts(parts).axes
+    axes, other = figures.plot_loss_parts({"batches of 22": parts, "batches of 64": parts}).axes
+    assert [axes.get_title("left"), other.get_title("left")] == ["batches of 22", "batches of 64"]
     bars = axes.patches
     assert [bar.get_height() for bar in bars] == pytest.approx(parts["value"])
     tops = [bar.get_y() + bar.get_height() for bar in bars]

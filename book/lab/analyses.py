@@ -72,20 +72,23 @@ def front_points(front: FrontOf) -> pd.DataFrame:
     return scores.groupby("setting")[["peak", "A_KA", "A_ZS"]].mean().sort_values("peak")
 
 
-def loss_parts() -> pd.DataFrame:
+def loss_parts(control: str) -> pd.DataFrame:
     """Split the change of A_ZS over a stream into parts, from study `protection` and its
     counterparts.
 
     The parts add up: from A_ZS before the stream, to the end of training on only the pool, to the
     end of training on thirds, to the end of EMA-Merge.
 
+    Args:
+        control: The setting of study `protection` that trains on only the pool.
+
     Returns:
         One row per part: its `value` in points, `half`, the half-width of its interval, the number
         of streams `n`, and `preliminary`, such as "2 of 20 streams".
     """
-    trajectory = scores.study_trajectory("protection").query("setting == 'pool alone'")
+    trajectory = scores.study_trajectory("protection").query("setting == @control")
     start = trajectory.query("task == 0 and scope == 'full'").set_index("replicate")["A_ZS"]
-    alone = verdicts.setting_scores("protection", "pool alone")
+    alone = verdicts.setting_scores("protection", control)
     thirds = verdicts.setting_scores("mixtures", "thirds")["A_ZS"]
     end = verdicts.setting_scores("merging", "EMA")["A_ZS"]
     parts = {
@@ -94,7 +97,7 @@ def loss_parts() -> pd.DataFrame:
         "new data": thirds - alone["A_ZS"],
         "EMA-Merge": end - thirds,
     }
-    planned = planned_streams("protection", "pool alone")
+    planned = planned_streams("protection", control)
     estimates = {
         name: estimate_mean(values.loc[alone.index], alone["base"], planned)
         for name, values in parts.items()

@@ -191,7 +191,8 @@ def _value(kind: str, what: str) -> str:
 
 
 def _claim(name: str) -> pd.Series:
-    judged = guidelines.judged_claims()
+    families = map(guidelines.judged_claims, (claims.CLAIMS, claims.LATER_CLAIMS))
+    judged = pd.concat(families)
     if name not in judged.index:
         raise CmpError(f"no such claim; the claims are {', '.join(judged.index)}")
     return judged.loc[name]

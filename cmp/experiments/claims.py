@@ -18,6 +18,8 @@ from cmp.experiments.scores import CLAIMS, claims_level, planned_streams
 from cmp.files import check_record, read_yaml
 from cmp.values import STRICT
 
+LATER_CLAIMS = CLAIMS.with_name("claims-2.yaml")
+"""The second family of claims: questions that the first left open."""
 REPLICATES = 20
 """The number of replicates that each setting of a claim must have."""
 MATTERS = 1.0

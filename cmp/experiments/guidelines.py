@@ -6,6 +6,7 @@ published studies, so the text follows the results.
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pandas as pd
@@ -137,12 +138,17 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
     return f"{signed(found.value)} points of A_ZS at equal A_KA ({counted})", sign
 
 
-def judged_claims() -> pd.DataFrame:
-    """Return the verdicts on the book's claims, recomputed only if a result has changed."""
+def judged_claims(path: Path = claims.CLAIMS) -> pd.DataFrame:
+    """Return the verdicts on a family of the book's claims, recomputed only if a result has
+    changed.
+
+    Args:
+        path: The file of the family, `claims.CLAIMS` or `claims.LATER_CLAIMS`.
+    """
     stamps = [(path.name, path.stat().st_mtime_ns) for path in results.RESULTS.glob("*.parquet")]
-    return _judged(tuple(sorted(stamps)))
+    return _judged(path, tuple(sorted(stamps)))
 
 
-@functools.lru_cache(maxsize=2)
-def _judged(stamps: tuple[tuple[str, int], ...]) -> pd.DataFrame:
-    return verdicts.judge_claims(claims.load_claims())
+@functools.lru_cache(maxsize=4)
+def _judged(path: Path, stamps: tuple[tuple[str, int], ...]) -> pd.DataFrame:
+    return verdicts.judge_claims(claims.load_claims(path))

@@ -1,6 +1,7 @@
 """Figures of gains: the front, gains of techniques over it, and verdicts on claims."""
 
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -149,36 +150,51 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def plot_loss_parts(parts: pd.DataFrame) -> Figure:
+def plot_loss_parts(controls: Mapping[str, pd.DataFrame]) -> Figure:
     """What happens to A_ZS: lost without any new picture, lost to new data, regained by
     merging.
 
     Args:
-        parts: The result of `lab.analyses.loss_parts`.
+        controls: The result of `lab.analyses.loss_parts` for each control, by a title for its axes.
 
     Returns:
         The figure.
     """
-    levels = parts["value"].cumsum()
-    note = style.interval_note(parts, bool(parts["half"].notna().any()))
-    with style.canvas(4.4, note) as (figure, axes):
-        for place, row in enumerate(parts.reset_index().itertuples()):
-            start = 0.0 if place == 0 else levels.iloc[place - 1]
-            colour = "0.6" if place == 0 else style.COLOURS[3 if row.value < 0 else 0]
-            axes.bar(place, row.value, bottom=start, color=colour, width=0.6)
-            if place:
-                look = {"color": "0.15", "capsize": 4, "linestyle": ""}
-                axes.errorbar(place, levels.iloc[place], yerr=row.half, **look)
-                axes.hlines(start, place - 1.3, place + 0.3, color="0.4", linewidth=0.8)
-            words = f"{row.value:.1f}" if place == 0 else signed(row.value)
-            top = max(start, levels.iloc[place] + np.nan_to_num(row.half))
-            look = {"ha": "center", "va": "bottom", "fontweight": "bold"}
-            axes.annotate(words, (place, top), (0, 4), textcoords="offset points", **look)
-        ends = np.concatenate([levels - parts["half"].fillna(0), levels + parts["half"].fillna(0)])
-        axes.set(ylabel=style.AXES["A_ZS"], ylim=(ends.min() - 4, ends.max() + 3))
-        axes.set_xticks(range(len(parts)), [textwrap.fill(name, 16) for name in parts.index])
-        axes.tick_params(axis="x", length=0)
+    rows = pd.concat(controls.values())
+    note = style.interval_note(rows, bool(rows["half"].notna().any()))
+    with style.canvas(4.4, note, ncols=len(controls), sharey=True, squeeze=False) as drawn:
+        figure, [panels] = drawn
+        for axes, (title, parts) in zip(panels, controls.items(), strict=True):
+            _draw_loss_parts(axes, parts)
+            axes.set_title(title, fontsize=11, loc="left")
+        heights = np.concatenate([_ends_of_parts(parts) for parts in controls.values()])
+        panels[0].set(ylabel=style.AXES["A_ZS"], ylim=(heights.min() - 4, heights.max() + 3))
     return figure
+
+
+def _draw_loss_parts(axes: Axes, parts: pd.DataFrame) -> None:
+    """Draw a bar for the score at the start, and one for each change, from level to level."""
+    levels = parts["value"].cumsum()
+    for place, row in enumerate(parts.reset_index().itertuples()):
+        start = 0.0 if place == 0 else levels.iloc[place - 1]
+        colour = "0.6" if place == 0 else style.COLOURS[3 if row.value < 0 else 0]
+        axes.bar(place, row.value, bottom=start, color=colour, width=0.6)
+        if place:
+            look = {"color": "0.15", "capsize": 4, "linestyle": ""}
+            axes.errorbar(place, levels.iloc[place], yerr=row.half, **look)
+            axes.hlines(start, place - 1.3, place + 0.3, color="0.4", linewidth=0.8)
+        words = f"{row.value:.1f}" if place == 0 else signed(row.value)
+        top = max(start, levels.iloc[place] + np.nan_to_num(row.half))
+        look = {"ha": "center", "va": "bottom", "fontweight": "bold"}
+        axes.annotate(words, (place, top), (0, 4), textcoords="offset points", **look)
+    axes.set_xticks(range(len(parts)), [textwrap.fill(name, 11) for name in parts.index])
+    axes.tick_params(axis="x", length=0, labelsize=9.5)
+
+
+def _ends_of_parts(parts: pd.DataFrame) -> np.ndarray:
+    """Return the lower and upper ends of the intervals of all levels."""
+    levels, half = parts["value"].cumsum(), parts["half"].fillna(0)
+    return np.concatenate([levels - half, levels + half])
 
 
 def _left_out(table: pd.DataFrame) -> str:
