@@ -327,6 +327,7 @@ def test_papermill_by_hand_is_refused(by_hand, name, value, words):
 # running
 
 
+@pytest.mark.long
 def test_execute_writes_a_whole_notebook(tmp_path, capfd):
     source = write(
         tmp_path, "00_a", "import os\nprint(seeds, os.getcwd(), os.environ['PYTHONHASHSEED'])"

@@ -96,6 +96,7 @@ def tiny_releases(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.long
 def test_months_end_where_one_stream_ends(tiny_releases, tmp_path):
     _, last = tiny_releases()
     once = shop.run_as_stream(last)
