@@ -316,7 +316,10 @@ def test_papermill_by_hand_takes_what_is_declared(by_hand):
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("sedes", "3", "did you mean seeds?"), ("seeds", "three", "'three' is not of type int")],
+    [
+        pytest.param("sedes", "3", "did you mean seeds?", marks=pytest.mark.long),
+        ("seeds", "three", "'three' is not of type int"),
+    ],
 )
 def test_papermill_by_hand_is_refused(by_hand, name, value, words):
     code, errors, _ = by_hand("-p", name, value)
@@ -470,6 +473,7 @@ def test_nothing_starts_where_a_parameter_is_wrong_or_the_run_is_dry(tmp_path, c
 # the committed notebooks
 
 
+@pytest.mark.long
 def test_what_is_published_is_stable_and_goes_stale(tmp_path, monkeypatch):
     source = write(tmp_path, "00_a", WIDGET, GUARD)
     assert stale_notebooks(tmp_path) == ["00_a"]

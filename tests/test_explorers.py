@@ -597,6 +597,7 @@ def test_a_run_stops_and_goes_on(build):
     assert not store.is_stored(identity.run_id_of(run))
 
 
+@pytest.mark.long
 def test_a_run_that_fails_says_why(build):
     told = follow(small_run("training.batch=100000"))
     assert told[-1]["over"] and "training.batch: 100000 takes more samples" in told[-1]["words"]

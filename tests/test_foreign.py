@@ -278,6 +278,7 @@ def test_weights_are_fetched_before_a_run_gets_its_id(corpus, fetched, tmp_path,
     assert fetched == ["theirs"]
 
 
+@pytest.mark.long
 def test_a_stopped_run_whose_weights_were_fetched_is_resumed(corpus, fetched, monkeypatch):
     run_config = config.parse(config.override({}, TAGGED))
 

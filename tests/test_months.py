@@ -925,6 +925,7 @@ def test_a_plan_at_another_peak_is_the_one_that_is_planned_with_it(made, root):
     assert plan.notes == planned.notes
 
 
+@pytest.mark.long
 def test_tuning_scores_the_validation_split_and_keeps_it(made, root, tmp_path):
     tried = {"folder": tmp_path / "tune", "peaks": (0.001, 0.003, 0.009)}
     rows = []

@@ -111,7 +111,7 @@ def test_plain_open_clip_loads_the_network_that_a_run_ends_in(corpus, name):
         pytest.param(
             {"method": {"name": "galore", "gap": 2}}, marks=[pytest.mark.defect, pytest.mark.long]
         ),
-        {"passes": 0.02},
+        pytest.param({"passes": 0.02}, marks=pytest.mark.long),
         pytest.param({"optimizer": {"carry": False}}, marks=pytest.mark.long),
         pytest.param({"method": "lora"}, marks=pytest.mark.long),
     ],

@@ -117,6 +117,7 @@ def test_months_at_two_peaks_end_where_a_stream_of_both_ends(tiny_releases):
 
 
 @pytest.mark.usefixtures("clean_drawing")
+@pytest.mark.long
 def test_files_are_described_and_flips_are_drawn(tiny_releases):
     first, last = tiny_releases("schedule.peak=0.1")
     assert len(shop.describe_files(last)) == len(last.record.files) + 1

@@ -532,6 +532,7 @@ def test_a_worker_that_alone_is_asked_to_end_is_replaced(build, write):
     assert int(steps) > 0
 
 
+@pytest.mark.long
 def test_workers_save_and_end_once_their_study_is_killed(build, write):
     grid = write({"a": {}}, replicates=3)
     fast = slow(build)
