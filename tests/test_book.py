@@ -533,7 +533,6 @@ print(frame["run"][0], repr(float(frame["score"].sum())))
 """
 
 
-@pytest.mark.long
 def test_a_chapter_the_shell_and_the_library_make_the_same_run(corpus, tmp_path, monkeypatch):
     """The same config through papermill, `cmpt run` and Python: one id, the same numbers."""
     found = {}
