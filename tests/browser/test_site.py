@@ -261,7 +261,7 @@ CHOSEN = {
 """Of each explorer a preset and the changes that it means, where the forms are those of a run."""
 
 
-SLOW = ("budget", "planner")  # for up to a minute they count the FLOPs of real networks
+SLOW = ("budget",)  # a minute, most of it to count the FLOPs of real networks
 
 
 @pytest.mark.parametrize(
