@@ -18,9 +18,9 @@ from tests import options
 
 LONGEST = (
     "test_site.py", "browser/test_explorers.py", "test_h100.py", "test_cluster.py", "test_book.py",
-    "browser/test_site.py", "test_foreign.py", "test_own_options.py", "test_parts.py",
-    "test_loader.py", "test_budgets.py", "test_fast.py", "test_explorers.py", "test_studies.py",
-    "test_kill.py", "test_groups.py", "test_merging.py",
+    "test_foreign.py", "test_own_options.py", "test_parts.py", "test_loader.py",
+    "browser/test_site.py", "test_budgets.py", "test_fast.py", "test_explorers.py",
+    "test_studies.py", "test_kill.py", "test_groups.py", "test_merging.py",
 )  # fmt: skip
 """The files that take longest, in the order in which they begin. Between the two that need the site
 built are others, so that no process waits for another to build it."""

@@ -123,6 +123,7 @@ def test_a_still_may_hold_the_table(names, corpus):
     assert json.loads(text) == scrubber.scrubber_table(names[0], corpus)
 
 
+@pytest.mark.long
 def test_most_of_the_runs_with_the_highest_retention_merge_as_the_still_s_title_says(monkeypatch):
     drawn, draw = [], figures.plot_ends
     monkeypatch.setattr(figures, "plot_ends", lambda ends: drawn.append(ends) or draw(ends))

@@ -316,7 +316,10 @@ def test_papermill_by_hand_takes_what_is_declared(by_hand):
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("sedes", "3", "did you mean seeds?"), ("seeds", "three", "'three' is not of type int")],
+    [
+        pytest.param("sedes", "3", "did you mean seeds?", marks=pytest.mark.long),
+        ("seeds", "three", "'three' is not of type int"),
+    ],
 )
 def test_papermill_by_hand_is_refused(by_hand, name, value, words):
     code, errors, _ = by_hand("-p", name, value)
@@ -327,6 +330,7 @@ def test_papermill_by_hand_is_refused(by_hand, name, value, words):
 # running
 
 
+@pytest.mark.long
 def test_execute_writes_a_whole_notebook(tmp_path, capfd):
     source = write(
         tmp_path, "00_a", "import os\nprint(seeds, os.getcwd(), os.environ['PYTHONHASHSEED'])"
@@ -469,6 +473,7 @@ def test_nothing_starts_where_a_parameter_is_wrong_or_the_run_is_dry(tmp_path, c
 # the committed notebooks
 
 
+@pytest.mark.long
 def test_what_is_published_is_stable_and_goes_stale(tmp_path, monkeypatch):
     source = write(tmp_path, "00_a", WIDGET, GUARD)
     assert stale_notebooks(tmp_path) == ["00_a"]
@@ -528,7 +533,6 @@ print(frame["run"][0], repr(float(frame["score"].sum())))
 """
 
 
-@pytest.mark.long
 def test_a_chapter_the_shell_and_the_library_make_the_same_run(corpus, tmp_path, monkeypatch):
     """The same config through papermill, `cmpt run` and Python: one id, the same numbers."""
     found = {}

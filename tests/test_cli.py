@@ -159,7 +159,7 @@ for command in sys.argv[1:]:
             print(f"\\0{stop.code}\\0", end="", file=stream)
 """
 NEED_A_CHECKOUT = ("study front --publish", "book --dry-run", "site")
-REAL_PLAN = "plan --model ViT-B-16 --gpu-hours 1 --start ours.pt"
+REAL_PLAN = "plan --model ViT-S-32 --gpu-hours 1 --start ours.pt"
 NO_DATASET, TOO_LONG = "data show nothing", f"data init {'a' * 300}"
 
 
@@ -291,7 +291,7 @@ def test_outside_a_checkout_the_book_s_commands_say_what_they_need(outside, comm
 def test_a_real_model_is_planned_in_an_empty_folder(outside):
     status, said, errors = outside[REAL_PLAN]
     assert (status, errors) == (0, "")
-    assert config.parse(yaml.safe_load(said)).model == config.Model("ViT-B-16", "ours.pt")
+    assert config.parse(yaml.safe_load(said)).model == config.Model("ViT-S-32", "ours.pt")
     assert "Effect of EMA-Merge" in said and "Advice on merging" in said
 
 

@@ -517,6 +517,7 @@ def test_a_set_dropped_from_replay_is_named(good, few):
     assert tables.sets["change"].idxmin() == "shapes"
 
 
+@pytest.mark.long
 def test_a_peak_ten_times_too_high_loses_what_is_old(few):
     pair = [train(few, steps=12, schedule={"peak": peak}) for peak in (6.3e-4, 6.3e-3)]
     tables, broken = look(*pair, few)

@@ -119,6 +119,7 @@ def test_the_answer_about_two_weights():
     assert place == pytest.approx(start - rate * slope)
 
 
+@pytest.mark.long
 def test_the_answer_about_samples():
     samples = paper.model_catalogue(("ViT-B-32", "ViT-L-14"))["samples"]
     assert answer("05.2") == pytest.approx(samples["ViT-B-32"] / samples["ViT-L-14"], abs=0.01)

@@ -263,7 +263,7 @@ def test_a_run_without_its_weights_has_no_id(corpus, fetched):
     assert fetched == []
 
 
-@pytest.mark.parametrize("way", ["library", "shell"])
+@pytest.mark.parametrize("way", ["library", pytest.param("shell", marks=pytest.mark.long)])
 def test_weights_are_fetched_before_a_run_gets_its_id(corpus, fetched, tmp_path, way):
     (tmp_path / "mine.yaml").write_text("{}")
     run_config = config.parse(config.override({}, TAGGED))
@@ -278,6 +278,7 @@ def test_weights_are_fetched_before_a_run_gets_its_id(corpus, fetched, tmp_path,
     assert fetched == ["theirs"]
 
 
+@pytest.mark.long
 def test_a_stopped_run_whose_weights_were_fetched_is_resumed(corpus, fetched, monkeypatch):
     run_config = config.parse(config.override({}, TAGGED))
 
@@ -323,7 +324,13 @@ def scores_of(path, corpus, run_config):
 
 
 @pytest.mark.parametrize(
-    "settings", [(), ("method.name=lora", "merging.policy=ema")], ids=["full", "lora, merged"]
+    "settings",
+    [
+        pytest.param((), id="full"),
+        pytest.param(
+            ("method.name=lora", "merging.policy=ema"), id="lora, merged", marks=pytest.mark.long
+        ),
+    ],
 )
 def test_there_and_back(corpus, theirs, tmp_path, monkeypatch, settings):
     """open_clip -> run -> export -> open_clip: the scores are those that the run reported."""

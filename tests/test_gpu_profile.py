@@ -131,7 +131,9 @@ def test_cards_of_different_kinds_are_named(monkeypatch):
             8e9,
             "--checkpoint-activations --micro-batch 512 needs 5 GB",
         ),
-        (["training.batch=256"], 1e9, "not even a batch of 2 fits"),
+        pytest.param(
+            ["training.batch=256"], 1e9, "not even a batch of 2 fits", marks=pytest.mark.long
+        ),
         (["training.batch=2"], 1e9, "not even a batch of 2 fits"),
     ],
 )

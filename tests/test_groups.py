@@ -160,9 +160,10 @@ def command_of_a_group(tell, *arguments):
 @pytest.mark.parametrize(
     "number",
     [
-        signal.SIGINT,
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
         pytest.param(signal.SIGTERM, marks=pytest.mark.defect),
-        pytest.param(signal.SIGHUP, marks=pytest.mark.defect),  # a terminal is closed
+        # a terminal is closed
+        pytest.param(signal.SIGHUP, marks=[pytest.mark.defect, pytest.mark.long]),
     ],
 )
 def test_a_group_that_is_asked_to_stop_keeps_its_last_step(build, jpegs, monkeypatch, number):

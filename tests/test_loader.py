@@ -149,7 +149,7 @@ def test_parts_are_drawn_by_step_and_seed_alone(folder):
     assert images(0, 0).shape == (9, 3, 32, 32)
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
     run_config = small(folder, "training.steps=5")
     corpus = load_data(run_config.data)

@@ -1,6 +1,7 @@
 """Updates one at a time: the same bits as a stream at once, and what a ledger keeps apart."""
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -38,7 +39,7 @@ from cmp.runs import logs
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer
 
-QUICK = ("EMA", "infinite")
+QUICK = ("EMA",)
 """Settings that every test run compares; `make test-long` compares the others."""
 
 
@@ -129,6 +130,7 @@ def test_what_arrived_between_two_releases_is_new_to_an_index(made, later):
     assert not found.equals(compare.compare(made, later, corpus, arrived=["catalogue"]).index)
 
 
+@pytest.mark.long
 def test_the_command_compares_two_releases_on_the_pictures_so_far(
     made, later, tmp_path, monkeypatch
 ):
@@ -158,12 +160,12 @@ def small_clip(folder):
 
 
 @pytest.mark.parametrize("is_embedded", options.one_in(2, [True, False]))
-def test_the_code_of_a_card_names_a_picture(root, tmp_path, is_embedded):
+def test_the_code_of_a_card_names_a_picture(made, root, tmp_path, is_embedded):
     """In a new process, which knows nothing but the folder of the card."""
-    start = months.START if is_embedded else small_clip(tmp_path / "clip")
-    settings = [*months.SMALL, "training.task_steps=[1]"]
-    plan = update_plan.plan_update(start, root / "z-month", settings, pool=root / "pool")
-    made = update.compute_update(plan, tmp_path / "made")
+    if not is_embedded:
+        start, settings = small_clip(tmp_path / "clip"), [*months.SMALL, "training.task_steps=[1]"]
+        plan = update_plan.plan_update(start, root / "z-month", settings, pool=root / "pool")
+        made = update.compute_update(plan, tmp_path / "made")
     card = made.path(release.CARD_FILE).read_text()
     code = card.partition("```python\n")[2].partition("```")[0]
     place = tmp_path / "elsewhere"
@@ -171,7 +173,7 @@ def test_the_code_of_a_card_names_a_picture(root, tmp_path, is_embedded):
     (place / "picture.png").write_bytes(picture(1))
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in plan.corpus.classes["catalogue"]
+    assert done.stdout.strip() in made.corpus().classes["catalogue"]
     assert ("cmp" in code) == is_embedded and "in the folder of this card" in code
 
 
@@ -272,6 +274,7 @@ def test_names_that_differ_only_in_their_spelling_are_noted(made, tmp_path):
     assert "2 names in catalogue" in note and "Tasse and tasse" in note and "Vase" not in note
 
 
+@pytest.mark.long
 def test_what_a_later_release_says_of_the_earlier_ones(root, tmp_path):
     """Why the same model has another score now, and how much is lost since the first update."""
     classes(tmp_path / "kept", ("mug", "shirt", "lamp"))
@@ -756,24 +759,22 @@ def test_two_at_once_are_one_too_many(root, tmp_path):
         update.compute_update(plan, out)
 
 
-def test_another_update_that_was_stopped_is_not_overwritten(root, tmp_path):
-    plan = update_plan.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
-    out = tmp_path / "releases" / "1"
+def test_another_update_that_was_stopped_is_not_overwritten(made, root, tmp_path):
+    settings, whole = [*months.SMALL, "evaluation.subset=null"], made
+    plan = update_plan.plan_update(months.START, root / "z-month", settings, pool=root / "pool")
+    out = tmp_path / "stopped" / "1"
 
     def stop(task, step, result, model):
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted, match="the same command continues"):
         update.compute_update(plan, out, Observer(step=stop))
-    other = update_plan.plan_update(
-        months.START, root / "y-month", months.SMALL, pool=root / "pool"
-    )
+    other = update_plan.plan_update(months.START, root / "y-month", settings, pool=root / "pool")
     with pytest.raises(CmpError, match="other images or settings was stopped here"):
         update.compute_update(other, out)
     made = update.compute_update(plan, out)
     log = logs.check_log(made.path(release.LOG_FILE))[0]
     assert log["step"].dropna().tolist() == list(range(plan.steps))
-    whole = first(root, tmp_path / "whole")
     states = [each.path(each.record.state) for each in (made, whole)]
     assert months.differences(*states) == []
     assert made.record.files[release.WEIGHTS_FILE] == whole.record.files[release.WEIGHTS_FILE]
@@ -806,26 +807,33 @@ def test_the_matrix_has_a_row_for_each_update_so_far(made, later):
     assert later.record.parent == made.record.id
 
 
-def test_a_kill_between_training_and_writing_changes_no_score(root, tmp_path, monkeypatch):
-    """Neither of a release nor of a peak that is tried."""
-    whole = first(root, tmp_path / "whole")
-    places = {"folder": tmp_path / "tune", "peaks": (0.001,)}
-    for name in ("write_release", "write_kept"):
-        module = update if name == "write_release" else tuning
+def killed(monkeypatch, module, name, call):
+    """Make a call that is killed where it calls a function of a module."""
 
-        def die(*_, **__):
-            raise KeyboardInterrupt
+    def die(*_, **__):
+        raise KeyboardInterrupt
 
-        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-            patched.setattr(module, name, die)
-            if module is update:
-                first(root, tmp_path)
-            else:
-                tuning.tune(whole.folder, root / "x-month", **places)
-    table = tuning.tune(whole.folder, root / "x-month", **places)
-    assert {"peak", "A_KA"} <= {*table} and table["A_KA"].notna().all()
-    tables = [pd.read_parquet(x.path(release.MATRIX_FILE)) for x in (first(root, tmp_path), whole)]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(module, name, die)
+        call()
+
+
+def test_a_kill_between_training_and_writing_changes_no_score(made, root, tmp_path, monkeypatch):
+    call = functools.partial(first, root, tmp_path / "killed", "evaluation.subset=null")
+    killed(monkeypatch, update, "write_release", call)
+    tables = [pd.read_parquet(x.path(release.MATRIX_FILE)) for x in (call(), made)]
     pd.testing.assert_frame_equal(*tables)
+
+
+@pytest.mark.long
+def test_a_kill_between_training_and_keeping_leaves_a_peak_its_scores(
+    made, root, tmp_path, monkeypatch
+):
+    places = {"folder": tmp_path / "tune", "peaks": (0.001,)}
+    call = functools.partial(tuning.tune, made.folder, root / "x-month", **places)
+    killed(monkeypatch, tuning, "write_kept", call)
+    table = call()
+    assert {"peak", "A_KA"} <= {*table} and table["A_KA"].notna().all()
 
 
 def die_before_deleting(monkeypatch, work):
@@ -917,6 +925,7 @@ def test_a_plan_at_another_peak_is_the_one_that_is_planned_with_it(made, root):
     assert plan.notes == planned.notes
 
 
+@pytest.mark.long
 def test_tuning_scores_the_validation_split_and_keeps_it(made, root, tmp_path):
     tried = {"folder": tmp_path / "tune", "peaks": (0.001, 0.003, 0.009)}
     rows = []

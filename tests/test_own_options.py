@@ -151,6 +151,7 @@ def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build, monke
 
 
 @pytest.mark.defect
+@pytest.mark.long
 def test_a_worker_says_what_is_wrong_with_a_plugin_that_was_edited(tmp_path, monkeypatch):
     plugin = tmp_path / "edited.py"
     plugin.write_text("import cmp\nunfinished(\n")

@@ -88,6 +88,7 @@ def test_damage_is_named(dataset, damage):
         packed.read_packed(dataset)
 
 
+@pytest.mark.long
 def test_pixels_that_are_not_what_was_written_are_refused(dataset):
     packed.write_packed(dataset, drawn.make_scenes(dataset.recipe, {}))
     with open(manifest.store_path("shapes") / "images.npy", "r+b") as file:

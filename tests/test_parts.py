@@ -59,7 +59,17 @@ def same(one, other):
     torch.testing.assert_close(one[1], other[1], **SAME)
 
 
-@pytest.mark.parametrize("name", options.choices()["method.name"])
+QUICK = ("full", "lora", "si", *WHOLE_ONLY)
+"""Methods that every test run sees in parts; `make test-long` sees the others."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.long)
+        for name in options.choices()["method.name"]
+    ],
+)
 def test_micro_batches_are_the_same_run_or_are_refused_by_name(corpus, name):
     settings = (f"method.name={name}",)
     if name == "ewc":
@@ -248,6 +258,7 @@ def sigmoid(tmp_path):
     return ranks.add_sigmoid_model(tmp_path)
 
 
+@pytest.mark.long
 def test_a_sigmoid_model_trains_by_open_clips_loss_in_parts_and_at_once(corpus, sigmoid):
     settings = (f"model.name={sigmoid}",)
     run = trained(ExecutionConfig(), *settings)
@@ -460,6 +471,7 @@ with processes.init_distributed():
 
 
 @pytest.mark.defect
+@pytest.mark.long
 def test_a_process_that_is_left_alone_says_so():
     with socket.socket() as free:
         free.bind(("localhost", 0))

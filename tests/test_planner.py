@@ -429,9 +429,9 @@ def test_an_embedded_model_replays_no_public_data_and_is_told_why(known):
 @pytest.mark.parametrize(
     ("changes", "batch"),
     options.one_in(
-        2,
-        [pytest.param({}, 512), pytest.param({"images": 40}, 64), pytest.param({"images": 2}, 5),
-         pytest.param({"buffer": 50}, 64), pytest.param({"images": 2, "pool": 0.0}, 2),
+        3,
+        [pytest.param({}, 512), pytest.param({"images": 40}, 64), pytest.param({"buffer": 50}, 64),
+         pytest.param({"images": 2}, 5), pytest.param({"images": 2, "pool": 0.0}, 2),
          pytest.param({"images": 40, "updates": 1}, 128)],
     ),
 )  # fmt: skip

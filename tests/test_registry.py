@@ -176,7 +176,7 @@ def test_a_method_with_an_optimizer_of_its_own_is_counted(notebook):
         own = cmp.UpdateMethod(optimizer=lambda section: torch.optim.Adamax)
         cmp.register("method", "own")(own)
     """)
-    full, own = (cmp.step_cost("small", batch=4, method=name) for name in ("full", "own"))
+    full, own = (cmp.step_cost("tiny", batch=4, method=name) for name in ("full", "own"))
     assert own.step == full.step
     assert own.memory == pytest.approx(full.memory, rel=1e-3)  # two moments as well
 

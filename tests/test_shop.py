@@ -96,6 +96,7 @@ def tiny_releases(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.long
 def test_months_end_where_one_stream_ends(tiny_releases, tmp_path):
     _, last = tiny_releases()
     once = shop.run_as_stream(last)
@@ -116,6 +117,7 @@ def test_months_at_two_peaks_end_where_a_stream_of_both_ends(tiny_releases):
 
 
 @pytest.mark.usefixtures("clean_drawing")
+@pytest.mark.long
 def test_files_are_described_and_flips_are_drawn(tiny_releases):
     first, last = tiny_releases("schedule.peak=0.1")
     assert len(shop.describe_files(last)) == len(last.record.files) + 1

@@ -116,7 +116,7 @@ def traced(monkeypatch):
     monkeypatch.setattr(compiling, "LAUNCH_BOUND", 0)
 
 
-@pytest.mark.parametrize("name", ["small", "tiny-vit"])
+@pytest.mark.parametrize("name", ["small", pytest.param("tiny-vit", marks=pytest.mark.long)])
 def test_compiled_towers_train_alike_and_keep_their_names(corpus, traced, name):
     """With a compiler that traces alone, to the bit; of texts of all lengths, through adapters."""
     settings = [f"model.name={name}", "training.batch=12", "training.precision=fp32"]

@@ -532,6 +532,7 @@ def test_a_worker_that_alone_is_asked_to_end_is_replaced(build, write):
     assert int(steps) > 0
 
 
+@pytest.mark.long
 def test_workers_save_and_end_once_their_study_is_killed(build, write):
     grid = write({"a": {}}, replicates=3)
     fast = slow(build)
@@ -552,6 +553,7 @@ def test_workers_save_and_end_once_their_study_is_killed(build, write):
     assert stored(grid) == {"a"}
 
 
+@pytest.mark.long
 def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build, write):
     grid = write({"a": {}})
     [run_config] = configs_of(grid)
@@ -705,6 +707,7 @@ def test_no_setting_of_a_study_has_a_share_without_samples(profile):
     assert not [name for each in runs for name in vanishing_shares(each)]
 
 
+@pytest.mark.long
 def test_no_published_run_has_a_share_without_samples():
     tables = [
         pd.read_parquet(path, columns=["config"]) for path in results.RESULTS.glob("*.parquet")

@@ -30,8 +30,15 @@ def address(tmp_path_factory):
         yield found
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (390, "dark"),
+        (1280, "light"),
+        pytest.param(390, "light", marks=pytest.mark.long),
+        pytest.param(1280, "dark", marks=pytest.mark.long),
+    ],
+)
 def test_the_page_is_whole_and_for_everybody(address, width, scheme):
     with lab.browser() as browser:
         page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)

@@ -78,13 +78,13 @@ def ready(page, to):
     return places
 
 
-@pytest.mark.parametrize("part", options.one_in(3, range(3)))
+@pytest.mark.parametrize("part", options.one_in(6, range(6)))
 def test_every_page_is_whole_and_for_everybody(watched, address, pages, part):
     """No error, no request elsewhere (see `watched`), no page wider than its window, no image that
     is not there or has no place kept free; nothing that axe finds, by light and by dark, at a
     desk's width and at a phone's; and every explorer is there and answers."""
     found = {}
-    for path in paths(pages)[part::3]:
+    for path in paths(pages)[part::6]:
         watched.set_viewport_size(DESK)
         watched.emulate_media(color_scheme="light")
         for place in ready(watched, f"{address}/{path}"):
@@ -747,6 +747,7 @@ def test_a_reader_finds_the_explorer_and_comes_back_to_where_she_was(watched, ad
     assert watched.evaluate("scrollY") == pytest.approx(read, abs=150)
 
 
+@pytest.mark.long
 def test_evidence_is_folded_until_a_link_lands_in_it_or_it_is_printed(watched, pages, tmp_path):
     with browser_site.served(site.build_pages(sample_book.write(tmp_path))) as address:
         last = watched.get_by_text("The last words.")
