@@ -10,9 +10,6 @@ import shlex
 import sys
 import traceback
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-
 import cmp
 from cmp.errors import CmpError, Interrupted, clean_text, first_line
 from cmp.project import DISTRIBUTION, build_folder
@@ -70,6 +67,9 @@ def extras_with(module: str) -> str:
         "" for a package that is always installed; all extras except those for clusters and tests if
         the module comes with one of their packages.
     """
+    from packaging.requirements import Requirement  # a tenth of a second, for few commands
+    from packaging.utils import canonicalize_name
+
     package = canonicalize_name(module.partition(".")[0])
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not installed
         for requirement in map(Requirement, importlib.metadata.requires(DISTRIBUTION) or ()):

@@ -11,9 +11,9 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
@@ -356,7 +356,7 @@ def relative_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
         ValueError: There is no such step or task, warmup and cooldown together are longer than a
             task, or the schedule lists fewer peaks than there are tasks.
     """
-    tasks = (int(steps),) * (task + 1) if isinstance(steps, int | np.integer) else steps
+    tasks = (int(steps),) * (task + 1) if isinstance(steps, int | Integral) else steps
     if not (0 <= task < len(tasks) and 0 <= step < tasks[task]):
         raise ValueError(
             f"step {step} of task {task} does not exist with steps={steps}; tasks and steps count "
@@ -468,7 +468,7 @@ def lr_scheduler(
     """
     is_endless = not isinstance(steps, Iterable)
     tasks = [*steps] if isinstance(steps, Iterable) else [steps]
-    if not tasks or not all(isinstance(each, int | np.integer) and each > 0 for each in tasks):
+    if not tasks or not all(isinstance(each, int | Integral) and each > 0 for each in tasks):
         raise CmpError(
             f"lr_scheduler: steps: {steps!r}: give the steps of a task, a whole number from 1, or "
             "a list with one number per task"

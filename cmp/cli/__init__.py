@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import functools
 import importlib
 import io
 import os
@@ -39,6 +40,12 @@ class LazyGroup(TyperGroup):
     """A group that imports a command's module only when the command is called, since imports take
     seconds."""
 
+    def get_command(self, ctx, cmd_name):
+        """Return a command with its help, which `cmpt --help` lists, or None."""
+        if command := super().get_command(ctx, cmd_name):
+            command.help = help_text(cmd_name)
+        return command
+
     def resolve_command(self, ctx, args):
         """Return the name of the command at the start of `args`, the command, and the rest."""
         name, _, rest = super().resolve_command(ctx, args)
@@ -60,9 +67,15 @@ def load_command(name: str) -> TyperCommand | TyperGroup:
 def help_text(name: str) -> str:
     """Return the help of a command or group without importing its module."""
     module, _, attribute = COMMANDS[name].partition(".")
-    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    tree = _parse_module(module)
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     return shared.split_docstring(ast.get_docstring(functions.get(attribute, tree)))[0]
+
+
+@functools.cache
+def _parse_module(name: str) -> ast.Module:
+    """Parse a module of this package."""
+    return ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
 
 
 app = typer.Typer(
@@ -70,7 +83,7 @@ app = typer.Typer(
 )
 for _panel, _names in PANELS.items():
     for _name in _names:
-        app.command(_name, help=help_text(_name), rich_help_panel=_panel)(lambda: None)
+        app.command(_name, rich_help_panel=_panel)(lambda: None)
 
 
 def main() -> None:
