@@ -531,6 +531,27 @@ def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, 
     assert any('"a hat, {}" for hats' in note for note in plan.notes)
 
 
+def test_the_id_of_an_update_counts_how_its_manifest_reads_images(root, tmp_path):
+    """A key that has its default changes no id; nor does a task that follows from the images."""
+    month = tmp_path / "month"
+    shutil.copytree(root / "z-month", month)
+    reader = {"kind": "csv", "path": "months.csv", "label": "label", "split": "split"}
+
+    def update_id(reading=None, **other):
+        about = {"name": "catalogue", "title": "T", "licence": "own", "role": "adapt"}
+        about |= {"prompt": "{}", "reader": reader | (reading or {})} | other
+        (month / "manifest.yaml").write_text(json.dumps(about))
+        given = {"pool": root / "pool"}
+        return update_plan.plan_update(months.START, month, months.SMALL, **given).id
+
+    usual = {"exif": "ignore", "transparency": "white", "draft": "double", "resize": "pillow"}
+    unusual = {"exif": "apply", "transparency": "as-open-clip", "draft": "side", "resize": "torch"}
+    ids = [update_id(), *(update_id({key: value}) for key, value in unusual.items())]
+    ids.append(update_id(task="retrieval"))
+    assert len({*ids}) == len(ids)
+    assert update_id(usual, task="classification") == ids[0]
+
+
 def test_what_was_there_already_is_left_out(made, root, tmp_path):
     with pytest.raises(CmpError, match="contains no new image"):
         update_plan.plan_update(made.folder, root / "z-month")

@@ -321,6 +321,8 @@ def _update_id(
         content["prompt"] = prompt
     if options := run_config.option_record():
         content["options"] = {name: record["sha256"] for name, record in options.items()}
+    if readings := ledger.unusual_readings(earlier):
+        content["readings"] = readings
     if gone:
         content["ledger"] = ledger.digest()
     return json_digest(content)
