@@ -291,6 +291,23 @@ def test_what_a_later_release_says_of_the_earlier_ones(root, tmp_path):
     assert kept in sentences.describe_release_retention(later)
 
 
+@pytest.mark.parametrize("change", ["none", "more", "gone"])
+def test_retention_is_compared_on_the_same_images_only(root, tmp_path, change):
+    """A subset has as many images when more have arrived, or some are gone, but other ones."""
+    classes(tmp_path / "kept", ("mug", "shirt"))
+    made = first(root, tmp_path, retain=[tmp_path / "kept"])
+    more = [classes(tmp_path / "more", ("mug", "shirt"), prefix="x-")] * (change == "more")
+    if change == "gone":
+        test = next(x for x in made.ledger().pictures if (x.set, x.split) == ("kept", "test"))
+        (tmp_path / "kept" / test.source).unlink()
+    plan = update_plan.plan_update(made, root / "y-month", retain=more, skip_gone=True)
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    metrics = pd.read_parquet(later.path(release.SCORES_FILE)).query("role == 'eval'")
+    assert {*metrics["images"]} == {2}
+    said = [later.path(release.CARD_FILE).read_text(), sentences.describe_release_retention(later)]
+    assert ["A_ZS was" in words for words in said] == [change == "none"] * 2
+
+
 def test_what_was_right_before_the_first_update_is_counted():
     metrics = pd.DataFrame(
         [("kept", "eval", 75.0, 8, 3, task, "full") for task in (0, 1)]

@@ -239,6 +239,17 @@ def set_names(ledger: Ledger, role: Role) -> dict[str, None]:
     return dict.fromkeys(tree["name"] for sets in arrived for tree in sets)
 
 
+def changed_retention(ledger: Ledger) -> set[str]:
+    """Return the retention sets that had other images before the first update: some came later, or
+    are gone. An evaluation on a subset then has as many images as before, but other ones."""
+    roles = [arrival.role for arrival in ledger.arrivals]
+    return {
+        picture.set for picture in ledger.pictures
+        if roles[picture.arrival] == "eval"
+        and ("adapt" in roles[: picture.arrival] or not picture.split)
+    }  # fmt: skip
+
+
 def joined_set(ledger: Ledger, role: Role) -> str:
     """Return the name of the set that a folder without a manifest belongs to.
 
