@@ -36,6 +36,7 @@ from cmp.releases import (
 )
 from cmp.runs import logs
 from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.identity import json_digest
 from cmp.runs.runner import Observer
 
 QUICK = ("EMA", "infinite")
@@ -685,6 +686,20 @@ def test_what_an_update_cannot_have_is_refused_by_name(made, root, tmp_path, set
     with pytest.raises(CmpError) as error:
         update_plan.plan_update(made.folder, root / "y-month", [setting])
     assert setting.partition("=")[0] in str(error.value) and REFUSED[setting] in str(error.value)
+
+
+@pytest.mark.parametrize("version", ["9.1.0", None])
+def test_a_release_of_a_later_version_says_what_to_install(made, root, version):
+    """It may have keys that this version does not know."""
+    path = made.folder / release.RECORD_FILE
+    record = json.loads(path.read_text())["record"] | {"schema": release.SCHEMA + 1, "new": 1}
+    record["provenance"]["cmp"] = version
+    path.write_text(json.dumps({"sha256": json_digest(record), "record": record}))
+    with pytest.raises(CmpError) as error:
+        update_plan.plan_update(made.folder, root / "y-month")
+    words = "a newer version of cmp", f"install {'cmp 9.1.0' if version else 'the latest cmp'}"
+    assert all(each in str(error.value) for each in (str(path), "schema: 2", *words))
+    assert "cannot be read" not in str(error.value)
 
 
 def test_a_damaged_release_is_refused_before_anything_is_computed(made, root, tmp_path):
