@@ -619,6 +619,23 @@ def test_updates_continue_when_a_whole_month_is_gone(own_root, tmp_path):
     assert plan.gone == 0 and len(plan.pools.buffer)
 
 
+@pytest.mark.filterwarnings("ignore:mixture.pretraining")
+def test_updates_continue_when_one_picture_of_a_month_is_left(own_root, tmp_path):
+    """Only what is still to be trained needs enough pictures for a batch."""
+    made = first(own_root, tmp_path, pool=None)
+    trained = [x for x in made.ledger().pictures if x.split == "train"]
+    for gone in trained[1:]:
+        (own_root / "z-month" / gone.source).unlink()
+    plan = update_plan.plan_update(made, own_root / "y-month", skip_gone=True)
+    assert len(plan.pools.buffer) == 1 and plan.pools.counts == (0, 1, 1)
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    assert update_plan.plan_update(later, own_root / "x-month").gone == 0
+    (own_root / "z-month" / trained[0].source).unlink()
+    one = tree(tmp_path / "one", {"mug/1.png": picture(4000)})
+    with pytest.raises(CmpError, match="task 1 has 1 images to train on"):
+        update_plan.plan_update(made, one, skip_gone=True)
+
+
 def test_a_retention_set_with_nothing_left_to_score_is_refused(own_root):
     shutil.copytree(own_root / "pool" / "a", own_root / "kept" / "a")
     with pytest.raises(CmpError, match=r"--retain: .*kept: none of its images is left to score"):

@@ -182,7 +182,7 @@ def plan_update(
             "nothing could be scored; add images, or pass --retain FOLDER"
         )
     fitted = budgets.settle(run_config, corpus)
-    pools = mixtures.task_pools(fitted, corpus)[-1]
+    pools = mixtures.task_pools(fitted, corpus, ledger.updates - 1)[-1]
     update_id = _update_id(run_config, parent, ledger, prompt, gone)
     return UpdatePlan(
         update_id, parent, run_config, fitted, ledger, corpus, pools, prompt, report, gone,
