@@ -212,8 +212,8 @@ def load_data(source: str) -> Corpus:
     """Return the data of a source.
 
     Sources are entry points of the group `cmp.data`: functions that return a `Corpus`, and
-    "folder", which takes the folder's path. A process reads a folder once, and again only when one
-    of its manifests has changed.
+    "folder", which takes the folder's path. A process reads a folder once, and again only when a
+    file has changed or been added: a manifest, an image, a text beside it, a table or a tar.
 
     Args:
         source: The name of a source, or the path of a folder with manifests.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import yaml
 from safetensors import SafetensorError
 
-from cmp.errors import CmpError, explain_errors
+from cmp.errors import CmpError, clean_text, explain_errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,6 +136,28 @@ def parse_record(text: str, kind: type[T]) -> T:
     except ValidationError as error:
         key, fault = first_fault(error)
         raise ValueError(f"{key or '(whole file)'}: {fault['msg']}") from error
+
+
+def refuse_later(tree: Any, key: str, known: int, path: Path) -> None:
+    """Raise `CmpError` if a later version of this package wrote a record, which may then have keys
+    that are unknown here.
+
+    Args:
+        tree: The record, with the machine that wrote it as "provenance" or "machine".
+        key: Its key with the version of its format.
+        known: The latest such version that this package reads.
+        path: Its file.
+    """
+    number = tree.get(key) if isinstance(tree, dict) else None
+    if type(number) is not int or number <= known:
+        return
+    machine = tree.get("provenance", tree.get("machine"))
+    version = machine.get("cmp") if isinstance(machine, dict) else None
+    wanted = f"cmp {clean_text(version):.40}" if isinstance(version, str) else "the latest cmp"
+    raise CmpError(
+        f"{path}: {key}: {number}: a newer version of cmp wrote this file, and this one reads "
+        f"{key} {known} at most; install {wanted}"
+    )
 
 
 def first_fault(error: Any) -> tuple[str, dict[str, Any]]:

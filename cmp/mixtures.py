@@ -362,15 +362,21 @@ def fit_steps(config: RunConfig, corpus: Corpus) -> RunConfig:
     passes, known = config.training.passes, config.training.task_steps
     if passes is None or len(known) == config.stream.tasks:
         return config
-    pools = task_pools(config, corpus)[len(known) :]
+    pools = task_pools(config, corpus, len(known))[len(known) :]
     wanted = (math.ceil(passes * len(each.update) / each.counts[1]) for each in pools)
     tree = config.to_dict()
     tree["training"]["task_steps"] = [*known, *(max(MIN_STEPS, steps) for steps in wanted)]
     return parse(tree, f"training.passes: {passes:g}")
 
 
-def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
+def task_pools(config: RunConfig, corpus: Corpus, first: int = 0) -> list[Pools]:
     """Return the pools that each task may draw from; see also `fit_mixture`.
+
+    Args:
+        config: The config.
+        corpus: The data.
+        first: The first task that is still to be trained. Earlier ones only fill the buffer, so
+            they need no batches, even if most of their images are gone.
 
     Raises:
         CmpError: A batch would take more samples from a pool than it holds, or none from a pool
@@ -396,18 +402,21 @@ def task_pools(config: RunConfig, corpus: Corpus) -> list[Pools]:
         pools.append(Pools(replayed, update, history.rows[kept], groups))
     shares = [mixture.at(task, len(pools)) for task in range(len(pools))]
     # an update whose images are all gone cannot be trained again, so it needs no batches
-    kept = [task for task, each in enumerate(pools) if len(each.update) or not shares[task].update]
-    counts = _task_counts(config, [pools[task] for task in kept], [shares[task] for task in kept])
+    kept = [
+        task for task, each in enumerate(pools)
+        if task >= first and (len(each.update) or not shares[task].update)
+    ]  # fmt: skip
+    counts = _task_counts(config, kept, [pools[n] for n in kept], [shares[n] for n in kept])
     for task, each in zip(kept, counts, strict=True):
         pools[task] = dataclasses.replace(pools[task], counts=each)
     return pools
 
 
 def _task_counts(
-    config: RunConfig, pools: list[Pools], shares: list[Mixture]
+    config: RunConfig, tasks: list[int], pools: list[Pools], shares: list[Mixture]
 ) -> list[tuple[int, int, int]]:
-    """Return the samples per batch from (P, D, B) in each task; raise `CmpError` if the pools are
-    too small."""
+    """Return the samples per batch from (P, D, B) in some tasks; raise `CmpError` if their pools
+    are too small."""
     batch, passes = config.training.batch, config.training.passes
     has_none = [len(each.buffer) == 0 for each in pools]
     is_changing = config.mixture.last is not None
@@ -417,8 +426,8 @@ def _task_counts(
             small_counts(mixture, batch, each.sizes, passes)
             for mixture, each in zip(shares, pools, strict=True)
         ]
-        if (least := min(map(sum, counts))) < MIN_BATCH:
-            task = [*map(sum, counts)].index(least)
+        if (least := min(map(sum, counts), default=MIN_BATCH)) < MIN_BATCH:
+            task = tasks[[*map(sum, counts)].index(least)]
             raise CmpError(
                 f"training.passes: task {task} has {least} images to train on, and a contrastive "
                 f"loss needs {MIN_BATCH}; add images, or a pool to replay"

@@ -189,7 +189,8 @@ def test_a_tokenizer_that_is_not_here_is_said_to_be_missing(tmp_path):
     said = invoke("export", name, "--to", "transformers", "-o", tmp_path / "out")
     assert re.search(r"no tokenizer is written \(.*\): use someone/siglip", said)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    needed = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert names == {*needed, "export.json"}
 
 
 def swap(tensors):
@@ -218,6 +219,22 @@ def test_an_export_with_other_features_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(CmpError, match=r"contains 'thesis\.tex'"):
         invoke("export", name, "--to", "transformers", "-o", out)
+
+
+def test_a_model_that_transformers_saved_is_not_replaced(tmp_path):
+    transformers = need("transformers")
+    name, out = make_folder(tmp_path / "clip", CLIP), tmp_path / "out"
+    invoke("export", name, "--to", "transformers", "-o", out)
+    invoke("export", name, "--to", "transformers", "-o", out)  # its own
+    model, saved = transformers.CLIPModel.from_pretrained(out), tmp_path / "saved"
+    with torch.no_grad():
+        model.logit_scale += 1
+    for folder in (saved, out):
+        model.save_pretrained(folder)
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(CmpError, match=r"'.*' is not as `cmpt export` wrote it"):
+            invoke("export", name, "--to", "transformers", "-o", folder)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2])

@@ -367,7 +367,7 @@ def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, monkeypatch
     done = invoke(cli.app, ["export", run.id[:SHORT_ID], "-o", str(out), "--to", "hf"])
     assert done.exit_code == 0, done.output
     assert {path.name for path in out.iterdir()} == {
-        "README.md", "open_clip_config.json", "open_clip_model.safetensors",
+        "README.md", "open_clip_config.json", "open_clip_model.safetensors", "export.json",
     }  # fmt: skip
     again, prepare = open_clip.create_model_from_pretrained(f"local-dir:{out}")
     stored, x = store.final_model(run).eval(), torch.randn(4, 3, 32, 32)

@@ -156,6 +156,33 @@ def test_a_folder_is_not_replaced_where_that_is_asked(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("change", ["none", "weights", "no record", "own record"])
+def test_an_export_replaces_only_what_an_export_wrote(tmp_path, change):
+    """A model that others saved has the same names, and may be saved over an export."""
+    out, record = tmp_path / "model", tmp_path / "model" / exports.RECORD_FILE
+
+    def export():
+        with exports.export_folder(out, hugging_face.FILES) as partial:
+            (partial / "model.safetensors").write_text("exported")
+        return file_digest(out / "model.safetensors")
+
+    first = export()
+    if change == "none":
+        assert export() == first
+        return
+    lost = exports.RECORD_FILE if change == "own record" else "model.safetensors"
+    if change == "weights":
+        (out / lost).write_text("trained for a week")
+    elif change == "no record":  # as `save_pretrained` writes a folder
+        record.unlink()
+    else:
+        record.write_text("[1]")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(CmpError, match=rf"model: '{lost}' is not as `cmpt export` wrote it"):
+        export()
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_an_export_replaces_only_files_of_an_export(tmp_path):
     out = tmp_path / "model"
     (out / "config.json").mkdir(parents=True)

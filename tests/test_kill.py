@@ -4,6 +4,7 @@ import builtins
 import dataclasses
 import errno
 import functools
+import hashlib
 import io
 import json
 import os
@@ -348,6 +349,16 @@ def test_a_checkpoint_of_another_schema_is_refused(pair):
     with pytest.raises(CmpError, match="schema"):
         checkpoints.read_checkpoint(path)
     assert_refused(path, before)
+
+
+def test_a_checkpoint_of_a_later_version_says_what_to_install(tmp_path):
+    """It may have keys that this version does not know."""
+    tree = {"schema": checkpoints.SCHEMA + 1, "machine": {"cmp": "9.1.0"}, "new": 1}
+    text = json.dumps(tree)
+    metadata = {"progress": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
+    save_file({"weights/x": torch.zeros(1)}, tmp_path / "later.safetensors", metadata)
+    with pytest.raises(CmpError, match=r"schema: .*a newer version of cmp .*install cmp 9\.1\.0"):
+        checkpoints.read_progress(tmp_path / "later.safetensors")
 
 
 def test_with_every_checkpoint_damaged_a_run_starts_anew(pair, reference):

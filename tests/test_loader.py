@@ -78,6 +78,53 @@ def test_a_folder_counts_by_what_is_in_it_wherever_it_lies(folder, tmp_path):
     assert identity.run_id_of(moved, load_data(moved.data)) != run_id
 
 
+def overwrite(path, content):
+    """Write a file in place, at the same size and with its old time."""
+    status = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+
+
+@pytest.mark.parametrize("change", ["image", "new image", "text", "table", "tar", "new tar"])
+def test_a_folder_is_read_again_in_one_process_when_a_file_changes(tmp_path, monkeypatch, change):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    root, pictures = tmp_path / "data", {f"{n}.bmp": picture(n, kind="BMP") for n in range(4)}
+    reader = {"kind": "pairs", "path": "."}
+    if change.endswith("image"):
+        tree(root, {f"oak/{name}": content for name, content in pictures.items()})
+        reader = {"kind": "folder"}
+    elif change.endswith("tar"):
+        texts = {f"{n}.txt": b"an oak" for n in range(4)}
+        tar(root / "1.tar", sorted([*pictures.items(), *texts.items()]))
+        reader = {"kind": "tars", "path": "*.tar"}
+    else:
+        tree(root, pictures | {f"{n}.txt": b"an oak" for n in range(4)})
+    if change == "table":
+        (root / "t.csv").write_text(
+            "filepath,title\n" + "".join(f"{n}.bmp,oak\n" for n in range(4))
+        )
+        reader = {"kind": "csv", "path": "t.csv"}
+    about = {"name": "mine", "title": "T", "role": "adapt", "licence": "own", "reader": reader}
+    (root / "mine.yaml").write_text(json.dumps(about))
+    before = load_data(str(root))
+    assert load_data(str(root)) is before
+    if change == "image":
+        overwrite(root / "oak" / "0.bmp", picture(9, kind="BMP"))
+    elif change == "new image":
+        (root / "oak" / "4.bmp").write_bytes(picture(9, kind="BMP"))
+    elif change == "text":
+        overwrite(root / "0.txt", b"an elm")
+    elif change == "table":
+        overwrite(root / "t.csv", (root / "t.csv").read_bytes().replace(b"oak", b"elm"))
+    else:
+        new = root / f"{1 + (change == 'new tar')}.tar"
+        tar(new, [("0.bmp", picture(9, kind="BMP")), ("0.txt", b"an elm")])
+    after = load_data(str(root))
+    assert after.hashes != before.hashes
+    assert load_data(str(root)) is after
+
+
 @pytest.mark.defect
 def test_runs_over_pictures_of_16_bits_alone_have_a_further_entry_in_their_identity(folder):
     run_config, path = small(folder), folder / "mine/fox 0/0.png"

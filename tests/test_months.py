@@ -37,6 +37,7 @@ from cmp.releases import (
 )
 from cmp.runs import logs
 from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.identity import json_digest
 from cmp.runs.runner import Observer
 
 QUICK = ("EMA",)
@@ -294,6 +295,23 @@ def test_what_a_later_release_says_of_the_earlier_ones(root, tmp_path):
     assert kept in sentences.describe_release_retention(later)
 
 
+@pytest.mark.parametrize("change", ["none", "more", "gone"])
+def test_retention_is_compared_on_the_same_images_only(root, tmp_path, change):
+    """A subset has as many images when more have arrived, or some are gone, but other ones."""
+    classes(tmp_path / "kept", ("mug", "shirt"))
+    made = first(root, tmp_path, retain=[tmp_path / "kept"])
+    more = [classes(tmp_path / "more", ("mug", "shirt"), prefix="x-")] * (change == "more")
+    if change == "gone":
+        test = next(x for x in made.ledger().pictures if (x.set, x.split) == ("kept", "test"))
+        (tmp_path / "kept" / test.source).unlink()
+    plan = update_plan.plan_update(made, root / "y-month", retain=more, skip_gone=True)
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    metrics = pd.read_parquet(later.path(release.SCORES_FILE)).query("role == 'eval'")
+    assert {*metrics["images"]} == {2}
+    said = [later.path(release.CARD_FILE).read_text(), sentences.describe_release_retention(later)]
+    assert ["A_ZS was" in words for words in said] == [change == "none"] * 2
+
+
 def test_what_was_right_before_the_first_update_is_counted():
     metrics = pd.DataFrame(
         [("kept", "eval", 75.0, 8, 3, task, "full") for task in (0, 1)]
@@ -534,6 +552,27 @@ def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, 
     assert any('"a hat, {}" for hats' in note for note in plan.notes)
 
 
+def test_the_id_of_an_update_counts_how_its_manifest_reads_images(root, tmp_path):
+    """A key that has its default changes no id; nor does a task that follows from the images."""
+    month = tmp_path / "month"
+    shutil.copytree(root / "z-month", month)
+    reader = {"kind": "csv", "path": "months.csv", "label": "label", "split": "split"}
+
+    def update_id(reading=None, **other):
+        about = {"name": "catalogue", "title": "T", "licence": "own", "role": "adapt"}
+        about |= {"prompt": "{}", "reader": reader | (reading or {})} | other
+        (month / "manifest.yaml").write_text(json.dumps(about))
+        given = {"pool": root / "pool"}
+        return update_plan.plan_update(months.START, month, months.SMALL, **given).id
+
+    usual = {"exif": "ignore", "transparency": "white", "draft": "double", "resize": "pillow"}
+    unusual = {"exif": "apply", "transparency": "as-open-clip", "draft": "side", "resize": "torch"}
+    ids = [update_id(), *(update_id({key: value}) for key, value in unusual.items())]
+    ids.append(update_id(task="retrieval"))
+    assert len({*ids}) == len(ids)
+    assert update_id(usual, task="classification") == ids[0]
+
+
 def test_what_was_there_already_is_left_out(made, root, tmp_path):
     with pytest.raises(CmpError, match="contains no new image"):
         update_plan.plan_update(made.folder, root / "z-month")
@@ -581,6 +620,23 @@ def test_updates_continue_when_a_whole_month_is_gone(own_root, tmp_path):
     assert later.record.id == plan.id
     plan = update_plan.plan_update(later, own_root / "x-month")
     assert plan.gone == 0 and len(plan.pools.buffer)
+
+
+@pytest.mark.filterwarnings("ignore:mixture.pretraining")
+def test_updates_continue_when_one_picture_of_a_month_is_left(own_root, tmp_path):
+    """Only what is still to be trained needs enough pictures for a batch."""
+    made = first(own_root, tmp_path, pool=None)
+    trained = [x for x in made.ledger().pictures if x.split == "train"]
+    for gone in trained[1:]:
+        (own_root / "z-month" / gone.source).unlink()
+    plan = update_plan.plan_update(made, own_root / "y-month", skip_gone=True)
+    assert len(plan.pools.buffer) == 1 and plan.pools.counts == (0, 1, 1)
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    assert update_plan.plan_update(later, own_root / "x-month").gone == 0
+    (own_root / "z-month" / trained[0].source).unlink()
+    one = tree(tmp_path / "one", {"mug/1.png": picture(4000)})
+    with pytest.raises(CmpError, match="task 1 has 1 images to train on"):
+        update_plan.plan_update(made, one, skip_gone=True)
 
 
 def test_a_retention_set_with_nothing_left_to_score_is_refused(own_root):
@@ -650,6 +706,20 @@ def test_what_an_update_cannot_have_is_refused_by_name(made, root, tmp_path, set
     with pytest.raises(CmpError) as error:
         update_plan.plan_update(made.folder, root / "y-month", [setting])
     assert setting.partition("=")[0] in str(error.value) and REFUSED[setting] in str(error.value)
+
+
+@pytest.mark.parametrize("version", ["9.1.0", None])
+def test_a_release_of_a_later_version_says_what_to_install(made, root, version):
+    """It may have keys that this version does not know."""
+    path = made.folder / release.RECORD_FILE
+    record = json.loads(path.read_text())["record"] | {"schema": release.SCHEMA + 1, "new": 1}
+    record["provenance"]["cmp"] = version
+    path.write_text(json.dumps({"sha256": json_digest(record), "record": record}))
+    with pytest.raises(CmpError) as error:
+        update_plan.plan_update(made.folder, root / "y-month")
+    words = "a newer version of cmp", f"install {'cmp 9.1.0' if version else 'the latest cmp'}"
+    assert all(each in str(error.value) for each in (str(path), "schema: 2", *words))
+    assert "cannot be read" not in str(error.value)
 
 
 def test_a_damaged_release_is_refused_before_anything_is_computed(made, root, tmp_path):

@@ -292,6 +292,16 @@ def test_a_run_of_an_older_format_is_said_to_be_one(run, corpus):
         store.load_run(run.id)
 
 
+def test_a_run_of_a_later_format_says_what_to_install(run, corpus):
+    path = store.run_folder(run.id) / "run.json"
+    tree = json.loads(path.read_text()) | {"format": store.RUN_FORMAT + 1, "new": 1}
+    tree["provenance"]["cmp"] = "9.1.0"
+    path.write_text(json.dumps(tree))
+    with pytest.raises(CmpError, match=r"a newer version of cmp .*install cmp 9\.1\.0") as error:
+        store.load_run(run.id)
+    assert "delete" not in str(error.value)
+
+
 def changed_steps(tree):
     tree["config"]["training"]["steps"] += 1
 

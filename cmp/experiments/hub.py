@@ -30,10 +30,10 @@ def write_hub_folder(
         run: The run.
         model: The run's model, see `cmp.runs.store.find_model`.
         corpus: The run's data, for their licences.
-        folder: The folder. It is replaced if it contains nothing but these three files.
+        folder: The folder. It is replaced if it contains nothing but an earlier export.
 
     Raises:
-        CmpError: The folder contains other files, or cannot be written.
+        CmpError: The folder contains other or changed files, or cannot be written.
     """
     with export_folder(folder, {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}) as partial:
         write_served_model(model, run.config.model.name, partial)

@@ -15,6 +15,7 @@ from cmp import streams
 from cmp.data import Corpus, build_corpus, load_data
 from cmp.errors import CmpError, explain_errors
 from cmp.readers import fomo, images, notes, pairs, tables, tars
+from cmp.readers.files import FileTimes, have_changed, note_files
 from cmp.readers.index import ImageIndex, refuse_faults, summarise_faults
 from cmp.readers.manifest import FileSet, load_manifests, manifest_files
 
@@ -55,7 +56,7 @@ def load_fomo() -> Corpus:
 
 
 def load_folder(source: str) -> Corpus:
-    """Return a collection, cached until a manifest changes.
+    """Return a collection, cached until one of its files changes.
 
     Args:
         source: A name or path, see `manifest.manifest_folders`.
@@ -63,15 +64,24 @@ def load_folder(source: str) -> Corpus:
     Raises:
         CmpError: The data cannot be used, see `load_collection`.
     """
-    paths = [path for path, _ in manifest_files(source)]
-    return _load_folder(source, tuple((path, path.stat().st_mtime_ns) for path in paths))
+    stats = [(path, path.stat()) for path, _ in manifest_files(source)]
+    stamps = tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+    corpus, noted = _load_folder(source, stamps)
+    if have_changed(noted):
+        _load_folder.cache_clear()
+        corpus, _ = _load_folder(source, stamps)
+    return corpus
 
 
 @functools.lru_cache(maxsize=4)
-def _load_folder(source: str, modified: tuple[tuple[Path, int], ...]) -> Corpus:
-    """Return a collection, cached by its manifests and their modification times."""
-    indexes, with_embedded = load_collection(source)
-    return corpus_from_indexes(split_by_update(indexes), with_embedded)
+def _load_folder(
+    source: str, stamps: tuple[tuple[Path, int, int], ...]
+) -> tuple[Corpus, FileTimes]:
+    """Return a collection, cached by its manifests with their sizes and times, and the other files
+    that were read."""
+    with note_files() as noted:
+        indexes, with_embedded = load_collection(source)
+    return corpus_from_indexes(split_by_update(indexes), with_embedded), noted
 
 
 def split_by_update(indexes: list[ImageIndex]) -> list[ImageIndex]:

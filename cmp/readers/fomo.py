@@ -68,6 +68,8 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
     in_folder, known = images.is_dir(), {}
     members = () if in_folder else (member for member, _ in tars.tar_members(archive, faults))
     changed = 0 if in_folder else archive.stat().st_ctime_ns
+    if not in_folder:
+        files.note_path(archive)
     span_of = {m.name.removeprefix(f"{folder}/"): (0, m.offset_data, m.size) for m in members}
     for split, name, about in _listed_images(dataset, info):
         target, source = about.get("target"), f"{folder}/{name}"
@@ -94,6 +96,7 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
 def _load_info(path: Path, kind: type) -> Any:
     with explain_errors(f"{path}: cannot be read"):
         content = parse_json(read_text(path))
+        files.note_path(path)
     if not isinstance(content, kind):
         raise CmpError(f"{path}: must contain a JSON {kind.__name__}")
     return content

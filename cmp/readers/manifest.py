@@ -27,7 +27,7 @@ from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError, check_line, name_choices
 from cmp.files import MAX_YAML_BYTES, first_fault, read_text, read_yaml
 from cmp.project import build_folder
-from cmp.readers.files import is_inside
+from cmp.readers.files import is_inside, note_file, note_path
 
 _IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
 MANIFESTS = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "data_manifests"
@@ -298,6 +298,10 @@ class FileSet(SetManifest):
         pattern = os.path.join(glob.escape(str(root)), pattern)
         paths = map(Path, glob.iglob(pattern, recursive=True, include_hidden=True))
         files = sorted(path for path in paths if path.is_file())
+        for path in files:
+            note_path(path)
+            if glob.has_magic(self.reader.path):  # there may be others later
+                note_file(str(path.parent), ".", path.parent.stat())
         if not files:
             raise CmpError(f"{self.name}: reader.path: no file matches {pattern:.200}")
         endings, what = FILE_ENDINGS[self.reader.kind], f"{self.name}: reader.path: {pattern:.200}"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cmp import models, starts
 from cmp.errors import CmpError, first_line
-from cmp.files import atomic_folder, check_held_files
+from cmp.files import atomic_folder, check_held_files, file_digest, parse_json
 from cmp.models import Network
 from cmp.seeds import torch_generator
 
@@ -27,6 +27,8 @@ TEXTS = (
 """Texts whose features are compared: empty, in capitals, in other scripts, and longer than any
 tower accepts."""
 PICTURES = 8
+RECORD_FILE = "export.json"
+"""The file in each export with the sha256 of the others, by which a later export knows them."""
 
 
 @dataclass(frozen=True)
@@ -121,22 +123,43 @@ def compare_features(probe: Probe, image: Tensor, text: Tensor, what: str) -> tu
 
 @contextlib.contextmanager
 def export_folder(folder: Path, names: set[str]) -> Iterator[Path]:
-    """Write the folder of an export, whole or not at all.
+    """Write the folder of an export, whole or not at all, with the sha256 of its files.
 
     Args:
         folder: The folder; an earlier export in it is replaced.
-        names: The files that an export may have.
+        names: The files that an export may have, besides `RECORD_FILE`.
 
     Yields:
         An empty folder to fill, see `cmp.files.atomic_folder`.
 
     Raises:
-        CmpError: The folder contains other files, or cannot be written.
+        CmpError: The folder contains other files, files of these names that no export wrote, or
+            files that have changed since; or it cannot be written.
     """
-    check_held_files(folder, names)
+    _check_replaced(folder, names)
     with atomic_folder(folder) as partial:
         yield partial
-        check_held_files(folder, names)  # files may have been added meanwhile
+        record = partial / RECORD_FILE
+        tree = parse_json(record.read_text(encoding="utf-8")) if record.exists() else {}
+        files = {path.name: file_digest(path) for path in partial.iterdir() if path != record}
+        write_json(record, tree | {"files": files})
+        _check_replaced(folder, names)  # files may have been added meanwhile
+
+
+def _check_replaced(folder: Path, names: set[str]) -> None:
+    """Raise `CmpError` if replacing a folder would delete something that no export wrote, or that
+    has changed since, such as a model that was trained further and saved in its place."""
+    check_held_files(folder, {*names, RECORD_FILE})
+    record, written = folder / RECORD_FILE, {}
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # it is not an export's
+        written = dict(parse_json(record.read_text(encoding="utf-8"))["files"])
+        written[RECORD_FILE] = file_digest(record)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if written.get(path.name) != file_digest(path):
+            raise CmpError(
+                f"{folder}: {path.name!r} is not as `cmpt export` wrote it, or not from it, and "
+                "would be lost; name a new folder"
+            )
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:

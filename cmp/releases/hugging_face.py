@@ -44,7 +44,7 @@ FILES = {
     "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json",
     "tokenizer.json", "special_tokens_map.json", "vocab.json", "merges.txt",
 }  # fmt: skip
-"""All files that an export may have."""
+"""All files that an export may have, besides the record of their hashes."""
 
 TENSORS = {
     "logit_scale": "logit_scale",
@@ -120,7 +120,7 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
     Args:
         name: The model's name, which determines its tokenizer.
         model: Its network, on the CPU; it is put into evaluation mode.
-        folder: The folder; an earlier export in it is replaced.
+        folder: The folder; an earlier export in it is replaced, if nothing in it has changed.
 
     Returns:
         The result of the export.

@@ -28,7 +28,7 @@ from cmp.files import parse_record, parse_yaml
 from cmp.readers import collection, images, infer, tables
 from cmp.readers.files import ReadImage
 from cmp.readers.index import HALF_CHARACTER, MEND_FAULTS, ImageIndex
-from cmp.readers.manifest import FileSet, find_manifests, load_manifests
+from cmp.readers.manifest import FileSet, PictureReader, find_manifests, load_manifests
 from cmp.values import STRICT
 
 EMBEDDED = "embedded"
@@ -130,6 +130,34 @@ class Ledger:
                 digest.update(json.dumps(picture).encode() + b"\n")
         return digest.hexdigest()
 
+    def unusual_readings(self, first: int = 0) -> dict[str, dict[str, Any]]:
+        """Return how the sets from an arrival on are read, where their manifests say something
+        else than the default.
+
+        Args:
+            first: The position of the first arrival.
+
+        Returns:
+            "ARRIVAL SET" -> the keys of `PictureReader` that differ from their defaults, and the
+            task, if it does not follow from the images.
+        """
+        labels = collections.defaultdict(set)
+        for picture in self.pictures:
+            labels[picture.arrival, picture.set].add(picture.label)
+        readings = {}
+        for number, arrival in enumerate(self.arrivals[first:], first):
+            for tree in arrival.sets:
+                name, dataset = tree["name"], _manifest_of(tree)
+                if not (found := labels[number, name]):  # none of its images was new
+                    continue
+                keys = {*PictureReader.model_fields}
+                reading = dataset.reader.model_dump(include=keys, exclude_defaults=True)
+                if dataset.task not in (None, _task_of(found, name)):
+                    reading["task"] = dataset.task
+                if reading:
+                    readings[f"{number} {name}"] = reading
+        return readings
+
     def without(self, arrivals: Collection[int]) -> "Ledger":
         """Return the ledger with the images of some arrivals no longer used."""
         kept = [x._replace(split="") if x.arrival in arrivals else x for x in self.pictures]
@@ -209,6 +237,17 @@ def set_names(ledger: Ledger, role: Role) -> dict[str, None]:
     """Return the names of a role's sets in the order of their arrival."""
     arrived = (arrival.sets for arrival in ledger.arrivals if arrival.role == role)
     return dict.fromkeys(tree["name"] for sets in arrived for tree in sets)
+
+
+def changed_retention(ledger: Ledger) -> set[str]:
+    """Return the retention sets that had other images before the first update: some came later, or
+    are gone. An evaluation on a subset then has as many images as before, but other ones."""
+    roles = [arrival.role for arrival in ledger.arrivals]
+    return {
+        picture.set for picture in ledger.pictures
+        if roles[picture.arrival] == "eval"
+        and ("adapt" in roles[: picture.arrival] or not picture.split)
+    }  # fmt: skip
 
 
 def joined_set(ledger: Ledger, role: Role) -> str:

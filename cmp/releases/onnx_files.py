@@ -15,11 +15,18 @@ from torch import Tensor, nn
 
 from cmp import models, starts
 from cmp.models import Network
-from cmp.releases.exports import Export, compare_features, export_folder, make_probe, write_json
+from cmp.releases.exports import (
+    RECORD_FILE,
+    Export,
+    compare_features,
+    export_folder,
+    make_probe,
+    write_json,
+)
 
 OPSET = 18
 """The version of ONNX's operators that the files require."""
-IMAGE_FILE, TEXT_FILE, FACTS_FILE = "image.onnx", "text.onnx", "export.json"
+IMAGE_FILE, TEXT_FILE, FACTS_FILE = "image.onnx", "text.onnx", RECORD_FILE
 DATA_SUFFIX = ".data"
 """The suffix of a separate file of weights, added to the name of its ONNX file."""
 MAX_INLINE_BYTES = 2_000_000_000
@@ -60,7 +67,7 @@ def export_onnx(name: str, model: Network, folder: Path) -> Export:
     Args:
         name: The model's name, which determines its tokenizer.
         model: Its network, on the CPU; it is put into evaluation mode.
-        folder: The folder; an earlier export in it is replaced.
+        folder: The folder; an earlier export in it is replaced, if nothing in it has changed.
 
     Returns:
         The result of the export.
@@ -79,7 +86,7 @@ def export_onnx(name: str, model: Network, folder: Path) -> Export:
         IMAGE_FILE: (ImageTower(model), "pixels", probe.pixels),
         TEXT_FILE: (TextTower(model), "tokens", probe.tokens),
     }
-    files = {*towers, *(file + DATA_SUFFIX for file in towers), FACTS_FILE}
+    files = {*towers, *(file + DATA_SUFFIX for file in towers)}
     with export_folder(folder, files) as partial:
         features = []
         for file, (tower, key, values) in towers.items():

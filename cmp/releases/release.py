@@ -26,7 +26,7 @@ from cmp import config, models, starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
-from cmp.files import SHORT_ID, file_digest, parse_json, parse_record, read_text
+from cmp.files import SHORT_ID, file_digest, parse_json, parse_record, read_text, refuse_later
 from cmp.releases import ledger as ledgers
 from cmp.releases.ledger import Ledger, Picture, arrivals_from, checked_ledger
 from cmp.runs import checkpoints
@@ -196,7 +196,7 @@ def read_release(folder: str | os.PathLike[str]) -> Release:
         folder: The folder.
 
     Raises:
-        CmpError: It contains no release, or its record is damaged.
+        CmpError: It contains no release, its record is damaged, or a later version wrote it.
 
     Example:
         >>> release = cmp.read_release("releases/2026-02")  # doctest: +SKIP
@@ -211,6 +211,7 @@ def read_release(folder: str | os.PathLike[str]) -> Release:
         tree = parse_json(read_text(path))
         if json_digest(tree["record"]) != tree["sha256"]:
             raise CmpError(f"{path}: damaged: its content is not what was written")
+        refuse_later(tree["record"], "schema", SCHEMA, path)
         record = parse_record(json.dumps(tree["record"]), ReleaseRecord)
         _check_names(record)
         arrivals_from(record.arrivals)

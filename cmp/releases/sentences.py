@@ -1,7 +1,7 @@
 """Sentences and numbers in words for the plan, the card and the report of an update."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from cmp.readers.manifest import SPLIT_SHARES
 from cmp.releases import release
-from cmp.releases.ledger import ArrivalReport
+from cmp.releases.ledger import ArrivalReport, changed_retention
 from cmp.releases.release import Release, UpdateRecord
 
 SCORES = (
@@ -104,7 +104,12 @@ def describe_names(metrics: pd.DataFrame, names: Sequence[str]) -> str:
     )
 
 
-def describe_retention(metrics: pd.DataFrame, hits: Mapping[str, np.ndarray], updates: int) -> str:
+def describe_retention(
+    metrics: pd.DataFrame,
+    hits: Mapping[str, np.ndarray],
+    updates: int,
+    changed: Collection[str] = (),
+) -> str:
     """Return a sentence on how A_ZS has changed since before the first update, or "" if there was
     only one update or nothing to compare.
 
@@ -112,9 +117,12 @@ def describe_retention(metrics: pd.DataFrame, hits: Mapping[str, np.ndarray], up
         metrics: The scores of the stream, as in `RunResult.metrics`.
         hits: Whether each question was answered correctly, as in `RunResult.hits`.
         updates: The number of updates.
+        changed: Sets to leave out, see `cmp.releases.ledger.changed_retention`.
     """
     table = _widest(metrics)
-    kept = table[table["role"] == "eval"].set_index("dataset")
+    kept = table[(table["role"] == "eval") & ~table["dataset"].isin([*changed])].set_index(
+        "dataset"
+    )
     first, last = (kept[kept["task"] == task] for task in (0, updates))
     same = [x for x in first.index if x in last.index and first["images"][x] == last["images"][x]]
     if updates < 2 or not same:
@@ -148,4 +156,5 @@ def describe_release_retention(made: Release) -> str:
     `describe_retention`."""
     metrics = pd.read_parquet(made.path(release.SCORES_FILE))
     hits = {name: x.numpy() for name, x in load_file(made.path(release.HITS_FILE)).items()}
-    return describe_retention(metrics, hits, len(made.record.updates))
+    changed = changed_retention(made.ledger())
+    return describe_retention(metrics, hits, len(made.record.updates), changed)

@@ -273,11 +273,12 @@ def _describe_loss(log: Path) -> list[str]:
 def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:
     """Return sentences on the scores after an update."""
     names = [arrival.name for arrival in plan.ledger.arrivals if arrival.role == "adapt"]
+    changed = ledgers.changed_retention(plan.ledger)
     candidates = (
         sentences.describe_unscored(plan.report),
         # without images that are gone, the same model has another score on the earlier ones, too
         "" if plan.gone else sentences.describe_names(result.metrics, names),
-        sentences.describe_retention(result.metrics, result.hits, plan.number),
+        sentences.describe_retention(result.metrics, result.hits, plan.number, changed),
     )
     return [sentence for sentence in candidates if sentence]
 

@@ -182,7 +182,7 @@ def plan_update(
             "nothing could be scored; add images, or pass --retain FOLDER"
         )
     fitted = budgets.settle(run_config, corpus)
-    pools = mixtures.task_pools(fitted, corpus)[-1]
+    pools = mixtures.task_pools(fitted, corpus, ledger.updates - 1)[-1]
     update_id = _update_id(run_config, parent, ledger, prompt, gone)
     return UpdatePlan(
         update_id, parent, run_config, fitted, ledger, corpus, pools, prompt, report, gone,
@@ -321,6 +321,8 @@ def _update_id(
         content["prompt"] = prompt
     if options := run_config.option_record():
         content["options"] = {name: record["sha256"] for name, record in options.items()}
+    if readings := ledger.unusual_readings(earlier):
+        content["readings"] = readings
     if gone:
         content["ledger"] = ledger.digest()
     return json_digest(content)

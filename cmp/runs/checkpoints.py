@@ -245,6 +245,7 @@ def read_progress(path: Path) -> Progress:
             digest, _, text = text.partition(" ")
             if hashlib.sha256(text.encode()).hexdigest() != digest:
                 raise CmpError(f"{path}: damaged: its header does not match its hash")
+        files.refuse_later(files.parse_json(text), "schema", SCHEMA, path)
         progress = files.parse_record(text, Progress)
     if progress.schema != SCHEMA:
         raise CmpError(

@@ -190,7 +190,7 @@ def execute(
         Diverged: Training diverged; the last good state is kept, with a report beside it.
     """
     fitted = fitted or budgets.settle(config, corpus)
-    pools = mixtures.task_pools(fitted, corpus)
+    pools = mixtures.task_pools(fitted, corpus, start.progress.task if start else 0)
     execution = execution or ExecutionConfig()
     state = make_train_state(fitted, corpus, model, device, execution)
     with StopRequest() as stop:

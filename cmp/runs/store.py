@@ -40,6 +40,7 @@ from cmp.files import (
     parse_json,
     parse_record,
     read_table,
+    refuse_later,
 )
 from cmp.project import build_folder
 from cmp.runs import checkpoints
@@ -259,8 +260,10 @@ def load_record(run_id: str) -> tuple[RunRecord, RunConfig]:
 
 
 def _read_record(path: Path) -> RunRecord:
-    """Return the content of `run.json`; raise `ValueError` if it is damaged."""
+    """Return the content of `run.json`; raise `ValueError` if it is damaged, and `CmpError` if a
+    later version wrote it."""
     tree = parse_json(path.read_text(encoding="utf-8"))
+    refuse_later(tree, "format", RUN_FORMAT, path)
     if not isinstance(tree, dict) or tree.get("format") != RUN_FORMAT:
         raise ValueError(f"run.json does not have format {RUN_FORMAT}: another version wrote it")
     if tree.pop("sha256", "") != json_digest(tree):
