@@ -28,7 +28,7 @@ STUDIES = {
 def published(monkeypatch, tmp_path):
     """Made-up results of three studies, one of which explores; no run is stored."""
     synthetic.place(monkeypatch, tmp_path)
-    monkeypatch.setattr(claims, "load_claims", lambda: CLAIMS)
+    monkeypatch.setattr(claims, "load_claims", lambda *_: CLAIMS)
     data = build_folder().resolve() / "data"
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     (tmp_path / "build").mkdir()

@@ -403,6 +403,8 @@ def test_a_notebook_is_current_until_anything_changes(tmp_path):
         ("book/results/01.parquet", True),
         ("book/studies/01.yaml", True),
         ("book/guidelines.yaml", True),
+        ("book/diagrams/captions.yaml", True),
+        ("book/references.bib", True),
         ("book/01_a.md", False),
         ("cmp/training.py", False),
         ("weights/tiny.json", False),

@@ -126,7 +126,7 @@ PLAIN = CLAIMS.fronts["plain"].settings
 def published(monkeypatch, tmp_path):
     """Made-up results of the studies that the explorers read."""
     synthetic.place(monkeypatch, tmp_path)
-    monkeypatch.setattr(claims, "load_claims", lambda: CLAIMS)
+    monkeypatch.setattr(claims, "load_claims", lambda *_: CLAIMS)
     front = {name: {"schedule.peak": float(name.split()[-1])} for name in PLAIN}
     studies_of = {
         "front": (front, [(38 + 2 * n, 54 - n) for n in range(len(front))]),
@@ -227,6 +227,22 @@ def test_images_are_seen_as_often_as_batches_have_them(corpus, tmp_path):
     assert drawn.sum(axis=0)[pools[0].pretraining].mean() == pytest.approx(seen["pool"], rel=0.15)
     first = pools[0].update
     assert drawn[0, first].sum() / planner.ARRIVING * tasks == pytest.approx(seen["fresh"], abs=0.1)
+
+
+FAULTS = """import fs from "node:fs";
+import { model } from "./schedule.js";
+import { accepted } from "./state.js";
+const { table, cases } = JSON.parse(fs.readFileSync(0, "utf-8"));
+console.log(JSON.stringify(cases.map((each) => accepted(each, model(table).kinds)[1])));
+"""
+
+
+def test_a_curve_of_a_reader_s_own_is_not_drawn(tmp_path):
+    table = explorers.schedule_table()
+    table["curves"]["sawtooth"] = {"settings": [], "overStream": False}
+    cases = [{"name": "cosine"}, {"name": "sawtooth"}]
+    usual, own = node(FAULTS, {"table": table, "cases": cases}, tmp_path)
+    assert not usual and own
 
 
 # what a reader takes away

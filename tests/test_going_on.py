@@ -113,12 +113,21 @@ def test_a_run_that_cannot_be_gone_on_from_is_refused_in_a_sentence(build):
     assert store.stored_ids() == [parent.id[:SHORT_ID]]
 
 
+def test_a_trial_that_is_stopped_earlier_has_failed(monkeypatch):
+    def stopped(*_, **__):
+        raise Interrupted("stopped after 0 tasks and 7 steps", SIGTERM)
+
+    monkeypatch.setattr(launch, "compute", stopped)
+    trial = invoke(cli.app, ["run", "quick", *EMA, "--stop-after", "1"])
+    assert isinstance(trial.exception, Interrupted)
+
+
 def test_a_trial_stops_after_some_updates_is_listed_and_goes_on():
     whole = computed(*EMA)
     name = whole.id[:SHORT_ID]
     assert invoke(cli.app, ["results", "rm", name]).exit_code == 0
     trial = invoke(cli.app, ["run", "quick", *EMA, "--keep-weights", "--stop-after", "1"])
-    assert trial.exit_code == 0 and "cmpt resume" in trial.output
+    assert trial.exit_code == 0 and f"cmpt resume {name}" in trial.output
     again = invoke(cli.app, ["run", "quick", *EMA, "--keep-weights", "--stop-after", "1"])
     assert again.exit_code == 0 and "after update" not in again.output
     listed = invoke(cli.app, ["results", "ls"], env={"COLUMNS": "200"}).output

@@ -61,7 +61,7 @@ def test_its_plan_is_printed_where_nothing_of_it_is_here():
     for words in (
         "20 tasks of 1428 steps (the paper's rule gives 1420)", "169 from the pretraining pool",
         "memory-adjusted GFLOPs", "predicted from FLOPs", "weights   to fetch",
-        "This cannot start. Missing, damaged or too small: data, device.",
+        "Not ready: data, device. The lines above say why.",
     ):  # fmt: skip
         assert words in result.output
 

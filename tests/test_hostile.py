@@ -212,6 +212,13 @@ def test_a_page_is_not_written_into_a_release(releases, tmp_path):
     for name in ("report.html", "state/page.html"):
         error = invoke("compare", releases / "1", made, "--subset", 2, "--report", made / name)
         assert isinstance(error, CmpError) and "is inside the release" in str(error)
+    weights = made / "open_clip_model.safetensors"
+    before = weights.read_bytes()
+    for command in ("merge interpolation", f"export {made}"):
+        given = [weights] * 2 if command.startswith("merge") else []
+        error = invoke(*command.split(), *given, "-o", weights)
+        assert isinstance(error, CmpError) and "is inside the release" in str(error)
+    assert weights.read_bytes() == before
     assert release.read_release(made).path(release.REPORT_FILE)
 
 

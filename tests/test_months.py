@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from cmp import cli, evaluation, models, starts
 from cmp.errors import CmpError, Interrupted
-from cmp.files import file_digest
+from cmp.files import file_digest, read_yaml
 from cmp.releases import (
     compare,
     gate,
@@ -983,7 +983,10 @@ def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(made, root, tmp_p
     assert table.loc[table["is_best"], "peak"].tolist() == [0.0216]
     assert len(computed) == 5
     assert tuning.write_choice(table, tmp_path / "choice.yaml") == 0.0216
-    assert "0.0216" in (tmp_path / "choice.yaml").read_text()
+    settings = {"mixture": {"update": 0.5}, "schedule": {"name": "cosine", "peak": 0.1}}
+    tuning.write_choice(table, tmp_path / "choice.yaml", settings)
+    chosen = {"mixture": {"update": 0.5}, "schedule": {"name": "cosine", "peak": 0.0216}}
+    assert read_yaml(tmp_path / "choice.yaml") == chosen
     assert "c 0.0072" in tuning.draw_front(table)
 
 

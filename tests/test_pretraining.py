@@ -105,6 +105,10 @@ def test_an_unknown_model_or_setting_is_refused():
 def test_what_ships():
     assert embedded_models.base_seeds("small")[0] == 0
     assert embedded_models.base_seeds("tiny-vit") == [0]
+    for start in ("unannealed", "cosine"):
+        found = embedded_models.base_seeds("small", start)
+        assert all(embedded_models.base_path("small", start, seed).exists() for seed in found)
+        assert not embedded_models.base_path("small", start, 11).exists() and 11 not in found
     weights = [path for folder in SHIPPED for path in folder.glob("*.safetensors")]
     assert {path.stem for path in weights} == set(CARDS)
     assert sum(path.stat().st_size for path in weights) < 40e6

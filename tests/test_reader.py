@@ -67,6 +67,20 @@ def test_the_start_page_holds_the_first_screen_and_what_the_reader_made_of_it(co
     assert "run by the reader" in (copies / reader.START).read_text()
 
 
+def test_what_a_reader_writes_on_the_start_page_is_kept(copies):
+    path = copies / reader.START
+    start = reader.read_copy(path)
+    start.cells.append(nbformat.v4.new_markdown_cell("my note"))
+    nbformat.write(start, path)
+    reader.prepare_copies()
+    assert "my note" not in path.read_text()
+    assert "my note" in path.with_name("start (mine).ipynb").read_text()
+    path.write_text("")
+    reader.prepare_copies()
+    assert path.with_name("start (mine) 2.ipynb").read_text() == ""
+    nbformat.validate(reader.read_copy(path))
+
+
 def test_links_to_other_chapters_stand_above_what_is_folded():
     folded = 0
     for source in chapters.chapters().values():

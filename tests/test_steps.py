@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import json
 import math
 import sys
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 
@@ -132,6 +134,21 @@ def test_compiled_towers_train_alike_and_keep_their_names(corpus, traced, name):
         found.append((losses, list(state.model.state_dict()), models.weights_digest(state.model)))
     assert found[0] == found[1]
     assert ExecutionConfig(compile_towers=True).record() == {"execution": "compiled"}
+
+
+def test_tracing_a_network_moves_no_running_statistic(traced, tmp_path):
+    """Those of a tower with batch norms; training goes on with the mode that it sets itself."""
+    tower = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    tree = {"embed_dim": 32, "vision_cfg": tower, "text_cfg": text}
+    path = tmp_path / "norms-32.json"
+    path.write_text(json.dumps(tree))
+    open_clip.add_model_config(path)
+    network = models.load_model(config.Model(path.stem, "random"), 0)
+    before = models.weights_digest(network)
+    assert models.batch_norms(network)
+    compiling.compile_towers(network, replay=False)
+    assert models.weights_digest(network) == before
 
 
 def test_on_a_cpu_nothing_is_compiled(corpus):

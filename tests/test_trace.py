@@ -11,11 +11,19 @@ from typer.testing import CliRunner
 
 from cmp import cli, models
 from cmp.bench import networks, trace
+from cmp.errors import CmpError
 from cmp.project import book_folder
 from cmp.scale import kernels as tracing
 from cmp.scale.kernels import Kernel
 
 NANO, BATCH = "bench-nano", 8
+
+
+def test_a_network_that_cannot_be_traced_is_named(corpus):
+    with pytest.raises(
+        CmpError, match="--model: 'ViT-B-16-SigLIP': give a network with CLIP's own"
+    ):
+        trace.trace(["ViT-B-16-SigLIP"], corpus, 1, None)
 
 
 def test_flops_and_bytes_are_those_of_the_step():

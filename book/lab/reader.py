@@ -139,10 +139,36 @@ def prepare_copies() -> dict[str, str]:
                 continue  # with the reader's edits and outputs
         write_atomic(target, nbformat.writes(fresh))
     shutil.copy(first_screen.PICTURE, copies_folder())
-    start, page = copies_folder() / START, start_page(notes)
-    if not start.exists() or cells_digest(read_copy(start)) != cells_digest(page):
-        write_atomic(start, nbformat.writes(page))
+    write_start_page(notes)
     return notes
+
+
+def write_start_page(notes: dict[str, str]) -> None:
+    """Write the notebook that JupyterLab opens, if it would change; one that the reader edited, or
+    that is damaged, is set aside first."""
+    start, page = copies_folder() / START, start_page(notes)
+    page.metadata["cmp"] = {"copied": cells_digest(page)}
+    if start.exists():
+        try:
+            own = read_copy(start)
+        except CmpError:
+            set_aside(start)
+        else:
+            if cells_digest(own) == cells_digest(page):
+                return  # with its outputs
+            if own.metadata.get("cmp", {}).get("copied") != cells_digest(own):
+                set_aside(start)
+    write_atomic(start, nbformat.writes(page))
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a reader's notebook, so that the book's version can take its place, and return the new
+    path."""
+    kept, more = path.with_name(f"{path.stem}{MINE}.ipynb"), 2
+    while kept.exists():
+        kept, more = path.with_name(f"{path.stem}{MINE} {more}.ipynb"), more + 1
+    os.replace(path, kept)
+    return kept
 
 
 def start_page(notes: dict[str, str]):
@@ -191,10 +217,7 @@ def reset_chapter(number: str) -> Path:
         The new path of the reader's version.
     """
     _, target = find_copy(number)
-    kept, more = target.with_name(f"{target.stem}{MINE}.ipynb"), 2
-    while kept.exists():
-        kept, more = target.with_name(f"{target.stem}{MINE} {more}.ipynb"), more + 1
-    os.replace(target, kept)
+    kept = set_aside(target)
     prepare_copies()
     return kept
 

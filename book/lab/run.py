@@ -29,7 +29,8 @@ from cmp.files import parse_json, write_atomic
 from cmp.project import build_folder
 from lab import chapters, values
 
-FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/*.yaml")
+FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/*.yaml",
+                 "book/diagrams/captions.yaml", "book/references.bib")  # fmt: skip
 """What a chapter's outputs depend on besides its source and `NUMERICS`. Goldens cover other
 code."""
 PLACES = {sys.prefix: "<python>", str(chapters.BOOK.parent): ".", str(Path.home()): "~"}

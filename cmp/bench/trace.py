@@ -7,6 +7,7 @@ from cmp import models
 from cmp.bench import networks
 from cmp.bench.report import Report
 from cmp.data import Corpus
+from cmp.errors import CmpError
 from cmp.scale import compiling
 from cmp.scale.kernels import (
     BANDWIDTH,
@@ -88,6 +89,8 @@ def trace(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> R
     for name in names:
         size = batch or networks.SIZES.get(name, networks.SIZE)
         model = models.create_on_meta(name)
+        if not hasattr(model, "transformer"):
+            raise CmpError(f"--model: {name!r}: give a network with CLIP's own text tower")
         longest, is_replayed = model.context_length, compiling.is_launch_bound(model)
         for caption in sorted({min(caption, longest) for caption in CAPTIONS}):
             recorder = trace_step(models.create_on_meta(name), size, caption)

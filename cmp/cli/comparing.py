@@ -71,16 +71,8 @@ def compare(
     """
     torch.set_num_threads(threads)
     if page:
-        if not page.parent.is_dir():
-            raise CmpError(
-                f"--report {page}: the folder {page.parent} does not exist; create it first"
-            )
+        shared.check_out(page, "--report")
         check_target(page)
-        if made := next(filter(release.is_release, page.absolute().parents), None):
-            raise CmpError(
-                f"--report {page}: is inside the release {made}, which is never changed; give a "
-                "path outside it"
-            )
     limits = gate.read_gate(gate_file) if gate_file else None
     releases = [
         release.read_release(x) if release.is_release(Path(x)) else None for x in (old, new)

@@ -78,14 +78,12 @@ def run(
         boards = shared.name_boards(tensorboard, wandb)
         try:
             compute_run(resolved, local_device, execution, keep_weights, boards, stop_after)
-        except Interrupted:
-            if not stop_after:
+        except Interrupted as stop:
+            done = max((kept.task for kept in store.unfinished_runs(resolved.id)), default=0)
+            if not stop_after or done < stop_after:
                 raise
             if processes.rank() == 0:
-                typer.echo(
-                    "stopped; see the scores with `cmpt results ls`, and continue with `cmpt "
-                    "resume`"
-                )
+                typer.echo(f"{stop}; compare the scores with `cmpt results ls`")
 
 
 def resume(
@@ -99,7 +97,8 @@ def resume(
 ) -> None:
     """Continue a stopped or killed run from its last checkpoint.
 
-    Options that you omit keep their values, including CMP_WORKERS, --tensorboard and --wandb.
+    Options that you omit keep the values that the run's last command gave. The run also keeps its
+    TensorBoard folder, its W&B project and, unless you set it again, CMP_WORKERS.
 
     Args:
         threads: Number of torch threads. Default: the number with which the run began.
@@ -408,7 +407,7 @@ def report_checks(checks: list[preflight.Check]) -> None:
         typer.echo(f"{check.what:10}{check.state:10}{check.sentence}")
     bad = [x.what for x in checks if x.state in (preflight.MISSING, preflight.DAMAGED)]
     if bad:
-        typer.echo(f"This cannot start. Missing, damaged or too small: {', '.join(bad)}.")
+        typer.echo(f"Not ready: {', '.join(bad)}. The lines above say why.")
         raise typer.Exit(1)
 
 

@@ -117,10 +117,17 @@ def _split_sections(docstring: str) -> tuple[str, dict[str, str]]:
     return text, dict(zip(parts[::2], map(textwrap.dedent, parts[1::2]), strict=True))
 
 
-def check_out(out: Path) -> None:
-    """Raise `CmpError` if the folder for an output does not exist."""
+def check_out(out: Path, option: str = "--out") -> None:
+    """Raise `CmpError` if the folder for an output does not exist, or is inside a release."""
+    from cmp.releases.release import is_release
+
     if not out.parent.is_dir():
-        raise CmpError(f"--out {out}: the folder {out.parent} does not exist; create it first")
+        raise CmpError(f"{option} {out}: the folder {out.parent} does not exist; create it first")
+    if made := next(filter(is_release, out.absolute().parents), None):
+        raise CmpError(
+            f"{option} {out}: is inside the release {made}, which is never changed; give a path "
+            "outside it"
+        )
 
 
 def recorded_device(machine: Mapping[str, Any], device: str | None) -> str:

@@ -96,7 +96,7 @@ def update(
         if processes.rank() == 0:
             typer.echo("\n".join(plan.notes))
         if dry_run:
-            return typer.echo(_dry_run_lines(plan, given))
+            return typer.echo(_dry_run_lines(plan, given)) if processes.rank() == 0 else None
         forecast.check_device(local_device)
         is_there = release.is_release(out)
         boards = shared.name_boards(tensorboard, wandb)
@@ -118,10 +118,9 @@ def _dry_run_lines(plan: UpdatePlan, given: tuple[str, Path, dict[str, Any]]) ->
         return "nothing was computed"
     start, data, _ = given
     where = start if plan.parent else f"--start {start} ..."
-    words = "with your other options; then add --settings tuned.yaml"
     return (
-        f"to tune the peak first, run cmpt tune {where} --data {data} -o tuned.yaml {words}\n"
-        "nothing was computed"
+        f"to tune the peak first, run cmpt tune {where} --data {data} -o tuned.yaml with your "
+        "other options, and then this command with --settings tuned.yaml\nnothing was computed"
     )
 
 
@@ -138,8 +137,8 @@ def _given(
         settings, parent = [parent, *settings], None  # a first update's setting
     if (parent is None) == (start is None):
         raise CmpError(
-            "cmpt update: give the RELEASE to start from or, for the first update, the model "
-            "with --start, such as --start ViT-B-16:laion2b_s34b_b88k"
+            "give the RELEASE to start from or, for the first update, the model with --start, "
+            "such as --start ViT-B-16:laion2b_s34b_b88k"
         )
     if parent is not None and not release.is_release(Path(parent)):
         raise CmpError(_no_release(Path(parent)))
@@ -243,9 +242,9 @@ def tune(
     """Tune the peak learning rate of an update on held-out validation images.
 
     Three peaks are tried, a factor of three apart, and more if the best is the lowest or the
-    highest. Repeat the command to continue a stopped run. Give the result to
-    `cmpt update --settings FILE`. `torchrun -m cmp -- tune ...` splits each batch between
-    processes.
+    highest. Repeat the command to continue a stopped run. Give the result, which holds your
+    settings and the best peak, to `cmpt update --settings FILE`. `torchrun -m cmp -- tune ...`
+    splits each batch between processes.
 
     Args:
         parent: The release that the update starts from.
@@ -282,12 +281,12 @@ def tune(
             table = tuning.tune(
                 first, folder, tree, folder=out.with_name(f".{out.stem}.tune"),
                 peaks=_parse_peaks(peaks), device=local_device, execution=execution,
-                observer=begin, on_row=lambda row: bar.write(_score_line(row)),
+                observer=begin, on_row=lambda row: is_first and bar.write(_score_line(row)),
                 pool=pool, retain=retain or [], prompt=prompt or "", skip_gone=gone == "skip",
                 moved=parse_moved(moved, first),
             )  # fmt: skip
     if is_first:
-        peak = tuning.write_choice(table, out)
+        peak = tuning.write_choice(table, out, tree)
         typer.echo(tuning.draw_front(table))
         typer.echo(f"best on validation: {peak:g}; written: {out}")
         typer.echo(f"cmpt update ... --settings {out}")

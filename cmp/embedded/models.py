@@ -208,13 +208,14 @@ def base_path(name: str, start: str, seed: int) -> Path:
     return next((path for path in paths if path.exists()), paths[-1])
 
 
-def base_seeds(name: str) -> list[int]:
-    """Return the seeds of a model's annealed bases on this machine.
+def base_seeds(name: str, start: str = "annealed") -> list[int]:
+    """Return the seeds of a model's bases on this machine.
 
     Args:
         name: The model.
+        start: The bases' start.
     """
-    folders, pattern = base_folders("annealed"), f"{name}-s*-annealed.safetensors"
+    folders, pattern = base_folders(start), f"{name}-s*-{start}.safetensors"
     names = {path.name for folder in folders for path in folder.glob(pattern)}
     return sorted(int(file.removeprefix(f"{name}-s").split("-")[0]) for file in names)
 
@@ -233,11 +234,12 @@ def find_base(name: str, start: str, seed: int) -> Path:
     path = base_path(name, start, seed)
     if path.exists():
         return check_base(path)
-    bases = ", ".join(map(str, base_seeds(name))) or "none"
+    bases = ", ".join(map(str, base_seeds(name, start))) or "none"
     family = "" if start in SHIPPED else f" schedule.name={start}"
     raise CmpError(
         f"seeds.init: no {start} base {seed} of {name!r} in {project_folder() / 'weights'} "
-        f"(available bases: {bases}); make one with `cmpt pretrain {name}{family} --seed {seed}`"
+        f"(available {start} bases: {bases}); make one with `cmpt pretrain {name}{family} --seed "
+        f"{seed}`"
     )
 
 

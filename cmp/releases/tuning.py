@@ -170,18 +170,23 @@ def _known_scores(path: Path) -> str:
     return "null"
 
 
-def write_choice(table: pd.DataFrame, path: Path) -> float:
-    """Write the best peak as settings for `cmpt update --settings`, and return it.
+def write_choice(
+    table: pd.DataFrame, path: Path, settings: Mapping[str, Any] | None = None
+) -> float:
+    """Write the best peak as settings for `cmpt update --settings`, with those that it was tuned
+    with, and return it.
 
     Args:
         table: The result of `tune`.
         path: The file, NAME.yaml.
+        settings: The settings that were given to `tune`.
     """
     peak = float(table.loc[table["is_best"], "peak"].iloc[0])
     lines = ["# Chosen by `cmpt tune` on the validation split:"]
     rounded = table.round(dict.fromkeys(SCORES, 2))
     lines += [f"# {line}" for line in rounded.to_string(index=False).splitlines()]
-    write_atomic(path, "\n".join(lines) + "\n" + json.dumps({"schedule": {"peak": peak}}) + "\n")
+    tree = config.overlay(dict(settings or {}), {"schedule": {"peak": peak}})
+    write_atomic(path, "\n".join(lines) + "\n" + json.dumps(tree) + "\n")
     return peak
 
 

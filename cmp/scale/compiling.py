@@ -53,6 +53,8 @@ def compile_towers(model: Network, replay: bool) -> None:
     if text is not None:  # texts have many lengths
         towers["text"] = (text, lambda: models.encode_text(model, tokens))
     mode = "reduce-overhead" if replay and is_launch_bound(model) else None
+    for layer in models.batch_norms(model):
+        layer.eval()  # until training begins: black images must not move their statistics
     for kind, (tower, call) in towers.items():
         try:
             tower.compile(fullgraph=True, backend="eager")  # traces without compiling

@@ -19,6 +19,7 @@ const NEEDED = new Set([...SHARES, "shift", "level", "decay"]); // settings that
 // What a state can be, what it means, and what is predicted for it.
 export function model(table) {
   const { curves, metas, tasks: T, steps: N } = table;
+  const names = Object.keys(curves).filter((name) => drawable(name, "none")); // not a reader's own
   const scheduleOf = (state) => Object.fromEntries(KEYS.map((key) => [key, state[key]]));
   const settingsOf = ({ name, meta }) => [...curves[name].settings, ...metas[meta].settings];
   const ratesOf = (state) => rates(scheduleOf(state), T, N, curves);
@@ -74,7 +75,7 @@ export function model(table) {
       {
         key: "name",
         label: "Curve of an update",
-        options: Object.keys(curves).filter((name) => drawable(name, "none")),
+        options: names,
       },
       { key: "meta", label: "Meta schedule", options: metasOf(state.name) },
       { key: "peak", label: "Peak", range: table.ranges.peak, log: true, step: 0.01, off: state.lock },
@@ -183,7 +184,7 @@ export function model(table) {
   }
 
   const kinds = {
-    name: among(Object.keys(curves)),
+    name: among(names),
     meta: among(Object.keys(metas)),
     peak: within(table.ranges.peak),
     shift: within(SHIFTS),
