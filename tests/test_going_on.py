@@ -118,8 +118,8 @@ def test_a_trial_that_is_stopped_earlier_has_failed(monkeypatch):
         raise Interrupted("stopped after 0 tasks and 7 steps", SIGTERM)
 
     monkeypatch.setattr(launch, "compute", stopped)
-    trial = invoke(cli.app, ["run", "quick", *EMA, "--stop-after", "1"])
-    assert isinstance(trial.exception, Interrupted)
+    with pytest.raises(Interrupted, match="7 steps"):
+        invoke(cli.app, ["run", "quick", *EMA, "--stop-after", "1"])
 
 
 def test_a_trial_stops_after_some_updates_is_listed_and_goes_on():

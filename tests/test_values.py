@@ -31,7 +31,7 @@ def published(tmp_path, monkeypatch):
     synthetic.publish("front", synthetic.ENDS)
     synthetic.publish("merging", {"EMA": (45, 54)})
     known = ClaimsFile({"plain": FrontOf("front", tuple(synthetic.FRONT))}, ())
-    monkeypatch.setattr(claims, "load_claims", lambda: known)
+    monkeypatch.setattr(claims, "load_claims", lambda *_: known)
 
 
 def notebook(*cells):
