@@ -26,7 +26,7 @@ test: $(READY)
 	$(BIN)/cmpt data build
 	$(PYTEST) -n 2 -m "not long"
 
-# PART=1/6 runs a sixth of their files
+# PART=1/6 runs a sixth of them
 test-long: $(READY)
 	$(BIN)/cmpt data build
 	$(PYTEST) -n 3 -m long $(if $(PART),--part $(PART))
