@@ -67,7 +67,7 @@ def extras_with(module: str) -> str:
         "" for a package that is always installed; all extras except those for clusters and tests if
         the module comes with one of their packages.
     """
-    from packaging.requirements import Requirement  # a tenth of a second, for few commands
+    from packaging.requirements import Requirement  # slow, and few commands need it
     from packaging.utils import canonicalize_name
 
     package = canonicalize_name(module.partition(".")[0])

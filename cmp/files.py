@@ -155,8 +155,8 @@ def refuse_later(tree: Any, key: str, known: int, path: Path) -> None:
     version = machine.get("cmp") if isinstance(machine, dict) else None
     wanted = f"cmp {clean_text(version):.40}" if isinstance(version, str) else "the latest cmp"
     raise CmpError(
-        f"{path}: {key}: {number}: a newer version of cmp wrote this file, and this one reads "
-        f"{key} {known} at most; install {wanted}"
+        f"{path}: {key}: {number}: a newer version of cmp wrote this file; yours reads {key} "
+        f"{known} at most; install {wanted}"
     )
 
 

@@ -94,7 +94,7 @@ def loss_parts(control: str) -> pd.DataFrame:
     parts = {
         "before the stream": start,
         "training on the pool alone": alone["A_ZS"] - start,
-        "new data": thirds - alone["A_ZS"],
+        "thirds, beyond that": thirds - alone["A_ZS"],
         "EMA-Merge": end - thirds,
     }
     planned = planned_streams("protection", control)
@@ -633,7 +633,7 @@ def steps_table() -> pd.DataFrame:
 
 def control_runs() -> pd.DataFrame:
     """Return the published runs of the replay-only control, as a trajectory frame."""
-    control = scores.study_trajectory("mixtures-more").query("setting == 'control'")
+    control = scores.study_trajectory("protection").query("setting == 'pool alone'")
     return control.assign(setting="replay-only control")
 
 

@@ -242,7 +242,7 @@ def tune(
     """Tune the peak learning rate of an update on held-out validation images.
 
     Three peaks are tried, a factor of three apart, and more if the best is the lowest or the
-    highest. Repeat the command to continue a stopped run. Give the result, which holds your
+    highest. Repeat the command to continue a stopped run. Give the result, which contains your
     settings and the best peak, to `cmpt update --settings FILE`. `torchrun -m cmp -- tune ...`
     splits each batch between processes.
 

@@ -213,7 +213,7 @@ def base_seeds(name: str, start: str = "annealed") -> list[int]:
 
     Args:
         name: The model.
-        start: The bases' start.
+        start: Their start, such as "annealed".
     """
     folders, pattern = base_folders(start), f"{name}-s*-{start}.safetensors"
     names = {path.name for folder in folders for path in folder.glob(pattern)}

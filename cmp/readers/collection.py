@@ -77,8 +77,8 @@ def load_folder(source: str) -> Corpus:
 def _load_folder(
     source: str, stamps: tuple[tuple[Path, int, int], ...]
 ) -> tuple[Corpus, FileTimes]:
-    """Return a collection, cached by its manifests with their sizes and times, and the other files
-    that were read."""
+    """Return a collection and the other files that were read for it, cached by the sizes and times
+    of its manifests."""
     with note_files() as noted:
         indexes, with_embedded = load_collection(source)
     return corpus_from_indexes(split_by_update(indexes), with_embedded), noted

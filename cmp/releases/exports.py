@@ -151,13 +151,13 @@ def _check_replaced(folder: Path, names: set[str]) -> None:
     has changed since, such as a model that was trained further and saved in its place."""
     check_held_files(folder, {*names, RECORD_FILE})
     record, written = folder / RECORD_FILE, {}
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # it is not an export's
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no export wrote it
         written = dict(parse_json(record.read_text(encoding="utf-8"))["files"])
         written[RECORD_FILE] = file_digest(record)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if written.get(path.name) != file_digest(path):
             raise CmpError(
-                f"{folder}: {path.name!r} is not as `cmpt export` wrote it, or not from it, and "
+                f"{folder}: {path.name!r} has changed since `cmpt export`, or is not from it, and "
                 "would be lost; name a new folder"
             )
 

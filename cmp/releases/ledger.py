@@ -131,8 +131,7 @@ class Ledger:
         return digest.hexdigest()
 
     def unusual_readings(self, first: int = 0) -> dict[str, dict[str, Any]]:
-        """Return how the sets from an arrival on are read, where their manifests say something
-        else than the default.
+        """Return how the sets from an arrival on are read, where that differs from the default.
 
         Args:
             first: The position of the first arrival.
@@ -240,8 +239,8 @@ def set_names(ledger: Ledger, role: Role) -> dict[str, None]:
 
 
 def changed_retention(ledger: Ledger) -> set[str]:
-    """Return the retention sets that had other images before the first update: some came later, or
-    are gone. An evaluation on a subset then has as many images as before, but other ones."""
+    """Return the retention sets that have gained or lost images since the first update. A subset of
+    such a set may have as many images as before, but different ones."""
     roles = [arrival.role for arrival in ledger.arrivals]
     return {
         picture.set for picture in ledger.pictures

@@ -173,8 +173,8 @@ def _known_scores(path: Path) -> str:
 def write_choice(
     table: pd.DataFrame, path: Path, settings: Mapping[str, Any] | None = None
 ) -> float:
-    """Write the best peak as settings for `cmpt update --settings`, with those that it was tuned
-    with, and return it.
+    """Write the best peak, and the settings that it was tuned with, for `cmpt update --settings`;
+    return the peak.
 
     Args:
         table: The result of `tune`.

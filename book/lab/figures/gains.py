@@ -151,7 +151,7 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
 
 
 def plot_loss_parts(controls: Mapping[str, pd.DataFrame]) -> Figure:
-    """What happens to A_ZS: lost without any new picture, lost to new data, regained by
+    """What happens to A_ZS: lost without any new picture, lost beyond that on thirds, regained by
     merging.
 
     Args:
