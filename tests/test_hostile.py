@@ -178,7 +178,7 @@ def test_an_export_replaces_only_what_an_export_wrote(tmp_path, change):
     else:
         record.write_text("[1]")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    with pytest.raises(CmpError, match=rf"model: '{lost}' is not as `cmpt export` wrote it"):
+    with pytest.raises(CmpError, match=rf"model: '{lost}' has changed since `cmpt export`"):
         export()
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 

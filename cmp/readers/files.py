@@ -74,7 +74,7 @@ _noted: contextvars.ContextVar[FileTimes | None] = contextvars.ContextVar("noted
 
 @contextlib.contextmanager
 def note_files() -> Iterator[FileTimes]:
-    """Yield a dict in which readers note the files and folders that they look at inside the block."""
+    """Yield a dict in which readers note the files and folders that they look at within it."""
     noted: FileTimes = {}
     token = _noted.set(noted)
     try:
