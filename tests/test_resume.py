@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from cmp import config, models
 from cmp.embedded import packed
-from cmp.errors import CmpError
+from cmp.errors import CmpError, Interrupted
 from cmp.evaluation import evaluate
 from cmp.merging import policies
 from cmp.registry import register
@@ -451,6 +451,25 @@ def test_a_lock_is_of_a_file_that_is_still_there(tmp_path, monkeypatch, is_begun
         second.save(some_state())
         with pytest.raises(CmpError, match="another process"), CheckpointManager(ID):
             pass
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_request_to_stop_counts_also_while_the_lock_is_taken(tmp_path, monkeypatch, wait):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    flock = checkpoints.fcntl.flock
+
+    def stop_meanwhile(*arguments):
+        flock(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.fcntl, "flock", stop_meanwhile)
+        with pytest.raises(Interrupted, match="stopped before run") as stop:
+            CheckpointManager(ID, wait=wait).__enter__()
+    assert stop.value.signal == signal.SIGTERM
+    with CheckpointManager(ID):  # the lock is free
+        pass
 
 
 @pytest.mark.defect

@@ -390,7 +390,7 @@ class CheckpointManager:
         return self
 
     def _take_lock(self) -> None:
-        """Lock the folder, waiting until a request to stop.
+        """Lock the folder, waiting until a request to stop, which `Interrupted` then reports.
 
         The previous owner may have deleted the file meanwhile, so a lock is valid only if its file
         still exists. Without waiting, locking is retried for half a second, since
@@ -404,14 +404,17 @@ class CheckpointManager:
                     lock = self._lock.enter_context(path.open("ab"))
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                        return
+                        break
                 except (BlockingIOError, FileNotFoundError):
                     if not self.wait and time.monotonic() > end:
                         raise
                 self._lock.close()
                 time.sleep(0.1)
-        message = "stopped waiting for another process that is computing run "
-        raise Interrupted(message + self.run_id[: files.SHORT_ID], stop.signal)
+        if stop.signal:  # perhaps just when the lock was taken
+            self._lock.close()
+            raise Interrupted(
+                f"stopped before run {self.run_id[: files.SHORT_ID]} began here", stop.signal
+            )
 
     def __exit__(self, *_: object) -> None:
         self._writer.shutdown()  # finishes writing
