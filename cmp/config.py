@@ -386,7 +386,7 @@ class Seeds:
         stream: The order of the classes, and so the content of each task.
         init: Random initial weights, or the number of a base.
         data: The batches, and what is kept for replay.
-        augment: The crops and flips of images.
+        augment: The crops and flips of images, and the noise of random layers such as DropPath.
 
     Example:
         >>> cmp.RunConfig(seeds=cmp.Seeds(stream=3)).changes()

@@ -461,6 +461,16 @@ def batch_norms(model: nn.Module) -> dict[nn.Module, nn.Module]:
     return norms
 
 
+_RANDOM_LAYERS = {"p": "Dropout", "drop_prob": "DropPath", "prob": "PatchDropout"}
+"""Attributes with the rate of layers that are random in training."""
+
+
+def is_random(layer: nn.Module) -> bool:
+    """Return whether a layer, apart from those in it, is random in training."""
+    kind = type(layer).__name__
+    return any(getattr(layer, key, 0) for key, word in _RANDOM_LAYERS.items() if word in kind)
+
+
 def load_weights(
     model: nn.Module, path: Path, read: Callable[[Path], dict[str, Tensor]] = load_file
 ) -> None:

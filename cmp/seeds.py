@@ -4,7 +4,9 @@ Every random draw is a function of a name, a seed and counters (task, step, ...)
 depend on earlier draws, so a run can start at any step, and two seeds differ in every task.
 """
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -31,3 +33,17 @@ def torch_generator(name: str, seed: int, *counters: str | int) -> torch.Generat
     """Return a fresh CPU generator for this (name, seed, counters)."""
     state = int.from_bytes(digest(name, seed, *counters)[:8], "big") >> 1
     return torch.Generator().manual_seed(state)
+
+
+@contextlib.contextmanager
+def seed_layers(device: torch.device, *parts: str | int) -> Iterator[None]:
+    """Let layers that draw from torch's global generators, such as DropPath, draw from the parts
+    instead; the generators continue afterwards as if nothing had been drawn.
+
+    Args:
+        device: The device of the layers.
+        *parts: As in `digest`.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.random.manual_seed(int.from_bytes(digest(*parts)[:8], "big") >> 1)
+        yield

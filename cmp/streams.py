@@ -248,12 +248,14 @@ def listed_order(table: pd.DataFrame, seed: int) -> np.ndarray:
 @register("order", "given", updates=True, seeded=False)
 def given_order(table: pd.DataFrame, seed: int) -> np.ndarray:
     """Sort the updates that the data define by name, comparing numbers in names by value."""
-    return np.argsort([*map(update_key, table.index)], kind="stable")
+    keys = [*map(update_key, table.index)]
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=int)
 
 
-def update_key(name: str) -> str:
-    """Return the sort key of an update's name, in which numbers compare by value."""
-    return re.sub(r"\d+", lambda number: number[0].zfill(20), name)
+def update_key(name: str) -> tuple[str, str]:
+    """Return the sort key of an update's name, in which numbers compare by value. No two names have
+    the same key, or their order would depend on where they were found first."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(20), name), name
 
 
 def check_option(option: Option) -> None:

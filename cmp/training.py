@@ -27,7 +27,7 @@ from cmp.losses import model_loss, uses_sigmoid_loss
 from cmp.mixtures import BatchLoader, Pools, fit_mixture, fit_steps
 from cmp.models import Network, batch_norms, set_train_mode
 from cmp.registry import get_option
-from cmp.seeds import torch_generator
+from cmp.seeds import seed_layers, torch_generator
 
 
 def train_step(
@@ -127,7 +127,7 @@ def train_task(
     execution.wait(state)
     for layer in batch_norms(state.model):  # a measurement must not change their statistics
         layer.eval()
-    with execution.outside_steps():
+    with execution.outside_steps(), state.layer_noise(task, "end"):
         method.end_task(state, encode_further)
     check_weights_finite(state, task, steps)
 
@@ -348,6 +348,18 @@ class TrainState:
         task to task if the config says so."""
         return create_optimizer(self)
 
+    @functools.cached_property
+    def has_random_layers(self) -> bool:
+        """Whether layers of the network are random in training, such as DropPath."""
+        return any(map(models.is_random, self.model.modules()))
+
+    def layer_noise(self, task: int, step: int | str) -> contextlib.AbstractContextManager:
+        """Return the context in which random layers draw what belongs to (task, step)."""
+        if not self.has_random_layers:
+            return contextlib.nullcontext()
+        device = self.model.logit_scale.device
+        return seed_layers(device, "layers", self.config.seeds.augment, task, step)
+
     def renew_optimizer(self) -> None:
         """Forget the optimiser and its moments, so that the next step begins a new one."""
         vars(self).pop("optimizer", None)
@@ -428,7 +440,7 @@ def encode_batch(
     pixels = normalise(pixels, model.visual.image_mean, model.visual.image_std)
     distinct, place = batch.texts.unique(return_inverse=True)
     distinct, place = state.tokens[distinct], to_device(place, device)
-    with autocast(config.training.precision, device):
+    with autocast(config.training.precision, device), state.layer_noise(task, step):
         image = models.encode_image(model, pixels)  # [B, E]
         text = models.encode_text(model, distinct)[place]  # [D, E] -> [B, E]
     return ForwardOutput(image, text, pixels, distinct, place, batch.replayed)

@@ -28,7 +28,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cmp import NUMERICS, config, mixtures, models, training
+from cmp import NUMERICS, config, files, mixtures, models, training
 from cmp.cli import runs as cli_runs
 from cmp.cli import streams
 from cmp.embedded import models as embedded_models
@@ -340,15 +340,63 @@ def test_checkpoints_under_each_others_names_are_refused(pair):
     assert len(warned) == 2
 
 
-def test_a_checkpoint_of_another_schema_is_refused(pair):
+def of_schema(path, schema):
+    """The checkpoint of this path rewritten with another schema, in its place."""
+    state = checkpoints.read_checkpoint(path)
+    path.unlink()
+    progress = dataclasses.replace(state.progress, schema=schema)
+    return checkpoints.write_checkpoint(dataclasses.replace(state, progress=progress), folder())
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("schema", [checkpoints.SCHEMA - 1, checkpoints.SCHEMA + 1])
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_run_with_a_checkpoint_of_another_schema_stops_and_keeps_it(pair, schema, others):
+    """Also beside an older one that can be read: the next save would delete this one."""
     newest, before = pair
-    state = checkpoints.read_checkpoint(newest)
-    newest.unlink()
-    newer = dataclasses.replace(state.progress, schema=checkpoints.SCHEMA + 1)
-    path = checkpoints.write_checkpoint(dataclasses.replace(state, progress=newer), folder())
-    with pytest.raises(CmpError, match="schema"):
-        checkpoints.read_checkpoint(path)
-    assert_refused(path, before)
+    if not others:
+        before.unlink()
+    path = of_schema(newest, schema)
+    content = path.read_bytes()
+    with pytest.raises(CmpError, match=rf"{path.name}.*schema.*(install|delete)"):
+        run_until(0)
+    assert path.read_bytes() == content
+    assert len(checkpoints.checkpoint_files(folder())) == 1 + others
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_run_stops_at_a_checkpoint_that_cannot_be_opened_and_keeps_it(
+    pair, reference, monkeypatch, number
+):
+    newest, before = pair
+
+    def refusing(reader):
+        def read(path, *arguments, **options):
+            if path == newest:
+                raise OSError(number, os.strerror(number), str(path))
+            return reader(path, *arguments, **options)
+
+        return read
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "file_digest", refusing(files.file_digest))
+        patch.setattr(Path, "open", refusing(Path.open))
+        for read in (lambda: run_until(0), lambda: checkpoints.latest_progress(folder())):
+            with pytest.raises(CmpError, match=rf"{newest.name}.*{os.strerror(number)}"):
+                read()
+    assert checkpoints.checkpoint_files(folder()) == [newest, before]
+    assert models.weights_digest(run_until(0).model) == reference.weights
+
+
+@pytest.mark.defect
+def test_a_run_that_cannot_be_read_is_left_out_of_the_list_by_name(pair):
+    path = of_schema(pair[0], checkpoints.SCHEMA + 1)
+    other = folder().with_name("0123456789abcdef"[: files.SHORT_ID])
+    other.mkdir()
+    shutil.copy(pair[1], other)
+    with pytest.warns(UserWarning, match=f"left out: .*{path.name}"):
+        assert [progress.step for progress in store.unfinished_runs()] == [1]
 
 
 def test_a_checkpoint_of_a_later_version_says_what_to_install(tmp_path):

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
+import json
 import os
 import signal
 import threading
@@ -10,6 +12,7 @@ import time
 
 import forked
 import numpy as np
+import open_clip
 import options
 import pandas as pd
 import pytest
@@ -17,18 +20,20 @@ import torch
 from options import small
 from safetensors.torch import load_file
 
-from cmp import config, models
+from cmp import config, models, training
 from cmp.embedded import packed
-from cmp.errors import CmpError
+from cmp.errors import CmpError, Interrupted
 from cmp.evaluation import evaluate
 from cmp.merging import policies
+from cmp.mixtures import task_pools
 from cmp.registry import register
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.checkpoints import CheckpointManager, RunState
 from cmp.runs.runner import Observer, RunResult, execute, machine_differences, machine_record
 from cmp.runs.store import unfinished_runs
 from cmp.scale import processes
-from cmp.training import UpdateMethod
+from cmp.seeds import torch_generator
+from cmp.training import UpdateMethod, make_train_state, train_task
 from cmp.values import MAX_COUNT
 
 FIRST, MIDDLE, BOUNDARY, END = (0, 1), (1, 2), (1, 0), (2, 0)
@@ -104,6 +109,69 @@ def test_every_choice_resumes_to_the_bit(settings, tmp_path):
         resumed = MemoryManager(start)
         assert same(execute(run_config, corpus, manager=resumed), result), place
         assert all(equal(state, manager.states[at]) for at, state in resumed.states.items()), place
+
+
+RANDOM_TOWERS = {
+    "dropout": {"timm_drop": 0.5},
+    "drop-path": {
+        "timm_model_name": "convnext_atto",
+        "timm_model_pretrained": False,
+        "timm_drop_path": 0.5,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=RANDOM_TOWERS)
+def random_network(request, tmp_path_factory):
+    """The name of a small network whose image tower has layers that are random in training."""
+    tree = open_clip.get_model_config("tiny")
+    tree["text_cfg"]["vocab_size"] = 49408  # what a name outside the package is read with
+    tree["vision_cfg"] |= RANDOM_TOWERS[request.param]
+    path = tmp_path_factory.mktemp("models") / f"{request.param}-32.json"
+    path.write_text(json.dumps(tree))
+    open_clip.add_model_config(path)
+    return path.stem
+
+
+@pytest.mark.defect
+def test_random_layers_draw_what_the_seeds_say_and_resume_to_the_bit(random_network):
+    """At every cut, also in EWC's measurement, whatever was drawn from torch's generator before."""
+    settings = [f"model.name={random_network}", "model.start=random", "training.batch=6"]
+    settings += ["method.name=ewc", "method.batches=1"]
+    run_config, corpus, manager = small(*settings), forked.small_corpus(), MemoryManager()
+    assert any(map(models.is_random, models.create_on_meta(random_network).modules()))
+    result = execute(run_config, corpus, manager=manager)
+    for place, start in manager.states.items():
+        torch.rand(7)
+        resumed = MemoryManager(start)
+        assert same(execute(run_config, corpus, manager=resumed), result), place
+        assert all(equal(state, manager.states[at]) for at, state in resumed.states.items()), place
+
+
+@pytest.mark.defect
+def test_the_noise_of_random_layers_follows_the_seed_of_augmentation(random_network, monkeypatch):
+    """Not only the crops and flips, which stay the same here."""
+    cropped, still = training.augment, (torch_generator("augment", 0) for _ in itertools.count())
+    monkeypatch.setattr(training, "augment", lambda x, _, part: cropped(x, next(still), part))
+    settings = (f"model.name={random_network}", "model.start=random", "training.batch=6")
+    digests = []
+    for seed in (0, 1, 0):
+        state = make_train_state(small(*settings, f"seeds.augment={seed}"), forked.small_corpus())
+        before = torch.get_rng_state()
+        train_task(state, task_pools(state.config, state.corpus)[0], 0)
+        assert torch.equal(torch.get_rng_state(), before)
+        digests.append(models.weights_digest(state.model))
+    assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.defect
+def test_runs_of_networks_with_random_layers_have_ids_of_their_own(random_network):
+    def is_marked(name):
+        run_config = small(f"model.name={name}", "model.start=random")
+        return "random_layers" in identity.run_identity(run_config, forked.small_corpus())
+
+    assert is_marked(random_network)
+    assert not any(map(is_marked, ("tiny", "small", "ViT-B-32", "RN50")))
 
 
 def test_hits_of_whole_test_sets_are_kept_through_a_resume_and_add_up_to_the_scores(build):
@@ -451,6 +519,25 @@ def test_a_lock_is_of_a_file_that_is_still_there(tmp_path, monkeypatch, is_begun
         second.save(some_state())
         with pytest.raises(CmpError, match="another process"), CheckpointManager(ID):
             pass
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_request_to_stop_counts_also_while_the_lock_is_taken(tmp_path, monkeypatch, wait):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    flock = checkpoints.fcntl.flock
+
+    def stop_meanwhile(*arguments):
+        flock(*arguments)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.fcntl, "flock", stop_meanwhile)
+        with pytest.raises(Interrupted, match="stopped before run") as stop:
+            CheckpointManager(ID, wait=wait).__enter__()
+    assert stop.value.signal == signal.SIGTERM
+    with CheckpointManager(ID):  # the lock is free
+        pass
 
 
 @pytest.mark.defect

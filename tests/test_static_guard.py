@@ -68,6 +68,7 @@ EXCEPTIONS = {
     ): "asks whether the cluster that the user named answers",
     ("book/lab/printing.py", "network"): "hands the built site to the browser that prints it",
     ("cmp/models.py", "global-seed"): "within torch.random.fork_rng, which puts the state back",
+    ("cmp/seeds.py", "global-seed"): "within torch.random.fork_rng, which puts the state back",
     ("cmp/embedded/models.py", "global-draw"): "initial weights, only made under fork_rng",
 }
 

@@ -1,6 +1,8 @@
 """Streams of updates that the data name themselves: months of a table, or a folder a month."""
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from cmp.config import Stream
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.readers import collection, infer
+from cmp.releases import compare
 from cmp.runs.runner import execute
 
 SIZES = {"2026-2": 12, "2026-9": 5, "2026-10": 20}
@@ -66,6 +69,20 @@ def test_the_months_of_a_table_are_its_tasks(months):
         rows[::-1], streams.task_rows(corpus, given(3, reverse=True), 5), strict=True
     ):
         np.testing.assert_array_equal(task, again)
+
+
+@pytest.mark.defect
+def test_updates_whose_numbers_are_the_same_have_one_order_wherever_they_are_found_first():
+    """A set of texts has another order in each process."""
+    names = [f"2026-{'0' * zeros}{number}" for number in (1, 2) for zeros in range(5, -1, -1)]
+    for seed in range(3):
+        found = np.random.default_rng(seed).permutation(names).tolist()
+        table = pd.DataFrame({"update": pd.Categorical(found)})
+        part = dataclasses.make_dataclass("Part", ["table"])(table)
+        assert [x.table["update"].item() for x in collection.split_by_update([part])] == names
+        assert [*compare.shown_updates(SimpleNamespace(table=table))] == names
+        order = registry.get_option("order", "given").value(pd.DataFrame(index=found), 0)
+        assert [found[place] for place in order] == names
 
 
 def test_a_run_takes_months_of_unequal_sizes(months):

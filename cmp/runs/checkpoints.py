@@ -79,6 +79,11 @@ class StopRequest:
         signal.signal(signal.SIGINT, self._before[signal.SIGINT])
 
 
+class Damaged(CmpError):
+    """An error for a checkpoint whose content is not what was written, so that nothing in it can
+    be of use."""
+
+
 REMEDY = "; delete the checkpoint or, if it is a release's, get the release again"
 """What to do about a state that cannot be used."""
 
@@ -215,7 +220,8 @@ def read_checkpoint(path: Path) -> RunState:
     """Return the state of a checkpoint.
 
     Raises:
-        CmpError: The file is damaged.
+        Damaged: The content is not what was written.
+        CmpError: The file cannot be read here, or not by this version.
     """
     with explain_errors(f"{path}: cannot be read as a checkpoint", "", SafetensorError):
         check_content(path)
@@ -223,33 +229,37 @@ def read_checkpoint(path: Path) -> RunState:
 
 
 def check_content(path: Path) -> None:
-    """Raise `CmpError` unless a file's content matches the hash in its name, see
-    `write_tensors`."""
+    """Raise `Damaged` unless a file's content matches the hash in its name, see `write_tensors`."""
     match = _FILE_NAME.fullmatch(path.name) or _BESIDE_NAME.fullmatch(path.name)
     if not match or match[3] != files.file_digest(path):
-        raise CmpError(f"{path}: damaged: its content does not match the hash in its name")
+        raise Damaged(f"{path}: damaged: its content does not match the hash in its name")
 
 
 def read_progress(path: Path) -> Progress:
     """Return everything in a checkpoint except its tensors, which are neither read nor checked.
 
     Raises:
-        CmpError: The file is not a checkpoint of this schema, or its header is damaged.
+        Damaged: The header is not what was written.
+        CmpError: The file cannot be read here, or is not a checkpoint of this schema.
     """
-    with explain_errors(f"{path}: cannot be read as a checkpoint", "", SafetensorError):
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("progress", "")
+    with explain_errors(f"{path}: cannot be read as a checkpoint"):
+        path.open("rb").close()  # safetensors says of every file it may not open that none is there
+        try:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get("progress", "")
+        except SafetensorError as error:
+            raise Damaged(f"{path}: damaged: {error}") from error
         if text.startswith("{"):  # 0.2.0 wrote no hash of the header
             check_content(path)
         else:
             digest, _, text = text.partition(" ")
             if hashlib.sha256(text.encode()).hexdigest() != digest:
-                raise CmpError(f"{path}: damaged: its header does not match its hash")
+                raise Damaged(f"{path}: damaged: its header does not match its hash")
         files.refuse_later(files.parse_json(text), "schema", SCHEMA, path)
         progress = files.parse_record(text, Progress)
     if progress.schema != SCHEMA:
         raise CmpError(
-            f"{path}: has schema {progress.schema}, but this version reads schema {SCHEMA}"
+            f"{path}: has schema {progress.schema}, but this version reads schema {SCHEMA}{REMEDY}"
         )
     return progress
 
@@ -270,21 +280,36 @@ def latest_checkpoint(folder: Path) -> tuple[Path, RunState] | None:
     """Return the latest intact checkpoint in a folder, or None.
 
     Damaged ones give a warning.
+
+    Raises:
+        CmpError: A checkpoint may be intact, but cannot be read here or by this version.
     """
     return _first_readable(folder, read_checkpoint)
 
 
 def latest_progress(folder: Path) -> Progress | None:
-    """Return how far the run in a folder has come, without reading tensors."""
+    """Return how far the run in a folder has come, without reading tensors.
+
+    Raises:
+        CmpError: As in `latest_checkpoint`.
+    """
     found = _first_readable(folder, read_progress)
     return found and found[1]
 
 
 def _first_readable(folder: Path, read: Callable[[Path], files.T]) -> tuple[Path, files.T] | None:
+    """Return the latest checkpoint that is not damaged, and what `read` returns for it.
+
+    A run that went on from an earlier one, or from its start, would delete this one. So only what
+    is of no use is passed over, and files that another process has just deleted.
+    """
     for path in checkpoint_files(folder):
         try:
             return path, read(path)
         except CmpError as error:
+            is_gone = isinstance(error.__cause__, FileNotFoundError)
+            if not (is_gone or isinstance(error, Damaged)):
+                raise
             warnings.warn(f"{error}; using the previous one", stacklevel=3)
     return None
 
@@ -365,7 +390,7 @@ class CheckpointManager:
         return self
 
     def _take_lock(self) -> None:
-        """Lock the folder, waiting until a request to stop.
+        """Lock the folder, waiting until a request to stop, which `Interrupted` then reports.
 
         The previous owner may have deleted the file meanwhile, so a lock is valid only if its file
         still exists. Without waiting, locking is retried for half a second, since
@@ -379,14 +404,17 @@ class CheckpointManager:
                     lock = self._lock.enter_context(path.open("ab"))
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                        return
+                        break
                 except (BlockingIOError, FileNotFoundError):
                     if not self.wait and time.monotonic() > end:
                         raise
                 self._lock.close()
                 time.sleep(0.1)
-        message = "stopped waiting for another process that is computing run "
-        raise Interrupted(message + self.run_id[: files.SHORT_ID], stop.signal)
+        if stop.signal:  # perhaps just when the lock was taken
+            self._lock.close()
+            raise Interrupted(
+                f"stopped before run {self.run_id[: files.SHORT_ID]} began here", stop.signal
+            )
 
     def __exit__(self, *_: object) -> None:
         self._writer.shutdown()  # finishes writing
@@ -397,7 +425,11 @@ class CheckpointManager:
         return done < steps and time.monotonic() >= self._due
 
     def load(self) -> RunState | None:
-        """Return the state to resume the run from, or None at its start."""
+        """Return the state to resume the run from, or None at its start.
+
+        Raises:
+            CmpError: As in `latest_checkpoint`, or the checkpoints are of another run.
+        """
         self.last, state = latest_checkpoint(self.folder) or (None, None)
         if state and state.progress.run != self.run_id:
             raise CmpError(

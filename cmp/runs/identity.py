@@ -78,6 +78,8 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
     option = registry.get_option("method", run_config.method.name)
     if _holds_statistics(run_config.model.name, run_config.method, option):
         content["batch_norm"] = "held"  # in 0.2 these statistics changed
+    if _has_random_layers(run_config.model.name):
+        content["random_layers"] = "seeded"  # in 0.2 no seed determined their noise
     if (corpus.table["update"] != "").any():
         content["rows"] = "by arrival"  # in 0.2 datasets were ordered by name
     if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
@@ -118,6 +120,12 @@ def _holds_statistics(name: str, method: Method, option: Option) -> bool:
 def _has_batch_norm(name: str) -> bool:
     """Return whether a network keeps running statistics."""
     return bool(batch_norms(models.create_on_meta(name)))
+
+
+@functools.cache
+def _has_random_layers(name: str) -> bool:
+    """Return whether layers of a network are random in training."""
+    return any(map(models.is_random, models.create_on_meta(name).modules()))
 
 
 def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:

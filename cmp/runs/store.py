@@ -15,6 +15,7 @@ import datetime
 import fcntl
 import json
 import shutil
+import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -480,11 +481,19 @@ def find_parent(run_config: RunConfig) -> StoredRun | None:
 
 
 def unfinished_runs(prefix: str = "") -> list[Progress]:
-    """Return the progress of each unfinished run whose id starts with a prefix."""
+    """Return the progress of each unfinished run whose id starts with a prefix.
+
+    Runs whose checkpoints cannot be read here, or by this version, give a warning.
+    """
     folders = sorted((build_folder() / "checkpoints").glob("*/"))
     named = [folder for folder in folders if folder.name.startswith(prefix[:SHORT_ID])]
-    found = filter(None, map(latest_progress, named))
-    return [progress for progress in found if progress.run.startswith(prefix)]
+    found = []
+    for folder in named:
+        try:
+            found.append(latest_progress(folder))
+        except CmpError as error:  # the other runs do not depend on it
+            warnings.warn(f"left out: {error}", stacklevel=2)
+    return [progress for progress in found if progress and progress.run.startswith(prefix)]
 
 
 def recorded_threads(progress: Progress) -> int:

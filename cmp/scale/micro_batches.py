@@ -15,15 +15,12 @@ from torch import Tensor, nn
 
 from cmp.data import Batch
 from cmp.errors import CmpError
-from cmp.models import Network
+from cmp.models import Network, is_random
 from cmp.scale import processes
 from cmp.training import Features, TrainState, encode_batch
 
 Towers = tuple[Tensor, Tensor]
 """The features of images and of texts."""
-
-_STOCHASTIC_LAYERS = {"p": "Dropout", "drop_prob": "DropPath", "prob": "PatchDropout"}
-"""Attributes with the rate of layers that are random in training."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +99,9 @@ def check_divisible(model: nn.Module, name: str) -> None:
         CmpError: A layer normalises over the batch or is random.
     """
     for where, layer in model.named_modules():
-        kind = type(layer).__name__
-        rates = [getattr(layer, key, 0) for key, word in _STOCHASTIC_LAYERS.items() if word in kind]
-        if any(rates) or isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            what = "is random in training" if any(rates) else "normalises over the batch"
+        if is_random(layer) or isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            what = "is random in training" if is_random(layer) else "normalises over the batch"
             raise CmpError(
-                f"model.name: {where} of {name!r} is a {kind}, which {what}, so splitting a batch "
-                "changes the result; leave out --micro-batch and use one process"
+                f"model.name: {where} of {name!r} is a {type(layer).__name__}, which {what}, so "
+                "splitting a batch changes the result; leave out --micro-batch and use one process"
             )
