@@ -527,6 +527,19 @@ def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(ma
         first(root, tmp_path / "none", prompt="a photo")
 
 
+@pytest.mark.parametrize("start", [months.START, "ViT-B-32:random"])
+def test_the_first_update_of_any_model_replays_the_whole_pool(root, start):
+    plan = update_plan.plan_update(start, root / "z-month", pool=root / "pool")
+    pool = plan.corpus.table["dataset"] == "pool"
+    assert plan.pools.pretraining.tolist() == np.flatnonzero(pool).tolist()
+
+
+def test_a_stream_that_replays_a_part_of_the_pool_goes_on_with_that_part(root, tmp_path):
+    made = first(root, tmp_path, "mixture.replay=0.1")
+    plan = update_plan.plan_update(made.folder, root / "y-month")
+    assert plan.config.mixture.replay == 0.1 and len(plan.pools.pretraining) == 4
+
+
 def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, tmp_path):
     """Which has one prompt, that of its first manifest. Another set may have another one."""
     about = {"name": "shoes", "title": "Shoes", "licence": "own", "role": "adapt"}
