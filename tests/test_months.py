@@ -710,6 +710,7 @@ REFUSED = {
     "schedule.meta=free": "the number of updates",
     "mixture.last=[0.5,0.25,0.25]": "the number of updates",
     "seeds.data=3": "which cannot change",
+    "evaluation.split=validation": "which cannot change",
     "data=elsewhere": "--data",
 }
 
@@ -719,6 +720,32 @@ def test_what_an_update_cannot_have_is_refused_by_name(made, root, tmp_path, set
     with pytest.raises(CmpError) as error:
         update_plan.plan_update(made.folder, root / "y-month", [setting])
     assert setting.partition("=")[0] in str(error.value) and REFUSED[setting] in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def all_merged(root, tmp_path_factory):
+    """A release whose next merge needs what it remembers of all models so far."""
+    folder = tmp_path_factory.mktemp("merged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMP_BUILD", str(folder / "build"))
+        policy = "merging={policy: zero-all, shares: power, power: 2}"
+        return first(root, folder, policy).folder
+
+
+@pytest.mark.parametrize(
+    ("key", "others"),
+    [("rule=magmax", ["shares=equal", "power=1"]), ("shares=log", ["power=1"]), ("power=3", []),
+     ("reverse=true", []), ("zero=true", [])],
+)  # fmt: skip
+def test_a_stream_that_merges_all_models_keeps_the_way_it_does(all_merged, root, key, others):
+    settings = [f"merging.{each}" for each in (key, *others)]
+    with pytest.raises(CmpError, match=f"merging.{key.partition('=')[0]}: .* which cannot change"):
+        update_plan.plan_update(all_merged, root / "y-month", settings)
+
+
+def test_a_running_average_of_two_may_go_on_by_another_rule(made, root, tmp_path):
+    plan = update_plan.plan_update(made.folder, root / "y-month", ["merging.rule=slerp"])
+    update.compute_update(plan, tmp_path / "releases" / "2")
 
 
 @pytest.mark.parametrize("version", ["9.1.0", None])
