@@ -651,6 +651,8 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise CmpError(f"{key}: {parent!r} is a value and has no keys")
+        if isinstance(value, Mapping) and isinstance(node.get(leaf), Mapping):
+            value = {**node[leaf], **value}  # as in `overlay`: the section's other keys stay
         node[leaf] = value
     return result
 

@@ -182,6 +182,18 @@ def test_keywords_mean_the_same_in_any_order():
         from_keywords("quick", {"seed": 7, "seeds": config.Seeds(stream=3)})
 
 
+@pytest.mark.parametrize("profile", config.PROFILES)
+def test_the_shell_and_the_library_keep_the_rest_of_a_section(profile):
+    usual = config.parse(config.profile(profile)).to_dict()
+    for section, keys in usual.items():
+        if isinstance(keys, dict):
+            for given in ({}, *({key: value} for key, value in keys.items())):
+                tree = config.override(config.profile(profile), [f"{section}={json.dumps(given)}"])
+                parsed = config.parse(tree)
+                assert parsed == from_keywords(profile, {section: given})
+                assert parsed.to_dict() == usual
+
+
 def stopped(*settings, step=6):
     """A run that is stopped after so many steps, of four in a task."""
     seen = []
