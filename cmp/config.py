@@ -25,6 +25,7 @@ from cmp.errors import CmpError, did_you_mean
 from cmp.files import first_fault, parse_yaml
 from cmp.registry import SECTION_KEYS, check_name
 from cmp.schedules import Schedule
+from cmp.sources import sources_digest
 from cmp.values import (
     MAX_COUNT,
     STRICT,
@@ -481,9 +482,9 @@ class RunConfig:
         names = {kind: operator.attrgetter(of.key)(self) for kind, of in registry.KINDS.items()}
         options = [registry.get_option(kind, name) for kind, name in names.items()]
         return {
-            f"{option.kind}:{option.name}": {"sha256": option.digest, "sources": {**option.sources}}
+            f"{option.kind}:{option.name}": {"sha256": sources_digest(sources), "sources": sources}
             for option in options
-            if option.sources
+            if (sources := option.sources)
         }
 
 
