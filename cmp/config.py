@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import operator
+import os
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -607,12 +608,23 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         seeds = dict.fromkeys(Seeds.__dataclass_fields__, tree.pop("seed"))
         tree = overlay({"seeds": seeds}, tree)
     try:
-        return _ADAPTER.validate_json(json.dumps(tree))
+        return _ADAPTER.validate_json(json.dumps(tree, default=_plain_value))
     except ValidationError as error:
         key, fault = first_fault(error)
         raise _explain_fault(source, key, fault, _near_key(key, tree)) from error
     except (TypeError, ValueError, RecursionError) as error:  # of json.dumps
         raise CmpError(f"{source}: {error}") from error
+
+
+def _plain_value(value: Any) -> Any:
+    """Return a number of numpy or a path as JSON has it; raise `TypeError` for anything else."""
+    import numpy as np  # imported by now if the value comes from it; a command starts without it
+
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{value!r:.80}: give a number, a text, a list or a mapping")
 
 
 def _near_key(key: str, tree: Mapping[str, Any]) -> str:
