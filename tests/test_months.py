@@ -652,6 +652,22 @@ def test_updates_continue_when_one_picture_of_a_month_is_left(own_root, tmp_path
         update_plan.plan_update(made, one, skip_gone=True)
 
 
+@pytest.mark.filterwarnings("ignore:mixture.pretraining")
+def test_updates_continue_when_no_picture_of_the_pool_is_left(own_root, tmp_path):
+    made = first(own_root, tmp_path)
+    shutil.rmtree(own_root / "pool")
+    with pytest.raises(CmpError, match="40 images from earlier updates are gone"):
+        update_plan.plan_update(made, own_root / "y-month")
+    with pytest.warns(
+        UserWarning, match="no image of the pool is left, so .* 33% update, 67% buff"
+    ):
+        plan = update_plan.plan_update(made, own_root / "y-month", skip_gone=True)
+    assert any(note.startswith("no pool is replayed") for note in plan.notes)
+    assert plan.pools.counts[0] == 0 and plan.config.mixture == made.config.mixture
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    assert update_plan.plan_update(later, own_root / "x-month").pools.counts[0] == 0
+
+
 def test_a_retention_set_with_nothing_left_to_score_is_refused(own_root):
     shutil.copytree(own_root / "pool" / "a", own_root / "kept" / "a")
     with pytest.raises(CmpError, match=r"--retain: .*kept: none of its images is left to score"):

@@ -383,7 +383,7 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
             f"the update is small, so a batch has {count_of(counts[1], 'new image')} instead of "
             f"{usual[1]}; otherwise {mixtures.MIN_STEPS} steps would show them too often"
         )
-    if not plan.corpus.by_role("pool"):
+    if not len(plan.pools.pretraining):
         yield (
             "no pool is replayed, so only merging protects what the model knew before its first "
             "update; pass --pool FOLDER with images like those of pretraining"
