@@ -28,6 +28,7 @@ from cmp.errors import CmpError
 from cmp.losses import model_loss
 from cmp.models import Network
 from cmp.registry import Option, get_option
+from cmp.sources import is_own
 from cmp.training import ForwardOutput, TrainState, UpdateMethod
 
 SLACK = 1e-9
@@ -187,11 +188,14 @@ def replayed_samples(run_config: RunConfig) -> int:
 def _named_cost(name: str, batch: int, method: Method, replayed: int) -> Cost:
     option = get_option("method", method.name)
     # the mixture matters only to a method that needs the pool
-    return _cached_cost(name, batch, method, replayed * option.facts["needs_pool"], option)
+    replayed *= option.facts["needs_pool"]
+    return _cached_cost(name, batch, method, replayed, option, option.digest)
 
 
 @functools.cache
-def _cached_cost(name: str, batch: int, method: Method, replayed: int, option: Option) -> Cost:
+def _cached_cost(
+    name: str, batch: int, method: Method, replayed: int, option: Option, digest: str
+) -> Cost:
     return _clip_cost(models.create_on_meta(name), name, batch, method, replayed)
 
 
@@ -228,7 +232,7 @@ def shape_state(name: str, method: Method, model: Network) -> TrainState:
         state.method.prepare(state)
         state.method.begin_task(state, 0)
     except (AttributeError, TypeError) as error:
-        if not get_option("method", method.name).sources:
+        if is_own(get_option("method", method.name).module):
             raise
         raise CmpError(
             f"method.name: {method.name!r}: its cost cannot be counted without data ({error}); "

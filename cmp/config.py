@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import json
 import operator
+import os
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from cmp.errors import CmpError, did_you_mean
 from cmp.files import first_fault, parse_yaml
 from cmp.registry import SECTION_KEYS, check_name
 from cmp.schedules import Schedule
+from cmp.sources import sources_digest
 from cmp.values import (
     MAX_COUNT,
     STRICT,
@@ -481,9 +483,9 @@ class RunConfig:
         names = {kind: operator.attrgetter(of.key)(self) for kind, of in registry.KINDS.items()}
         options = [registry.get_option(kind, name) for kind, name in names.items()]
         return {
-            f"{option.kind}:{option.name}": {"sha256": option.digest, "sources": {**option.sources}}
+            f"{option.kind}:{option.name}": {"sha256": sources_digest(sources), "sources": sources}
             for option in options
-            if option.sources
+            if (sources := option.sources)
         }
 
 
@@ -606,12 +608,23 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         seeds = dict.fromkeys(Seeds.__dataclass_fields__, tree.pop("seed"))
         tree = overlay({"seeds": seeds}, tree)
     try:
-        return _ADAPTER.validate_json(json.dumps(tree))
+        return _ADAPTER.validate_json(json.dumps(tree, default=_plain_value))
     except ValidationError as error:
         key, fault = first_fault(error)
         raise _explain_fault(source, key, fault, _near_key(key, tree)) from error
     except (TypeError, ValueError, RecursionError) as error:  # of json.dumps
         raise CmpError(f"{source}: {error}") from error
+
+
+def _plain_value(value: Any) -> Any:
+    """Return a number of numpy or a path as JSON has it; raise `TypeError` for anything else."""
+    import numpy as np  # imported by now if the value comes from it; a command starts without it
+
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{value!r:.80}: give a number, a text, a list or a mapping")
 
 
 def _near_key(key: str, tree: Mapping[str, Any]) -> str:
@@ -651,6 +664,8 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise CmpError(f"{key}: {parent!r} is a value and has no keys")
+        if isinstance(value, Mapping) and isinstance(node.get(leaf), Mapping):
+            value = {**node[leaf], **value}  # as in `overlay`: the section's other keys stay
         node[leaf] = value
     return result
 

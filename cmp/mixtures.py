@@ -307,22 +307,25 @@ def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:
 def fit_mixture(config: RunConfig, corpus: Corpus) -> RunConfig:
     """Return the config with a mixture that its data can fill; warn if it has to change.
 
-    If no dataset has the role pool, the update and the buffer take over its share, in proportion to
-    their own. A mixture with only the pool, with another pool, or with `last` is left as it is and
-    fails later.
+    If no dataset has the role pool, or all its images are gone, the update and the buffer take over
+    its share, in proportion to their own. A mixture with only the pool, with another pool, or with
+    `last` is left as it is and fails later.
 
     Raises:
         CmpError: The method needs a pool.
     """
     mixture, (pool, update, buffer) = config.mixture, config.mixture.shares
     is_fixed = mixture.pool != "pretraining" or mixture.last is not None or pool in (0, 1)
-    if is_fixed or corpus.by_role("pool"):
+    names, table = corpus.by_role("pool"), corpus.table
+    is_left = table["dataset"].isin(names) & ~table["split"].isin([""])  # "" if an image is gone
+    if is_fixed or is_left.to_numpy().any():
         return config
     update, buffer = update / (update + buffer), buffer / (update + buffer)
     tree = config.to_dict()
     tree["mixture"] |= {"pretraining": 0.0, "update": update, "buffer": buffer}
     words = f"no pretraining data is replayed; batches are {update:.0%} update, {buffer:.0%} buffer"
-    warnings.warn(f"mixture.pretraining: no dataset has the role pool, so {words}", stacklevel=2)
+    why = "no image of the pool is left" if names else "no dataset has the role pool"
+    warnings.warn(f"mixture.pretraining: {why}, so {words}", stacklevel=2)
     return parse(tree, "data without a dataset of role pool")
 
 

@@ -11,14 +11,15 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from cmp.errors import CmpError, name_choices
-from cmp.sources import collect_sources, is_own
+from cmp.sources import collect_sources, is_own, sources_digest
 
 T = TypeVar("T")
 
@@ -77,8 +78,7 @@ class Option:
             config does not set the key (None for the config's own default).
         facts: The declared properties, see `Kind.facts`.
         module: The module that registered it.
-        sources: For an option from outside the package, the source text of the functions and
-            constants that it uses, by name; otherwise empty.
+        collect: Returns `sources`.
     """
 
     kind: str
@@ -87,13 +87,22 @@ class Option:
     settings: Mapping[str, Any]
     facts: Mapping[str, Any]
     module: str
-    sources: Mapping[str, str]
+    collect: Callable[[], dict[str, str]] = field(repr=False)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """For an option from outside the package, the source text of the functions and constants
+        that it uses, by name; otherwise empty.
+
+        They are collected anew each time: in a notebook, the next cell may define a constant or
+        function again without registering the option again.
+        """
+        return self.collect()
 
     @property
     def digest(self) -> str:
         """The sha256 of the sources, which is part of the id of runs that use the option."""
-        text = "\n".join(f"# {name}\n{self.sources[name]}" for name in sorted(self.sources))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sources_digest(self.sources)
 
 
 SECTION_KEYS: dict[str, list[str]] = {}
@@ -137,8 +146,9 @@ def register(
 
     def decorate(value: T) -> T:
         own = is_own(module)
-        sources = {} if own else collect_sources(value, module, declared, facts)
-        option = Option(kind, name, value, declared, KINDS[kind].facts | facts, module, sources)
+        collect = partial(collect_sources, value, module, declared, facts, {})
+        facts_of = KINDS[kind].facts | facts
+        option = Option(kind, name, value, declared, facts_of, module, dict if own else collect)
         if own:
             _options[kind][name] = option
         else:
@@ -150,6 +160,7 @@ def register(
 
 def _add_foreign(option: Option) -> None:
     """Add an option from outside the package, or raise `CmpError` without changing anything."""
+    option.collect()  # raises what cannot be read, and reads files before they are edited
     options = options_of(option.kind)
     before = options.get(option.name)
     if before and not _is_redefined(before, option):

@@ -415,12 +415,19 @@ def idle_task(schedule: Schedule, steps: tuple[int, ...]) -> int | None:
         steps: Steps of each task; only the first `CHECKED_TASKS` are checked.
     """
     options = get_option("schedule", schedule.name), get_option("meta_schedule", schedule.meta)
-    return _idle_task(schedule, steps[:CHECKED_TASKS], *options)
+    digests = tuple(option.digest for option in options)
+    return _idle_task(schedule, steps[:CHECKED_TASKS], options, digests)
 
 
 @functools.lru_cache(maxsize=4096)
-def _idle_task(schedule: Schedule, every: tuple[int, ...], *options: Option) -> int | None:
-    for t, steps in enumerate(every):  # options are in the cache key: a name may be redefined
+def _idle_task(
+    schedule: Schedule,
+    every: tuple[int, ...],
+    options: tuple[Option, ...],
+    digests: tuple[str, ...],
+) -> int | None:
+    # options and digests are in the cache key: a name may be redefined, or what an option uses
+    for t, steps in enumerate(every):
         rate, (warmup, _) = task_curve(schedule, every, t), schedule.durations(steps)
         probes = (min(warmup, steps - 1), 0, steps // 2, steps - 1)
         if not any(schedule.peak * rate(step) for step in probes):

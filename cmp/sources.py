@@ -14,12 +14,15 @@ import logging
 import re
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import CodeType
+from typing import Any, TypeVar
 
 from cmp.errors import CmpError
 from cmp.files import tensors_digest
+
+T = TypeVar("T")
 
 
 def is_own(module: object) -> bool:
@@ -31,7 +34,13 @@ Part = tuple[str, Any]
 """The name and value of something that an option consists of or refers to."""
 
 
-def collect_sources(value: Any, module: str, settings: Any, facts: Any) -> dict[str, str]:
+Memory = dict[tuple[Any, int], tuple[Any, Any]]
+"""By reader and id of an object, the object, which keeps its id unique, and what was read of it."""
+
+
+def collect_sources(
+    value: Any, module: str, settings: Any, facts: Any, memory: Memory
+) -> dict[str, str]:
     """Return the sources of everything that an option consists of or refers to, by name.
 
     The user's functions and classes give their source, other functions and classes their name, and
@@ -43,11 +52,20 @@ def collect_sources(value: Any, module: str, settings: Any, facts: Any) -> dict[
         module: The module that registers it.
         settings: The config keys that the option reads.
         facts: The option's declared properties.
+        memory: What earlier calls for this option have read. An object is read only once, so
+            neither a file that is edited but not loaded again nor a cache or a counter that the
+            option fills counts as a change.
     """
     root = module.partition(".")[0]
     todo: list[Part] = [("facts", facts), ("settings", settings), ("value", value)]
     seen: dict[int, Part] = {}
     sources: dict[str, str] = {}
+
+    def read_once(read: Callable[..., T], part: Any, *arguments: Any) -> T:
+        key = read, id(part)
+        if key not in memory:
+            memory[key] = part, read(part, *arguments)
+        return memory[key][1]
 
     def add(name: str, text: str) -> str:
         if sources.setdefault(name, text) != text:
@@ -58,7 +76,7 @@ def collect_sources(value: Any, module: str, settings: Any, facts: Any) -> dict[
     while todo:
         name, part = todo.pop()
         part = inspect.unwrap(part, stop=lambda x: inspect.isfunction(x) and _is_users(x, root))
-        text = _constant_text(part)
+        text = read_once(_constant_text, part)
         is_users = _is_users(part, root) or (name == "value" and not is_own(_home(part)))
         if text is None and not is_users and _is_named(part):
             text = f"{_home(part).partition('.')[0]}: {part.__name__}"
@@ -66,9 +84,15 @@ def collect_sources(value: Any, module: str, settings: Any, facts: Any) -> dict[
             if id(part) not in seen:
                 label = getattr(part, "__qualname__", name) if is_users else name
                 if is_users and inspect.isfunction(part):
-                    label = add(label, _read_source(part))
+                    label = add(label, read_once(_read_source, part.__code__, part.__qualname__))
                 seen[id(part)] = label, part  # keeps the part alive, so its id stays unique
-                todo += _parts(name, part, root)
+                if inspect.isfunction(part):
+                    todo += _references(part, root)
+                elif inspect.isclass(part):
+                    todo += _class_members(part)
+                else:
+                    members = read_once(_members, part, name)
+                    todo += [(f"{name}.{key}", member) for key, member in members]
             text = f"as {seen[id(part)][0]}"
         if text not in ("{}", f"as {name}"):
             add(name, text)
@@ -104,24 +128,18 @@ def _is_named(part: Any) -> bool:
     return hasattr(part, "__name__") and not has_state
 
 
-def _parts(name: str, value: Any, root: str) -> list[Part]:
-    """Return the parts that a function or class refers to, or that an object consists of."""
+def _members(value: Any, name: str) -> list[tuple[Any, Any]]:
+    """Return the keys and values of what an object, other than a function or class, consists of."""
     if inspect.ismodule(value) or isinstance(value, logging.Logger):  # does not affect results
         return []
-    if inspect.isfunction(value):
-        return _references(value, root)
-    if inspect.isclass(value):
-        return _class_members(value)
     if inspect.isroutine(value) and _is_named(value):  # written in another language
         raise _unreadable_error(name)
     if isinstance(value, Mapping):
         is_plain = all(isinstance(key, str | int) for key in value)
-        members = value.items() if is_plain else enumerate(value.items())
-    elif isinstance(value, list | tuple):
-        members = enumerate(value)
-    else:
-        members = _state(name, value).items()
-    return [(f"{name}.{key}", member) for key, member in members]
+        return [*(value.items() if is_plain else enumerate(value.items()))]
+    if isinstance(value, list | tuple):
+        return [*enumerate(value)]
+    return [*_state(name, value).items()]
 
 
 def _state(name: str, value: Any) -> dict[str, Any]:
@@ -195,11 +213,17 @@ def _constant_text(value: Any) -> str | None:
     return None
 
 
-def _read_source(function: Any) -> str:
+def _read_source(code: CodeType, name: str) -> str:
     try:
-        return textwrap.dedent(inspect.getsource(function.__code__))
+        return textwrap.dedent(inspect.getsource(code))
     except (OSError, TypeError) as error:
-        raise _unreadable_error(function.__qualname__) from error
+        raise _unreadable_error(name) from error
+
+
+def sources_digest(sources: Mapping[str, str]) -> str:
+    """Return the sha256 of the result of `collect_sources`."""
+    text = "\n".join(f"# {name}\n{sources[name]}" for name in sorted(sources))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _unreadable_error(name: str, what: str = "its source") -> CmpError:

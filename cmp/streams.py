@@ -65,6 +65,7 @@ def class_order(corpus: Corpus, stream: Stream, seed: int) -> list[str]:
     else:
         names = class_names(corpus, adaptation_rows(corpus))
     entries = tuple(sorted({*names}))
+    stamp = option.digest, *stamp  # in a notebook, what the option uses may be redefined
     return list(_class_order(entries, option, stream.reverse, stream.traits, stamp, seed))
 
 

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import warnings
+from pathlib import Path
 from signal import SIGTERM
 
 import forked
+import numpy as np
 import pandas as pd
 import pictures
 import pytest
@@ -180,6 +182,39 @@ def test_keywords_mean_the_same_in_any_order():
         assert (schedule.name, schedule.peak) == ("wsd", 0.01)
     with pytest.raises(CmpError, match=r"seed: seeds=cmp\.Seeds"):
         from_keywords("quick", {"seed": 7, "seeds": config.Seeds(stream=3)})
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        ({"steps": np.int64(4)}, {"steps": 4}),
+        ({"peak": np.float32(0.5)}, {"peak": 0.5}),
+        ({"evaluation": {"full": np.bool_(True)}}, {"evaluation": {"full": True}}),
+        ({"training": {"passes": np.float32(2)}}, {"training": {"passes": 2.0}}),
+        ({"data": Path("pictures")}, {"data": "pictures"}),
+        ({"model": {"start": Path("a/b.npz")}}, {"model": {"start": "a/b.npz"}}),
+    ],
+)
+def test_numbers_of_numpy_and_paths_are_taken_for_their_plain_values(given, plain):
+    assert from_keywords("quick", given) == from_keywords("quick", plain)
+
+
+@pytest.mark.parametrize("value", [{1}, b"4", object(), np.array([4, 5]), 4j])
+def test_what_no_setting_can_hold_is_refused_in_words(value):
+    with pytest.raises(CmpError, match=r"run 'quick': .*: give a number, a text, a list or a map"):
+        from_keywords("quick", {"steps": value})
+
+
+@pytest.mark.parametrize("profile", config.PROFILES)
+def test_the_shell_and_the_library_keep_the_rest_of_a_section(profile):
+    usual = config.parse(config.profile(profile)).to_dict()
+    for section, keys in usual.items():
+        if isinstance(keys, dict):
+            for given in ({}, *({key: value} for key, value in keys.items())):
+                tree = config.override(config.profile(profile), [f"{section}={json.dumps(given)}"])
+                parsed = config.parse(tree)
+                assert parsed == from_keywords(profile, {section: given})
+                assert parsed.to_dict() == usual
 
 
 def stopped(*settings, step=6):

@@ -527,6 +527,19 @@ def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(ma
         first(root, tmp_path / "none", prompt="a photo")
 
 
+@pytest.mark.parametrize("start", [months.START, "ViT-B-32:random"])
+def test_the_first_update_of_any_model_replays_the_whole_pool(root, start):
+    plan = update_plan.plan_update(start, root / "z-month", pool=root / "pool")
+    pool = plan.corpus.table["dataset"] == "pool"
+    assert plan.pools.pretraining.tolist() == np.flatnonzero(pool).tolist()
+
+
+def test_a_stream_that_replays_a_part_of_the_pool_goes_on_with_that_part(root, tmp_path):
+    made = first(root, tmp_path, "mixture.replay=0.1")
+    plan = update_plan.plan_update(made.folder, root / "y-month")
+    assert plan.config.mixture.replay == 0.1 and len(plan.pools.pretraining) == 4
+
+
 def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, tmp_path):
     """Which has one prompt, that of its first manifest. Another set may have another one."""
     about = {"name": "shoes", "title": "Shoes", "licence": "own", "role": "adapt"}
@@ -639,6 +652,22 @@ def test_updates_continue_when_one_picture_of_a_month_is_left(own_root, tmp_path
         update_plan.plan_update(made, one, skip_gone=True)
 
 
+@pytest.mark.filterwarnings("ignore:mixture.pretraining")
+def test_updates_continue_when_no_picture_of_the_pool_is_left(own_root, tmp_path):
+    made = first(own_root, tmp_path)
+    shutil.rmtree(own_root / "pool")
+    with pytest.raises(CmpError, match="40 images from earlier updates are gone"):
+        update_plan.plan_update(made, own_root / "y-month")
+    with pytest.warns(
+        UserWarning, match="no image of the pool is left, so .* 33% update, 67% buff"
+    ):
+        plan = update_plan.plan_update(made, own_root / "y-month", skip_gone=True)
+    assert any(note.startswith("no pool is replayed") for note in plan.notes)
+    assert plan.pools.counts[0] == 0 and plan.config.mixture == made.config.mixture
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    assert update_plan.plan_update(later, own_root / "x-month").pools.counts[0] == 0
+
+
 def test_a_retention_set_with_nothing_left_to_score_is_refused(own_root):
     shutil.copytree(own_root / "pool" / "a", own_root / "kept" / "a")
     with pytest.raises(CmpError, match=r"--retain: .*kept: none of its images is left to score"):
@@ -697,6 +726,7 @@ REFUSED = {
     "schedule.meta=free": "the number of updates",
     "mixture.last=[0.5,0.25,0.25]": "the number of updates",
     "seeds.data=3": "which cannot change",
+    "evaluation.split=validation": "which cannot change",
     "data=elsewhere": "--data",
 }
 
@@ -706,6 +736,32 @@ def test_what_an_update_cannot_have_is_refused_by_name(made, root, tmp_path, set
     with pytest.raises(CmpError) as error:
         update_plan.plan_update(made.folder, root / "y-month", [setting])
     assert setting.partition("=")[0] in str(error.value) and REFUSED[setting] in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def all_merged(root, tmp_path_factory):
+    """A release whose next merge needs what it remembers of all models so far."""
+    folder = tmp_path_factory.mktemp("merged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMP_BUILD", str(folder / "build"))
+        policy = "merging={policy: zero-all, shares: power, power: 2}"
+        return first(root, folder, policy).folder
+
+
+@pytest.mark.parametrize(
+    ("key", "others"),
+    [("rule=magmax", ["shares=equal", "power=1"]), ("shares=log", ["power=1"]), ("power=3", []),
+     ("reverse=true", []), ("zero=true", [])],
+)  # fmt: skip
+def test_a_stream_that_merges_all_models_keeps_the_way_it_does(all_merged, root, key, others):
+    settings = [f"merging.{each}" for each in (key, *others)]
+    with pytest.raises(CmpError, match=f"merging.{key.partition('=')[0]}: .* which cannot change"):
+        update_plan.plan_update(all_merged, root / "y-month", settings)
+
+
+def test_a_running_average_of_two_may_go_on_by_another_rule(made, root, tmp_path):
+    plan = update_plan.plan_update(made.folder, root / "y-month", ["merging.rule=slerp"])
+    update.compute_update(plan, tmp_path / "releases" / "2")
 
 
 @pytest.mark.parametrize("version", ["9.1.0", None])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import cmp
-from cmp import config, data, registry
+from cmp import config, data, registry, streams
 from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError
 from cmp.experiments import forecast
@@ -704,6 +704,77 @@ def test_sources_are_recorded_and_enter_the_run_id(notebook):
         assert sources["helper"].startswith("def helper(x, power=1):")
         ids.add(identity.run_id_of(run_config, forked.small_corpus()))
     assert len(ids | {plain}) == 3
+
+
+AGAIN = {
+    "a constant": "TEETH = 2",
+    "a helper": "def helper(x, power=1):\n    return x ** power / 2",
+    "a class": "class Wave(Wave):\n    depth = 0.25",
+}
+
+
+@pytest.mark.parametrize("cell", AGAIN.values(), ids=AGAIN)
+def test_what_an_option_uses_may_be_defined_again_in_a_cell_of_its_own(notebook, cell):
+    notebook(CELL)
+    run_config, corpus = forked.small_config("schedule.name=mine"), forked.small_corpus()
+    names = MODULES["__main__"]
+    before = {**names}
+
+    def known():
+        return run_config.option_record(), identity.run_id_of(run_config, corpus)
+
+    first = known()
+    assert known() == first
+    notebook(cell)
+    assert all(old != new for old, new in zip(first, known(), strict=True))
+    names.update(before)
+    assert known() == first
+
+
+def test_an_order_that_was_computed_is_not_kept_for_another_constant(notebook):
+    notebook("""
+        BACK = False
+
+        @cmp.register("order", "mine", seeded=False)
+        def mine(table, seed):
+            return range(len(table))[::-1 if BACK else 1]
+    """)
+    corpus, stream = forked.small_corpus(), config.Stream("mine")
+    order = streams.class_order(corpus, stream, 0)
+    notebook("BACK = True")
+    assert streams.class_order(corpus, stream, 0) == order[::-1] != order
+
+
+def test_what_an_option_fills_while_it_is_used_is_no_change(notebook):
+    notebook("""
+        SEEN, COUNTS = {}, [0]
+        DRAWS = torch.Generator().manual_seed(0)
+
+        class Slope:
+            calls = 0
+
+            def __call__(self, task, step):
+                self.calls += 1
+                COUNTS[0] += 1
+                noise = torch.rand(1, generator=DRAWS).item()
+                return SEEN.setdefault(step, task.relative_peak * (1 - noise / 100))
+
+        cmp.register("schedule", "mine")(Slope())
+    """)
+    digest = get_option("schedule", "mine").digest
+    cmp.learning_rate(cmp.Schedule("mine"), 40, 0, 5)
+    assert get_option("schedule", "mine").digest == digest
+
+
+def test_a_file_that_is_edited_and_not_loaded_again_is_no_change(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(IMPORTS + textwrap.dedent(CELL))
+    load_plugin(path)
+    digest = get_option("schedule", "mine").digest
+    path.write_text(IMPORTS + textwrap.dedent(CELL).replace("x ** power", "x"))
+    assert get_option("schedule", "mine").digest == digest
+    load_plugin(path)
+    assert get_option("schedule", "mine").digest != digest
 
 
 # --- plugins

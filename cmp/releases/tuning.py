@@ -73,11 +73,8 @@ def tune(
         >>> table.loc[table["is_best"], "peak"].item()  # doctest: +SKIP
         0.0024
     """
-    tree = config.override({}, settings) if not isinstance(settings, Mapping) else dict(settings)
-    tree = config.overlay(tree, {"evaluation": {"split": "validation"}})
-
     with processes.first_process_first():
-        middle = plan_update(start, data, tree, **pictures)
+        middle = plan_update(start, data, settings, **pictures).on_validation()
     arrived = middle.corpus.by_role("adapt")
     if not any(len(middle.corpus.rows("validation", dataset=name)) for name in arrived):
         raise CmpError(

@@ -32,8 +32,12 @@ from cmp.releases.sentences import count_of
 from cmp.runs import identity, store
 from cmp.runs.identity import json_digest
 
-KEPT_KEYS = ("model", "method", "merging.policy", "optimizer.carry", "seeds")
-"""Keys that cannot change after the first update of a stream, since its state depends on them."""
+KEPT_KEYS = ("model", "method", "merging.policy", "optimizer.carry", "seeds", "evaluation.split")
+"""Keys that cannot change after the first update of a stream, since its state depends on them or,
+for the split, the scores before and after an update would not be of the same images."""
+KEPT_MERGE_KEYS = tuple(f"merging.{key}" for key in ("rule", "shares", "power", "reverse", "zero"))
+"""Further keys that cannot change if the policy merges the models of all updates: it then remembers
+each model, or only their mean or maximum, depending on these keys."""
 FIXED_KEYS = {
     "data": "images are given by --data, --pool and --retain",
     "stream": "an update is one task, with the classes of its images",
@@ -78,14 +82,19 @@ class UpdatePlan:
 
     def with_peak(self, peak: float) -> "UpdatePlan":
         """Return the plan of the same update at another peak of the learning rate."""
+        return dataclasses.replace(self._with("schedule", peak=peak), is_peak_given=True)
+
+    def on_validation(self) -> "UpdatePlan":
+        """Return the plan of the same update, scored on the validation split."""
+        return self._with("evaluation", split="validation")
+
+    def _with(self, section: str, **changed: Any) -> "UpdatePlan":
         run_config, fitted = (
-            dataclasses.replace(x, schedule=dataclasses.replace(x.schedule, peak=peak))
+            dataclasses.replace(x, **{section: dataclasses.replace(getattr(x, section), **changed)})
             for x in (self.config, self.fitted)
         )
         update_id = _update_id(run_config, self.parent, self.ledger, self.prompt, self.gone)
-        return dataclasses.replace(
-            self, id=update_id, config=run_config, fitted=fitted, is_peak_given=True
-        )
+        return dataclasses.replace(self, id=update_id, config=run_config, fitted=fitted)
 
     @property
     def name(self) -> str:
@@ -292,8 +301,10 @@ def _update_config(
     result = config.parse(config.overlay({**base, "data": "pictures"}, above), "cmpt update")
     if parent:
         before, after = (dict(config.flat_keys(x.to_dict())) for x in (parent.config, result))
+        merges = get_option("merge_policy", result.merging.policy).facts["merges"]
+        kept = KEPT_KEYS + (KEPT_MERGE_KEYS if "all" in merges else ())
         for key in before:
-            if before[key] != after[key] and any(f"{key}.".startswith(f"{k}.") for k in KEPT_KEYS):
+            if before[key] != after[key] and any(f"{key}.".startswith(f"{k}.") for k in kept):
                 raise CmpError(
                     f"{key}: {after[key]!r}, but this stream has {before[key]!r}, which cannot "
                     "change; start a new stream with --start"
@@ -372,7 +383,7 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
             f"the update is small, so a batch has {count_of(counts[1], 'new image')} instead of "
             f"{usual[1]}; otherwise {mixtures.MIN_STEPS} steps would show them too often"
         )
-    if not plan.corpus.by_role("pool"):
+    if not len(plan.pools.pretraining):
         yield (
             "no pool is replayed, so only merging protects what the model knew before its first "
             "update; pass --pool FOLDER with images like those of pretraining"

@@ -18,6 +18,7 @@ from cmp.errors import CmpError
 from cmp.files import file_digest, tensors_digest
 from cmp.models import batch_norms
 from cmp.registry import Option
+from cmp.sources import is_own
 from cmp.training import UpdateMethod
 
 PLACEHOLDERS = {"data": "a folder", "model.start": "file"}
@@ -76,7 +77,7 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         _, kept = mixtures.choose_replay(corpus, fitted.mixture, fitted.seeds.data)
         content["replay"] = hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()
     option = registry.get_option("method", run_config.method.name)
-    if _holds_statistics(run_config.model.name, run_config.method, option):
+    if _holds_statistics(run_config.model.name, run_config.method, option, option.digest):
         content["batch_norm"] = "held"  # in 0.2 these statistics changed
     if _has_random_layers(run_config.model.name):
         content["random_layers"] = "seeded"  # in 0.2 no seed determined their noise
@@ -95,7 +96,7 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
 
 
 @functools.cache
-def _holds_statistics(name: str, method: Method, option: Option) -> bool:
+def _holds_statistics(name: str, method: Method, option: Option, digest: str) -> bool:
     """Return whether a method keeps running statistics that a step in training mode would change:
     those of frozen layers, or all of them during a measurement.
 
@@ -103,8 +104,9 @@ def _holds_statistics(name: str, method: Method, option: Option) -> bool:
         name: The name of the network.
         method: The config section.
         option: The method, which may have been redefined.
+        digest: Its digest, which changes if something that it uses is redefined.
     """
-    may_do_both = option.sources or "batches" in option.settings  # sources: a user's method
+    may_do_both = not is_own(option.module) or "batches" in option.settings
     if not may_do_both and getattr(option.value, "prepare", None) is UpdateMethod.prepare:
         return False  # nothing is frozen
     if not _has_batch_norm(name):
