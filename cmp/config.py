@@ -428,8 +428,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check_steps(self)
-        for steps in sorted({*self.steps}):
-            self.schedule.durations(steps)
         _check_method(self)
         if self.schedule.is_over_stream and self.merging.policy != "none":
             raise ValueError(
@@ -440,13 +438,9 @@ class RunConfig:
         if reads_peaks and len(self.schedule.peaks) < self.stream.tasks:
             peaks, tasks = len(self.schedule.peaks), self.stream.tasks
             raise ValueError(f"schedule.peaks: {peaks} peaks for {tasks} tasks")
-        idle = schedules.idle_task(self.schedule, self.steps)
-        if idle is not None:
-            raise ValueError(
-                f"schedule {self.schedule.name!r} with meta {self.schedule.meta!r}: the learning "
-                f"rate is zero at every step of task {idle}, of {self.steps[idle]} steps; "
-                "give tasks more steps, or choose another schedule"
-            )
+        # past updates may have had other settings; `resolve_run` checks all tasks of a stream
+        is_by_update = registry.get_option("order", self.stream.order).facts["updates"]
+        check_schedule(self, self.stream.tasks - 1 if is_by_update else 0)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -487,6 +481,20 @@ class RunConfig:
             for option in options
             if (sources := option.sources)
         }
+
+
+def check_schedule(config: RunConfig, first: int) -> None:
+    """Raise `ValueError` if a task, from task `first` on, has too few steps for the schedule."""
+    schedule, every = config.schedule, config.steps
+    for steps in sorted({*every[first:]}):
+        schedule.durations(steps)
+    idle = schedules.idle_task(schedule, every, first)
+    if idle is not None:
+        raise ValueError(
+            f"schedule {schedule.name!r} with meta {schedule.meta!r}: the learning rate is zero at "
+            f"every step of task {idle}, of {every[idle]} steps; give tasks more steps, or choose "
+            "another schedule"
+        )
 
 
 def _check_steps(config: RunConfig) -> None:

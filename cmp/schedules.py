@@ -103,13 +103,18 @@ class Schedule:
         """Whether there is one curve for the whole stream, with a branch for each task."""
         return get_option("schedule", self.name).facts["over_stream"]
 
-    def durations(self, steps: int) -> tuple[int, int]:
+    def durations(self, steps: int, is_past: bool = False) -> tuple[int, int]:
         """Return the steps of warmup and of cooldown in a task of `steps` steps.
 
         Fractions of a task are rounded up, but rounding alone never makes them too long.
 
+        Args:
+            steps: The steps of the task.
+            is_past: Whether a later task asks. What is too long is then cut, since a past update
+                may have been trained with other settings.
+
         Raises:
-            ValueError: Together they are longer than the task.
+            ValueError: Together they are longer than a task that is not past.
         """
         settings = get_option("schedule", self.name).settings
         counts = []
@@ -118,6 +123,9 @@ class Schedule:
             share = 0.0 if kind not in settings else default if share is None else share
             counts.append(math.ceil(share * steps - 1e-9) if exact is None else exact)
         warmup, cooldown = counts
+        if is_past:
+            warmup = min(warmup, steps)
+            return warmup, min(cooldown, steps - warmup)
         rounded = self.warmup_steps is None and self.cooldown_steps is None
         if warmup + cooldown > steps + rounded:
             raise ValueError(f"warmup {warmup} + cooldown {cooldown} steps in a task of {steps}")
@@ -175,7 +183,8 @@ class TaskSchedule:
 
     def durations(self, t: int) -> tuple[int, int]:
         """Return the steps of warmup and cooldown of a task."""
-        return _durations(self.schedule, self.steps[t], get_option("schedule", self.schedule.name))
+        curve = get_option("schedule", self.schedule.name)
+        return _durations(self.schedule, self.steps[t], t < self.t, curve)
 
     def sum_before(self, steps_of: Callable[[int, int, int], int]) -> int:
         """Return the sum over earlier tasks of a function of (N, warmup, cooldown)."""
@@ -183,8 +192,8 @@ class TaskSchedule:
 
 
 @functools.lru_cache(maxsize=4096)
-def _durations(schedule: Schedule, steps: int, curve: Option) -> tuple[int, int]:
-    return schedule.durations(steps)  # also depends on the curve's settings
+def _durations(schedule: Schedule, steps: int, is_past: bool, curve: Option) -> tuple[int, int]:
+    return schedule.durations(steps, is_past)  # also depends on the curve's settings
 
 
 @register("schedule", "constant")
@@ -407,27 +416,29 @@ def learning_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
     return schedule.peak * relative_rate(schedule, steps, task, step)
 
 
-def idle_task(schedule: Schedule, steps: tuple[int, ...]) -> int | None:
+def idle_task(schedule: Schedule, steps: tuple[int, ...], first: int = 0) -> int | None:
     """Return the first task with a learning rate of zero at every step, or None.
 
     Args:
         schedule: The config section.
         steps: Steps of each task; only the first `CHECKED_TASKS` are checked.
+        first: The first task that is still to be trained.
     """
     options = get_option("schedule", schedule.name), get_option("meta_schedule", schedule.meta)
     digests = tuple(option.digest for option in options)
-    return _idle_task(schedule, steps[:CHECKED_TASKS], options, digests)
+    return _idle_task(schedule, steps[:CHECKED_TASKS], first, options, digests)
 
 
 @functools.lru_cache(maxsize=4096)
 def _idle_task(
     schedule: Schedule,
     every: tuple[int, ...],
+    first: int,
     options: tuple[Option, ...],
     digests: tuple[str, ...],
 ) -> int | None:
     # options and digests are in the cache key: a name may be redefined, or what an option uses
-    for t, steps in enumerate(every):
+    for t, steps in [*enumerate(every)][first:]:
         rate, (warmup, _) = task_curve(schedule, every, t), schedule.durations(steps)
         probes = (min(warmup, steps - 1), 0, steps // 2, steps - 1)
         if not any(schedule.peak * rate(step) for step in probes):

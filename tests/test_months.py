@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import cli, evaluation, models, starts
+from cmp import cli, config, evaluation, models, starts
 from cmp.errors import CmpError, Interrupted
 from cmp.files import file_digest, read_yaml
 from cmp.releases import (
@@ -35,7 +35,7 @@ from cmp.releases import (
     update,
     update_plan,
 )
-from cmp.runs import logs
+from cmp.runs import launch, logs
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.identity import json_digest
 from cmp.runs.runner import Observer
@@ -681,6 +681,22 @@ def test_a_month_with_nothing_to_train_on_is_refused(made, root, tmp_path, is_fi
     month, kept = (classes(tmp_path / name, ("mug",)) for name in ("month", "kept"))
     with pytest.raises(CmpError, match=r"--data: .*month: all its new images are held out.*mug/"):
         update_plan.plan_update(months.START if is_first else made, month, retain=[kept])
+
+
+def test_a_warmup_that_an_earlier_month_was_too_short_for_is_taken(root, tmp_path):
+    """But a month itself, also among all months at once, needs enough steps."""
+    settings = ["schedule.meta=rsqrt", "training.task_steps=[10]"]
+    made = first(root, tmp_path, *settings)
+    asked = ["schedule.warmup_steps=15"]
+    plan = update_plan.plan_update(made, root / "y-month", [*asked, "training.task_steps=[20]"])
+    assert plan.fitted.steps == (10, 20)
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    assert update_plan.plan_update(later, root / "x-month", ["training.task_steps=[30]"])
+    with pytest.raises(CmpError, match=r"warmup 15 .* in a task of 14"):
+        update_plan.plan_update(later, root / "x-month", ["training.task_steps=[14]"])
+    whole = config.override(plan.config.to_dict(), [f"data={root}", "training.task_steps=[10,20]"])
+    with pytest.raises(CmpError, match=r"schedule: warmup 15 .* in a task of 10"):
+        launch.resolve_run(config.parse(whole))
 
 
 def test_moved_folders_are_found_and_checked(own_root, tmp_path):

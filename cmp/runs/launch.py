@@ -153,6 +153,10 @@ def resolve_run(run_config: RunConfig) -> ResolvedRun:
         corpus = load_data(run_config.data)
         models.tokenize(run_config.model.name, tuple(corpus.texts))
     fitted = budgets.settle(run_config, corpus)
+    try:
+        config.check_schedule(fitted, 0)
+    except ValueError as error:
+        raise CmpError(f"schedule: {error}") from error
     return ResolvedRun(run_config, fitted, corpus, identity.run_identity(run_config, corpus))
 
 
