@@ -362,7 +362,7 @@ def test_a_dry_run_counts_what_there_is_and_ends_with_1_where_nothing_could_star
     result = invoke(cli.app, ["run", "quick", *QUICK, "seeds.init=77", "--dry-run"])
     assert result.exit_code == 1
     assert "cmpt pretrain small --seed 77" in result.output
-    assert result.output.endswith("Missing, damaged or too small: weights.\n")
+    assert result.output.endswith("Not ready: weights. The lines above say why.\n")
     assert not (build / "runs").exists()
 
 
