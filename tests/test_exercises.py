@@ -137,6 +137,7 @@ def test_the_answer_about_the_reservoir():
     assert mixtures.batch_counts(run.mixture, batch=64, empty_buffer=False)[2] in (21, 22)
 
 
+@pytest.mark.long
 def test_the_answer_about_budgets():
     def ratio(method):
         return [

@@ -121,7 +121,7 @@ RANDOM_TOWERS = {
 }
 
 
-@pytest.fixture(scope="module", params=RANDOM_TOWERS)
+@pytest.fixture(scope="module", params=options.one_in(2, RANDOM_TOWERS))
 def random_network(request, tmp_path_factory):
     """The name of a small network whose image tower has layers that are random in training."""
     tree = open_clip.get_model_config("tiny")

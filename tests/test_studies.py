@@ -516,6 +516,7 @@ def test_stopped_it_saves_and_the_same_command_goes_on(build, write, number, eve
     assert len(Path(f"{build}-workers/resumed").read_text().split()) == 2
 
 
+@pytest.mark.long
 def test_a_worker_that_alone_is_asked_to_end_is_replaced(build, write):
     grid = write({"a": {}})
     fast = slow(build)

@@ -634,7 +634,7 @@ def test_a_guess_gives_nothing_away_and_is_revealed_scored_and_remembered(watche
     gaps = "all => all.some((each) => parseFloat(getComputedStyle(each).paddingLeft))"
     assert not words.locator(".hidden").evaluate_all(gaps)  # or A_KA falls apart
     expect(ask).to_have_text("Guess again")
-    watched.wait_for_function("sessionStorage.getItem('guesses schedule').length > 2")
+    watched.wait_for_function("sessionStorage.getItem('guesses schedule')?.length > 2")
     watched.reload()
     place.and_(watched.locator("[data-ready]")).wait_for()
     ask.click()
