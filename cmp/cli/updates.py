@@ -96,7 +96,9 @@ def update(
         if processes.rank() == 0:
             typer.echo("\n".join(plan.notes))
         if dry_run:
-            return typer.echo(_dry_run_lines(plan, given)) if processes.rank() == 0 else None
+            if processes.rank() == 0:
+                typer.echo(_dry_run_lines(plan, given))
+            return
         forecast.check_device(local_device)
         is_there = release.is_release(out)
         boards = shared.name_boards(tensorboard, wandb)

@@ -79,7 +79,8 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
     option = registry.get_option("method", run_config.method.name)
     if _holds_statistics(run_config.model.name, run_config.method, option, option.digest):
         content["batch_norm"] = "held"  # in 0.2 these statistics changed
-    if _has_random_layers(run_config.model.name):
+    _, has_random_layers = _special_layers(run_config.model.name)
+    if has_random_layers:
         content["random_layers"] = "seeded"  # in 0.2 no seed determined their noise
     if (corpus.table["update"] != "").any():
         content["rows"] = "by arrival"  # in 0.2 datasets were ordered by name
@@ -109,7 +110,8 @@ def _holds_statistics(name: str, method: Method, option: Option, digest: str) ->
     may_do_both = not is_own(option.module) or "batches" in option.settings
     if not may_do_both and getattr(option.value, "prepare", None) is UpdateMethod.prepare:
         return False  # nothing is frozen
-    if not _has_batch_norm(name):
+    keeps_statistics, _ = _special_layers(name)
+    if not keeps_statistics:
         return False
     if may_do_both:
         return True
@@ -119,15 +121,11 @@ def _holds_statistics(name: str, method: Method, option: Option, digest: str) ->
 
 
 @functools.cache
-def _has_batch_norm(name: str) -> bool:
-    """Return whether a network keeps running statistics."""
-    return bool(batch_norms(models.create_on_meta(name)))
-
-
-@functools.cache
-def _has_random_layers(name: str) -> bool:
-    """Return whether layers of a network are random in training."""
-    return any(map(models.is_random, models.create_on_meta(name).modules()))
+def _special_layers(name: str) -> tuple[bool, bool]:
+    """Return whether layers of a network keep running statistics, and whether layers are random in
+    training."""
+    model = models.create_on_meta(name)
+    return bool(batch_norms(model)), any(map(models.is_random, model.modules()))
 
 
 def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:

@@ -487,13 +487,13 @@ def unfinished_runs(prefix: str = "") -> list[Progress]:
     """
     folders = sorted((build_folder() / "checkpoints").glob("*/"))
     named = [folder for folder in folders if folder.name.startswith(prefix[:SHORT_ID])]
-    found = []
+    readable = []
     for folder in named:
         try:
-            found.append(latest_progress(folder))
+            readable.append(latest_progress(folder))
         except CmpError as error:  # the other runs do not depend on it
             warnings.warn(f"left out: {error}", stacklevel=2)
-    return [progress for progress in found if progress and progress.run.startswith(prefix)]
+    return [progress for progress in readable if progress and progress.run.startswith(prefix)]
 
 
 def recorded_threads(progress: Progress) -> int:
