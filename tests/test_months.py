@@ -584,6 +584,11 @@ def test_the_id_of_an_update_counts_how_its_manifest_reads_images(root, tmp_path
     ids.append(update_id(task="retrieval"))
     assert len({*ids}) == len(ids)
     assert update_id(usual, task="classification") == ids[0]
+    rows = (month / "months.csv").read_text().splitlines()
+    worded = [f"{row},{'caption' if not n else f'number {n}'}" for n, row in enumerate(rows)]
+    (month / "months.csv").write_text("\n".join(worded))
+    by_prompt = {update_id({"caption": "caption"}, prompt=p) for p in ("{}", "a shoe, {}")}
+    assert len(by_prompt) == 2
 
 
 def test_what_was_there_already_is_left_out(made, root, tmp_path):

@@ -137,22 +137,27 @@ class Ledger:
             first: The position of the first arrival.
 
         Returns:
-            "ARRIVAL SET" -> the keys of `PictureReader` that differ from their defaults, and the
-            task, if it does not follow from the images.
+            "ARRIVAL SET" -> the keys of `PictureReader` that differ from their defaults; the task, if
+            it does not follow from the images; and the prompt of classes, if no caption shows it.
         """
-        labels = collections.defaultdict(set)
+        pictures = collections.defaultdict(list)
         for picture in self.pictures:
-            labels[picture.arrival, picture.set].add(picture.label)
+            pictures[picture.arrival, picture.set].append(picture)
         readings = {}
         for number, arrival in enumerate(self.arrivals[first:], first):
             for tree in arrival.sets:
                 name, dataset = tree["name"], _manifest_of(tree)
-                if not (found := labels[number, name]):  # none of its images was new
+                if not (found := pictures[number, name]):  # none of its images was new
                     continue
                 keys = {*PictureReader.model_fields}
                 reading = dataset.reader.model_dump(include=keys, exclude_defaults=True)
-                if dataset.task not in (None, _task_of(found, name)):
+                usual_task = _task_of({x.label for x in found}, name)
+                if dataset.task not in (None, usual_task):
                     reading["task"] = dataset.task
+                is_classified = (dataset.task or usual_task) == "classification"
+                is_shown = any(x.captions == (dataset.prompt.format(x.label),) for x in found)
+                if is_classified and not is_shown and dataset.prompt != starts.USUAL_PROMPT:
+                    reading["prompt"] = dataset.prompt  # only the classifier uses it
                 if reading:
                     readings[f"{number} {name}"] = reading
         return readings

@@ -29,7 +29,10 @@ _IS_STORED = "stored"
 
 
 def run(
-    profile: str = "quick", device: str | None = None, progress: bool = True, **settings: Any
+    profile: str | os.PathLike[str] = "quick",
+    device: str | None = None,
+    progress: bool = True,
+    **settings: Any,
 ) -> store.StoredRun:
     """Train a model on a stream of updates, evaluate it, and store the run.
 
@@ -53,7 +56,7 @@ def run(
         >>> sorted(set(finished.metrics["role"]))
         ['adapt', 'eval', 'transfer']
     """
-    run_config = from_keywords(profile, settings)
+    run_config = from_keywords(os.fspath(profile), settings)
     device = starts.default_device(run_config.model.name, device)
     resolved = resolve_run(run_config)
     is_stored = store.is_stored(resolved.id)
