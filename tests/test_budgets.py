@@ -45,7 +45,7 @@ def test_every_row_follows_from_the_papers_rule(name):
 
 @pytest.mark.parametrize(("tasks", "steps"), [(20, 1303), (50, 462), (100, 182), (200, 42)])
 def test_ewc_charged_once_a_task(tasks, steps):
-    """Spec 1.2; for 20 tasks the paper has 14 steps."""
+    """For 20 tasks the paper has 14 steps, since each step pays for a whole Fisher pass."""
     row = paper.TABLE4["EWC"]
     once = paper.budget_charged_once(row)
     assert dataclasses.replace(once, allowed=paper.TABLE4_TOTAL / tasks).steps == steps

@@ -143,7 +143,9 @@ def test_a_trial_stops_after_some_updates_is_listed_and_goes_on():
 
 def test_a_file_of_settings_is_run_from_python_and_its_stream_shown(build):
     (build / "plan.yaml").write_text("stream: {tasks: 3}\nschedule: {peak: 0.001}\n")
-    finished = launch.run(build / "plan.yaml", steps=1, batch=9, full=False, subset=1, progress=False)
+    finished = launch.run(
+        build / "plan.yaml", steps=1, batch=9, full=False, subset=1, progress=False
+    )
     assert finished.config.stream.tasks == 3
     path = str(build / "plan.yaml")
     plan = from_keywords(path, {"steps": 7})

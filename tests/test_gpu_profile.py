@@ -29,7 +29,7 @@ no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 
 def test_it_is_the_paper_s_default():
-    """Spec 1.2 and 1.3."""
+    """As in Table 4 and in the default config of the published code."""
     assert (GPU.model.name, GPU.model.start) == ("ViT-B-16", "laion2b_s34b_b88k")
     assert mixtures.batch_counts(GPU.mixture, GPU.training.batch, False) == (169, 175, 168)
     assert (GPU.schedule.name, GPU.schedule.peak, GPU.schedule.durations(1000)[0]) == (

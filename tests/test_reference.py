@@ -11,7 +11,7 @@ def chapter():
 
 
 def test_subsets_shrink_to_what_was_read_off_the_code(chapter):
-    """Spec 2.3: ImageNet 2000, CIFAR-10 300, SVHN 300 from the second evaluation on."""
+    """From the second evaluation on, ImageNet has 2000 images, and CIFAR-10 and SVHN 300."""
     subset_sizes = chapter["subset_sizes"]
     assert subset_sizes(50_000, 1000, 3, in_place=True) == [5000, 2000, 2000]
     assert subset_sizes(10_000, 10, 3, in_place=True) == [1000, 300, 300]
@@ -21,7 +21,6 @@ def test_subsets_shrink_to_what_was_read_off_the_code(chapter):
 
 
 def test_a_perfect_model_scores_half_where_targets_are_one_off(chapter):
-    """Spec 2.2."""
     assert set(chapter["perfect_recall"](0).values()) == {100.0}
     assert chapter["perfect_recall"](1)["image to text"] == 100
     assert chapter["perfect_recall"](1)["R@5"] == pytest.approx(50, abs=3)

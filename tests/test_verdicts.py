@@ -346,7 +346,8 @@ def test_claims_on_one_front_err_together(load):
     known = load(CLAIM, CLAIM | {"name": "on", "terms": [{"of": "on"}]})
     table = analyses.claim_correlations(known)
     assert table.shape == (2, 2)
-    assert -1 <= table.loc["above", "on"] <= 1
+    assert table.index.tolist() == ["1 above", "2 on"]
+    assert -1 <= table.loc["1 above", 2] <= 1
 
 
 def test_a_class_is_one_concept_in_however_many_drawings(corpus):

@@ -329,7 +329,7 @@ def regime_table(runs: dict[str, config.RunConfig], corpus: Corpus) -> pd.DataFr
             "sum, per cent of pretraining's sum": 100 * rates.sum() / before.sum(),
             "peak, per cent of pretraining's peak": 100 * share,
             "passes over an update's images": np.median(own),
-            "draws of a replayed pool image, whole stream": drawn.mean(),
+            "draws of a replayed image, in all": drawn.mean(),
             "passes of pretraining over its data": seen,
         }
         columns[name] = {key: f"{value:.3g}" for key, value in numbers.items()}
@@ -628,7 +628,7 @@ def steps_table() -> pd.DataFrame:
     table = table[[*MEANS]].swaplevel(axis=1).sort_index(axis=1, ascending=[False, True])
     table.columns = [", ".join(names) for names in table.columns]
     table.insert(1, "rise of A_KA", table["plain fine-tuning, A_KA"].diff())
-    return table.rename_axis("steps per update").round(1)
+    return table.rename_axis("steps per update").round(1).astype(object).fillna("")
 
 
 def control_runs() -> pd.DataFrame:
@@ -727,13 +727,16 @@ def shared_replicates(places: Iterable[Sequence[str]]) -> pd.Index:
 
 
 def claim_correlations(known: ClaimsFile) -> pd.DataFrame:
-    """Return the error correlations of claims on gains, which share a front."""
+    """Tabulate the error correlations of claims on gains, which share a front; columns are the
+    numbers of rows."""
     pseudo = {}
     for claim in known.claims:
         if claim.measure == "gain" and not verdicts.missing_runs(claim, known):
             with contextlib.suppress(CmpError):  # the setting is outside the front
                 pseudo[claim.name] = verdicts.measure_claim(claim, known).pseudo
-    return pd.DataFrame(pseudo).corr()
+    table = pd.DataFrame(pseudo).corr().round(1) + 0.0  # and no -0.0
+    table.index = [f"{number} {name}" for number, name in enumerate(table.index, 1)]
+    return table.set_axis(range(1, len(table) + 1), axis=1)
 
 
 def task_end_weights(run: config.RunConfig, corpus: Corpus) -> list[Weights]:

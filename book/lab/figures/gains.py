@@ -173,13 +173,15 @@ def plot_loss_parts(controls: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def _draw_loss_parts(axes: Axes, parts: pd.DataFrame) -> None:
-    """Draw a bar for the score at the start, and one for each change, from level to level."""
+    """Draw the score at the start, and a bar for each change, from level to level."""
     levels = parts["value"].cumsum()
     for place, row in enumerate(parts.reset_index().itertuples()):
         start = 0.0 if place == 0 else levels.iloc[place - 1]
-        colour = "0.6" if place == 0 else style.COLOURS[3 if row.value < 0 else 0]
-        axes.bar(place, row.value, bottom=start, color=colour, width=0.6)
-        if place:
+        if place == 0:  # a level, since the axis does not begin at zero
+            axes.hlines(row.value, -0.3, 0.3, color="0.3", linewidth=3)
+        else:
+            colour = style.COLOURS[3 if row.value < 0 else 0]
+            axes.bar(place, row.value, bottom=start, color=colour, width=0.6)
             look = {"color": "0.15", "capsize": 4, "linestyle": ""}
             axes.errorbar(place, levels.iloc[place], yerr=row.half, **look)
             axes.hlines(start, place - 1.3, place + 0.3, color="0.4", linewidth=0.8)

@@ -18,6 +18,8 @@ LOST, KEPT = "#d55e00", "#0173b2"
 """Colours of a wrong and of a right name, as elsewhere in the book."""
 COLUMN = style.WIDTH / IN_A_ROW
 """Inches of a column of pictures."""
+ROW = 2.35
+"""Inches of a row of pictures, with three lines of text above and below each."""
 
 
 def plot_flips(comparison: Comparison, kind: str = "lost", rows: int = 2) -> Figure:
@@ -62,10 +64,10 @@ def plot_wall(
     """
     side, room = 0.8, {"ha": "center", "fontsize": 10.5, "linespacing": 1.05}
     count = max(1, -(-len(images) // IN_A_ROW))
-    with style.canvas(2.15 * count) as (figure, axes):
+    with style.canvas(ROW * count) as (figure, axes):
         for n, image in enumerate(over_white(images)):
             row, column = divmod(n, IN_A_ROW)
-            x, y = column + 0.5, 2.15 * row + 0.56  # one unit is a column's width, or an inch
+            x, y = column + 0.5, ROW * row + 0.6  # one unit is a column's width, or an inch
             box = (x - side / 2, x + side / 2, y + side * COLUMN, y)
             axes.imshow(image, extent=box, interpolation="nearest", aspect="auto")
             for text, place, at, colour, weight in (
@@ -78,7 +80,7 @@ def plot_wall(
                     text = f"{'✓' if is_right else '✗'} {text}"
                 look = {"va": at, "color": style.ink(colour), "fontweight": weight}
                 axes.text(x, place, textwrap.fill(text, 14), **room, **look)
-        axes.set(xlim=(0, IN_A_ROW), ylim=(2.15 * count, 0))
+        axes.set(xlim=(0, IN_A_ROW), ylim=(ROW * count, 0))
         axes.set_axis_off()
     return figure
 

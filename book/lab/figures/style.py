@@ -257,9 +257,10 @@ def _drawn_marks(axes: Axes) -> np.ndarray:
 
 def _drawn_lines(axes: Axes) -> np.ndarray:
     """Return points on all lines in pixels, about five pixels apart, [N, 2]."""
-    paths = [line.get_xydata() for line in axes.lines if line.get_linestyle() != "None"]
-    paths += [path for bars in axes.collections for path in bars.get_segments() if len(path)]
-    paths = [axes.transData.transform(path) for path in paths]
+    drawn = [line for line in axes.lines if line.get_linestyle() != "None"]
+    paths = [line.get_transform().transform(line.get_xydata()) for line in drawn]
+    bars = [path for bars in axes.collections for path in bars.get_segments() if len(path)]
+    paths += map(axes.transData.transform, bars)
     pairs = [pair for path in paths for pair in itertools.pairwise(path) if np.isfinite(pair).all()]
     steps = [max(2, int(np.hypot(*(end - start)) / 5)) for start, end in pairs]
     points = [np.linspace(*pair, count) for pair, count in zip(pairs, steps, strict=True)]
