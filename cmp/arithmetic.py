@@ -56,10 +56,11 @@ def lacks_bf16_kernels(kind: str) -> bool:
     return not (has_library and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def bf16_products(device: torch.device) -> contextlib.AbstractContextManager:
+def bf16_products(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
     """Return the context for a backward pass, which keeps bf16 products fast on any device.
     `autocast` is its counterpart for the forward pass."""
-    return ProductsInFp32() if lacks_bf16_kernels(device.type) else contextlib.nullcontext()
+    is_slow = precision == "bf16" and lacks_bf16_kernels(device.type)
+    return ProductsInFp32() if is_slow else contextlib.nullcontext()
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:

@@ -63,7 +63,7 @@ def train_step(
     seen = execution.encode(state, batch, task, step)  # unit features of both towers, [B, E]
     terms = {"contrastive": execution.loss(model, seen)} | method.losses(state, seen)
     loss = functools.reduce(torch.add, terms.values())
-    with bf16_products(loss.device):
+    with bf16_products(state.config.training.precision, loss.device):
         loss.backward()
         seen.finish_backward()
     method.after_backward(state)

@@ -60,6 +60,16 @@ def losses(monkeypatch, lacks):
     return torch.stack([result.loss for result in results])
 
 
+@pytest.mark.parametrize(("precision", "is_watched"), [("bf16", True), ("fp32", False)])
+def test_only_bf16_pays_for_missing_kernels(monkeypatch, precision, is_watched):
+    monkeypatch.setattr(arithmetic, "lacks_bf16_kernels", lambda kind: True)
+    device = torch.device("cpu")
+    for context in (arithmetic.autocast, arithmetic.bf16_products):
+        with context(precision, device):
+            mode = torch.utils._python_dispatch._get_current_dispatch_mode()
+        assert isinstance(mode, arithmetic.ProductsInFp32) == is_watched
+
+
 def test_steps_without_kernels_are_those_with_them_but_for_rounding(monkeypatch):
     with_kernels, without = (losses(monkeypatch, lacks) for lacks in (False, True))
     torch.testing.assert_close(without, with_kernels, atol=0, rtol=0.02)

@@ -75,7 +75,7 @@ def sample_loss(
 def gradients(state: TrainState, loss: Tensor) -> tuple[Tensor, ...]:
     """Return the gradients of trainable parameters, zero where the loss does not depend on them."""
     parameters = list(training.trainable_parameters(state.model).values())
-    with bf16_products(loss.device):
+    with bf16_products(state.config.training.precision, loss.device):
         return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
 

@@ -137,8 +137,8 @@ class Ledger:
             first: The position of the first arrival.
 
         Returns:
-            "ARRIVAL SET" -> the keys of `PictureReader` that differ from their defaults; the task, if
-            it does not follow from the images; and the prompt of classes, if no caption shows it.
+            "ARRIVAL SET" -> the keys of `PictureReader` that differ from their defaults; the task,
+            if it does not follow from the images; and the prompt of classes, if no caption shows it.
         """
         pictures = collections.defaultdict(list)
         for picture in self.pictures:
