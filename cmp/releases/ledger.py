@@ -138,7 +138,8 @@ class Ledger:
 
         Returns:
             "ARRIVAL SET" -> the keys of `PictureReader` that differ from their defaults; the task,
-            if it does not follow from the images; and the prompt of classes, if no caption shows it.
+            if it does not follow from the images; and the prompt of classes, if no caption shows
+            it.
         """
         pictures = collections.defaultdict(list)
         for picture in self.pictures:
