@@ -628,7 +628,7 @@ def steps_table() -> pd.DataFrame:
     table = table[[*MEANS]].swaplevel(axis=1).sort_index(axis=1, ascending=[False, True])
     table.columns = [", ".join(names) for names in table.columns]
     table.insert(1, "rise of A_KA", table["plain fine-tuning, A_KA"].diff())
-    return table.rename_axis("steps per update").round(1).astype(object).fillna("")
+    return table.rename_axis("steps per update").round(1)
 
 
 def control_runs() -> pd.DataFrame:
