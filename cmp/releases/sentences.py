@@ -97,10 +97,14 @@ def describe_names(metrics: pd.DataFrame, names: Sequence[str]) -> str:
         return ""
     score = taught.loc[taught["task"] == last - 1, "score"].mean()
     more = (sizes.loc[last] - sizes.loc[last - 1]).astype(int)
+    new = [count_of(more["classes"], "name")]
+    if (table["scope"] == "full").all():  # a subset does not show how many images are new
+        new.append(count_of(more["images"], "test image"))
+    verb = "is" if new == ["1 name"] else "are"
     return (
         f"The card of {names[-2]} gives A_KA {score:.1f} for the model that is called “before” "
-        f"here. It is the same model, but {count_of(more['classes'], 'name')} and "
-        f"{count_of(more['images'], 'test image')} are new, and it chooses among all names."
+        f"here. It is the same model, but {' and '.join(new)} {verb} new, and it chooses among all "
+        f"names."
     )
 
 
