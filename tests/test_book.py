@@ -434,6 +434,7 @@ def test_a_chapter_goes_stale_with_numerics(tmp_path, monkeypatch):
     assert run.package_fingerprint(tmp_path) != before
 
 
+@pytest.mark.long
 def test_a_book_goes_on_after_a_failure_and_skips_what_is_current(tmp_path, capsys, monkeypatch):
     write(tmp_path, "00_a", "1 / 0")
     write(tmp_path, "01_b", "print(hash('a'), profile, seeds)")
@@ -535,6 +536,7 @@ print(frame["run"][0], repr(float(frame["score"].sum())))
 """
 
 
+@pytest.mark.long
 def test_a_chapter_the_shell_and_the_library_make_the_same_run(corpus, tmp_path, monkeypatch):
     """The same config through papermill, `cmpt run` and Python: one id, the same numbers."""
     found = {}

@@ -177,7 +177,7 @@ ALIKE = ("tiny-half", "tiny-double", "tiny-quad", "tiny-one")
 @pytest.mark.parametrize(
     ("name", "method"),
     options.one_in(
-        4,
+        8,
         [
             pytest.param(name, method)
             for name in starts.family_names()
@@ -340,6 +340,7 @@ def shell(*arguments):
     return CliRunner().invoke(cli.app, ["budget", *arguments])
 
 
+@pytest.mark.long
 def test_the_command_prints_every_method():
     result = shell("--model", "tiny", "--batch", "16")  # as they are counted above
     assert result.exit_code == 0, result.output

@@ -183,6 +183,7 @@ def test_the_answer_about_the_smallest_replay():
     assert answer("07.1") == pytest.approx(min(enough))
 
 
+@pytest.mark.long
 def test_the_answer_about_a_night_of_training():
     request = planner.PlanRequest("ViT-B-16", gpu_hours=8, device="h100", updates=20)
     steps = planner.make_plan(request, gather_evidence()).run.training.steps

@@ -111,7 +111,8 @@ def test_bf16_stays_close_to_fp32(corpus):
     torch.testing.assert_close(*losses, atol=3e-2, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["tiny", pytest.param("bench-nano", marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", ["tiny", "bench-nano"])
+@pytest.mark.long
 def test_every_path_of_the_benchmark_has_the_same_loss(name, corpus):
     """Only then do their times compare; the vocabulary of a shipped model has other weights."""
     setting = networks.setting(name, corpus, 16)

@@ -124,7 +124,7 @@ def test_killed_in_a_save_it_goes_on_from_the_last_whole_one(build, reference, m
     assert forked.leftovers(build) == []
 
 
-@pytest.mark.parametrize("steps", options.one_in(4, range(TOTAL + 1)))
+@pytest.mark.parametrize("steps", options.one_in(6, range(TOTAL + 1)))
 def test_from_every_step_a_new_process_ends_in_the_same_bits(build, reference, steps):
     moment = "before the write" if steps < TOTAL else "before the checkpoints are removed"
     Child(build, forked.compute, moment, steps + 2 if steps < TOTAL else TOTAL + 1).outcome()
@@ -365,7 +365,7 @@ def test_a_run_with_a_checkpoint_of_another_schema_stops_and_keeps_it(pair, sche
 
 
 @pytest.mark.defect
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("number", options.one_in(3, [errno.EACCES, errno.EIO, errno.ESTALE]))
 def test_a_run_stops_at_a_checkpoint_that_cannot_be_opened_and_keeps_it(
     pair, reference, monkeypatch, number
 ):

@@ -27,6 +27,7 @@ def test_what_is_written_is_read(dataset):
     assert list(opened.table["captions"][0]) == samples[1][0][-1]
 
 
+@pytest.mark.long
 def test_building_twice_gives_the_same_bits_and_the_second_time_nothing_to_do(dataset):
     assert build.build_datasets(["shapes"], jobs=1) == ["shapes"]
     first = packed.read_packed(dataset).header

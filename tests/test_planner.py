@@ -469,6 +469,7 @@ def test_new_names_lock_nothing_and_add_a_note(known, make):
     assert "method.name=locked-image" in note(names, "Everything is trained nevertheless")
 
 
+@pytest.mark.long
 def test_a_plan_begins_with_the_weights_that_are_given(known):
     plan = planner.make_plan(real(start="ours.pt"), known)
     usual = planner.make_plan(real(), known)

@@ -134,6 +134,7 @@ def random_network(request, tmp_path_factory):
 
 
 @pytest.mark.defect
+@pytest.mark.long
 def test_random_layers_draw_what_the_seeds_say_and_resume_to_the_bit(random_network):
     """At every cut, also in EWC's measurement, whatever was drawn from torch's generator before."""
     settings = [f"model.name={random_network}", "model.start=random", "training.batch=6"]

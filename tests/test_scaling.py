@@ -148,7 +148,7 @@ def test_the_regime_of_a_run_is_computed_by_every_measure_of_the_paper_s(corpus)
         np.median(passes), rel=0.1
     )
     draws = 40 * (32 + 22 + 22) / len(pools[0].pretraining)
-    drawn = column["draws of a replayed pool image, whole stream"]
+    drawn = column["draws of a replayed image, in all"]
     assert float(drawn) == pytest.approx(draws, rel=0.01)
 
 

@@ -489,11 +489,12 @@ def failed_id(grid, name):
 @pytest.mark.parametrize(
     ("number", "everyone"),
     [
-        pytest.param(signal.SIGINT, True, marks=pytest.mark.long),
+        (signal.SIGINT, True),
         (signal.SIGTERM, False),
-        pytest.param(signal.SIGTERM, True, marks=pytest.mark.long),
+        (signal.SIGTERM, True),
     ],
 )
+@pytest.mark.long
 def test_stopped_it_saves_and_the_same_command_goes_on(build, write, number, everyone):
     """A terminal or a batch system sends the signal to the workers as well."""
     grid = write({"a": {}}, replicates=4)
