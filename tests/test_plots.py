@@ -277,6 +277,11 @@ def test_a_long_note_is_wrapped():
     assert note.x1 < figure.bbox.x1
 
 
+def test_a_finding_leaves_the_names_of_panels():
+    figure = figures.with_title(figures.plot_schedules(), "A finding")
+    assert figure.get_suptitle() == "A finding" and figure.axes[0].get_title() == "cosine"
+
+
 def test_an_error_leaves_no_figure_open():
     with pytest.raises(ValueError, match="while drawing"), style.canvas(2):
         raise ValueError("while drawing")

@@ -171,7 +171,6 @@ def with_title(figure: Figure, finding: str) -> Figure:
     while len(textwrap.wrap(finding, width)) > lines:
         width += 1
     title = with_subscripts(textwrap.fill(finding, width))
-    figure.axes[0].set_title("")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     return figure
 
