@@ -108,8 +108,11 @@ def test_a_terms_first_use_in_the_book_links_to_its_definition(pages):
     texts = [Texts(built_page(pages, file)).found for file in listed() if file.endswith(".ipynb")]
     linked = 0
     for identity, term in terms.items():
+        longer = [other for other in terms.values() if finder(term).search(other) and other != term]
+        inside = re.compile("|".join(finder(other).pattern for other in longer) or "$^", re.I)
         for page in texts:
-            uses = [to for text, to in page if to in (None, identity) and finder(term).search(text)]
+            found = [(inside.sub("", text), to) for text, to in page if to in (None, identity)]
+            uses = [to for text, to in found if finder(term).search(text)]
             if uses:
                 assert uses[0] == identity, f"the first use of {term!r} is no link"
                 linked += 1

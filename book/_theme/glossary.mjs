@@ -60,9 +60,9 @@ const FINDERS = terms()
   .map((term) => ({ identifier: identifierOf(term), finds: pattern(term) }));
 
 // The earliest term in a text, the longest of those that begin there.
-function earliest(text, left) {
+function earliest(text) {
   let best;
-  for (const finder of left) {
+  for (const finder of FINDERS) {
     const match = finder.finds.exec(text);
     if (match && (!best || match.index < best.match.index)) best = { finder, match };
   }
@@ -70,11 +70,15 @@ function earliest(text, left) {
 }
 
 function linked(text, left) {
-  const found = earliest(text, left);
+  const found = earliest(text);
   if (!found) return [{ type: "text", value: text }];
   const { finder, match } = found;
-  left.delete(finder);
   const [before, word] = [text.slice(0, match.index), match[0]];
+  const after = text.slice(match.index + word.length);
+  const isFirst = left.delete(finder);
+  const rest = after ? linked(after, left) : [];
+  // in a later use of "task vector", the word "task" is no use of "task"
+  if (!isFirst) return [{ type: "text", value: before + word }, ...rest];
   const link = {
     type: "crossReference",
     identifier: finder.identifier,
@@ -82,8 +86,7 @@ function linked(text, left) {
     kind: "definitionTerm",
     children: [{ type: "text", value: word }],
   };
-  const after = text.slice(match.index + word.length);
-  return [...(before ? [{ type: "text", value: before }] : []), link, ...(after ? linked(after, left) : [])];
+  return [...(before ? [{ type: "text", value: before }] : []), link, ...rest];
 }
 
 function walk(node, left) {
