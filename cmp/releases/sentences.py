@@ -104,7 +104,7 @@ def describe_names(metrics: pd.DataFrame, names: Sequence[str]) -> str:
     return (
         f"The card of {names[-2]} gives A_KA {score:.1f} for the model that is called “before” "
         f"here. It is the same model, but {' and '.join(new)} {verb} new, and it chooses among all "
-        f"names."
+        "names."
     )
 
 
