@@ -3,8 +3,7 @@
 It is a tree of frozen dataclasses and parsed strictly: an unknown key, a wrong type or an
 impossible value raises an error that names the key. Names of options come from `cmp.registry`.
 
-The section `schedule` is defined in `cmp.schedules`, beside the options that it names. Both modules
-list the keys of their sections in `cmp.registry.SECTION_KEYS`.
+The section `schedule` is defined in `cmp.schedules`, beside the options that it names.
 """
 
 import copy
@@ -24,7 +23,7 @@ from pydantic.dataclasses import dataclass
 from cmp import registry, schedules
 from cmp.errors import CmpError, did_you_mean
 from cmp.files import first_fault, parse_yaml
-from cmp.registry import SECTION_KEYS, check_name
+from cmp.registry import check_name
 from cmp.schedules import Schedule
 from cmp.sources import sources_digest
 from cmp.values import (
@@ -388,7 +387,8 @@ class Seeds:
         stream: The order of the classes, and so the content of each task.
         init: Random initial weights, or the number of a base.
         data: The batches, and what is kept for replay.
-        augment: The crops and flips of images, and the noise of random layers such as DropPath.
+        augment: The crops of files and the changes to drawings, and the noise of random layers such
+            as DropPath.
 
     Example:
         >>> cmp.RunConfig(seeds=cmp.Seeds(stream=3)).changes()
@@ -574,11 +574,6 @@ for _kind in (RunConfig, *(each.type for each in dataclasses.fields(RunConfig)))
     if isinstance(_kind, type) and dataclasses.is_dataclass(_kind):
         _refuse_in_words(_kind)
 _ADAPTER = TypeAdapter(RunConfig)
-SECTION_KEYS.update(
-    (field.name, [*field.type.__dataclass_fields__])
-    for field in dataclasses.fields(RunConfig)
-    if isinstance(field.type, type) and dataclasses.is_dataclass(field.type)
-)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,19 +144,16 @@ def check_shares(
     raise CmpError(f"{label}: {batch} has no sample of {name}; {advice}")
 
 
-def batch_rows(
-    pools: Pools, counts: tuple[int, int, int], seed: int, task: int, step: int
-) -> np.ndarray:
+def batch_rows(pools: Pools, seed: int, task: int, step: int) -> np.ndarray:
     """Return the corpus positions of the batch at (task, step), [batch]: D, then B, then P.
 
     Args:
         pools: What the task may draw from.
-        counts: How many samples come from (P, D, B), see `batch_counts`.
         seed: The data seed.
         task: The task's number, from 0.
         step: The step within the task, from 0.
     """
-    p, d, b = counts
+    p, d, b = pools.counts
     update = sample(pools.update, d, "update", seed, task, step)
     if pools.members is None:
         buffer = sample(pools.buffer, b, "buffer", seed, task, step)
@@ -187,7 +184,7 @@ def make_batch(
         local: The samples whose images are needed, such as those of one process.
     """
     seed = config.seeds.data
-    rows = batch_rows(pools, pools.counts, seed, task, step)
+    rows = batch_rows(pools, seed, task, step)
     choice = numpy_generator("data/caption", seed, task, step).random(len(rows))
     starts, stops = corpus.caption_starts[rows], corpus.caption_starts[rows + 1]
     texts = corpus.caption_ids[starts + (choice * (stops - starts)).astype(np.int64)]
@@ -201,32 +198,22 @@ def make_batch(
     return Batch(rows, images, torch.from_numpy(texts), replayed=pools.counts[0])
 
 
-class BatchLoader:
-    """The batches of a run, prepared ahead of their step if images must be decoded.
-
-    It has no state to save: every process makes the same batch of (task, step).
-    """
-
-    def __init__(self, config: RunConfig, corpus: Corpus, side: int, device: torch.device):
-        self.config, self.corpus, self.side, self.device = config, corpus, side, device
-        self._next: tuple[Pools, int, int, slice] | None = None
-        self._batches: Iterator[Batch] = iter(())
-
-    def batch(self, pools: Pools, task: int, step: int, local: slice = WHOLE_BATCH) -> Batch:
-        """Return the batch at (task, step), with the images of its `local` samples."""
-        config, images = self.config, self.corpus.images
-        if isinstance(images, Tensor):
-            return make_batch(config, self.corpus, pools, task, step, self.side, local)
-        if self._next != (pools, task, step, local):
-            sizes = {"side": self.side, "local": local}
-            make = functools.partial(make_batch, config, self.corpus, pools, task, **sizes)
-            steps = range(step, max(config.steps[task], step + 1))
-            self._batches = images.ahead(make, steps, self.device)
-        batch = next(self._batches)
-        self._next = (pools, task, step + 1, local)
-        if step + 1 >= config.steps[task]:
-            self._next, self._batches = None, iter(())
-        return batch
+def make_batches(
+    config: RunConfig,
+    corpus: Corpus,
+    pools: Pools,
+    task: int,
+    steps: Sequence[int],
+    side: int,
+    device: torch.device,
+    local: slice = WHOLE_BATCH,
+) -> Iterator[Batch]:
+    """Return an iterator over the batches of some steps of a task, prepared ahead of their step if
+    images must be decoded; see `make_batch` for the arguments."""
+    make = functools.partial(make_batch, config, corpus, pools, task, side=side, local=local)
+    if isinstance(corpus.images, Tensor):
+        return map(make, steps)
+    return corpus.images.ahead(make, steps, device)
 
 
 class MixtureSampler(Sampler[list[int]]):
@@ -275,11 +262,11 @@ class MixtureSampler(Sampler[list[int]]):
                 "which must sum to one"
             )
         sizes = np.cumsum([0, len(pool), len(update), len(buffer)])
-        self.pools = Pools(*(np.arange(a, b) for a, b in itertools.pairwise(sizes)))
         pretraining, newest, earlier = map(float, shares)
         mixture, is_empty = Mixture(pretraining, newest, earlier), len(buffer) == 0
         check_shares(batch, [(mixture, is_empty)], "MixtureSampler: batch")
-        self.counts = batch_counts(mixture, batch, is_empty)
+        pools = (np.arange(a, b) for a, b in itertools.pairwise(sizes))
+        self.pools = Pools(*pools, counts=batch_counts(mixture, batch, is_empty))
         self.steps, self.seed, self.task = steps, seed, task
 
     def __len__(self) -> int:
@@ -287,7 +274,7 @@ class MixtureSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.steps):
-            yield batch_rows(self.pools, self.counts, self.seed, self.task, step).tolist()
+            yield batch_rows(self.pools, self.seed, self.task, step).tolist()
 
 
 def largest_batch(pools: Pools, mixture: Mixture, batch: int) -> int:

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,9 +95,9 @@ def create_on_meta(name: str) -> Network:
 
 def _open_clip_model(name: str, **options: Any) -> nn.Module:
     starts.check_name(name)
-    settings = Path(name.removeprefix("local-dir:"), "open_clip_config.json")
+    kind, _, folder = name.partition(":")
     try:
-        if settings.is_file():
+        if kind == "local-dir" and (settings := Path(folder, "open_clip_config.json")).is_file():
             _check_layers(files.parse_json(files.read_text(settings))["model_cfg"])
         with starts.quiet_logging():
             model = open_clip.create_model(name, load_weights=False, output_dict=True, **options)
@@ -201,7 +201,7 @@ def tokenizer(name: str) -> Callable[[list[str]], Tensor]:
 
 @functools.lru_cache(maxsize=256)
 def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
-    """Return the tokens of n texts, int64 [n, context_length].
+    """Return the tokens of n texts, int64 or int32 [n, context_length].
 
     They are cached and must not be changed. For `MANY_TEXTS` texts or more, they are also cached in
     the build folder, as int32.
@@ -274,12 +274,15 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
     )
     if not can_pack or device.type == "meta":  # meta tensors have no values, so no lengths
         return encode_text_unpacked(model, tokens)
-    packed = pack_texts(tokens.cpu())
-    rows, position, starts, ends = [to_device(each, device) for each in packed]
-    mask = pair_mask(starts, rows.shape[1])
-    x = clip.token_embedding(rows) + clip.positional_embedding[position]
-    x = clip.transformer(x, attn_mask=mask).flatten(0, 1)[ends]  # [N, width]
-    return _unit_length(clip.ln_final(x) @ clip.text_projection)
+    return encode_packed(model, [to_device(each, device) for each in pack_texts(tokens.cpu())])
+
+
+def encode_packed(model: Any, packed: Sequence[Tensor]) -> Tensor:
+    """Return the features of texts that `pack_texts` has packed, on the network's device."""
+    rows, position, starts, ends = packed
+    x = model.token_embedding(rows) + model.positional_embedding[position]
+    x = model.transformer(x, attn_mask=pair_mask(starts, rows.shape[1])).flatten(0, 1)[ends]
+    return _unit_length(model.ln_final(x) @ model.text_projection)  # [N, width] -> [N, E]
 
 
 def encode_text_unpacked(model: Network, tokens: Tensor) -> Tensor:
@@ -355,16 +358,13 @@ class SplitAttention(nn.Module):
         self.batch_first = fused.batch_first
         weights, biases = fused.in_proj_weight.chunk(3), fused.in_proj_bias.chunk(3)
         for name, weight, bias in zip(PROJECTIONS, weights, biases, strict=True):
-            linear = nn.Linear(width, width)
-            linear.weight = nn.Parameter(weight.detach().clone())
-            linear.bias = nn.Parameter(bias.detach().clone())
-            linear.weight.requires_grad_(fused.in_proj_weight.requires_grad)
-            linear.bias.requires_grad_(fused.in_proj_bias.requires_grad)
+            linear = nn.Linear(width, width, device="meta")
+            trains = fused.in_proj_weight.requires_grad, fused.in_proj_bias.requires_grad
+            linear.weight = nn.Parameter(weight.detach().clone(), trains[0])
+            linear.bias = nn.Parameter(bias.detach().clone(), trains[1])
             self.add_module(name, linear)
-        self.out_proj = nn.Linear(width, width).to(fused.out_proj.weight)
-        self.out_proj.load_state_dict(fused.out_proj.state_dict())
-        for own, given in zip(self.out_proj.parameters(), fused.out_proj.parameters(), strict=True):
-            own.requires_grad_(given.requires_grad)
+        self.out_proj = nn.Linear(width, width, device="meta")  # the layer that adapters know
+        self.out_proj.weight, self.out_proj.bias = fused.out_proj.weight, fused.out_proj.bias
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights=False, attn_mask=None

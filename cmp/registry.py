@@ -18,7 +18,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from cmp.errors import CmpError, name_choices
+from cmp.errors import CmpError, did_you_mean, name_choices
 from cmp.sources import collect_sources, is_own, sources_digest
 
 T = TypeVar("T")
@@ -105,8 +105,6 @@ class Option:
         return sources_digest(self.sources)
 
 
-SECTION_KEYS: dict[str, list[str]] = {}
-"""The keys of each config section, filled in by `cmp.config`."""
 _entry_points = functools.cache(lambda group: {x.name: x for x in entry_points(group=group)})
 _options: dict[str, dict[str, Option]] = {kind: {} for kind in KINDS}
 
@@ -168,16 +166,13 @@ def _add_foreign(option: Option) -> None:
         raise CmpError(
             f"{option.kind} {option.name!r}: {owner} already uses this name; choose another"
         )
-    section = KINDS[option.kind].key.partition(".")[0]
-    if unknown := sorted(option.settings.keys() - SECTION_KEYS[section]):
-        raise CmpError(_unknown(f"key of section {section}", unknown[0], SECTION_KEYS[section]))
     # listing a key refuses it for every option of the kind that does not list it
     listed = {key for each in options.values() if is_own(each.module) for key in each.settings}
     if common := sorted(option.settings.keys() - listed):
         kind = option.kind.replace("_", " ")
         raise CmpError(
-            f"{option.kind} {option.name!r}: settings: {common[0]!r}: every {kind} may read it; "
-            "leave it out of `settings`"
+            f"{option.kind} {option.name!r}: settings: {common[0]!r}: not a key that only some "
+            f"{kind}s read; leave it out of `settings`{did_you_mean(common[0], listed)}"
         )
     _options[option.kind] = options | {option.name: option}
     try:

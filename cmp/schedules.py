@@ -18,14 +18,7 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from cmp.errors import CmpError
-from cmp.registry import (
-    SECTION_KEYS,
-    Option,
-    check_name,
-    check_settings,
-    get_option,
-    register,
-)
+from cmp.registry import Option, check_name, check_settings, get_option, register
 from cmp.values import STRICT, Positive, Share, Steps
 
 if TYPE_CHECKING:  # `cmpt data list` reads configs, and torch takes a second to import
@@ -137,9 +130,6 @@ class Schedule:
         return warmup, min(cooldown, steps - warmup)
 
 
-SECTION_KEYS["schedule"] = [*Schedule.__dataclass_fields__]
-
-
 @dataclasses.dataclass(frozen=True)
 class TaskSchedule:
     """A task of a stream, as a schedule function receives it.
@@ -227,11 +217,12 @@ def cosine(task: TaskSchedule, n: int) -> float:
     return _above_floor(_half_cosine(before + step, before + length))
 
 
-def _rsqrt_start(task: TaskSchedule) -> float:
-    return _rsqrt_decay(task, task.warmup)
-
-
-@register("schedule", "rsqrt", settings=(*WARMUP, *COOLDOWN, "shift"), warmup_target=_rsqrt_start)
+@register(
+    "schedule",
+    "rsqrt",
+    settings=(*WARMUP, *COOLDOWN, "shift"),
+    warmup_target=lambda task: _rsqrt_decay(task, task.warmup),
+)
 def rsqrt(task: TaskSchedule, n: int) -> float:
     """Decay as 1 / sqrt(steps), in units of the warmup, and linearly to zero in the cooldown."""
     cooled = min(1.0, (task.N - 1 - n) / task.cooldown) if task.cooldown else 1.0
@@ -352,28 +343,6 @@ def meta_free(task: TaskSchedule) -> float:
     return peaks[task.t]
 
 
-def relative_rate(schedule: Schedule, steps: int | Sequence[int], task: int, step: int) -> float:
-    """Return the learning rate at (task, step) as a multiple of the peak, from 0 to 1.
-
-    Args:
-        schedule: The config section.
-        steps: Steps of each task, or one number if all are equal.
-        task: The task's number, from 0.
-        step: The step within the task, from 0.
-
-    Raises:
-        ValueError: There is no such step or task, warmup and cooldown together are longer than a
-            task, or the schedule lists fewer peaks than there are tasks.
-    """
-    tasks = (int(steps),) * (task + 1) if isinstance(steps, int | Integral) else steps
-    if not (0 <= task < len(tasks) and 0 <= step < tasks[task]):
-        raise ValueError(
-            f"step {step} of task {task} does not exist with steps={steps}; tasks and steps count "
-            "from 0"
-        )
-    return task_curve(schedule, tasks, task)(step)
-
-
 def task_curve(schedule: Schedule, steps: Sequence[int], task: int) -> Callable[[int], float]:
     """Return a function of the step that gives a task's learning rate as a multiple of the peak.
 
@@ -406,14 +375,30 @@ def task_rates(schedule: Schedule, steps: Sequence[int], task: int) -> list[floa
 
 
 def learning_rate(schedule: Schedule, steps: int | Sequence[int], task: int, step: int) -> float:
-    """Return the learning rate at (task, step); see `relative_rate` for the arguments.
+    """Return the learning rate at (task, step).
+
+    Args:
+        schedule: The config section.
+        steps: Steps of each task, or one number if all are equal.
+        task: The task's number, from 0.
+        step: The step within the task, from 0.
+
+    Raises:
+        ValueError: There is no such step or task, warmup and cooldown together are longer than a
+            task, or the schedule lists fewer peaks than there are tasks.
 
     Example:
         >>> schedule = cmp.Schedule("constant", meta="geometric", peak=1e-3, decay=0.5)
         >>> cmp.learning_rate(schedule, steps=40, task=2, step=0)
         0.00025
     """
-    return schedule.peak * relative_rate(schedule, steps, task, step)
+    tasks = (int(steps),) * (task + 1) if isinstance(steps, int | Integral) else steps
+    if not (0 <= task < len(tasks) and 0 <= step < tasks[task]):
+        raise ValueError(
+            f"step {step} of task {task} does not exist with steps={steps}; tasks and steps count "
+            "from 0"
+        )
+    return schedule.peak * task_curve(schedule, tasks, task)(step)
 
 
 def idle_task(schedule: Schedule, steps: tuple[int, ...], first: int = 0) -> int | None:
@@ -424,25 +409,10 @@ def idle_task(schedule: Schedule, steps: tuple[int, ...], first: int = 0) -> int
         steps: Steps of each task; only the first `CHECKED_TASKS` are checked.
         first: The first task that is still to be trained.
     """
-    options = get_option("schedule", schedule.name), get_option("meta_schedule", schedule.meta)
-    digests = tuple(option.digest for option in options)
-    return _idle_task(schedule, steps[:CHECKED_TASKS], first, options, digests)
-
-
-@functools.lru_cache(maxsize=4096)
-def _idle_task(
-    schedule: Schedule,
-    every: tuple[int, ...],
-    first: int,
-    options: tuple[Option, ...],
-    digests: tuple[str, ...],
-) -> int | None:
-    # options and digests are in the cache key: a name may be redefined, or what an option uses
-    for t, steps in [*enumerate(every)][first:]:
-        rate, (warmup, _) = task_curve(schedule, every, t), schedule.durations(steps)
-        probes = (min(warmup, steps - 1), 0, steps // 2, steps - 1)
-        if not any(schedule.peak * rate(step) for step in probes):
-            return t
+    for task in range(first, min(first + CHECKED_TASKS, len(steps))):
+        rate = task_curve(schedule, steps, task)
+        if not any(schedule.peak * rate(step) for step in range(steps[task])):
+            return task
     return None
 
 
@@ -505,14 +475,14 @@ def lr_scheduler(
             schedule.durations(each)
     except ValueError as error:
         raise CmpError(f"lr_scheduler: steps: {error}; give tasks more steps") from error
-    starts = [0, *itertools.accumulate(tasks)]
+    starts, unit = [0, *itertools.accumulate(tasks)], dataclasses.replace(schedule, peak=1.0)
 
     def factor(number: int) -> float:
         if is_endless:
-            return relative_rate(schedule, tasks[0], *divmod(number, tasks[0]))
+            return learning_rate(unit, tasks[0], *divmod(number, tasks[0]))
         number = min(number, starts[-1] - 1)
         task = bisect.bisect_right(starts, number) - 1
-        return relative_rate(schedule, tasks, task, number - starts[task])
+        return learning_rate(unit, tasks, task, number - starts[task])
 
     from torch.optim.lr_scheduler import LambdaLR
 

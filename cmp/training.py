@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from cmp.config import Optimizer, RunConfig
 from cmp.data import WHOLE_BATCH, Batch, Corpus, augment, normalise, to_device
 from cmp.errors import CmpError, Diverged
 from cmp.losses import model_loss, uses_sigmoid_loss
-from cmp.mixtures import BatchLoader, Pools, fit_mixture, fit_steps
+from cmp.mixtures import Pools, fit_mixture, fit_steps, make_batches
 from cmp.models import Network, batch_norms, set_train_mode
 from cmp.registry import get_option
 from cmp.seeds import seed_layers, torch_generator
@@ -55,7 +55,7 @@ def train_step(
     Example:
         >>> state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))
         >>> pools = cmp.task_pools(state.config, state.corpus)
-        >>> batch, optimizer = state.loader.batch(pools[0], 0, 0), cmp.create_optimizer(state)
+        >>> batch, optimizer = next(state.batches(pools[0], 0, [0])), cmp.create_optimizer(state)
         >>> result = cmp.train_step(state, optimizer, batch, task=0, step=0, rate=1e-3)
     """
     model, method, execution = state.model, state.method, state.execution
@@ -116,12 +116,12 @@ def train_task(
     if first == 0:
         with execution.outside_steps():
             method.begin_task(state, task)
-    for step in range(first, steps):
-        batch = state.loader.batch(pools, task, step, own_samples)
+    todo = range(first, steps)
+    for step, batch in zip(todo, state.batches(pools, task, todo, own_samples), strict=True):
         after_step(step, train_step(state, state.optimizer, batch, task, step, rates[step]))
 
     def encode_further(number: int) -> ForwardOutput:
-        batch = state.loader.batch(pools, task, steps + number)
+        [batch] = state.batches(pools, task, [steps + number])
         return encode_batch(state, batch, task, steps + number)
 
     execution.wait(state)
@@ -330,11 +330,16 @@ class TrainState:
     unchecked: list[UncheckedStep] = field(default_factory=list, repr=False)
 
     @functools.cached_property
-    def loader(self) -> BatchLoader:
-        """The loader of batches."""
+    def side(self) -> int:
+        """Pixels per side of the images that the network takes."""
+        return models.preprocessing(self.model).size
+
+    def batches(
+        self, pools: Pools, task: int, steps: Sequence[int], local: slice = WHOLE_BATCH
+    ) -> Iterator[Batch]:
+        """Return the batches of some steps of a task, with the images of its `local` samples."""
         device = self.model.logit_scale.device
-        side = models.preprocessing(self.model).size
-        return BatchLoader(self.config, self.corpus, side, device)
+        return make_batches(self.config, self.corpus, pools, task, steps, self.side, device, local)
 
     @functools.cached_property
     def method(self) -> UpdateMethod:

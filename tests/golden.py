@@ -24,7 +24,8 @@ from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
 from cmp.registry import get_option, option_names
 from cmp.runs import identity
-from cmp.runs.runner import Observer, execute, machine_differences, machine_record
+from cmp.runs.machine import machine_differences, machine_record
+from cmp.runs.runner import Observer, execute
 from cmp.seeds import numpy_generator
 from tests import forked, options
 

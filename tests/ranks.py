@@ -97,7 +97,7 @@ def first_gradients(run_config, execution) -> dict[str, torch.Tensor]:
     optimizer = create_optimizer(state)
     optimizer.register_step_pre_hook(keep)
     own = execution.own_samples(sum(pools.counts))
-    train_step(state, optimizer, state.loader.batch(pools, 0, 0, own), 0, 0, 0.0)
+    train_step(state, optimizer, next(state.batches(pools, 0, [0], own)), 0, 0, 0.0)
     return found
 
 

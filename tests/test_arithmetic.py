@@ -8,7 +8,7 @@ from cmp import arithmetic, models
 from cmp.errors import CmpError
 from cmp.evaluation import evaluate
 from cmp.mixtures import task_pools
-from cmp.runs.runner import machine_record
+from cmp.runs.machine import machine_record
 from cmp.training import create_optimizer, make_train_state, train_step
 
 
@@ -55,7 +55,7 @@ def losses(monkeypatch, lacks):
     monkeypatch.setattr(arithmetic, "lacks_bf16_kernels", lambda kind: lacks)
     state = make_train_state(small_config("training.precision=bf16"), small_corpus())
     pools, optimizer = task_pools(state.config, state.corpus), create_optimizer(state)
-    batches = [state.loader.batch(pools[0], 0, step) for step in range(3)]
+    batches = [next(state.batches(pools[0], 0, [step])) for step in range(3)]
     results = [train_step(state, optimizer, x, 0, step, 1e-3) for step, x in enumerate(batches)]
     return torch.stack([result.loss for result in results])
 

@@ -65,7 +65,7 @@ def test_each_block_s_rate_is_a_fraction_of_the_next_one_s(corpus):
 
     pools = mixtures.task_pools(run, corpus)
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
-    batch = state.loader.batch(pools[0], 0, 0)
+    batch = next(state.batches(pools[0], 0, [0]))
     train_step(state, optimizer, batch, 0, 0, 1e-3)
     assert {group["lr"] for group in optimizer.param_groups} == {
         1e-3 * group["multiple"] for group in optimizer.param_groups
@@ -82,7 +82,7 @@ def test_a_decay_of_one_is_the_same_run(corpus):
         run = config.parse({"method": {"name": "full", **settings}, "seed": 3})
         state = make_train_state(run, corpus)
 
-        batch = state.loader.batch(mixtures.task_pools(run, corpus)[0], 0, 0)
+        batch = next(state.batches(mixtures.task_pools(run, corpus)[0], 0, [0]))
         train_step(state, create_optimizer(state), batch, 0, 0, 1e-3)
         return state.model.state_dict()
 

@@ -135,7 +135,6 @@ def test_the_replay_only_control_is_nested_in_the_mixture(corpus):
         drawn = []
         for one in (whole, control):
             pools = mixtures.task_pools(one, corpus)[task]
-            counts = mixtures.batch_counts(one.mixture, one.training.batch, len(pools.buffer) == 0)
-            rows = mixtures.batch_rows(pools, counts, 0, task, 5)
+            rows = mixtures.batch_rows(pools, 0, task, 5)
             drawn.append(rows[-22:])
         assert (drawn[0] == drawn[1]).all()

@@ -202,13 +202,15 @@ def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
     corpus = load_data(run_config.data)
     pools = mixtures.task_pools(run_config, corpus)
     monkeypatch.setenv("CMP_WORKERS", str(count))
-    ahead = mixtures.BatchLoader(run_config, corpus, 32, CPU)
-    # in order, from the middle, back again, another task, beyond the last step
-    for task, step in [(0, 0), (0, 1), (0, 2), (0, 1), (0, 2), (1, 3), (1, 4), (1, 5), (0, 0)]:
-        one = mixtures.make_batch(run_config, corpus, pools[task], task, step)
-        other = ahead.batch(pools[task], task, step)
-        np.testing.assert_array_equal(one.rows, other.rows)
-        assert torch.equal(one.images, other.images) and torch.equal(one.texts, other.texts)
+    # in order, from the middle, beyond the last step
+    for task, steps in [(0, range(3)), (0, range(1, 3)), (1, range(3, 6)), (1, [0])]:
+        where = (run_config, corpus, pools[task], task)
+        ahead = list(mixtures.make_batches(*where, steps, 32, CPU))
+        assert len(ahead) == len(steps)
+        for step, other in zip(steps, ahead, strict=True):
+            one = mixtures.make_batch(*where, step)
+            np.testing.assert_array_equal(one.rows, other.rows)
+            assert torch.equal(one.images, other.images) and torch.equal(one.texts, other.texts)
     rows = np.arange(11)
     blocks = list(stored_images(corpus, rows, 4, Preprocessing(20), CPU))
     assert [len(block) for block in blocks] == [4, 4, 3]
@@ -221,11 +223,11 @@ def test_some_of_a_batch_are_decoded_as_they_are_in_the_whole(folder, monkeypatc
     corpus = load_data(run_config.data)
     [pools, _] = mixtures.task_pools(run_config, corpus)
     monkeypatch.setenv("CMP_WORKERS", str(count))
-    loader = mixtures.BatchLoader(run_config, corpus, 32, CPU)
-    batch = loader.batch(pools, 0, 1)
+    where = (run_config, corpus, pools, 0, [1], 32, CPU)
+    [batch] = mixtures.make_batches(*where)
     read = []
     monkeypatch.setattr(type(corpus.images), "read", watched(type(corpus.images).read, read))
-    some = loader.batch(pools, 0, 1, slice(3, 6))
+    [some] = mixtures.make_batches(*where, slice(3, 6))
     assert torch.equal(some.images, batch.images[3:6]) and torch.equal(some.texts, batch.texts)
     np.testing.assert_array_equal(some.rows, batch.rows)
     if not count:

@@ -30,7 +30,7 @@ from cmp import cli, data, evaluation, models
 from cmp.cli import tools
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
-from cmp.merging import apply, ranks
+from cmp.merging import apply
 from cmp.merging import files as merging_files
 from cmp.merging.apply import merge
 from cmp.merging.rules import MergeOptions
@@ -166,7 +166,6 @@ def test_values_are_read_as_few_times_as_there_are_passes(
         return get(file, name)
 
     monkeypatch.setattr(merging_files.TensorFile, "__getitem__", count)
-    monkeypatch.setattr(ranks, "THRESHOLD_SAMPLE", 16)  # as of a large model
     cmp.merge_files(rule, [*files[:2], third], tmp_path / "out", files[2])
     assert {path for path, _ in reads} == {*files, third}
     assert set(reads.values()) == {passes}
@@ -354,25 +353,6 @@ def test_the_benchmark_of_a_small_model(monkeypatch):
     )
     assert all(row["x the floor"] > 0 for row in report.rows)
     assert "MB of extra memory" in report.notes[0] and "kthvalue" in report.notes[1]
-
-
-def test_merged_task_vectors_wait_on_the_disk(tmp_path):
-    """Models of 64 MB in tensors of 4 MB, by a rule that first needs all of them merged."""
-    if not merge_bench.anonymous_megabytes():
-        pytest.skip("the system does not say what memory a process has")
-    shape, noise = (1 << 17, 8), torch.Generator().manual_seed(0)
-    paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
-    for path in paths:
-        save_file({str(i): torch.randn(shape, generator=noise) for i in range(16)}, path)
-    before, peak = merge_bench.anonymous_megabytes(), []
-    merging_files.merge_files(
-        "opcm", paths[:2], tmp_path / "out.safetensors", paths[2],
-        progress=lambda count: peak.append(merge_bench.anonymous_megabytes() - before),
-    )  # fmt: skip
-    assert max(peak) < 48
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "out.safetensors", *(path.name for path in paths)
-    }  # fmt: skip
 
 
 @pytest.fixture

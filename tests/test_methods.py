@@ -223,7 +223,7 @@ def make_encode_further(state):
 
     def encode_further(number):
         step = state.config.steps[0] + number
-        return encode_batch(state, state.loader.batch(pools, 0, step), 0, step)
+        return encode_batch(state, next(state.batches(pools, 0, [step])), 0, step)
 
     return encode_further
 
@@ -366,7 +366,7 @@ def test_distillation_is_nothing_at_first_and_looks_at_the_pool_alone():
     run_config = small("method.name=distillation", "training.precision=fp32")
     state = make_train_state(run_config, forked.small_corpus())
     pools = mixtures.task_pools(run_config, state.corpus)
-    batch = state.loader.batch(pools[1], 1, 0)
+    batch = next(state.batches(pools[1], 1, [0]))
     output = encode_batch(state, batch, 1, 0)
     in_pool = state.corpus.table["dataset"].iloc[batch.rows].isin(state.corpus.by_role("pool"))
     assert in_pool.tolist() == [False] * (8 - output.replayed) + [True] * output.replayed

@@ -105,15 +105,16 @@ def test_seeds_tasks_and_pools_differ():
 
 
 def test_batch_rows_come_from_their_pools():
-    pools = Pools(np.arange(100), 1000 + np.arange(50), 2000 + np.arange(30))
-    rows = batch_rows(pools, batch_counts(Mixture(0.25, 0.5, 0.25), 16, False), 0, task=1, step=4)
+    counts = batch_counts(Mixture(0.25, 0.5, 0.25), 16, False)
+    pools = Pools(np.arange(100), 1000 + np.arange(50), 2000 + np.arange(30), counts=counts)
+    rows = batch_rows(pools, 0, task=1, step=4)
     assert [int((rows // 1000 == block).sum()) for block in range(3)] == [4, 8, 4]
 
 
 def test_an_empty_pool_is_refused_by_name():
-    pools = Pools(np.arange(0), np.arange(5), np.arange(5))
+    pools = Pools(np.arange(0), np.arange(5), np.arange(5), counts=(3, 3, 2))
     with pytest.raises(CmpError, match=r"mixture\.pretraining"):
-        batch_rows(pools, (3, 3, 2), 0, 1, 0)
+        batch_rows(pools, 0, 1, 0)
 
 
 @given(shares(), st.integers(2, 300), st.lists(st.integers(0, 60), min_size=3, max_size=3))
@@ -123,7 +124,7 @@ def test_the_largest_batch_takes_no_sample_twice(mixture, batch, sizes):
     assert largest <= batch
     if largest:
         counts = batch_counts(mixture, largest, empty_buffer=sizes[2] == 0)
-        rows = batch_rows(pools, counts, 0, 0, 0)
+        rows = batch_rows(dataclasses.replace(pools, counts=counts), 0, 0, 0)
         assert len(set(rows)) == len(rows) == largest
         assert not empty_shares(mixture, largest, sizes[2] == 0)
     if largest < batch:
@@ -421,10 +422,11 @@ def test_a_group_is_shuffled_once_per_pass_and_not_per_sample(monkeypatch):
         return numpy_generator(name, *counters)
 
     monkeypatch.setattr(mixtures, "numpy_generator", generator)
-    pools = Pools(np.arange(0), np.arange(100, 104), np.arange(40), np.repeat([5, 2], [30, 10]))
+    groups = np.repeat([5, 2], [30, 10])
+    pools = Pools(np.arange(0), np.arange(100, 104), np.arange(40), groups, counts=(0, 2, 8))
     seed = 987  # of no other test: permutations are kept
     for step in range(5):
-        batch_rows(pools, (0, 2, 8), seed, 3, step)
+        batch_rows(pools, seed, 3, step)
     member = [shuffle for shuffle in shuffles if shuffle[0] == "data/member"]
     assert len(member) == len(set(member)) == 3  # 20 samples of each group: two passes of one
 
@@ -439,9 +441,9 @@ def test_no_buffer_of_a_run_holds_the_present_or_the_future(policy, capacity):
     for task, pool in enumerate(pools):
         earlier = set().union(*[set(before.update) for before in pools[:task]])
         assert set(pool.buffer) <= earlier
+        counts = batch_counts(run_config.mixture, 12, len(pool.buffer) == 0)
         for step in range(3):
-            counts = batch_counts(run_config.mixture, 12, len(pool.buffer) == 0)
-            batch = batch_rows(pool, counts, 0, task, step)
+            batch = batch_rows(dataclasses.replace(pool, counts=counts), 0, task, step)
             assert set(batch[4 + 2 * (task == 0) :]) <= earlier | set(pool.pretraining)
 
 

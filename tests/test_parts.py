@@ -28,7 +28,8 @@ from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.losses import model_loss
 from cmp.project import build_folder, project_folder
 from cmp.runs.checkpoints import StopRequest
-from cmp.runs.runner import NO_OBSERVER, Run, execute, machine_differences, machine_record
+from cmp.runs.machine import machine_differences, machine_record
+from cmp.runs.runner import NO_OBSERVER, Run, execute
 from cmp.scale import micro_batches, processes
 from cmp.scale.execution import ExecutionConfig
 from cmp.scale.micro_batches import check_divisible

@@ -29,7 +29,8 @@ from cmp.mixtures import task_pools
 from cmp.registry import register
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.checkpoints import CheckpointManager, RunState
-from cmp.runs.runner import Observer, RunResult, execute, machine_differences, machine_record
+from cmp.runs.machine import machine_differences, machine_record
+from cmp.runs.runner import Observer, RunResult, execute
 from cmp.runs.store import unfinished_runs
 from cmp.scale import processes
 from cmp.seeds import torch_generator

@@ -104,8 +104,8 @@ LAST = {
 
 @given(st.sampled_from(list(LAST)), st.integers(8, 200), st.integers(0, TASKS - 1))
 def test_the_last_step_is_what_the_definition_says(name, steps, task):
-    schedule = Schedule(name)
-    last = schedules.relative_rate(schedule, steps, task, steps - 1)
+    schedule = Schedule(name, peak=1.0)
+    last = schedules.learning_rate(schedule, steps, task, steps - 1)
     assert last == pytest.approx(LAST[name](steps, *schedule.durations(steps)), abs=1e-12)
 
 

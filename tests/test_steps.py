@@ -49,14 +49,14 @@ def state():
 
 def test_drawing_a_batch_enters_four_files(state):
     for task, pools in enumerate(mixtures.task_pools(DEFAULT, state.corpus)):
-        files = files_entered(lambda t=task, p=pools: state.loader.batch(p, t, 0))
+        files = files_entered(lambda t=task, p=pools: next(state.batches(p, t, [0])))
         assert "mixtures.py" in files
         assert len(files) <= 4, files
 
 
 def test_a_step_enters_seven_files(state):
     pools = mixtures.task_pools(DEFAULT, state.corpus)[1]
-    batch, optimizer = state.loader.batch(pools, 1, 0), create_optimizer(state)
+    batch, optimizer = next(state.batches(pools, 1, [0])), create_optimizer(state)
     files = files_entered(lambda: train_step(state, optimizer, batch, 1, 0, 1e-4))
     assert "training.py" in files
     assert len(files) <= 7, files
@@ -69,7 +69,7 @@ def test_a_step_keeps_the_logit_scale_within_clips_bounds(before, after):
     with torch.no_grad():
         state.model.logit_scale.fill_(before)
     pools = mixtures.task_pools(DEFAULT, state.corpus)[0]
-    batch = state.loader.batch(pools, 0, 0)
+    batch = next(state.batches(pools, 0, [0]))
     train_step(state, create_optimizer(state), batch, 0, 0, 1e-6)
     assert state.model.logit_scale.item() == pytest.approx(after)
 
@@ -129,7 +129,7 @@ def test_compiled_towers_train_alike_and_keep_their_names(corpus, traced, name):
         optimizer, losses = create_optimizer(state), []
         state.model.train()
         for step in range(3):
-            batch = state.loader.batch(pools[0], 0, step)
+            batch = next(state.batches(pools[0], 0, [step]))
             losses.append(train_step(state, optimizer, batch, 0, step, 1e-3).loss.item())
         found.append((losses, list(state.model.state_dict()), models.weights_digest(state.model)))
     assert found[0] == found[1]
@@ -170,7 +170,7 @@ def test_a_tower_that_cannot_be_compiled_whole_stays_as_it_is(corpus, monkeypatc
         state = make_train_state(
             run_config, corpus, model, execution=ExecutionConfig(compile_towers=True)
         )
-    batch = state.loader.batch(mixtures.task_pools(run_config, corpus)[0], 0, 0)
+    batch = next(state.batches(mixtures.task_pools(run_config, corpus)[0], 0, [0]))
     assert train_step(state, create_optimizer(state), batch, 0, 0, 1e-3).loss.isfinite()
 
 
@@ -234,7 +234,7 @@ def train(poisoned=None):
     try:
         for step in range(5):
             weights.append(models.weights_digest(state.model))
-            batch = state.loader.batch(pools, 1, step)
+            batch = next(state.batches(pools, 1, [step]))
             if step == poisoned:
                 batch = batch._replace(images=batch.images.float().fill_(torch.nan))
             train_step(state, optimizer, batch, 1, step, 1e-3)
@@ -258,7 +258,7 @@ def last_weights(clip):
     pools, norms = mixtures.task_pools(run, state.corpus)[1], []
     optimizer = create_optimizer(state)
     for step in range(5):
-        batch = state.loader.batch(pools, 1, step)
+        batch = next(state.batches(pools, 1, [step]))
         norms.append(train_step(state, optimizer, batch, 1, step, 1e-3).gradient_norm)
     return torch.nn.utils.parameters_to_vector(state.model.parameters()).detach(), norms
 
@@ -290,7 +290,7 @@ def test_two_loops_with_one_execution_tell_each_other_nothing(deferred):
     how, pools = ExecutionConfig(), mixtures.task_pools(DEFAULT, forked.small_corpus())
     states = [make_train_state(DEFAULT, forked.small_corpus(), execution=how) for _ in range(2)]
     for number, state in enumerate(states):
-        batch = state.loader.batch(pools[1], 1, 0)
+        batch = next(state.batches(pools[1], 1, [0]))
         if number == 0:
             batch = batch._replace(images=batch.images.float().fill_(torch.nan))
         train_step(state, state.optimizer, batch, 1, 0, 1e-3)
@@ -323,7 +323,7 @@ def test_nothing_in_a_step_waits_for_the_device(deferred, monkeypatch):
         DEFAULT, forked.small_corpus(), device="meta", execution=ExecutionConfig()
     )
     optimizer = Skipping(state.model.parameters(), lr=0.1)
-    batch = state.loader.batch(mixtures.task_pools(DEFAULT, state.corpus)[1], 1, 0)
+    batch = next(state.batches(mixtures.task_pools(DEFAULT, state.corpus)[1], 1, [0]))
     for step in range(2):
         result = train_step(state, optimizer, batch, 1, step, 1e-3)
     assert result.loss.is_meta

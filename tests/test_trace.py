@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
@@ -38,15 +37,6 @@ def test_flops_and_bytes_are_those_of_the_step():
     linear = [k for k in recorder.kernels if k.flops and k.region == "image"][1]
     assert {size % 2 for size in linear.writes.values()} == {0}  # bf16
     assert {kernel.region for kernel in recorder.kernels} == {"", "image", "text", "backward"}
-
-
-def test_packed_texts_are_encoded_as_a_run_encodes_them():
-    model, names = models.create_model(NANO), ["a red fox", "an owl on a wall", "x"]
-    tokens = models.tokenizer(NANO)(names)
-    packed = list(models.pack_texts(tokens))
-    torch.testing.assert_close(
-        tracing.encode_packed(model, packed), models.encode_text(model, tokens)
-    )
 
 
 def test_operations_between_products_become_one_kernel():

@@ -83,7 +83,7 @@ def batch_to_loss() -> dict[str, int]:
     optimizer = cmp.create_optimizer(state)
 
     def step(number: int) -> None:
-        batch = state.loader.batch(pools[0], 0, number)
+        batch = next(state.batches(pools[0], 0, [number]))
         cmp.train_step(state, optimizer, batch, 0, number, 1e-3)
 
     step(0)

@@ -653,7 +653,7 @@ def sample_counts(run: config.RunConfig, corpus: Corpus) -> np.ndarray:
     counts = np.zeros((run.stream.tasks, len(corpus.table)), np.int64)
     for task, pools in enumerate(mixtures.task_pools(run, corpus)):
         for step in range(run.steps[task]):
-            rows = mixtures.batch_rows(pools, pools.counts, run.seeds.data, task, step)
+            rows = mixtures.batch_rows(pools, run.seeds.data, task, step)
             np.add.at(counts[task], rows, 1)
     return counts
 

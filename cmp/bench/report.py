@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cmp.files import write_atomic
 from cmp.project import build_folder
-from cmp.runs.runner import machine_record
+from cmp.runs.machine import machine_record
 
 
 @dataclass(frozen=True)

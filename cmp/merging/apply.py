@@ -14,7 +14,7 @@ parameter.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,26 +156,22 @@ def iter_merged(
     models: Sequence[StateDict],
     base: StateDict | None,
     options: MergeOptions,
-    out: Weights | None = None,
     finite: bool = False,
     outline: StateDict | None = None,
-    scratch: "Scratch | None" = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, merged tensor) one at a time, without keeping them.
 
     A rule that keeps the norm must merge the task vectors of all tensors before it can scale the
-    first one. `scratch` stores them until then.
+    first one, so these stay in memory until then.
 
     Args:
         rule: The rule.
         models: The models, already checked, newest first.
         base: The weights before the stream, for rules on task vectors.
         options: The rule's settings.
-        out: Tensors to write the result into.
         finite: Whether all entries are known to be finite. If not, they are checked.
         outline: Tensors with the models' names, shapes and types, whose values are not read, for
             models whose own tensors are slow to load.
-        scratch: Storage for merged task vectors; if None, they stay in memory.
     """
     shapes = models[0] if outline is None else outline
     parameters = {
@@ -188,15 +184,13 @@ def iter_merged(
         top = options.outliers if "outliers" in rule.settings else 0.0
         bounds = magnitude_thresholds(models, base, parameters, options.density, top)
     depth = layer_depth(tuple(parameters)) if rule.facts["linear"] else {}
-    waiting, factor = iter(()), 1.0
+    whole: dict[str, Tensor] = {}
     if rule.facts["keeps_norm"] and base is not None:
-        scratch = [] if scratch is None else scratch
-        factor = merge_task_vectors(rule, models, base, parameters, options, finite, scratch)
-        waiting = iter(scratch)
+        whole = merge_task_vectors(rule, models, base, parameters, options, finite)
     for name in shapes:
         tensors = [model[name] for model in models]
         newest, start = tensors[0], base[name] if base is not None and name in parameters else None
-        target = out[name] if out else newest.new_empty(newest.shape)
+        target = newest.new_empty(newest.shape)
         dtype = compute_dtype(tensors if start is None else [*tensors, start])
         versions = Versions(name, tensors, start, target, dtype, finite)
         if not newest.is_floating_point():
@@ -207,23 +201,13 @@ def iter_merged(
             factors = rule.value(tensors, start, options, depth.get(name, 0.0))
             write_weighted_sum(versions, factors)
         elif rule.facts["keeps_norm"]:
-            versions.write(next(waiting).mul_(factor))
+            versions.write(whole.pop(name))
         elif rule.facts["matrix"]:
             block = BlockContext(options, bounds, name, 0)
             versions.write(rule.value(versions.stack(), block))
         else:
             write_entries(rule, versions, options, bounds)
         yield name, target
-
-
-class Scratch(Protocol):
-    """Storage that keeps tensors in order until they are read again, such as a list."""
-
-    def append(self, x: Tensor, /) -> None:
-        """Store a tensor."""
-        ...
-
-    def __iter__(self) -> Iterator[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -349,9 +333,8 @@ def merge_task_vectors(
     parameters: StateDict,
     options: MergeOptions,
     finite: bool,
-    scratch: Scratch,
-) -> float:
-    """Merge the task vectors of all parameters, and return the factor to scale them by.
+) -> Weights:
+    """Return the merged task vectors of all parameters, scaled as one.
 
     Args:
         rule: A rule that keeps the norm.
@@ -360,24 +343,22 @@ def merge_task_vectors(
         parameters: Tensors with the names and shapes of those to merge.
         options: The rule's settings.
         finite: Whether all entries are known to be finite.
-        scratch: Receives the merged task vectors, in the order of `parameters`.
 
     Returns:
-        `scale` times the mean norm of the models' task vectors, divided by the norm of the merged
-        one.
+        By name. Their norm is `scale` times the mean norm of the models' task vectors.
     """
-    squares, merged_square = [0.0] * len(models), 0.0
+    squares, merged_square, merged = [0.0] * len(models), 0.0, {}
     for name in parameters:
         tensors = [model[name] for model in models]
         dtype = compute_dtype([*tensors, base[name]])
         entries = Versions(name, tensors, base[name], tensors[0], dtype, finite).stack()
         for number, tau in enumerate(entries):
             squares[number] += square_norm(tau)
-        merged = rule.value(entries, BlockContext(options, [KEEP_ALL] * len(models), name, 0))
-        merged_square += square_norm(merged)
-        scratch.append(merged)
+        merged[name] = rule.value(entries, BlockContext(options, [KEEP_ALL] * len(models), name, 0))
+        merged_square += square_norm(merged[name])
     mean = sum(math.sqrt(square) for square in squares) / len(models)
-    return (options.scale or 1.0) * mean / math.sqrt(merged_square) if merged_square else 1.0
+    factor = (options.scale or 1.0) * mean / math.sqrt(merged_square) if merged_square else 1.0
+    return {name: x.mul_(factor) for name, x in merged.items()}
 
 
 def square_norm(x: Tensor) -> float:
@@ -397,6 +378,8 @@ def check_option(option: Option) -> None:
         raise CmpError(
             f"merge_rule {option.name!r}: keeps_norm=True needs base=True and matrix=True"
         )
+    if facts["trims"] and not facts["base"]:
+        raise CmpError(f"merge_rule {option.name!r}: trims=True needs base=True")
     if facts["linear"] and facts["matrix"]:
         raise CmpError(
             f"merge_rule {option.name!r}: linear=True returns factors and matrix=True a tensor; "

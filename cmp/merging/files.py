@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -74,33 +73,6 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         yield TensorFile(path, file)
 
 
-class ScratchFile:
-    """Tensors in an unnamed file, read in the order in which they were stored."""
-
-    def __init__(self, file: BinaryIO):
-        self.file = file
-        self.outline: list[Tensor] = []
-
-    def append(self, x: Tensor, /) -> None:
-        """Store a tensor."""
-        self.outline.append(torch.empty((), dtype=x.dtype).expand(x.shape))
-        self.file.write(bytes_of(x))
-
-    def __iter__(self) -> Iterator[Tensor]:
-        self.file.seek(0)
-        for like in self.outline:
-            x = torch.empty(like.shape, dtype=like.dtype)
-            bytes_of(x)[:] = self.file.read(x.numel() * x.element_size())
-            yield x
-
-
-@contextlib.contextmanager
-def open_scratch(folder: Path) -> Iterator[ScratchFile]:
-    """Open a temporary file for tensors, which is deleted afterwards."""
-    with tempfile.TemporaryFile(dir=folder) as file:
-        yield ScratchFile(file)
-
-
 def bytes_of(x: Tensor) -> memoryview:
     """Return the bytes of a tensor, without a copy if it is contiguous and on the CPU."""
     return x.cpu().reshape(-1).view(torch.uint8).numpy().data
@@ -155,10 +127,7 @@ def merge_files(
         metadata = {"format": "pt", "merge": json.dumps(record)} | shared_preprocessing(models)
         try:
             with atomic_file(out) as partial, open(partial, "wb") as file:
-                scratch = stack.enter_context(open_scratch(partial.parent))
-                tensors = iter_merged(
-                    option, models, start, options, outline=outlines[0], scratch=scratch
-                )
+                tensors = iter_merged(option, models, start, options, outline=outlines[0])
                 write_safetensors(file, models[0].outline, metadata, tensors, progress)
         except NotFiniteError as error:
             for model in files:

@@ -337,7 +337,7 @@ def opcm(taus: Tensor, block: BlockContext) -> Tensor:
 
     Cost: one singular value decomposition per matrix and model except the oldest, about 10 m n
     min(m, n) operations for m x n entries. Memory: the task vectors of one tensor, and the merged
-    task vector of the whole model until s is known (on disk if the models are files).
+    task vector of the whole model until s is known.
 
     Source: Tang et al. 2025, "Merging Models on the Fly Without Retraining: A Sequential Approach
     to Scalable Continual Model Merging", section 4; fusion_bench has it as `opcm`.

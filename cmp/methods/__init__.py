@@ -1,7 +1,7 @@
 """Update methods, which choose what trains and what is added to the loss.
 
-Each method has a module and is registered under its name. `parameters`, `adapters` and `importance`
-contain what several methods share.
+Each method has a module and is registered under its name. `parameters`, `adapters`, `layers` and
+`importance` contain what several methods share.
 """
 
 import importlib

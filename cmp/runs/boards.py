@@ -1,86 +1,54 @@
 """Pass on the numbers of a run's log to TensorBoard and Weights & Biases. Both are optional."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from cmp.errors import CmpError
 from cmp.files import SHORT_ID
 
-
-class Board(Protocol):
-    """Something that shows the numbers of a run."""
-
-    def add(self, numbers: Mapping[str, float], step: int) -> None:
-        """Show numbers by name.
-
-        Args:
-            numbers: The numbers.
-            step: How many steps of the stream precede them.
-        """
-        ...
-
-    def close(self) -> None:
-        """Finish writing."""
-        ...
+BOARDS = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+"""The module of each board, which may not be installed."""
 
 
-class TensorBoard:
-    """A folder for TensorBoard, which needs the package `tensorboard`."""
+class Board(NamedTuple):
+    """Something that shows the numbers of a run.
 
-    def __init__(self, folder: str):
-        """Prepare to write.
-
-        Raises:
-            CmpError: TensorBoard is not installed.
-        """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise CmpError("--tensorboard: not installed; run `pip install tensorboard`") from error
-        self.writer = SummaryWriter(str(Path(folder)))
-
-    def add(self, numbers: Mapping[str, float], step: int) -> None:
-        """Add a scalar for each number."""
-        for name, value in numbers.items():
-            self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Write what is pending."""
-        self.writer.close()
-
-
-class WeightsAndBiases:
-    """A project of Weights & Biases, which needs the package `wandb`.
-
-    A run that resumes continues the same entry. With WANDB_MODE=offline, everything stays in the
-    folder `wandb` until `wandb sync` uploads it.
+    Attributes:
+        add: (numbers by name, step), where step is how many steps of the stream precede them.
+        close: Finishes writing.
     """
 
-    def __init__(self, project: str, run_id: str, config: Mapping[str, Any]):
-        """Begin or continue an entry.
+    add: Callable[[dict[str, float], int], object]
+    close: Callable[[], object]
 
-        Args:
-            project: The project.
-            run_id: The run's id.
-            config: The run's config.
 
-        Raises:
-            CmpError: `wandb` is not installed.
-        """
-        try:
-            import wandb
-        except ImportError as error:
-            raise CmpError("--wandb: not installed; run `pip install wandb`") from error
-        short = run_id[:SHORT_ID]
-        self.run = wandb.init(
-            project=project, id=short, name=short, config=dict(config), resume="allow"
-        )
+def open_board(name: str, place: str, run_id: str, config: Mapping[str, Any]) -> Board:
+    """Open a board.
 
-    def add(self, numbers: Mapping[str, float], step: int) -> None:
-        """Log numbers at a step."""
-        self.run.log(dict(numbers), step=step)
+    Args:
+        name: One of `BOARDS`.
+        place: A folder for TensorBoard, or a project of Weights & Biases. There, a run that resumes
+            continues the same entry; with WANDB_MODE=offline, everything stays in the folder
+            `wandb` until `wandb sync` uploads it.
+        run_id: The run's id.
+        config: The run's config.
 
-    def close(self) -> None:
-        """Finish the entry."""
-        self.run.finish()
+    Raises:
+        CmpError: The package is not installed.
+    """
+    try:
+        module = importlib.import_module(BOARDS[name])
+    except ImportError as error:
+        raise CmpError(f"--{name}: not installed; run `pip install {name}`") from error
+    if name == "wandb":
+        short, how = run_id[:SHORT_ID], {"config": dict(config), "resume": "allow"}
+        entry = module.init(project=place, id=short, name=short, **how)
+        return Board(entry.log, entry.finish)
+    writer = module.SummaryWriter(place)
+
+    def add(numbers: dict[str, float], step: int) -> None:
+        for key, value in numbers.items():
+            writer.add_scalar(key, value, step)
+
+    return Board(add, writer.close)

@@ -100,7 +100,7 @@ class Progress:
         step: The next step. 0 means that the task has not begun and earlier ones are evaluated.
         metrics: The rows of metrics so far.
         seconds: The computing time so far.
-        machine: The machine on which the run began, see `cmp.runs.runner.machine_record`, with
+        machine: The machine on which the run began, see `cmp.runs.machine.machine_record`, with
             `moved` if it was on another one since.
         options: Sources of options from outside the package, see `RunConfig.option_record`.
         launch: Options of the last command that computed the run, which `cmpt resume` uses again.
@@ -137,6 +137,10 @@ class RunState:
 
     progress: Progress
     tensors: dict[str, Tensor]
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of a part, such as "trunk", by their names within it."""
+        return strip_prefix(self.tensors, f"{name}/")
 
 
 def state_tensors(model: nn.Module, optimizer: Optimizer | None = None) -> dict[str, Tensor]:
@@ -175,6 +179,11 @@ def state_tensors(model: nn.Module, optimizer: Optimizer | None = None) -> dict[
 def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names start with a prefix, keyed by the rest of the name."""
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+
+
+def join(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the tensors of all parts of a state, named "PART/NAME"."""
+    return {f"{part}/{name}": x for part, named in parts.items() for name, x in named.items()}
 
 
 def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: Optimizer | None) -> None:

@@ -18,6 +18,7 @@ from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.files import delete_leftovers, read_yaml
 from cmp.runs import identity, store
+from cmp.runs.boards import BOARDS
 from cmp.runs.checkpoints import CheckpointManager, checkpoint_folder
 from cmp.runs.logs import RunLog, log_path
 from cmp.runs.runner import NO_OBSERVER, Observer, advance_bar, execute
@@ -232,10 +233,6 @@ def compute(
             manager.remove()
     processes.barrier()
     return store.load_run(run.id)
-
-
-BOARDS = ("tensorboard", "wandb")
-"""Options that name boards, see `cmp.runs.boards`."""
 
 
 def launch_options(

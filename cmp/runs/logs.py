@@ -31,7 +31,7 @@ from cmp.errors import CmpError
 from cmp.evaluation import Scores
 from cmp.files import SHORT_ID, child_path, make_folder, parse_json
 from cmp.project import build_folder
-from cmp.runs.boards import Board, TensorBoard, WeightsAndBiases
+from cmp.runs.boards import Board, open_board
 from cmp.runs.runner import Observer
 from cmp.scale import decoding, processes
 from cmp.scale.devices import find_device
@@ -138,11 +138,7 @@ class RunLog:
         self.boards: dict[str, Board] = {}
         for name, place in (boards or {}).items():
             with self._or_without(name):
-                self.boards[name] = (
-                    TensorBoard(place)
-                    if name == "tensorboard"
-                    else WeightsAndBiases(place, run_id, run_config.to_dict())
-                )
+                self.boards[name] = open_board(name, place, run_id, run_config.to_dict())
         self.share = 0.0  # of the GPU's peak, at one sample per second; 0 if it is unknown
         if device != "cpu" and (card := find_device(device)):
             with contextlib.suppress(CmpError):  # a method whose cost cannot be counted

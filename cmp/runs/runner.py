@@ -5,7 +5,6 @@ Pretraining and joint training are runs, too.
 
 import functools
 import json
-import platform
 import time
 import warnings
 from collections.abc import Callable
@@ -13,14 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import open_clip
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cmp import NUMERICS, __version__, budgets, mixtures, models, training
-from cmp.arithmetic import lacks_bf16_kernels
+from cmp import budgets, mixtures, models, training
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, Diverged, Interrupted
@@ -32,13 +29,11 @@ from cmp.methods import adapters
 from cmp.models import Network
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import SCHEMA, CheckpointManager, Progress, RunState, StopRequest
+from cmp.runs.machine import machine_differences, machine_record
 from cmp.scale import processes
-from cmp.scale.devices import device_name
 from cmp.scale.execution import ExecutionConfig
 from cmp.schedules import branch_step
 from cmp.training import StepResult, TrainState, make_train_state, train_task
-
-CPU_FLAGS = ("avx2", "avx512_f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_tile")
 
 
 @dataclass(frozen=True)
@@ -80,8 +75,8 @@ class RunResult:
         model: The network after the last task, with open_clip's own layers. A network from
             `open_clip.create_model` can load its `state_dict()`.
         seconds: The computing time.
-        provenance: The machine of the run, see `machine_record`, with `began`, its first machine,
-            if it moved to another one, and `budget` if it had one.
+        provenance: The machine of the run, see `cmp.runs.machine.machine_record`, with `began`, its
+            first machine, if it moved to another one, and `budget` if it had one.
         hits: For evaluations of scope "full", by "TASK/DATASET": whether each question was answered
             correctly, bool, in the order of that dataset's rows in `Scores.hits`. The `row` and
             `weight` there, which are the same for every model, give the image and its weight.
@@ -92,44 +87,6 @@ class RunResult:
     seconds: float
     provenance: dict[str, Any]
     hits: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def machine_record(device: str = "cpu") -> dict[str, Any]:
-    """Return everything about this machine that may affect the last bits of a result."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    record = {
-        "cmp": __version__,
-        "numerics": NUMERICS,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "open_clip": open_clip.__version__,
-        "numpy": np.__version__,
-        "processor": platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu_name": capabilities.get("cpu_name", ""),
-        "cpu_flags": " ".join(flag for flag in CPU_FLAGS if capabilities.get(flag)),
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-    }
-    if device != "cpu":
-        backends = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn}
-        record["tf32"] = ", ".join(name for name, part in backends.items() if part.allow_tf32)
-    elif lacks_bf16_kernels("cpu"):
-        record["bf16"] = "products in fp32"
-    return record
-
-
-def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Return the differences between two machine records, such as "threads 1 and 2", or "".
-
-    The version of `cmp` is ignored, since `NUMERICS` tracks changes to results. Only the vendor
-    part of the processor's name is compared, because linear algebra libraries select kernels by
-    vendor and CPU flags, not by model.
-    """
-    keys = (machine_record().keys() | {"execution", "tf32", "bf16"}) - {"cmp"}
-    pairs: dict[str, tuple] = {key: (one.get(key), other.get(key)) for key in sorted(keys)}
-    pairs["cpu_name"] = tuple(str(name or "").partition(" ")[0] for name in pairs["cpu_name"])
-    return ", ".join(f"{key} {a} and {b}" for key, (a, b) in pairs.items() if a != b)
 
 
 def _belongs_to(progress: Progress, fitted: RunConfig) -> bool:
@@ -205,7 +162,7 @@ def execute(
             raise CmpError(f"{where}: is not a state of this run{checkpoints.REMEDY}")
         for task_pools in pools[saved.progress.task if saved else 0 :]:
             execution.own_samples(sum(task_pools.counts))  # can every batch be split?
-        first_task, first_step = run.begin(saved)
+        first_task, first_step = run.resume(saved) if saved else run.begin()
         if resumed and first_task < len(pools):
             run.stop_if_asked(first_task, first_step, run.stop_signal())
         for task in range(first_task, len(pools)):
@@ -279,37 +236,32 @@ class Run:
         """Return a copy of the network's weights on the CPU, with adapters merged in."""
         return {name: x.cpu() for name, x in adapters.merged_state_dict(self.model).items()}
 
-    def begin(self, saved: RunState | None) -> tuple[int, int]:
-        """Resume from a state, or evaluate the starting weights.
+    def begin(self) -> tuple[int, int]:
+        """Evaluate and save the starting weights, and return the first task and step."""
+        self.evaluate(0)
+        self.save(0, 0)
+        self.stop_if_asked(0, 0, self.stop_signal())
+        return 0, 0
 
-        If a run resumes on another machine, warn. If it ever moved, also record where it began.
+    def resume(self, saved: RunState) -> tuple[int, int]:
+        """Restore a state, and return the next task and step.
 
-        Args:
-            saved: The state to resume from, if there is one.
-
-        Returns:
-            The next task and step.
+        If the run resumes on another machine, warn. If it ever moved, also record where it began.
         """
-        if saved is None:
-            self.evaluate(0)
-            self.save(0, 0)
-            self.stop_if_asked(0, 0, self.stop_signal())
-            return 0, 0
         progress = saved.progress
         checkpoints.restore(saved.tensors, self.model, self.state.optimizer)
-        self.trunk = checkpoints.strip_prefix(saved.tensors, "trunk/")
+        self.trunk = saved.part("trunk")
         self.deployed = {}
         if progress.task == self.fitted.stream.tasks:  # otherwise left by a shorter run
-            self.deployed = checkpoints.strip_prefix(saved.tensors, "deployed/")
-        for name, x in checkpoints.strip_prefix(saved.tensors, "method/").items():
+            self.deployed = saved.part("deployed")
+        for name, x in saved.part("method").items():
             self.state.method_state[name] = x.to(self.device, copy=True)
         self.memory = {}
-        for key, x in checkpoints.strip_prefix(saved.tensors, "merging/").items():
+        for key, x in saved.part("merging").items():
             entry, _, name = key.rpartition("/")  # only an entry may have a slash in its name
             self.memory.setdefault(entry, {})[name] = x
+        self.hits = {name: x.numpy() for name, x in saved.part("hits").items()}
         self.rows, self.seconds_before = list(progress.metrics), progress.seconds
-        hits = checkpoints.strip_prefix(saved.tensors, "hits/")
-        self.hits = {name: x.numpy() for name, x in hits.items()}
         differences = machine_differences(progress.machine, self.machine)
         if differences:
             message = (
@@ -403,13 +355,14 @@ class Run:
             SCHEMA, self.manager.run_id, self.config.to_dict(), task, step, self.rows,
             self.seconds(), machine, self.config.option_record(), self.manager.launch,
         )  # fmt: skip
-        tensors = checkpoints.state_tensors(self.model, optimizer)
-        tensors |= {f"trunk/{name}": x for name, x in self.trunk.items()}
-        tensors |= {f"deployed/{name}": x for name, x in self.deployed.items()}
-        tensors |= {f"method/{name}": x for name, x in self.state.method_state.items()}
-        tensors |= {f"hits/{name}": torch.from_numpy(x) for name, x in self.hits.items()}
-        for entry, weights in self.memory.items():
-            tensors |= {f"merging/{entry}/{name}": x for name, x in weights.items()}
+        parts = {
+            "trunk": self.trunk,
+            "deployed": self.deployed,
+            "method": self.state.method_state,
+            "hits": {name: torch.from_numpy(x) for name, x in self.hits.items()},
+        }
+        parts |= {f"merging/{entry}": weights for entry, weights in self.memory.items()}
+        tensors = checkpoints.state_tensors(self.model, optimizer) | checkpoints.join(parts)
         self.manager.save(RunState(progress, tensors))
 
     def stop_signal(self) -> int:

@@ -47,7 +47,8 @@ from cmp.project import build_folder
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import Progress, latest_progress
 from cmp.runs.identity import PLACEHOLDERS, json_digest
-from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, execute, machine_differences
+from cmp.runs.machine import machine_differences
+from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, execute
 from cmp.scale import processes
 from cmp.starts import RUN_PREFIX
 from cmp.values import STRICT

@@ -81,6 +81,7 @@ def prefetch(
     Raises:
         CmpError: The error that `make` raised.
     """
+    workers = min(workers, len(keys))
     context = "fork" if workers and sys.platform == "linux" else None  # 3.14 does not
     options: Any = {"batch_size": None, "num_workers": workers, "collate_fn": make}
     options |= {"multiprocessing_context": context, "worker_init_fn": _await_parent}

@@ -46,8 +46,7 @@ class ExecutionConfig(Execution):
 
     def settings(self) -> dict[str, bool | int]:
         """Return the settings that differ from the defaults, by name."""
-        names = ("micro_batch", "checkpoint_activations", "compile_towers")
-        return {name: getattr(self, name) for name in names if getattr(self, name)}
+        return {name: value for name, value in vars(self).items() if value}
 
     def record(self) -> dict[str, str]:
         """Return this execution's entry in a run's provenance; empty for the default."""

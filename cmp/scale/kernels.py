@@ -259,22 +259,12 @@ def trace_step(model: Network, batch: int, caption: int) -> Recorder:
         pixels = augment(images, torch.Generator())
         pixels = normalise(pixels, clip.visual.image_mean, clip.visual.image_std)
         with CudaAutocast():
-            image, text = models.encode_image(model, pixels), encode_packed(model, packed)
+            image, text = models.encode_image(model, pixels), models.encode_packed(model, packed)
         loss = model_loss(model, image, text)
         recorder.region = "backward"
         loss.backward()
     recorder.kernels += update_kernels(model)
     return recorder
-
-
-def encode_packed(model: Network, packed: list[Tensor]) -> Tensor:
-    """Encode texts that are already packed, as `models.encode_text` does after `pack_texts`, which
-    does not work on the meta device, where lengths are unknown."""
-    clip, (rows, position, starts, ends) = cast(Any, model), packed
-    mask = models.pair_mask(starts, rows.shape[1])
-    x = clip.token_embedding(rows) + clip.positional_embedding[position]
-    x = clip.transformer(x, attn_mask=mask).flatten(0, 1)[ends]
-    return F.normalize((clip.ln_final(x) @ clip.text_projection).float(), dim=-1)
 
 
 def update_kernels(model: nn.Module) -> list[Kernel]:
@@ -289,13 +279,6 @@ def update_kernels(model: nn.Module) -> list[Kernel]:
         for reads, writes in passes.values()
         for _ in range(launches)
     ]
-
-
-def can_trace(model: nn.Module) -> bool:
-    """Return whether `trace_step` can trace a network: whether both towers are open_clip's own
-    transformers."""
-    parts = {name for name, _ in model.named_children()}
-    return hasattr(model.visual, "transformer") and {"transformer", "token_embedding"} <= parts
 
 
 @functools.cache
@@ -313,10 +296,8 @@ def traced_share(
             share of it as an H100's.
         faster: The bandwidth of the GPU, as a multiple of an H100's.
     """
-    model = models.create_on_meta(name)
-    if not can_trace(model):
+    if (recorder := _cached_trace(name, batch)) is None:
         return None
-    recorder = _cached_trace(name, batch)
     kernels = fuse(recorder.kernels, recorder.casts) if compiled else recorder.kernels
     rates = PRODUCT_RATE * peak / PEAK, BANDWIDTH * faster
     seconds = sum(kernel.seconds_at(*rates) for kernel in kernels)
@@ -324,6 +305,9 @@ def traced_share(
 
 
 @functools.lru_cache(maxsize=4)
-def _cached_trace(name: str, batch: int) -> Recorder:
+def _cached_trace(name: str, batch: int) -> Recorder | None:
     model = models.create_on_meta(name)
+    parts = {name for name, _ in model.named_children()}
+    if not hasattr(model.visual, "transformer") or not {"transformer", "token_embedding"} <= parts:
+        return None  # a tower is not open_clip's own transformer
     return trace_step(model, batch, min(CAPTION, model.context_length))

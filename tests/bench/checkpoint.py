@@ -16,7 +16,7 @@ from cmp.bench.report import Report
 from cmp.data import Corpus
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import INTERVAL, SCHEMA, CheckpointManager, Progress, RunState
-from cmp.runs.runner import machine_record
+from cmp.runs.machine import machine_record
 from cmp.training import train_task
 
 COLUMNS = ("model", "% of the time", "ms", "10-90 %", "ms until it goes on", "MB")

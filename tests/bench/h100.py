@@ -8,7 +8,6 @@ that it works; its numbers then mean nothing.
 
 import argparse
 import functools
-import itertools
 import json
 import os
 import re
@@ -52,7 +51,7 @@ from cmp.project import build_folder
 from cmp.registry import option_names
 from cmp.runs import checkpoints, identity, store
 from cmp.runs.checkpoints import CheckpointManager
-from cmp.runs.runner import machine_record
+from cmp.runs.machine import machine_record
 from cmp.scale import compiling
 from cmp.scale.decoding import worker_count
 from cmp.scale.execution import ExecutionConfig
@@ -152,12 +151,13 @@ def measure_loader(lab: Lab) -> Values:
     side = models.preprocessing(models.create_on_meta(lab.model)).size
     for count in lab.size((1, 4, 8, 15), (1,)):
         os.environ["CMP_WORKERS"] = str(count)
-        loader = mixtures.BatchLoader(run_config, corpus, side, torch.device(lab.device))
-        steps = itertools.count()
+        batches = mixtures.make_batches(
+            run_config, corpus, pools, TASK, range(10000), side, torch.device(lab.device)
+        )
 
-        def take(batches: int, loader: Any = loader, steps: Any = steps) -> None:
-            for _ in range(batches):
-                loader.batch(pools, TASK, next(steps))
+        def take(number: int, batches: Any = batches) -> None:
+            for _ in range(number):
+                next(batches)
 
         take(2 * count)  # what is ready when all processes have started
         seconds = seconds_of(functools.partial(take, 4 * count))
