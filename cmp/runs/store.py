@@ -355,9 +355,10 @@ def after_last_task(table: pd.DataFrame) -> pd.DataFrame:
 
 def final_scores(trajectory: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of a `trajectory` after each run's last task, on the largest test that was
-    scored."""
-    wide = "full" if (trajectory["scope"] == "full").any() else "subset"
-    return after_last_task(trajectory[trajectory["scope"] == wide])
+    scored then."""
+    last = after_last_task(trajectory)  # first, as an update may score less than those before it
+    wide = "full" if (last["scope"] == "full").any() else "subset"
+    return last[last["scope"] == wide]
 
 
 class Verdict(NamedTuple):
