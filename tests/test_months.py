@@ -691,6 +691,24 @@ def test_a_retention_set_with_nothing_left_to_score_is_refused(own_root):
         )
 
 
+def test_retention_images_that_the_pool_has_too_are_counted_as_not_scored(own_root):
+    """They were left out of A_ZS without a word."""
+    shutil.copytree(own_root / "pool", own_root / "kept")
+    classes(own_root / "kept", ("cup", "pen"), 4)
+
+    def notes() -> list[str]:
+        about = {"pool": own_root / "pool", "retain": [own_root / "kept"]}
+        plan = update_plan.plan_update(months.START, own_root / "z-month", months.SMALL, **about)
+        return [note for note in plan.notes if "not scored: each is" in note]
+
+    [note] = notes()
+    assert note.startswith("--retain: kept: 40 of 48 images, such as a/0.png, are not scored: each")
+    assert "in a training split, the pool or an earlier folder; take these out" in note
+    for name in "abc":
+        shutil.rmtree(own_root / "kept" / name)
+    assert notes() == []
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_month_with_nothing_to_train_on_is_refused(made, root, tmp_path, is_first):
     month, kept = (classes(tmp_path / name, ("mug",)) for name in ("month", "kept"))

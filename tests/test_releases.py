@@ -328,7 +328,7 @@ def test_a_pool_replaces_the_embedded_one(corpus, tmp_path):
     arrived, _ = ledger.arrive(ledger.Ledger(), ledger.EMBEDDED, "pool")
     arrived, _ = ledger.arrive(arrived, str(month), "adapt")
     before = ledger.corpus_of(*ledger.locate(arrived)[:2])
-    arrived = update_plan._arrive_beside(arrived, str(own), "pool", "a photo of a {}")
+    arrived, _ = update_plan._arrive_beside(arrived, str(own), "pool", "a photo of a {}")
     after = ledger.corpus_of(*ledger.locate(arrived)[:2])
     pool, _ = mixtures.choose_replay(after, cmp.RunConfig().mixture, 0)
     assert {*after.table["dataset"].iloc[pool]} == {"pool"}
