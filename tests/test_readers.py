@@ -832,6 +832,41 @@ def test_each_part_of_a_collection_may_lie_beside_its_own_manifest(tmp_path):
     assert roots == {name: tmp_path / name for name in ("updates", "kept")}
 
 
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    ("kind", "pattern", "there", "name"),
+    [
+        ("tars", "*/x.tar", ["a/x.tar"], "b/x.tar"),
+        ("tars", "*/x.tar", ["a/x.tar", "b/readme"], "b/x.tar"),
+        ("tars", "*/in/*.tar", ["a/in/x.tar", "b/readme"], "b/in/x.tar"),
+        ("tars", "**/x.tar", ["a/x.tar", "b/c/readme"], "b/c/x.tar"),
+        ("tars", "in/**", ["in/a/x.tar"], "in/a/y.tar"),
+        ("csv", "list.csv", ["1.png"], "2.png"),
+        ("csv", "list.csv", ["1.png"], "in/3.png"),
+        ("folder", ".", ["train/oak/1.png", "test/oak/2.png"], "validation/oak/3.png"),
+    ],
+)
+def test_a_process_reads_a_collection_again_once_files_arrive(tmp_path, kind, pattern, there, name):
+    """In a folder in which a pattern looks, or where a file was missing before."""
+    table = b"filepath,title\n1.png,one\n2.png,two\nin/3.png,three\n"
+    dataset = fileset(kind, reader={"path": pattern}, faults="skip")
+    manifest = json.dumps(dataset.model_dump(exclude_none=True)).encode()
+    root = tree(tmp_path / "p", {"manifest.yaml": manifest, "list.csv": table})
+
+    def add(path: str) -> None:
+        if path.endswith(".tar"):
+            tar(root / path, [("1.png", picture(zlib.crc32(path.encode()))), ("1.txt", b"one")])
+        else:
+            tree(root, {path: picture(zlib.crc32(path.encode()))})
+
+    for path in there:
+        add(path)
+    before = load_data(str(root))
+    assert load_data(str(root)) is before
+    add(name)
+    assert len(load_data(str(root)).table) == len(before.table) + 1
+
+
 def test_a_folder_with_a_very_long_name_gets_a_valid_manifest(tmp_path):
     init(classes(tmp_path / f"{'long ' * 40}folder"))
     [(dataset, _)] = load_manifests(str(tmp_path / f"{'long ' * 40}folder"))

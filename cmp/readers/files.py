@@ -94,6 +94,11 @@ def note_path(path: Path) -> None:
     note_file(str(path.parent), path.name, path.stat())
 
 
+def note_folder(folder: Path | str) -> None:
+    """Note a folder, which changes when something in it is added, renamed or removed."""
+    note_file(os.fspath(folder), ".", os.stat(folder))
+
+
 def have_changed(noted: FileTimes) -> bool:
     """Return whether one of the noted files or folders has changed or is gone.
 
@@ -140,21 +145,31 @@ def file_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
     inside = name.removeprefix(f"{root}/")
     if inside.startswith("/") or ".." in inside.split("/"):
         return OUTSIDE
+    path = os.path.join(root, inside or ".")
     try:
-        path = os.path.join(root, inside or ".")
         folder, status = os.path.dirname(path), os.lstat(path)
         if folder not in known:
             known[folder] = is_inside(folder, root)
         is_link = stat.S_ISLNK(status.st_mode)
         if not known[folder] or (is_link and not is_inside(path, root)):
+            _note_absence(root, path)
             return LINK
         status = os.stat(path) if is_link else status
     except (OSError, ValueError):  # a NUL or a surrogate in the name
+        _note_absence(root, path)
         return NO_FILE
     if not stat.S_ISREG(status.st_mode):
+        _note_absence(root, path)
         return NO_FILE._replace(problem="not a regular file")
     note_file(folder, os.path.basename(path), status)
     return Stamp(status.st_size, status.st_ctime_ns)
+
+
+def _note_absence(root: Path, path: str) -> None:
+    """Note the folder in which a file that cannot be read may arrive: the nearest in the root."""
+    for folder in Path(path).parents:
+        if os.path.isdir(folder) and is_inside(folder, root):
+            return note_folder(folder)
 
 
 ReadImage = Callable[[int], bytes]

@@ -27,7 +27,7 @@ from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError, check_line, name_choices
 from cmp.files import MAX_YAML_BYTES, first_fault, read_text, read_yaml
 from cmp.project import build_folder
-from cmp.readers.files import is_inside, note_file, note_path
+from cmp.readers.files import is_inside, note_folder, note_path
 
 _IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
 MANIFESTS = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "data_manifests"
@@ -300,8 +300,7 @@ class FileSet(SetManifest):
         files = sorted(path for path in paths if path.is_file())
         for path in files:
             note_path(path)
-            if glob.has_magic(self.reader.path):  # there may be others later
-                note_file(str(path.parent), ".", path.parent.stat())
+        self._note_searched(root)
         if not files:
             raise CmpError(f"{self.name}: reader.path: no file matches {pattern:.200}")
         endings, what = FILE_ENDINGS[self.reader.kind], f"{self.name}: reader.path: {pattern:.200}"
@@ -317,6 +316,17 @@ class FileSet(SetManifest):
                     f"*{endings[0]}; narrow it to files that do"
                 )
         return files
+
+    def _note_searched(self, root: Path) -> None:
+        """Note the folders in which the reader's pattern looks, where other files may arrive."""
+        parts = Path(self.reader.path).parts
+        first = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+        last = len(parts) if parts[-1:] == ("**",) else len(parts) - 1  # ** also looks inside
+        for n in range(first, last + 1):
+            above = os.path.join(glob.escape(str(root)), *parts[:n])
+            found = glob.iglob(above, recursive=True, include_hidden=True)
+            for folder in filter(os.path.isdir, found):
+                note_folder(folder)
 
 
 def manifest_folders(source: str) -> list[tuple[Path, Path]]:

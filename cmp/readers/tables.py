@@ -22,7 +22,7 @@ from cmp.readers.files import (
     Stamp,
     file_stamp,
     is_inside,
-    note_file,
+    note_folder,
     read_file,
 )
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
@@ -59,7 +59,7 @@ def walk_files(folder: Path | str, prefix: str = "") -> Iterator[str]:
         if not is_folder:
             yield name
             continue
-        note_file(path, ".", os.stat(path))
+        note_folder(path)
         visible = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
         for entry in sorted(visible, key=lambda entry: entry.name, reverse=True):
             is_inner = entry.is_dir(follow_symlinks=False)
@@ -68,6 +68,7 @@ def walk_files(folder: Path | str, prefix: str = "") -> Iterator[str]:
 
 def visible_folders(folder: Path) -> list[Path]:
     """Return the folders directly inside a folder, sorted, without hidden ones."""
+    note_folder(folder)
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
