@@ -27,7 +27,7 @@ READERS: dict[str, Callable[[FileSet, Path], ImageIndex]] = {
     "pairs": pairs.read_pairs,
     "fomo": fomo.read_fomo,
 }
-"""`reader.kind` -> the function that reads files. `tables.read_frame` reads a table in memory."""
+"""`reader.kind` -> the function that reads files."""
 
 NOTHING_LEFT = "no usable image is left"
 
@@ -215,11 +215,6 @@ def read_index(dataset: FileSet, root: Path) -> ImageIndex:
     Raises:
         CmpError: The dataset cannot be read at all.
     """
-    if dataset.reader.kind not in READERS:
-        raise CmpError(
-            f"{dataset.name}: reader.kind: {dataset.reader.kind!r} does not read files; choose "
-            "another kind"
-        )
     with explain_errors(f"{dataset.name}: cannot be read"):
         return READERS[dataset.reader.kind](dataset, root)
 

@@ -120,10 +120,10 @@ class FolderReader(PictureReader):
 
 
 class TableReader(PictureReader):
-    """A table with one row per image: CSV, TSV (tabs), Parquet, or a frame in memory.
+    """A table with one row per image: CSV, TSV (tabs) or Parquet.
 
     Attributes:
-        kind: "csv" (also for TSV), "parquet" or "frame".
+        kind: "csv" (also for TSV) or "parquet".
         path: The file, or a pattern for several.
         image: The column of the image: a path relative to the table's folder, or the bytes of the
             file.
@@ -133,7 +133,7 @@ class TableReader(PictureReader):
         update: The column of the update in which an image arrives, see `FileSet.update`.
     """
 
-    kind: Literal["csv", "parquet", "frame"]
+    kind: Literal["csv", "parquet"]
     path: Text = "."
     image: Text = "filepath"
     caption: Text | None = "title"
