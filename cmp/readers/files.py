@@ -1,56 +1,14 @@
-"""Check image files without reading them, and read their bytes."""
+"""Check image files without reading them, note which were looked at, and read their bytes."""
 
 import contextlib
 import contextvars
-import hashlib
-import json
 import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-
-from cmp import files
-
-T = TypeVar("T")
-
-
-def read_kept(path: Path) -> Any:
-    """Return a value that `write_kept` wrote; None if the file is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
-        digest, _, text = files.read_text(path).partition("\n")
-        if digest == hashlib.sha256(text.encode()).hexdigest():
-            return files.parse_json(text)
-    return None
-
-
-def keep_value(path: Path, make: Callable[[], Any]) -> Any:
-    """Return a value cached in a file, computing it if the file is missing or damaged.
-
-    If the file cannot be written, a warning says so.
-
-    Args:
-        path: The file, see `write_kept`.
-        make: Computes the value, which is returned as it comes back from JSON.
-    """
-    if (kept := read_kept(path)) is not None:
-        return kept
-    value = make()
-    with files.warn_of_cache():
-        write_kept(path, value)
-    return json.loads(json.dumps(value))
-
-
-def write_kept(path: Path, value: Any) -> None:
-    """Write a value to a file, as a sha256 followed by the JSON that it belongs to.
-
-    Raises:
-        CmpError: The file cannot be written.
-    """
-    text = json.dumps(value)
-    files.write_atomic(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
 class Stamp(NamedTuple):
