@@ -42,6 +42,8 @@ SPLIT_SHARES: dict[str, dict[str, float]] = {
 }  # fmt: skip
 """Role -> the splits that its datasets may have, and their shares if the files do not define
 splits."""
+LONGEST_NAME = 100
+"""The most characters of a dataset's name."""
 
 
 def check_prompt(prompt: str) -> str:
@@ -54,20 +56,15 @@ def check_prompt(prompt: str) -> str:
 
 def _check_name(name: str) -> str:
     """Return the name if it is valid in results and run ids."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
+    if len(name) > LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ValueError(
-            f"{name!r:.80} must be at most 100 letters, digits, - and _, the first a letter or "
-            "digit"
+            f"{name!r:.80} must be at most {LONGEST_NAME} letters, digits, - and _, the first a "
+            "letter or digit"
         )
     return name
 
 
 SetName = Annotated[str, AfterValidator(_check_name)]
-LONGEST_NAME = 100
-"""The most characters of a dataset's name."""
-DatasetName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=LONGEST_NAME)
-]
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Line = Annotated[Text, AfterValidator(check_line)]
 UpdateName = Annotated[Line, BeforeValidator(lambda x: str(x) if type(x) is int else x)]
