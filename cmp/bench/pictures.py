@@ -28,28 +28,6 @@ SETS = {"updates": ("adapt", 0.45), "crawl": ("pool", 0.4), "known": ("eval", 0.
 CLASSES = ("fox", "owl", "oak", "elm", "ant", "bee", "cod", "yak")
 
 
-def write_collection(
-    folder: Path, count: int, captions: str = "short", size: tuple[int, int] = SIZE
-) -> Path:
-    """Write images and the manifests of three datasets, unless they exist.
-
-    Args:
-        folder: The folder to write to.
-        count: The total number of images.
-        captions: A key of `LENGTHS`.
-        size: Width and height of the images in pixels.
-
-    Returns:
-        The folder, a valid value of `config.data`.
-    """
-    files = folder / "pictures"
-    if not (folder / f"{[*SETS][-1]}.yaml").exists():
-        files.mkdir(parents=True, exist_ok=True)
-        photographs(files, count, size)
-        write_sets(folder, count, captions)
-    return folder
-
-
 def write_sets(folder: Path, count: int, captions: str) -> None:
     """Write a table and a manifest for each of `SETS`, in order, so that a collection with the last
     one is complete.
@@ -81,9 +59,14 @@ def load_collection(
     """Return the data of a generated collection, writing it if necessary.
 
     Args:
-        folder: The folder of the collection.
+        folder: The folder of the collection, a valid value of `config.data`.
         count: The total number of images.
         captions: A key of `LENGTHS`.
         size: Width and height of the images in pixels.
     """
-    return load_data(str(write_collection(folder, count, captions, size)))
+    if not (folder / f"{[*SETS][-1]}.yaml").exists():
+        files = folder / "pictures"
+        files.mkdir(parents=True, exist_ok=True)
+        photographs(files, count, size)
+        write_sets(folder, count, captions)
+    return load_data(str(folder))

@@ -354,11 +354,10 @@ def bench(
     Example:
         cmpt bench step --model small
     """
-    from rich.console import Console
-
     from cmp.bench import run_benchmark
 
     torch.set_num_threads(threads)
     report = run_benchmark(name, model, rounds, batch)
-    Console(highlight=False).print(report.table())
+    rows = [[row.get(column, "") for column in report.columns] for row in report.rows]
+    shared.print_table(report.columns, rows, report.title)
     typer.echo("\n".join([*report.notes, f"written: {report.write()}"]))
