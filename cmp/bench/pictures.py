@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cmp.bench.data import SIZE, photographs
+from cmp.bench.jpegs import SIZE, photographs
 from cmp.data import Corpus, load_data
 from cmp.files import write_atomic
 from cmp.seeds import numpy_generator
