@@ -398,6 +398,42 @@ def warn_of_cache() -> Iterator[None]:
         warnings.warn(f"not cached: {error}", stacklevel=4)
 
 
+def read_kept(path: Path) -> Any:
+    """Return a value that `write_kept` wrote; None if the file is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError):
+        digest, _, text = read_text(path).partition("\n")
+        if digest == hashlib.sha256(text.encode()).hexdigest():
+            return parse_json(text)
+    return None
+
+
+def keep_value(path: Path, make: Callable[[], Any]) -> Any:
+    """Return a value cached in a file, computing it if the file is missing or damaged.
+
+    If the file cannot be written, a warning says so.
+
+    Args:
+        path: The file, see `write_kept`.
+        make: Computes the value, which is returned as it comes back from JSON.
+    """
+    if (kept := read_kept(path)) is not None:
+        return kept
+    value = make()
+    with warn_of_cache():
+        write_kept(path, value)
+    return json.loads(json.dumps(value))
+
+
+def write_kept(path: Path, value: Any) -> None:
+    """Write a value to a file, as a sha256 followed by the JSON that it belongs to.
+
+    Raises:
+        CmpError: The file cannot be written.
+    """
+    text = json.dumps(value)
+    write_atomic(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
 @contextlib.contextmanager
 def atomic_folder(target: Path, replace: bool = True) -> Iterator[Path]:
     """Write a folder atomically: whole or not at all.

@@ -11,7 +11,7 @@ from pictures import classes
 from PIL import Image
 
 from cmp import config
-from cmp.bench import data as bench_data
+from cmp.bench import jpegs
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.readers import images
@@ -171,8 +171,8 @@ def test_both_are_part_of_a_run_s_id_and_the_defaults_change_none(tmp_path):
 
 
 def test_bench_measures_usual_sizes(monkeypatch):
-    monkeypatch.setattr(bench_data, "SIZES", ((298, 224), (640, 480)))
-    rates = bench_data.decoding_rates(2)
-    assert len(rates) == 2 * len(bench_data.WAYS)
+    monkeypatch.setattr(jpegs, "SIZES", ((298, 224), (640, 480)))
+    rates = jpegs.decoding_rates(2)
+    assert len(rates) == 2 * len(jpegs.WAYS)
     assert list(rates)[:2] == ["298 x 224", "298 x 224, draft: side"]
     assert all(rate > 0 for rate in rates.values())

@@ -15,8 +15,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from cmp import arithmetic, cli, evaluation, mixtures, models, schedules, training
-from cmp.bench import compact, gpu, networks, pictures, step, timing
-from cmp.bench.networks import FP32, PLAIN, TASK
+from cmp.bench import gpu, networks, pictures, step, timing
+from cmp.bench.networks import TASK
 from cmp.data import Corpus, augment, colour_map, normalise
 from cmp.errors import CmpError
 from cmp.scale import compiling
@@ -36,7 +36,7 @@ def nano(corpus: Corpus, batch: int, steps: int, precision: str = "fp32") -> net
 
 def fast(setting: networks.Setting, double: bool = False) -> tuple[nn.Module, torch.Tensor]:
     """The network after one task of `training.train_task`, and the losses."""
-    state, losses = networks.train_state(setting, FP32), []
+    state, losses = networks.train_state(setting, setting.config.training.precision), []
     if double:
         state.model.double()
     train_task(state, setting.pools, TASK, lambda _, result: losses.append(result.loss))
@@ -45,7 +45,7 @@ def fast(setting: networks.Setting, double: bool = False) -> tuple[nn.Module, to
 
 def plain_reference(setting: networks.Setting) -> tuple[nn.Module, torch.Tensor]:
     """The same task in float64 with open_clip's model and loss, and torch's AdamW as it comes."""
-    model, tokens = networks.network(setting, PLAIN)
+    model, tokens = models.create_fused_model(setting.name), setting.tokens()
     model.double().train()
     recipe = setting.config.optimizer
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -97,69 +97,16 @@ def test_steps_are_plain_open_clips(corpus, monkeypatch):
     torch.testing.assert_close(losses, expected, atol=1e-8, rtol=0)
     assert losses[-5:].mean() < losses[:5].mean()
 
-    used = compact.used_ids(models.tokenizer("bench-nano")(corpus.texts))
-    weights = compact.import_weights(models.split_attention(plain).state_dict(), used)
-    exported = model.state_dict()
-    assert weights.keys() == exported.keys()
+    weights, ours = models.split_attention(plain).state_dict(), model.state_dict()
+    assert weights.keys() == ours.keys()
     for key in weights:
-        torch.testing.assert_close(exported[key], weights[key], atol=1e-8, rtol=0, msg=key)
+        torch.testing.assert_close(ours[key], weights[key], atol=1e-8, rtol=0, msg=key)
 
 
 def test_bf16_stays_close_to_fp32(corpus):
     losses = [fast(nano(corpus, 16, 3, precision))[1] for precision in ("fp32", "bf16")]
     assert not torch.equal(*losses)
     torch.testing.assert_close(*losses, atol=3e-2, rtol=0)
-
-
-@pytest.mark.parametrize("name", ["tiny", "bench-nano"])
-@pytest.mark.long
-def test_every_path_of_the_benchmark_has_the_same_loss(name, corpus):
-    """Only then do their times compare; the vocabulary of a shipped model has other weights."""
-    setting = networks.setting(name, corpus, 16)
-    batch = next(setting.batches())
-    paths = [PLAIN] if name in networks.BENCH else []
-    current = PLAIN
-    for key in step.LABELS:
-        current = dataclasses.replace(current, **{key: True})
-        paths.append(current)
-    losses = []
-    for pieces in paths:
-        model, tokens = networks.network(setting, pieces)
-        generator = torch_generator("augment", 0, TASK, 0)
-        losses.append(networks.loss_of(model, batch, tokens, generator, pieces).item())
-    assert losses[:-1] == pytest.approx([losses[0]] * (len(paths) - 1), abs=1e-5)
-    assert losses[-1] == pytest.approx(losses[0], abs=1e-2)  # bf16
-
-
-def test_weights_without_clips_text_tower_are_refused():
-    with pytest.raises(CmpError, match="text tower"):
-        compact.import_weights({"text.weight": torch.ones(2)}, torch.tensor([0]))
-
-
-def test_compact_tokens_stand_for_the_same_pieces(corpus):
-    full = models.tokenizer("bench-nano")
-    texts = corpus.texts[::7]
-    used = compact.used_ids(full(texts))
-
-    def small(texts):
-        return compact.to_compact(full(texts), used)
-
-    assert torch.equal(used[small(texts)], full(texts))
-    assert torch.equal(small(texts).argmax(1), full(texts).argmax(1))
-    assert small(texts).max() == len(used) - 1
-    assert (full(texts) == compact.PADDING).sum() == (small(texts) == compact.PADDING).sum()
-    with pytest.raises(CmpError, match="outside the compact vocabulary"):
-        small(["antidisestablishmentarianism"])
-
-
-@pytest.mark.long
-def test_a_compact_model_reads_the_same_text(corpus):
-    setting = networks.setting("bench-nano", corpus, 16)
-    (plain, tokens), (small, ids) = (networks.network(setting, pieces) for pieces in (PLAIN, FP32))
-    assert small.token_embedding.num_embeddings < 5000
-    with torch.no_grad():
-        expected = plain.encode_text(tokens[:32], normalize=True)
-        torch.testing.assert_close(models.encode_text(small, ids[:32]), expected)
 
 
 def retrieval_hits_reference(image, text, owner, k):
@@ -217,7 +164,9 @@ def test_flops_of_a_step(corpus):
     setting = networks.setting("bench-nano", corpus, 32)
     batch = next(setting.batches())
     tokens = models.tokenizer("bench-nano")(corpus.texts)
-    full, less = (networks.step_flops(setting, pieces) for pieces in (PLAIN, FP32))
+    plain = models.split_attention(models.create_fused_model("bench-nano"))
+    steppers = step.plain_stepper(setting, plain), step.our_stepper(setting, "fp32")
+    full, less = map(step.count_flops, steppers)
     share = models.pack_texts(tokens[batch.texts.unique()])[0].numel() / (32 * 16)
     text = 6 * 32 * 16 * 3 * 12 * 128**2  # three layers' matrices
     assert 1 < full / (text + 6 * 32 * 17 * 4 * 12 * 128**2) < 1.1  # and four of the image's
@@ -242,7 +191,7 @@ def test_bench_step_from_a_shell(corpus, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["stepp"], ["stepp", "pieces"]),
+        (["stepp"], ["stepp", "trace"]),
         (["step", "--model", "tinny"], ["tinny", "bench-nano"]),
         pytest.param(
             ["gpu"], ["CUDA"],

@@ -181,3 +181,17 @@ def test_manifests_beside_the_data_are_read_too(root):
     with pytest.warns(UserWarning, match="63 of 64 datasets of 'fomo' are absent"):
         corpus = load_data("fomo")
     assert corpus.by_role("pool") == ["web"] and len(corpus.rows("train")) == 1
+
+
+@pytest.mark.defect
+def test_a_process_reads_a_dataset_that_was_downloaded_after_a_warning(root):
+    for name in ("web", "later"):
+        pool = {"name": name, "title": "Web", "role": "pool", "licence": "own",
+                "reader": {"kind": "fomo", "folder": name}}  # fmt: skip
+        (root / f"{name}.yaml").write_text(json.dumps(pool))
+    small(root, "web")
+    with pytest.warns(UserWarning, match="64 of 65 datasets of 'fomo' are absent"):
+        assert load_data("fomo").by_role("pool") == ["web"]
+    small(root, "later")
+    with pytest.warns(UserWarning, match="63 of 65 datasets of 'fomo' are absent"):
+        assert load_data("fomo").by_role("pool") == ["later", "web"]

@@ -541,7 +541,7 @@ def test_only_a_file_of_the_folder_is_looked_at_as_a_table(tmp_path, kind, endin
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero" if kind == "endless link" else tmp_path / "t")
-    assert '"kind": "folder"' in infer.describe_folder(root)[0]
+    assert '"kind": "folder"' in infer.describe_folder(root, "adapt")[0]
 
 
 def test_very_deep_folders_are_listed_in_order(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError, Interrupted
 from cmp.evaluation import evaluate
 from cmp.project import project_folder
-from cmp.readers import collection, tables
+from cmp.readers import collection
 from cmp.runs import identity, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer, execute
@@ -341,11 +341,13 @@ def test_a_few_pictures_beside_the_embedded_sets(corpus, tmp_path):
         load_data(str(root))
 
 
-def test_a_frame_in_memory(tmp_path, monkeypatch):
+def test_a_table_of_captions_is_scored_by_recall(tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     frame = pd.DataFrame({"filepath": [picture(n) for n in range(20)],
                           "title": [f"thing {n}" for n in range(20)]})  # fmt: skip
-    index = tables.read_frame(fileset("frame", role="eval"), frame)
+    frame.to_parquet(tmp_path / "t.parquet")
+    table = fileset("parquet", role="eval", reader={"path": "t.parquet"})
+    index = collection.read_index(table, tmp_path)
     scores = evaluate(
         models.load_model(Model("tiny"), 0), "tiny", collection.corpus_from_indexes([index])
     )

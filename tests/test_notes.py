@@ -176,30 +176,35 @@ def test_training_pictures_with_several_names_are_named(tmp_path):
     [sentence] = notes.repeated_pictures(index)
     assert sentence.startswith("mine: 2 training images have several names, 1 of them in several")
     frame = pd.DataFrame({"filepath": ["a/0.png"] * 2, "title": ["one text", "another text"]})
-    named = tables.read_frame(fileset("frame", role="pool"), frame, root)
+    named = tables.read_frame(fileset("csv", role="pool"), frame, root)
     assert notes.repeated_pictures(collection.check_images(named)) == []  # a row a caption is fine
 
 
-def captioned(captions, pictures) -> list[str]:
-    frame = pd.DataFrame({"filepath": [picture(n) for n in pictures], "title": captions})
-    chosen = fileset("frame", role="eval", splits={"test": 1.0})
+def captioned(root, captions, pictures) -> list[str]:
+    tree(root, {f"{n}.png": picture(n) for n in pictures})
+    frame = pd.DataFrame({"filepath": [f"{n}.png" for n in pictures], "title": captions})
+    chosen = fileset("csv", role="eval", splits={"test": 1.0})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return notes.limits_of_recall(collection.check_images(tables.read_frame(chosen, frame)))
+        return notes.limits_of_recall(
+            collection.check_images(tables.read_frame(chosen, frame, root))
+        )
 
 
-def test_retrieval_that_is_right_by_chance_is_told():
-    assert "R@5 of 5 test images is 100% by chance" in captioned(list("abcde"), range(5))[0]
-    assert captioned([f"text {n}" for n in range(60)], range(60)) == []
+def test_retrieval_that_is_right_by_chance_is_told(tmp_path):
+    assert (
+        "R@5 of 5 test images is 100% by chance" in captioned(tmp_path, list("abcde"), range(5))[0]
+    )
+    assert captioned(tmp_path, [f"text {n}" for n in range(60)], range(60)) == []
 
 
 @pytest.mark.parametrize("what", ["captions", "pictures"])
-def test_retrieval_that_cannot_be_right_is_told(what):
+def test_retrieval_that_cannot_be_right_is_told(tmp_path, what):
     """The ceiling is what a perfect model reaches, which ranks equal ones at random."""
     group = np.minimum(np.arange(60) // 12, 3)  # three of 12, one of 24
     random, none = np.random.default_rng(0), np.arange(60)
     texts, pictures = (group, none) if what == "captions" else (none, group)
-    [sentence] = captioned([f"text {n}" for n in texts], pictures)
+    [sentence] = captioned(tmp_path, [f"text {n}" for n in texts], pictures)
     hits = []
     for _ in range(50):
         feature = torch.eye(64)[torch.from_numpy(group)]

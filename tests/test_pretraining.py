@@ -7,8 +7,9 @@ import shutil
 import forked
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from cmp import config, evaluation, models
+from cmp import cli, config, evaluation, models
 from cmp.config import Model
 from cmp.embedded import models as embedded_models
 from cmp.embedded.packed import load_embedded
@@ -93,6 +94,32 @@ def test_comparing_cards():
     within, sentence = pretraining.compare_cards(other, card)
     assert not within
     assert "36.90 against 40.00" in sentence
+
+
+def run_pretrain(monkeypatch, *arguments):
+    """`cmpt pretrain small` in which both bases end at nearly nothing, without their training."""
+    score = {"value": 1.0, "standard_error": 1.0}
+    card = {"scores": {"A_KA": score, "A_ZS": score}, "tolerance": 3.0}
+    starts = ("annealed", "unannealed")
+    monkeypatch.setattr(pretraining, "pretrain", lambda *_: dict.fromkeys(starts, card))
+    monkeypatch.setattr("cmp.embedded.packed.load_embedded", lambda: None)
+    return CliRunner().invoke(cli.app, ["pretrain", "small", *arguments])
+
+
+def test_the_command_judges_both_bases_and_ends_with_status_1(tmp_path, monkeypatch):
+    result = run_pretrain(monkeypatch, "--out", str(tmp_path))
+    assert result.output.count("does NOT reproduce") == 2 and result.exit_code == 1
+    assert f"weights and cards: {tmp_path}" in result.output
+
+
+def test_a_base_is_not_compared_with_itself_through_a_link(tmp_path, monkeypatch):
+    (tmp_path / "disk/models").mkdir(parents=True)
+    (tmp_path / "build").symlink_to(tmp_path / "disk")
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    for start in ("annealed", "unannealed"):
+        (tmp_path / f"build/models/small-s99-{start}.safetensors").write_bytes(b"just written")
+    result = run_pretrain(monkeypatch, "--seed", "99")
+    assert result.exit_code == 0 and "shipped card" not in result.output, result.output
 
 
 def test_an_unknown_model_or_setting_is_refused():

@@ -133,9 +133,11 @@ def test_numbers_beside_a_blank_are_labels_and_a_blank_names_no_update(tmp_path)
         fileset("parquet", reader={"path": "t.parquet", **about}), tmp_path
     )
     assert index.classes == ["3", "4"] and kinds(index) == ["label is missing: t.parquet row 2"]
-    frame = table.to_pandas().assign(label="x", update=[pd.NA, pd.NaT, "may"])
-    index = tables.read_frame(fileset("frame", reader={**about, "update": "update"}), frame)
-    assert index.table["update"].tolist() == ["", "", "may"]
+    for blank in (pd.array([None, "may", None], "string"), pd.to_datetime(["", "2026-05-01", ""])):
+        table.to_pandas().assign(label="x", update=blank).to_parquet(tmp_path / "t.parquet")
+        chosen = fileset("parquet", reader={"path": "t.parquet", **about, "update": "update"})
+        updates = collection.read_index(chosen, tmp_path).table["update"].tolist()
+        assert updates[::2] == ["", ""] and updates[1]
 
 
 def test_numbers_of_updates_are_the_same_beside_a_blank(tmp_path):
@@ -157,7 +159,7 @@ def test_hostile_rows(tmp_path):
     texts = ["good", "x", "x", "  ", "x", "x", "x"]
     labels = ["oak", "oak", "oak", "oak", "oak", "", "oak"]
     frame = pd.DataFrame({"filepath": names, "title": texts, "label": labels})
-    index = tables.read_frame(fileset("frame", reader={"label": "label"}), frame, tmp_path)
+    index = tables.read_frame(fileset("csv", reader={"label": "label"}), frame, tmp_path)
     assert sorted(kinds(index)) == [
         "caption is empty: oak/1.png", "empty file: empty.png", "label is missing: oak/2.png",
         "missing file: a\0b", "missing file: nowhere.png", "missing file: row 4",
@@ -166,12 +168,12 @@ def test_hostile_rows(tmp_path):
 
 
 def test_captions_that_are_no_text(tmp_path):
-    content = picture()
+    root, content = tree(tmp_path, {"1.png": picture()}), picture()
     captions = ["good", 7, None, ["one", "two"], [], ["fine", 3], float("nan"), b"bytes"]
-    frame = pd.DataFrame({"filepath": [content] * 8, "title": pd.Series(captions, dtype=object)})
-    index = tables.read_frame(fileset("frame"), frame)
+    frame = pd.DataFrame({"filepath": ["1.png"] * 8, "title": pd.Series(captions, dtype=object)})
+    index = tables.read_frame(fileset("csv"), frame, root)
     assert index.table["captions"].tolist() == [["good"], ["one", "two"]]
-    assert [fault.where for fault in index.faults] == [f"row {n}" for n in (1, 2, 4, 5, 6, 7)]
+    assert len(index.faults) == 6
     assert contents(index) == [content, content]
 
 
@@ -179,17 +181,19 @@ def test_a_column_that_is_missing_is_named(tmp_path):
     frame = pd.DataFrame({"path": ["a.png"], "title": ["a"]})
     near = r"no column 'filepath'; did you mean 'path'\? The columns are path, title"
     with pytest.raises(CmpError, match=rf"reader\.image: {near}"):
-        tables.read_frame(fileset("frame"), frame)
+        tables.read_frame(fileset("csv"), frame, tmp_path)
     frame.to_parquet(tmp_path / "t.parquet")
     with pytest.raises(CmpError, match=rf"reader\.image: {near}"):
         collection.read_index(fileset("parquet", reader={"path": "t.parquet"}), tmp_path)
     with pytest.raises(
         CmpError, match=r"reader\.label: no column 'klass'; the columns are path, title"
     ):
-        tables.read_frame(fileset("frame", reader={"image": "path", "label": "klass"}), frame)
-    chosen = fileset("frame", reader={"image": "path", "caption": None})
+        tables.read_frame(
+            fileset("csv", reader={"image": "path", "label": "klass"}), frame, tmp_path
+        )
+    chosen = fileset("csv", reader={"image": "path", "caption": None})
     with pytest.raises(CmpError, match=r"captions as .* labels as .*; the columns are path, title"):
-        tables.read_frame(chosen, frame)
+        tables.read_frame(chosen, frame, tmp_path)
 
 
 @pytest.mark.parametrize("form", ["paths", "categories", "bytes", "structs"])
@@ -505,7 +509,7 @@ def test_unknown_splits_are_faults(tmp_path):
         "filepath": [f"oak/{n}.png" for n in range(4)], "label": "oak",
         "split": ["train", "holdout", "", "Test"],
     })  # fmt: skip
-    chosen = fileset("frame", reader={"label": "label", "split": "split"})
+    chosen = fileset("csv", reader={"label": "label", "split": "split"})
     index = tables.read_frame(chosen, frame, tmp_path)
     assert kinds(index) == ["unknown split holdout: oak/1.png"] and len(index.table) == 3
     numbers = tables.read_frame(chosen, frame.assign(split=[0.0, None, float("nan"), 1]), tmp_path)
@@ -691,7 +695,9 @@ def test_a_struct_without_bytes_and_a_column_twice_are_refused(tmp_path):
         collection.read_index(chosen, tmp_path)
     frame = pd.DataFrame([["x", "a", "b"]], columns=["image", "text", "text"])
     with pytest.raises(CmpError, match=r"reader\.caption: several columns are called 'text'"):
-        tables.read_frame(fileset("frame", reader={"image": "image", "caption": "text"}), frame)
+        tables.read_frame(
+            fileset("csv", reader={"image": "image", "caption": "text"}), frame, tmp_path
+        )
 
 
 def test_empty_class_names_are_faults_and_no_class(tmp_path):
@@ -700,7 +706,7 @@ def test_empty_class_names_are_faults_and_no_class(tmp_path):
         "label is missing"
     }
     frame = pd.DataFrame({"filepath": ["oak/0.png", "oak/1.png"], "title": "x", "label": ["", " "]})
-    index = tables.read_frame(fileset("frame", reader={"label": "label"}), frame, root)
+    index = tables.read_frame(fileset("csv", reader={"label": "label"}), frame, root)
     assert kinds(index) == ["label is missing: oak/0.png", "label is missing: oak/1.png"]
 
 
@@ -741,7 +747,7 @@ def test_paths_start_from_the_folder_of_their_table(tmp_path, form):
     assert fault.kind == f"path outside {root}{tables.ABOVE_PICTURES}"
 
 
-@pytest.mark.parametrize("form", ["csv", "parquet", "frame"])
+@pytest.mark.parametrize("form", ["csv", "parquet"])
 @pytest.mark.parametrize("folder", [".", "lists"])
 def test_a_relative_folder_of_a_table_is_read_like_an_absolute_one(
     tmp_path, monkeypatch, form, folder
@@ -753,11 +759,7 @@ def test_a_relative_folder_of_a_table_is_read_like_an_absolute_one(
     frame = pd.DataFrame({"filepath": paths, "title": "x"})
     frame.to_csv(root / folder / "t.csv")
     frame.to_parquet(root / folder / "t.parquet")
-    if form == "frame":
-        read = partial(tables.read_frame, fileset("frame"), frame)
-    else:
-        reader = {"path": f"{folder}/t.{form}"}
-        read = partial(tables.read_table_files, fileset(form, reader=reader))
+    read = partial(tables.read_table_files, fileset(form, reader={"path": f"{folder}/t.{form}"}))
     absolute = read(root)
     monkeypatch.chdir(tmp_path)
     for name in ("p", "./p/", f"../{tmp_path.name}/p"):
@@ -830,6 +832,41 @@ def test_each_part_of_a_collection_may_lie_beside_its_own_manifest(tmp_path):
         )
     roots = {each.name: root for each, root in load_manifests(str(tmp_path))}
     assert roots == {name: tmp_path / name for name in ("updates", "kept")}
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    ("kind", "pattern", "there", "name"),
+    [
+        ("tars", "*/x.tar", ["a/x.tar"], "b/x.tar"),
+        ("tars", "*/x.tar", ["a/x.tar", "b/readme"], "b/x.tar"),
+        ("tars", "*/in/*.tar", ["a/in/x.tar", "b/readme"], "b/in/x.tar"),
+        ("tars", "**/x.tar", ["a/x.tar", "b/c/readme"], "b/c/x.tar"),
+        ("tars", "in/**", ["in/a/x.tar"], "in/a/y.tar"),
+        ("csv", "list.csv", ["1.png"], "2.png"),
+        ("csv", "list.csv", ["1.png"], "in/3.png"),
+        ("folder", ".", ["train/oak/1.png", "test/oak/2.png"], "validation/oak/3.png"),
+    ],
+)
+def test_a_process_reads_a_collection_again_once_files_arrive(tmp_path, kind, pattern, there, name):
+    """In a folder in which a pattern looks, or where a file was missing before."""
+    table = b"filepath,title\n1.png,one\n2.png,two\nin/3.png,three\n"
+    dataset = fileset(kind, reader={"path": pattern}, faults="skip")
+    manifest = json.dumps(dataset.model_dump(exclude_none=True)).encode()
+    root = tree(tmp_path / "p", {"manifest.yaml": manifest, "list.csv": table})
+
+    def add(path: str) -> None:
+        if path.endswith(".tar"):
+            tar(root / path, [("1.png", picture(zlib.crc32(path.encode()))), ("1.txt", b"one")])
+        else:
+            tree(root, {path: picture(zlib.crc32(path.encode()))})
+
+    for path in there:
+        add(path)
+    before = load_data(str(root))
+    assert load_data(str(root)) is before
+    add(name)
+    assert len(load_data(str(root)).table) == len(before.table) + 1
 
 
 def test_a_folder_with_a_very_long_name_gets_a_valid_manifest(tmp_path):

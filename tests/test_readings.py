@@ -48,21 +48,22 @@ def test_times_are_rounded_to_what_is_easily_said(seconds, words):
 
 def test_what_is_stored_is_told_with_what_it_took_and_what_is_missing_with_its_forecast(build):
     grid = [small_config(f"seed={seed}") for seed in range(3)]
-    assert chapter_setup.run_status(grid, []) == (
+    assert chapter_setup.run_status(grid, [], 1, "cpu") == (
         "Stored: 0 of 3 live runs. To compute: 3, about 20 s."
     )
-    assert "To compute: 3, about 10 s." in chapter_setup.run_status(grid, [], jobs=2)
+    assert "To compute: 3, about 10 s." in chapter_setup.run_status(grid, [], 2, "cpu")
     launch.run_one(grid[0])
-    text = chapter_setup.run_status([*grid, grid[0]], [])  # two settings may come to one run
+    twice = [*grid, grid[0]]  # two settings may come to one run
+    text = chapter_setup.run_status(twice, [], 1, "cpu")
     took = store.load_record(identity.run_id_of(grid[0], small_corpus()))[0].provenance["seconds"]
     assert text == (
         f"Stored: 1 of 3 live runs, which took about {chapter_setup.round_time(took)}. "
         "To compute: 2, about 10 s."
     )
-    assert chapter_setup.run_status([*grid, grid[0]], []) == text
-    assert chapter_setup.run_status(grid[:1], []).endswith("To compute: none.")
+    assert chapter_setup.run_status(twice, [], 1, "cpu") == text
+    assert chapter_setup.run_status(grid[:1], [], 1, "cpu").endswith("To compute: none.")
     assert (
-        chapter_setup.run_status([], grid)
+        chapter_setup.run_status([], grid, 1, "cpu")
         == "Computed at every reading and not stored: about 20 s."
     )
 
@@ -166,5 +167,5 @@ def test_a_chapter_computes_its_runs_beside_other_events(tmp_path, monkeypatch):
     (tmp_path / "data").symlink_to(build_folder().resolve() / "data")
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     runs = {("one", 0): small_config("stream.tasks=1", "training.steps=1")}
-    asyncio.run(chapter_setup.compute_live(runs))
+    asyncio.run(chapter_setup.compute_live(runs, 1, "cpu"))
     assert len(store.stored_ids()) == 1

@@ -123,8 +123,8 @@ def test_files_are_described_and_flips_are_drawn(tiny_releases):
     assert len(shop.describe_files(last)) == len(last.record.files) + 1
     comparison = compare.compare(first, last, last.corpus())
     lost = comparison.flips.query("kind == 'lost' and asked == 'name'")
-    (axes,) = figures.plot_flips(comparison, "lost", rows=1).axes
-    assert len(axes.images) == min(7, len(lost.drop_duplicates(["dataset", "concept"])))
+    (axes,) = figures.plot_flips(comparison).axes
+    assert len(axes.images) == min(14, len(lost.drop_duplicates(["dataset", "concept"])))
 
 
 def test_the_chapter_found_what_it_says():

@@ -42,6 +42,8 @@ SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer", "seeds.
 SCHEDULES = ("front", "rates", "rates-more")
 MIXTURES = ("mixtures", "mixtures-more")
 """The studies shown by the explorers of schedules and mixtures."""
+SUBSET = 64
+"""Images per dataset that are scored after each update."""
 
 
 def published_settings(*names: str) -> pd.DataFrame:
@@ -427,30 +429,54 @@ def surface(published: pd.DataFrame, like: str) -> Surface:
 # names, costs and sizes: the first chapters
 
 
-def names_by_update(
-    ends: Sequence[Weights], name: str, corpus: Corpus, measure: str = "A_ZS"
-) -> pd.DataFrame:
-    """Return a model's predictions for test images before a stream and after each update.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictions:
+    """A model's predictions for test images before a stream and after each update.
+
+    Attributes:
+        old: One row per old image, indexed by corpus position: `truth`, and predictions in columns
+            0, 1, ...
+        new: The same for images of the kinds that the updates bring.
+        scores: A_KA and A_ZS at each of these times.
+    """
+
+    old: pd.DataFrame
+    new: pd.DataFrame
+    scores: list[dict[str, float]]
+
+
+def predictions(ends: Iterable[Weights], name: str, corpus: Corpus) -> Predictions:
+    """Return a model's predictions before a stream and after each update.
 
     Args:
         ends: The model's weights at these times.
         name: The model's name.
         corpus: The embedded benchmark.
-        measure: Whether the images are those of "A_ZS", which are old, or of "A_KA", which are new.
-
-    Returns:
-        One row per image, indexed by corpus position: `truth`, and predictions in columns 0, 1, ...
     """
-    network, columns = models.create_model(name), dict[Any, pd.Series]()
-    for update, weights in enumerate(ends):
+    network, hits, scores = models.create_model(name), list[pd.DataFrame](), []
+    datasets = pd.DataFrame()
+    for weights in ends:
         network.load_state_dict(weights)
-        scores = evaluation.evaluate(network, name, corpus, subset=64)
-        shown = scores.datasets.index[scores.datasets["role"] == evaluation.ROLES[measure]]
-        hits = scores.hits[scores.hits["dataset"].isin(shown) & (scores.hits["answer"] != "")]
-        columns[update] = hits.set_index("row")["answer"]
-    table = pd.DataFrame(columns)
-    table.insert(0, "truth", corpus.table["label"].iloc[table.index].astype(str).to_numpy())
-    return table
+        found = evaluation.evaluate(network, name, corpus, subset=SUBSET)
+        datasets = found.datasets
+        hits.append(found.hits[found.hits["answer"] != ""])
+        scores.append({key: round(found.summary()[key], 1) for key in ("A_KA", "A_ZS")})
+    tables = {}
+    for score, role in evaluation.ROLES.items():
+        kinds = datasets.index[datasets["role"] == role]
+        scored = [each[each["dataset"].isin(kinds)].set_index("row")["answer"] for each in hits]
+        tables[score] = table = pd.DataFrame(dict(enumerate(scored)))
+        table.insert(0, "truth", corpus.table["label"].iloc[table.index].astype(str).to_numpy())
+    return Predictions(tables["A_ZS"], tables["A_KA"], scores)
+
+
+def names_by_update(
+    ends: Sequence[Weights], name: str, corpus: Corpus, measure: str = "A_ZS"
+) -> pd.DataFrame:
+    """Return `predictions` for one kind of images: those of "A_ZS", which are old, or of "A_KA",
+    which are new."""
+    found = predictions(ends, name, corpus)
+    return found.old if measure == "A_ZS" else found.new
 
 
 def named_by_one(one: pd.DataFrame, other: pd.DataFrame, update: int, count: int = 7) -> list[int]:

@@ -114,7 +114,7 @@ def profile_control(scope: dict[str, Any]) -> widgets.Widget:
     return widgets.HBox([choice, said])
 
 
-async def compute_live(live: Mapping[Any, RunConfig], jobs: int = 1, device: str = "cpu") -> None:
+async def compute_live(live: Mapping[Any, RunConfig], jobs: int, device: str) -> None:
     """Compute runs while the kernel handles other events, such as an explorer's buttons.
 
     Their losses are shown meanwhile.
@@ -160,9 +160,7 @@ def loss_curves(live: Mapping[Any, RunConfig]) -> str:
     return "\n".join(lines)
 
 
-def run_status(
-    live: list[RunConfig], uncached: list[RunConfig], jobs: int = 1, device: str = "cpu"
-) -> str:
+def run_status(live: list[RunConfig], uncached: list[RunConfig], jobs: int, device: str) -> str:
     """Return which runs are stored and how long they took, and which are missing and how long they
     will take.
 

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 import cmp
-from cmp import evaluation, models
+from cmp import evaluation
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.files import parse_json, read_text, read_yaml, write_atomic
@@ -29,8 +29,6 @@ SHEET = chapters.BOOK / "first_screen.yaml"
 STORED = chapters.BOOK / "first_screen.json"
 PICTURE = chapters.BOOK / "forgetting.svg"
 SHOWN = 24
-SUBSET = 64
-"""Images per dataset that are scored after each update."""
 KINDS = ("emoji-living", "emoji-things", "emoji-signs", "emoji-line")
 """The datasets of the pictures."""
 FORGETS, KEEPS = "at a normal rate", "recipe"
@@ -63,52 +61,12 @@ def served_weights(run: RunConfig, corpus: Corpus) -> Iterator[Weights]:
         yield served
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Predictions:
-    """A run's predictions before the stream and after each update.
-
-    Attributes:
-        old: One row per old picture, indexed by corpus position: `truth`, and predictions in
-            columns 0, 1, ...
-        new: The same for pictures of the kinds that the updates bring.
-        scores: A_KA and A_ZS at each of these times.
-    """
-
-    old: pd.DataFrame
-    new: pd.DataFrame
-    scores: list[dict[str, float]]
-
-
-def predictions(run: RunConfig, corpus: Corpus) -> Predictions:
-    """Return a run's predictions before the stream and after each update.
-
-    Args:
-        run: The run, which is computed only for this.
-        corpus: The embedded benchmark.
-    """
-    network, hits, scores = models.create_model(run.model.name), list[pd.DataFrame](), []
-    datasets = pd.DataFrame()
-    for served in served_weights(run, corpus):
-        network.load_state_dict(served)
-        found = evaluation.evaluate(network, run.model.name, corpus, subset=SUBSET)
-        datasets = found.datasets
-        hits.append(found.hits[found.hits["answer"] != ""])
-        scores.append({key: round(found.summary()[key], 1) for key in ("A_KA", "A_ZS")})
-    tables = {}
-    for score, role in evaluation.ROLES.items():
-        kinds = datasets.index[datasets["role"] == role]
-        scored = [each[each["dataset"].isin(kinds)].set_index("row")["answer"] for each in hits]
-        tables[score] = table = pd.DataFrame(dict(enumerate(scored)))
-        table.insert(0, "truth", corpus.table["label"].iloc[table.index].astype(str).to_numpy())
-    return Predictions(tables["A_ZS"], tables["A_KA"], scores)
-
-
 def shown_images(names: pd.DataFrame, corpus: Corpus) -> tuple[list[int], int]:
     """Choose emoji that training on only new data loses: named correctly before the updates, and
     wrongly after them.
 
     Args:
-        names: The result of `predictions` for training on only new data.
+        names: The `old` predictions for training on only new data.
         corpus: The embedded benchmark.
 
     Returns:
@@ -122,14 +80,14 @@ def shown_images(names: pd.DataFrame, corpus: Corpus) -> tuple[list[int], int]:
     count, chosen, seen = sum(map(len, queues.values())), list[int](), set[str]()
     for kind in itertools.cycle(KINDS):
         if len(chosen) == SHOWN or not any(queues.values()):
-            return chosen, count
+            break
         while queues[kind]:
             row = queues[kind].pop(0)
             if (truth := names.loc[row, "truth"]) not in seen:
                 seen.add(truth)
                 chosen.append(int(row))
                 break
-    raise AssertionError("the cycle does not end")
+    return chosen, count
 
 
 def new_images(names: pd.DataFrame, corpus: Corpus) -> list[int]:
@@ -158,12 +116,16 @@ def compute_predictions() -> dict[str, Any]:
         were chosen.
     """
     corpus = cmp.load_data("embedded")
-    found = {name: predictions(run, corpus) for name, run in stop_configs().items()}
+    found = {}
+    for name, run in stop_configs().items():
+        served = served_weights(run, corpus)
+        found[name] = analyses.predictions(served, run.model.name, corpus)
     return first_table(found, corpus)
 
 
-def first_table(found: Mapping[str, Predictions], corpus: Corpus) -> dict[str, Any]:
-    """Return the table of `compute_predictions` from the result of `predictions` for each stop."""
+def first_table(found: Mapping[str, analyses.Predictions], corpus: Corpus) -> dict[str, Any]:
+    """Return the table of `compute_predictions` from the result of `analyses.predictions` for each
+    stop."""
     sheet, alone = read_yaml(SHEET), found[FORGETS]
     (rows, lost), new_rows = shown_images(alone.old, corpus), new_images(alone.new, corpus)
     stops = []
@@ -215,7 +177,7 @@ def names_at_end(run: RunConfig, corpus: Corpus) -> list[str]:
     rows = [image["row"] for image in stored_table()["images"]]
     quiet = dataclasses.replace(run.evaluation, full=False, subset=1)
     network = execute(dataclasses.replace(run, evaluation=quiet), corpus).model
-    hits = evaluation.evaluate(network, run.model.name, corpus, subset=SUBSET).hits
+    hits = evaluation.evaluate(network, run.model.name, corpus, subset=analyses.SUBSET).hits
     return hits[hits["answer"] != ""].set_index("row")["answer"].loc[rows].tolist()
 
 

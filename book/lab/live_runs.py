@@ -99,6 +99,14 @@ async def _computed(
             process.stdin.close()
 
 
+def scores_on_way(run: store.StoredRun) -> pd.DataFrame:
+    """Return `A_KA`, `A_ZS` and `GM` of a run before its stream and after each task, indexed by
+    task, on the largest test that was scored at that point."""
+    table = store.trajectory(run.metrics)
+    widest = table.sort_values("scope").drop_duplicates("task")  # "full" sorts before "subset"
+    return widest.set_index("task").sort_index()[["A_KA", "A_ZS", "GM"]]
+
+
 def main() -> None:
     """Compute the run with the config in the first line of standard input."""
     given = sys.stdin.readline()
@@ -117,11 +125,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-def scores_on_way(run: store.StoredRun) -> pd.DataFrame:
-    """Return `A_KA`, `A_ZS` and `GM` of a run before its stream and after each task, indexed by
-    task, on the largest test that was scored at that point."""
-    table = store.trajectory(run.metrics)
-    widest = table.sort_values("scope").drop_duplicates("task")  # "full" sorts before "subset"
-    return widest.set_index("task").sort_index()[["A_KA", "A_ZS", "GM"]]

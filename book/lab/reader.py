@@ -25,11 +25,7 @@ from lab import chapters, first_screen
 START = "start.ipynb"
 LIVE = "from lab import first_screen\n\nfirst_screen.first_explorer()"
 """The cell of the start page that shows the first screen."""
-STILL = (
-    f'<p><img src="{first_screen.PICTURE.name}" alt="Twelve small pictures and their names, twice, '
-    "update by update: with new data alone all names become wrong, and with the recipe most stay "
-    'right."></p>'
-)
+STILL = f'<p><img src="{first_screen.PICTURE.name}" alt="{first_screen.ALT}"></p>'
 """Its output until somebody runs it."""
 MINE = " (mine)"
 """Suffix of a reader's copy after it was replaced by the book's version."""

@@ -27,7 +27,7 @@ from cmp.config import PROFILES
 from cmp.errors import CmpError
 from cmp.files import parse_json, write_atomic
 from cmp.project import build_folder
-from lab import chapters, values
+from lab import chapters, keeping, values
 
 FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/*.yaml",
                  "book/diagrams/captions.yaml", "book/references.bib")  # fmt: skip
@@ -42,7 +42,6 @@ VOLATILE = {
 """What differs between two runs of a chapter -> its replacement."""
 ENDS = "from lab import chapter_setup\n\nchapter_setup.print_ends(globals())"
 """A last cell that is executed and then removed."""
-WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class Task(NamedTuple):
@@ -152,7 +151,7 @@ def drop_widgets(executed) -> None:
         kept = []
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            if WIDGET in data:  # a viewer shows only one format of an output
+            if keeping.VIEW in data:  # a viewer shows only one format of an output
                 stills = [{kind: data[kind]} for kind in ("text/html", "image/png") if kind in data]
                 kept += [nbformat.v4.new_output("display_data", still) for still in stills]
             else:

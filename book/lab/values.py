@@ -41,10 +41,6 @@ KINDS = ("A_KA", "A_ZS", "GM", "about", "gain", "gain_less", "mirror", "differen
          "bases", "peak", "points", "spread", "verdict")  # fmt: skip
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
            "eleven", "twelve")  # fmt: skip
-SENTENCES = chapters.BOOK / "sentences.yaml"
-"""What chapters say in words about measured values, and when it is true."""
-CONDITION = re.compile(r"(?P<mark>[^<>]+?) (?P<sign>[<>]|includes|excludes) (?P<other>[^<>]+)")
-READING = re.compile(r"claim (?P<claim>.+) is (?P<reading>[\w, ]+)")
 
 
 def fill_notebook(notebook: Any, number: str) -> None:
@@ -240,33 +236,6 @@ def estimate(mark: str) -> tuple[Estimate, str]:
     table = verdicts.setting_scores(study, setting)
     mean = estimate_mean(_measure(table, kind), table["base"], planned_streams(study, setting))
     return mean, ""
-
-
-def holds(condition: str) -> bool:
-    """Return whether a condition on measured values is true.
-
-    Args:
-        condition: "MARK < OTHER", "MARK > OTHER", or, for the interval of a value, "MARK includes
-            OTHER" or "MARK excludes OTHER". MARK is what `estimate` takes, and OTHER is a number or
-            another mark. Or "claim NAME is READING", for the verdict on a claim.
-
-    Raises:
-        CmpError: The condition has another form, or a mark refers to nothing.
-    """
-    if judged := READING.fullmatch(condition):
-        return str(_claim(judged["claim"])["reading"]) == judged["reading"]
-    parts = CONDITION.fullmatch(condition)
-    if not parts:
-        words = "expected MARK <, >, includes or excludes OTHER, or claim NAME is READING"
-        raise CmpError(f"{condition!r}: {words}")
-    one, _ = estimate(parts["mark"])
-    try:
-        other = float(parts["other"])
-    except ValueError:
-        other = estimate(parts["other"])[0].value
-    if parts["sign"] in "<>":
-        return one.value < other if parts["sign"] == "<" else one.value > other
-    return (one.low <= other <= one.high) == (parts["sign"] == "includes")
 
 
 def difference(what: str) -> tuple[Estimate, str]:

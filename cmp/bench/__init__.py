@@ -10,13 +10,11 @@ import importlib
 from cmp.errors import CmpError
 
 BENCHMARKS = {
-    "step": ("step", ("small", "tiny-vit", "bench-nano", "bench-micro", "bench-mid")),
-    "pieces": ("step", ("small",)),
-    "data": ("data", ()),
-    "trace": ("trace", ("ViT-B-16",)),
-    "gpu": ("gpu", ("small", "bench-mid", "ViT-B-16")),
+    "step": ("small", "tiny-vit", "bench-nano", "bench-micro", "bench-mid"),
+    "trace": ("ViT-B-16",),
+    "gpu": ("small", "bench-mid", "ViT-B-16"),
 }
-"""Name -> (module of this package with a function of that name, default models)."""
+"""Name -> default models. A module of this package has that name, and a function in it, too."""
 
 
 def run_benchmark(name: str, models: list[str] | None, rounds: int, batch: int | None):
@@ -38,6 +36,5 @@ def run_benchmark(name: str, models: list[str] | None, rounds: int, batch: int |
 
     if name not in BENCHMARKS:
         raise CmpError(f"no benchmark is called {name!r}; choose from {', '.join(BENCHMARKS)}")
-    module, defaults = BENCHMARKS[name]
-    measure = getattr(importlib.import_module(f"cmp.bench.{module}"), name)
-    return measure(models or list(defaults), packed.load_embedded(), rounds, batch)
+    measure = getattr(importlib.import_module(f"cmp.bench.{name}"), name)
+    return measure(models or list(BENCHMARKS[name]), packed.load_embedded(), rounds, batch)

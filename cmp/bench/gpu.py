@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cmp import bench, config, mixtures, models, starts
 from cmp.bench import networks, pictures, timing
-from cmp.bench.data import SIZE, decoding_rates
+from cmp.bench.jpegs import SIZE, decoding_rates
 from cmp.bench.networks import TASK
 from cmp.bench.report import Report
 from cmp.config import RunConfig

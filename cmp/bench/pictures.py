@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cmp.bench.data import SIZE, photographs
+from cmp.bench.jpegs import SIZE, photographs
 from cmp.data import Corpus, load_data
 from cmp.files import write_atomic
 from cmp.seeds import numpy_generator
@@ -26,28 +26,6 @@ tokens on average, like alt texts on the web, and a long one fills CLIP's contex
 SETS = {"updates": ("adapt", 0.45), "crawl": ("pool", 0.4), "known": ("eval", 0.15)}
 """Name -> role and share of the images."""
 CLASSES = ("fox", "owl", "oak", "elm", "ant", "bee", "cod", "yak")
-
-
-def write_collection(
-    folder: Path, count: int, captions: str = "short", size: tuple[int, int] = SIZE
-) -> Path:
-    """Write images and the manifests of three datasets, unless they exist.
-
-    Args:
-        folder: The folder to write to.
-        count: The total number of images.
-        captions: A key of `LENGTHS`.
-        size: Width and height of the images in pixels.
-
-    Returns:
-        The folder, a valid value of `config.data`.
-    """
-    files = folder / "pictures"
-    if not (folder / f"{[*SETS][-1]}.yaml").exists():
-        files.mkdir(parents=True, exist_ok=True)
-        photographs(files, count, size)
-        write_sets(folder, count, captions)
-    return folder
 
 
 def write_sets(folder: Path, count: int, captions: str) -> None:
@@ -81,9 +59,14 @@ def load_collection(
     """Return the data of a generated collection, writing it if necessary.
 
     Args:
-        folder: The folder of the collection.
+        folder: The folder of the collection, a valid value of `config.data`.
         count: The total number of images.
         captions: A key of `LENGTHS`.
         size: Width and height of the images in pixels.
     """
-    return load_data(str(write_collection(folder, count, captions, size)))
+    if not (folder / f"{[*SETS][-1]}.yaml").exists():
+        files = folder / "pictures"
+        files.mkdir(parents=True, exist_ok=True)
+        photographs(files, count, size)
+        write_sets(folder, count, captions)
+    return load_data(str(folder))

@@ -1,64 +1,104 @@
-"""Measure a training step against plain open_clip's, and the contribution of each piece."""
+"""Measure a training step against the same step of plain open_clip."""
 
-import dataclasses
+from collections.abc import Callable
 
 import numpy as np
+import open_clip
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from cmp import models
 from cmp.bench import networks, timing
-from cmp.bench.networks import BF16, FP32, PLAIN, Pieces, Setting
+from cmp.bench.networks import TASK, Setting
 from cmp.bench.report import Report
-from cmp.data import Corpus
+from cmp.data import Corpus, augment, normalise
+from cmp.seeds import torch_generator
+from cmp.training import clamp_logit_scale, create_optimizer, set_train_mode, train_step
 
-LABELS = {
-    "compact": "compact vocabulary",
-    "split": "attention as products",
-    "paired": "texts in pairs",
-    "distinct": "distinct captions",
-    "fused": "fused AdamW",
-    "bf16": "bf16",
-}
-"""The pieces of `networks.Pieces`, in the order in which they are added."""
+RATE = 1e-4
 COLUMNS = ("path", "times as fast", "ms", "samples/s", "GFLOP", "% of peak")
 
 
-def measure(setting: Setting, paths: dict[str, Pieces], rounds: int) -> list[dict[str, object]]:
-    """Return one row per path; the first is the baseline of the others."""
-    steppers = {name: networks.stepper(setting, pieces) for name, pieces in paths.items()}
-    seconds = timing.interleaved(steppers, rounds)
-    base, *_ = seconds.values()
-    peaks = {
-        bf16: timing.matmul_peak(torch.bfloat16 if bf16 else torch.float32)
-        for bf16 in {pieces.bf16 for pieces in paths.values()}
+def our_stepper(setting: Setting, precision: str) -> Callable[[], None]:
+    """Return a function that makes the next batch and takes a step of a run on it."""
+    state = networks.train_state(setting, precision)
+    optimizer, numbered = create_optimizer(state), enumerate(setting.batches())
+    set_train_mode(state.model)
+
+    def step() -> None:
+        number, batch = next(numbered)
+        train_step(state, optimizer, batch, TASK, number, RATE)
+
+    return step
+
+
+def plain_stepper(setting: Setting, model: models.Network) -> Callable[[], None]:
+    """Return a function that makes the next batch, augments it as a run does, and takes a step on
+    it with open_clip's model and loss, and torch's AdamW."""
+    tokens, loss_of, numbered = setting.tokens(), open_clip.ClipLoss(), enumerate(setting.batches())
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=RATE)
+    model.train()
+
+    def step() -> None:
+        number, batch = next(numbered)
+        x = augment(batch.images, torch_generator("augment", 0, TASK, number))
+        x = normalise(x, model.visual.image_mean, model.visual.image_std)
+        output = model(x, tokens[batch.texts])
+        features = output["image_features"], output["text_features"]
+        loss = loss_of(*features, output["logit_scale"])
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, setting.config.optimizer.clip)
+        optimizer.step()
+        clamp_logit_scale(model)
+
+    return step
+
+
+def count_flops(step: Callable[[], None]) -> int:
+    """Return the FLOPs of the products and convolutions of a step."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def measure(setting: Setting, rounds: int) -> tuple[list[dict[str, object]], str]:
+    """Return a row for each kind of step, of which plain open_clip's is the baseline, and a note on
+    the model and its batches."""
+    plain = models.create_fused_model(setting.name)
+    steppers = {
+        "plain fp32": plain_stepper(setting, plain),
+        "fp32": our_stepper(setting, "fp32"),
+        "bf16": our_stepper(setting, "bf16"),
     }
-    rows = []
-    for name, pieces in paths.items():
-        middle = float(np.median(seconds[name]))
-        flops = networks.step_flops(setting, pieces)
+    flops = {name: count_flops(step) for name, step in steppers.items()}
+    # torch's counter misses fused attention on a CPU
+    split = models.split_attention(models.create_fused_model(setting.name))
+    flops["plain fp32"] = count_flops(plain_stepper(setting, split))
+    seconds = timing.interleaved(steppers, rounds)
+    rows, batch, peaks = [], setting.config.training.batch, {}
+    for name, times in seconds.items():
+        dtype, middle = torch.bfloat16 if name == "bf16" else torch.float32, float(np.median(times))
+        peaks[dtype] = peaks.get(dtype) or timing.matmul_peak(dtype)
         rows.append(
             {
                 "path": f"{setting.name} {name}",
-                "times as fast": timing.times_faster(base, seconds[name]),
+                "times as fast": timing.times_faster(seconds["plain fp32"], times),
                 "ms": 1e3 * middle,
-                "samples/s": setting.config.training.batch / middle,
-                "GFLOP": flops / 1e9,
-                "% of peak": 100 * flops / middle / peaks[pieces.bf16],
+                "samples/s": batch / middle,
+                "GFLOP": flops[name] / 1e9,
+                "% of peak": 100 * flops[name] / middle / peaks[dtype],
             }
         )
-    return rows
-
-
-def describe(setting: Setting, first: Pieces) -> str:
-    """Return a note on the batches and on the size of the baseline model."""
-    plain, fast = (networks.network(setting, pieces)[0] for pieces in (first, FP32))
-    size = sum(p.numel() for p in plain.parameters())
-    return (
-        f"{setting.name}: {size / 1e6:.1f} M parameters; batches of "
-        f"{setting.config.training.batch} with {setting.distinct_captions():.0f} distinct "
-        f"captions of at most {plain.context_length} tokens; vocabulary "
-        f"{plain.token_embedding.num_embeddings:,} rows, ours "
-        f"{fast.token_embedding.num_embeddings:,}"
+    size = sum(parameter.numel() for parameter in plain.parameters())
+    note = (
+        f"{setting.name}: {size / 1e6:.1f} M parameters; batches of {batch} with "
+        f"{setting.distinct_captions():.0f} distinct captions of at most {plain.context_length} "
+        f"tokens; a vocabulary of {plain.token_embedding.num_embeddings:,} rows"
     )
+    return rows, note
 
 
 def step(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
@@ -68,24 +108,7 @@ def step(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Re
     """
     rows, notes = [], []
     for name in names:
-        plain = PLAIN if name in networks.BENCH else Pieces(compact=True)
-        paths = {"plain fp32": plain, "fp32": FP32, "bf16": BF16}
-        setting = networks.setting(name, corpus, batch)
-        rows += measure(setting, paths, rounds)
-        notes.append(describe(setting, plain))
+        found, note = measure(networks.setting(name, corpus, batch), rounds)
+        rows += found
+        notes.append(note)
     return Report("step", "a training step", COLUMNS, rows, notes)
-
-
-def pieces(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Measure steps while adding one piece after another to plain open_clip with CLIP's full
-    vocabulary."""
-    paths, current = {"plain fp32": PLAIN}, PLAIN
-    for key, label in LABELS.items():
-        current = dataclasses.replace(current, **{key: True})
-        paths[f"+ {label}"] = current
-    rows, notes = [], []
-    for name in names:
-        setting = networks.setting(name, corpus, batch)
-        rows += measure(setting, paths, rounds)
-        notes.append(describe(setting, PLAIN))
-    return Report("pieces", "a training step, piece by piece", COLUMNS, rows, notes)

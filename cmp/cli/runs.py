@@ -214,6 +214,11 @@ def export(
         cmpt export 3f2a -o new.safetensors
     """
     shared.check_out(out)
+    if to == "open_clip" and out.suffix != ".safetensors":
+        raise CmpError(
+            f"{out}: use a name that ends in .safetensors, since open_clip recognises the format "
+            "by it"
+        )
     folder = Path(model.removeprefix("local-dir:"))
     is_run = model.startswith(starts.RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", model)
     if is_run and not Path(model).exists():
@@ -221,27 +226,24 @@ def export(
         name = found.config.model.name
         report_unfinished(found)
     else:
+        if to == "hf" and is_release(folder):
+            raise CmpError(
+                f"--to hf: {model}: a release is such a folder already; upload it as it is"
+            )
         candidate = find_candidate(model)
+        if to == "hf":
+            raise CmpError(
+                f"--to hf: a model card describes a run, and {candidate.name!r} is not a run; give "
+                "the id of a run, or choose another format"
+            )
         found, name, network = None, candidate.name, candidate.load()
-    if to == "hf" and is_release(folder):
-        raise CmpError(f"--to hf: {model}: a release is such a folder already; upload it as it is")
     if to in EXPORTERS:
         write_export(name, network, out, to)
-    elif to == "hf":
-        if found is None:
-            raise CmpError(
-                f"--to hf: a model card describes a run, and {name!r} is not a run; give the id of "
-                "a run, or choose another format"
-            )
+    elif found and to == "hf":
         hub.write_hub_folder(found, network, load_data(found.config.data), out)
         loading = f'open_clip.create_model_from_pretrained("local-dir:{out}")'
         typer.echo(f"written: {out}\nmodel, preprocess = {loading}")
     else:
-        if out.suffix != ".safetensors":
-            raise CmpError(
-                f"{out}: use a name that ends in .safetensors, since open_clip recognises the "
-                "format by it"
-            )
         with atomic_file(out) as partial:
             models.export_weights(network, partial)
         typer.echo(f"written: {out}\n{loading_code(name, network, out)}")

@@ -317,17 +317,20 @@ def pretrain(
     ) as bar:
         observer = progress_observer(bar)
         cards = pretraining.pretrain(run_config, packed.load_embedded(), folder, observer)
+    all_within = True
     for start, card in cards.items():
         scores = card["scores"].items()
         values = ", ".join(f"{k} {x['value']} ± {x['standard_error']}" for k, x in scores)
         typer.echo(f"{start}: {values}")
         shipped = embedded_models.base_path(model, start, seed)
-        if shipped.exists() and not settings and shipped.parent != folder.resolve():
+        is_other = shipped.parent.resolve() != folder.resolve()
+        if shipped.exists() and not settings and is_other:
             within, sentence = pretraining.compare_cards(card, pretraining.read_card(shipped))
             typer.echo(f"{start}: {sentence}")
-            if not within:
-                raise typer.Exit(1)
+            all_within &= within
     typer.echo(f"weights and cards: {folder}")
+    if not all_within:
+        raise typer.Exit(1)
 
 
 def bench(
@@ -343,7 +346,7 @@ def bench(
     to 90% range.
 
     Args:
-        name: Benchmark: step, pieces, data, trace or gpu.
+        name: Benchmark: step, trace or gpu.
         model: Name of a model; repeat for more. Default: the models of the benchmark.
         rounds: Number of times that each alternative runs.
         batch: Samples per step, at least 2. Default: 128; 64 for bench-mid; 512 for ViT-B-16.
@@ -351,11 +354,10 @@ def bench(
     Example:
         cmpt bench step --model small
     """
-    from rich.console import Console
-
     from cmp.bench import run_benchmark
 
     torch.set_num_threads(threads)
     report = run_benchmark(name, model, rounds, batch)
-    Console(highlight=False).print(report.table())
+    rows = [[row.get(column, "") for column in report.columns] for row in report.rows]
+    shared.print_table(report.columns, rows, report.title)
     typer.echo("\n".join([*report.notes, f"written: {report.write()}"]))

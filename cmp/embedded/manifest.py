@@ -18,9 +18,9 @@ from cmp.errors import CmpError
 from cmp.files import parse_json
 from cmp.project import build_folder
 from cmp.readers.manifest import (
+    LONGEST_NAME,
     MANIFESTS,
     Counts,
-    DatasetName,
     Prompt,
     SetManifest,
     Split,
@@ -30,6 +30,9 @@ from cmp.readers.manifest import (
     read_manifest,
 )
 
+DatasetName = Annotated[
+    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=LONGEST_NAME)
+]
 Interval = Annotated[tuple[SplitShare, SplitShare], Field(description="half-open part of [0, 1)")]
 Caption = Literal["name", "name-tags", "name-all", "subgroup-name", "tags"]
 ImagesPerClass = Annotated[int, Field(ge=1)]

@@ -27,7 +27,7 @@ READERS: dict[str, Callable[[FileSet, Path], ImageIndex]] = {
     "pairs": pairs.read_pairs,
     "fomo": fomo.read_fomo,
 }
-"""`reader.kind` -> the function that reads files. `tables.read_frame` reads a table in memory."""
+"""`reader.kind` -> the function that reads files."""
 
 NOTHING_LEFT = "no usable image is left"
 
@@ -118,24 +118,22 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
     sets = _parts_by_set(indexes)
     descriptions = [_describe(parts) for parts in sets.values()]
     noted = {name: found for name, parts in sets.items() if (found := _join_parts(parts).noted())}
-    if not with_embedded:
-        corpus = build_corpus(images.image_files(indexes), tables, descriptions)
-        return dataclasses.replace(corpus, noted=noted)
-    embedded = load_data("embedded")
-    names = [name for name, dataset in embedded.datasets.items() if dataset.role != "adapt"]
-    if taken := {index.dataset.name for index in indexes} & set(names):
-        raise CmpError(f"{min(taken)}: name: an embedded dataset has the same name; choose another")
-    rows = np.flatnonzero(embedded.table["dataset"].isin(names))
-    stored = embedded.table.iloc[rows].astype({"dataset": str, "split": str, "label": str})
-    files = images.image_files(indexes)
-    pixels = files.decode(range(len(files.positions)), images.decode_rgba)
-    corpus = build_corpus(
-        torch.cat([embedded.images[torch.from_numpy(rows)], pixels]),
-        [stored.assign(captions=[embedded.captions(row) for row in rows]), *tables],
-        [(embedded.datasets[n], embedded.classes[n], embedded.hashes[n]) for n in names]
-        + descriptions,
-    )
-    return dataclasses.replace(corpus, noted=noted)
+    pictures = images.image_files(indexes)
+    if with_embedded:
+        embedded = load_data("embedded")
+        names = [name for name, dataset in embedded.datasets.items() if dataset.role != "adapt"]
+        if taken := sets.keys() & set(names):
+            raise CmpError(
+                f"{min(taken)}: name: an embedded dataset has the same name; choose another"
+            )
+        rows = np.flatnonzero(embedded.table["dataset"].isin(names))
+        stored = embedded.table.iloc[rows].astype({"dataset": str, "split": str, "label": str})
+        tables.insert(0, stored.assign(captions=[embedded.captions(row) for row in rows]))
+        described = [(embedded.datasets[n], embedded.classes[n], embedded.hashes[n]) for n in names]
+        descriptions = described + descriptions
+        pixels = pictures.decode(range(len(pictures.positions)), images.decode_rgba)
+        pictures = torch.cat([embedded.images[torch.from_numpy(rows)], pixels])
+    return dataclasses.replace(build_corpus(pictures, tables, descriptions), noted=noted)
 
 
 def _parts_by_set(indexes: list[ImageIndex]) -> dict[str, list[ImageIndex]]:
@@ -215,11 +213,6 @@ def read_index(dataset: FileSet, root: Path) -> ImageIndex:
     Raises:
         CmpError: The dataset cannot be read at all.
     """
-    if dataset.reader.kind not in READERS:
-        raise CmpError(
-            f"{dataset.name}: reader.kind: {dataset.reader.kind!r} does not read files; choose "
-            "another kind"
-        )
     with explain_errors(f"{dataset.name}: cannot be read"):
         return READERS[dataset.reader.kind](dataset, root)
 

@@ -1,56 +1,14 @@
-"""Check image files without reading them, and read their bytes."""
+"""Check image files without reading them, note which were looked at, and read their bytes."""
 
 import contextlib
 import contextvars
-import hashlib
-import json
 import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
-
-from cmp import files
-
-T = TypeVar("T")
-
-
-def read_kept(path: Path) -> Any:
-    """Return a value that `write_kept` wrote; None if the file is missing or damaged."""
-    with contextlib.suppress(OSError, ValueError):
-        digest, _, text = files.read_text(path).partition("\n")
-        if digest == hashlib.sha256(text.encode()).hexdigest():
-            return files.parse_json(text)
-    return None
-
-
-def keep_value(path: Path, make: Callable[[], Any]) -> Any:
-    """Return a value cached in a file, computing it if the file is missing or damaged.
-
-    If the file cannot be written, a warning says so.
-
-    Args:
-        path: The file, see `write_kept`.
-        make: Computes the value, which is returned as it comes back from JSON.
-    """
-    if (kept := read_kept(path)) is not None:
-        return kept
-    value = make()
-    with files.warn_of_cache():
-        write_kept(path, value)
-    return json.loads(json.dumps(value))
-
-
-def write_kept(path: Path, value: Any) -> None:
-    """Write a value to a file, as a sha256 followed by the JSON that it belongs to.
-
-    Raises:
-        CmpError: The file cannot be written.
-    """
-    text = json.dumps(value)
-    files.write_atomic(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
 class Stamp(NamedTuple):
@@ -92,6 +50,11 @@ def note_file(folder: str, name: str, status: os.stat_result) -> None:
 def note_path(path: Path) -> None:
     """Note a file by its path, see `note_file`."""
     note_file(str(path.parent), path.name, path.stat())
+
+
+def note_folder(folder: Path | str) -> None:
+    """Note a folder, which changes when something in it is added, renamed or removed."""
+    note_file(os.fspath(folder), ".", os.stat(folder))
 
 
 def have_changed(noted: FileTimes) -> bool:
@@ -140,21 +103,31 @@ def file_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
     inside = name.removeprefix(f"{root}/")
     if inside.startswith("/") or ".." in inside.split("/"):
         return OUTSIDE
+    path = os.path.join(root, inside or ".")
     try:
-        path = os.path.join(root, inside or ".")
         folder, status = os.path.dirname(path), os.lstat(path)
         if folder not in known:
             known[folder] = is_inside(folder, root)
         is_link = stat.S_ISLNK(status.st_mode)
         if not known[folder] or (is_link and not is_inside(path, root)):
+            _note_absence(root, path)
             return LINK
         status = os.stat(path) if is_link else status
     except (OSError, ValueError):  # a NUL or a surrogate in the name
+        _note_absence(root, path)
         return NO_FILE
     if not stat.S_ISREG(status.st_mode):
+        _note_absence(root, path)
         return NO_FILE._replace(problem="not a regular file")
     note_file(folder, os.path.basename(path), status)
     return Stamp(status.st_size, status.st_ctime_ns)
+
+
+def _note_absence(root: Path, path: str) -> None:
+    """Note the folder in which a file that cannot be read may arrive: the nearest in the root."""
+    for folder in Path(path).parents:
+        if os.path.isdir(folder) and is_inside(folder, root):
+            return note_folder(folder)
 
 
 ReadImage = Callable[[int], bytes]

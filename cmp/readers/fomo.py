@@ -56,6 +56,8 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
     folder = dataset.reader.folder
     images, archive = root / folder, root / f"{folder}.tar"
     if not images.is_dir() and not archive.is_file():
+        if root.is_dir():
+            files.note_folder(root)  # it may be downloaded later
         raise AbsentError(
             f"{dataset.name}: neither its folder nor its tar is in {root}; get the tar from the "
             "link in the README of fomo_in_flux"
@@ -97,6 +99,7 @@ def _load_info(path: Path, kind: type) -> Any:
     with explain_errors(f"{path}: cannot be read"):
         content = parse_json(read_text(path))
         files.note_path(path)
+        files.note_folder(path.parent)  # a list of resized images may arrive
     if not isinstance(content, kind):
         raise CmpError(f"{path}: must contain a JSON {kind.__name__}")
     return content

@@ -26,8 +26,9 @@ from tqdm.contrib.concurrent import thread_map
 
 from cmp.data import IMAGE_SIZE, Preprocessing
 from cmp.errors import CmpError, explain_errors
+from cmp.files import keep_value
 from cmp.project import build_folder
-from cmp.readers.files import ReadImage, keep_value
+from cmp.readers.files import ReadImage
 from cmp.readers.index import TRAITS, Fault, ImageIndex
 from cmp.readers.manifest import PictureReader, Split
 from cmp.scale import decoding

@@ -67,7 +67,7 @@ def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
     return path, *describe_folder(folder, role)
 
 
-def describe_folder(folder: Path, role: Role = "adapt") -> tuple[str, str]:
+def describe_folder(folder: Path, role: Role) -> tuple[str, str]:
     """Return the text of a manifest for a folder, and a description of what was found; see
     `infer_manifest`. A warning names each table that cannot be used."""
     passed_over: list[str] = []

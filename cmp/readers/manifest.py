@@ -27,7 +27,7 @@ from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError, check_line, name_choices
 from cmp.files import MAX_YAML_BYTES, first_fault, read_text, read_yaml
 from cmp.project import build_folder
-from cmp.readers.files import is_inside, note_file, note_path
+from cmp.readers.files import is_inside, note_folder, note_path
 
 _IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
 MANIFESTS = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "data_manifests"
@@ -42,6 +42,8 @@ SPLIT_SHARES: dict[str, dict[str, float]] = {
 }  # fmt: skip
 """Role -> the splits that its datasets may have, and their shares if the files do not define
 splits."""
+LONGEST_NAME = 100
+"""The most characters of a dataset's name."""
 
 
 def check_prompt(prompt: str) -> str:
@@ -54,20 +56,15 @@ def check_prompt(prompt: str) -> str:
 
 def _check_name(name: str) -> str:
     """Return the name if it is valid in results and run ids."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
+    if len(name) > LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ValueError(
-            f"{name!r:.80} must be at most 100 letters, digits, - and _, the first a letter or "
-            "digit"
+            f"{name!r:.80} must be at most {LONGEST_NAME} letters, digits, - and _, the first a "
+            "letter or digit"
         )
     return name
 
 
 SetName = Annotated[str, AfterValidator(_check_name)]
-LONGEST_NAME = 100
-"""The most characters of a dataset's name."""
-DatasetName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=LONGEST_NAME)
-]
 Text = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 Line = Annotated[Text, AfterValidator(check_line)]
 UpdateName = Annotated[Line, BeforeValidator(lambda x: str(x) if type(x) is int else x)]
@@ -120,10 +117,10 @@ class FolderReader(PictureReader):
 
 
 class TableReader(PictureReader):
-    """A table with one row per image: CSV, TSV (tabs), Parquet, or a frame in memory.
+    """A table with one row per image: CSV, TSV (tabs) or Parquet.
 
     Attributes:
-        kind: "csv" (also for TSV), "parquet" or "frame".
+        kind: "csv" (also for TSV) or "parquet".
         path: The file, or a pattern for several.
         image: The column of the image: a path relative to the table's folder, or the bytes of the
             file.
@@ -133,7 +130,7 @@ class TableReader(PictureReader):
         update: The column of the update in which an image arrives, see `FileSet.update`.
     """
 
-    kind: Literal["csv", "parquet", "frame"]
+    kind: Literal["csv", "parquet"]
     path: Text = "."
     image: Text = "filepath"
     caption: Text | None = "title"
@@ -300,8 +297,7 @@ class FileSet(SetManifest):
         files = sorted(path for path in paths if path.is_file())
         for path in files:
             note_path(path)
-            if glob.has_magic(self.reader.path):  # there may be others later
-                note_file(str(path.parent), ".", path.parent.stat())
+        self._note_searched(root)
         if not files:
             raise CmpError(f"{self.name}: reader.path: no file matches {pattern:.200}")
         endings, what = FILE_ENDINGS[self.reader.kind], f"{self.name}: reader.path: {pattern:.200}"
@@ -317,6 +313,17 @@ class FileSet(SetManifest):
                     f"*{endings[0]}; narrow it to files that do"
                 )
         return files
+
+    def _note_searched(self, root: Path) -> None:
+        """Note the folders in which the reader's pattern looks, where other files may arrive."""
+        parts = Path(self.reader.path).parts
+        first = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+        last = len(parts) if parts[-1:] == ("**",) else len(parts) - 1  # ** also looks inside
+        for n in range(first, last + 1):
+            above = os.path.join(glob.escape(str(root)), *parts[:n])
+            found = glob.iglob(above, recursive=True, include_hidden=True)
+            for folder in filter(os.path.isdir, found):
+                note_folder(folder)
 
 
 def manifest_folders(source: str) -> list[tuple[Path, Path]]:

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,7 @@ from cmp.readers.files import (
     Stamp,
     file_stamp,
     is_inside,
-    note_file,
+    note_folder,
     read_file,
 )
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
@@ -46,20 +45,16 @@ OWN_FOLDER = " (write it relative to the table's folder)"
 ABOVE_PICTURES = " (put the manifest and its table into a folder above all images)"
 
 
-def walk_files(folder: Path | str, prefix: str = "") -> Iterator[str]:
-    """Yield all files below a folder, sorted, without hidden ones and without following links.
-
-    Args:
-        folder: The folder.
-        prefix: A prefix for the paths, instead of the folder.
-    """
-    waiting = [(os.fspath(folder), prefix, True)]  # the next one last; folders may be deep
+def walk_files(folder: Path | str) -> Iterator[str]:
+    """Yield the paths in a folder of all files below it, sorted, without hidden ones and without
+    following links."""
+    waiting = [(os.fspath(folder), "", True)]  # the next one last; folders may be deep
     while waiting:
         path, name, is_folder = waiting.pop()
         if not is_folder:
             yield name
             continue
-        note_file(path, ".", os.stat(path))
+        note_folder(path)
         visible = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
         for entry in sorted(visible, key=lambda entry: entry.name, reverse=True):
             is_inner = entry.is_dir(follow_symlinks=False)
@@ -68,6 +63,7 @@ def walk_files(folder: Path | str, prefix: str = "") -> Iterator[str]:
 
 def visible_folders(folder: Path) -> list[Path]:
     """Return the folders directly inside a folder, sorted, without hidden ones."""
+    note_folder(folder)
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
@@ -278,13 +274,13 @@ def list_columns(names: Sequence[str]) -> str:
     return f"{', '.join(names[:NAMED_COLUMNS])}{more}"
 
 
-def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> ImageIndex:
-    """Index the images of a table in memory.
+def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path) -> ImageIndex:
+    """Index the images whose paths are in a table.
 
     Args:
         dataset: A manifest whose reader is a `TableReader`.
-        frame: One row per image; the image is a path or the bytes of a file.
-        root: The folder that paths start from, which contains all images.
+        frame: One row per image.
+        root: The folder that paths start from, which contains all images, as an absolute path.
 
     Returns:
         The index.
@@ -292,13 +288,8 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path = Path()) -> Im
     Raises:
         CmpError: A column is missing, or all files in the table are missing.
     """
-    root = Path(os.path.abspath(root))  # a table may give absolute paths
     _check_columns(dataset, list(map(str, frame)))
     images = _column(dataset, frame, "image")
-    if images and isinstance(images[0], bytes):
-        contents = [image if isinstance(image, bytes) else None for image in images]
-        stamps = [NO_FILE if x is None else Stamp(len(x), crc32(x)) for x in contents]
-        return _index_frame(dataset, frame, [""] * len(images), stamps, images.__getitem__)
     names = [name if isinstance(name, str) else "" for name in images]
     known: dict[str, bool] = {}
     stamps = [_path_stamp(root, name, known) for name in names]
@@ -417,8 +408,7 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
     schema = files[0].schema_arrow
     check_width(paths[0], len(schema))
     _check_columns(dataset, schema.names)
-    at = schema.get_field_index(image)
-    cell = schema.types[at] if at >= 0 else pa.string()
+    cell = schema.field(image).type
     if pa.types.is_dictionary(cell):  # as pandas writes categories
         cell = cell.value_type
     as_bytes = cell not in (pa.string(), pa.large_string())

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cmp.errors import CmpError, explain_errors
-from cmp.files import parse_json
+from cmp.files import keep_value, parse_json
 from cmp.project import build_folder
-from cmp.readers.files import Stamp, keep_value, read_span
+from cmp.readers.files import Stamp, read_span
 from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 

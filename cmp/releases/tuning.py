@@ -12,8 +12,7 @@ import pandas as pd
 
 from cmp import config
 from cmp.errors import CmpError, Diverged
-from cmp.files import child_path, write_atomic
-from cmp.readers.files import read_kept, write_kept
+from cmp.files import child_path, read_kept, write_atomic, write_kept
 from cmp.releases.update import train_update
 from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs import store

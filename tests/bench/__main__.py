@@ -7,8 +7,8 @@ import argparse
 import importlib
 
 import torch
-from rich.console import Console
 
+from cmp.cli import shared
 from cmp.embedded import packed
 
 MODELS = {"evaluate": ["small"], "checkpoint": ["small"], "merge": ["ViT-B-16"]}
@@ -26,7 +26,8 @@ def main() -> None:
     measure = getattr(importlib.import_module(f"tests.bench.{given.name}"), given.name)
     names = given.models or MODELS[given.name]
     report = measure(names, packed.load_embedded(), given.rounds, given.batch)
-    Console(highlight=False).print(report.table())
+    rows = [[row.get(column, "") for column in report.columns] for row in report.rows]
+    shared.print_table(report.columns, rows, report.title)
     print(*report.notes, f"written: {report.write()}", sep="\n")
 
 

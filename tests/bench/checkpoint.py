@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cmp.bench import networks, timing
-from cmp.bench.networks import BF16, TASK
+from cmp.bench.networks import TASK
 from cmp.bench.report import Report
 from cmp.data import Corpus
 from cmp.runs import checkpoints
@@ -28,7 +28,7 @@ def checkpoint(names: list[str], corpus: Corpus, rounds: int, batch: int | None)
     rows = []
     for name in names:
         setting = networks.setting(name, corpus, batch, steps=1)
-        state = networks.train_state(setting, BF16)
+        state = networks.train_state(setting, "bf16")
         train_task(state, setting.pools, TASK)  # creates moments
         with (
             tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder,

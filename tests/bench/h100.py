@@ -41,7 +41,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cmp import arithmetic, config, evaluation, mixtures, models
 from cmp.bench import gpu, timing
-from cmp.bench.data import decoding_rates
+from cmp.bench.jpegs import decoding_rates
 from cmp.bench.networks import TASK
 from cmp.embedded import packed
 from cmp.errors import CmpError

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cmp import config, mixtures, models
 from cmp.bench import gpu
-from cmp.bench.data import SIZE
+from cmp.bench.jpegs import SIZE
 from cmp.bench.networks import TASK
 from cmp.config import RunConfig
 from cmp.data import Corpus

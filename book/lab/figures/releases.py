@@ -22,25 +22,22 @@ ROW = 2.35
 """Inches of a row of pictures, with three lines of text above and below each."""
 
 
-def plot_flips(comparison: Comparison, kind: str = "lost", rows: int = 2) -> Figure:
-    """Pictures whose name became wrong, or right: the old name above, the new one below.
+def plot_flips(comparison: Comparison) -> Figure:
+    """Two rows of pictures whose name became wrong: the old name above, the new one below.
 
     Args:
-        comparison: Two models on the same pictures.
-        kind: "lost" or "gained".
-        rows: Rows of pictures; the sets take turns, and no name comes twice.
+        comparison: Two models on the same pictures. Their sets take turns, and no name comes twice.
 
     Returns:
         The figure.
     """
     flips = comparison.flips
-    flips = flips[(flips["kind"] == kind) & (flips["asked"] == NAMING)]
+    flips = flips[(flips["kind"] == "lost") & (flips["asked"] == NAMING)]
     flips = flips.drop_duplicates(["dataset", "concept"])
     turn = flips.groupby("dataset").cumcount().sort_values(kind="stable")
-    shown = flips.loc[turn.index].head(rows * IN_A_ROW)
+    shown = flips.loc[turn.index].head(2 * IN_A_ROW)
     images = comparison.corpus.images[shown["row"].to_numpy(copy=True)]
-    colours = (KEPT, LOST) if kind == "lost" else (LOST, KEPT)
-    return plot_wall(images, [*shown["said_old"]], [*shown["said_new"]], colours)
+    return plot_wall(images, [*shown["said_old"]], [*shown["said_new"]], (KEPT, LOST))
 
 
 def plot_wall(
