@@ -51,9 +51,9 @@ def release_card(
     columns = ["", "training images", "steps", "peak rate", "source"]
     updates = pd.DataFrame(rows, columns=pd.Index(columns))
     sets = [
-        (tree["name"], arrival["role"], tree.get("prompt", ""), tree.get("licence", "not given"))
+        (tree["name"], arrival.role, tree.get("prompt", ""), tree.get("licence", "not given"))
         for arrival in record.arrivals
-        for tree in arrival["sets"] or [{"name": arrival["folder"]}]
+        for tree in arrival.sets or [{"name": arrival.folder}]
     ]
     columns = ["", "role", "prompt", "licence"]
     data = pd.DataFrame([*dict.fromkeys(sets)], columns=pd.Index(columns))

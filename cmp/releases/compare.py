@@ -22,7 +22,7 @@ from cmp.models import Network
 from cmp.releases.candidates import Candidate, find_candidate, folder_candidate
 from cmp.releases.index import RECALL_AT, IndexMap, fit_map, measure_index
 from cmp.releases.intervals import mean_interval, share_interval
-from cmp.releases.ledger import arrivals_from, update_label
+from cmp.releases.ledger import update_label
 from cmp.releases.release import WEIGHTS_FILE, Release
 
 FIT_PICTURES, FIT_PER_SCORED = 2000, 5
@@ -217,7 +217,7 @@ def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str] | N
     lacks.
     """
     known = set(corpus.table["update"].cat.categories)
-    arrivals = arrivals_from(new.record.arrivals)
+    arrivals = new.record.arrivals
     labels = [update_label(arrival) for arrival in arrivals]
     if known.isdisjoint({*labels} - {""}):
         return None

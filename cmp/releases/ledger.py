@@ -68,6 +68,12 @@ class Arrival:
     folder: str
     sets: tuple[dict[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        for tree in self.sets:
+            if not {"root", "name"} <= tree.keys():
+                raise ValueError("sets: root or name is missing")
+            _manifest_of(tree)
+
 
 class Picture(NamedTuple):
     """A row of the ledger.
@@ -194,20 +200,6 @@ class ArrivalReport:
     new_names: tuple[str, ...] = ()
     old_names: tuple[str, ...] = ()
     untested_names: tuple[str, ...] = ()
-
-
-def arrivals_from(trees: Sequence[Mapping[str, Any]]) -> tuple[Arrival, ...]:
-    """Return arrivals from their JSON form.
-
-    Raises:
-        ValueError: They have other keys or types.
-    """
-    arrivals = parse_record(json.dumps([*trees]), tuple[Arrival, ...])
-    for tree in (tree for arrival in arrivals for tree in arrival.sets):
-        if not {"root", "name"} <= tree.keys():
-            raise ValueError("arrivals.sets: root or name is missing")
-        _manifest_of(tree)
-    return arrivals
 
 
 def _manifest_of(tree: Mapping[str, Any]) -> FileSet:

@@ -227,7 +227,7 @@ def write_release(
     )  # fmt: skip
     record = ReleaseRecord(
         release.SCHEMA, plan.id, parent.record.id if parent else "", plan.config.to_dict(),
-        (*plan.earlier, done), tuple(dataclasses.asdict(x) for x in plan.ledger.arrivals),
+        (*plan.earlier, done), plan.ledger.arrivals,
         result.provenance, f"state/{state.name}", plan.prompt,
     )  # fmt: skip
     folder.parent.mkdir(parents=True, exist_ok=True)
