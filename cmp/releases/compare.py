@@ -34,7 +34,6 @@ NAMING, TO_TEXT, TO_IMAGE = "name", "image to text", "text to image"
 """The kinds of question."""
 ALL = "all"
 """The row of `Comparison.summary` where all sets count equally."""
-ENDS = ("", "_low", "_high")
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,28 +427,26 @@ def _summarise(chosen: pd.DataFrame, weight: np.ndarray, is_same: bool) -> dict[
     """Return scores, change and flips over questions, with weights that sum to 1."""
     part, group = (pd.factorize(chosen[column])[0] for column in ("dataset", "group"))
     was, now = (chosen[column].to_numpy() > 0 for column in ("hit_old", "hit_new"))
-    change = mean_interval(now * 1.0 - was, weight, part, group)
-    lost = share_interval(~now, was, weight, group)
-    gained = share_interval(now, ~was, weight, group)
-    if is_same:  # nothing can differ, not even on other images
-        change, lost, gained = (0.0,) * 3, (0.0,) * 3, (0.0,) * 3
-    ends = {"change": change, "lost_share": lost, "gained_share": gained}
-    shown = {
-        key.removesuffix("_share" if end else "") + end: 100 * value
-        for key, values in ends.items()
-        for end, value in zip(ENDS, values, strict=True)
+    ends = {
+        "change low high": mean_interval(now * 1.0 - was, weight, part, group),
+        "lost_share lost_low lost_high": share_interval(~now, was, weight, group),
+        "gained_share gained_low gained_high": share_interval(now, ~was, weight, group),
     }
+    if is_same:  # nothing can differ, not even on other images
+        ends = dict.fromkeys(ends, (0.0,) * 3)
+    change, lost, gained = (
+        dict(zip(names.split(), (100 * value for value in values), strict=True))
+        for names, values in ends.items()
+    )
     return {
         "questions": len(chosen),
         "old": 100 * float(weight @ was),
         "new": 100 * float(weight @ now),
-        "change": shown["change"],
-        "low": shown["change_low"],
-        "high": shown["change_high"],
+        **change,
         "lost": int((was & ~now).sum()),
-        **{key: shown[key] for key in ("lost_share", "lost_low", "lost_high")},
+        **lost,
         "gained": int((now & ~was).sum()),
-        **{key: shown[key] for key in ("gained_share", "gained_low", "gained_high")},
+        **gained,
     }
 
 
