@@ -23,7 +23,7 @@ from cmp.releases.candidates import Candidate, find_candidate, folder_candidate
 from cmp.releases.index import RECALL_AT, IndexMap, fit_map, measure_index
 from cmp.releases.intervals import mean_interval, share_interval
 from cmp.releases.ledger import update_label
-from cmp.releases.release import WEIGHTS_FILE, Release
+from cmp.releases.release import Release
 
 FIT_PICTURES, FIT_PER_SCORED = 2000, 5
 """The number of unscored images that the map to an old index is fitted on; with a subset, the
@@ -199,7 +199,6 @@ def as_candidate(model: str | Release | Candidate | tuple[str, Network]) -> Cand
     if isinstance(model, str):
         return find_candidate(model)
     if isinstance(model, Release):
-        model.path(WEIGHTS_FILE)  # checks its hash
         title = os.path.basename(os.path.abspath(model.folder))  # the folder may be "."
         return dataclasses.replace(folder_candidate(model.folder), title=title)
     if isinstance(model, Candidate):
