@@ -343,22 +343,16 @@ def _scores(comparison: Comparison) -> str:
     heading = f"{count_of(down, 'set')} of {len(sets)} clearly worse, {up} clearly better"
     if comparison.is_same:
         heading = "No score changes"
+    updates = _text(sentences.describe_updates(comparison), 5_000)
     return (
         f'<section id="scores">\n<h2>{heading}</h2>\n<p class="quiet">Points by which each score '
         "changed, with 95% intervals over groups of images. "
         '<span class="lost">■ clearly lower</span>, <span class="found">● clearly higher</span>, '
         "○ could be either. In brackets: the number of scored images. On the right: the share of "
         f'right answers that are wrong now.</p>\n<p class="quiet">{sentences.SCORES} '
-        f"{sentences.describe_splits()}{_explain_updates(comparison)}</p>\n"
+        f"{sentences.describe_splits()} {updates}</p>\n"
         f'<ul class="scores">\n{chr(10).join(lines)}\n</ul>\n</section>'
     )
-
-
-def _explain_updates(comparison: Comparison) -> str:
-    if comparison.updates.empty:
-        return ""
-    names = ", ".join(map(_text, comparison.corpus.by_role("adapt")))
-    return f" The images of all updates are scored as {names}, and again for each update."
 
 
 def _score_line(name: str, row: pd.Series, scale: tuple[float, float], kind: str = "") -> str:
