@@ -289,8 +289,10 @@ def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[floa
     seconds, families = _stored_step_seconds(device), starts.family_names()
     for run_config in configs:
         if (key := _timing_key(run_config)) not in seconds:
-            is_embedded = run_config.model.name in families
-            seconds[key] = (_measure_step if is_embedded else _estimate_step)(run_config, device)
+            if run_config.model.name in families:
+                seconds[key] = _measure_step(run_config, device)
+            else:
+                seconds[key] = forecast_step(run_config, device).seconds
     return [seconds[_timing_key(each)] * budgets.total_steps(each) for each in configs]
 
 
@@ -316,11 +318,6 @@ def _stored_step_seconds(device: str) -> dict[str, float]:
             continue
         seconds.setdefault(_timing_key(run_config), []).append(per_step)
     return {key: float(np.median(values)) for key, values in seconds.items()}
-
-
-def _estimate_step(run_config: RunConfig, device: str) -> float:
-    """Return the predicted seconds of a step, without evaluations."""
-    return forecast_step(run_config, device).seconds
 
 
 def _measure_step(run_config: RunConfig, device: str) -> float:
