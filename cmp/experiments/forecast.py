@@ -162,7 +162,7 @@ def _cached_forward(name: str, batch: int, method: Method, option: Option) -> in
 
 def forecast_step(
     run_config: RunConfig,
-    device: str = "cuda",
+    device: str,
     execution: ExecutionConfig | None = None,
     corpus: Corpus | None = None,
 ) -> StepForecast:
@@ -192,7 +192,7 @@ def forecast_step(
 
 def forecast_sentence(
     run_config: RunConfig,
-    device: str = "cuda",
+    device: str,
     execution: ExecutionConfig | None = None,
     corpus: Corpus | None = None,
 ) -> str:

@@ -27,8 +27,8 @@ def release_card(
     run_config: RunConfig,
     corpus: Corpus,
     comparison: Comparison,
-    update_sentences: Sequence[str] = (),
-    score_sentences: Sequence[str] = (),
+    update_sentences: Sequence[str],
+    score_sentences: Sequence[str],
 ) -> str:
     """Return the card of a release.
 

@@ -136,7 +136,7 @@ class Ledger:
                 digest.update(json.dumps(picture).encode() + b"\n")
         return digest.hexdigest()
 
-    def unusual_readings(self, first: int = 0) -> dict[str, dict[str, Any]]:
+    def unusual_readings(self, first: int) -> dict[str, dict[str, Any]]:
         """Return how the sets from an arrival on are read, where that differs from the default.
 
         Args:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from cmp import config
 from cmp.errors import CmpError, Diverged
-from cmp.files import child_path, write_atomic
+from cmp.files import SHORT_ID, child_path, write_atomic
 from cmp.readers.files import read_kept, write_kept
 from cmp.releases.update import train_update
 from cmp.releases.update_plan import UpdatePlan, plan_update
@@ -131,9 +131,9 @@ def _scores_of(
 
     With several processes, the first reads the folder and tells the others.
     """
-    path = child_path(folder, plan.id[:12], ".json")
+    path = child_path(folder, plan.id[:SHORT_ID], ".json")
     known = json.loads(processes.broadcast("" if processes.rank() else _known_scores(path)))
-    work = folder / "checkpoints" / plan.id[:12]
+    work = folder / "checkpoints" / plan.id[:SHORT_ID]
     if known is not None and not work.exists():
         return known
     checkpoints = contextlib.nullcontext()
@@ -147,7 +147,7 @@ def _scores_of(
         seen_by = observer if manager else NO_OBSERVER  # only the first process shows progress
         scores = {}
         with contextlib.suppress(Diverged):
-            result = train_update(plan, seen_by, manager, device, execution)
+            result = train_update(plan, device, execution, seen_by, manager)
             last = store.final_scores(store.trajectory(result.metrics))
             scores = {name: x for name in SCORES if not math.isnan(x := float(last[name].iloc[0]))}
         if manager:

@@ -122,13 +122,13 @@ def compute_update(
         _check_room(plan, folder)
     with _update_manager(plan, folder, device) as manager:
         if not manager:
-            train_update(plan, device=device, execution=execution)
+            train_update(plan, device, execution)
         else:
             if not latest_progress(work):  # the log is that of an update that saved nothing
                 (work / release.LOG_FILE).unlink(missing_ok=True)
             with RunLog(work / release.LOG_FILE, plan.id, plan.fitted, device, boards) as log:
                 watched = log.observe(_observe_own_steps(plan, observer))
-                result = train_update(plan, watched, manager, device, execution)
+                result = train_update(plan, device, execution, watched, manager)
             manager.finish()  # on a GPU, a thread may still be writing the last state
             assert manager.last is not None  # a finished run has saved its end
             write_release(plan, result, manager.last, folder, device)
@@ -171,10 +171,10 @@ def _refuse_inside(folder: Path, tensorboard: str) -> None:
 
 def train_update(
     plan: UpdatePlan,
+    device: str,
+    execution: ExecutionConfig | None,
     observer: Observer = NO_OBSERVER,
     manager: CheckpointManager | None = None,
-    device: str = "cpu",
-    execution: ExecutionConfig | None = None,
 ) -> RunResult:
     """Train a planned update from the state of its parent, see `cmp.runs.runner.execute`.
 
