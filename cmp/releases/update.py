@@ -241,7 +241,7 @@ def write_release(
             models.export_weights(first, partial / release.START_FILE)
         release.write_ledger(plan.ledger, partial / release.LEDGER_FILE)
         if (log := state.with_name(release.LOG_FILE)).exists():
-            release.link_or_copy(log, partial / release.LOG_FILE)
+            shutil.copyfile(log, partial / release.LOG_FILE)  # a further run may append to it
         release.write_served_model(result.model, plan.config.model.name, partial)
         result.metrics.to_parquet(partial / release.SCORES_FILE, index=False)
         matrix.to_parquet(partial / release.MATRIX_FILE, index=False)
