@@ -256,7 +256,8 @@ def load_plugin(path: str | os.PathLike[str]) -> None:
     """Run a Python file that registers options.
 
     Raises:
-        CmpError: The file cannot be run.
+        CmpError: The file cannot be run. Options that it registered in an earlier call stay as they
+            were.
 
     Example:
         >>> text = "@cmp.register('order', 'as-listed', seeded=False)\\n"
@@ -268,6 +269,7 @@ def load_plugin(path: str | os.PathLike[str]) -> None:
     place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
     # files with the same name are different plugins
     name = f"cmp_plugin_{Path(path).stem}_{place[:12]}"
+    earlier, before = sys.modules.get(name), dict(_options)
     try:
         spec = spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
@@ -276,8 +278,12 @@ def load_plugin(path: str | os.PathLike[str]) -> None:
         spec.loader.exec_module(module)
     except Exception as error:  # anything that the user's code raises
         sys.modules.pop(name, None)
-        for each, options in _options.items():  # those that it registered before it failed
-            _options[each] = {key: x for key, x in options.items() if x.module != name}
+        if earlier:
+            sys.modules[name] = earlier
+        for each, options in _options.items():  # without what it registered before it failed
+            was = before[each]
+            kept = {key: was.get(key) if x.module == name else x for key, x in options.items()}
+            _options[each] = {key: x for key, x in kept.items() if x}
         kind = "" if isinstance(error, CmpError) else f"{type(error).__name__}: "
         raise CmpError(f"--plugin {path}: {kind}{error}") from error
 

@@ -266,6 +266,23 @@ def test_a_run_none_of_whose_tasks_is_finished_exports_nothing(build):
     assert "no run with this id" in refused("export", "fff0", "-o", str(build / "x.safetensors"))
 
 
+def test_an_id_that_a_stored_and_an_unfinished_run_begin_with_is_refused(build):
+    """The stored one was taken."""
+    progress = stopped(step=6)
+    same = progress.run[:3]
+    stored = build / "runs" / (same + "0" * (SHORT_ID - 3))
+    stored.mkdir(parents=True)
+    (stored / "run.json").write_text("{}")
+    words = f"'{same}': 2 runs have an id that starts so: {stored.name} (stored) and "
+    words += f"{progress.run[:SHORT_ID]} (unfinished); give more of it"
+    for find in (store.find_any_run, store.find_model):
+        with pytest.raises(CmpError, match=re.escape(words)):
+            find(same)
+        assert find(progress.run)
+    stored.rename(stored.with_name(progress.run[:SHORT_ID]))  # what is left of a run's checkpoints
+    assert store._progress_of(same) is None
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_resumed_run_takes_over_how_it_was_begun_and_says_so(build, monkeypatch, size):
     with monkeypatch.context() as patch:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from typer.testing import CliRunner
 
 from cmp import cli, config, evaluation, models, starts
-from cmp.errors import CmpError, Interrupted
+from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.files import file_digest, read_yaml
 from cmp.releases import (
     compare,
@@ -36,7 +36,7 @@ from cmp.releases import (
     update_plan,
 )
 from cmp.runs import launch, logs
-from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.checkpoints import CheckpointManager, latest_progress
 from cmp.runs.identity import json_digest
 from cmp.runs.runner import Observer
 
@@ -691,6 +691,24 @@ def test_a_retention_set_with_nothing_left_to_score_is_refused(own_root):
         )
 
 
+def test_retention_images_that_the_pool_has_too_are_counted_as_not_scored(own_root):
+    """They were left out of A_ZS without a word."""
+    shutil.copytree(own_root / "pool", own_root / "kept")
+    classes(own_root / "kept", ("cup", "pen"), 4)
+
+    def notes() -> list[str]:
+        about = {"pool": own_root / "pool", "retain": [own_root / "kept"]}
+        plan = update_plan.plan_update(months.START, own_root / "z-month", months.SMALL, **about)
+        return [note for note in plan.notes if "not scored: each is" in note]
+
+    [note] = notes()
+    assert note.startswith("--retain: kept: 40 of 48 images, such as a/0.png, are not scored: each")
+    assert "in a training split, the pool or an earlier folder; take these out" in note
+    for name in "abc":
+        shutil.rmtree(own_root / "kept" / name)
+    assert notes() == []
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 def test_a_month_with_nothing_to_train_on_is_refused(made, root, tmp_path, is_first):
     month, kept = (classes(tmp_path / name, ("mug",)) for name in ("month", "kept"))
@@ -927,6 +945,7 @@ def test_another_update_that_was_stopped_is_not_overwritten(made, root, tmp_path
     with pytest.raises(Interrupted, match="the same command continues"):
         update.compute_update(plan, out, Observer(step=stop))
     other = update_plan.plan_update(months.START, root / "y-month", settings, pool=root / "pool")
+    (update.working_folder(out) / "diverged.json").write_text("{}")  # steps are worth keeping
     with pytest.raises(CmpError, match="other images or settings was stopped here"):
         update.compute_update(other, out)
     made = update.compute_update(plan, out)
@@ -936,6 +955,20 @@ def test_another_update_that_was_stopped_is_not_overwritten(made, root, tmp_path
     assert months.differences(*states) == []
     assert made.record.files[release.WEIGHTS_FILE] == whole.record.files[release.WEIGHTS_FILE]
     assert "loss " in invoke("release", "show", made.folder).output
+
+
+def test_an_update_that_diverged_may_be_repeated_at_a_lower_peak_as_its_error_says(root, tmp_path):
+    settings, out = [*months.SMALL, "training.task_steps=[3]"], tmp_path / "diverged" / "1"
+    plan = update_plan.plan_update(months.START, root / "z-month", settings, pool=root / "pool")
+    with pytest.raises(Diverged, match=r"lower schedule.peak.*diverged\.json"):
+        update.compute_update(plan.with_peak(1e30), out)
+    work = update.working_folder(out)
+    assert latest_progress(work) and (work / "diverged.json").exists()
+    update.check_folder(plan.with_peak(0.001), out)  # as for --dry-run, which deletes nothing
+    assert latest_progress(work) and (work / "diverged.json").exists()
+    made = update.compute_update(plan.with_peak(0.001), out)
+    assert made.record.id == plan.with_peak(0.001).id and not work.exists()
+    assert logs.check_log(made.path(release.LOG_FILE))[0]["step"].dropna().tolist() == [0, 1, 2]
 
 
 def test_the_bar_of_an_update_that_goes_on_ends_full(root, made, tmp_path, monkeypatch):

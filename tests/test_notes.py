@@ -125,6 +125,23 @@ def test_a_picture_that_is_trained_on_and_scored_is_named(folder):
         load_data(str(folder))
 
 
+def test_a_picture_that_was_written_again_with_the_same_pixels_is_named_too(folder):
+    def written_again(path) -> bytes:
+        file = io.BytesIO()
+        Image.open(path).save(file, "PNG", compress_level=1)
+        assert file.getvalue() != path.read_bytes()
+        return file.getvalue()
+
+    trained = folder / "new/train/a/1.png"
+    tree(folder, {"kept/c/leak.png": written_again(trained)})
+    words = "note: kept: 1 test images are also training images of new, such as c/leak.png"
+    assert words in check(folder)
+    with pytest.warns(UserWarning, match="1 test images are also training images of new"):
+        load_data(str(folder))
+    tree(folder, {"new/train/b/again.png": written_again(trained)})
+    assert "note: new: 1 training images have several names, 1 of them in" in check(folder)
+
+
 def test_what_was_checked_is_compared_without_reading_it_again(folder, monkeypatch):
     (folder / "kept/c/leak.png").write_bytes((folder / "new/train/a/1.png").read_bytes())
     with pytest.warns(UserWarning, match="1 test images are also training images of new"):

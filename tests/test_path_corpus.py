@@ -1,8 +1,10 @@
 """Names and paths that would lead out of their folders: refused, or shown to stay inside."""
 
+import errno
 import io
 import json
 import os
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -250,6 +252,22 @@ def test_a_file_is_replaced_and_the_longest_name_can_be_written(place):
     write(atomic_folder, place / "folder")
     write(atomic_folder, place / "folder")
     assert content_of(place / "folder") == {"x": b"new"}
+
+
+@pytest.mark.parametrize("whole", [atomic_folder, atomic_file])
+def test_a_file_that_is_missing_where_it_is_read_is_named_and_not_the_target(place, whole):
+    target, missing = place / "target", place / "no-such-image.jpg"
+    words = f"^{missing}: No such file or directory, so {target} was not written"
+    for read in (missing.read_bytes, missing.stat, lambda: shutil.copy(missing, place / "copy")):
+        with pytest.raises(CmpError, match=words), whole(target):
+            read()
+    with pytest.raises(CmpError, match=f"^{target}: cannot be written"), whole(target) as partial:
+        (partial / "none" / "x").write_text("new")
+    with pytest.raises(CmpError, match=f"^{target}: cannot be written"), whole(target):
+        raise OSError(errno.ENOSPC, "No space left on device", "read", None, str(target))
+    with pytest.raises(CmpError, match=f"^{target}: cannot be written"), whole(target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not target.exists() and list(place.glob(".*")) == []
 
 
 def test_what_a_killed_process_left_is_deleted_and_what_another_writes_is_not(place):

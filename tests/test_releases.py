@@ -104,6 +104,21 @@ def test_an_image_on_a_disk_that_fails_is_not_gone(tmp_path, monkeypatch, skip_g
     assert located.pictures == arrived.pictures and gone == 0
 
 
+def test_a_copy_of_a_test_image_in_an_old_month_s_training_folder_changes_nothing(tmp_path):
+    """It was taken for gone, and `--gone skip` would leave out the image for ever."""
+    month = classes(tmp_path / "month", ["cat", "dog"], 3, "train/")
+    tree(month, {"test/cat/0.png": picture(70), "test/dog/1.png": picture(71)})
+    arrived, _ = ledger.arrive(ledger.Ledger(), str(month), "adapt")
+    shutil.copy(month / "test/cat/0.png", month / "train/cat/again.png")
+    located, [part], gone = ledger.locate(arrived)
+    assert located.pictures == arrived.pictures and gone == 0
+    [row] = part.table[part.table["source"] == "test/cat/0.png"].to_dict("records")
+    assert row["split"] == "test" and part.read(row["position"]) == picture(70)
+    (month / "test/cat/0.png").write_bytes(b"no image")
+    with pytest.raises(CmpError, match=r"1 images .* gone or have changed, such as .*test/cat/0"):
+        ledger.locate(arrived)
+
+
 def test_a_small_update_trains_on_no_image_that_a_table_holds_out(tmp_path):
     """Another set with an image of the same name, whose split no file gives, changes nothing."""
     month = tree(tmp_path / "month", {"a/cat/1.png": picture(1), "b/cat/1.png": picture(2)})
@@ -313,7 +328,7 @@ def test_a_pool_replaces_the_embedded_one(corpus, tmp_path):
     arrived, _ = ledger.arrive(ledger.Ledger(), ledger.EMBEDDED, "pool")
     arrived, _ = ledger.arrive(arrived, str(month), "adapt")
     before = ledger.corpus_of(*ledger.locate(arrived)[:2])
-    arrived = update_plan._arrive_beside(arrived, str(own), "pool", "a photo of a {}")
+    arrived, _ = update_plan._arrive_beside(arrived, str(own), "pool", "a photo of a {}")
     after = ledger.corpus_of(*ledger.locate(arrived)[:2])
     pool, _ = mixtures.choose_replay(after, cmp.RunConfig().mixture, 0)
     assert {*after.table["dataset"].iloc[pool]} == {"pool"}

@@ -74,6 +74,12 @@ def test_a_run_ends_after_its_own_last_task_on_the_widest_test():
     assert store.after_last_task(of_one)["scope"].tolist() == ["subset", "full"]
 
 
+def test_an_update_on_a_subset_is_not_given_the_scores_of_the_month_before_it():
+    places = [(0, "full"), (1, "full"), (2, "subset")]
+    table = pd.DataFrame(places, columns=["task", "scope"])
+    assert store.final_scores(table).to_numpy().tolist() == [[2, "subset"]]
+
+
 def test_the_catalogue_agrees_with_the_paper_s_model():
     found = model_catalogue(("ViT-B-32", "ViT-B-16"))
     row = found.loc["ViT-B-16"]

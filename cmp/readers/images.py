@@ -63,6 +63,8 @@ END_OF_JPEG = b"\xff\xd9"
 """The marker that ends a whole JPEG. For a file without it, torchvision makes up the rest."""
 CHECK_BLOCK = 64
 """Images that are checked per block."""
+REPEATED = "image also in another split"
+"""The fault of an image that can be used, but is listed in two splits."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # see `MAX_PIXELS`
 warnings.filterwarnings("ignore", "Corrupt EXIF data")  # see `orientation`
@@ -410,17 +412,30 @@ def usable_images(index: ImageIndex, decode_again: bool = False) -> tuple[ImageI
         The dataset, with its `content` and the columns `digest`, `pixels`, `look` and `traits`
         filled in, and a fault for each image that is left out.
     """
+    table, content = examine_images(index, decode_again)
+    left_out = table[table["fault"] != ""]
+    faults = [Fault(*each) for each in zip(left_out["fault"], left_out["source"], strict=True)]
+    table = table.drop(index=left_out.index, columns="fault").reset_index(drop=True)
+    return dataclasses.replace(index, table=table, content=content), faults
+
+
+def examine_images(index: ImageIndex, decode_again: bool = False) -> tuple[pd.DataFrame, str]:
+    """Decode every image of a dataset, see `usable_images`.
+
+    Returns:
+        The dataset's table, with all images, whose column `fault` is "" for those that are usable;
+        and a hash of the content of these.
+    """
     name = f"images-{index.data_hash('changed')}-{len(TRAITS)}.json"  # counts all known traits
     path = build_folder() / "checked" / name
     if decode_again:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
     content, faulty, hashes, noted = keep_value(path, functools.partial(_examine, index))
-    faults = [Fault(kind, index.table["source"].iloc[row]) for row, kind in faulty]
-    table = index.table.assign(**hashes, traits=0)
+    table = index.table.assign(**hashes, traits=0, fault="")
     table.loc[[row for row, _ in noted], "traits"] = [traits for _, traits in noted]
-    table = table.drop(index=[row for row, _ in faulty]).reset_index(drop=True)
-    return dataclasses.replace(index, table=table, content=content), faults
+    table.loc[[row for row, _ in faulty], "fault"] = [kind for _, kind in faulty]
+    return table, content
 
 
 def _examine(
@@ -446,7 +461,7 @@ def _examine(
     if index.dataset.reader.kind != "fomo":
         repeated = split > split.groupby(images["digest"]).transform("min")
         repeated &= index.table["given"] & (images["fault"] == "")
-        images.loc[repeated, "fault"] = "image also in another split"
+        images.loc[repeated, "fault"] = REPEATED
     bad = images["fault"][images["fault"] != ""]
     content = hashlib.sha256("".join(images["digest"].drop(bad.index)).encode())
     hashes = {name: [int(x[:15] or "0", 16) for x in images[name]] for name in HASHES}

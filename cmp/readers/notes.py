@@ -82,7 +82,7 @@ def describe_differences(
 def leaked_pictures(indexes: list[ImageIndex]) -> list[str]:
     """Report images that are both scored and trained on or replayed.
 
-    Images are equal if their files are equal byte for byte.
+    Images are equal if their pixels are, since a model gets the same from both files.
 
     Args:
         indexes: All checked datasets of a collection.
@@ -93,9 +93,9 @@ def leaked_pictures(indexes: list[ImageIndex]) -> list[str]:
     if not indexes:
         return []
     table = pd.concat([index.table.assign(set=index.dataset.name) for index in indexes])
-    trained = table.loc[table["split"] == "train"].drop_duplicates(["set", "digest"])
+    trained = table.loc[table["split"] == "train"].drop_duplicates(["set", "pixels"])
     scored = table.loc[table["split"] != "train"]
-    shared = scored.merge(trained, on="digest", suffixes=("", "_trained"))
+    shared = scored.merge(trained, on="pixels", suffixes=("", "_trained"))
     return [
         f"{name}: {len(part)} test images are also training images of {other}, such as "
         f"{part['source'].iloc[0]} and {part['source_trained'].iloc[0]}; they test memorisation, "
@@ -113,15 +113,15 @@ def repeated_pictures(index: ImageIndex) -> list[str]:
     Returns:
         One sentence, or none.
     """
-    table = index.table.loc[index.table["split"] == "train"].drop_duplicates(["digest", "source"])
-    part = table.loc[table["digest"].duplicated(keep=False)].sort_values("digest", kind="stable")
+    table = index.table.loc[index.table["split"] == "train"].drop_duplicates(["pixels", "source"])
+    part = table.loc[table["pixels"].duplicated(keep=False)].sort_values("pixels", kind="stable")
     if part.empty:
         return []
-    by_digest = part.groupby("digest")
-    torn = int((by_digest["label"].nunique() > 1).sum())
+    by_pixels = part.groupby("pixels")
+    torn = int((by_pixels["label"].nunique() > 1).sum())
     classes = f", {torn} of them in several classes" if torn else ""
     return [
-        f"{index.dataset.name}: {by_digest.ngroups} training images have several names{classes}, "
+        f"{index.dataset.name}: {by_pixels.ngroups} training images have several names{classes}, "
         f"such as {part['source'].iloc[0]} and {part['source'].iloc[1]}; each is drawn once per "
         "name"
     ]
@@ -143,7 +143,7 @@ def limits_of_recall(index: ImageIndex) -> list[str]:
         return []
     questions = rows.assign(owner=rows.index).explode("captions")
     chance = chance_of_recall(questions["owner"].to_numpy())
-    keys = [key for key in ("digest", "captions") if key in questions]
+    keys = [key for key in ("pixels", "captions") if key in questions]
     equal = [questions.groupby(key)["owner"].transform("nunique") for key in keys]
     ceiling = (RETRIEVAL_K / pd.concat(equal, axis=1).max(axis=1)).clip(upper=1).mean()
     what, sentences = f"{index.dataset.name}: R@{RETRIEVAL_K} of {len(rows)} test images is", []

@@ -624,13 +624,15 @@ def _locate_set(
     with contextlib.suppress(CmpError):  # the folder itself may be gone
         index = collection.read_index(dataset, Path(arrival.folder, tree["root"]))
     if index is not None:
-        index, _ = images.usable_images(index)  # raises if the disk fails, as nothing is gone then
+        found, _ = images.examine_images(index)  # raises if the disk fails, as nothing is gone then
+        # a copy in another split, added since, changes nothing: the ledger has the splits
+        found = found[found["fault"].isin(["", images.REPEATED])]
         read = index.read
-        if len(index.table):
+        if len(found):
             task = index.dataset.task
         # tars of the same name in two folders may have images of the same name
-        keys = zip(index.table["source"], index.table["digest"], strict=True)
-        files = dict(zip(keys, index.table[[*NO_FACTS]].to_dict("records"), strict=True))
+        keys = zip(found["source"], found["digest"], strict=True)
+        files = dict(zip(keys, found[[*NO_FACTS]].to_dict("records"), strict=True))
     update = update_label(arrival)
     rows, lost = [], []
     for place, picture in enumerate(pictures):

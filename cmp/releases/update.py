@@ -29,7 +29,14 @@ from cmp.releases.compare import Comparison, compare
 from cmp.releases.release import Release, ReleaseRecord, UpdateRecord
 from cmp.releases.report import write_report
 from cmp.releases.update_plan import UpdatePlan, max_rate, plan_update
-from cmp.runs.checkpoints import CheckpointManager, RunState, latest_progress
+from cmp.runs.checkpoints import (
+    REPORT,
+    CheckpointManager,
+    Progress,
+    RunState,
+    checkpoint_files,
+    latest_progress,
+)
 from cmp.runs.logs import RunLog, check_log, sparkline
 from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, advance_bar, execute
 from cmp.scale import processes
@@ -80,11 +87,17 @@ def check_folder(plan: UpdatePlan, folder: Path) -> None:
         raise CmpError(f"{folder}: cannot be made, since nothing can be written to {above}")
     work = working_folder(folder)
     unfinished = latest_progress(work)
-    if unfinished and unfinished.run != plan.id:
+    if unfinished and unfinished.run != plan.id and not _diverged_early(work, unfinished):
         raise CmpError(
             f"{folder}: an update with other images or settings was stopped here; repeat its "
             f"command, or delete {work}"
         )
+
+
+def _diverged_early(work: Path, unfinished: Progress) -> bool:
+    """Return whether an unfinished update diverged and has nothing worth keeping, only the state
+    before its first step: it would diverge again, and at a lower peak it is another update."""
+    return (unfinished.task, unfinished.step) == (0, 0) and (work / REPORT).exists()
 
 
 def compute_update(
@@ -124,7 +137,12 @@ def compute_update(
         if not manager:
             train_update(plan, device, execution)
         else:
-            if not latest_progress(work):  # the log is that of an update that saved nothing
+            unfinished = latest_progress(work)
+            if unfinished and unfinished.run != plan.id and _diverged_early(work, unfinished):
+                for path in (*checkpoint_files(work), work / REPORT):  # in this order, if killed
+                    path.unlink(missing_ok=True)
+                unfinished = None
+            if not unfinished:  # the log is that of an update that saved nothing
                 (work / release.LOG_FILE).unlink(missing_ok=True)
             with RunLog(work / release.LOG_FILE, plan.id, plan.fitted, device, boards) as log:
                 watched = log.observe(_observe_own_steps(plan, observer))

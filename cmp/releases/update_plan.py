@@ -66,6 +66,7 @@ class UpdatePlan:
         report: What is new.
         gone: How many images of earlier updates are gone.
         is_peak_given: Whether the peak is among its settings.
+        unscored: Sentences on images of new retention sets that are not scored.
     """
 
     id: str
@@ -79,6 +80,7 @@ class UpdatePlan:
     report: ArrivalReport
     gone: int
     is_peak_given: bool
+    unscored: tuple[str, ...]
 
     def with_peak(self, peak: float) -> "UpdatePlan":
         """Return the plan of the same update at another peak of the learning rate."""
@@ -168,9 +170,11 @@ def plan_update(
     prompt = _stream_prompt(prompt, parent, base["model"]["name"])
     if moved:
         ledger = ledgers.move(ledger, moved)
+    unscored = []
     for folder, role in [(pool, "pool"), *((each, "eval") for each in retain)]:
         if folder is not None:
-            ledger = _arrive_beside(ledger, str(folder), role, prompt)
+            ledger, sentence = _arrive_beside(ledger, str(folder), role, prompt)
+            unscored += [sentence] if sentence else []
     ledger, report = ledgers.arrive(ledger, os.fspath(data), "adapt", name, prompt)
     if not report.new.get("train"):
         some = f", such as {report.held_from[0]}" if report.held_from else ""
@@ -192,7 +196,7 @@ def plan_update(
     update_id = _update_id(run_config, parent, ledger, prompt, gone)
     return UpdatePlan(
         update_id, parent, run_config, fitted, ledger, corpus, pools, prompt, report, gone,
-        "peak" in tree.get("schedule", {}),
+        "peak" in tree.get("schedule", {}), tuple(unscored),
     )  # fmt: skip
 
 
@@ -259,8 +263,9 @@ def _check_name(start: str, name: str) -> None:
     )
 
 
-def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> Ledger:
-    """Return the ledger with a retention set added, or with a pool in place of the earlier one."""
+def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple[Ledger, str]:
+    """Return the ledger with a retention set added, or with a pool in place of the earlier one; and
+    a sentence on images of the retention set that are not scored, or ""."""
     if folder == EMBEDDED and role != "pool":
         raise CmpError("--retain: give a folder; embedded images can only be a pool")
     if folder == EMBEDDED and ledger.updates:
@@ -268,12 +273,20 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> Ledge
     if role == "pool":
         ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
     ledger, report = ledgers.arrive(ledger, folder, role, prompt=prompt)
-    if role == "eval" and {*report.new} == {"train"}:
-        raise CmpError(
-            f"--retain: {folder}: none of its images is left to score: each is in a training "
-            "split, the pool or an earlier folder; take these out of the pool, or give others"
-        )
-    return ledger
+    trained = report.new.get("train", 0)
+    if role != "eval" or not trained:
+        return ledger, ""
+    reason = (
+        "each is in a training split, the pool or an earlier folder; take these out of the pool, "
+        "or give others"
+    )
+    if {*report.new} == {"train"}:
+        raise CmpError(f"--retain: {folder}: none of its images is left to score: {reason}")
+    name, last = ledger.arrivals[-1].name, len(ledger.arrivals) - 1
+    some = next(x.source for x in ledger.pictures if x.arrival == last and x.split == "train")
+    count = count_of(sum(report.new.values()), "image")
+    sentence = f"--retain: {name}: {trained:,} of {count}, such as {some}, are not scored: {reason}"
+    return ledger, sentence
 
 
 def _update_config(
@@ -385,6 +398,7 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
             "no pool is replayed, so only merging protects what the model knew before its first "
             "update; pass --pool FOLDER with images like those of pretraining"
         )
+    yield from plan.unscored
     if not plan.corpus.by_role("eval"):
         yield "forgetting is not measured; pass --retain FOLDER with images that the model knew"
     yield from notes.describe_differences(plan.corpus.noted)

@@ -355,9 +355,10 @@ def after_last_task(table: pd.DataFrame) -> pd.DataFrame:
 
 def final_scores(trajectory: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of a `trajectory` after each run's last task, on the largest test that was
-    scored."""
-    wide = "full" if (trajectory["scope"] == "full").any() else "subset"
-    return after_last_task(trajectory[trajectory["scope"] == wide])
+    scored then."""
+    last = after_last_task(trajectory)  # first, as an update may score less than those before it
+    wide = "full" if (last["scope"] == "full").any() else "subset"
+    return last[last["scope"] == wide]
 
 
 class Verdict(NamedTuple):
@@ -571,12 +572,20 @@ def find_any_run(prefix: str) -> StoredRun:
 
 
 def _progress_of(prefix: str) -> Progress | None:
-    """Return the only unfinished run whose id starts with a prefix, or None if a stored run has it;
-    raise `CmpError` if there is neither."""
-    if any(name.startswith(prefix[:SHORT_ID]) for name in stored_ids()):
-        return None
-    if not unfinished_runs(prefix):
+    """Return the only unfinished run whose id starts with a prefix, or None if only stored runs
+    have it; raise `CmpError` if there is neither, or an unfinished run among several."""
+    stored = {name for name in stored_ids() if name.startswith(prefix[:SHORT_ID])}
+    unfinished = {progress.run[:SHORT_ID] for progress in unfinished_runs(prefix)}
+    if stored >= unfinished:  # of a stored run, checkpoints may be left
+        if stored:
+            return None
         raise CmpError(f"{prefix!r}: no run with this id; `cmpt results ls` lists all runs")
+    if stored:
+        raise CmpError(
+            f"{prefix!r}: {len(stored | unfinished)} runs have an id that starts so: "
+            f"{', '.join(sorted(stored))} (stored) and {', '.join(sorted(unfinished - stored))} "
+            "(unfinished); give more of it"
+        )
     return find_unfinished(prefix)
 
 
