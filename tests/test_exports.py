@@ -241,7 +241,7 @@ def test_a_model_that_transformers_saved_is_not_replaced(tmp_path):
 def test_features_that_differ_are_refused(wrong):
     """A picture's, a text's, or a number that is none."""
     features = F.normalize(torch.randn(8, 4), dim=-1)
-    probe = exports.Probe(torch.zeros(8, 3, 2, 2), torch.zeros(8, 2), features, features)
+    probe = exports.Probe(torch.zeros(8, 3, 2, 2), torch.zeros(8, 2), features, features, "")
     image, text = features.clone(), features.clone()
     assert exports.compare_features(probe, image, text, "x") == (0, 0)
     (image, text, image)[wrong][3, 1] += (2e-5, -2e-5, torch.nan)[wrong]

@@ -159,7 +159,7 @@ def test_a_folder_is_not_replaced_where_that_is_asked(tmp_path):
 @pytest.mark.parametrize("change", ["none", "weights", "no record", "own record"])
 def test_an_export_replaces_only_what_an_export_wrote(tmp_path, change):
     """A model that others saved has the same names, and may be saved over an export."""
-    out, record = tmp_path / "model", tmp_path / "model" / exports.RECORD_FILE
+    out, record = tmp_path / "model", tmp_path / "model" / exports.EXPORT_FILE
 
     def export():
         with exports.export_folder(out, hugging_face.FILES) as partial:
@@ -170,7 +170,7 @@ def test_an_export_replaces_only_what_an_export_wrote(tmp_path, change):
     if change == "none":
         assert export() == first
         return
-    lost = exports.RECORD_FILE if change == "own record" else "model.safetensors"
+    lost = exports.EXPORT_FILE if change == "own record" else "model.safetensors"
     if change == "weights":
         (out / lost).write_text("trained for a week")
     elif change == "no record":  # as `save_pretrained` writes a folder

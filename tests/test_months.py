@@ -1048,6 +1048,25 @@ def test_after_a_kill_behind_the_release_the_same_command_deletes_the_checkpoint
 
 
 @pytest.mark.defect
+def test_a_log_that_is_written_further_does_not_damage_the_release(root, tmp_path, monkeypatch):
+    """After a kill right behind the release, which is then moved, the same command goes on."""
+    write = update.write_release
+
+    def write_and_die(*given):
+        write(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(update, "write_release", write_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        first(root, tmp_path)
+    moved = (tmp_path / "releases" / "1").rename(tmp_path / "moved")
+    [left] = tmp_path.rglob(f".*.update/{release.LOG_FILE}")
+    with left.open("a") as log:
+        log.write("{}\n")
+    assert release.read_release(moved).path(release.LOG_FILE)
+
+
+@pytest.mark.defect
 def test_after_a_kill_behind_a_tried_peak_the_same_command_deletes_the_checkpoints(
     made, root, tmp_path, monkeypatch
 ):

@@ -1,6 +1,5 @@
 """Releases where folders, names, settings and devices are unusual."""
 
-import dataclasses
 import errno
 import hashlib
 import os
@@ -155,20 +154,9 @@ def captions(folder, seeds):
     return tree(folder, files | {f"{seed}.txt": b"the number %d" % seed for seed in seeds})
 
 
-def without_tasks(arrived):
-    """A ledger as an older release has it."""
-    arrivals = [
-        dataclasses.replace(x, sets=tuple({**tree, "task": None} for tree in x.sets))
-        for x in arrived.arrivals
-    ]
-    return ledger.Ledger(tuple(arrivals), arrived.pictures)
-
-
-@pytest.mark.parametrize("is_old", [False, True])
 @pytest.mark.parametrize("is_empty", [False, True])
 @pytest.mark.parametrize("kind", ["classification", "retrieval"])
-def test_a_stream_keeps_its_task_when_its_first_folder_is_gone(tmp_path, kind, is_empty, is_old):
-    """Older releases have no task for a set."""
+def test_a_stream_keeps_its_task_when_its_first_folder_is_gone(tmp_path, kind, is_empty):
     arrived = ledger.Ledger()
     for number in (1, 2):
         month = tmp_path / f"{number}"
@@ -177,8 +165,6 @@ def test_a_stream_keeps_its_task_when_its_first_folder_is_gone(tmp_path, kind, i
         else:
             classes(month, prefix=f"{number}")
         arrived, _ = ledger.arrive(arrived, str(month), "adapt")
-    if is_old:
-        arrived = without_tasks(arrived)
 
     def task():
         located, parts, gone = ledger.locate(arrived, skip_gone=True)
@@ -193,18 +179,15 @@ def test_a_stream_keeps_its_task_when_its_first_folder_is_gone(tmp_path, kind, i
     assert task() == (kind, True)
 
 
-@pytest.mark.parametrize("is_old", [False, True])
 @pytest.mark.parametrize("role", ["adapt", "eval"])
 @pytest.mark.parametrize("is_caption_first", [False, True])
-def test_classes_and_captions_are_not_joined_into_one_set(tmp_path, is_caption_first, role, is_old):
+def test_classes_and_captions_are_not_joined_into_one_set(tmp_path, is_caption_first, role):
     labelled, captioned = classes(tmp_path / "a"), captions(tmp_path / "b", range(8))
     table = tree(tmp_path / "c", {f"{n}.png": picture(20 + n) for n in range(8)})
     rows = [f"{n}.png,oak,an oak of {n} years\n" for n in range(8)]
     (table / "t.csv").write_text("".join(["filepath,label,caption\n", *rows]))
     first, second = (captioned, labelled) if is_caption_first else (labelled, captioned)
     arrived, _ = ledger.arrive(ledger.Ledger(), str(first), role)
-    if is_old:
-        arrived = without_tasks(arrived)
     tasks = "classification", "retrieval"
     words = [f"{second}: its images have no", *map(repr, tasks), f"`cmpt data init {second}`"]
     with pytest.raises(CmpError) as error:

@@ -757,7 +757,7 @@ def claim_correlations(known: ClaimsFile) -> pd.DataFrame:
     numbers of rows."""
     pseudo = {}
     for claim in known.claims:
-        if claim.measure == "gain" and not verdicts.missing_runs(claim, known):
+        if claim.measure == "gain" and not verdicts.describe_missing(claim, known):
             with contextlib.suppress(CmpError):  # the setting is outside the front
                 pseudo[claim.name] = verdicts.measure_claim(claim, known).pseudo
     table = pd.DataFrame(pseudo).corr().round(1) + 0.0  # and no -0.0

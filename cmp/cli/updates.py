@@ -182,7 +182,7 @@ def parse_moved(moved: list[str] | None, start: str | Path) -> dict[str, str]:
     """
     folders: list[str] = []
     if moved and release.is_release(Path(start)):
-        folders = [str(tree["folder"]) for tree in release.read_release(start).record.arrivals]
+        folders = [arrival.folder for arrival in release.read_release(start).record.arrivals]
     pairs = [_split_moved(text, folders) for text in moved or []]
     olds = [old for old, _ in pairs]
     if twice := [old for old in olds if olds.count(old) > 1]:

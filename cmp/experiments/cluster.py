@@ -151,25 +151,14 @@ def _outcome(ray: ModuleType, reference: Any) -> workers.Outcome:
     return None
 
 
-def runs_on_node(nodes: list[dict[str, Any]], node_id: str, jobs: int) -> int:
-    """Return how many runs may be on a node at a time: one on each of its GPUs, at most `jobs`.
-
-    Args:
-        nodes: What `ray.nodes()` returns.
-        node_id: The node.
-        jobs: The number of runs on all nodes.
-    """
-    [node] = [each for each in nodes if each["NodeID"] == node_id]
-    return max(1, min(jobs, int(node["Resources"].get("GPU", jobs))))
-
-
 def _share_cores(jobs: int) -> None:
-    """Let the decoding processes of this node's runs share its cores, see
-    `cmp.scale.decoding.worker_count`."""
+    """Let the decoding processes of this node's runs, one on each of its GPUs and at most `jobs`,
+    share its cores, see `cmp.scale.decoding.worker_count`."""
     import ray
 
-    node_id = ray.get_runtime_context().get_node_id()
-    os.environ[JOBS] = str(runs_on_node(ray.nodes(), node_id, jobs))
+    here = ray.get_runtime_context().get_node_id()
+    [node] = [each for each in ray.nodes() if each["NodeID"] == here]
+    os.environ[JOBS] = str(max(1, min(jobs, int(node["Resources"].get("GPU", jobs)))))
 
 
 def _compute_on_node(

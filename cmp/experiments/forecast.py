@@ -129,7 +129,9 @@ def predict_step(
         if traced < share:
             share, source = traced, "from its kernels"
     again = {"micro-batches": size < batch, "activations": execution.checkpoint_activations}
-    flops = step_flops(run_config) + sum(again.values()) * _forward_flops(run_config)
+    flops = step_flops(run_config)
+    if repeats := sum(again.values()):
+        flops += repeats * _forward_flops(run_config)
     seconds, images = flops / count / (share * facts.peak), batch / decoding
     if images > seconds:
         return StepForecast(images, f"predicted from decoding {decoding:,.0f} images/s")
@@ -160,7 +162,7 @@ def _cached_forward(name: str, batch: int, method: Method, option: Option) -> in
 
 def forecast_step(
     run_config: RunConfig,
-    device: str = "cuda",
+    device: str,
     execution: ExecutionConfig | None = None,
     corpus: Corpus | None = None,
 ) -> StepForecast:
@@ -190,7 +192,7 @@ def forecast_step(
 
 def forecast_sentence(
     run_config: RunConfig,
-    device: str = "cuda",
+    device: str,
     execution: ExecutionConfig | None = None,
     corpus: Corpus | None = None,
 ) -> str:
@@ -287,8 +289,10 @@ def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[floa
     seconds, families = _stored_step_seconds(device), starts.family_names()
     for run_config in configs:
         if (key := _timing_key(run_config)) not in seconds:
-            is_embedded = run_config.model.name in families
-            seconds[key] = (_measure_step if is_embedded else _estimate_step)(run_config, device)
+            if run_config.model.name in families:
+                seconds[key] = _measure_step(run_config, device)
+            else:
+                seconds[key] = forecast_step(run_config, device).seconds
     return [seconds[_timing_key(each)] * budgets.total_steps(each) for each in configs]
 
 
@@ -314,11 +318,6 @@ def _stored_step_seconds(device: str) -> dict[str, float]:
             continue
         seconds.setdefault(_timing_key(run_config), []).append(per_step)
     return {key: float(np.median(values)) for key, values in seconds.items()}
-
-
-def _estimate_step(run_config: RunConfig, device: str) -> float:
-    """Return the predicted seconds of a step, without evaluations."""
-    return forecast_step(run_config, device).seconds
 
 
 def _measure_step(run_config: RunConfig, device: str) -> float:
@@ -369,19 +368,27 @@ def _step_seconds(
     return (ends[-1] - ends[0]) / (MEASURED_STEPS - 1), clock() - ends[-1]
 
 
-def memory_account(run: RunConfig) -> dict[str, int]:
-    """Return the bytes of a run's step in fp32 by purpose, see `cmp.budgets.memory_account`."""
+def memory_account(run: RunConfig, recomputed: bool = False) -> dict[str, int]:
+    """Return the bytes of a run's step in fp32 by purpose, see `cmp.budgets.memory_account`.
+
+    Args:
+        run: The run.
+        recomputed: Whether the network recomputes what it can, so that "activations" are only the
+            inputs of all blocks.
+    """
     batch, option = run.training.batch, get_option("method", run.method.name)
     replayed = budgets.replayed_samples(run)
-    return _cached_account(run.model.name, batch, run.method, replayed, option)
+    return _cached_account(run.model.name, batch, run.method, replayed, option, recomputed)
 
 
 @functools.cache
 def _cached_account(
-    name: str, batch: int, method: Method, replayed: int, option: Option
+    name: str, batch: int, method: Method, replayed: int, option: Option, recomputed: bool
 ) -> dict[str, int]:
-    state = budgets.shape_state(name, method, models.create_on_meta(name))
-    return budgets.memory_account(state, batch, replayed)
+    model = models.create_on_meta(name)
+    if recomputed:
+        model.set_grad_checkpointing(True)
+    return budgets.memory_account(budgets.shape_state(name, method, model), batch, replayed)
 
 
 def recomputed_activations(run: RunConfig) -> int | None:
@@ -390,25 +397,13 @@ def recomputed_activations(run: RunConfig) -> int | None:
 
     The inputs of all blocks are kept, and the activations of one block exist at a time.
     """
-    batch, option = run.training.batch, get_option("method", run.method.name)
-    replayed = budgets.replayed_samples(run)
-    return _cached_recomputed(run.model.name, batch, run.method, replayed, option)
-
-
-@functools.cache
-def _cached_recomputed(
-    name: str, batch: int, method: Method, replayed: int, option: Option
-) -> int | None:
-    model = models.create_on_meta(name)
+    model = models.create_on_meta(run.model.name)
     if not hasattr(getattr(model.visual, "transformer", None), "grad_checkpointing"):
         return None
     blocks = tower_blocks(parameter for parameter, _ in model.named_parameters())
-    model.set_grad_checkpointing(True)
-    state = budgets.shape_state(name, method, model)
-    block_inputs = budgets.memory_account(state, batch, replayed)["activations"]
-    activations = _cached_account(name, batch, method, replayed, option)["activations"]
-    fewest_blocks = min(count for _, count in blocks.values())
-    return block_inputs + (activations - block_inputs) // fewest_blocks
+    block_inputs = memory_account(run, recomputed=True)["activations"]
+    rest = memory_account(run)["activations"] - block_inputs
+    return block_inputs + rest // min(count for _, count in blocks.values())
 
 
 def checkpoint_bytes(run: RunConfig) -> int:

@@ -106,13 +106,11 @@ def missing_needs(run_config: RunConfig, device: str) -> list[str]:
 def _check_data(run_config: RunConfig | None) -> Check:
     """Check the data of a run, or the embedded benchmark."""
     try:
-        from cmp.embedded import packed  # needs the packages of an extra
-
-        corpus = load_run_data(run_config) if run_config else packed.load_embedded()
+        corpus = load_run_data(run_config) if run_config else load_data("embedded")
         if run_config:
             fitted = mixtures.fit_mixture(run_config, corpus)
             mixtures.replay_pool(corpus, fitted.mixture, fitted.seeds.data)
-    except (CmpError, ImportError) as error:
+    except CmpError as error:
         return Check("data", MISSING, str(error).removeprefix("data: "))
     return Check("data", PRESENT, f"{len(corpus.table)} images of {len(corpus.datasets)} datasets")
 
@@ -344,11 +342,6 @@ def missing_images(source: str) -> list[str]:
     return [f"{each.dataset.name}: {each.state}: {each.reason}" for each in wrong]
 
 
-def _data_here(run_config: RunConfig) -> Corpus | None:
-    """Return the data of a run, or None if a run cannot use what is there."""
-    return load_run_data(run_config) if _check_data(run_config).state == PRESENT else None
-
-
 def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> list[str]:
     """Return what a study would compute, setting by setting, followed by what is missing for it."""
     lines, missing = [f"runs: {len(configs)}"], {}
@@ -356,7 +349,8 @@ def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> li
         lines.append(f"{setting}, replicate {replicate}")
         lines += [f"  {line}" for line in describe_run(run_config)]
         if run_config.model.name not in starts.family_names():
-            corpus = _data_here(run_config)
+            is_here = _check_data(run_config).state == PRESENT
+            corpus = load_run_data(run_config) if is_here else None
             fitted = budgets.settle(run_config, corpus) if corpus else run_config
             sentence = forecast.forecast_sentence(fitted, device, corpus=corpus)
             lines.append(f"  forecast: {sentence}")

@@ -307,7 +307,7 @@ def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
         "planned": claim.half_width,
         "level": level,
     }
-    if words := missing_runs(claim, known):
+    if words := describe_missing(claim, known):
         sentence = f"Not computed yet: {words}."
         return row | {"reading": NOT_COMPUTED, "agrees": "", "sentence": sentence}
     try:
@@ -337,7 +337,7 @@ def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
     return row | {"sentence": _sentence(row, claim)}
 
 
-def missing_runs(claim: Claim, known: ClaimsFile) -> str:
+def describe_missing(claim: Claim, known: ClaimsFile) -> str:
     """Return a text on a claim's runs that are not published yet, or "".
 
     Raises:

@@ -1,20 +1,18 @@
 """Find the model that one text names: an embedded base, a tag, a file, a run, a folder, a hub."""
 
 import functools
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
-from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 
 from cmp import config, models, starts
-from cmp.errors import CmpError, did_you_mean, explain_errors
-from cmp.files import SHORT_ID, parse_json, read_text
+from cmp.errors import CmpError, did_you_mean
+from cmp.files import SHORT_ID
 from cmp.models import Network
-from cmp.releases.release import is_release, read_release
+from cmp.releases.release import CONFIG_FILE, WEIGHTS_FILE, is_release, read_release
 from cmp.runs import store
 from cmp.starts import HUB, RUN_PREFIX
 
@@ -23,7 +21,7 @@ USUAL_START = "annealed"
 FORMS = (
     "NAME:START (small:annealed, small:annealed:3 for base 3, ViT-B-32:laion2b_s34b_b79k, "
     "small:random, NAME:FILE.safetensors), run:ID, hf-hub:ORG/NAME, or a folder with "
-    f"{HF_SAFE_WEIGHTS_NAME} and {HF_CONFIG_NAME}"
+    f"{WEIGHTS_FILE} and {CONFIG_FILE}"
 )
 """The ways to name a model, for errors."""
 
@@ -122,7 +120,7 @@ def folder_candidate(folder: Path) -> Candidate:
         CmpError: There is no such model, or a file of a release is damaged.
     """
     made = read_release(folder) if is_release(folder) else None
-    for name in (HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME):
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise CmpError(
                 f"{folder}: contains no {name}; it is neither a release nor a folder written by "
@@ -130,10 +128,8 @@ def folder_candidate(folder: Path) -> Candidate:
             )
         if made:
             made.path(name)  # checks its hash
-    with explain_errors(f"{folder / HF_CONFIG_NAME}: cannot be read", "", TypeError, KeyError):
-        model_config = parse_json(read_text(folder / HF_CONFIG_NAME))["model_cfg"]
-    for name in starts.family_names():
-        if json.dumps(open_clip.get_model_config(name)) == json.dumps(model_config):
-            load = functools.partial(models.load_from_file, name, folder / HF_SAFE_WEIGHTS_NAME)
-            return Candidate(str(folder), name, load)
+    name = starts.known_name(f"local-dir:{folder}")
+    if starts.family_of(name):
+        load = functools.partial(models.load_from_file, name, folder / WEIGHTS_FILE)
+        return Candidate(str(folder), name, load)
     return _candidate(str(folder), f"local-dir:{folder}", HUB)

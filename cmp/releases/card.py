@@ -27,8 +27,8 @@ def release_card(
     run_config: RunConfig,
     corpus: Corpus,
     comparison: Comparison,
-    update_sentences: Sequence[str] = (),
-    score_sentences: Sequence[str] = (),
+    update_sentences: Sequence[str],
+    score_sentences: Sequence[str],
 ) -> str:
     """Return the card of a release.
 
@@ -41,19 +41,17 @@ def release_card(
         score_sentences: Sentences on the scores.
     """
     name, last = run_config.model.name, record.updates[-1]
-    rows, chosen = [], ""
-    for update in record.updates:
-        chosen = update.name if update.is_peak_given else chosen
-        source = f"as in {chosen}" if chosen else "the recipe's"
-        source = "given" if update.is_peak_given else source
-        row = update.name, f"{update.images:,}", update.steps, f"{update.peak:g}", source
-        rows.append(row)
+    rows = []
+    for number, update in enumerate(record.updates):
+        source = sentences.describe_peak(update.is_peak_given, record.updates[:number])
+        row = update.name, f"{update.images:,}", update.steps, f"{update.peak:g}"
+        rows.append((*row, source or "the recipe's"))
     columns = ["", "training images", "steps", "peak rate", "source"]
     updates = pd.DataFrame(rows, columns=pd.Index(columns))
     sets = [
-        (tree["name"], arrival["role"], tree.get("prompt", ""), tree.get("licence", "not given"))
+        (tree["name"], arrival.role, tree.get("prompt", ""), tree.get("licence", "not given"))
         for arrival in record.arrivals
-        for tree in arrival["sets"] or [{"name": arrival["folder"]}]
+        for tree in arrival.sets or [{"name": arrival.folder}]
     ]
     columns = ["", "role", "prompt", "licence"]
     data = pd.DataFrame([*dict.fromkeys(sets)], columns=pd.Index(columns))
@@ -68,7 +66,7 @@ def release_card(
         images=sentences.count_of(last.images, "training image"),
         scores=score_table(comparison),
         about=sentences.SCORES, splits=sentences.describe_splits(),
-        months=_explain_updates(comparison),
+        months=escape_markdown(sentences.describe_updates(comparison)),
         said="\n\n".join(map(escape_markdown, score_sentences)),
         plan="\n".join(f"* {escape_markdown(sentence)}" for sentence in update_sentences),
         updates=markdown_table(updates), method=run_config.method.name,
@@ -95,17 +93,6 @@ def snippet(name: str, corpus: Corpus) -> str:
     if family:  # with its package's own networks and tokens
         how = CARD["own"].format(name=name, module=family.__name__)
     return CARD["snippet"].format(how=how.rstrip(), names=names, prompt=prompt)
-
-
-def _explain_updates(comparison: Comparison) -> str:
-    """Return a sentence on the rows of updates, or "" without any."""
-    if comparison.updates.empty:
-        return ""
-    names = ", ".join(comparison.corpus.by_role("adapt"))
-    return (
-        f"The images of all updates so far are scored as {names}; below, the same images are "
-        "listed by update, one row each."
-    )
 
 
 def score_table(comparison: Comparison) -> str:

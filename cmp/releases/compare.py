@@ -22,8 +22,8 @@ from cmp.models import Network
 from cmp.releases.candidates import Candidate, find_candidate, folder_candidate
 from cmp.releases.index import RECALL_AT, IndexMap, fit_map, measure_index
 from cmp.releases.intervals import mean_interval, share_interval
-from cmp.releases.ledger import arrivals_from, update_label
-from cmp.releases.release import WEIGHTS_FILE, Release
+from cmp.releases.ledger import update_label
+from cmp.releases.release import Release
 
 FIT_PICTURES, FIT_PER_SCORED = 2000, 5
 """The number of unscored images that the map to an old index is fitted on; with a subset, the
@@ -34,7 +34,6 @@ NAMING, TO_TEXT, TO_IMAGE = "name", "image to text", "text to image"
 """The kinds of question."""
 ALL = "all"
 """The row of `Comparison.summary` where all sets count equally."""
-ENDS = ("", "_low", "_high")
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +199,6 @@ def as_candidate(model: str | Release | Candidate | tuple[str, Network]) -> Cand
     if isinstance(model, str):
         return find_candidate(model)
     if isinstance(model, Release):
-        model.path(WEIGHTS_FILE)  # checks its hash
         title = os.path.basename(os.path.abspath(model.folder))  # the folder may be "."
         return dataclasses.replace(folder_candidate(model.folder), title=title)
     if isinstance(model, Candidate):
@@ -217,7 +215,7 @@ def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str] | N
     lacks.
     """
     known = set(corpus.table["update"].cat.categories)
-    arrivals = arrivals_from(new.record.arrivals)
+    arrivals = new.record.arrivals
     labels = [update_label(arrival) for arrival in arrivals]
     if known.isdisjoint({*labels} - {""}):
         return None
@@ -428,28 +426,26 @@ def _summarise(chosen: pd.DataFrame, weight: np.ndarray, is_same: bool) -> dict[
     """Return scores, change and flips over questions, with weights that sum to 1."""
     part, group = (pd.factorize(chosen[column])[0] for column in ("dataset", "group"))
     was, now = (chosen[column].to_numpy() > 0 for column in ("hit_old", "hit_new"))
-    change = mean_interval(now * 1.0 - was, weight, part, group)
-    lost = share_interval(~now, was, weight, group)
-    gained = share_interval(now, ~was, weight, group)
-    if is_same:  # nothing can differ, not even on other images
-        change, lost, gained = (0.0,) * 3, (0.0,) * 3, (0.0,) * 3
-    ends = {"change": change, "lost_share": lost, "gained_share": gained}
-    shown = {
-        key.removesuffix("_share" if end else "") + end: 100 * value
-        for key, values in ends.items()
-        for end, value in zip(ENDS, values, strict=True)
+    ends = {
+        "change low high": mean_interval(now * 1.0 - was, weight, part, group),
+        "lost_share lost_low lost_high": share_interval(~now, was, weight, group),
+        "gained_share gained_low gained_high": share_interval(now, ~was, weight, group),
     }
+    if is_same:  # nothing can differ, not even on other images
+        ends = dict.fromkeys(ends, (0.0,) * 3)
+    change, lost, gained = (
+        dict(zip(names.split(), (100 * value for value in values), strict=True))
+        for names, values in ends.items()
+    )
     return {
         "questions": len(chosen),
         "old": 100 * float(weight @ was),
         "new": 100 * float(weight @ now),
-        "change": shown["change"],
-        "low": shown["change_low"],
-        "high": shown["change_high"],
+        **change,
         "lost": int((was & ~now).sum()),
-        **{key: shown[key] for key in ("lost_share", "lost_low", "lost_high")},
+        **lost,
         "gained": int((now & ~was).sum()),
-        **{key: shown[key] for key in ("gained_share", "gained_low", "gained_high")},
+        **gained,
     }
 
 

@@ -4,7 +4,7 @@ and its folder is only written if both give the same features."""
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ TEXTS = (
 """Texts whose features are compared: empty, in capitals, in other scripts, and longer than any
 tower accepts."""
 PICTURES = 8
-RECORD_FILE = "export.json"
+EXPORT_FILE = "export.json"
 """The file in each export with the sha256 of the others, by which a later export knows them."""
 
 
@@ -47,7 +47,7 @@ class Probe:
     tokens: Tensor
     image_features: Tensor
     text_features: Tensor
-    no_tokenizer: str = ""
+    no_tokenizer: str
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Export:
 
     differences: tuple[float, float]
     loading: str
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 @torch.no_grad()
@@ -127,7 +127,7 @@ def export_folder(folder: Path, names: set[str]) -> Iterator[Path]:
 
     Args:
         folder: The folder; an earlier export in it is replaced.
-        names: The files that an export may have, besides `RECORD_FILE`.
+        names: The files that an export may have, besides `EXPORT_FILE`.
 
     Yields:
         An empty folder to fill, see `cmp.files.atomic_folder`.
@@ -139,7 +139,7 @@ def export_folder(folder: Path, names: set[str]) -> Iterator[Path]:
     _check_replaced(folder, names)
     with atomic_folder(folder) as partial:
         yield partial
-        record = partial / RECORD_FILE
+        record = partial / EXPORT_FILE
         tree = parse_json(record.read_text(encoding="utf-8")) if record.exists() else {}
         files = {path.name: file_digest(path) for path in partial.iterdir() if path != record}
         write_json(record, tree | {"files": files})
@@ -149,11 +149,11 @@ def export_folder(folder: Path, names: set[str]) -> Iterator[Path]:
 def _check_replaced(folder: Path, names: set[str]) -> None:
     """Raise `CmpError` if replacing a folder would delete something that no export wrote, or that
     has changed since, such as a model that was trained further and saved in its place."""
-    check_held_files(folder, {*names, RECORD_FILE})
-    record, written = folder / RECORD_FILE, {}
+    check_held_files(folder, {*names, EXPORT_FILE})
+    record, written = folder / EXPORT_FILE, {}
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no export wrote it
         written = dict(parse_json(record.read_text(encoding="utf-8"))["files"])
-        written[RECORD_FILE] = file_digest(record)
+        written[EXPORT_FILE] = file_digest(record)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if written.get(path.name) != file_digest(path):
             raise CmpError(

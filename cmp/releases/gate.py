@@ -110,7 +110,7 @@ def read_gate(path: Path) -> Gate:
     gate = check_record(read_yaml(path), Gate, f"{path}: ", EXAMPLE)
     limits = [*_means(gate).values(), gate.each, gate.each_update]
     limits += [*gate.sets.values(), *gate.updates.values()]
-    if not any(map(_asks, limits)):
+    if not any(map(_numbers, limits)):
         raise CmpError(f"{path}: limits nothing{EXAMPLE}")
     return gate
 
@@ -128,7 +128,7 @@ def apply_gate(gate: Gate, comparison: Comparison) -> list[GateLine]:
     check_scopes(gate, dict(comparison.sets["role"]), [*comparison.updates.index])
     lines = []
     for scope, limits in _means(gate).items():
-        if _asks(limits):
+        if _numbers(limits):
             lines += _apply(limits, scope, scope, comparison.summary.loc[scope])
     parts = {"sets": (comparison.sets, gate.sets, "each", gate.each)}
     parts["updates"] = comparison.updates, gate.updates, "each_update", gate.each_update
@@ -139,7 +139,7 @@ def apply_gate(gate: Gate, comparison: Comparison) -> list[GateLine]:
     return lines
 
 
-def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str] = ()) -> None:
+def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str]) -> None:
     """Raise `CmpError` if a gate limits a set, an update or a mean that is not compared.
 
     Args:
@@ -148,7 +148,7 @@ def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str] 
         updates: The names of the updates whose images are compared.
     """
     for scope, role in ROLES.items():
-        if _asks(_means(gate)[scope]) and role not in roles.values():
+        if _numbers(_means(gate)[scope]) and role not in roles.values():
             raise CmpError(
                 f"gate: {scope}: no set of role {role} is compared; take the key out, or give such "
                 "a set"
@@ -161,7 +161,7 @@ def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str] 
         if name not in updates:
             choices = name_choices(name, list(updates)) if updates else ""
             raise CmpError(f"gate: updates.{name}: no image of it is compared{choices}")
-    if _asks(gate.each_update) and not updates:
+    if _numbers(gate.each_update) and not updates:
         raise CmpError(
             "gate: each_update: no images of updates are compared; take the key out, or compare "
             "releases"
@@ -202,20 +202,16 @@ def _means(gate: Gate) -> dict[str, Limits]:
     return {ALL: gate.all, "A_KA": gate.A_KA, "A_ZS": gate.A_ZS}
 
 
-def _asks(limits: Limits) -> bool:
-    return any(value is not None for value in _numbers(limits).values())
-
-
-def _numbers(limits: Limits) -> dict[str, float | None]:
-    return {key: value for key, value in asdict(limits).items() if key != "sure"}
+def _numbers(limits: Limits) -> dict[str, float]:
+    """Return the limits that are given."""
+    given = asdict(limits).items()
+    return {key: limit for key, limit in given if key != "sure" and limit is not None}
 
 
 def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLine]:
     """Return the lines of a set, or of a mean of sets, whose row has its numbers."""
     lines, ends = [], " at the interval's worse end" if limits.sure else ""
     for name, limit in _numbers(limits).items():
-        if limit is None:
-            continue
         if name == "lost":
             value = row["lost_high"] if limits.sure else row["lost_share"]
             value = value if row["old"] else 0.0  # where nothing was right nothing is lost

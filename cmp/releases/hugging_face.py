@@ -152,16 +152,11 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
         if wrong := sorted(map(str, (*report["missing_keys"], *report["unexpected_keys"]))):
             raise unsupported_error(name, f"{wrong[0]} has no counterpart")
         with torch.no_grad():
-            image = _pooled(network.get_image_features(pixel_values=probe.pixels))
-            text = _pooled(network.get_text_features(input_ids=probe.tokens))
+            image = network.get_image_features(pixel_values=probe.pixels).pooler_output
+            text = network.get_text_features(input_ids=probe.tokens).pooler_output
         unit = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
         differences = compare_features(probe, *unit, str(folder))
     return Export(differences, LOADING.format(kind=CLASSES[kind], folder=folder), notes)
-
-
-def _pooled(output: Any) -> Tensor:
-    """Return the features of a tower, which older versions of `transformers` return directly."""
-    return getattr(output, "pooler_output", output)
 
 
 @contextlib.contextmanager

@@ -30,12 +30,10 @@ class IndexMap:
 
     Attributes:
         matrix: [E of the new model, E of the old]; None if it could not be fitted.
-        pictures: How many images it was fitted on.
         sentence: What kind of map it is, or why there is none.
     """
 
     matrix: Tensor | None
-    pictures: int
     sentence: str
 
     def apply(self, features: Tensor) -> Tensor:
@@ -56,7 +54,7 @@ def fit_map(new: Tensor, old: Tensor) -> IndexMap:
     """
     count, dims = len(new), (new.shape[1], old.shape[1])
     if count < 2:
-        return IndexMap(None, count, "no map: all images are scored, and none is left to fit it on")
+        return IndexMap(None, "no map: all images are scored, and none is left to fit it on")
     product = new.double().T @ old.double()
     largest = torch.linalg.matrix_norm(product, 2)
     tie_break = torch.eye(*dims, dtype=torch.float64, device=product.device)
@@ -67,7 +65,7 @@ def fit_map(new: Tensor, old: Tensor) -> IndexMap:
             f"a rectangular map from {dims[0]} to {dims[1]} dimensions, fitted on {count:,} "
             "images that are not scored; without it the new model cannot query the old index"
         )
-    return IndexMap((u @ vh).float(), count, words)
+    return IndexMap((u @ vh).float(), words)
 
 
 def measure_index(
@@ -98,7 +96,7 @@ def measure_index(
     """
     picture, text = _pairs(corpus, new)
     is_same = old.equals(new)
-    chosen = torch.from_numpy(is_new).to(new.image.device)[:, None]
+    is_new_column = torch.from_numpy(is_new).to(new.image.device)[:, None]
     columns: dict[str, tuple[Tensor, Tensor, Tensor]] = {  # gallery, text and image queries
         "before": (old.image, old.text, old.image),
         "reencoded": (new.image, new.text, new.image),
@@ -107,12 +105,12 @@ def measure_index(
     if old.image.shape[1] == new.image.shape[1]:
         columns["as_is"] = (old.image, new.text, new.image)
     if "as_is" in columns and has_both:
-        columns["new_first"] = (new.image.where(chosen, old.image), new.text, new.image)
+        columns["new_first"] = (new.image.where(is_new_column, old.image), new.text, new.image)
     if index_map.matrix is not None:
         mapped = index_map.apply(new.text), index_map.apply(new.image)
         columns["mapped"] = (old.image, *mapped)
         if has_both:
-            columns["new_first_mapped"] = (mapped[1].where(chosen, old.image), *mapped)
+            columns["new_first_mapped"] = (mapped[1].where(is_new_column, old.image), *mapped)
     nearest = {
         key: (_neighbours(texts, gallery), _neighbours(pictures, gallery, skip_self=True))
         for key, (gallery, texts, pictures) in columns.items()

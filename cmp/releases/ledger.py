@@ -68,6 +68,12 @@ class Arrival:
     folder: str
     sets: tuple[dict[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        for tree in self.sets:
+            if not {"root", "name"} <= tree.keys():
+                raise ValueError("sets: root or name is missing")
+            _manifest_of(tree)
+
 
 class Picture(NamedTuple):
     """A row of the ledger.
@@ -130,7 +136,7 @@ class Ledger:
                 digest.update(json.dumps(picture).encode() + b"\n")
         return digest.hexdigest()
 
-    def unusual_readings(self, first: int = 0) -> dict[str, dict[str, Any]]:
+    def unusual_readings(self, first: int) -> dict[str, dict[str, Any]]:
         """Return how the sets from an arrival on are read, where that differs from the default.
 
         Args:
@@ -153,9 +159,9 @@ class Ledger:
                 keys = {*PictureReader.model_fields}
                 reading = dataset.reader.model_dump(include=keys, exclude_defaults=True)
                 usual_task = _task_of({x.label for x in found}, name)
-                if dataset.task not in (None, usual_task):
+                if dataset.task != usual_task:
                     reading["task"] = dataset.task
-                is_classified = (dataset.task or usual_task) == "classification"
+                is_classified = dataset.task == "classification"
                 is_shown = any(x.captions == (dataset.prompt.format(x.label),) for x in found)
                 if is_classified and not is_shown and dataset.prompt != starts.USUAL_PROMPT:
                     reading["prompt"] = dataset.prompt  # only the classifier uses it
@@ -194,20 +200,6 @@ class ArrivalReport:
     new_names: tuple[str, ...] = ()
     old_names: tuple[str, ...] = ()
     untested_names: tuple[str, ...] = ()
-
-
-def arrivals_from(trees: Sequence[Mapping[str, Any]]) -> tuple[Arrival, ...]:
-    """Return arrivals from their JSON form.
-
-    Raises:
-        ValueError: They have other keys or types.
-    """
-    arrivals = parse_record(json.dumps([*trees]), tuple[Arrival, ...])
-    for tree in (tree for arrival in arrivals for tree in arrival.sets):
-        if not {"root", "name"} <= tree.keys():
-            raise ValueError("arrivals.sets: root or name is missing")
-        _manifest_of(tree)
-    return arrivals
 
 
 def _manifest_of(tree: Mapping[str, Any]) -> FileSet:
@@ -292,8 +284,7 @@ def _refuse_deep_folders(folder: Path, option: str) -> None:
 def _refuse_known_folders(ledger: Ledger, folder: Path, role: Role) -> None:
     """Raise `CmpError` if a folder without a manifest contains one with another role."""
     for arrival in ledger.arrivals:
-        is_inside = Path(arrival.folder).is_relative_to(folder) and arrival.folder != EMBEDDED
-        if is_inside and arrival.role != role:
+        if Path(arrival.folder).is_relative_to(folder) and arrival.role != role:
             raise CmpError(
                 f"{OPTIONS[role]}: {folder} contains {arrival.folder}, which was given by "
                 f"{OPTIONS[arrival.role]}; give a folder without it"
@@ -309,8 +300,7 @@ def _refuse_other_task(ledger: Ledger, index: ImageIndex, role: Role, folder: Pa
     known = known_sets(ledger).get(name)
     if role == "pool" or known is None:
         return
-    earlier = {picture.label for picture in ledger.pictures if picture.set == name}
-    before = known.get("task") or _task_of(earlier, name)
+    before = known["task"]
     if before == "classification":
         lacks = _task_of({*table["label"]}, name) != before
     else:
@@ -627,17 +617,13 @@ def _locate_set(
     """Return the images of an arrival's set, and the positions of those that are gone."""
     dataset = _manifest_of(tree)
     files: dict[tuple[str, int], dict[str, Any]] = {}
-    read, index = blank, None
-    task = dataset.task or _task_of([picture.label for picture in pictures], dataset.name)
+    index = None
     with contextlib.suppress(CmpError):  # the folder itself may be gone
         index = collection.read_index(dataset, Path(arrival.folder, tree["root"]))
     if index is not None:
         found, _ = images.examine_images(index)  # raises if the disk fails, as nothing is gone then
         # a copy in another split, added since, changes nothing: the ledger has the splits
         found = found[found["fault"].isin(["", images.REPEATED])]
-        read = index.read
-        if len(found):
-            task = index.dataset.task
         # tars of the same name in two folders may have images of the same name
         keys = zip(found["source"], found["digest"], strict=True)
         files = dict(zip(keys, found[[*NO_FACTS]].to_dict("records"), strict=True))
@@ -645,41 +631,33 @@ def _locate_set(
     rows, lost = [], []
     for place, picture in enumerate(pictures):
         facts = files.get((picture.source, picture.digest)) if picture.split else None
-        is_here = facts is not None
-        if picture.split and not is_here:
+        if picture.split and not facts:
             lost.append(place)
         row = (facts or NO_FACTS) | picture._asdict()
-        split = picture.split if is_here else ""
+        split = picture.split if facts else ""
         rows.append(row | {"split": split, "captions": list(picture.captions)})
     table = pd.DataFrame(rows).assign(given=True, update=update)
-    dataset = dataset.model_copy(update={"task": task})
     classes = sorted({picture.label for picture in pictures})
-    return ImageIndex(dataset, table, functools.partial(read_or_blank, read), [], classes), lost
+    read = functools.partial(read_or_blank, None if index is None else index.read)
+    return ImageIndex(dataset, table, read, [], classes), lost
 
 
 def _task_of(labels: Collection[str], name: str) -> str:
-    """Return the task of a set by the labels of its images, which are its name without classes.
-
-    Older releases do not store the task.
-    """
+    """Return the task of a set by the labels of its images, which are its name without classes."""
     return "classification" if {*labels} - {name} else "retrieval"
 
 
 @functools.cache
 def _blank_file() -> bytes:
+    """Return the file of a black pixel, in place of an image that is gone."""
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "png")
     return file.getvalue()
 
 
-def blank(position: int) -> bytes:
-    """Return the file of a black pixel, in place of an image that is gone."""
-    return _blank_file()
-
-
-def read_or_blank(read: ReadImage, position: int) -> bytes:
-    """Return the file of an image, or that of one pixel if it is gone."""
-    return blank(position) if position == GONE else read(position)
+def read_or_blank(read: ReadImage | None, position: int) -> bytes:
+    """Return the file of an image, or of one pixel if it is gone, as all are without `read`."""
+    return _blank_file() if position == GONE or read is None else read(position)
 
 
 def corpus_of(ledger: Ledger, parts: list[ImageIndex]) -> Corpus:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cmp import models, starts
 from cmp.models import Network
 from cmp.releases.exports import (
-    RECORD_FILE,
+    EXPORT_FILE,
     Export,
     compare_features,
     export_folder,
@@ -26,7 +26,7 @@ from cmp.releases.exports import (
 
 OPSET = 18
 """The version of ONNX's operators that the files require."""
-IMAGE_FILE, TEXT_FILE, FACTS_FILE = "image.onnx", "text.onnx", RECORD_FILE
+IMAGE_FILE, TEXT_FILE, FACTS_FILE = "image.onnx", "text.onnx", EXPORT_FILE
 DATA_SUFFIX = ".data"
 """The suffix of a separate file of weights, added to the name of its ONNX file."""
 MAX_INLINE_BYTES = 2_000_000_000

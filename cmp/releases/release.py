@@ -11,13 +11,13 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -28,10 +28,11 @@ from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
 from cmp.files import SHORT_ID, file_digest, parse_json, parse_record, read_text, refuse_later
 from cmp.releases import ledger as ledgers
-from cmp.releases.ledger import Ledger, Picture, arrivals_from, checked_ledger
+from cmp.releases.ledger import Arrival, Ledger, Picture, checked_ledger
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import Progress, RunState
 from cmp.runs.identity import json_digest
+from cmp.values import STRICT
 
 SCHEMA = 1
 RECORD_FILE = "stream.json"
@@ -45,7 +46,7 @@ RECORD_ERRORS = LookupError, TypeError
 """Errors of a record or a table with other keys or types, besides `ValueError`."""
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+@checked_dataclass(frozen=True, config=STRICT)
 class UpdateRecord:
     """One update of a stream.
 
@@ -71,7 +72,7 @@ class UpdateRecord:
     is_peak_given: bool = False
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+@checked_dataclass(frozen=True, config=STRICT)
 class ReleaseRecord:
     """The content of stream.json.
 
@@ -81,19 +82,19 @@ class ReleaseRecord:
         parent: The id of the release that it started from, or "" for the first.
         config: The config, as a tree.
         updates: All updates so far.
-        arrivals: All folders of images so far, see `cmp.releases.ledger.Arrival`.
+        arrivals: All folders of images so far.
         provenance: The machine that computed the update.
         state: The file of the state.
         prompt: The prompt for sets whose manifest has none.
         files: The sha256 of each file of the release.
     """
 
-    schema: int
+    schema: Literal[SCHEMA]
     id: str
     parent: str
     config: dict[str, Any]
     updates: Annotated[tuple[UpdateRecord, ...], Field(min_length=1)]
-    arrivals: tuple[dict[str, Any], ...]
+    arrivals: tuple[Arrival, ...]
     provenance: dict[str, Any]
     state: str
     prompt: str = starts.USUAL_PROMPT
@@ -152,7 +153,7 @@ class Release:
         with explain_errors(f"{path}: cannot be read", REMEDY, pa.ArrowException, *RECORD_ERRORS):
             rows = pq.read_table(path).to_pylist()
             known = [Picture(**row | {"captions": tuple(row["captions"])}) for row in rows]
-            return checked_ledger(arrivals_from(self.record.arrivals), known)
+            return checked_ledger(self.record.arrivals, known)
 
     def corpus(self, skip_gone: bool = False, moved: Mapping[str, str] | None = None) -> Corpus:
         """Return the data so far: the images of all updates, the pool, and the retention sets.
@@ -214,11 +215,6 @@ def read_release(folder: str | os.PathLike[str]) -> Release:
         refuse_later(tree["record"], "schema", SCHEMA, path)
         record = parse_record(json.dumps(tree["record"]), ReleaseRecord)
         _check_names(record)
-        arrivals_from(record.arrivals)
-    if record.schema != SCHEMA:
-        raise CmpError(
-            f"{path}: has schema {record.schema}, but this version reads schema {SCHEMA}"
-        )
     return Release(folder, record, config.parse(record.config, str(path)))
 
 

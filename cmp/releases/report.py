@@ -20,8 +20,8 @@ from cmp.releases.index import RECALL_AT
 from cmp.releases.sentences import count_of, decimal, interval_in_words, signed
 from cmp.releases.thumbnails import SIDE, picture_uris
 
-LARGEST, RESERVE = 3_000_000, 200_000
-"""Maximum bytes of a page, and how many are reserved for everything but images."""
+LARGEST = 3_000_000
+"""Maximum bytes of a page."""
 ON_WALL, PER_CONCEPT = {"lost": 42, "gained": 28}, 2
 """The most images on each wall, and per concept."""
 WORST, SHOTS = 20, (3, 8)
@@ -105,9 +105,8 @@ def report_page(
         return _document(title, "\n".join(filter(None, parts)))
 
     # images get the space that the text leaves
-    bare, framed = (len(make(uris).encode()) for uris in ({}, dict.fromkeys(wanted, "")))
-    budget = LARGEST - max(bare + RESERVE, framed)
-    return make(picture_uris(comparison.corpus, wanted, max(0, budget)))
+    framed = len(make(dict.fromkeys(wanted, "")).encode())
+    return make(picture_uris(comparison.corpus, wanted, max(0, LARGEST - framed)))
 
 
 def choose_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
@@ -255,14 +254,11 @@ def _finding(comparison: Comparison) -> str:
     return words
 
 
-def _image(corpus_side: int, uri: str, alt: str) -> str:
-    small = ' class="small"' if corpus_side < SIDE else ""
-    return f'<img{small} src="{uri}" alt="{alt}" loading="lazy">'
-
-
-def _side(comparison: Comparison) -> int:
+def _image(comparison: Comparison, uri: str, alt: str) -> str:
     images: Any = comparison.corpus.images
-    return SIDE if comparison.corpus.in_files else images.shape[-1]
+    is_small = not comparison.corpus.in_files and images.shape[-1] < SIDE
+    small = ' class="small"' if is_small else ""
+    return f'<img{small} src="{uri}" alt="{alt}" loading="lazy">'
 
 
 def _wall(comparison: Comparison, kind: str, flips: pd.DataFrame, uris: dict[int, str]) -> str:
@@ -308,7 +304,7 @@ def _card(comparison: Comparison, row: Any, uris: dict[int, str]) -> str:
     else:
         words = f"“{concept}” {'no longer finds it' if lost else 'finds it now'}"
         alt = f"image of “{concept}”"
-    shown = _image(_side(comparison), uris[row.row], alt) if row.row in uris else ""
+    shown = _image(comparison, uris[row.row], alt) if row.row in uris else ""
     frame = f'<div class="frame">{shown}</div>' if shown else "<div></div>"
     return (
         f'<li class="card" data-set="{_text(row.dataset)}">{frame}<div>{words}'
@@ -343,22 +339,16 @@ def _scores(comparison: Comparison) -> str:
     heading = f"{count_of(down, 'set')} of {len(sets)} clearly worse, {up} clearly better"
     if comparison.is_same:
         heading = "No score changes"
+    updates = _text(sentences.describe_updates(comparison), 5_000)
     return (
         f'<section id="scores">\n<h2>{heading}</h2>\n<p class="quiet">Points by which each score '
         "changed, with 95% intervals over groups of images. "
         '<span class="lost">■ clearly lower</span>, <span class="found">● clearly higher</span>, '
         "○ could be either. In brackets: the number of scored images. On the right: the share of "
         f'right answers that are wrong now.</p>\n<p class="quiet">{sentences.SCORES} '
-        f"{sentences.describe_splits()}{_explain_updates(comparison)}</p>\n"
+        f"{sentences.describe_splits()} {updates}</p>\n"
         f'<ul class="scores">\n{chr(10).join(lines)}\n</ul>\n</section>'
     )
-
-
-def _explain_updates(comparison: Comparison) -> str:
-    if comparison.updates.empty:
-        return ""
-    names = ", ".join(map(_text, comparison.corpus.by_role("adapt")))
-    return f" The images of all updates are scored as {names}, and again for each update."
 
 
 def _score_line(name: str, row: pd.Series, scale: tuple[float, float], kind: str = "") -> str:
@@ -445,8 +435,8 @@ def _concept_row(
     uris: dict[int, str],
 ) -> str:
     chosen = shots.get((row.dataset, row.concept), [])
-    side, alt = _side(comparison), f"{_text(row.concept)}, which lost its name"
-    images = [f"<span>{_image(side, uris[n], alt)}</span>" for n in chosen if n in uris]
+    alt = f"{_text(row.concept)}, which lost its name"
+    images = [f"<span>{_image(comparison, uris[n], alt)}</span>" for n in chosen if n in uris]
     called = f"called <b>{_text(row.became)}</b>" if row.became else ""
     return (
         f"<li><b>{_text(row.concept)}</b><span>{row.old:.0f}% → {row.new:.0f}% of "

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from cmp.readers.manifest import SPLIT_SHARES
 from cmp.releases import release
-from cmp.releases.ledger import ArrivalReport, changed_retention
+from cmp.releases.compare import Comparison
+from cmp.releases.ledger import NAMED, ArrivalReport, changed_retention
 from cmp.releases.release import Release, UpdateRecord
 
 SCORES = (
@@ -54,14 +55,25 @@ def describe_splits() -> str:
     )
 
 
+def describe_updates(comparison: Comparison) -> str:
+    """Return a sentence on the rows of updates, or "" without any."""
+    if comparison.updates.empty:
+        return ""
+    names = ", ".join(comparison.corpus.by_role("adapt"))
+    return (
+        f"The images of all updates so far are scored as {names}, and again for each update, one "
+        "row each."
+    )
+
+
 def describe_unscored(report: ArrivalReport) -> str:
     """Return a sentence on what the test images of an update cannot show, or ""."""
     if not report.new.get("test"):
         return "no test images, so what this update taught is not scored"
     if not report.untested_names:
         return ""
-    names = ", ".join(report.untested_names[:3])
-    more = " and others" if len(report.untested_names) > 3 else ""
+    names = ", ".join(report.untested_names[:NAMED])
+    more = " and others" if len(report.untested_names) > NAMED else ""
     total = count_of(len(report.new_names), "new name")
     return (
         f"{len(report.untested_names)} of {total} have no test images and are not scored: "

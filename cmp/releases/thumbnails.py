@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cmp.data import Corpus, Preprocessing
+from cmp.data import Corpus, Preprocessing, to_rgb
 
 SIDE = 112
 """Pixels per side of images from files; embedded ones keep their size."""
@@ -49,9 +49,8 @@ def _read(corpus: Corpus, rows: np.ndarray, how: Preprocessing) -> Tensor:
     """Return images as uint8 RGB, [B, 3, H, W], from files or from memory."""
     if not isinstance(corpus.images, Tensor):
         return corpus.images.at(how)[rows]
-    images = corpus.images[torch.from_numpy(rows)].float()
-    alpha = images[:, 3:] / 255
-    return (images[:, :3] * alpha + 255 * (1 - alpha)).round().to(torch.uint8).cpu()
+    images = to_rgb(corpus.images[torch.from_numpy(rows)])
+    return (255 * images).round().to(torch.uint8).cpu()
 
 
 def _as_uri(pixels: Tensor) -> str:

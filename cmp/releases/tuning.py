@@ -12,7 +12,7 @@ import pandas as pd
 
 from cmp import config
 from cmp.errors import CmpError, Diverged
-from cmp.files import child_path, read_kept, write_atomic, write_kept
+from cmp.files import SHORT_ID, child_path, read_kept, write_atomic, write_kept
 from cmp.releases.update import train_update
 from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs import store
@@ -84,23 +84,21 @@ def tune(
     first = [*peaks] or [center / FACTOR, center, center * FACTOR]
     waiting = [*dict.fromkeys(map(_round, first))]
     rows: dict[float, dict[str, float]] = {}
-    scored: list[float] = []
     while waiting and len(rows) < max(MOST_PEAKS, len(peaks)):
         peak = waiting.pop(0)
         plan = middle.with_peak(peak)
         rows[peak] = _scores_of(plan, folder, observer(plan), device, execution)
         on_row(pd.Series({"peak": peak} | rows[peak]))
-        scored = [each for each in rows if rows[each]]
-        if not waiting and scored:
-            best = max(scored, key=lambda each: tuning_score(rows[each]))
+        best = _best_peak(rows)
+        if not waiting and best is not None:
             if best == min(rows):
                 waiting.append(_round(best / FACTOR))
             if best == max(rows):
                 waiting.append(_round(best * FACTOR))
-    if not scored:
+    best = _best_peak(rows)
+    if best is None:
         tried = ", ".join(f"{peak:g}" for peak in sorted(rows))
         raise CmpError(f"cmpt tune: training diverged at each peak ({tried}); give lower --peaks")
-    best = max(scored, key=lambda each: tuning_score(rows[each]))
     if not processes.rank():
         with contextlib.suppress(OSError):  # it has other checkpoints, or is gone
             (folder / "checkpoints").rmdir()
@@ -113,9 +111,11 @@ def _round(peak: float) -> float:
     return float(f"{peak:.3g}")
 
 
-def tuning_score(scores: Mapping[str, float]) -> float:
-    """Return the score to maximise: GM, or A_KA if nothing else is scored."""
-    return scores.get("GM", scores["A_KA"])
+def _best_peak(rows: Mapping[float, Mapping[str, float]]) -> float | None:
+    """Return the peak with the highest GM, or A_KA if nothing else is scored; None if training
+    diverged at all peaks."""
+    scored = {peak: row.get("GM", row["A_KA"]) for peak, row in rows.items() if row}
+    return max(scored, key=scored.__getitem__, default=None)
 
 
 def _scores_of(
@@ -130,9 +130,9 @@ def _scores_of(
 
     With several processes, the first reads the folder and tells the others.
     """
-    path = child_path(folder, plan.id[:12], ".json")
+    path = child_path(folder, plan.id[:SHORT_ID], ".json")
     known = json.loads(processes.broadcast("" if processes.rank() else _known_scores(path)))
-    work = folder / "checkpoints" / plan.id[:12]
+    work = folder / "checkpoints" / plan.id[:SHORT_ID]
     if known is not None and not work.exists():
         return known
     checkpoints = contextlib.nullcontext()
@@ -146,7 +146,7 @@ def _scores_of(
         seen_by = observer if manager else NO_OBSERVER  # only the first process shows progress
         scores = {}
         with contextlib.suppress(Diverged):
-            result = train_update(plan, seen_by, manager, device, execution)
+            result = train_update(plan, device, execution, seen_by, manager)
             last = store.final_scores(store.trajectory(result.metrics))
             scores = {name: x for name in SCORES if not math.isnan(x := float(last[name].iloc[0]))}
         if manager:

@@ -135,7 +135,7 @@ def compute_update(
         _check_room(plan, folder)
     with _update_manager(plan, folder, device) as manager:
         if not manager:
-            train_update(plan, device=device, execution=execution)
+            train_update(plan, device, execution)
         else:
             unfinished = latest_progress(work)
             if unfinished and unfinished.run != plan.id and _diverged_early(work, unfinished):
@@ -146,7 +146,7 @@ def compute_update(
                 (work / release.LOG_FILE).unlink(missing_ok=True)
             with RunLog(work / release.LOG_FILE, plan.id, plan.fitted, device, boards) as log:
                 watched = log.observe(_observe_own_steps(plan, observer))
-                result = train_update(plan, watched, manager, device, execution)
+                result = train_update(plan, device, execution, watched, manager)
             manager.finish()  # on a GPU, a thread may still be writing the last state
             assert manager.last is not None  # a finished run has saved its end
             write_release(plan, result, manager.last, folder, device)
@@ -189,10 +189,10 @@ def _refuse_inside(folder: Path, tensorboard: str) -> None:
 
 def train_update(
     plan: UpdatePlan,
+    device: str,
+    execution: ExecutionConfig | None,
     observer: Observer = NO_OBSERVER,
     manager: CheckpointManager | None = None,
-    device: str = "cpu",
-    execution: ExecutionConfig | None = None,
 ) -> RunResult:
     """Train a planned update from the state of its parent, see `cmp.runs.runner.execute`.
 
@@ -245,7 +245,7 @@ def write_release(
     )  # fmt: skip
     record = ReleaseRecord(
         release.SCHEMA, plan.id, parent.record.id if parent else "", plan.config.to_dict(),
-        (*plan.earlier, done), tuple(dataclasses.asdict(x) for x in plan.ledger.arrivals),
+        (*plan.earlier, done), plan.ledger.arrivals,
         result.provenance, f"state/{state.name}", plan.prompt,
     )  # fmt: skip
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -259,7 +259,7 @@ def write_release(
             models.export_weights(first, partial / release.START_FILE)
         release.write_ledger(plan.ledger, partial / release.LEDGER_FILE)
         if (log := state.with_name(release.LOG_FILE)).exists():
-            release.link_or_copy(log, partial / release.LOG_FILE)
+            shutil.copyfile(log, partial / release.LOG_FILE)  # a further run may append to it
         release.write_served_model(result.model, plan.config.model.name, partial)
         result.metrics.to_parquet(partial / release.SCORES_FILE, index=False)
         matrix.to_parquet(partial / release.MATRIX_FILE, index=False)

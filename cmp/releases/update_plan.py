@@ -163,11 +163,8 @@ def plan_update(
     tree = config.override({}, settings) if not isinstance(settings, Mapping) else dict(settings)
     tree = config.with_recipe(tree)
     start = os.path.expanduser(start)
-    is_first = not release.is_release(Path(start))
-    _refuse_settings(tree, is_first)
-    if is_first and Path(start).is_dir():
-        raise CmpError(f"{start}: not a release, since it contains no {release.RECORD_FILE}")
-    parent = None if is_first else release.read_release(start)
+    parent = release.read_release(start) if Path(start).is_dir() else None
+    _refuse_settings(tree, is_first=parent is None)
     base = parent.config.to_dict() if parent else _first_tree(start)
     ledger = parent.ledger() if parent else Ledger()
     prompt = _stream_prompt(prompt, parent, base["model"]["name"])
@@ -307,8 +304,8 @@ def _update_config(
         "stream": {"order": "given", "tasks": number},
         "training": {"task_steps": [*steps, *own]},
     }
-    before = base.get("merging", {}).get("policy")
-    if tree.get("merging", {}).get("policy", before) != before:  # its settings are of that policy
+    policy = base.get("merging", {}).get("policy")
+    if tree.get("merging", {}).get("policy", policy) != policy:  # its settings are of that policy
         base = base | {"merging": {}}
     above = config.overlay(tree, fixed)
     result = config.parse(config.overlay({**base, "data": "pictures"}, above), "cmpt update")
