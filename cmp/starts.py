@@ -47,6 +47,31 @@ def family_names() -> list[str]:
     return [x for name in entry_names("cmp.models") for x in load_entry("cmp.models", name).NAMES]
 
 
+def hub_config(name: str) -> dict[str, Any]:
+    """Return open_clip's config of a hub's or folder's model, downloading it if necessary: the
+    network under "model_cfg", and how images are prepared, if not as usual, under "preprocess_cfg".
+
+    Raises:
+        CmpError: The config cannot be read.
+    """
+    try:
+        if name.startswith("local-dir:"):
+            path = Path(name.removeprefix("local-dir:"), "open_clip_config.json")
+            about = files.parse_json(files.read_text(path))
+        else:
+            about = factory._get_hf_config(name.removeprefix("hf-hub:"))
+        about = {"preprocess_cfg": {}} | about
+        for key in ("model_cfg", "preprocess_cfg"):
+            if not isinstance(about.get(key), dict):
+                raise ValueError(f"it has no keys under {key}")
+    except Exception as error:  # of the network, of the hub, of a config with other keys
+        raise CmpError(
+            f"model.name: {name:.200}: its config cannot be read ({first_line(error):.200}); check "
+            "the name, the folder, and the connection"
+        ) from error
+    return about
+
+
 def known_name(name: str) -> str:
     """Return the embedded model with the config of a hub's or folder's model, or else the name
     itself.
@@ -58,15 +83,7 @@ def known_name(name: str) -> str:
     """
     if not is_hub(name):
         return name
-    try:
-        about = open_clip.get_model_config(name)
-        if not isinstance(about, dict):
-            raise ValueError("it has no keys under model_cfg")
-    except Exception as error:  # of the network, of the hub, of a config with other keys
-        raise CmpError(
-            f"model.name: {name:.200}: its config cannot be read ({first_line(error):.200}); check "
-            "the name, the folder, and the connection"
-        ) from error
+    about = hub_config(name)["model_cfg"]
     return next((x for x in family_names() if open_clip.get_model_config(x) == about), name)
 
 

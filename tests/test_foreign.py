@@ -233,6 +233,28 @@ def test_an_id_counts_weights_by_content_wherever_they_lie(corpus, theirs, tmp_p
     assert run_id(moved) != first
 
 
+def test_an_id_counts_how_a_file_says_that_images_are_prepared(corpus, theirs, tmp_path):
+    """Only what differs from the model's own way: what this package exports says all of it."""
+    path = tmp_path / "start.safetensors"
+    of_file = RunConfig(model=Model(NANO, str(path)))
+    plain = load_file(theirs[0] / "model.safetensors")
+    own = models.create_model(NANO).visual.preprocess_cfg
+    ids = {}
+    for case, settings in {"own": own, "none": {}, "other": own | {"mean": [0.5] * 3}}.items():
+        save_file(plain, path, {"preprocess_cfg": json.dumps(settings)})
+        ids[case] = identity.run_id_of(of_file, corpus)
+    save_file(plain, path)
+    assert ids["own"] == ids["none"] == identity.run_id_of(of_file, corpus) != ids["other"]
+    about = {"model_cfg": open_clip.get_model_config(NANO), "preprocess_cfg": {"mean": [0.5] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
+    of_folder = RunConfig(model=Model(f"local-dir:{tmp_path}", str(path)))
+    first = identity.run_id_of(of_folder, corpus)
+    save_file(plain, path, {"preprocess_cfg": json.dumps(own | {"mean": [0.5] * 3})})
+    assert identity.run_id_of(of_folder, corpus) == first
+    save_file(plain, path, {"preprocess_cfg": json.dumps(own)})
+    assert identity.run_id_of(of_folder, corpus) != first
+
+
 @pytest.fixture
 def fetched(theirs, tmp_path, monkeypatch):
     """Weights under the tag "theirs" that are on this machine once they are fetched; how often."""

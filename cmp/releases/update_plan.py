@@ -318,16 +318,14 @@ def _update_id(
 ) -> str:
     """Return the id of an update, the hash of everything that determines its result."""
     earlier = len(parent.record.arrivals) if parent else 0
-    start, weights = ({}, "") if parent else identity.start_identity(run_config)
+    start, weights = ({}, {}) if parent else identity.start_identity(run_config)
     changes = {key: x for key, x in run_config.changes().items() if key != "data"}
     content = {
         "parent": parent.record.id if parent else "",
         "config": changes | start,
         "pictures": ledger.digest(earlier),
         "numerics": cmp.NUMERICS,
-    }
-    if not parent:
-        content["weights"] = weights
+    } | weights
     if not parent and prompt != starts.usual_prompt(run_config.model.name):
         content["prompt"] = prompt
     if options := run_config.option_record():

@@ -62,9 +62,8 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
     content = {
         "config": run_config.changes() | location | start,
         "data": {name: digest for name, digest in corpus.hashes.items() if name not in unused},
-        "weights": weights,
         "numerics": cmp.NUMERICS,
-    }
+    } | weights
     if options := run_config.option_record():  # a different definition is a different run
         content["options"] = {name: record["sha256"] for name, record in options.items()}
     if run_config.training.budget is not None:  # a different way of counting is a different run
@@ -128,42 +127,48 @@ def _special_layers(name: str) -> tuple[bool, bool]:
     return bool(batch_norms(model)), any(map(models.is_random, model.modules()))
 
 
-def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
+def start_identity(run_config: RunConfig) -> tuple[dict[str, str], dict[str, Any]]:
     """Return how a run's starting weights appear in its id.
 
     Returns:
-        Changes to the flat config, and the hash of the weights. A file is identified by its
-        tensors, not by its path.
+        Changes to the flat config.
+        Entries of the identity: the hash of the weights, and how images are prepared if the file of
+        the weights changes that. A file is identified by its content, not by its path.
 
     Raises:
         CmpError: The weights are not on this machine.
     """
     model, path = run_config.model, start_file(run_config)
     if model.start == "random":
-        return {}, model.start
+        return {}, {"weights": model.start}
     if path is None:  # an id based on the name would change after the download
         raise CmpError(
             f"model.start: the weights {model.start!r} of {model.name!r} are not on this machine, "
             "and a run's id depends on their content; download them first"
         )
     is_base, is_hub = model.start in STARTS, model.start == starts.HUB
-    digest = _start_digest(path, is_base, path.stat().st_mtime_ns, path.stat().st_size)
+    digest, settings = _read_start(path, is_base, path.stat().st_mtime_ns, path.stat().st_size)
+    entries: dict[str, Any] = {"weights": digest}
+    if prepared := models.other_preprocessing(model.name, settings):
+        entries["preprocessing"] = prepared
     is_named = is_base or is_hub or starts.pretrained_tag(model.name, model.start)
-    return {} if is_named else {"model.start": PLACEHOLDERS["model.start"]}, digest
+    return {} if is_named else {"model.start": PLACEHOLDERS["model.start"]}, entries
 
 
 @functools.lru_cache(maxsize=64)
-def _start_digest(path: Path, is_base: bool, *stamp: int) -> str:
-    """Return the hash of starting weights, cached until the file's stamp changes.
+def _read_start(path: Path, is_base: bool, *stamp: int) -> tuple[str, dict[str, Any]]:
+    """Return the hash of starting weights and the preprocessing saved with them, cached until the
+    file's stamp changes.
 
-    A base is identified by its file, whose sha256 is known, and any other file by its tensors,
-    independent of the format.
+    A base is identified by its file, whose sha256 is known, and any other file by its tensors and
+    its preprocessing, independent of the format.
     """
     if is_base:
-        return file_digest(path)
+        return file_digest(path), {}
     try:
         read = np.load if path.suffix == ".npz" else factory.load_state_dict  # tensors only
-        return tensors_digest({n: torch.as_tensor(x) for n, x in read(str(path)).items()})
+        digest = tensors_digest({n: torch.as_tensor(x) for n, x in read(str(path)).items()})
+        return digest, models.saved_preprocessing(path)
     except Exception as error:  # readers raise all kinds of errors
         raise CmpError(f"{path}: {models.unreadable_checkpoint(error)}") from error
 
