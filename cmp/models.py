@@ -201,15 +201,19 @@ def saved_preprocessing(path: Path) -> dict[str, Any]:
         return dict(json.loads((file.metadata() or {}).get("preprocess_cfg", "{}")))
 
 
-def other_preprocessing(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return those settings of `saved_preprocessing` that change how a model prepares images."""
-    usual = asdict(open_clip.transform.PreprocessCfg())
-    about = starts.hub_config(name)["preprocess_cfg"] if starts.is_hub(name) else {}
-    own = open_clip.transform.merge_preprocess_dict(usual, about)
-    merged = open_clip.transform.merge_preprocess_dict(own, settings)
+def other_preprocessing(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return those settings of preprocessing that change how a model prepares images.
+
+    Args:
+        settings: Some of open_clip's settings.
+        own: Those in which the model's config differs from open_clip's defaults.
+    """
+    merge = open_clip.transform.merge_preprocess_dict
+    before = merge(asdict(open_clip.transform.PreprocessCfg()), own)
+    after = merge(before, settings)
     # the size is always the network's; JSON has lists where open_clip has tuples
-    own, merged = (json.loads(json.dumps(x | {"size": None})) for x in (own, merged))
-    return {key: x for key, x in merged.items() if x != own[key]}
+    before, after = (json.loads(json.dumps(x | {"size": None})) for x in (before, after))
+    return {key: x for key, x in after.items() if x != before[key]}
 
 
 @functools.cache
@@ -233,7 +237,10 @@ def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
     """
     if len(texts) < MANY_TEXTS:
         return tokenizer(name)(list(texts))
-    digest = hashlib.sha256(json.dumps([open_clip.__version__, name, texts]).encode()).hexdigest()
+    key = [open_clip.__version__, name, texts]
+    if starts.is_hub(name):  # its tokenizer may change under the same name
+        key += [starts.hub_config(name)["model_cfg"], starts.tokenizer_digests(name)]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     folder = project.build_folder() / "tokens"
     with contextlib.suppress(OSError):
         for path in folder.glob(f"{digest}-*.safetensors"):

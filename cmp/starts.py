@@ -4,6 +4,7 @@ Nothing here builds a network: `cmp.models` does.
 """
 
 import contextlib
+import functools
 import logging
 import re
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ HUB_PREFIXES = ("hf-hub:", "local-dir:")
 open_clip."""
 HUB = "hub"
 """The value of `model.start` for the weights that come with a model from a hub."""
+TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "config.json")
+"""Patterns of the files that transformers reads a tokenizer from."""
 RUN_PREFIX = "run:"
 """Prefix of `model.start` for the weights of a finished run; its id follows."""
 USUAL_PROMPT = "a photo of a {}"
@@ -59,7 +62,7 @@ def hub_config(name: str) -> dict[str, Any]:
             path = Path(name.removeprefix("local-dir:"), "open_clip_config.json")
             about = files.parse_json(files.read_text(path))
         else:
-            about = factory._get_hf_config(name.removeprefix("hf-hub:"))
+            about = _downloaded_config(name.removeprefix("hf-hub:"))
         about = {"preprocess_cfg": {}} | about
         for key in ("model_cfg", "preprocess_cfg"):
             if not isinstance(about.get(key), dict):
@@ -70,6 +73,24 @@ def hub_config(name: str) -> dict[str, Any]:
             "the name, the folder, and the connection"
         ) from error
     return about
+
+
+_downloaded_config = functools.cache(factory._get_hf_config)  # which asks the hub each time
+
+
+def tokenizer_digests(name: str) -> dict[str, str]:
+    """Return the sha256 of each file of a folder's tokenizer, by name; {} if it has none, as with
+    all other models.
+
+    Raises:
+        CmpError: The config of a hub's or folder's model cannot be read.
+    """
+    text_config = hub_config(name)["model_cfg"].get("text_cfg", {})
+    if not name.startswith("local-dir:") or not text_config.get("hf_tokenizer_name"):
+        return {}  # open_clip takes CLIP's own, or that of another model
+    folder = Path(name.removeprefix("local-dir:"))
+    paths = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
+    return {path.name: files.file_digest(path) for path in paths}
 
 
 def known_name(name: str) -> str:

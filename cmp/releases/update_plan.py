@@ -325,7 +325,9 @@ def _update_id(
         "config": changes | start,
         "pictures": ledger.digest(earlier),
         "numerics": cmp.NUMERICS,
-    } | weights
+        **weights,
+        **identity.network_identity(run_config.model),
+    }
     if not parent and prompt != starts.usual_prompt(run_config.model.name):
         content["prompt"] = prompt
     if options := run_config.option_record():

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 from open_clip import factory
 
 import cmp
 from cmp import budgets, mixtures, models, registry, starts, streams
-from cmp.config import STARTS, Method, RunConfig
+from cmp.config import STARTS, Method, Model, RunConfig
 from cmp.data import Corpus, load_data, named_sources
 from cmp.errors import CmpError
 from cmp.files import file_digest, tensors_digest
@@ -63,7 +64,9 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         "config": run_config.changes() | location | start,
         "data": {name: digest for name, digest in corpus.hashes.items() if name not in unused},
         "numerics": cmp.NUMERICS,
-    } | weights
+        **weights,
+        **network_identity(run_config.model),
+    }
     if options := run_config.option_record():  # a different definition is a different run
         content["options"] = {name: record["sha256"] for name, record in options.items()}
     if run_config.training.budget is not None:  # a different way of counting is a different run
@@ -149,7 +152,8 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], dict[str, Any
     is_base, is_hub = model.start in STARTS, model.start == starts.HUB
     digest, settings = _read_start(path, is_base, path.stat().st_mtime_ns, path.stat().st_size)
     entries: dict[str, Any] = {"weights": digest}
-    if prepared := models.other_preprocessing(model.name, settings):
+    own = starts.hub_config(model.name)["preprocess_cfg"] if starts.is_hub(model.name) else {}
+    if prepared := models.other_preprocessing(settings, own):
         entries["preprocessing"] = prepared
     is_named = is_base or is_hub or starts.pretrained_tag(model.name, model.start)
     return {} if is_named else {"model.start": PLACEHOLDERS["model.start"]}, entries
@@ -171,6 +175,32 @@ def _read_start(path: Path, is_base: bool, *stamp: int) -> tuple[str, dict[str, 
         return digest, models.saved_preprocessing(path)
     except Exception as error:  # readers raise all kinds of errors
         raise CmpError(f"{path}: {models.unreadable_checkpoint(error)}") from error
+
+
+def network_identity(model: Model) -> dict[str, str]:
+    """Return the entry of an identity for a hub's or folder's model, whose name does not determine
+    its config and tokenizer.
+
+    It is left out for a usual config and pretrained weights, whose tensors say the rest.
+    """
+    if not starts.is_hub(model.name):
+        return {}
+    about, tokenizer = starts.hub_config(model.name), starts.tokenizer_digests(model.name)
+    network, preprocessing = about["model_cfg"], about["preprocess_cfg"]
+    starts.family_names()  # registers the embedded models with open_clip, always
+    known: list[Any] = [open_clip.get_model_config(name) for name in open_clip.list_models()]
+    is_usual = (
+        model.start != "random"
+        and network in known
+        # these may have the tensors of a network with another GELU, or of another image size
+        and not network.get("quick_gelu")
+        and "timm_model_name" not in network["vision_cfg"]
+        and not models.other_preprocessing(preprocessing, {})
+        and not tokenizer
+    )
+    if is_usual:
+        return {}
+    return {"network": json_digest({"about": [network, preprocessing], "tokenizer": tokenizer})}
 
 
 def start_file(run_config: RunConfig) -> Path | None:
