@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,8 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         content["random_layers"] = "seeded"  # in 0.2 no seed determined their noise
     if (corpus.table["update"] != "").any():
         content["rows"] = "by arrival"  # in 0.2 datasets were ordered by name
+    if order := _unusual_order(corpus, unused):
+        content["datasets"] = order  # a batch is drawn by the positions of images
     if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
         content["scaled"] = scaled  # datasets with images that used to be read as white
     converted_last = [
@@ -96,6 +99,16 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
     if converted := [name for name in converted_last if name not in unused]:
         content["converted"] = converted  # datasets with images that used to be converted first
     return content
+
+
+def _unusual_order(corpus: Corpus, unused: Collection[str]) -> list[list[str]]:
+    """Return the update and name of each dataset of files, in the order of their images; [] if each
+    update has them in the order of manifests called NAME.yaml."""
+    own = [n for n, x in corpus.datasets.items() if hasattr(x, "reader") and n not in unused]
+    parts = corpus.table.loc[corpus.table["dataset"].isin(own), ["update", "dataset"]]
+    order = parts.drop_duplicates().to_numpy(str).tolist()
+    usual = sorted(order, key=lambda part: (streams.update_key(part[0]), f"{part[1]}.yaml"))
+    return order if order != usual else []
 
 
 @functools.cache
