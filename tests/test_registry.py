@@ -909,6 +909,25 @@ def test_a_plugin_that_fails_leaves_no_option(tmp_path):
     assert "half" not in registry.option_names("order")
 
 
+def test_a_plugin_that_fails_when_it_is_loaded_again_keeps_its_earlier_options(tmp_path):
+    path = tmp_path / "mine.py"
+    good = "import cmp\n@cmp.register('schedule', 'mine')\ndef mine(task, step): return 0.5\n"
+    path.write_text(good)
+    load_plugin(path)
+    option = get_option("schedule", "mine")
+    module = sys.modules[option.module]
+    worse = (
+        good.replace("0.5", "0.25").replace("'mine'", "'other'").replace("def mine", "def other")
+    )
+    for text in ("import cmp\n1 / 0", good.replace("0.5", "0.25") + worse + "1 / 0"):
+        path.write_text(text)
+        with pytest.raises(CmpError, match="ZeroDivisionError"):
+            load_plugin(path)
+        assert get_option("schedule", "mine") is option
+        assert "other" not in option_names("schedule")
+        assert sys.modules[option.module] is module
+
+
 def test_an_entry_point_that_is_missing_or_broken_is_told_and_breaks_no_other(monkeypatch):
     broken = EntryPoint("broken", "nothing_like_it:load", "cmp.data")
     entries = (broken, EntryPoint("embedded", "cmp.embedded.packed:load_embedded", "cmp.data"))
