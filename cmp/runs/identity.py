@@ -57,19 +57,11 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         CmpError: The starting weights are not on this machine.
     """
     corpus = corpus or load_data(run_config.data)
-    start, weights = start_identity(run_config)
-    is_named = run_config.data in named_sources()
-    location = {} if is_named else {"data": PLACEHOLDERS["data"]}
+    content = config_identity(run_config)
+    if run_config.data not in named_sources():
+        content["config"]["data"] = PLACEHOLDERS["data"]
     unused = () if run_config.mixture.pool == "substitute" else corpus.by_role("substitute")
-    content = {
-        "config": run_config.changes() | location | start,
-        "data": {name: digest for name, digest in corpus.hashes.items() if name not in unused},
-        "numerics": cmp.NUMERICS,
-        **weights,
-        **network_identity(run_config.model),
-    }
-    if options := run_config.option_record():  # a different definition is a different run
-        content["options"] = {name: record["sha256"] for name, record in options.items()}
+    content["data"] = {name: x for name, x in corpus.hashes.items() if name not in unused}
     if run_config.training.budget is not None:  # a different way of counting is a different run
         content["steps"] = budgets.apply_budget(run_config).training.steps
     if run_config.stream.order != "random":  # the order counts, not its table
@@ -98,6 +90,28 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
     ]
     if converted := [name for name in converted_last if name not in unused]:
         content["converted"] = converted  # datasets with images that used to be converted first
+    return content
+
+
+def config_identity(run_config: RunConfig, with_start: bool = True) -> dict[str, Any]:
+    """Return what a run's or update's config alone says of its result, without its data.
+
+    Args:
+        run_config: The config.
+        with_start: Whether it starts from the weights that the config names.
+
+    Raises:
+        CmpError: The starting weights are not on this machine.
+    """
+    changes, entries = start_identity(run_config) if with_start else ({}, {})
+    content = {
+        "config": run_config.changes() | changes,
+        "numerics": cmp.NUMERICS,
+        **entries,
+        **network_identity(run_config.model),
+    }
+    if options := run_config.option_record():  # a different definition is a different run
+        content["options"] = {name: record["sha256"] for name, record in options.items()}
     return content
 
 
