@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -165,18 +166,18 @@ def load_from_file(name: str, path: Path) -> Network:
     Raises:
         CmpError: The file cannot be read, or belongs to another architecture.
     """
-    fused, names, metadata = create_fused_model(name), set(), {}
+    fused, names = create_fused_model(name), set()
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                names, metadata = set(file.keys()), file.metadata() or {}
+                names = set(file.keys())
         is_split = any(  # the names of this package's split attention
             isinstance(layer, nn.MultiheadAttention) and f"{n}.{PROJECTIONS[0]}.weight" in names
             for n, layer in fused.named_modules()
         )
         if not is_split:
             factory.load_checkpoint(cast(Any, fused), str(path))
-        _follow_preprocessing(fused, json.loads(metadata.get("preprocess_cfg", "{}")))
+        _follow_preprocessing(fused, saved_preprocessing(path))
     except Exception as error:  # readers and converters raise all kinds of errors
         raise CmpError(f"{path}: {_explain_mismatch(path, fused, error)}") from error
     model, family = split_attention(fused), starts.family_of(name)
@@ -189,6 +190,30 @@ def _follow_preprocessing(model: Any, settings: dict[str, Any]) -> None:
     """Change how images are prepared for a network, by some of open_clip's settings."""
     merged = open_clip.transform.merge_preprocess_dict(model.visual.preprocess_cfg, settings)
     open_clip.model.set_model_preprocess_cfg(model, merged)
+
+
+def saved_preprocessing(path: Path) -> dict[str, Any]:
+    """Return how images are prepared according to the metadata of a file of weights, as some of
+    open_clip's settings. `export_weights` writes them."""
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return dict(json.loads((file.metadata() or {}).get("preprocess_cfg", "{}")))
+
+
+def other_preprocessing(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return those settings of preprocessing that change how a model prepares images.
+
+    Args:
+        settings: Some of open_clip's settings.
+        own: Those in which the model's config differs from open_clip's defaults.
+    """
+    merge = open_clip.transform.merge_preprocess_dict
+    before = merge(asdict(open_clip.transform.PreprocessCfg()), own)
+    after = merge(before, settings)
+    # the size is always the network's; JSON has lists where open_clip has tuples
+    before, after = (json.loads(json.dumps(x | {"size": None})) for x in (before, after))
+    return {key: x for key, x in after.items() if x != before[key]}
 
 
 @functools.cache
@@ -212,7 +237,10 @@ def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
     """
     if len(texts) < MANY_TEXTS:
         return tokenizer(name)(list(texts))
-    digest = hashlib.sha256(json.dumps([open_clip.__version__, name, texts]).encode()).hexdigest()
+    key = [open_clip.__version__, name, texts]
+    if starts.is_hub(name):  # its tokenizer may change under the same name
+        key += [starts.hub_config(name)["model_cfg"], starts.tokenizer_digests(name)]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     folder = project.build_folder() / "tokens"
     with contextlib.suppress(OSError):
         for path in folder.glob(f"{digest}-*.safetensors"):

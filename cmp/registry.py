@@ -250,9 +250,10 @@ def check_settings(kind: str, name: str, section: Any) -> None:
 def load_plugin(path: str | os.PathLike[str]) -> None:
     """Run a Python file that registers options.
 
+    If it was loaded before and fails now, its earlier options stay.
+
     Raises:
-        CmpError: The file cannot be run. Options that it registered in an earlier call stay as they
-            were.
+        CmpError: The file cannot be run.
 
     Example:
         >>> text = "@cmp.register('order', 'as-listed', seeded=False)\\n"
@@ -264,7 +265,11 @@ def load_plugin(path: str | os.PathLike[str]) -> None:
     place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
     # files with the same name are different plugins
     name = f"cmp_plugin_{Path(path).stem}_{place[:12]}"
-    earlier, before = sys.modules.get(name), dict(_options)
+    earlier = {
+        kind: {key: x for key, x in options.items() if x.module == name}
+        for kind, options in _options.items()
+    }
+    before = sys.modules.get(name)
     try:
         spec = spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
@@ -273,12 +278,11 @@ def load_plugin(path: str | os.PathLike[str]) -> None:
         spec.loader.exec_module(module)
     except Exception as error:  # anything that the user's code raises
         sys.modules.pop(name, None)
-        if earlier:
-            sys.modules[name] = earlier
-        for each, options in _options.items():  # without what it registered before it failed
-            was = before[each]
-            kept = {key: was.get(key) if x.module == name else x for key, x in options.items()}
-            _options[each] = {key: x for key, x in kept.items() if x}
+        if before:
+            sys.modules[name] = before
+        for each, options in _options.items():  # without those that it registered before it failed
+            others = {key: x for key, x in options.items() if x.module != name}
+            _options[each] = others | earlier[each]
         kind = "" if isinstance(error, CmpError) else f"{type(error).__name__}: "
         raise CmpError(f"--plugin {path}: {kind}{error}") from error
 

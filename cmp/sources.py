@@ -14,6 +14,7 @@ import logging
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import CodeType
@@ -23,6 +24,8 @@ from cmp.errors import CmpError
 from cmp.files import tensors_digest
 
 T = TypeVar("T")
+_STARTED = time.time()
+"""When this module was imported, in seconds since 1970."""
 
 
 def is_own(module: object) -> bool:
@@ -214,10 +217,35 @@ def _constant_text(value: Any) -> str | None:
 
 
 def _read_source(code: CodeType, name: str) -> str:
+    if _is_outdated(code):
+        raise CmpError(
+            f"{name}: {code.co_filename} was edited after it was imported, so its old code would "
+            "run under its new source; restart Python, or reload it with importlib.reload first"
+        )
     try:
         return textwrap.dedent(inspect.getsource(code))
     except (OSError, TypeError) as error:
         raise _unreadable_error(name) from error
+
+
+def _is_outdated(code: CodeType) -> bool:
+    """Return whether a function's file was edited after it was imported.
+
+    Only a file that was edited while this process runs is compared with the code, since an import
+    hook may compile a file into other code than Python.
+    """
+    path = Path(code.co_filename)
+    try:
+        if path.stat().st_mtime < _STARTED:
+            return False
+        codes = [compile(path.read_bytes(), path, "exec", dont_inherit=True)]
+    except OSError:  # a cell of a notebook
+        return False
+    except (SyntaxError, ValueError):
+        return True
+    for each in codes:  # grows during the loop
+        codes += [constant for constant in each.co_consts if inspect.iscode(constant)]
+    return code not in codes
 
 
 def sources_digest(sources: Mapping[str, str]) -> str:

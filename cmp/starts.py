@@ -4,6 +4,7 @@ Nothing here builds a network: `cmp.models` does.
 """
 
 import contextlib
+import functools
 import logging
 import re
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ HUB_PREFIXES = ("hf-hub:", "local-dir:")
 open_clip."""
 HUB = "hub"
 """The value of `model.start` for the weights that come with a model from a hub."""
+TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "config.json")
+"""Patterns of the files that transformers reads a tokenizer from."""
 RUN_PREFIX = "run:"
 """Prefix of `model.start` for the weights of a finished run; its id follows."""
 USUAL_PROMPT = "a photo of a {}"
@@ -47,6 +50,49 @@ def family_names() -> list[str]:
     return [x for name in entry_names("cmp.models") for x in load_entry("cmp.models", name).NAMES]
 
 
+def hub_config(name: str) -> dict[str, Any]:
+    """Return open_clip's config of a hub's or folder's model, downloading it if necessary: the
+    network under "model_cfg", and how images are prepared, if not as usual, under "preprocess_cfg".
+
+    Raises:
+        CmpError: The config cannot be read.
+    """
+    try:
+        if name.startswith("local-dir:"):
+            path = Path(name.removeprefix("local-dir:"), "open_clip_config.json")
+            about = files.parse_json(files.read_text(path))
+        else:
+            about = _downloaded_config(name.removeprefix("hf-hub:"))
+        about = {"preprocess_cfg": {}} | about
+        for key in ("model_cfg", "preprocess_cfg"):
+            if not isinstance(about.get(key), dict):
+                raise ValueError(f"it has no keys under {key}")
+    except Exception as error:  # of the network, of the hub, of a config with other keys
+        raise CmpError(
+            f"model.name: {name:.200}: its config cannot be read ({first_line(error):.200}); check "
+            "the name, the folder, and the connection"
+        ) from error
+    return about
+
+
+_downloaded_config = functools.cache(factory._get_hf_config)  # which asks the hub each time
+
+
+def tokenizer_digests(name: str) -> dict[str, str]:
+    """Return the sha256 of each file of a folder's tokenizer, by name; {} if it has none, as with
+    all other models.
+
+    Raises:
+        CmpError: The config of a hub's or folder's model cannot be read.
+    """
+    text_config = hub_config(name)["model_cfg"].get("text_cfg", {})
+    if not name.startswith("local-dir:") or not text_config.get("hf_tokenizer_name"):
+        return {}  # open_clip takes CLIP's own, or that of another model
+    folder = Path(name.removeprefix("local-dir:"))
+    paths = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
+    return {path.name: files.file_digest(path) for path in paths}
+
+
 def known_name(name: str) -> str:
     """Return the embedded model with the config of a hub's or folder's model, or else the name
     itself.
@@ -58,15 +104,7 @@ def known_name(name: str) -> str:
     """
     if not is_hub(name):
         return name
-    try:
-        about = open_clip.get_model_config(name)
-        if not isinstance(about, dict):
-            raise ValueError("it has no keys under model_cfg")
-    except Exception as error:  # of the network, of the hub, of a config with other keys
-        raise CmpError(
-            f"model.name: {name:.200}: its config cannot be read ({first_line(error):.200}); check "
-            "the name, the folder, and the connection"
-        ) from error
+    about = hub_config(name)["model_cfg"]
     return next((x for x in family_names() if open_clip.get_model_config(x) == about), name)
 
 

@@ -137,7 +137,7 @@ def read_packed() -> str:
 def read_start(path: Path) -> str:
     """How weights to start from enter a run's id, and their tensors."""
     run_config = config.parse({"model": {"start": str(path)}})
-    return identity.start_identity(run_config)[1] + text_of(load_file(path))
+    return identity.start_identity(run_config)[1]["weights"] + text_of(load_file(path))
 
 
 def read_tokens(texts: tuple[str, ...]) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 
 import forked
@@ -231,6 +232,69 @@ def test_an_id_counts_weights_by_content_wherever_they_lie(corpus, theirs, tmp_p
     weights["logit_scale"] += 1
     save_file(weights, moved)
     assert run_id(moved) != first
+
+
+def test_an_id_counts_how_a_file_says_that_images_are_prepared(corpus, theirs, tmp_path):
+    """Only what differs from the model's own way: what this package exports says all of it."""
+    path = tmp_path / "start.safetensors"
+    of_file = RunConfig(model=Model(NANO, str(path)))
+    plain = load_file(theirs[0] / "model.safetensors")
+    own = models.create_model(NANO).visual.preprocess_cfg
+    ids = {}
+    for case, settings in {"own": own, "none": {}, "other": own | {"mean": [0.5] * 3}}.items():
+        save_file(plain, path, {"preprocess_cfg": json.dumps(settings)})
+        ids[case] = identity.run_id_of(of_file, corpus)
+    save_file(plain, path)
+    assert ids["own"] == ids["none"] == identity.run_id_of(of_file, corpus) != ids["other"]
+    about = {"model_cfg": open_clip.get_model_config(NANO), "preprocess_cfg": {"mean": [0.5] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
+    of_folder = RunConfig(model=Model(f"local-dir:{tmp_path}", str(path)))
+    first = identity.run_id_of(of_folder, corpus)
+    save_file(plain, path, {"preprocess_cfg": json.dumps(own | {"mean": [0.5] * 3})})
+    assert identity.run_id_of(of_folder, corpus) == first
+    save_file(plain, path, {"preprocess_cfg": json.dumps(own)})
+    assert identity.run_id_of(of_folder, corpus) != first
+
+
+def test_an_id_counts_the_network_and_the_tokenizer_of_a_folder(corpus, theirs, tmp_path):
+    """Except a usual network of open_clip's, which the weights determine."""
+    shutil.copy(theirs[0] / "model.safetensors", tmp_path / "open_clip_model.safetensors")
+    usual = {"model_cfg": open_clip.get_model_config(NANO), "preprocess_cfg": {"fill_color": None}}
+    quick = {"model_cfg": usual["model_cfg"] | {"quick_gelu": True}}
+    text = usual["model_cfg"]["text_cfg"] | {"hf_tokenizer_name": "someone/words"}
+    words = {"model_cfg": usual["model_cfg"] | {"text_cfg": text}}
+    squash = usual | {"preprocess_cfg": {"resize_mode": "squash"}}
+
+    def entries(about, start="hub"):
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
+        run_config = RunConfig(model=Model(f"local-dir:{tmp_path}", start))
+        found = identity.run_identity(run_config, corpus)
+        ids.append(identity.json_digest(found))
+        return found.keys() & {"network"}
+
+    ids: list[str] = []
+    assert not entries(usual)
+    for about in (quick, squash, words):
+        assert entries(about)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert entries(words)
+    for about in (usual, quick):  # no weights say anything of it
+        assert entries(about, "random")
+    assert len({*ids}) == len(ids) == 7
+
+
+def test_stored_tokens_are_of_the_tokenizer_that_a_folder_has_now(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    monkeypatch.setattr(models, "MANY_TEXTS", 2)
+    about = {"model_cfg": open_clip.get_model_config("ViT-B-32")}
+    widths = []
+    for length in (77, 20):
+        about["model_cfg"]["text_cfg"]["context_length"] = length
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
+        for function in (models.tokenizer, models.tokenize):  # as in a new process
+            function.cache_clear()
+        widths.append(models.tokenize(f"local-dir:{tmp_path}", ("a red cat", "one")).shape[1])
+    assert widths == [77, 20]
 
 
 @pytest.fixture

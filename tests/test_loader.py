@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cmp import cli, config, mixtures, models
-from cmp.config import Model
+from cmp.config import Model, RunConfig
 from cmp.data import Preprocessing, load_data, stored_images
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
@@ -76,6 +76,31 @@ def test_a_folder_counts_by_what_is_in_it_wherever_it_lies(folder, tmp_path):
     (tmp_path / "elsewhere/mine/fox 0/0.png").unlink()
     collection._load_folder.cache_clear()
     assert identity.run_id_of(moved, load_data(moved.data)) != run_id
+
+
+def test_an_id_counts_the_order_of_datasets(tmp_path):
+    """Files are read by name, and a batch is drawn by position; only an order that is not that of
+    the datasets' names is written down."""
+    for name in ("new", "new-more"):
+        classes(tmp_path / name, ("oak",), prefix=name)
+    run_config = RunConfig(data=str(tmp_path))
+
+    def identify(*manifests):
+        for path in tmp_path.glob("*.yaml"):
+            path.unlink()
+        for file, name in zip(manifests, ("new", "new-more"), strict=True):
+            text = fileset(name=name, reader={"path": name}).model_dump_json(exclude_none=True)
+            (tmp_path / file).write_text(text)
+        corpus = load_data(run_config.data)
+        content = identity.run_identity(run_config, corpus)
+        return "datasets" in content, identity.json_digest(content), [*corpus.datasets]
+
+    by_name, same, other = (
+        identify("new.yaml", "new-more.yaml"), identify("b.yaml", "a.yaml"),
+        identify("a.yaml", "b.yaml"),
+    )  # fmt: skip
+    assert by_name == same and not same[0]
+    assert other[0] and other[1] != same[1] and other[2] == same[2][::-1]
 
 
 def overwrite(path, content):

@@ -1,5 +1,6 @@
 """Options of one's own: what is refused at once, and what tells two definitions apart."""
 
+import importlib
 import linecache
 import shutil
 import subprocess
@@ -775,6 +776,36 @@ def test_a_file_that_is_edited_and_not_loaded_again_is_no_change(tmp_path):
     assert get_option("schedule", "mine").digest != digest
 
 
+def test_a_helper_that_was_edited_after_its_import_is_refused(tmp_path, monkeypatch):
+    """Python keeps the module, so the old code would run under the digest of the new one."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    helper, plugin = tmp_path / "slope_helper.py", tmp_path / "mine.py"
+    helper.write_text("def slope(task):\n    return 0.25\n")
+    plugin.write_text(
+        "import cmp, slope_helper\n@cmp.register('schedule', 'mine')\n"
+        "def mine(task, step): return slope_helper.slope(task)\n"
+    )
+
+    def load():
+        load_plugin(plugin)
+        rate = cmp.learning_rate(cmp.Schedule("mine", peak=1.0), 40, 0, 5)
+        return rate, get_option("schedule", "mine").digest
+
+    first = load()
+    helper.write_text(helper.read_text() + "\n\nUNUSED = 1\n")
+    assert load() == first
+    for text in ("def slope(task):\n    return 0.75\n", "def slope(", "# below\n" * 9):
+        helper.write_text(text)
+        with pytest.raises(CmpError, match=r"--plugin .*slope_helper\.py was edited after"):
+            load_plugin(plugin)
+    helper.write_text("def slope(task):\n    return 0.75\n")
+    importlib.reload(sys.modules["slope_helper"])
+    again = load()
+    assert (first[0], again[0]) == (0.25, 0.75) and again[1] != first[1]
+    del sys.modules["slope_helper"]
+
+
 # --- plugins
 
 
@@ -874,6 +905,25 @@ def test_a_plugin_that_fails_leaves_no_option(tmp_path):
     with pytest.raises(CmpError, match="ZeroDivisionError"):
         load_plugin(path)
     assert "half" not in registry.option_names("order")
+
+
+def test_a_plugin_that_fails_when_it_is_loaded_again_keeps_its_earlier_options(tmp_path):
+    path = tmp_path / "mine.py"
+    good = "import cmp\n@cmp.register('schedule', 'mine')\ndef mine(task, step): return 0.5\n"
+    path.write_text(good)
+    load_plugin(path)
+    option = get_option("schedule", "mine")
+    module = sys.modules[option.module]
+    worse = (
+        good.replace("0.5", "0.25").replace("'mine'", "'other'").replace("def mine", "def other")
+    )
+    for text in ("import cmp\n1 / 0", good.replace("0.5", "0.25") + worse + "1 / 0"):
+        path.write_text(text)
+        with pytest.raises(CmpError, match="ZeroDivisionError"):
+            load_plugin(path)
+        assert get_option("schedule", "mine") is option
+        assert "other" not in option_names("schedule")
+        assert sys.modules[option.module] is module
 
 
 def test_an_entry_point_that_is_missing_or_broken_is_told_and_breaks_no_other(monkeypatch):

@@ -14,7 +14,6 @@ from typing import Any
 
 import open_clip
 
-import cmp
 from cmp import budgets, config, mixtures, schedules, starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
@@ -328,20 +327,14 @@ def _update_id(
 ) -> str:
     """Return the id of an update, the hash of everything that determines its result."""
     earlier = len(parent.record.arrivals) if parent else 0
-    start, weights = ({}, "") if parent else identity.start_identity(run_config)
-    changes = {key: x for key, x in run_config.changes().items() if key != "data"}
-    content = {
+    content = identity.config_identity(run_config, with_start=not parent)
+    content["config"].pop("data", None)  # only a name
+    content |= {
         "parent": parent.record.id if parent else "",
-        "config": changes | start,
         "pictures": ledger.digest(earlier),
-        "numerics": cmp.NUMERICS,
     }
-    if not parent:
-        content["weights"] = weights
     if not parent and prompt != starts.usual_prompt(run_config.model.name):
         content["prompt"] = prompt
-    if options := run_config.option_record():
-        content["options"] = {name: record["sha256"] for name, record in options.items()}
     if readings := ledger.unusual_readings(earlier):
         content["readings"] = readings
     if gone:

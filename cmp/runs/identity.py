@@ -3,16 +3,18 @@
 import functools
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 from open_clip import factory
 
 import cmp
 from cmp import budgets, mixtures, models, registry, starts, streams
-from cmp.config import STARTS, Method, RunConfig
+from cmp.config import STARTS, Method, Model, RunConfig
 from cmp.data import Corpus, load_data, named_sources
 from cmp.errors import CmpError
 from cmp.files import file_digest, tensors_digest
@@ -55,18 +57,11 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         CmpError: The starting weights are not on this machine.
     """
     corpus = corpus or load_data(run_config.data)
-    start, weights = start_identity(run_config)
-    is_named = run_config.data in named_sources()
-    location = {} if is_named else {"data": PLACEHOLDERS["data"]}
+    content = config_identity(run_config)
+    if run_config.data not in named_sources():
+        content["config"]["data"] = PLACEHOLDERS["data"]
     unused = () if run_config.mixture.pool == "substitute" else corpus.by_role("substitute")
-    content = {
-        "config": run_config.changes() | location | start,
-        "data": {name: digest for name, digest in corpus.hashes.items() if name not in unused},
-        "weights": weights,
-        "numerics": cmp.NUMERICS,
-    }
-    if options := run_config.option_record():  # a different definition is a different run
-        content["options"] = {name: record["sha256"] for name, record in options.items()}
+    content["data"] = {name: x for name, x in corpus.hashes.items() if name not in unused}
     if run_config.training.budget is not None:  # a different way of counting is a different run
         content["steps"] = budgets.apply_budget(run_config).training.steps
     if run_config.stream.order != "random":  # the order counts, not its table
@@ -84,6 +79,8 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         content["random_layers"] = "seeded"  # in 0.2 no seed determined their noise
     if (corpus.table["update"] != "").any():
         content["rows"] = "by arrival"  # in 0.2 datasets were ordered by name
+    if order := _unusual_order(corpus, unused):
+        content["datasets"] = order  # a batch is drawn by the positions of images
     if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
         content["scaled"] = scaled  # datasets with images that used to be read as white
     converted_last = [
@@ -94,6 +91,38 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
     if converted := [name for name in converted_last if name not in unused]:
         content["converted"] = converted  # datasets with images that used to be converted first
     return content
+
+
+def config_identity(run_config: RunConfig, with_start: bool = True) -> dict[str, Any]:
+    """Return what a run's or update's config alone says of its result, without its data.
+
+    Args:
+        run_config: The config.
+        with_start: Whether it starts from the weights that the config names.
+
+    Raises:
+        CmpError: The starting weights are not on this machine.
+    """
+    changes, entries = start_identity(run_config) if with_start else ({}, {})
+    content = {
+        "config": run_config.changes() | changes,
+        "numerics": cmp.NUMERICS,
+        **entries,
+        **network_identity(run_config.model),
+    }
+    if options := run_config.option_record():  # a different definition is a different run
+        content["options"] = {name: record["sha256"] for name, record in options.items()}
+    return content
+
+
+def _unusual_order(corpus: Corpus, unused: Collection[str]) -> list[list[str]]:
+    """Return the update and name of each dataset of files, in the order of their images; [] if each
+    update has them in the order of manifests called NAME.yaml."""
+    own = [n for n, x in corpus.datasets.items() if hasattr(x, "reader") and n not in unused]
+    parts = corpus.table.loc[corpus.table["dataset"].isin(own), ["update", "dataset"]]
+    order = parts.drop_duplicates().to_numpy(str).tolist()
+    usual = sorted(order, key=lambda part: (streams.update_key(part[0]), f"{part[1]}.yaml"))
+    return order if order != usual else []
 
 
 @functools.cache
@@ -128,44 +157,77 @@ def _special_layers(name: str) -> tuple[bool, bool]:
     return bool(batch_norms(model)), any(map(models.is_random, model.modules()))
 
 
-def start_identity(run_config: RunConfig) -> tuple[dict[str, str], str]:
+def start_identity(run_config: RunConfig) -> tuple[dict[str, str], dict[str, Any]]:
     """Return how a run's starting weights appear in its id.
 
     Returns:
-        Changes to the flat config, and the hash of the weights. A file is identified by its
-        tensors, not by its path.
+        Changes to the flat config.
+        Entries of the identity: the hash of the weights, and how images are prepared if the file of
+        the weights changes that. A file is identified by its content, not by its path.
 
     Raises:
         CmpError: The weights are not on this machine.
     """
     model, path = run_config.model, start_file(run_config)
     if model.start == "random":
-        return {}, model.start
+        return {}, {"weights": model.start}
     if path is None:  # an id based on the name would change after the download
         raise CmpError(
             f"model.start: the weights {model.start!r} of {model.name!r} are not on this machine, "
             "and a run's id depends on their content; download them first"
         )
     is_base, is_hub = model.start in STARTS, model.start == starts.HUB
-    digest = _start_digest(path, is_base, path.stat().st_mtime_ns, path.stat().st_size)
+    digest, settings = _read_start(path, is_base, path.stat().st_mtime_ns, path.stat().st_size)
+    entries: dict[str, Any] = {"weights": digest}
+    own = starts.hub_config(model.name)["preprocess_cfg"] if starts.is_hub(model.name) else {}
+    if prepared := models.other_preprocessing(settings, own):
+        entries["preprocessing"] = prepared
     is_named = is_base or is_hub or starts.pretrained_tag(model.name, model.start)
-    return {} if is_named else {"model.start": PLACEHOLDERS["model.start"]}, digest
+    return {} if is_named else {"model.start": PLACEHOLDERS["model.start"]}, entries
 
 
 @functools.lru_cache(maxsize=64)
-def _start_digest(path: Path, is_base: bool, *stamp: int) -> str:
-    """Return the hash of starting weights, cached until the file's stamp changes.
+def _read_start(path: Path, is_base: bool, *stamp: int) -> tuple[str, dict[str, Any]]:
+    """Return the hash of starting weights and the preprocessing saved with them, cached until the
+    file's stamp changes.
 
-    A base is identified by its file, whose sha256 is known, and any other file by its tensors,
-    independent of the format.
+    A base is identified by its file, whose sha256 is known, and any other file by its tensors and
+    its preprocessing, independent of the format.
     """
     if is_base:
-        return file_digest(path)
+        return file_digest(path), {}
     try:
         read = np.load if path.suffix == ".npz" else factory.load_state_dict  # tensors only
-        return tensors_digest({n: torch.as_tensor(x) for n, x in read(str(path)).items()})
+        digest = tensors_digest({n: torch.as_tensor(x) for n, x in read(str(path)).items()})
+        return digest, models.saved_preprocessing(path)
     except Exception as error:  # readers raise all kinds of errors
         raise CmpError(f"{path}: {models.unreadable_checkpoint(error)}") from error
+
+
+def network_identity(model: Model) -> dict[str, str]:
+    """Return the entry of an identity for a hub's or folder's model, whose name does not determine
+    its config and tokenizer.
+
+    It is left out for a usual config and pretrained weights, whose tensors say the rest.
+    """
+    if not starts.is_hub(model.name):
+        return {}
+    about, tokenizer = starts.hub_config(model.name), starts.tokenizer_digests(model.name)
+    network, preprocessing = about["model_cfg"], about["preprocess_cfg"]
+    starts.family_names()  # registers the embedded models with open_clip, always
+    known: list[Any] = [open_clip.get_model_config(name) for name in open_clip.list_models()]
+    is_usual = (
+        model.start != "random"
+        and network in known
+        # these may have the tensors of a network with another GELU, or of another image size
+        and not network.get("quick_gelu")
+        and "timm_model_name" not in network["vision_cfg"]
+        and not models.other_preprocessing(preprocessing, {})
+        and not tokenizer
+    )
+    if is_usual:
+        return {}
+    return {"network": json_digest({"about": [network, preprocessing], "tokenizer": tokenizer})}
 
 
 def start_file(run_config: RunConfig) -> Path | None:
