@@ -939,22 +939,6 @@ def test_an_entry_point_that_is_missing_or_broken_is_told_and_breaks_no_other(mo
         data.load_data("pictures/")
 
 
-def test_a_plugin_that_fails_when_it_is_loaded_again_leaves_its_options(tmp_path):
-    """As when it was edited in between; a name that only the failed file registers is not kept."""
-    path, sawtooth = tmp_path / "mine.py", IMPORTS + textwrap.dedent(SAWTOOTH)
-    path.write_text(sawtooth)
-    load_plugin(path)
-    before, names = get_option("schedule", "sawtooth"), option_names("schedule")
-    digest, module = before.digest, sys.modules[before.module]
-    edited = sawtooth.replace("return task", "return 0.5 * task")
-    other = sawtooth.replace('"sawtooth"', '"other"')
-    path.write_text(f"{edited}\n{other}\n1 / 0\n")
-    with pytest.raises(CmpError, match=r"--plugin .*mine\.py: ZeroDivisionError"):
-        load_plugin(path)
-    assert get_option("schedule", "sawtooth") is before and before.digest == digest
-    assert option_names("schedule") == names and sys.modules[before.module] is module
-
-
 def test_a_file_that_is_no_plugin_is_refused(tmp_path):
     with pytest.raises(CmpError, match=r"--plugin .*none\.py: FileNotFoundError"):
         load_plugin(tmp_path / "none.py")
