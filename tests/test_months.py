@@ -492,6 +492,21 @@ def test_a_held_out_picture_stays_held_out(made, root, tmp_path):
     assert plan.report.held_out == 2 and any("held out before" in x for x in plan.notes)
 
 
+def test_a_picture_with_two_names_is_reported(made, root, tmp_path):
+    """Of an earlier month or of this one, trained on or held out."""
+    old = [x for x in made.ledger().pictures if x.set == "catalogue"]
+    chosen = [next(x for x in old if x.split == split) for split in ("train", "test")]
+    folder = tmp_path / "mixed"
+    tree(folder, {f"fresh/{n}.png": picture(6000 + n) for n in range(6)})
+    assert not any("two names" in x for x in update_plan.plan_update(made, folder).notes)
+    tree(folder, {"other/0.png": picture(6000)})
+    for number, each in enumerate(chosen):
+        shutil.copy(root / "z-month" / each.source, folder / "fresh" / f"oops-{number}.png")
+    [note] = [x for x in update_plan.plan_update(made, folder).notes if "two names" in x]
+    known = f"{chosen[0].source} ({chosen[0].label})"
+    assert f"3 new images with two names, such as fresh/oops-0.png (fresh) and {known};" in note
+
+
 def test_pictures_that_look_like_held_out_ones_are_reported(made, root, tmp_path):
     """They stay in training: the same look is no proof."""
     held = next(x for x in made.ledger().pictures if x.split == "test")

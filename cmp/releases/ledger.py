@@ -180,6 +180,8 @@ class ArrivalReport:
         held_from: Names of some of them.
         similar: How many new training images look like a held-out one.
         similar_names: Names of some of them.
+        twice: How many new images are in the set under another class, too.
+        twice_names: One of them, and the image that it equals, each with its class.
         new_names: Class names that were not known before.
         old_names: Class names that were known.
         untested_names: Those of `new_names` without a test image.
@@ -191,6 +193,8 @@ class ArrivalReport:
     held_from: tuple[str, ...] = ()
     similar: int = 0
     similar_names: tuple[str, ...] = ()
+    twice: int = 0
+    twice_names: tuple[str, ...] = ()
     new_names: tuple[str, ...] = ()
     old_names: tuple[str, ...] = ()
     untested_names: tuple[str, ...] = ()
@@ -523,9 +527,12 @@ def _append(
     tested = {(x.set, x.label) for x in new if x.split == "test"}
     scored = {x.look for x in (*used, *new) if x.split != "train"} - FLAT
     similar = [x.source for x in new if x.split == "train" and x.look in scored]
+    pairs = _in_two_classes(used, new)
+    shown = [f"{x.source} ({x.label})" for pair in pairs[:1] for x in pair]
     report = ArrivalReport(
         dict(collections.Counter(picture.split for picture in new)), len(arriving) - len(new),
         len(held), tuple(x.source for x in held[:NAMED]), len(similar), tuple(similar[:NAMED]),
+        len(pairs), tuple(shown),
         tuple(sorted(name for _, name in labels - old_labels)),
         tuple(sorted(name for _, name in labels & old_labels)),
         tuple(sorted(name for _, name in labels - old_labels - tested)),
@@ -536,6 +543,22 @@ def _append(
 def _contents(picture: Picture) -> tuple[tuple[str, int], tuple[str, int]]:
     """Return what images with one split have in common: their file or their pixels."""
     return ("file", picture.digest), ("pixels", picture.pixels)
+
+
+def _in_two_classes(
+    used: Sequence[Picture], new: Sequence[Picture]
+) -> list[tuple[Picture, Picture]]:
+    """Return the new images that equal an image of another class in their set, each with the first
+    such image."""
+    first: dict[tuple[str, str, int], Picture] = {}
+    pairs = []
+    for place, picture in enumerate((*used, *new)):
+        names = [(picture.set, *name) for name in _contents(picture)]
+        twins = [first.setdefault(name, picture) for name in names]
+        others = [twin for twin in twins if twin.label != picture.label]
+        if others and place >= len(used):
+            pairs.append((picture, others[0]))
+    return pairs
 
 
 def _splits_of(ledger: Ledger) -> dict[tuple[str, int], str]:

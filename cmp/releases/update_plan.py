@@ -360,6 +360,11 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         some = ", ".join(report.held_from)
         count = count_of(report.held_out, "image")
         yield f"{count} held out before, such as {some}, and held out again"
+    if report.twice:
+        yield (
+            f"{count_of(report.twice, 'new image')} with two names, such as "
+            f"{' and '.join(report.twice_names)}; both names count, so remove the wrong one"
+        )
     if report.similar:
         some = ", ".join(report.similar_names)
         yield (
