@@ -415,7 +415,13 @@ def test_nothing_right_before_is_nothing_lost_and_no_interval_is_not_sure():
     ("text", "words"),
     [
         ("each: {dropp: 1}", "each.dropp"),
-        ("eahc: {drop: 1}", "eahc"),
+        ("eahc: {drop: 1}", "eahc: no such key (did you mean 'each'?); a gate is such as"),
+        (
+            "eahc: {drop: 1}\neach: {drop: 1, los: 2}\nsets: {shapes: {sur: true, unlike: 1}}",
+            "eahc: no such key (did you mean 'each'?); each.los: no such key (did you mean 'lost'?)"
+            "; sets.shapes.sur: no such key (did you mean 'sure'?); sets.shapes.unlike: no such key"
+            "; a gate",
+        ),
         ("A_ZS: {drop: -1}", "A_ZS.drop"),
         ("A_ZS: {lost: 101}", "A_ZS.lost"),
         ("A_ZS: {drop: much}", "A_ZS.drop"),

@@ -380,6 +380,7 @@ def test_the_command_says_what_to_do_about_a_peak_and_repeats_nothing(made, root
     month = ("update", made.folder, "--data", root / "y-month", "-o", out)
     done = invoke(*month, "--dry-run")
     assert f"cmpt tune {made.folder} --data {root / 'y-month'} -o" in done.stdout, done.output
+    assert done.stdout.startswith(f"from {made.folder}: {release.describe(made)}\n")
     done = invoke(*month)
     assert f"written: {out}" in done.stdout, done.output
     assert f"cmpt tune {out} --data FOLDER_OF_NEXT_MONTH" in done.stdout
@@ -427,7 +428,9 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
     month = classes(tmp_path / "2026-01", ("red fox", "oak"), each=6)
     done = invoke("data", "check", month)
     assert done.exit_code == 0 and "1 of 1 datasets can be used" in done.stdout, done.output
-    (month / "oak" / "bad.png").write_bytes(b"none")
+    tree(month, {"oak/Thumbs.db": b"x", "desktop.ini": b"x", "oak/.DS_Store": b"x"})
+    assert invoke("data", "check", month).stdout == done.stdout  # what systems add is no fault
+    tree(month, {"oak/bad.png": b"none", "oak/notes.pdf": b"x", "loose.png": picture()})
     done = invoke("data", "check", month)
     assert done.exit_code == 1
     with pytest.raises(CmpError) as error:
@@ -435,6 +438,7 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
     for words in (done.stdout, str(error.value)):
         words = " ".join(words.split())
         assert "oak/bad.png" in words and "2026-01" in words and "catalogue" not in words
+        assert "oak/notes.pdf" in words and "loose.png" in words  # all of them at once
         assert "cmpt data init" in words
 
 
@@ -877,6 +881,36 @@ def test_a_slim_release_serves_and_ends_the_stream(made, root, tmp_path):
         update_plan.plan_update(made.folder, root / "y-month")
 
 
+def test_what_the_next_update_needs_is_shown_until_the_release_is_slimmed(own_root, tmp_path):
+    made = first(own_root, tmp_path)
+
+    def shown():
+        return invoke("release", "show", made.folder).stdout
+
+    needed = len([x for x in made.ledger().pictures if x.set == "catalogue"])
+    words = f"{own_root / 'z-month'}: {{}} of {needed} images are there"
+    assert words.format(needed) in shown() and "all files are intact" in shown()
+    (own_root / "z-month" / made.ledger().pictures[-1].source).unlink()
+    assert words.format(needed - 1) in shown() and "--moved OLD=NEW" in shown()
+    shutil.rmtree(own_root / "z-month")
+    assert words.format(0) in shown()
+    error = invoke("release", "slim", made.folder).exception
+    assert "no release beside it goes on from it" in str(error)
+    assert "all files are intact" in shown()
+    done = invoke("release", "slim", made.folder, "--newest")
+    assert "unless you repeat its own update with another -o" in done.stdout, done.output
+    assert "slimmed, so no update can start from it" in shown() and "intact" in shown()
+
+
+def test_a_release_that_another_goes_on_from_is_slimmed_at_once(root, tmp_path):
+    made = first(root, tmp_path)
+    plan = update_plan.plan_update(made, root / "y-month")
+    later = update.compute_update(plan, made.folder.with_name("2"))
+    assert invoke("release", "slim", made.folder).exit_code == 0
+    (made.folder / release.RECORD_FILE).write_text("{}")  # a damaged one says nothing
+    assert "add --newest" in str(invoke("release", "slim", later.folder).exception)
+
+
 def test_a_release_is_never_changed(root, tmp_path):
     made = first(root, tmp_path)
     assert first(root, tmp_path).record == made.record  # the same command finds it
@@ -944,6 +978,10 @@ def test_another_update_that_was_stopped_is_not_overwritten(made, root, tmp_path
     other = update_plan.plan_update(months.START, root / "y-month", settings, pool=root / "pool")
     with pytest.raises(CmpError, match="other images or settings was stopped here"):
         update.compute_update(other, out)
+    given = ("--data", root / "z-month", "--pool", root / "pool", "-o", out)
+    done = invoke("update", "--start", months.START, *settings, *given)
+    assert f"from {months.START}: a first update" in done.stdout, done.output
+    assert f"it was stopped, and goes on after step 1 of {plan.steps}" in done.stdout
     made = update.compute_update(plan, out)
     log = logs.check_log(made.path(release.LOG_FILE))[0]
     assert log["step"].dropna().tolist() == list(range(plan.steps))

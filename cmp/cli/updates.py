@@ -17,8 +17,9 @@ from cmp.releases import release, tuning
 from cmp.releases.candidates import split_start
 from cmp.releases.ledger import came_from
 from cmp.releases.sentences import describe_release_retention
-from cmp.releases.update import check_folder, compute_update
+from cmp.releases.update import check_folder, compute_update, working_folder
 from cmp.releases.update_plan import UpdatePlan, plan_update
+from cmp.runs.checkpoints import latest_progress
 from cmp.runs.runner import Observer
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
@@ -94,13 +95,16 @@ def update(
             plan = plan_update(*given, **pictures)
         check_folder(plan, out)
         if processes.rank() == 0:
-            typer.echo("\n".join(plan.notes))
+            start = release.describe(plan.parent) if plan.parent else "a first update"
+            typer.echo("\n".join([f"from {given[0]}: {start}", *plan.notes]))
         if dry_run:
             if processes.rank() == 0:
                 typer.echo(_dry_run_lines(plan, given))
             return
         forecast.check_device(local_device)
         is_there = release.is_release(out)
+        if processes.rank() == 0 and working_folder(out).exists() and not is_there:
+            typer.echo(_stopped_line(plan, out))
         boards = shared.name_boards(tensorboard, wandb)
         made = _compute(plan, out, local_device, execution, boards)
         if processes.rank() == 0:
@@ -211,6 +215,17 @@ def _compute(
     is_silent = processes.rank() > 0
     with tqdm(total=plan.steps, desc=plan.name, unit=" steps", disable=is_silent) as bar:
         return compute_update(plan, out, progress_observer(bar), device, execution, boards)
+
+
+def _stopped_line(plan: UpdatePlan, out: Path) -> str:
+    """Return a line on where an update that was stopped goes on."""
+    progress = latest_progress(working_folder(out))
+    steps = progress.step if progress else 0
+    if progress and progress.task == plan.number:  # trained, but not yet scored or written
+        steps = plan.steps
+    if steps:
+        return f"it was stopped, and goes on after step {steps} of {plan.steps}"
+    return "it was stopped before its first checkpoint, and begins again"
 
 
 def release_lines(made: release.Release) -> str:

@@ -515,6 +515,14 @@ def _append(
         new.append(picture._replace(split=split))
         for name in names:
             splits.setdefault(name, split)
+    if not new and arrival.role == "adapt":
+        keys = {picture.key for picture in arriving}
+        before = dict.fromkeys(x.arrival for x in used if x.key in keys)
+        where = ", ".join(update_label(ledger.arrivals[n]) for n in before)
+        raise CmpError(
+            f"--data: {arrival.folder}: all images have arrived before, in update {where}; give a "
+            "folder with new ones"
+        )
     if not new:
         raise CmpError(
             f"{OPTIONS[arrival.role]}: {arrival.folder} contains no new image; leave it out"
@@ -642,6 +650,34 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
         )
     kept = (x._replace(split="") if n in gone else x for n, x in enumerate(ledger.pictures))
     return Ledger(ledger.arrivals, tuple(kept)), parts, len(gone)
+
+
+def count_present(ledger: Ledger) -> dict[str, tuple[int, int]]:
+    """Return how many images of each folder the next update needs, and how many are there.
+
+    Only names are compared, so a file that has changed counts as there.
+
+    Returns:
+        Folder -> (needed, there), in the order of arrival.
+    """
+    needed = collections.defaultdict(list)
+    for picture in ledger.pictures:
+        if picture.split:
+            needed[picture.arrival, picture.set].append(picture.source)
+    counts: dict[str, tuple[int, int]] = {}
+    for number, arrival in enumerate(ledger.arrivals):
+        for tree in arrival.sets:
+            sources, names = needed[number, tree["name"]], frozenset()
+            with contextlib.suppress(CmpError):  # the folder itself may be gone
+                index = collection.read_index(
+                    _manifest_of(tree), Path(arrival.folder, tree["root"])
+                )
+                names = frozenset(index.table["source"])
+            if sources:
+                before = counts.get(arrival.folder, (0, 0))
+                there = sum(source in names for source in sources)
+                counts[arrival.folder] = before[0] + len(sources), before[1] + there
+    return counts
 
 
 def _locate_set(
