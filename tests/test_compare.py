@@ -745,14 +745,14 @@ def test_an_embedded_model_in_a_folder_keeps_its_own_tokens(few, tmp_path):
     ("what", "words"),
     [
         ("smal", "did you mean 'small'"),
-        ("nothing/there", "is not a model"),
+        ("nothing/there", "no model is called"),
         ("ViT-B-32", "ViT-B-32:START"),
         ("small:annealed:99", "no annealed base 99"),
         ("small:nothing", "model.start: 'nothing'"),
         ("run:0000000000", "no run with this id"),
         ("deadbeef", "no run with this id"),
         ("local-dir:/nowhere", "no open_clip_config.json"),
-        ("", "is not a model"),
+        ("", "no model is called"),
     ],
 )
 def test_what_names_no_model_is_refused(what, words):
@@ -812,8 +812,11 @@ def test_the_command_prints_writes_and_exits_by_the_gate(tmp_path, monkeypatch):
     result = call(*common, "--gate", path)
     assert result.exit_code == 1 and "broken: each.drop" in result.output
     assert page.stat().st_size > 10_000 and f"written: {page}" in result.output
-    for words in ("A_ZS", "recall@5 on the old index", "new-digits"):
+    for words in ("A_ZS", "recall@5 on the old index", "new-digits", "as_is", "reencoded"):
         assert words in result.output
+    assert "-%" not in result.output
+    assert re.search(r"count answers, of which there are \d+ for \d+ images: ", result.output)
+    assert "has more answers than images" in page.read_text()
 
 
 @pytest.mark.parametrize(

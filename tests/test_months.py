@@ -428,6 +428,7 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
     month = classes(tmp_path / "2026-01", ("red fox", "oak"), each=6)
     done = invoke("data", "check", month)
     assert done.exit_code == 0 and "1 of 1 datasets can be used" in done.stdout, done.output
+    assert "B/32" not in done.stdout  # no score is known
     tree(month, {"oak/Thumbs.db": b"x", "desktop.ini": b"x", "oak/.DS_Store": b"x"})
     assert invoke("data", "check", month).stdout == done.stdout  # what systems add is no fault
     tree(month, {"oak/bad.png": b"none", "oak/notes.pdf": b"x", "loose.png": picture()})
@@ -447,6 +448,13 @@ def test_a_card_lists_the_data(root, tmp_path):
     assert "| pool | pool | {} | not given |" in card
     assert "| catalogue | adapt | {} | not given |" in card
     assert "20% of an update's images are held out for tests and 10% for tuning" in card
+    words = "These are 4 of the 7 names that were taught. The table `state/pictures.parquet`"
+    assert words not in card  # two names are all in the code
+    for n, label in enumerate(months.NAMES):
+        tree(tmp_path / "more", {f"{label}/{n}.png": picture(8000 + n)})
+    plan = update_plan.plan_update(tmp_path / "releases" / "1", tmp_path / "more")
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    assert words in later.path(release.CARD_FILE).read_text()
     assert "| catalogue | 2 |" in card and "GM, which tuning maximises" in card
 
 
@@ -455,6 +463,13 @@ def test_a_picture_is_one_picture(made, root, tmp_path):
     plan = update_plan.plan_update(made.folder, tmp_path / "one")
     assert "1 new image: 1 to train on" in plan.notes[0] and "1 new name, " in plan.notes[1]
     assert plan.report.new_names == ("person beard",)
+    words = "1 new image, 5 earlier ones, 2 of the pool; a new image appears"
+    often = f"10 steps at batch 8: {words} 10.0 times, since an update has at least 10 steps"
+    assert often in plan.notes
+    plan = update_plan.plan_update(made.folder, tmp_path / "one", ["training.task_steps=[1]"])
+    assert f"1 step at batch 8: {words} 1.0 times" in plan.notes
+    small = "the update is small, so a batch has 1 new image instead of 2; this is the number for"
+    assert f"{small} 10 steps or more" in plan.notes
 
 
 def test_a_release_is_a_folder_for_the_hub_already(made, tmp_path):
@@ -1150,6 +1165,28 @@ def test_tuning_scores_the_validation_split_and_keeps_it(made, root, tmp_path):
     again = tuning.tune(made.folder, root / "x-month", **tried)
     assert again.equals(table)
     assert [path.stat().st_mtime_ns for path in stored] == times
+
+
+def test_tuning_says_what_its_choice_rests_on_and_the_whole_command(
+    made, root, tmp_path, monkeypatch
+):
+    plan = update_plan.plan_update(made, root / "y-month").on_validation()
+    [scored] = evaluation.make_test_sets(plan.corpus, "validation", None)
+
+    def tune(*given, observer, **others):
+        observer(plan)
+        return pd.DataFrame({"peak": [0.001], "A_KA": [50.0], "is_best": [True]})
+
+    monkeypatch.setattr(tuning, "tune", tune)
+    given = (made.folder, "--data", root / "y-month", "--gone", "skip")
+    done = invoke("tune", *given, "-o", tmp_path / "own choice.yaml")
+    count = len(scored.rows)
+    words = (
+        f"A_KA rests on {count} images, where one is worth {100 / count:.1f} points; differences"
+    )
+    assert count > 1 and words in done.stdout, done.output
+    whole = f"cmpt update {' '.join(map(str, given))} -o NEW_RELEASE --settings '{tmp_path}/own"
+    assert whole in done.stdout
 
 
 def test_an_update_of_which_nothing_could_be_scored_is_refused(tmp_path):

@@ -114,7 +114,7 @@ def read_gate(path: Path) -> Gate:
     limits = [*_means(gate).values(), gate.each, gate.each_update]
     limits += [*gate.sets.values(), *gate.updates.values()]
     if not any(map(_asks, limits)):
-        raise CmpError(f"{path}: limits nothing{EXAMPLE}")
+        raise CmpError(f"{path}: this gate limits nothing{EXAMPLE}")
     return gate
 
 
