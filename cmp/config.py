@@ -62,7 +62,7 @@ NAMING_KEYS |= dict.fromkeys(("model", "method", "schedule"), "name")
 class Method:
     """The update method: what trains, and what is added to the loss; see `cmp.methods`.
 
-    A key that is None takes the method's own default, see `get`.
+    A key that is null takes the method's own default.
 
     Attributes:
         name: The method.
@@ -354,9 +354,7 @@ class Training:
     def __post_init__(self) -> None:
         if self.budget is not None and (self.passes or self.task_steps):
             key = "passes" if self.passes else "task_steps"
-            raise ValueError(
-                f"budget {self.budget:g}: it is a multiple of `steps`; leave out {key}"
-            )
+            raise ValueError(f"budget and {key} both set the number of steps; give one")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -504,7 +502,8 @@ def _check_steps(config: RunConfig) -> None:
         raise ValueError(f"training.task_steps: {known} numbers for {tasks} tasks; give one each")
     last = config.mixture.last or config.mixture.shares
     if section.passes is not None and 0 in (config.mixture.update, last[1]):
-        raise ValueError(f"training.passes {section.passes:g}: give the update a share above 0")
+        share = "mixture.last" if config.mixture.update else "mixture.update"
+        raise ValueError(f"training.passes counts new images, so {share} must be above 0 for them")
 
 
 def _check_method(config: RunConfig) -> None:

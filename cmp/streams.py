@@ -41,7 +41,10 @@ def update_names(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     names = corpus.table["update"].iloc[rows].astype(str).to_numpy()
     if len(unnamed := rows[names == ""]):
         image = corpus.table["group"].iloc[unnamed[0]]
-        raise CmpError(f"stream.order: {image} has no update in its table or manifest; add one")
+        raise CmpError(
+            f"stream.order: this order needs data that name their updates, and {image} names none; "
+            "give your own `data`, with `update:` in each manifest or in the `reader` of a table"
+        )
     return names
 
 

@@ -415,7 +415,13 @@ def test_nothing_right_before_is_nothing_lost_and_no_interval_is_not_sure():
     ("text", "words"),
     [
         ("each: {dropp: 1}", "each.dropp"),
-        ("eahc: {drop: 1}", "eahc"),
+        ("eahc: {drop: 1}", "eahc: no such key (did you mean 'each'?); a gate is such as"),
+        (
+            "eahc: {drop: 1}\neach: {drop: 1, los: 2}\nsets: {shapes: {sur: true, unlike: 1}}",
+            "eahc: no such key (did you mean 'each'?); each.los: no such key (did you mean 'lost'?)"
+            "; sets.shapes.sur: no such key (did you mean 'sure'?); sets.shapes.unlike: no such key"
+            "; a gate",
+        ),
         ("A_ZS: {drop: -1}", "A_ZS.drop"),
         ("A_ZS: {lost: 101}", "A_ZS.lost"),
         ("A_ZS: {drop: much}", "A_ZS.drop"),
@@ -730,14 +736,14 @@ def test_an_embedded_model_in_a_folder_keeps_its_own_tokens(few, tmp_path):
     ("what", "words"),
     [
         ("smal", "did you mean 'small'"),
-        ("nothing/there", "is not a model"),
+        ("nothing/there", "no model is called"),
         ("ViT-B-32", "ViT-B-32:START"),
         ("small:annealed:99", "no annealed base 99"),
         ("small:nothing", "model.start: 'nothing'"),
         ("run:0000000000", "no run with this id"),
         ("deadbeef", "no run with this id"),
         ("local-dir:/nowhere", "no open_clip_config.json"),
-        ("", "is not a model"),
+        ("", "no model is called"),
     ],
 )
 def test_what_names_no_model_is_refused(what, words):
@@ -797,8 +803,11 @@ def test_the_command_prints_writes_and_exits_by_the_gate(tmp_path, monkeypatch):
     result = call(*common, "--gate", path)
     assert result.exit_code == 1 and "broken: each.drop" in result.output
     assert page.stat().st_size > 10_000 and f"written: {page}" in result.output
-    for words in ("A_ZS", "recall@5 on the old index", "new-digits"):
+    for words in ("A_ZS", "recall@5 on the old index", "new-digits", "as_is", "reencoded"):
         assert words in result.output
+    assert "-%" not in result.output
+    assert re.search(r"count answers, of which there are \d+ for \d+ images: ", result.output)
+    assert "has more answers than images" in page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_a_claim_of_ours_does_not_contradict_the_paper(published):
 
 def test_what_cannot_be_measured_is_said(published):
     words, _ = measure_guideline(guideline("beyond"), judged("")).networks
-    assert "merging on `net-0`: its gain cannot be formed, as its A_KA" in words
+    assert "merging on `net-0`: it has no gain, because its A_KA" in words
     lone = guideline("up", front=["plain, peak 0.0004"])
     words, _ = measure_guideline(lone, judged("")).networks
     assert "its gain cannot be formed: " in words and "A_KA lies outside" not in words

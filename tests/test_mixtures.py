@@ -678,7 +678,7 @@ NO_UPDATE = ["mixture.pretraining=0.5", "mixture.update=0", "mixture.buffer=0.5"
         (["training.task_steps=[5, 7, 8, 9]"], "training.task_steps: 4 numbers for 3 tasks"),
         (["training.passes=2", "training.budget=1"], "passes"),
         (["training.task_steps=[1, 2, 3]", "training.budget=1"], "task_steps"),
-        (["training.passes=2", *NO_UPDATE], "training.passes 2"),
+        (["training.passes=2", *NO_UPDATE], "so mixture.update must be above 0"),
         (["training.passes=0"], "training.passes"),
     ],
 )

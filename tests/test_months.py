@@ -380,6 +380,7 @@ def test_the_command_says_what_to_do_about_a_peak_and_repeats_nothing(made, root
     month = ("update", made.folder, "--data", root / "y-month", "-o", out)
     done = invoke(*month, "--dry-run")
     assert f"cmpt tune {made.folder} --data {root / 'y-month'} -o" in done.stdout, done.output
+    assert done.stdout.startswith(f"from {made.folder}: {release.describe(made)}\n")
     done = invoke(*month)
     assert f"written: {out}" in done.stdout, done.output
     assert f"cmpt tune {out} --data FOLDER_OF_NEXT_MONTH" in done.stdout
@@ -427,7 +428,10 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
     month = classes(tmp_path / "2026-01", ("red fox", "oak"), each=6)
     done = invoke("data", "check", month)
     assert done.exit_code == 0 and "1 of 1 datasets can be used" in done.stdout, done.output
-    (month / "oak" / "bad.png").write_bytes(b"none")
+    assert "B/32" not in done.stdout  # no score is known
+    tree(month, {"oak/Thumbs.db": b"x", "desktop.ini": b"x", "oak/.DS_Store": b"x"})
+    assert invoke("data", "check", month).stdout == done.stdout  # what systems add is no fault
+    tree(month, {"oak/bad.png": b"none", "oak/notes.pdf": b"x", "loose.png": picture()})
     done = invoke("data", "check", month)
     assert done.exit_code == 1
     with pytest.raises(CmpError) as error:
@@ -435,6 +439,7 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
     for words in (done.stdout, str(error.value)):
         words = " ".join(words.split())
         assert "oak/bad.png" in words and "2026-01" in words and "catalogue" not in words
+        assert "oak/notes.pdf" in words and "loose.png" in words  # all of them at once
         assert "cmpt data init" in words
 
 
@@ -443,6 +448,13 @@ def test_a_card_lists_the_data(root, tmp_path):
     assert "| pool | pool | {} | not given |" in card
     assert "| catalogue | adapt | {} | not given |" in card
     assert "20% of an update's images are held out for tests and 10% for tuning" in card
+    words = "These are 4 of the 7 names that were taught. The table `state/pictures.parquet`"
+    assert words not in card  # two names are all in the code
+    for n, label in enumerate(months.NAMES):
+        tree(tmp_path / "more", {f"{label}/{n}.png": picture(8000 + n)})
+    plan = update_plan.plan_update(tmp_path / "releases" / "1", tmp_path / "more")
+    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    assert words in later.path(release.CARD_FILE).read_text()
     assert "| catalogue | 2 |" in card and "GM, which tuning maximises" in card
 
 
@@ -451,6 +463,13 @@ def test_a_picture_is_one_picture(made, root, tmp_path):
     plan = update_plan.plan_update(made.folder, tmp_path / "one")
     assert "1 new image: 1 to train on" in plan.notes[0] and "1 new name, " in plan.notes[1]
     assert plan.report.new_names == ("person beard",)
+    words = "1 new image, 5 earlier ones, 2 of the pool; a new image appears"
+    often = f"10 steps at batch 8: {words} 10.0 times, since an update has at least 10 steps"
+    assert often in plan.notes
+    plan = update_plan.plan_update(made.folder, tmp_path / "one", ["training.task_steps=[1]"])
+    assert f"1 step at batch 8: {words} 1.0 times" in plan.notes
+    small = "the update is small, so a batch has 1 new image instead of 2; this is the number for"
+    assert f"{small} 10 steps or more" in plan.notes
 
 
 def test_a_release_is_a_folder_for_the_hub_already(made, tmp_path):
@@ -490,6 +509,21 @@ def test_a_held_out_picture_stays_held_out(made, root, tmp_path):
     assert splits["fresh/copy-0.bmp"] == splits["fresh/copy-1.bmp"] == "test"
     assert splits["fresh/known.png"] == "train"
     assert plan.report.held_out == 2 and any("held out before" in x for x in plan.notes)
+
+
+def test_a_picture_with_two_names_is_reported(made, root, tmp_path):
+    """Of an earlier month or of this one, trained on or held out."""
+    old = [x for x in made.ledger().pictures if x.set == "catalogue"]
+    chosen = [next(x for x in old if x.split == split) for split in ("train", "test")]
+    folder = tmp_path / "mixed"
+    tree(folder, {f"fresh/{n}.png": picture(6000 + n) for n in range(6)})
+    assert not any("two names" in x for x in update_plan.plan_update(made, folder).notes)
+    tree(folder, {"other/0.png": picture(6000)})
+    for number, each in enumerate(chosen):
+        shutil.copy(root / "z-month" / each.source, folder / "fresh" / f"oops-{number}.png")
+    [note] = [x for x in update_plan.plan_update(made, folder).notes if "two names" in x]
+    known = f"{chosen[0].source} ({chosen[0].label})"
+    assert f"3 new images with two names, such as fresh/oops-0.png (fresh) and {known};" in note
 
 
 def test_pictures_that_look_like_held_out_ones_are_reported(made, root, tmp_path):
@@ -602,7 +636,7 @@ def test_the_id_of_an_update_counts_how_its_manifest_reads_images(root, tmp_path
 
 
 def test_what_was_there_already_is_left_out(made, root, tmp_path):
-    with pytest.raises(CmpError, match="contains no new image"):
+    with pytest.raises(CmpError, match="all images have arrived before, in update 1 z-month"):
         update_plan.plan_update(made.folder, root / "z-month")
     folder = tmp_path / "more"
     shutil.copytree(root / "z-month", folder)
@@ -880,6 +914,36 @@ def test_a_slim_release_serves_and_ends_the_stream(made, root, tmp_path):
         update_plan.plan_update(made.folder, root / "y-month")
 
 
+def test_what_the_next_update_needs_is_shown_until_the_release_is_slimmed(own_root, tmp_path):
+    made = first(own_root, tmp_path)
+
+    def shown():
+        return invoke("release", "show", made.folder).stdout
+
+    needed = len([x for x in made.ledger().pictures if x.set == "catalogue"])
+    words = f"{own_root / 'z-month'}: {{}} of {needed} images are there"
+    assert words.format(needed) in shown() and "all files are intact" in shown()
+    (own_root / "z-month" / made.ledger().pictures[-1].source).unlink()
+    assert words.format(needed - 1) in shown() and "--moved OLD=NEW" in shown()
+    shutil.rmtree(own_root / "z-month")
+    assert words.format(0) in shown()
+    error = invoke("release", "slim", made.folder).exception
+    assert "no release beside it goes on from it" in str(error)
+    assert "all files are intact" in shown()
+    done = invoke("release", "slim", made.folder, "--newest")
+    assert "unless you repeat its own update with another -o" in done.stdout, done.output
+    assert "slimmed, so no update can start from it" in shown() and "intact" in shown()
+
+
+def test_a_release_that_another_goes_on_from_is_slimmed_at_once(root, tmp_path):
+    made = first(root, tmp_path)
+    plan = update_plan.plan_update(made, root / "y-month")
+    later = update.compute_update(plan, made.folder.with_name("2"))
+    assert invoke("release", "slim", made.folder).exit_code == 0
+    (made.folder / release.RECORD_FILE).write_text("{}")  # a damaged one says nothing
+    assert "add --newest" in str(invoke("release", "slim", later.folder).exception)
+
+
 def test_a_release_is_never_changed(root, tmp_path):
     made = first(root, tmp_path)
     assert first(root, tmp_path).record == made.record  # the same command finds it
@@ -948,6 +1012,10 @@ def test_another_update_that_was_stopped_is_not_overwritten(made, root, tmp_path
     (update.working_folder(out) / "diverged.json").write_text("{}")  # steps are worth keeping
     with pytest.raises(CmpError, match="other images or settings was stopped here"):
         update.compute_update(other, out)
+    given = ("--data", root / "z-month", "--pool", root / "pool", "-o", out)
+    done = invoke("update", "--start", months.START, *settings, *given)
+    assert f"from {months.START}: a first update" in done.stdout, done.output
+    assert f"it was stopped, and goes on after step 1 of {plan.steps}" in done.stdout
     made = update.compute_update(plan, out)
     log = logs.check_log(made.path(release.LOG_FILE))[0]
     assert log["step"].dropna().tolist() == list(range(plan.steps))
@@ -1149,6 +1217,28 @@ def test_tuning_scores_the_validation_split_and_keeps_it(made, root, tmp_path):
     again = tuning.tune(made.folder, root / "x-month", **tried)
     assert again.equals(table)
     assert [path.stat().st_mtime_ns for path in stored] == times
+
+
+def test_tuning_says_what_its_choice_rests_on_and_the_whole_command(
+    made, root, tmp_path, monkeypatch
+):
+    plan = update_plan.plan_update(made, root / "y-month").on_validation()
+    [scored] = evaluation.make_test_sets(plan.corpus, "validation", None)
+
+    def tune(*given, observer, **others):
+        observer(plan)
+        return pd.DataFrame({"peak": [0.001], "A_KA": [50.0], "is_best": [True]})
+
+    monkeypatch.setattr(tuning, "tune", tune)
+    given = (made.folder, "--data", root / "y-month", "--gone", "skip")
+    done = invoke("tune", *given, "-o", tmp_path / "own choice.yaml")
+    count = len(scored.rows)
+    words = (
+        f"A_KA rests on {count} images, where one is worth {100 / count:.1f} points; differences"
+    )
+    assert count > 1 and words in done.stdout, done.output
+    whole = f"cmpt update {' '.join(map(str, given))} -o NEW_RELEASE --settings '{tmp_path}/own"
+    assert whole in done.stdout
 
 
 def test_an_update_of_which_nothing_could_be_scored_is_refused(tmp_path):

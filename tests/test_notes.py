@@ -174,10 +174,26 @@ def test_training_pictures_with_several_names_are_named(tmp_path):
     tree(root, {"b/other.png": (root / "a/0.png").read_bytes()})
     index = collection.check_images(collection.read_index(fileset(role="pool"), root))
     [sentence] = notes.repeated_pictures(index)
-    assert sentence.startswith("mine: 2 training images have several names, 1 of them in several")
+    assert sentence.startswith("mine: 2 training images have several file names, such as a/0.png")
     frame = pd.DataFrame({"filepath": ["a/0.png"] * 2, "title": ["one text", "another text"]})
     named = tables.read_frame(fileset("csv", role="pool"), frame, root)
     assert notes.repeated_pictures(collection.check_images(named)) == []  # a row a caption is fine
+
+
+def test_the_same_picture_in_two_classes_is_named_wherever_it_is(tmp_path):
+    """In training, in the test or in both, and in another file with the same pixels."""
+    root = classes(tmp_path / "p", ["a", "b"], 8)
+    index = collection.check_images(collection.read_index(fileset(), root))
+    assert notes.contradictory_classes(index) == []
+    Image.open(root / "a/0.png").save(root / "b/oops.bmp")
+    for name in index.table["source"][index.table["split"] == "test"]:
+        (root / "b" / f"of-{name.replace('/', '-')}").write_bytes((root / name).read_bytes())
+    index = collection.check_images(collection.read_index(fileset(), root))
+    wrong = {n for n in index.table["source"] if n.startswith("b/of-a-")} | {"b/oops.bmp"}
+    assert f"note: mine: images in several classes: {len(wrong)}, such as a/0.png (a) and " in (
+        f"note: {notes.notes_on([index])[0]}"
+    )
+    assert len(wrong) > 1
 
 
 def captioned(root, captions, pictures) -> list[str]:

@@ -447,7 +447,7 @@ def test_a_decompression_bomb_is_a_fault_that_may_be_skipped(tmp_path, form, siz
         reader = {"path": "*.tar"}
     words = "pixels" if size[0] > 10_000 else "corrupt image"
     refusing = fileset(form, reader=reader)
-    with pytest.raises(CmpError, match=rf"1 faults \(.*{words}: .*bomb"):
+    with pytest.raises(CmpError, match=rf"1 fault \(.*{words}: .*bomb"):
         collection.check_images(collection.read_index(refusing, root))
     assert "bomb" in collection.dataset_state(refusing, root).reason
     skipping = collection.read_index(fileset(form, reader=reader, faults="skip"), root)

@@ -206,6 +206,10 @@ def test_a_folder_that_brings_nothing_new_is_refused_or_left_out(tmp_path):
     arrived, _ = ledger.arrive(ledger.Ledger(), str(kept), "eval")
     with pytest.raises(CmpError, match=r"--retain: .*kept contains no new image; leave it out"):
         ledger.arrive(arrived, str(kept), "eval")
+    arrived, _ = ledger.arrive(ledger.Ledger(), str(classes(tmp_path / "may")), "adapt")
+    words = r"--data: .*may: all images have arrived before, in update 1 may; give a folder with"
+    with pytest.raises(CmpError, match=words):
+        ledger.arrive(arrived, str(tmp_path / "may"), "adapt")
     about = "name: {0}\ntitle: T\nrole: adapt\nlicence: own\nreader: {{kind: folder, path: {0}}}\n"
     old, new = classes(month / "old", prefix="x"), classes(month / "new", prefix="y")
     (month / "old.yaml").write_text(about.format("old"))

@@ -138,14 +138,14 @@ def test_updates_that_do_not_fit_are_refused_with_what_to_do(months, corpus):
     words = "stream.tasks: must be 3, for 2026-2 to 2026-10"
     with pytest.raises(CmpError, match=words):
         streams.task_rows(mine, given(2), 0)
-    with pytest.raises(CmpError, match=r"\S+ has no update in its table or manifest"):
+    with pytest.raises(CmpError, match=r"needs data that name their updates, and \S+ names none"):
         streams.task_rows(corpus, given(2), 0)
     frame = pd.read_csv(months / "t.csv", dtype=str)
     frame.loc[frame["filepath"] == "i/7.png", "month"] = ""
     frame.to_csv(months / "t.csv", index=False)
     manifest = collection.load_manifests(str(months))[0][0]
     partly = collection.corpus_from_indexes([collection.read_index(manifest, months)])
-    with pytest.raises(CmpError, match=r"mine/i/7\.png has no update in its"):
+    with pytest.raises(CmpError, match=r"mine/i/7\.png names none"):
         streams.task_rows(partly, given(3), 0)
 
 

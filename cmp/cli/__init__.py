@@ -56,12 +56,15 @@ def load_command(name: str) -> TyperCommand | TyperGroup:
     """Import a command or a group of commands."""
     module, _, attribute = COMMANDS[name].partition(".")
     command = getattr(importlib.import_module(f"cmp.cli.{module}"), attribute)
-    parent = typer.Typer()
+    parent = typer.Typer(rich_markup_mode=None)  # rich cuts long options off
     if isinstance(command, typer.Typer):
         parent.add_typer(command, name=name)
     else:
         parent.command(name, help=shared.take_help(command))(command)
-    return typer.main.get_group(parent).commands[name]
+    loaded = typer.main.get_group(parent).commands[name]
+    if isinstance(loaded, TyperGroup):  # without rich, the lines of its commands are cut off
+        loaded.rich_markup_mode = "rich"
+    return loaded
 
 
 def help_text(name: str) -> str:

@@ -38,17 +38,19 @@ def compare(
     threads: shared.Threads = 2,
     device: str | None = None,
 ) -> None:
-    """Compare two models on the same images: scores, names lost and gained, and a stored index.
+    """Compare two models on the same images: scores, names lost and gained, and how well NEW
+    searches an index that OLD made.
 
     OLD and NEW are NAME:START (small:annealed, small:annealed:3 for base 3,
     ViT-B-32:laion2b_s34b_b79k, NAME:FILE.safetensors), run:ID, hf-hub:ORG/NAME, or a folder in
     open_clip's layout, such as a release. Each model prepares images in its own way.
 
     With a gate, the exit status is 1 if the new model breaks a limit. A limit applies to A_KA or
-    A_ZS overall, to `each` dataset, to single datasets under `sets`, to `each_update`, or to single
-    updates under `updates`. It is the largest `drop` or the smallest `gain`, in points, or the
-    largest percentage of correct answers `lost`. It is checked against the estimate or, with
-    `sure: true`, the worse end of the 95% interval.
+    A_ZS overall, to the mean of `all` datasets, to `each` dataset, to single datasets under `sets`,
+    to `each_update`, or to single updates under `updates`. A limit is the largest `drop` you allow
+    or the smallest `gain` you require, in points, or the largest percentage of correct answers that
+    may be `lost`. It is checked against the estimate or, with `sure: true`, the worse end of the
+    95% interval.
 
     Args:
         old: The deployed model.
@@ -56,15 +58,16 @@ def compare(
         data: Source of the data: embedded, fomo, or a folder of manifests. Default: all images that
             had arrived by the release NEW, or by OLD if only OLD is a release; otherwise embedded.
         arrived: Datasets or updates that the old model's index lacks; "" for none. Default: the
-            updates between two releases; otherwise the datasets of role adapt, unless there are no
-            others.
+            updates between two releases; otherwise all datasets of role adapt; none if the data
+            have no eval or transfer set.
         gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
         page: Write an HTML page to this file, with the images that lost or gained their name.
         gone: If images of a release are missing: refuse, or skip them.
         moved: A folder of a release's images that has moved, as OLD=NEW. Default: none.
         split: Images to score: test, or validation.
         subset: Images per dataset. Default: all.
-        device: Device: cpu or cuda. Default: cpu for embedded models, otherwise cuda.
+        device: Device: cpu or cuda. Default: cpu for this book's own models, such as small,
+            otherwise cuda.
 
     Example:
         cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml --report report.html
@@ -86,7 +89,9 @@ def compare(
     if owner and not data:
         corpus = owner.corpus(gone == "skip", parse_moved(moved, owner.folder))
     elif moved or gone == "skip":
-        raise CmpError("--moved, --gone: are for a release's images; leave them out")
+        raise CmpError(
+            "--moved and --gone work only if OLD or NEW is a release and --data is not given"
+        )
     else:
         corpus = load_data(data or "embedded")
     if limits:
@@ -140,27 +145,37 @@ def print_comparison(comparison: Comparison) -> None:
     shared.print_table(columns, rows, f"{comparison.old} -> {comparison.new}, {comparison.split}")
     if len(comparison.updates):
         typer.echo("rows with a dash: one per update")
+    typer.echo(_lost_unit(comparison))
     worst = comparison.worst_concepts(WORST, each=False)
     if len(worst):
         cells = ("dataset", "concept", "questions", "lost", "gained", "became")
         shown = [tuple(getattr(row, cell) for cell in cells) for row in worst.itertuples()]
         shared.print_table(cells, shown, "concepts that lost most")
     index = comparison.index[comparison.index["k"] == max(comparison.index["k"])]
-    columns = ("content", "query", "before", "kept", "mapped", "new first", "re-encoded")
-    cells = ("before", "as_is", "mapped", "new_first", "reencoded")
+    cells = ("before", "as_is", "mapped", "new_first", "reencoded")  # as in `Comparison.index`
     shown = [
         (row.content, row.query, *(shared.score_text(getattr(row, cell)) for cell in cells))
         for row in index.itertuples()
     ]
+    columns = ("content", "query", *cells)
     shared.print_table(columns, shown, f"recall@{max(RECALL_AT)} on the old index, in percent")
     typer.echo(f"map: {comparison.index_map.sentence}")
+
+
+def _lost_unit(comparison: Comparison) -> str:
+    """Return what the numbers of `lost` and `gained` count."""
+    images, answers = (int(comparison.sets[key].sum()) for key in ("images", "questions"))
+    words = f"lost and gained count answers, of which there are {answers:,} for {images:,} images"
+    if answers == images:
+        return words
+    return f"{words}: a set with captions asks in both directions"
 
 
 def _score_cells(row) -> tuple[object, ...]:
     """Return the cells of a row of `Comparison.sets` or `Comparison.summary`."""
     change = sentences.signed(row["change"])
     interval = sentences.interval_in_words(row["low"], row["high"])
-    share = shared.score_text(row["lost_share"]) + "%"
+    share = shared.score_text(row["lost_share"])
     return (
         *map(shared.score_text, (row["old"], row["new"])), change, interval,
         int(row["lost"]), share, int(row["gained"]),

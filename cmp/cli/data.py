@@ -116,6 +116,9 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     states = [collection.dataset_state(*place, decode) for place in located]
     columns = ("set", "role", "classes", "train", "val.", "test", "B/32 (%)", "state")
     rows = [_state_row(s.dataset, s.index.counts() if s.index else {}, s.state) for s in states]
+    place = columns.index("B/32 (%)")
+    if not any(row[place] for row in rows):  # only manifests of the benchmark have such a score
+        columns, *rows = ((*row[:place], *row[place + 1 :]) for row in (columns, *rows))
     shared.print_table(columns, rows)
     named: dict[str, list[str]] = {}
     for s in states:

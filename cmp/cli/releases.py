@@ -1,5 +1,6 @@
 """Show a release, or free disk space."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -7,11 +8,13 @@ import typer
 
 from cmp.cli import shared
 from cmp.cli.results import print_log
-from cmp.releases import release
+from cmp.errors import CmpError
+from cmp.releases import ledger, release
 
 
 def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
-    """Print the updates in a release and the log of the last one, and check all of its files.
+    """Print the updates in a release and the log of the last one, check all of its files, and say
+    what the next update needs.
 
     Args:
         folder: The folder of the release.
@@ -31,20 +34,48 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
     columns = ("", "update", "images", "steps", "batch", "peak", "seconds")
     shared.print_table(columns, rows, release.describe(made))
     print_log(folder / release.LOG_FILE)
-    typer.echo("all files are intact")
+    if all((folder / name).exists() for name in removed):
+        typer.echo("all files are intact")
+        typer.echo("\n".join(_needs(made)))
+    else:
+        typer.echo("slimmed, so no update can start from it; all other files are intact")
 
 
-def slim(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
+def _needs(made: release.Release) -> Iterable[str]:
+    """Yield lines on what the next update needs, and whether it is there."""
+    yield "the next update needs this folder, and each earlier image where it was:"
+    for folder, (needed, there) in ledger.count_present(made.ledger()).items():
+        yield f"  {folder}: {there:,} of {needed:,} images are there"
+    yield "if a folder has moved, give the update --moved OLD=NEW"
+
+
+def slim(folder: Annotated[Path, typer.Argument(metavar="RELEASE")], newest: bool = False) -> None:
     """Free disk space: remove the weights and moments that only another update would need.
+
+    Serving and comparing still work. To start an update from the release again, repeat the
+    command that made it with another -o.
 
     Args:
         folder: The folder of the release.
+        newest: Slim it even if no release beside it goes on from it.
 
     Example:
         cmpt release slim releases/2026-01
     """
+    made = release.read_release(folder)
+    beside = release.releases_beside(made)
+    if not newest and made.record.id not in [each.record.parent for each in beside]:
+        raise CmpError(
+            f"{folder}: no release beside it goes on from it, so your next update may need it; "
+            "to slim it all the same, add --newest"
+        )
     freed = release.slim(folder)
-    typer.echo(f"{folder}: {freed / 2**20:,.0f} MiB freed; updates can no longer start from it")
+    parents = [each.folder for each in beside if each.record.id == made.record.parent]
+    start = f" from {parents[0]}" if parents else ""
+    typer.echo(
+        f"{folder}: {freed / 2**20:,.0f} MiB freed; no update can start from it any more, unless "
+        f"you repeat its own update{start} with another -o"
+    )
 
 
 app = shared.make_group(__doc__, show, slim)

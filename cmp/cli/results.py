@@ -104,7 +104,8 @@ def verify(
 ) -> None:
     """Compute a run again and compare it with the stored one.
 
-    The result is "bitwise equal", "within tolerance", or "different", with exit status 1.
+    The result is "bitwise equal", "within tolerance", or "different". If it is different, the exit
+    status is 1.
 
     Args:
         run_id: Id of a stored run, or its first digits. Default: a sample of the published runs.

@@ -97,8 +97,9 @@ def resume(
 ) -> None:
     """Continue a stopped or killed run from its last checkpoint.
 
-    Options that you omit keep the values that the run's last command gave. The run also keeps its
-    TensorBoard folder, its W&B project and, unless you set it again, CMP_WORKERS.
+    Options that you omit keep their last values, except `--threads` and `--device`, which keep
+    those with which the run began. The run also keeps its TensorBoard folder, its W&B project and,
+    unless you set it again, CMP_WORKERS.
 
     Args:
         threads: Number of torch threads. Default: the number with which the run began.
@@ -149,14 +150,14 @@ def evaluate(
     """Score a model zero-shot on every dataset, with standard errors over concepts.
 
     Args:
-        model: An embedded or open_clip model, hf-hub:ORG/NAME, or local-dir:FOLDER for a folder in
-            open_clip's format.
-        start: Weights to score: annealed or unannealed for an embedded model; otherwise a
+        model: One of this book's own models, such as small, or an open_clip model, hf-hub:ORG/NAME,
+            or local-dir:FOLDER for a folder in open_clip's format.
+        start: Weights to score: annealed or unannealed for this book's own models; otherwise a
             pretrained tag of open_clip, the path of a file, or random. Default: annealed, or the
             weights of the hub or folder.
         weights: File of weights to score, from open_clip or a run. Default: the base.
         split: Images to score: test, or validation for choosing settings.
-        device: Device: cpu or cuda. Default: cpu for embedded models, otherwise cuda.
+        device: Device: cpu or cuda. Default: cpu for this book's own models, otherwise cuda.
 
     Example:
         cmpt eval small --seed 3 --start unannealed
@@ -200,7 +201,8 @@ def export(
     """Export a run's final weights, or a model from a hub, for other libraries.
 
     For an unfinished run, the model after its last finished task is exported. Exports for
-    transformers and ONNX are compared with the network, and kept only if the features are equal.
+    transformers and ONNX are compared with the network, and kept only if the features agree to
+    1e-5.
 
     Args:
         model: Id of a run or its first digits, or a model with weights: NAME:START,

@@ -36,12 +36,13 @@ DESCRIPTIONS = {
     "run_id": "Id of a run, or its first digits.",
     "threads": "Number of torch threads; affects the last bits of results.",
     "device": "Device: cpu or cuda. With several processes, each uses one GPU. Default: cpu for "
-    "embedded models, otherwise cuda.",
+    "this book's own models, such as small, otherwise cuda.",
     "micro_batch": "Samples to process at a time, if a whole batch does not fit in memory. "
     "Default: the whole batch.",
     "checkpoint_activations": "Recompute activations to save memory; steps take a third longer.",
     "compile": "Compile both towers with torch, on a GPU. The first steps take longer.",
-    "keep_weights": "Also store the final weights of an embedded model, for `cmpt export`.",
+    "keep_weights": "Also store the final weights of one of this book's own models, for `cmpt "
+    "export`.",
     "dry_run": "Print the plan without computing anything.",
     "seed": "The base model's number.",
     "data": "Source of the data: embedded, fomo, or a folder of manifests.",
@@ -68,7 +69,8 @@ def make_group(docstring: str, *functions: Callable[..., None]) -> typer.Typer:
     Returns:
         The group, with help from the docstrings.
     """
-    group = typer.Typer(no_args_is_help=True, help=split_docstring(docstring)[0])
+    text = split_docstring(docstring)[0]
+    group = typer.Typer(no_args_is_help=True, help=text, rich_markup_mode=None)
     for function in functions:
         group.command(function.__name__.rstrip("_"), help=take_help(function))(function)
     return group
@@ -99,6 +101,7 @@ def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     """Return the text of a Google docstring, with its example, and the descriptions of
     parameters."""
     text, sections = _split_sections(docstring)
+    text = "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))  # wrapped again
     if "Example" in sections:
         text += f"\n\nExample: {sections['Example']}"
     return text, describe_names(docstring, "Args")

@@ -46,8 +46,8 @@ def merge(
     Args:
         rule: Merge rule: interpolation, slerp, task-arithmetic, lines, model-stock, magmax, random,
             ties, dare, dare-ties, breadcrumbs, breadcrumbs-ties, opcm, tsv, or a rule of a plugin.
-            opcm decomposes each matrix once per model, and tsv once more: one or two minutes for
-            two ViT-B/16 on one core. All others take seconds.
+            opcm and tsv decompose each matrix: for two ViT-B/16, this takes one or two minutes on
+            one core. All others take seconds.
         models: Safetensors files to merge, newest first.
         out: File to write.
         base: Weights that the models were trained from, for rules on task vectors.
@@ -62,9 +62,11 @@ def merge(
         seed: Seed for rules with random draws.
         candidates: Values of a setting to compare, such as density=0.1,0.3, or
             weight=0.1,0.25,0.5 for the weight of the newest model; repeat for combinations.
-        model: Network of the files, for --try: an embedded or open_clip model.
+        model: Network of the files, for --try: one of this book's own models, such as small, or an
+            open_clip model.
         data: Data to score on, for --try: embedded, fomo, or a folder of manifests.
-        device: Device for scoring: cpu or cuda. Default: cpu for embedded models, otherwise cuda.
+        device: Device for scoring: cpu or cuda. Default: cpu for this book's own models, otherwise
+            cuda.
 
     Example:
         cmpt merge ties new.safetensors old.safetensors --base start.safetensors -o out.safetensors
@@ -223,18 +225,20 @@ def plan(
     Comments in the file give costs, scores of similar runs, and reasons.
 
     Args:
-        model: An embedded or open_clip model, hf-hub:ORG/NAME, or local-dir:FOLDER for a folder in
-            open_clip's format.
+        model: One of this book's own models, such as small, or an open_clip model, hf-hub:ORG/NAME,
+            or local-dir:FOLDER for a folder in open_clip's format.
         updates: Number of updates.
         images: Mean number of images per update. Default: that of the benchmark.
         gpu_hours: Compute budget for training all updates, in hours on the device. Give this or
             --gmafs.
         gmafs: Compute budget for all updates, in memory-adjusted GFLOPs. Give this or --gpu-hours.
         device: Device of the plan: h100, a100, rtx-4090, l40s, l40, l4, t4 or core.
-        keep: How much of the model's knowledge must be kept: balance, most or all.
-        new: What is new in the updates: both (names and looks), or names (only adds a note).
+        keep: What matters more: balance (new and old alike), most (keep old first) or all (lose
+            nothing).
+        new: What is new in the updates: both (names and looks), or names. It changes nothing in the
+            plan; names may add a remark.
         pool: Fraction of the pretraining data, or of your own pool, to replay, 0 to 1. Default: 0.5
-            for embedded models, otherwise 1.
+            for this book's own models, otherwise 1.
         other_pool: Replay public data, because the pretraining data are not available.
         buffer: Number of images of earlier updates that can be stored. Default: all.
         start: Starting weights: a pretrained tag of open_clip, or the path of a file. Default: the
@@ -298,7 +302,7 @@ def pretrain(
     1 if a score differs from the shipped model's by more than the tolerance.
 
     Args:
-        model: Name of an embedded model, such as small.
+        model: Name of one of this book's own models, such as small.
         out: Folder for weights and cards. Default: models in the build folder.
 
     Example:
@@ -340,7 +344,8 @@ def bench(
     batch: shared.Batch = None,
     threads: shared.Threads = 1,
 ) -> None:
-    """Measure the speed of alternatives, and write the result to a JSON file.
+    """Compare the speed of several ways to do the same step (`trace` predicts it), and write a JSON
+    file.
 
     The alternatives run in turn in this process. Each number is the median over rounds, with the 10
     to 90% range.

@@ -1,5 +1,6 @@
 """The commands `update` and `tune`, which keep a model current month by month."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +18,9 @@ from cmp.releases import release, tuning
 from cmp.releases.candidates import split_start
 from cmp.releases.ledger import came_from
 from cmp.releases.sentences import describe_release_retention
-from cmp.releases.update import check_folder, compute_update
+from cmp.releases.update import check_folder, compute_update, working_folder
 from cmp.releases.update_plan import UpdatePlan, plan_update
+from cmp.runs.checkpoints import latest_progress
 from cmp.runs.runner import Observer
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
@@ -64,12 +66,13 @@ def update(
         out: The folder of the new release.
         start: The model of the first update: NAME:START, such as ViT-B-16:laion2b_s34b_b88k, small,
             or hf-hub:ORG/NAME.
-        pool: A folder of images like those of pretraining, to replay in this and all later updates,
-            in place of an earlier one; for the first update also embedded. Default: none.
+        pool: A folder of images like those of pretraining, to replay in this and all later updates.
+            It replaces an earlier pool. The first update also takes `embedded`, this book's pool,
+            with this book's own scored sets. Default: none.
         retain: A folder of images not to be forgotten, scored as A_ZS from this update on, besides
             earlier ones. Default: none.
         prompt: For the first update: how a class is named in a folder without a manifest, such as
-            "a photo of a {}". Default: "{}" for embedded models, otherwise "a photo of a {}".
+            "a photo of a {}". Default: "{}" for this book's own models, and otherwise that example.
         chosen: A file of settings, such as one written by `cmpt tune`. Default: none.
         name: Name of the update. Default: the folder's name.
         gone: If images of earlier updates are missing: refuse, or skip them.
@@ -94,13 +97,16 @@ def update(
             plan = plan_update(*given, **pictures)
         check_folder(plan, out)
         if processes.rank() == 0:
-            typer.echo("\n".join(plan.notes))
+            start = release.describe(plan.parent) if plan.parent else "a first update"
+            typer.echo("\n".join([f"from {given[0]}: {start}", *plan.notes]))
         if dry_run:
             if processes.rank() == 0:
                 typer.echo(_dry_run_lines(plan, given))
             return
         forecast.check_device(local_device)
         is_there = release.is_release(out)
+        if processes.rank() == 0 and working_folder(out).exists() and not is_there:
+            typer.echo(_stopped_line(plan, out))
         boards = shared.name_boards(tensorboard, wandb)
         made = _compute(plan, out, local_device, execution, boards)
         if processes.rank() == 0:
@@ -213,6 +219,17 @@ def _compute(
         return compute_update(plan, out, progress_observer(bar), device, execution, boards)
 
 
+def _stopped_line(plan: UpdatePlan, out: Path) -> str:
+    """Return a line on where an update that was stopped goes on."""
+    progress = latest_progress(working_folder(out))
+    steps = progress.step if progress else 0
+    if progress and progress.task == plan.number:  # trained, but not yet scored or written
+        steps = plan.steps
+    if steps:
+        return f"it was stopped, and goes on after step {steps} of {plan.steps}"
+    return "it was stopped before its first checkpoint, and begins again"
+
+
 def release_lines(made: release.Release) -> str:
     """Return lines on what to look at in a release."""
     folder = made.folder
@@ -255,7 +272,7 @@ def tune(
         start: The model of the first update, as for `cmpt update`.
         pool: As for `cmpt update`. Default: none.
         retain: As for `cmpt update`. Default: none.
-        prompt: As for `cmpt update`. Default: the model's own.
+        prompt: As for `cmpt update`, with the same default.
         gone: As for `cmpt update`.
         moved: As for `cmpt update`.
         peaks: The first peaks to try. Default: the recipe's, a third of it, and three times as
@@ -270,12 +287,14 @@ def tune(
     torch.set_num_threads(threads)
     first, folder, tree = _given(parent, start, data, settings, None)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
+    tried: list[UpdatePlan] = []
     with processes.init_distributed(_device_of(first, device)) as local_device:
         forecast.check_device(local_device)
         is_first = processes.rank() == 0
         with tqdm(unit=" steps", disable=not is_first) as bar:
 
             def begin(plan: UpdatePlan) -> Observer:
+                tried.append(plan)
                 bar.reset(plan.steps)
                 bar.set_description(f"peak {plan.config.schedule.peak:g}")
                 return Observer(progress_observer(bar).step)
@@ -291,7 +310,27 @@ def tune(
         peak = tuning.write_choice(table, out, tree)
         typer.echo(tuning.draw_front(table))
         typer.echo(f"best on validation: {peak:g}; written: {out}")
-        typer.echo(f"cmpt update ... --settings {out}")
+        typer.echo(tuning.describe_evidence(tried[-1]))
+        given = {
+            "": parent, "--start": start, "--data": data, "--pool": pool, "--retain": retain,
+            "--prompt": prompt, "--gone": "skip" * (gone == "skip"), "--moved": moved,
+        }  # fmt: skip
+        typer.echo(_update_command(given, out))
+
+
+def _update_command(given: dict[str, Any], chosen: Path) -> str:
+    """Return the command of the update that was tuned, but for its folder.
+
+    Args:
+        given: The options and their values, as one value, a list, or nothing.
+        chosen: The file of settings.
+    """
+    words = ["cmpt", "update"]
+    for option, value in given.items():
+        for each in value if isinstance(value, list) else [value]:
+            words += [option, str(each)] if each else []
+    words = [shlex.quote(word) for word in words if word]
+    return " ".join([*words, "-o NEW_RELEASE --settings", shlex.quote(str(chosen))])
 
 
 def _parse_peaks(text: str | None) -> list[float]:

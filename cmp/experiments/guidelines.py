@@ -129,7 +129,7 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
     except verdicts.NotComputed:
         return verdicts.NOT_COMPUTED, None
     except fronts.OutsideFrontError:
-        return "its gain cannot be formed, as its A_KA lies outside that network's front", None
+        return "it has no gain, because its A_KA lies outside that network's front", None
     except CmpError as error:
         return f"its gain cannot be formed: {error}", None
     found = verdicts.estimate_gain(network.study, network.setting, gain)

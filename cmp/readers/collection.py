@@ -230,9 +230,8 @@ def check_images(index: ImageIndex) -> ImageIndex:
         CmpError: There are faults and the manifest does not say `faults: skip`, or no image
             is left.
     """
-    refuse_faults(index.dataset, index.faults)
     usable, damaged = images.usable_images(index)
-    refuse_faults(index.dataset, damaged)
+    refuse_faults(index.dataset, index.faults + damaged)  # all at once, as they are mended by hand
     if usable.table.empty:
         raise CmpError(f"{index.dataset.name}: {NOTHING_LEFT}")
     labels = set(usable.table["label"])

@@ -240,6 +240,5 @@ def refuse_faults(dataset: FileSet, faults: list[Fault]) -> None:
         CmpError: There are faults; the message names the first of each kind.
     """
     if faults and dataset.faults == "refuse":
-        raise CmpError(
-            f"{dataset.name}: {len(faults)} faults ({summarise_faults(faults)}); {MEND_FAULTS}"
-        )
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise CmpError(f"{dataset.name}: {count} ({summarise_faults(faults)}); {MEND_FAULTS}")

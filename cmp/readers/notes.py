@@ -27,6 +27,7 @@ def notes_on(indexes: list[ImageIndex]) -> list[str]:
     checked = [index for index in indexes if "digest" in index.table]
     sentences = [sentence for index in checked for sentence in images_read_differently(index)]
     sentences += [sentence for index in indexes for sentence in read_elsewhere(index)]
+    sentences += [sentence for index in checked for sentence in contradictory_classes(index)]
     sentences += leaked_pictures(checked)
     sentences += [sentence for index in checked for sentence in repeated_pictures(index)]
     return sentences + [sentence for index in indexes for sentence in limits_of_recall(index)]
@@ -104,8 +105,30 @@ def leaked_pictures(indexes: list[ImageIndex]) -> list[str]:
     ]
 
 
+def contradictory_classes(index: ImageIndex) -> list[str]:
+    """Report images that a dataset contains in several classes, trained on or scored.
+
+    Args:
+        index: The checked dataset.
+
+    Returns:
+        One sentence, or none.
+    """
+    by_pixels = index.table.groupby("pixels", sort=False)["label"]
+    part = index.table.loc[by_pixels.transform("nunique") > 1]
+    if part.empty:
+        return []
+    same = part.loc[part["pixels"] == part["pixels"].iloc[0]].drop_duplicates("label")
+    one, other = (f"{row.source} ({row.label})" for row in same.iloc[:2].itertuples())
+    count = part["pixels"].nunique()
+    return [
+        f"{index.dataset.name}: images in several classes: {count}, such as {one} and {other}; "
+        "each class counts, so remove the wrong ones"
+    ]
+
+
 def repeated_pictures(index: ImageIndex) -> list[str]:
-    """Report training images that a dataset contains again under another name.
+    """Report training images that a dataset contains again under another file name.
 
     Args:
         index: The checked dataset.
@@ -118,12 +141,10 @@ def repeated_pictures(index: ImageIndex) -> list[str]:
     if part.empty:
         return []
     by_pixels = part.groupby("pixels")
-    torn = int((by_pixels["label"].nunique() > 1).sum())
-    classes = f", {torn} of them in several classes" if torn else ""
     return [
-        f"{index.dataset.name}: {by_pixels.ngroups} training images have several names{classes}, "
+        f"{index.dataset.name}: {by_pixels.ngroups} training images have several file names, "
         f"such as {part['source'].iloc[0]} and {part['source'].iloc[1]}; each is drawn once per "
-        "name"
+        "file name"
     ]
 
 

@@ -39,6 +39,8 @@ NAMED_COLUMNS = 20
 """Most columns that a message names."""
 LOOKED_AT = 10_000
 """Files to inspect to see whether a folder outside the manifest's contains images."""
+SYSTEM_FILES = ("thumbs.db", "desktop.ini")
+"""Files that Windows puts into folders of images, in lower case. Those of macOS are hidden."""
 BESIDE_PICTURE = "text beside an image; use `kind: pairs` to read it as a caption"
 """The kind of fault for img2dataset's format read as one folder per class."""
 OWN_FOLDER = " (write it relative to the table's folder)"
@@ -46,8 +48,8 @@ ABOVE_PICTURES = " (put the manifest and its table into a folder above all image
 
 
 def walk_files(folder: Path | str) -> Iterator[str]:
-    """Yield the paths in a folder of all files below it, sorted, without hidden ones and without
-    following links."""
+    """Yield the paths in a folder of all files below it, sorted, without hidden ones or those of
+    `SYSTEM_FILES`, and without following links."""
     waiting = [(os.fspath(folder), "", True)]  # the next one last; folders may be deep
     while waiting:
         path, name, is_folder = waiting.pop()
@@ -55,7 +57,10 @@ def walk_files(folder: Path | str) -> Iterator[str]:
             yield name
             continue
         note_folder(path)
-        visible = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
+        visible = [
+            entry for entry in os.scandir(path)
+            if not entry.name.startswith(".") and entry.name.lower() not in SYSTEM_FILES
+        ]  # fmt: skip
         for entry in sorted(visible, key=lambda entry: entry.name, reverse=True):
             is_inner = entry.is_dir(follow_symlinks=False)
             waiting.append((entry.path, f"{name}{entry.name}{'/' * is_inner}", is_inner))

@@ -82,7 +82,9 @@ def find_candidate(text: str) -> Candidate:
             f"such as ViT-B-32:{text}"
         )
     near = did_you_mean(name, open_clip.list_models())
-    raise CmpError(f"{text!r:.300}: is not a model{near}; give {FORMS}")
+    raise CmpError(
+        f"no model is called {text!r:.300}{near or ';'} {'G' if near else 'g'}ive {FORMS}"
+    )
 
 
 def _usual_start(name: str) -> str:

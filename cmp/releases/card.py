@@ -14,7 +14,7 @@ from cmp.errors import clean_text
 from cmp.files import read_yaml
 from cmp.releases import sentences
 from cmp.releases.compare import Comparison
-from cmp.releases.release import ReleaseRecord
+from cmp.releases.release import LEDGER_FILE, ReleaseRecord
 
 CARD = read_yaml(Path(__file__).with_name("card.yaml"))
 """The template of the card, and that of the code snippet in it."""
@@ -60,7 +60,7 @@ def release_card(
     mixture = run_config.mixture
     card = CARD["card"].format(
         name=code_span(name), start=code_span(run_config.model.start),
-        snippet=snippet(name, corpus).rstrip(),
+        snippet=snippet(name, corpus).rstrip(), names=_where_names_are(corpus),
         count="once" if len(record.updates) == 1 else f"{len(record.updates)} times",
         last=escape_markdown(last.name), id=record.id,
         images=sentences.count_of(last.images, "training image"),
@@ -93,6 +93,18 @@ def snippet(name: str, corpus: Corpus) -> str:
     if family:  # with its package's own networks and tokens
         how = CARD["own"].format(name=name, module=family.__name__)
     return CARD["snippet"].format(how=how.rstrip(), names=names, prompt=prompt)
+
+
+def _where_names_are(corpus: Corpus) -> str:
+    """Return where all names are of which the snippet has the first, or "" if it has all."""
+    dataset = corpus.by_role("adapt")[-1]
+    if (count := len(corpus.classes[dataset])) <= SHOWN_NAMES:
+        return ""
+    return (
+        f"These are {SHOWN_NAMES} of the {count:,} names that were taught. The table "
+        f"`{LEDGER_FILE}` of the release has all, as the `label` of each image of the set "
+        f"{code_span(dataset)}."
+    )
 
 
 def score_table(comparison: Comparison) -> str:

@@ -186,6 +186,8 @@ class ArrivalReport:
         held_from: Names of some of them.
         similar: How many new training images look like a held-out one.
         similar_names: Names of some of them.
+        twice: How many new images are in the set under another class, too.
+        twice_names: One of them, and the image that it equals, each with its class.
         new_names: Class names that were not known before.
         old_names: Class names that were known.
         untested_names: Those of `new_names` without a test image.
@@ -197,6 +199,8 @@ class ArrivalReport:
     held_from: tuple[str, ...] = ()
     similar: int = 0
     similar_names: tuple[str, ...] = ()
+    twice: int = 0
+    twice_names: tuple[str, ...] = ()
     new_names: tuple[str, ...] = ()
     old_names: tuple[str, ...] = ()
     untested_names: tuple[str, ...] = ()
@@ -501,6 +505,14 @@ def _append(
         new.append(picture._replace(split=split))
         for name in names:
             splits.setdefault(name, split)
+    if not new and arrival.role == "adapt":
+        keys = {picture.key for picture in arriving}
+        before = dict.fromkeys(x.arrival for x in used if x.key in keys)
+        where = ", ".join(update_label(ledger.arrivals[n]) for n in before)
+        raise CmpError(
+            f"--data: {arrival.folder}: all images have arrived before, in update {where}; give a "
+            "folder with new ones"
+        )
     if not new:
         raise CmpError(
             f"{OPTIONS[arrival.role]}: {arrival.folder} contains no new image; leave it out"
@@ -513,9 +525,12 @@ def _append(
     tested = {(x.set, x.label) for x in new if x.split == "test"}
     scored = {x.look for x in (*used, *new) if x.split != "train"} - FLAT
     similar = [x.source for x in new if x.split == "train" and x.look in scored]
+    pairs = _in_two_classes(used, new)
+    shown = [f"{x.source} ({x.label})" for pair in pairs[:1] for x in pair]
     report = ArrivalReport(
         dict(collections.Counter(picture.split for picture in new)), len(arriving) - len(new),
         len(held), tuple(x.source for x in held[:NAMED]), len(similar), tuple(similar[:NAMED]),
+        len(pairs), tuple(shown),
         tuple(sorted(name for _, name in labels - old_labels)),
         tuple(sorted(name for _, name in labels & old_labels)),
         tuple(sorted(name for _, name in labels - old_labels - tested)),
@@ -526,6 +541,22 @@ def _append(
 def _contents(picture: Picture) -> tuple[tuple[str, int], tuple[str, int]]:
     """Return what images with one split have in common: their file or their pixels."""
     return ("file", picture.digest), ("pixels", picture.pixels)
+
+
+def _in_two_classes(
+    used: Sequence[Picture], new: Sequence[Picture]
+) -> list[tuple[Picture, Picture]]:
+    """Return the new images that equal an image of another class in their set, each with the first
+    such image."""
+    first: dict[tuple[str, str, int], Picture] = {}
+    pairs = []
+    for place, picture in enumerate((*used, *new)):
+        names = [(picture.set, *name) for name in _contents(picture)]
+        twins = [first.setdefault(name, picture) for name in names]
+        others = [twin for twin in twins if twin.label != picture.label]
+        if others and place >= len(used):
+            pairs.append((picture, others[0]))
+    return pairs
 
 
 def _splits_of(ledger: Ledger) -> dict[tuple[str, int], str]:
@@ -609,6 +640,34 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
         )
     kept = (x._replace(split="") if n in gone else x for n, x in enumerate(ledger.pictures))
     return Ledger(ledger.arrivals, tuple(kept)), parts, len(gone)
+
+
+def count_present(ledger: Ledger) -> dict[str, tuple[int, int]]:
+    """Return how many images of each folder the next update needs, and how many are there.
+
+    Only names are compared, so a file that has changed counts as there.
+
+    Returns:
+        Folder -> (needed, there), in the order of arrival.
+    """
+    needed = collections.defaultdict(list)
+    for picture in ledger.pictures:
+        if picture.split:
+            needed[picture.arrival, picture.set].append(picture.source)
+    counts: dict[str, tuple[int, int]] = {}
+    for number, arrival in enumerate(ledger.arrivals):
+        for tree in arrival.sets:
+            sources, names = needed[number, tree["name"]], frozenset()
+            with contextlib.suppress(CmpError):  # the folder itself may be gone
+                index = collection.read_index(
+                    _manifest_of(tree), Path(arrival.folder, tree["root"])
+                )
+                names = frozenset(index.table["source"])
+            if sources:
+                before = counts.get(arrival.folder, (0, 0))
+                there = sum(source in names for source in sources)
+                counts[arrival.folder] = before[0] + len(sources), before[1] + there
+    return counts
 
 
 def _locate_set(

@@ -4,6 +4,7 @@ It is written once, whole, and never changed. Only `slim` removes what only a fu
 needs.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -132,7 +133,10 @@ class Release:
         if name not in self.record.files:
             raise CmpError(f"{self.folder / RECORD_FILE}: files: lacks {name}; copy it again")
         if not path.is_file():
-            removed = "; `cmpt release slim` removed it, so no update can start from this release"
+            removed = (
+                "; `cmpt release slim` removed it, so no update can start from this release; "
+                "repeat its update with another -o"
+            )
             raise CmpError(f"{path}: is missing{removed if name in self.slimmable() else ''}")
         stat = path.stat()
         if _digest_at(path, stat.st_mtime_ns, stat.st_size) != self.record.files[name]:
@@ -291,6 +295,16 @@ def slim(folder: str | Path) -> int:
     for path in paths:
         path.unlink(missing_ok=True)
     return freed
+
+
+def releases_beside(release: Release) -> list[Release]:
+    """Return the other releases in the folder above a release, without those that are damaged."""
+    found = []
+    for folder in sorted(release.folder.absolute().parent.glob("*/")):
+        with contextlib.suppress(CmpError, OSError):
+            if is_release(folder) and not folder.samefile(release.folder):
+                found.append(read_release(folder))
+    return found
 
 
 def describe(release: Release) -> str:

@@ -339,15 +339,25 @@ def _scores(comparison: Comparison) -> str:
     heading = f"{count_of(down, 'set')} of {len(sets)} clearly worse, {up} clearly better"
     if comparison.is_same:
         heading = "No score changes"
-    updates = _text(sentences.describe_updates(comparison), 5_000)
+    rows = _text(sentences.describe_updates(comparison), 5_000)
     return (
         f'<section id="scores">\n<h2>{heading}</h2>\n<p class="quiet">Points by which each score '
         "changed, with 95% intervals over groups of images. "
         '<span class="lost">■ clearly lower</span>, <span class="found">● clearly higher</span>, '
         "○ could be either. In brackets: the number of scored images. On the right: the share of "
-        f'right answers that are wrong now.</p>\n<p class="quiet">{sentences.SCORES} '
-        f"{sentences.describe_splits()} {updates}</p>\n"
+        f"right answers that are wrong now.{_explain_answers(comparison)}</p>\n"
+        f'<p class="quiet">{sentences.SCORES} {sentences.describe_splits()} {rows}</p>\n'
         f'<ul class="scores">\n{chr(10).join(lines)}\n</ul>\n</section>'
+    )
+
+
+def _explain_answers(comparison: Comparison) -> str:
+    """Return why more answers than images can be lost, or "" if no set has captions."""
+    if (comparison.sets["metric"] == "top-1").all():
+        return ""
+    return (
+        " A set with captions asks in both directions, so it has more answers than images; they "
+        "are not among the images that lost a name."
     )
 
 

@@ -12,7 +12,9 @@ import pandas as pd
 
 from cmp import config
 from cmp.errors import CmpError, Diverged
+from cmp.evaluation import ROLES, make_test_sets
 from cmp.files import SHORT_ID, child_path, read_kept, write_atomic, write_kept
+from cmp.releases.sentences import count_of
 from cmp.releases.update import train_update
 from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs import store
@@ -104,6 +106,26 @@ def tune(
             (folder / "checkpoints").rmdir()
     table = pd.DataFrame([{"peak": peak} | rows[peak] for peak in sorted(rows)])
     return table.assign(is_best=table["peak"] == best)
+
+
+def describe_evidence(plan: UpdatePlan) -> str:
+    """Return a sentence on how many images the scores of a tried peak rest on, and what one image
+    is worth.
+
+    Args:
+        plan: The plan of the update, scored on the validation split.
+    """
+    section, parts = plan.config.evaluation, []
+    subset = None if section.full else section.subset
+    sets = make_test_sets(plan.corpus, section.split, subset)
+    for name, role in ROLES.items():
+        sizes = [len(each.rows) for each in sets if each.dataset.role == role]
+        if sizes:
+            worth = 100 / (min(sizes) * len(sizes))
+            each = "one is worth" if len({*sizes}) == 1 else "one is worth up to"
+            parts.append(f"{name} rests on {count_of(sum(sizes), 'image')}, where {each} "
+                         f"{worth:.1f} points")  # fmt: skip
+    return f"{'; '.join(parts)}; differences of a few images may be chance"
 
 
 def _round(peak: float) -> float:

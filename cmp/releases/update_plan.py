@@ -363,6 +363,11 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         some = ", ".join(report.held_from)
         count = count_of(report.held_out, "image")
         yield f"{count} held out before, such as {some}, and held out again"
+    if report.twice:
+        yield (
+            f"{count_of(report.twice, 'new image')} with two names, such as "
+            f"{' and '.join(report.twice_names)}; both names count, so remove the wrong one"
+        )
     if report.similar:
         some = ", ".join(report.similar_names)
         yield (
@@ -372,9 +377,15 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
     if plan.gone:
         yield f"left out: {count_of(plan.gone, 'image')} missing from earlier updates"
     passes = plan.steps * counts[1] / max(len(plan.pools.update), 1)
+    least = mixtures.MIN_STEPS
+    are_given = len(plan.config.training.task_steps) == plan.number
+    is_often = not are_given and plan.steps == least and passes >= 1.25 * (training.passes or 1)
     yield (
-        f"{plan.steps} steps at batch {sum(counts)}: {count_of(counts[1], 'new image')}, "
-        f"{counts[2]} earlier ones, {counts[0]} of the pool; a new image appears {passes:.1f} times"
+        f"{count_of(plan.steps, 'step')} at batch {sum(counts)}: "
+        f"{count_of(counts[1], 'new image')}, {counts[2]} earlier ones, {counts[0]} of the pool; "
+        f"a new image appears {passes:.1f} times"
+        + is_often
+        * f", since an update has at least {least} steps"
     )
     source = plan.peak_source or "the recipe's, not tuned for these images"
     yield f"peak learning rate: {max_rate(plan.fitted):g}, {source}"
@@ -382,9 +393,12 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
     if sum(counts) < training.batch:
         yield f"there are too few images for batches of {training.batch}"
     elif counts[1] < usual[1]:
+        why = f"otherwise {least} steps would show them too often"
+        if plan.steps < least:
+            why = f"this is the number for {least} steps or more"
         yield (
             f"the update is small, so a batch has {count_of(counts[1], 'new image')} instead of "
-            f"{usual[1]}; otherwise {mixtures.MIN_STEPS} steps would show them too often"
+            f"{usual[1]}; {why}"
         )
     if not len(plan.pools.pretraining):
         yield (
