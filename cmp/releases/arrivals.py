@@ -17,7 +17,7 @@ from cmp import starts
 from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
 from cmp.files import parse_yaml
-from cmp.readers import collection, images, infer, tables
+from cmp.readers import collection, folders, images, infer
 from cmp.readers.files import ReadImage
 from cmp.readers.index import HALF_CHARACTER, MEND_FAULTS, ImageIndex
 from cmp.readers.manifest import FileSet, find_manifests, load_manifests
@@ -53,10 +53,10 @@ def has_manifests(folder: Path) -> bool:
 def _refuse_deep_folders(folder: Path, option: str) -> None:
     """Raise `CmpError` if images are in folders within class folders: the upper ones are then
     more likely months than classes."""
-    parts = 3 if tables.split_folders(folder) else 2
+    parts = 3 if folders.split_folders(folder) else 2
     deep = [
-        path for path in tables.walk_files(folder)
-        if tables.is_picture_name(path) and len(path.split("/")) > parts
+        path for path in folders.walk_files(folder)
+        if folders.is_picture_name(path) and len(path.split("/")) > parts
     ]  # fmt: skip
     if deep:
         top = deep[0].split("/")[0]
