@@ -26,7 +26,7 @@ from cmp.errors import CmpError, Diverged
 from cmp.experiments import evidence, planner
 from cmp.faults import explain_failure
 from cmp.files import atomic_folder, check_held_files, file_digest, parse_yaml
-from cmp.readers import collection, infer, tables, tars
+from cmp.readers import collection, folders, infer, tables, tars
 from cmp.readers.manifest import FileSet, load_manifests
 from cmp.releases import (
     card,
@@ -547,13 +547,13 @@ def test_only_a_file_of_the_folder_is_looked_at_as_a_table(tmp_path, kind, endin
 def test_very_deep_folders_are_listed_in_order(tmp_path, monkeypatch):
     here = tmp_path / "p"
     tree(here, {"a.png": b"", "b/c.png": b"", "b.png": b"", ".x/y.png": b"", "b/a/z.png": b""})
-    assert [*tables.walk_files(here)] == ["a.png", "b/a/z.png", "b/c.png", "b.png"]
+    assert [*folders.walk_files(here)] == ["a.png", "b/a/z.png", "b/c.png", "b.png"]
     monkeypatch.chdir(here)
     for _ in range(1200):
         os.mkdir("d")
         os.chdir("d")
     try:
-        assert len([*tables.walk_files(here)]) == 4
+        assert len([*folders.walk_files(here)]) == 4
     finally:  # what deletes the folder later may not go so deep
         for _ in range(1200):
             os.chdir("..")

@@ -25,6 +25,7 @@ from cmp import cli, config, evaluation, models, starts
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.files import file_digest, read_yaml
 from cmp.releases import (
+    arrivals,
     compare,
     gate,
     ledger,
@@ -408,7 +409,7 @@ def test_months_in_one_folder_are_not_taken_for_classes(tmp_path):
         )
     classes(tmp_path / "split" / "train", each=3)
     classes(tmp_path / "split" / "test", each=3, prefix="")
-    sets = ledger.read_sets(tmp_path / "split", "adapt", "{}")
+    sets = arrivals.read_sets(tmp_path / "split", "adapt", "{}")
     assert sets[0][0].reader.kind == "folder"
 
 

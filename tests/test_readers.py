@@ -35,7 +35,7 @@ from cmp.project import build_folder
 from cmp.readers import collection, files, images, infer, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
 from cmp.readers.manifest import SPLIT_SHARES, FolderReader, load_manifests
-from cmp.releases import ledger
+from cmp.releases import arrivals, ledger
 
 DATA = (build_folder() / "data").resolve()
 
@@ -1187,7 +1187,7 @@ def test_a_table_that_is_passed_over_is_named_with_the_reason(tmp_path, separato
     assert sentence.startswith(f"{path}: not used: {why}")
     assert "save it as UTF-8 with commas" in sentence
     with pytest.warns(UserWarning, match="save it as UTF-8 with commas"):
-        ledger.arrive(ledger.Ledger(), str(path.parent), "adapt")
+        arrivals.arrive(ledger.Ledger(), str(path.parent), "adapt")
     path.write_bytes("\n".join(map(",".join, rows)).encode("utf-8"))
     assert "t.csv with the columns" in infer.infer_manifest(path.parent)[2]
 

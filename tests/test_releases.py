@@ -16,6 +16,7 @@ from cmp import mixtures
 from cmp.errors import CmpError
 from cmp.readers import images
 from cmp.releases import (
+    arrivals,
     card,
     compare,
     gate,
@@ -71,8 +72,8 @@ def test_tars_of_the_same_name_are_told_apart(tmp_path):
         for place, seed in enumerate(seeds):
             members += [(f"{place:05}.png", picture(seed)), (f"{place:05}.cls", b"an oak")]
         tar(tmp_path / "month" / folder / "00000.tar", members)
-    arrived, report = ledger.arrive(ledger.Ledger(), str(tmp_path / "month"), "adapt")
-    located, parts, gone = ledger.locate(arrived)
+    arrived, report = arrivals.arrive(ledger.Ledger(), str(tmp_path / "month"), "adapt")
+    located, parts, gone = arrivals.locate(arrived)
     assert sum(report.new.values()) == 16 and gone == 0
     assert parts[0].table["digest"].nunique() == 16
     assert [picture.split for picture in located.pictures] == [x.split for x in arrived.pictures]
@@ -82,7 +83,7 @@ def test_tars_of_the_same_name_are_told_apart(tmp_path):
 def test_an_image_on_a_disk_that_fails_is_not_gone(tmp_path, monkeypatch, skip_gone):
     """Otherwise `--gone skip` would leave out a whole folder for ever."""
     month = classes(tmp_path / "month")
-    arrived, _ = ledger.arrive(ledger.Ledger(), str(month), "adapt")
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "other"))  # where nothing is checked yet
     check, failing = images._check_image, arrived.pictures[3].digest
 
@@ -98,8 +99,8 @@ def test_an_image_on_a_disk_that_fails_is_not_gone(tmp_path, monkeypatch, skip_g
     with monkeypatch.context() as patch:
         patch.setattr(images, "_check_image", fail_once)
         with pytest.raises(CmpError, match=r"cannot be read .*Input/output error.*; try again"):
-            ledger.locate(arrived, skip_gone)
-    located, _, gone = ledger.locate(arrived, skip_gone)
+            arrivals.locate(arrived, skip_gone)
+    located, _, gone = arrivals.locate(arrived, skip_gone)
     assert located.pictures == arrived.pictures and gone == 0
 
 
@@ -107,15 +108,15 @@ def test_a_copy_of_a_test_image_in_an_old_month_s_training_folder_changes_nothin
     """It was taken for gone, and `--gone skip` would leave out the image for ever."""
     month = classes(tmp_path / "month", ["cat", "dog"], 3, "train/")
     tree(month, {"test/cat/0.png": picture(70), "test/dog/1.png": picture(71)})
-    arrived, _ = ledger.arrive(ledger.Ledger(), str(month), "adapt")
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
     shutil.copy(month / "test/cat/0.png", month / "train/cat/again.png")
-    located, [part], gone = ledger.locate(arrived)
+    located, [part], gone = arrivals.locate(arrived)
     assert located.pictures == arrived.pictures and gone == 0
     [row] = part.table[part.table["source"] == "test/cat/0.png"].to_dict("records")
     assert row["split"] == "test" and part.read(row["position"]) == picture(70)
     (month / "test/cat/0.png").write_bytes(b"no image")
     with pytest.raises(CmpError, match=r"1 images .* gone or have changed, such as .*test/cat/0"):
-        ledger.locate(arrived)
+        arrivals.locate(arrived)
 
 
 def test_a_small_update_trains_on_no_image_that_a_table_holds_out(tmp_path):
@@ -126,7 +127,7 @@ def test_a_small_update_trains_on_no_image_that_a_table_holds_out(tmp_path):
     table = "csv, path: t.csv, label: label, split: split"
     (month / "a" / "m.yaml").write_text(about.format("a", table))
     (month / "b" / "m.yaml").write_text(about.format("b", "folder") + "splits: {test: 1.0}\n")
-    arrived, report = ledger.arrive(ledger.Ledger(), str(month), "adapt")
+    arrived, report = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
     assert [x.source for x in arrived.pictures] == ["cat/1.png"] * 2
     assert {x.set: x.split for x in arrived.pictures} == {"a": "test", "b": "train"}
     assert report.new == {"test": 1, "train": 1}
@@ -142,7 +143,7 @@ def test_the_same_pixels_have_one_split_in_an_arrival(tmp_path, held):
         rows = [f"{name},cat,{held if name == names[0] else ''}\n" for name in names]
         for number, order in enumerate((rows, rows[::-1])):
             (month / "t.csv").write_text("".join(["filepath,label,split\n", *order]))
-            arrived, _ = ledger.arrive(ledger.Ledger(), str(month), "adapt", str(number))
+            arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt", str(number))
             splits = {x.source: x.split for x in arrived.pictures}
             assert len(splits) == 3 and splits[names[0]] == splits[names[1]]
             assert "train" in splits.values()
@@ -164,11 +165,11 @@ def test_a_stream_keeps_its_task_when_its_first_folder_is_gone(tmp_path, kind, i
             captions(month, range(8 * number, 8 * number + 8))
         else:
             classes(month, prefix=f"{number}")
-        arrived, _ = ledger.arrive(arrived, str(month), "adapt")
+        arrived, _ = arrivals.arrive(arrived, str(month), "adapt")
 
     def task():
-        located, parts, gone = ledger.locate(arrived, skip_gone=True)
-        return ledger.corpus_of(located, parts).datasets["catalogue"].task, gone > 0
+        located, parts, gone = arrivals.locate(arrived, skip_gone=True)
+        return arrivals.corpus_of(located, parts).datasets["catalogue"].task, gone > 0
 
     assert task() == (kind, False)
     shutil.rmtree(tmp_path / "1")
@@ -187,37 +188,37 @@ def test_classes_and_captions_are_not_joined_into_one_set(tmp_path, is_caption_f
     rows = [f"{n}.png,oak,an oak of {n} years\n" for n in range(8)]
     (table / "t.csv").write_text("".join(["filepath,label,caption\n", *rows]))
     first, second = (captioned, labelled) if is_caption_first else (labelled, captioned)
-    arrived, _ = ledger.arrive(ledger.Ledger(), str(first), role)
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(first), role)
     tasks = "classification", "retrieval"
     words = [f"{second}: its images have no", *map(repr, tasks), f"`cmpt data init {second}`"]
     with pytest.raises(CmpError) as error:
-        ledger.arrive(arrived, str(second), role)
+        arrivals.arrive(arrived, str(second), role)
     assert all(word in str(error.value) for word in [ledger.OPTIONS[role], *words])
-    ledger.arrive(arrived, str(table), role)  # has both
-    ledger.arrive(arrived, str(second), "pool")  # is not scored
+    arrivals.arrive(arrived, str(table), role)  # has both
+    arrivals.arrive(arrived, str(second), "pool")  # is not scored
     manifest = f"name: own\ntitle: T\nrole: {role}\nlicence: own\nreader: "
     reader = "{kind: folder, path: .}" if is_caption_first else "{kind: pairs, path: .}"
     (second / "manifest.yaml").write_text(manifest + reader)
-    ledger.arrive(arrived, str(second), role)
+    arrivals.arrive(arrived, str(second), role)
 
 
 def test_a_folder_that_brings_nothing_new_is_refused_or_left_out(tmp_path):
     kept, month = classes(tmp_path / "kept", each=8), tmp_path / "month"
-    arrived, _ = ledger.arrive(ledger.Ledger(), str(kept), "eval")
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(kept), "eval")
     with pytest.raises(CmpError, match=r"--retain: .*kept contains no new image; leave it out"):
-        ledger.arrive(arrived, str(kept), "eval")
-    arrived, _ = ledger.arrive(ledger.Ledger(), str(classes(tmp_path / "may")), "adapt")
+        arrivals.arrive(arrived, str(kept), "eval")
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(classes(tmp_path / "may")), "adapt")
     words = r"--data: .*may: all images have arrived before, in update 1 may; give a folder with"
     with pytest.raises(CmpError, match=words):
-        ledger.arrive(arrived, str(tmp_path / "may"), "adapt")
+        arrivals.arrive(arrived, str(tmp_path / "may"), "adapt")
     about = "name: {0}\ntitle: T\nrole: adapt\nlicence: own\nreader: {{kind: folder, path: {0}}}\n"
     old, new = classes(month / "old", prefix="x"), classes(month / "new", prefix="y")
     (month / "old.yaml").write_text(about.format("old"))
-    arrived, _ = ledger.arrive(ledger.Ledger(), str(month), "adapt")
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
     tree(new, {"oak/more.png": picture(99)})
     (month / "new.yaml").write_text(about.format("new"))
-    arrived, _ = ledger.arrive(arrived, str(month), "adapt")  # nothing of the set `old` is new
-    _, parts, gone = ledger.locate(arrived)
+    arrived, _ = arrivals.arrive(arrived, str(month), "adapt")  # nothing of the set `old` is new
+    _, parts, gone = arrivals.locate(arrived)
     assert [part.dataset.name for part in parts] == ["old", "new"] and gone == 0 and old.is_dir()
 
 
@@ -312,11 +313,11 @@ def test_embedded_pictures_are_a_pool_only(first, root):
 def test_a_pool_replaces_the_embedded_one(corpus, tmp_path):
     """Whose retention sets stay, and whose rows keep their places."""
     month, own = classes(tmp_path / "month", prefix="x"), classes(tmp_path / "own")
-    arrived, _ = ledger.arrive(ledger.Ledger(), ledger.EMBEDDED, "pool")
-    arrived, _ = ledger.arrive(arrived, str(month), "adapt")
-    before = ledger.corpus_of(*ledger.locate(arrived)[:2])
+    arrived, _ = arrivals.arrive(ledger.Ledger(), ledger.EMBEDDED, "pool")
+    arrived, _ = arrivals.arrive(arrived, str(month), "adapt")
+    before = arrivals.corpus_of(*arrivals.locate(arrived)[:2])
     arrived, _ = update_plan._arrive_beside(arrived, str(own), "pool", "a photo of a {}")
-    after = ledger.corpus_of(*ledger.locate(arrived)[:2])
+    after = arrivals.corpus_of(*arrivals.locate(arrived)[:2])
     pool, _ = mixtures.choose_replay(after, cmp.RunConfig().mixture, 0)
     assert {*after.table["dataset"].iloc[pool]} == {"pool"}
     assert len(pool) == sum(x.set == "pool" and x.split == "train" for x in arrived.pictures)

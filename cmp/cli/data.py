@@ -95,7 +95,7 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     """
     from cmp.embedded import packed
     from cmp.readers import collection, index, notes
-    from cmp.releases import ledger
+    from cmp.releases import arrivals
     from cmp.starts import USUAL_PROMPT
 
     if name == "embedded":
@@ -106,9 +106,9 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
         typer.echo(f"{len(datasets) - len(broken)} of {len(datasets)} embedded datasets are intact")
         raise typer.Exit(bool(broken))
     folder = Path(name).expanduser()
-    is_plain = folder.is_dir() and not ledger.has_manifests(folder)
+    is_plain = folder.is_dir() and not arrivals.has_manifests(folder)
     if is_plain:
-        [(dataset, root)] = ledger.read_sets(folder, "adapt", USUAL_PROMPT)
+        [(dataset, root)] = arrivals.read_sets(folder, "adapt", USUAL_PROMPT)
         located = [(dataset.model_copy(update={"name": folder.resolve().name}), root)]
         typer.echo("no manifest: reading the folder as `cmpt update --data` would")
     else:
@@ -125,7 +125,7 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
         mendable = s.index is not None and s.state in ("partial", "faulty")
         reason = f"{s.reason}; {index.MEND_FAULTS}" if mendable else s.reason
         if is_plain:
-            reason = ledger.without_manifest(reason, s.dataset.name, folder)
+            reason = arrivals.without_manifest(reason, s.dataset.name, folder)
         named.setdefault(reason, []).append(s.dataset.name)
     for reason in filter(None, named):
         typer.echo(f"{', '.join(named[reason])}: {reason}")

@@ -9,7 +9,7 @@ import typer
 from cmp.cli import shared
 from cmp.cli.results import print_log
 from cmp.errors import CmpError
-from cmp.releases import ledger, release
+from cmp.releases import arrivals, release
 
 
 def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
@@ -44,7 +44,7 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
 def _needs(made: release.Release) -> Iterable[str]:
     """Yield lines on what the next update needs, and whether it is there."""
     yield "the next update needs this folder, and each earlier image where it was:"
-    for folder, (needed, there) in ledger.count_present(made.ledger()).items():
+    for folder, (needed, there) in arrivals.count_present(made.ledger()).items():
         yield f"  {folder}: {there:,} of {needed:,} images are there"
     yield "if a folder has moved, give the update --moved OLD=NEW"
 

@@ -14,13 +14,13 @@ import torch
 from cmp import streams
 from cmp.data import Corpus, build_corpus, load_data
 from cmp.errors import CmpError, explain_errors
-from cmp.readers import fomo, images, notes, pairs, tables, tars
+from cmp.readers import folders, fomo, images, notes, pairs, tables, tars
 from cmp.readers.files import FileTimes, have_changed, note_files
 from cmp.readers.index import ImageIndex, refuse_faults, summarise_faults
 from cmp.readers.manifest import FileSet, load_manifests, manifest_files
 
 READERS: dict[str, Callable[[FileSet, Path], ImageIndex]] = {
-    "folder": tables.read_folder,
+    "folder": folders.read_folder,
     "csv": tables.read_table_files,
     "parquet": tables.read_table_files,
     "tars": tars.read_tars,

@@ -14,6 +14,7 @@ from cmp.errors import CmpError, clean_text, first_line
 from cmp.files import read_yaml, write_atomic
 from cmp.readers import pairs
 from cmp.readers.files import file_stamp
+from cmp.readers.folders import is_picture_name, split_folders, walk_files
 from cmp.readers.index import SPLIT_NAMES
 from cmp.readers.manifest import (
     LONGEST_NAME,
@@ -22,14 +23,7 @@ from cmp.readers.manifest import (
     find_manifests,
     refuse_two_levels,
 )
-from cmp.readers.tables import (
-    check_width,
-    is_picture_name,
-    list_columns,
-    read_csv,
-    split_folders,
-    walk_files,
-)
+from cmp.readers.tables import check_width, list_columns, read_csv
 
 MAX_FILES = 100_000
 """Most files to inspect."""

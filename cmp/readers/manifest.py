@@ -109,7 +109,7 @@ class FolderReader(PictureReader):
     Attributes:
         kind: "folder".
         path: The folder, relative to the manifest's. A folder elsewhere must contain mostly images,
-            see `tables.pictures_folder`.
+            see `folders.pictures_folder`.
     """
 
     kind: Literal["folder"]

@@ -9,16 +9,16 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cmp.readers.files import Stamp, file_stamp, read_file
+from cmp.readers.folders import is_picture_name, pictures_folder, split_folders, walk_files
 from cmp.readers.index import Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
-from cmp.readers.tables import is_picture_name, pictures_folder, split_folders, walk_files
 from cmp.readers.tars import MAX_CAPTION_BYTES, TEXT_SUFFIXES, decode_text, label_and_caption
 
 
 def read_pairs(dataset: FileSet, root: Path) -> ImageIndex:
     """Index the images of a folder, at any depth, with the texts beside them.
 
-    Top folders with the names of splits are splits, see `tables.split_folders`.
+    Top folders with the names of splits are splits, see `folders.split_folders`.
 
     Args:
         dataset: A manifest whose reader is a `PairReader`.
@@ -29,7 +29,7 @@ def read_pairs(dataset: FileSet, root: Path) -> ImageIndex:
         unless they are at the top level, like the tables of img2dataset.
 
     Raises:
-        CmpError: There is no such folder; see also `tables.pictures_folder`.
+        CmpError: There is no such folder; see also `folders.pictures_folder`.
     """
     folder, is_foreign = pictures_folder(dataset, root, TEXT_SUFFIXES)
     splits = {path.name for path in split_folders(folder)}

@@ -28,6 +28,7 @@ from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
 from cmp.files import SHORT_ID, file_digest, parse_json, parse_record, read_text, refuse_later
+from cmp.releases import arrivals
 from cmp.releases import ledger as ledgers
 from cmp.releases.ledger import Arrival, Ledger, Picture, checked_ledger
 from cmp.runs import checkpoints
@@ -169,8 +170,8 @@ class Release:
         Raises:
             CmpError: Images are gone or have changed, and `skip_gone` is not set.
         """
-        ledger, parts, _ = ledgers.locate(ledgers.move(self.ledger(), moved or {}), skip_gone)
-        return ledgers.corpus_of(ledger, parts)
+        ledger, parts, _ = arrivals.locate(ledgers.move(self.ledger(), moved or {}), skip_gone)
+        return arrivals.corpus_of(ledger, parts)
 
     def progress(self) -> Progress:
         """Return the state without its tensors, after checking the hash of the whole file."""

@@ -22,8 +22,8 @@ from cmp.mixtures import Pools
 from cmp.readers import notes
 from cmp.readers.manifest import check_prompt
 from cmp.registry import get_option
+from cmp.releases import arrivals, release, sentences
 from cmp.releases import ledger as ledgers
-from cmp.releases import release, sentences
 from cmp.releases.candidates import split_start
 from cmp.releases.ledger import EMBEDDED, ArrivalReport, Ledger
 from cmp.releases.release import Release, UpdateRecord
@@ -174,7 +174,7 @@ def plan_update(
         if folder is not None:
             ledger, sentence = _arrive_beside(ledger, str(folder), role, prompt)
             unscored += [sentence] if sentence else []
-    ledger, report = ledgers.arrive(ledger, os.fspath(data), "adapt", name, prompt)
+    ledger, report = arrivals.arrive(ledger, os.fspath(data), "adapt", name, prompt)
     if not report.new.get("train"):
         some = f", such as {report.held_from[0]}" if report.held_from else ""
         raise CmpError(
@@ -182,8 +182,8 @@ def plan_update(
             f"earlier folder holds them out{some}, so none can be trained on; add images to train "
             "on"
         )
-    ledger, parts, gone = ledgers.locate(ledger, skip_gone)
-    corpus = ledgers.corpus_of(ledger, parts)
+    ledger, parts, gone = arrivals.locate(ledger, skip_gone)
+    corpus = arrivals.corpus_of(ledger, parts)
     run_config = _update_config(base, tree, parent, ledger.updates)
     if not len(corpus.rows(run_config.evaluation.split)):
         raise CmpError(
@@ -271,7 +271,7 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple
         raise CmpError("--pool: the embedded pool can be named at the first update only")
     if role == "pool":
         ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
-    ledger, report = ledgers.arrive(ledger, folder, role, prompt=prompt)
+    ledger, report = arrivals.arrive(ledger, folder, role, prompt=prompt)
     trained = report.new.get("train", 0)
     if role != "eval" or not trained:
         return ledger, ""

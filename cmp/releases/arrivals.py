@@ -1,0 +1,391 @@
+"""Read the images of arrivals: when they arrive, and again for every later update."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from cmp import starts
+from cmp.data import Corpus
+from cmp.errors import CmpError, check_line, explain_errors
+from cmp.files import parse_yaml
+from cmp.readers import collection, folders, images, infer
+from cmp.readers.files import ReadImage
+from cmp.readers.index import HALF_CHARACTER, MEND_FAULTS, ImageIndex
+from cmp.readers.manifest import FileSet, find_manifests, load_manifests
+from cmp.releases.ledger import (
+    EMBEDDED,
+    NAMED,
+    OPTIONS,
+    Arrival,
+    ArrivalReport,
+    Ledger,
+    Picture,
+    Role,
+    append,
+    joined_set,
+    known_sets,
+    manifest_of,
+    set_names,
+    task_of,
+    update_label,
+)
+
+GONE = -1
+"""The position of an image that is gone."""
+NO_FACTS = {"position": GONE, "size": 0, "changed": 0, "traits": 0}
+"""The columns of an index for an image that is gone."""
+
+
+def has_manifests(folder: Path) -> bool:
+    """Return whether manifests describe a folder of images."""
+    return bool(find_manifests(folder, "*.yaml") or find_manifests(folder, "*/*.yaml"))
+
+
+def _refuse_deep_folders(folder: Path, option: str) -> None:
+    """Raise `CmpError` if images are in folders within class folders: the upper ones are then
+    more likely months than classes."""
+    parts = 3 if folders.split_folders(folder) else 2
+    deep = [
+        path for path in folders.walk_files(folder)
+        if folders.is_picture_name(path) and len(path.split("/")) > parts
+    ]  # fmt: skip
+    if deep:
+        top = deep[0].split("/")[0]
+        other = next((path for path in deep if path.split("/")[0] != top), deep[-1])
+        raise CmpError(
+            f"{option}: {folder}: images are in folders of folders, such as {deep[0]} and "
+            f"{other}, so it is not clear which folders are classes; give one month's folder, such "
+            f"as {folder / top}, or if {top} is a class, write a manifest with `cmpt data init "
+            f"{folder}`"
+        )
+
+
+def _refuse_known_folders(ledger: Ledger, folder: Path, role: Role) -> None:
+    """Raise `CmpError` if a folder without a manifest contains one with another role."""
+    for arrival in ledger.arrivals:
+        if Path(arrival.folder).is_relative_to(folder) and arrival.role != role:
+            raise CmpError(
+                f"{OPTIONS[role]}: {folder} contains {arrival.folder}, which was given by "
+                f"{OPTIONS[arrival.role]}; give a folder without it"
+            )
+
+
+def _refuse_other_task(ledger: Ledger, index: ImageIndex, role: Role, folder: Path) -> None:
+    """Raise `CmpError` if images that join a set lack what it is scored by: classes, or captions.
+
+    A pool is not scored.
+    """
+    name, task, table = index.dataset.name, index.dataset.task, index.table
+    known = known_sets(ledger).get(name)
+    if role == "pool" or known is None:
+        return
+    before = known["task"]
+    if before == "classification":
+        lacks = task_of({*table["label"]}, name) != before
+    else:
+        prompts = [[index.dataset.prompt.format(label)] for label in table["label"]]
+        lacks = table["captions"].tolist() == prompts
+    if task != before and lacks:
+        what = "classes" if before == "classification" else "captions"
+        raise CmpError(
+            f"{OPTIONS[role]}: {folder}: its images have no {what} (task {task!r}), but the set "
+            f"{name!r}, which they would join, is scored by {what} (task {before!r}); name a set "
+            f"of their own in a manifest (`cmpt data init {folder}`)"
+        )
+
+
+def check_pictures(dataset: FileSet, root: Path, folder: Path) -> ImageIndex:
+    """Return the images of a set, each decoded once.
+
+    Args:
+        dataset: Its manifest, from a file or made by `read_sets`.
+        root: The folder that its paths start from.
+        folder: The given folder, which errors name if it has no manifest.
+
+    Raises:
+        CmpError: An image cannot be used.
+    """
+    try:
+        return collection.check_images(collection.read_index(dataset, root))
+    except CmpError as error:
+        if has_manifests(folder):
+            raise
+        raise CmpError(f"{folder}: {without_manifest(str(error), dataset.name, folder)}") from error
+
+
+def without_manifest(fault: str, name: str, folder: Path) -> str:
+    """Return a fault without the set's name and its manifest's keys, which no user wrote."""
+    how = f"fix or remove them, or set `faults: skip` in a manifest (`cmpt data init {folder}`)"
+    return fault.removeprefix(f"{name}: ").replace(MEND_FAULTS, how)
+
+
+def read_sets(
+    folder: Path, role: Role, prompt: str, ledger: Ledger | None = None
+) -> list[tuple[FileSet, Path]]:
+    """Return the manifests of a folder of images, or one inferred from them.
+
+    A known set keeps its prompt. A new one has that of its manifest, if any.
+
+    Args:
+        folder: The folder.
+        role: The role of the images.
+        prompt: The prompt for new sets whose manifest has none.
+        ledger: The images so far, see `joined_set`.
+
+    Returns:
+        (manifest, folder that its paths start from) pairs.
+
+    Raises:
+        CmpError: The folder contains no images, datasets with another role, or a known set with
+            another role or prompt.
+    """
+    ledger = ledger or Ledger()
+    known, option = known_sets(ledger), OPTIONS[role]
+    roles = {tree["name"]: arrival.role for arrival in ledger.arrivals for tree in arrival.sets}
+    if not folder.is_dir():
+        raise CmpError(f"{option}: {folder} is not a folder")
+    if has_manifests(folder):
+        located = load_manifests(str(folder))
+        if alien := [each for each, _ in located if each.role not in (role, "adapt")]:
+            names = " or ".join(f"{o} ({r})" for r, o in OPTIONS.items() if r != role)
+            raise CmpError(
+                f"{option}: {folder}: {alien[0].name!r} has role {alien[0].role!r}; use {names}"
+            )
+    else:
+        text, _ = infer.describe_folder(folder, role)
+        tree = parse_yaml(text)
+        if tree["reader"]["kind"] == "folder":
+            _refuse_deep_folders(folder, option)
+        tree = tree | {"licence": "not given"}
+        tree["name"] = joined_set(ledger, role)
+        del tree["prompt"]
+        with explain_errors(f"{option}: {folder}: has a name that is not UTF-8", "; rename it"):
+            located = [(FileSet.model_validate(tree), folder)]
+    for dataset, _ in located:
+        if dataset.reader.kind == "fomo":
+            raise CmpError(f"{option}: {dataset.name}: reader.kind: fomo is only for the benchmark")
+        if (earlier := roles.get(dataset.name, role)) != role:
+            how = "choose another in its manifest"
+            if not has_manifests(folder):
+                how = f"write a manifest with another one (`cmpt data init {folder}`)"
+            raise CmpError(
+                f"{option}: {folder}: name: {dataset.name!r} is the name of a set that was given "
+                f"by {OPTIONS[earlier]}; {how}"
+            )
+    tree: dict[str, Any] = {"role": role, "update": None, "counts": None, "beside": None}
+    tree |= {} if role == "adapt" else {"splits": {}}
+    sets = []
+    for dataset, root in located:
+        before = prompt
+        if dataset.name in known:
+            before = known[dataset.name].get("prompt", starts.USUAL_PROMPT)
+        own = dataset.prompt if "prompt" in dataset.model_fields_set else before
+        if own != before and dataset.name in known:  # it has one classifier
+            raise CmpError(
+                f"{option}: {folder}: {dataset.name}: prompt: {own!r}, but it was {before!r} "
+                "before; keep that, or rename the set"
+            )
+        sets.append((dataset.model_copy(update=tree | {"prompt": own}), root))
+    return sets
+
+
+def arrive(
+    ledger: Ledger, folder: str, role: Role, name: str = "", prompt: str = starts.USUAL_PROMPT
+) -> tuple[Ledger, ArrivalReport]:
+    """Return the ledger with the images of a folder appended.
+
+    An image with the same pixels as an earlier one gets the split of the earlier one, so that a
+    held-out image is never trained on.
+
+    Args:
+        ledger: The images so far.
+        folder: A folder of images, or `EMBEDDED`.
+        role: Their role.
+        name: The name of the update.
+        prompt: The prompt for new sets, see `read_sets`.
+
+    Returns:
+        The new ledger, and a report on the arrival.
+
+    Raises:
+        CmpError: An image cannot be used, the folder brings nothing new, or it has classes where
+            the set that it joins has captions, or the reverse.
+    """
+    number = ledger.updates + 1 if role == "adapt" else 0
+    if folder == EMBEDDED:
+        arrival = Arrival(number, name, role, EMBEDDED)
+        return Ledger((*ledger.arrivals, arrival), ledger.pictures), ArrivalReport()
+    path = Path(os.path.abspath(os.path.expanduser(folder)))
+    for option, text in ((OPTIONS[role], str(path)), ("--name", name)):
+        if HALF_CHARACTER.search(text):
+            raise CmpError(f"{option}: {text!r}: name is not UTF-8; choose another")
+    try:
+        name = check_line(name or path.name)
+    except ValueError as error:
+        raise CmpError(f"--name: {error}; choose another") from error
+    if path.is_dir() and not has_manifests(path):
+        _refuse_known_folders(ledger, path, role)
+    located = read_sets(path, role, prompt, ledger)
+    indexes = [check_pictures(*each, path) for each in located]
+    for index in indexes:
+        _refuse_other_task(ledger, index, role, path)
+    named = {update for index in indexes for update in index.table["update"]}
+    if len(named) > 1:
+        some = ", ".join(sorted(named)[:NAMED])
+        raise CmpError(
+            f"{OPTIONS[role]}: {path} contains several updates ({some}); give one update at a time"
+        )
+    sets = tuple(
+        {"root": os.path.relpath(root, path)}
+        | dataset.model_dump(mode="json", exclude_unset=True)
+        | {"task": index.dataset.task}  # its files may be gone later
+        for (dataset, root), index in zip(located, indexes, strict=True)
+    )
+    arrival = Arrival(number, name, role, str(path), sets)
+    arriving, free = [], set()  # splits that no file gives may change
+    for index in indexes:
+        columns = [index.table[name] for name in ("source", "split", "label", "captions")]
+        hashes = [index.table[name].tolist() for name in images.HASHES]
+        for (source, split, label, captions), *numbers, is_given in zip(
+            zip(*columns, strict=True), *hashes, index.table["given"], strict=True
+        ):
+            about = (len(ledger.arrivals), index.dataset.name, source, split, label)
+            arriving.append(Picture(*about, tuple(captions), *numbers))
+            free |= set() if is_given else {(index.dataset.name, source)}
+    return append(ledger, arrival, arriving, free)
+
+
+def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageIndex], int]:
+    """Return the images of a ledger with their files, each checked by its hash.
+
+    Args:
+        ledger: The ledger.
+        skip_gone: Whether to continue without images that are gone or have changed.
+
+    Returns:
+        The ledger, with no split for images that are gone; its sets as they arrived; and how many
+        images are gone.
+
+    Raises:
+        CmpError: Images are gone, and `skip_gone` is not set; or the disk fails.
+    """
+    parts, gone = [], set()
+    places_of = collections.defaultdict(list)
+    for place, picture in enumerate(ledger.pictures):
+        places_of[picture.arrival, picture.set].append(place)
+    for number, arrival in enumerate(ledger.arrivals):
+        for tree in arrival.sets:
+            places = places_of[number, tree["name"]]
+            if not places:  # none of the set's images in this folder were new
+                continue
+            part, lost = _locate_set(arrival, tree, [ledger.pictures[place] for place in places])
+            gone |= {places[n] for n in lost}
+            parts.append(part)
+    if gone and not skip_gone:
+        some = [ledger.pictures[place] for place in sorted(gone)[:NAMED]]
+        names = ", ".join(f"{ledger.arrivals[x.arrival].folder}/{x.source}" for x in some)
+        raise CmpError(
+            f"{len(gone)} images from earlier updates are gone or have changed, such as {names}; "
+            "put them back, or pass --moved OLD=NEW, or --gone skip to continue without them"
+        )
+    kept = (x._replace(split="") if n in gone else x for n, x in enumerate(ledger.pictures))
+    return Ledger(ledger.arrivals, tuple(kept)), parts, len(gone)
+
+
+def count_present(ledger: Ledger) -> dict[str, tuple[int, int]]:
+    """Return how many images of each folder the next update needs, and how many are there.
+
+    Only names are compared, so a file that has changed counts as there.
+
+    Returns:
+        Folder -> (needed, there), in the order of arrival.
+    """
+    needed = collections.defaultdict(list)
+    for picture in ledger.pictures:
+        if picture.split:
+            needed[picture.arrival, picture.set].append(picture.source)
+    counts: dict[str, tuple[int, int]] = {}
+    for number, arrival in enumerate(ledger.arrivals):
+        for tree in arrival.sets:
+            sources, names = needed[number, tree["name"]], frozenset()
+            with contextlib.suppress(CmpError):  # the folder itself may be gone
+                index = collection.read_index(manifest_of(tree), Path(arrival.folder, tree["root"]))
+                names = frozenset(index.table["source"])
+            if sources:
+                before = counts.get(arrival.folder, (0, 0))
+                there = sum(source in names for source in sources)
+                counts[arrival.folder] = before[0] + len(sources), before[1] + there
+    return counts
+
+
+def _locate_set(
+    arrival: Arrival, tree: Mapping[str, Any], pictures: list[Picture]
+) -> tuple[ImageIndex, list[int]]:
+    """Return the images of an arrival's set, and the positions of those that are gone."""
+    dataset = manifest_of(tree)
+    files: dict[tuple[str, int], dict[str, Any]] = {}
+    index = None
+    with contextlib.suppress(CmpError):  # the folder itself may be gone
+        index = collection.read_index(dataset, Path(arrival.folder, tree["root"]))
+    if index is not None:
+        found, _ = images.examine_images(index)  # raises if the disk fails, as nothing is gone then
+        # a copy in another split, added since, changes nothing: the ledger has the splits
+        found = found[found["fault"].isin(["", images.REPEATED])]
+        # tars of the same name in two folders may have images of the same name
+        keys = zip(found["source"], found["digest"], strict=True)
+        files = dict(zip(keys, found[[*NO_FACTS]].to_dict("records"), strict=True))
+    update = update_label(arrival)
+    rows, lost = [], []
+    for place, picture in enumerate(pictures):
+        facts = files.get((picture.source, picture.digest)) if picture.split else None
+        if picture.split and not facts:
+            lost.append(place)
+        row = (facts or NO_FACTS) | picture._asdict()
+        split = picture.split if facts else ""
+        rows.append(row | {"split": split, "captions": list(picture.captions)})
+    table = pd.DataFrame(rows).assign(given=True, update=update)
+    classes = sorted({picture.label for picture in pictures})
+    read = functools.partial(read_or_blank, None if index is None else index.read)
+    return ImageIndex(dataset, table, read, [], classes), lost
+
+
+@functools.cache
+def _blank_file() -> bytes:
+    """Return the file of a black pixel, in place of an image that is gone."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "png")
+    return file.getvalue()
+
+
+def read_or_blank(read: ReadImage | None, position: int) -> bytes:
+    """Return the file of an image, or of one pixel if it is gone, as all are without `read`."""
+    return _blank_file() if position == GONE or read is None else read(position)
+
+
+def corpus_of(ledger: Ledger, parts: list[ImageIndex]) -> Corpus:
+    """Return the data of a ledger, whose rows follow the order of arrival.
+
+    An embedded pool that was replaced keeps its rows without a split, as any other pool does.
+
+    Args:
+        ledger: The ledger.
+        parts: Its sets, see `locate`.
+    """
+    pools = [arrival.folder for arrival in ledger.arrivals if arrival.role == "pool"]
+    corpus = collection.corpus_from_indexes(parts, EMBEDDED in pools)
+    if EMBEDDED not in pools or pools[-1] == EMBEDDED:
+        return corpus
+    own = set_names(ledger, "pool")
+    replaced = [name for name in corpus.by_role("pool") if name not in own]
+    split = corpus.table["split"].astype(str)
+    split = split.mask(corpus.table["dataset"].isin(replaced), "").astype("category")
+    return dataclasses.replace(corpus, table=corpus.table.assign(split=split))
