@@ -84,6 +84,13 @@ def corpus():
 
 
 @pytest.fixture
+def build(tmp_path, monkeypatch):
+    """The path of a build folder of the test's own, which has no data."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    return tmp_path / "build"
+
+
+@pytest.fixture
 def own_options():
     """What a test registers is gone afterwards."""
     before = {kind: dict(registry.options_of(kind)) for kind in registry.KINDS}
