@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from cmp import registry
 from cmp.embedded import packed
-from lab import site
+from lab import kernel_explorers, site
 from tests import options
 
 LONGEST = (
@@ -84,6 +84,13 @@ def corpus():
 
 
 @pytest.fixture
+def build(tmp_path, monkeypatch):
+    """The path of a build folder of the test's own, which has no data."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    return tmp_path / "build"
+
+
+@pytest.fixture
 def own_options():
     """What a test registers is gone afterwards."""
     before = {kind: dict(registry.options_of(kind)) for kind in registry.KINDS}
@@ -107,14 +114,18 @@ def clean_drawing():
 
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory, request):
-    """The folder of the built site; of several processes the first that asks builds it."""
+    """The folder of the built site; of several processes the first that asks builds it. Its
+    explorers count no network but ours, as to count the FLOPs of a ViT-B/16 takes half a minute."""
     shared = tmp_path_factory.getbasetemp()
     if not is_first(request.config):
         shared = shared.parent
     told = shared / "pages"
     with FileLock(f"{told}.lock"):
         if not told.exists():
-            told.write_text(str(site.make_site()))
+            with pytest.MonkeyPatch.context() as patch:
+                for explorer in ("budget", "planner"):
+                    patch.setitem(kernel_explorers.SHEET[explorer]["site"], "model", ["small"])
+                told.write_text(str(site.make_site()))
     return Path(told.read_text())
 
 

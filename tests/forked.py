@@ -7,6 +7,7 @@ costs little more than its run. Nothing in the package knows of this: a child pa
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import pwd
 import resource
@@ -26,7 +27,7 @@ import pytest
 import safetensors.torch
 from torch import nn
 
-from cmp import cli, config, files
+from cmp import cli, config, files, models
 from cmp.cli import runs
 from cmp.config import RunConfig
 from cmp.data import Corpus
@@ -54,6 +55,25 @@ _serve = workers._worker_main
 def small_corpus() -> Corpus:
     """A pool, an update, a retention set and a stand-in for the pool: all that a run needs."""
     return packed.join_packed([packed.read_packed(embedded_manifests()[name]) for name in DATASETS])
+
+
+def clip_folder(folder: Path, seed: int, width: int = 32, side: int = 32) -> Path:
+    """Write a small CLIP to a new folder as open_clip does for a hub: features of `width` numbers,
+    of pictures of `side` pixels, which it sees otherwise than CLIP does. Returns the folder."""
+    folder.mkdir()
+    about = {
+        "embed_dim": width,
+        "vision_cfg": {"image_size": side, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2}
+        | {"layers": 1},
+    }
+    how = {"size": side, "mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": about, "preprocess_cfg": how})
+    )
+    model = models.create_model(f"local-dir:{folder}", seed)
+    models.export_weights(model, folder / "open_clip_model.safetensors")
+    return folder
 
 
 def small_config(*settings: str) -> RunConfig:

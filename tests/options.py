@@ -41,6 +41,9 @@ NOT_SHIPPED = ("model.start", "cosine")
 OF_OTHER_DATA = ("stream.order", "given")
 """An order of data that name their updates; `test_updates.py` has some."""
 
+ALIKE = ("tiny-double", "tiny-quad", "tiny-one")
+"""Networks of the layers of `tiny-half`, in other sizes."""
+
 ALSO = {
     "merging.rule": ("merging.policy=ema",),
     "method.fold": ("method.name=dora",),
@@ -90,6 +93,13 @@ def one_in(
         seen[of_kind] += 1
         found.append(pytest.param(*param.values, marks=marks, id=param.id))
     return found
+
+
+def families() -> list:
+    """Values for `parametrize`: the embedded models; of networks of the same layers all but `tiny`
+    and `tiny-half` are long."""
+    names = starts.family_names()
+    return [pytest.param(name, marks=[pytest.mark.long] * (name in ALIKE)) for name in names]
 
 
 def key_of(row: tuple[str, ...]) -> str:

@@ -9,14 +9,14 @@ import torch
 from options import small
 from test_resume import BOUNDARY, END, MIDDLE, MemoryManager, equal, same
 
-from cmp import mixtures, models, registry, starts
+from cmp import mixtures, models, registry
 from cmp.errors import CmpError
 from cmp.methods import adapters
 from cmp.runs import checkpoints
 from cmp.runs.runner import Observer, execute
 from cmp.training import make_train_state, train_task, trainable_parameters
 
-EMBEDDED = pytest.mark.parametrize("name", starts.family_names())
+EMBEDDED = pytest.mark.parametrize("name", options.families())
 ADAPTER_METHODS = registry.option_names("method", "fold")
 ADAPTERS = pytest.mark.parametrize("method", ADAPTER_METHODS)
 

@@ -28,16 +28,6 @@ def test_every_name_is_there_and_has_a_short_example():
         assert 1 <= len(code) <= MAX_EXAMPLE_LINES, name
 
 
-@pytest.fixture
-def clean_registry(monkeypatch):
-    """The options of the package alone; what an example registers is gone afterwards."""
-    options = {kind: dict(names) for kind, names in registry._options.items()}
-    yield
-    for kind, names in registry._options.items():
-        names.clear()
-        names.update(options[kind])
-
-
 def failing_examples(folder):
     """Name -> what is wrong with its example, for names whose example does not do what it says."""
     failing = {}
@@ -52,7 +42,7 @@ def failing_examples(folder):
     return failing
 
 
-def test_examples_run(tmp_path, monkeypatch, clean_registry):
+def test_examples_run(tmp_path, monkeypatch, own_options):
     assert failing_examples(tmp_path) == {}
 
 

@@ -24,18 +24,27 @@ STUDIES = {
 }
 
 
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """Made-up results of three studies, one of which explores."""
+    folder = tmp_path_factory.mktemp("book")
+    with pytest.MonkeyPatch.context() as patch:
+        synthetic.place(patch, folder)
+        for name, settings in STUDIES.items():
+            synthetic.write_study(name, settings, replicates=3, explores=name == "tuning")
+            synthetic.publish(name, dict.fromkeys(settings, (45, 50)))
+    return folder
+
+
 @pytest.fixture
-def published(monkeypatch, tmp_path):
-    """Made-up results of three studies, one of which explores; no run is stored."""
-    synthetic.place(monkeypatch, tmp_path)
+def published(book, monkeypatch, tmp_path):
+    """That book is read; no run is stored."""
+    synthetic.place(monkeypatch, book)
     monkeypatch.setattr(claims, "load_claims", lambda *_: CLAIMS)
     data = build_folder().resolve() / "data"
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "data").symlink_to(data)
-    for name, settings in STUDIES.items():
-        synthetic.write_study(name, settings, replicates=3, explores=name == "tuning")
-        synthetic.publish(name, dict.fromkeys(settings, (45, 50)))
 
 
 def test_every_published_run_is_in_the_atlas_where_it_ended(published):

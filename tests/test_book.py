@@ -314,12 +314,10 @@ def test_papermill_by_hand_takes_what_is_declared(by_hand):
     assert code == 0 and texts(out) == "seeds 3\n"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [
-        pytest.param("sedes", "3", "did you mean seeds?", marks=pytest.mark.long),
-        ("seeds", "three", "'three' is not of type int"),
-    ],
+    [("sedes", "3", "did you mean seeds?"), ("seeds", "three", "'three' is not of type int")],
 )
 def test_papermill_by_hand_is_refused(by_hand, name, value, words):
     code, errors, _ = by_hand("-p", name, value)

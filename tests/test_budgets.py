@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 import cmp
-from cmp import budgets, cli, config, models, starts
+from cmp import budgets, cli, config, models
 from cmp.budgets import Budget, Cost
 from cmp.cli import budget as budget_command
 from cmp.config import Method
@@ -65,11 +65,9 @@ def test_vit_b_16_is_counted_with_its_attention():
 
 @pytest.mark.parametrize(
     ("method", "share"),
-    [
-        ("locked-image", 53.0 / 123.03),
-        pytest.param("bitfit", 83.5 / 123.03, marks=pytest.mark.long),
-    ],
+    [("locked-image", 53.0 / 123.03), ("bitfit", 83.5 / 123.03)],
 )
+@pytest.mark.long
 def test_shares_of_frozen_parts(method, share):
     full, part = (budgets.method_cost(config_of("ViT-B-16", 8, m)).step for m in ("full", method))
     assert part / full == pytest.approx(share, rel=0.005)
@@ -170,8 +168,8 @@ def peak(name, method, batch):
     return held.peak
 
 
-ALIKE = ("tiny-half", "tiny-double", "tiny-quad", "tiny-one")
-"""Networks of the layers of `tiny`, in other sizes."""
+SIZES = ("tiny-half", *options.ALIKE)
+"""Networks of the same layers, in several sizes."""
 
 
 @pytest.mark.parametrize(
@@ -179,10 +177,10 @@ ALIKE = ("tiny-half", "tiny-double", "tiny-quad", "tiny-one")
     options.one_in(
         8,
         [
-            pytest.param(name, method)
-            for name in starts.family_names()
+            pytest.param(*family.values, method, marks=family.marks)
+            for family in options.families()
             for method in options.choices()["method.name"]
-            if name not in ALIKE or method == "full"
+            if family.values[0] not in SIZES or method == "full"
         ],
         lambda name: name,
     ),
@@ -226,7 +224,7 @@ def test_the_end_of_a_task_is_counted():
     assert ends["batch"] == pytest.approx(3 * full, rel=0.01)
     assert ends["sample"] == pytest.approx(4 * full, rel=0.02)  # one more pass forward
     assert all(
-        budgets.method_cost(config_of("tiny", 16, method)).end == 0
+        budgets._end_flops(models.create_on_meta("tiny"), "tiny", Method(name=method), 16) == 0
         for method in options.choices()["method.name"]
         if method != "ewc"
     )

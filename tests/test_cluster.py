@@ -12,6 +12,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import forked
 import pandas as pd
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from cmp import config, models
 from cmp.bench import networks
+from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import cluster, studies, workers
 from cmp.project import build_folder
@@ -79,23 +81,6 @@ def patiently(start, limit=300.0):
             if time.monotonic() > end:
                 pytest.fail(f"Ray's node did not start within {limit:g} s; last: {error!r}")
             time.sleep(0.1)
-
-
-def test_a_node_is_started_again_until_a_time_is_over():
-    tries = iter([TimeoutError("of a busy machine")] * 3)
-
-    def start():
-        for error in tries:
-            raise error
-        return "a node"
-
-    assert patiently(start) == "a node"
-
-    def fail():
-        raise TimeoutError("of a slow machine")
-
-    with pytest.raises(pytest.fail.Exception, match=r"within 0\.3 s; last: .*of a slow machine"):
-        patiently(fail, 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -226,15 +211,18 @@ def test_a_run_that_ends_every_worker_is_given_up(nodes, build, corpus, monkeypa
     assert "\n" not in why
 
 
-def test_a_node_with_other_data_refuses(corpus, build):
-    assert "its data, bases or version" in cluster._compute_on_node("0" * 64, small(), "cpu", 1)
+def test_a_node_with_other_data_refuses(build, monkeypatch):
+    monkeypatch.setattr(packed, "load_embedded", forked.small_corpus)
+    run_config = small("stream.tasks=1", steps=1)
+    assert "its data, bases or version" in cluster._compute_on_node("0" * 64, run_config, "cpu", 1)
     assert not stamps(build)
-    run, _ = cluster._compute_on_node("", small(), "cpu", 1)  # no weights where the study began
+    run, _ = cluster._compute_on_node("", run_config, "cpu", 1)  # no weights where the study began
     assert store.is_stored(run.id)
 
 
-def test_final_weights_come_back_from_another_disk(corpus, build, tmp_path, monkeypatch):
+def test_final_weights_come_back_from_another_disk(build, tmp_path, monkeypatch):
     """Those that are kept: of a model that is not embedded."""
+    monkeypatch.setattr(packed, "load_embedded", forked.small_corpus)
     run_config = small("model.name=bench-nano", "stream.tasks=1", steps=1)
     run_id = identity.run_id_of(run_config)
     fresh(tmp_path / "node", monkeypatch)

@@ -8,6 +8,7 @@ import json
 import math
 import re
 
+import forked
 import numpy as np
 import open_clip
 import pandas as pd
@@ -201,8 +202,9 @@ def test_a_new_model_that_cannot_be_compared_is_refused_before_the_old_is_encode
     models.export_weights(base()[1], path)
     with pytest.raises(CmpError, match="the weights belong to another architecture"):
         compare("small", f"tiny:{path}", few)
-    with pytest.raises(CmpError, match="takes images of 224 pixels, but the data have 32"):
-        compare("small", "ViT-B-32:random", few, device="cpu")
+    larger = forked.clip_folder(tmp_path / "larger", 0, side=64)
+    with pytest.raises(CmpError, match="takes images of 64 pixels, but the data have 32"):
+        compare("small", str(larger), few, device="cpu")
 
 
 # the index
@@ -678,28 +680,10 @@ def shop(tmp_path, monkeypatch):
     return tmp_path / "shop"
 
 
-def tiny_clip(tmp_path, seed, width=32):
-    """A folder in open_clip's layout with a small network that takes other pictures than CLIP's."""
-    folder = tmp_path / f"release-{seed}-{width}"
-    folder.mkdir()
-    about = {
-        "embed_dim": width,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2}
-        | {"layers": 1},
-    }
-    how = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
-    (folder / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": about, "preprocess_cfg": how})
-    )
-    model = models.create_model(f"local-dir:{folder}", seed)
-    models.export_weights(model, folder / "open_clip_model.safetensors")
-    return folder
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_folders_of_another_size_on_pictures_in_files(shop, tmp_path):
-    old, new = tiny_clip(tmp_path, 0), tiny_clip(tmp_path, 1, width=48)
+    old = forked.clip_folder(tmp_path / "old", 0)
+    new = forked.clip_folder(tmp_path / "new", 1, width=48)
     tables = compare(str(old), f"local-dir:{new}", cmp.load_data(str(shop)), device="cpu")
     assert list(tables.sets.index) == ["arrivals", "kept"]
     assert tables.index["as_is"].isna().all() and tables.index_map.matrix.shape == (48, 32)

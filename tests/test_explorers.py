@@ -122,20 +122,28 @@ CLAIMS = claims.load_claims()
 PLAIN = CLAIMS.fronts["plain"].settings
 
 
-@pytest.fixture
-def published(monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
     """Made-up results of the studies that the explorers read."""
-    synthetic.place(monkeypatch, tmp_path)
-    monkeypatch.setattr(claims, "load_claims", lambda *_: CLAIMS)
+    folder = tmp_path_factory.mktemp("book")
     front = {name: {"schedule.peak": float(name.split()[-1])} for name in PLAIN}
     studies_of = {
         "front": (front, [(38 + 2 * n, 54 - n) for n in range(len(front))]),
         "mixtures": (MIXTURES, [(45, 50), (35, 50), (50, 40), (44, 52), (45, 49)]),
         "rates": (RATES, [(44, 53), (43, 48)]),
     }
-    for name, (settings_of, ends) in studies_of.items():
-        synthetic.write_study(name, settings_of, replicates=3)
-        synthetic.publish(name, dict(zip(settings_of, ends, strict=True)))
+    with pytest.MonkeyPatch.context() as patch:
+        synthetic.place(patch, folder)
+        for name, (settings_of, ends) in studies_of.items():
+            synthetic.write_study(name, settings_of, replicates=3)
+            synthetic.publish(name, dict(zip(settings_of, ends, strict=True)))
+    return folder
+
+
+@pytest.fixture
+def published(book, monkeypatch):
+    synthetic.place(monkeypatch, book)
+    monkeypatch.setattr(claims, "load_claims", lambda *_: CLAIMS)
 
 
 def shares(p, d, b):
@@ -194,7 +202,7 @@ CHANGING = [
 ]
 
 
-def test_images_are_seen_as_often_as_batches_have_them(corpus, tmp_path):
+def test_images_are_seen_as_often_as_batches_have_them(published, corpus, tmp_path):
     """For stored mixtures and for changing ones; the first update has no buffer."""
     from cmp import mixtures
 
@@ -237,7 +245,7 @@ console.log(JSON.stringify(cases.map((each) => accepted(each, model(table).kinds
 """
 
 
-def test_a_curve_of_a_reader_s_own_is_not_drawn(tmp_path):
+def test_a_curve_of_a_reader_s_own_is_not_drawn(published, tmp_path):
     table = explorers.schedule_table()
     table["curves"]["sawtooth"] = {"settings": [], "overStream": False}
     cases = [{"name": "cosine"}, {"name": "sawtooth"}]
@@ -360,7 +368,7 @@ console.log(JSON.stringify(Array.from({ length: walks }, () => {
 @pytest.mark.parametrize("explorer, refuses", [("schedule", True), ("mixture", False)])
 def test_what_a_reader_can_set_can_be_run_or_is_refused(published, explorer, refuses, tmp_path):
     """Walk through the form at random: every command that is handed out is one that runs."""
-    given = {"explorer": explorer, "table": explorers.TABLES[explorer](), "walks": 400}
+    given = {"explorer": explorer, "table": explorers.TABLES[explorer](), "walks": 150}
     refused = []
     for shown in node(WALKS, given, tmp_path):
         if shown.get("refused"):
@@ -399,7 +407,7 @@ console.log(JSON.stringify(settings.map(({ changes }) =>
 """
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.long), 8])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.long), 24])
 def test_roundtrip_of_every_form_of_every_published_setting(tmp_path, every):
     table = atlas.atlas_table()
     table["settings"] = table["settings"][::every]

@@ -19,12 +19,20 @@ ENDS = {"plain, peak 0.0004": (40, 52), "plain, peak 0.0006": (46, 50),
 TRIED = ("up", "down", "flat", "beyond")
 
 
-@pytest.fixture
-def published(tmp_path, monkeypatch):
-    synthetic.place(monkeypatch, tmp_path)
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("book")
     settings = LOCAL | {name: {"schedule.peak": 0.001 + i / 1e4} for i, name in enumerate(ENDS)}
-    synthetic.write_study("more", LOCAL | {n: settings[n] for n in TRIED})
-    synthetic.publish("more", ENDS)
+    with pytest.MonkeyPatch.context() as patch:
+        synthetic.place(patch, folder)
+        synthetic.write_study("more", LOCAL | {n: settings[n] for n in TRIED})
+        synthetic.publish("more", ENDS)
+    return folder
+
+
+@pytest.fixture
+def published(book, monkeypatch):
+    synthetic.place(monkeypatch, book)
 
 
 def guideline(*settings, **more):

@@ -46,9 +46,7 @@ from cmp.runs.runner import Observer, execute
 ONE_STEP = ["training.task_steps=[1]"]
 
 
-@pytest.fixture(autouse=True)
-def build(tmp_path, monkeypatch):
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+pytestmark = pytest.mark.usefixtures("build")
 
 
 @pytest.fixture(scope="module")
@@ -517,14 +515,15 @@ def test_a_terminal_is_not_steered_by_names(capsys):
     assert not {*steering} - {*"]0;owned[2Jx1m"} & {*shown} and "owned" in shown
 
 
-@pytest.mark.parametrize("line", ["\x85", "\u2028"])
-def test_a_plan_is_what_its_model_is_called(tmp_path, line, monkeypatch):
+def test_a_plan_is_what_its_model_is_called(monkeypatch):
     request = planner.PlanRequest(
         "small", 2, None, 0.01, None, "core", "balance", "both", None, False, None, None
     )
     plan = planner.make_plan(request, evidence.gather_evidence())
-    monkeypatch.setattr(planner, "plan_summary", lambda plan: f"a{line}training: {{steps: 1}}")
-    assert parse_yaml(planner.plan_as_yaml(plan)) == plan.tree
+    for line in ("\x85", "\u2028"):
+        words = f"a{line}training: {{steps: 1}}"
+        monkeypatch.setattr(planner, "plan_summary", lambda plan, words=words: words)
+        assert parse_yaml(planner.plan_as_yaml(plan)) == plan.tree
 
 
 @pytest.mark.parametrize("kind", ["pipe", "endless link", "link out"])

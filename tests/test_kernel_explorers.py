@@ -14,11 +14,6 @@ from cmp.experiments import paper, statistics
 from lab import kernel_explorers
 
 
-@pytest.fixture(scope="module")
-def corpus():
-    return cmp.load_data("embedded")
-
-
 def test_a_stream_is_that_of_its_report(corpus):
     table = kernel_explorers.stream_table(corpus=corpus)
     [(key, answer)] = table["answers"].items()

@@ -59,13 +59,6 @@ def reference(uncut):
     return uncut[0]
 
 
-@pytest.fixture
-def build(tmp_path, monkeypatch):
-    """A build folder of the test's own, for it and for its children."""
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
-    return tmp_path / "build"
-
-
 def folder():
     return checkpoints.checkpoint_folder(small_id())
 
@@ -124,7 +117,7 @@ def test_killed_in_a_save_it_goes_on_from_the_last_whole_one(build, reference, m
     assert forked.leftovers(build) == []
 
 
-@pytest.mark.parametrize("steps", options.one_in(6, range(TOTAL + 1)))
+@pytest.mark.parametrize("steps", options.one_in(13, range(TOTAL + 1)))
 def test_from_every_step_a_new_process_ends_in_the_same_bits(build, reference, steps):
     moment = "before the write" if steps < TOTAL else "before the checkpoints are removed"
     Child(build, forked.compute, moment, steps + 2 if steps < TOTAL else TOTAL + 1).outcome()
@@ -137,10 +130,10 @@ def test_from_every_step_a_new_process_ends_in_the_same_bits(build, reference, s
 @pytest.mark.parametrize(
     ("moment", "resumed"),
     [
-        ("before the result is written", TOTAL),
+        pytest.param("before the result is written", TOTAL, marks=pytest.mark.long),
         ("before the result is renamed", TOTAL),
-        ("after the result is renamed", None),
-        ("before the checkpoints are removed", None),
+        pytest.param("after the result is renamed", None, marks=pytest.mark.long),
+        pytest.param("before the checkpoints are removed", None, marks=pytest.mark.long),
         ("while the checkpoints are removed", None),
     ],
 )
@@ -200,7 +193,10 @@ def test_two_processes_do_not_compute_the_same_run(build, reference):
     assert_same(Child(build).outcome(), reference)
 
 
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 6), (signal.SIGTERM, 8)])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [pytest.param(signal.SIGINT, 6, marks=pytest.mark.long), (signal.SIGTERM, 8)],
+)
 def test_asked_to_stop_the_shell_finishes_the_step_and_can_resume(build, reference, number, step):
     arguments = ("run", "quick", *forked.SETTINGS)
     stopped = Child(build, forked.command, arguments, number, step)
@@ -287,7 +283,7 @@ def test_a_checkpoint_with_one_byte_changed_is_refused(pair):
     content = newest.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     generator = np.random.default_rng(0)
-    for start, stop, count in ((0, 8, 8), (8, header, 8), (header, len(content), 8)):
+    for start, stop, count in ((0, 8, 3), (8, header, 3), (header, len(content), 3)):
         for place in generator.choice(np.arange(start, stop), count, replace=False):
             changed = bytearray(content)
             changed[place] ^= 1 << generator.integers(8)
@@ -430,7 +426,9 @@ def open_build(monkeypatch):
         yield Path(name) / "build"
 
 
-@pytest.mark.parametrize("trouble", ["the disk is full", "the folder is read-only"])
+@pytest.mark.parametrize(
+    "trouble", options.one_in(2, ["the disk is full", "the folder is read-only"])
+)
 def test_where_the_disk_refuses_the_run_says_so_and_keeps_the_last(
     build, open_build, reference, monkeypatch, trouble
 ):

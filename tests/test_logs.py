@@ -9,6 +9,7 @@ import time
 from importlib.util import find_spec
 from types import SimpleNamespace
 
+import options
 import pandas as pd
 import pytest
 import torch
@@ -90,7 +91,12 @@ def test_a_cell_shows_the_losses_of_runs_in_progress(build):
     assert chapter_setup.loss_curves(live) == ""  # it has ended
 
 
-@pytest.mark.parametrize(("stop", "interval"), [(1, 0.0), (6, 0.0), (4, 1e6), (11, 1e6)])
+@pytest.mark.parametrize(
+    ("stop", "interval"),
+    options.one_in(
+        2, [pytest.param(6, 0.0), pytest.param(1, 0.0), pytest.param(11, 1e6), pytest.param(4, 1e6)]
+    ),
+)
 def test_a_run_that_goes_on_logs_no_step_twice(build, monkeypatch, stop, interval):
     """Stopped after some steps; what it saved is either each of them, or the last task's end."""
     run_config, count = small_config(*RUN), {"seen": 0}
@@ -442,7 +448,10 @@ def test_damaged_lines_of_a_log_stop_no_run_that_goes_on(stopped):
 
 
 @pytest.mark.defect
-@pytest.mark.parametrize("trouble", ["a folder", "a file above it", "full", "gone"])
+@pytest.mark.parametrize(
+    "trouble",
+    ["a file above it", "full", "gone", pytest.param("a folder", marks=pytest.mark.long)],
+)
 def test_a_log_that_cannot_be_written_costs_no_run(build, monkeypatch, trouble):
     run_config = small_config(*RUN)
     path = logs.log_path(identity.run_id_of(run_config))

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import forked
+import options
 import pytest
 import torch
-from bench import merge as merge_bench
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_merging import (
@@ -190,7 +191,7 @@ def save_bad(path, kind):
         save_file(weights, path)
 
 
-@pytest.mark.parametrize("rule", ["interpolation", "slerp", "ties", "magmax"])
+@pytest.mark.parametrize("rule", options.one_in(2, ["interpolation", "slerp", "ties", "magmax"]))
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize(
     ("kind", "words"),
@@ -303,20 +304,27 @@ def test_killed_while_it_writes(files, tmp_path):
     assert identical(load_file(out), merge("interpolation", [load_file(x) for x in files[:2]]))
 
 
+def anonymous_megabytes():
+    """This process's memory that is not backed by files, or 0 if the system does not report it."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
 def test_many_files_take_the_memory_of_a_few_tensors(tmp_path):
-    """20 files of 32 MB each, in tensors of 8 MB."""
-    if not merge_bench.anonymous_megabytes():
+    """20 files of 8 MB each, in tensors of 2 MB."""
+    if not anonymous_megabytes():
         pytest.skip("the system does not say what memory a process has")
     paths = []
     for number in range(20):
         paths.append(tmp_path / f"{number}.safetensors")
-        save_file({str(i): torch.full((2 << 20,), float(number)) for i in range(4)}, paths[-1])
-    before, peak = merge_bench.anonymous_megabytes(), []
+        save_file({str(i): torch.full((1 << 19,), float(number)) for i in range(4)}, paths[-1])
+    before, peak = anonymous_megabytes(), []
     merging_files.merge_files(
         "interpolation", paths, tmp_path / "out.safetensors",
-        progress=lambda count: peak.append(merge_bench.anonymous_megabytes() - before),
+        progress=lambda count: peak.append(anonymous_megabytes() - before),
     )  # fmt: skip
-    assert len(peak) > 20 and max(peak) < 64
+    assert len(peak) > 20 and max(peak) < 24
     result = load_file(tmp_path / "out.safetensors")
     assert all(torch.allclose(x, torch.tensor(9.5)) for x in result.values())
 
@@ -338,21 +346,6 @@ def test_progress_hears_of_all_the_work(files, tmp_path):
     out = tmp_path / "out.safetensors"
     merging_files.merge_files("interpolation", files[:2], out, progress=counts.append)
     assert tools.merged_bytes(files[:2]) - 3000 < sum(counts) <= tools.merged_bytes(files[:2])
-
-
-def test_the_benchmark_of_a_small_model(monkeypatch):
-    """Its plain TIES is the rule; a row for each operation, with its floor."""
-    tuned, base = several(2, 4, size=1.0)
-    plain = merge_bench.plain_ties(tuned, base, 0.4)
-    fast = merge("ties", tuned, base, density=0.4)
-    torch.testing.assert_close(torch.cat([x.reshape(-1) for x in fast.values()]), plain)
-    report = merge_bench.merge(["tiny"], None, 2, None)
-    operations = [row["operation"] for row in report.rows]
-    assert {"copy", "slerp of 2", "EMA, a step", "mean of 20, from files", "TIES of 2"} <= set(
-        operations
-    )
-    assert all(row["x the floor"] > 0 for row in report.rows)
-    assert "MB of extra memory" in report.notes[0] and "kthvalue" in report.notes[1]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import months
 import numpy as np
 import options
@@ -21,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import cli, config, evaluation, models, starts
+from cmp import cli, config, evaluation, starts
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.files import file_digest, read_yaml
 from cmp.releases import (
@@ -45,9 +46,7 @@ QUICK = ("EMA",)
 """Settings that every test run compares; `make test-long` compares the others."""
 
 
-@pytest.fixture(autouse=True)
-def build(tmp_path, monkeypatch):
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+pytestmark = pytest.mark.usefixtures("build")
 
 
 @pytest.fixture
@@ -100,8 +99,7 @@ def later(releases, made):
     return release.read_release(shutil.copytree(releases / "2", folder))
 
 
-def test_a_release_holds_what_serves_judges_and_goes_on(root, tmp_path):
-    made = first(root, tmp_path)
+def test_a_release_holds_what_serves_judges_and_goes_on(releases, made):
     names = {str(path.relative_to(made.folder)) for path in made.folder.rglob("*.*")}
     assert names - {"stream.json"} == {*made.record.files}
     assert all(file_digest(made.folder / n) == d for n, d in made.record.files.items())
@@ -109,7 +107,7 @@ def test_a_release_holds_what_serves_judges_and_goes_on(root, tmp_path):
     assert again.record == made.record and again.config == made.config
     [done] = made.record.updates
     assert done.name == "z-month" and done.id == made.record.id and done.steps >= 10
-    assert [x.name for x in made.folder.parent.iterdir()] == ["1"]  # nothing is left beside it
+    assert {x.name for x in releases.iterdir()} == {"1", "2"}  # nothing is left beside them
 
 
 def test_a_release_stands_for_its_folder_and_has_its_data(made, root, tmp_path):
@@ -147,25 +145,12 @@ def test_the_command_compares_two_releases_on_the_pictures_so_far(
     assert seen[0].index.equals(compare.compare(made, later, later.corpus()).index)
 
 
-def small_clip(folder):
-    """A small CLIP as open_clip writes one for a hub."""
-    folder.mkdir()
-    vision = {"image_size": 32, "patch_size": 16, "width": 64, "layers": 1}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    about = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}
-    how = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
-    config = json.dumps({"model_cfg": about, "preprocess_cfg": how})
-    (folder / "open_clip_config.json").write_text(config)
-    model = models.create_model(f"local-dir:{folder}", 0)
-    models.export_weights(model, folder / "open_clip_model.safetensors")
-    return f"local-dir:{folder}"
-
-
 @pytest.mark.parametrize("is_embedded", options.one_in(2, [True, False]))
 def test_the_code_of_a_card_names_a_picture(made, root, tmp_path, is_embedded):
     """In a new process, which knows nothing but the folder of the card."""
     if not is_embedded:
-        start, settings = small_clip(tmp_path / "clip"), [*months.SMALL, "training.task_steps=[1]"]
+        start = f"local-dir:{forked.clip_folder(tmp_path / 'clip', 0)}"
+        settings = [*months.SMALL, "training.task_steps=[1]"]
         plan = update_plan.plan_update(start, root / "z-month", settings, pool=root / "pool")
         made = update.compute_update(plan, tmp_path / "made")
     card = made.path(release.CARD_FILE).read_text()
@@ -200,26 +185,24 @@ def test_a_card_has_the_numbers_of_its_comparison(made, root, tmp_path, monkeypa
         assert f"| {name} |" in card
 
 
-def test_each_update_has_a_row_and_a_gate(made, root, tmp_path):
+def test_each_update_has_a_row_and_a_gate(made, later):
     """Its own pictures, beside those of all updates together."""
-    plan = update_plan.plan_update(made.folder, root / "y-month", name="2026-02")
-    later = update.compute_update(plan, tmp_path / "releases" / "2")
     found = compare.compare(made, later, later.corpus())
-    assert [*found.updates.index] == ["z-month", "2026-02"]
+    assert [*found.updates.index] == ["z-month", "y-month"]
     matrix = pd.read_parquet(later.path(release.MATRIX_FILE))
     assert found.updates["new"].tolist() == matrix.loc[matrix["after"] == 2, "score"].tolist()
     assert found.updates["images"].sum() == found.sets.loc["catalogue", "images"]
     assert found.updates["lost"].sum() == found.sets.loc["catalogue", "lost"]
     limits = gate.Gate(
-        each_update=gate.Limits(drop=100), updates={"2026-02": gate.Limits(gain=100, lost=100)}
+        each_update=gate.Limits(drop=100), updates={"y-month": gate.Limits(gain=100, lost=100)}
     )
     lines = {line.key: line for line in gate.apply_gate(limits, found)}
     assert lines["each_update.drop"].scope == "z-month" and lines["each_update.drop"].passed
-    assert not lines["updates.2026-02.gain"].passed and lines["updates.2026-02.lost"].passed
-    with pytest.raises(CmpError, match=r"gate: updates.2026-01: .*did you mean '2026-02'"):
-        gate.apply_gate(gate.Gate(updates={"2026-01": gate.Limits(drop=1)}), found)
+    assert not lines["updates.y-month.gain"].passed and lines["updates.y-month.lost"].passed
+    with pytest.raises(CmpError, match=r"gate: updates.y-mouth: .*did you mean 'y-month'"):
+        gate.apply_gate(gate.Gate(updates={"y-mouth": gate.Limits(drop=1)}), found)
     page = report.report_page(found)
-    assert "The same new content by update" in page and "2026-02 <span" in page
+    assert "The same new content by update" in page and "y-month <span" in page
 
 
 def test_two_updates_of_one_name_keep_their_numbers(made, root, tmp_path):
@@ -444,19 +427,21 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
         assert "cmpt data init" in words
 
 
-def test_a_card_lists_the_data(root, tmp_path):
-    card = first(root, tmp_path).path(release.CARD_FILE).read_text()
+def test_a_card_lists_the_data(made, tmp_path):
+    card = made.path(release.CARD_FILE).read_text()
     assert "| pool | pool | {} | not given |" in card
     assert "| catalogue | adapt | {} | not given |" in card
     assert "20% of an update's images are held out for tests and 10% for tuning" in card
-    words = "These are 4 of the 7 names that were taught. The table `state/pictures.parquet`"
-    assert words not in card  # two names are all in the code
+    tests = sum(x.split == "test" and x.set == "catalogue" for x in made.ledger().pictures)
+    assert tests > 0 and f"| catalogue | {tests} |" in card and "GM, which tuning maximises" in card
+    assert "names that were taught" not in card  # all are in the code
     for n, label in enumerate(months.NAMES):
         tree(tmp_path / "more", {f"{label}/{n}.png": picture(8000 + n)})
-    plan = update_plan.plan_update(tmp_path / "releases" / "1", tmp_path / "more")
-    later = update.compute_update(plan, tmp_path / "releases" / "2")
-    assert words in later.path(release.CARD_FILE).read_text()
-    assert "| catalogue | 2 |" in card and "GM, which tuning maximises" in card
+    plan = update_plan.plan_update(made.folder, tmp_path / "more")
+    later = update.compute_update(plan, tmp_path / "2")
+    names = {x.label for x in plan.ledger.pictures if x.set == "catalogue"}
+    words = f"These are 4 of the {len(names)} names that were taught. The table "
+    assert f"{words}`state/pictures.parquet`" in later.path(release.CARD_FILE).read_text()
 
 
 def test_a_picture_is_one_picture(made, root, tmp_path):
@@ -543,7 +528,18 @@ def test_pictures_that_look_like_held_out_ones_are_reported(made, root, tmp_path
     assert any("look like a held-out image" in note for note in plan.notes)
 
 
-def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(made, root, tmp_path):
+@pytest.fixture(scope="module")
+def own(root, tmp_path_factory):
+    """A release with a prompt of its own, which replays a part of the pool."""
+    folder = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CMP_BUILD", str(folder / "build"))
+        return first(root, folder, "mixture.replay=0.1", prompt="my {}")
+
+
+def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(
+    made, own, root, tmp_path
+):
     """Or the one that the first update gives; later updates have it, too."""
     assert starts.usual_prompt("ViT-B-32") == "a photo of a {}"
     (tmp_path / "kept").mkdir()
@@ -552,8 +548,6 @@ def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(ma
     assert {x.captions for x in plan.ledger.pictures if x.label == "red fox"} == {("red fox",)}
     assert plan.corpus.datasets["kept"].prompt == plan.corpus.datasets["catalogue"].prompt == "{}"
     assert 'prompt: "{}" for pool, catalogue, kept' in plan.notes
-    own = first(root, tmp_path / "own", prompt="my {}")
-    assert own.record.id != made.record.id
     plan = update_plan.plan_update(own.folder, root / "y-month")
     assert {x.captions[0].partition(" ")[0] for x in plan.ledger.pictures} == {"my"}
     with pytest.raises(CmpError, match=r"--prompt: 'the \{\}', but this stream has 'my \{\}'"):
@@ -569,9 +563,8 @@ def test_the_first_update_of_any_model_replays_the_whole_pool(root, start):
     assert plan.pools.pretraining.tolist() == np.flatnonzero(pool).tolist()
 
 
-def test_a_stream_that_replays_a_part_of_the_pool_goes_on_with_that_part(root, tmp_path):
-    made = first(root, tmp_path, "mixture.replay=0.1")
-    plan = update_plan.plan_update(made.folder, root / "y-month")
+def test_a_stream_that_replays_a_part_of_the_pool_goes_on_with_that_part(own, root):
+    plan = update_plan.plan_update(own.folder, root / "y-month")
     assert plan.config.mixture.replay == 0.1 and len(plan.pools.pretraining) == 4
 
 
@@ -843,9 +836,9 @@ def test_a_stream_that_merges_all_models_keeps_the_way_it_does(all_merged, root,
         update_plan.plan_update(all_merged, root / "y-month", settings)
 
 
-def test_a_running_average_of_two_may_go_on_by_another_rule(made, root, tmp_path):
+def test_a_running_average_of_two_may_go_on_by_another_rule(made, root):
     plan = update_plan.plan_update(made.folder, root / "y-month", ["merging.rule=slerp"])
-    update.compute_update(plan, tmp_path / "releases" / "2")
+    assert plan.config.merging.rule == "slerp"
 
 
 @pytest.mark.parametrize("version", ["9.1.0", None])

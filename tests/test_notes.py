@@ -19,11 +19,7 @@ from cmp.data import load_data
 from cmp.evaluation import retrieval_hits
 from cmp.readers import collection, notes, tables
 
-
-@pytest.fixture(autouse=True)
-def build(tmp_path, monkeypatch):
-    """What was checked is kept in a build folder of the test's own."""
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+pytestmark = pytest.mark.usefixtures("build")
 
 
 @pytest.fixture

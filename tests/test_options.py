@@ -14,9 +14,7 @@ from typer.testing import CliRunner
 
 from cmp import cli, config, files, mixtures, models, registry
 from cmp.cli import runs
-from cmp.config import Merging
 from cmp.errors import CmpError
-from cmp.merging.policies import TaskEnd, apply_policy
 from cmp.runs.runner import Observer, execute
 from cmp.training import make_train_state, train_task
 
@@ -103,42 +101,6 @@ def test_locked_towers_are_the_ones_that_stay():
     assert trains["locked-text"] == image
     assert trains["locked-image"] == trains["full"] - image
     assert "logit_scale" in trains["locked-image"]
-
-
-def weights(seed, shift=0.0):
-    noise = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(4, 3, generator=noise) + shift for name in ("a", "b")}
-
-
-def equal(one, other):
-    return all(torch.equal(x, other[name]) for name, x in one.items())
-
-
-@pytest.mark.parametrize("policy", registry.option_names("merge_policy")[1:])
-def test_a_policy_remembers_theta_zero_and_shares_nothing(policy):
-    merging, zero = Merging(policy=policy), weights(0)
-    memory, kept = {"zero": zero}, copy.deepcopy(zero)
-    for task in range(3):
-        if registry.get_option("merge_policy", policy).facts["step_share"]:
-            memory["average"] = weights(9)
-        memory, start, deployed = apply_policy(
-            TaskEnd(merging, memory, weights(task + 1), task + 1, 0)
-        )
-        assert equal(memory["zero"], kept)
-        assert start.keys() == deployed.keys() == zero.keys()
-        places = [x.data_ptr() for kept_weights in memory.values() for x in kept_weights.values()]
-        assert len(set(places)) == len(places)
-
-
-def test_ema_merge_is_the_recurrence_of_the_specification():
-    merging, m = Merging(policy="ema", weight=0.3), weights(0)
-    memory = {"zero": weights(0)}
-    for task in range(1, 4):
-        m = {name: 0.3 * x + 0.7 * m[name] for name, x in weights(task).items()}
-        memory, start, deployed = apply_policy(TaskEnd(merging, memory, weights(task), task, 0))
-        for name, x in m.items():
-            torch.testing.assert_close(start[name], x)
-            torch.testing.assert_close(deployed[name], x)
 
 
 def test_a_run_with_ema_deploys_and_trains_on_from_the_average():

@@ -191,24 +191,6 @@ def test_si_holds_weights_as_avalanche_does_at_half_the_strength():
             state.method_state[f"importance/{name}"] = x
 
 
-def test_on_gradient_descent_the_path_is_what_mammoth_adds_up():
-    """The square of the gradient times the rate; it is that of no other optimizer."""
-    for kind, same in ((torch.optim.SGD, True), (torch.optim.AdamW, False)):
-        state = make_state("si", strength=0.0)
-        optimizer, squares = kind(state.model.parameters(), lr=1 / 16), {}
-        state.method.begin_task(state, 0)
-        for step in range(peers.BATCHES):
-            output = encode_further_of(state, 0)(step)
-            optimizer.zero_grad()
-            budgets.total_loss(state, output).backward()
-            state.method.after_backward(state)
-            state.method.step(state, optimizer)
-            for name, p in state.model.named_parameters():
-                squares[name] = squares.get(name, 0) + p.grad.square() / 16
-        path = kept(state, "path")
-        assert all((distance(path[n], x) <= TOLERANCE) == same for n, x in squares.items())
-
-
 # --- GaLore ----------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ QUOTING = {"prose.py", "test_prose.py"}
 """The modules that list the private words, and sentences with them."""
 
 
-@pytest.mark.parametrize("tree", ["cmp", "book/lab", "tests"])
+@pytest.mark.parametrize("tree", ["cmp", "book/lab"])
 def test_code_speaks_as_the_book_does(tree):
     files = [path for path in prose.code_files() if path.is_relative_to(prose.ROOT / tree)]
     assert len(files) > 20

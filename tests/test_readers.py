@@ -40,10 +40,7 @@ from cmp.releases import arrivals, ledger
 DATA = (build_folder() / "data").resolve()
 
 
-@pytest.fixture(autouse=True)
-def build(tmp_path, monkeypatch):
-    """What was checked is kept in a build folder of the test's own."""
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+pytestmark = pytest.mark.usefixtures("build")
 
 
 def kinds(index) -> list[str]:

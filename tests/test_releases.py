@@ -29,23 +29,13 @@ from cmp.releases import (
 )
 from cmp.runs import runner
 
-
-@pytest.fixture(autouse=True)
-def build(tmp_path, monkeypatch):
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+pytestmark = pytest.mark.usefixtures("build")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("months")
-    months.write_pictures(folder, 2)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def first(root):
+def first(root, tmp_path_factory):
     plan = update_plan.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
-    return update.compute_update(plan, root / "releases" / "1")
+    return update.compute_update(plan, tmp_path_factory.mktemp("first") / "releases" / "1")
 
 
 def test_the_last_state_is_in_the_release_where_a_thread_writes_it(
@@ -300,7 +290,7 @@ def test_slips_in_settings_are_named(first, root, setting, words):
 
 
 def test_a_home_folder_is_expanded(first, root, monkeypatch):
-    monkeypatch.setenv("HOME", str(root))
+    monkeypatch.setenv("HOME", str(first.folder.parents[1]))
     plan = update_plan.plan_update("~/releases/1", root / "y-month")
     assert plan.parent and plan.parent.record == first.record
 

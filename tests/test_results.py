@@ -190,15 +190,6 @@ def test_names_in_the_pool_and_names_left_out_are_scored_apart(corpus):
         assert row.score == pytest.approx(100 * np.average(hits, weights=asked["weight"]))
 
 
-def test_a_bit_that_flips_in_published_results_is_found(place):
-    path = publish()
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(CmpError, match=r"77\.parquet: damaged.*cmpt study 77 --publish"):
-        results.published_metrics("77")
-
-
 @pytest.mark.defect
 @pytest.mark.parametrize("name", ["77.parquet", DIGESTS])
 def test_a_damaged_table_or_list_is_named_with_the_fix(place, name):

@@ -251,6 +251,7 @@ def test_small_updates_whose_passes_shrink_the_batch_are_measured(build):
 
 
 def test_several_studies_are_one_programme_and_published_one_by_one(build, write, monkeypatch):
+    monkeypatch.setattr(forecast, "_measure_step", lambda *_: 0.5)
     write({"a": {}}, replicates=3)
     text = (build.parent / "77.yaml").read_text()
     (build.parent / "88.yaml").write_text(text.replace('"a": {', '"a": {"schedule.peak": 0.5, '))
@@ -274,6 +275,7 @@ def test_several_studies_are_one_programme_and_published_one_by_one(build, write
 
 
 def test_a_study_that_fails_stops_no_later_one(build, write, monkeypatch):
+    monkeypatch.setattr(forecast, "_measure_step", lambda *_: 0.5)
     write({"a": {}})
     text = (build.parent / "77.yaml").read_text()
     for name, peak in (("88", 0.5), ("99", 0.25)):
@@ -347,11 +349,12 @@ def test_replicates_that_confirm_share_no_base_and_no_stream_with_those_that_exp
 
 
 def test_a_dry_run_prints_the_plan_and_computes_nothing(build, write, monkeypatch):
+    monkeypatch.setattr(forecast, "_measure_step", lambda *_: 0.5)
     write({"a": {}, "b": {"schedule.peak": 0.5}}, 2)
     monkeypatch.setattr(studies, "compute_runs", lambda *_: pytest.fail("computed"))
     result = CliRunner().invoke(cli.app, ["study", "77", "--profile", "quick", "--dry-run"])
     assert result.exit_code == 0
-    assert "4 runs, 0 stored, 4 to compute: 0.00 core-hours" in result.output
+    assert "4 runs, 0 stored, 4 to compute: 0.01 core-hours" in result.output
     assert not build.exists()
 
 
@@ -394,6 +397,7 @@ def steps_kept():
     return sorted(each.step for each in unfinished_runs())
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_named_and_stops_no_other(build, write):
     lost = {"model.start": "annealed", "seeds.init": 99}
     grid = write({"lost": lost, "b": {}, "c": {"schedule.peak": 0.5}})

@@ -21,20 +21,29 @@ CONDITION = re.compile(r"(?P<mark>[^<>]+?) (?P<sign>[<>]|includes|excludes) (?P<
 READING = re.compile(r"claim (?P<claim>.+) is (?P<reading>[\w, ]+)")
 
 
-@pytest.fixture
-def published(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
     """Two made-up studies, and one that is not published."""
-    synthetic.place(monkeypatch, tmp_path)
-    synthetic.write_study("front", synthetic.FRONT)
-    synthetic.write_study("merging", {"EMA": {"schedule.peak": 0.002}})
-    synthetic.write_study("later", {"EMA": {}})
-    synthetic.write_study("partial", {"EMA": {}}, replicates=2)
-    synthetic.publish("partial", {"EMA": (45, 54)})
-    synthetic.write_study("partial", {"EMA": {}, "outer": {}})
-    synthetic.write_study("alone", {"EMA": {"replicates": 3, "seeds.init": 0}})
-    synthetic.publish("alone", {"EMA": (45, 54)})
-    synthetic.publish("front", synthetic.ENDS)
-    synthetic.publish("merging", {"EMA": (45, 54)})
+    folder = tmp_path_factory.mktemp("book")
+    with pytest.MonkeyPatch.context() as patch:
+        synthetic.place(patch, folder)
+        synthetic.write_study("front", synthetic.FRONT)
+        synthetic.write_study("merging", {"EMA": {"schedule.peak": 0.002}})
+        synthetic.write_study("later", {"EMA": {}})
+        synthetic.write_study("partial", {"EMA": {}}, replicates=2)
+        synthetic.publish("partial", {"EMA": (45, 54)})
+        synthetic.write_study("partial", {"EMA": {}, "outer": {}})
+        synthetic.write_study("alone", {"EMA": {"replicates": 3, "seeds.init": 0}})
+        synthetic.publish("alone", {"EMA": (45, 54)})
+        synthetic.publish("front", synthetic.ENDS)
+        synthetic.publish("merging", {"EMA": (45, 54)})
+    return folder
+
+
+@pytest.fixture
+def published(book, monkeypatch):
+    """That book is the one that is read."""
+    synthetic.place(monkeypatch, book)
     known = ClaimsFile({"plain": FrontOf("front", tuple(synthetic.FRONT))}, ())
     monkeypatch.setattr(claims, "load_claims", lambda *_: known)
 
