@@ -78,7 +78,7 @@ def test_steps_without_kernels_are_those_with_them_but_for_rounding(monkeypatch)
 
 @pytest.mark.parametrize("lacks", [True, False])
 def test_a_run_says_how_bf16_was_computed(monkeypatch, lacks):
-    monkeypatch.setattr("cmp.runs.runner.lacks_bf16_kernels", lambda kind: lacks)
+    monkeypatch.setattr("cmp.runs.machine.lacks_bf16_kernels", lambda kind: lacks)
     assert machine_record().get("bf16") == ("products in fp32" if lacks else None)
 
 
