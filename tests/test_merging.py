@@ -460,6 +460,18 @@ def test_the_threshold_is_that_of_kthvalue(sizes, seed, density, kind):
         assert least == kept.kthvalue(rank + 1).values.item()
 
 
+@pytest.mark.parametrize("low", [0.0, 7.0])
+def test_a_sample_that_misleads_costs_time_but_no_truth(low, monkeypatch):
+    """Every second entry is much smaller or larger than all others, and only they are drawn."""
+    monkeypatch.setattr(ranks, "SAMPLE", 500)
+    tau = torch.arange(1000.0) / 1000 + 1
+    tau[::2] = low
+    base = {"x": torch.zeros(1000)}
+    for density in (0.1, 0.3, 0.7, 0.9):
+        [(least, _)] = ranks.magnitude_thresholds([{"x": tau}], base, base, density)
+        assert least == tau.sort().values[1000 - round(1000 * density)].item()
+
+
 class Elsewhere(torch.Tensor):
     """A tensor that says it is on another device, as those of a GPU do."""
 

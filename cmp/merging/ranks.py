@@ -1,8 +1,8 @@
 """Find exact ranks of the magnitudes of whole task vectors, without sorting or storing them.
 
 Rules that trim keep the largest entries of a whole model, so they need the threshold before merging
-the first tensor. On a CPU, one pass counts entries by their leading bits, and a second one selects
-among those with the leading bits of the threshold.
+the first tensor. On a CPU, a sample gives a range that very likely contains the threshold, and one
+pass over all entries then selects it among those within the range.
 """
 
 import math
@@ -16,8 +16,10 @@ from cmp.merging.rules import KEEP_ALL, MagnitudeBounds, NotFiniteError, compute
 
 THRESHOLD_BLOCK = 1 << 16
 """Entries of a task vector per block, few enough to stay in the cache."""
-BINS = 1 << 16
-"""How many values the leading 16 bits of a number have."""
+SAMPLE = 1 << 17
+"""Approximate number of entries in a sample."""
+EVERYTHING = (-np.inf, np.inf)
+"""The range of all entries."""
 
 
 def magnitude_thresholds(
@@ -49,7 +51,7 @@ def magnitude_thresholds(
     ranks = {"least": bottom} if bottom > 0 else {}
     ranks |= {"most": count - top - 1} if top else {}
     bounds = []
-    for entries in entries_at_ranks(models, base, outline, [*ranks.values()]):
+    for entries in entries_at_ranks(models, base, outline, [*ranks.values()], count):
         own = {name: float(entry) for name, entry in zip(ranks, entries, strict=True)}
         bounds.append(KEEP_ALL._replace(**own))
     return bounds
@@ -60,16 +62,18 @@ def entries_at_ranks(
     base: Mapping[str, Tensor],
     outline: Mapping[str, Tensor],
     ranks: Sequence[int],
+    count: int,
 ) -> list[list[np.floating]]:
     """Return the magnitudes at some ranks of each task vector.
 
-    Every tensor, including the base's, is read at most twice.
+    Every tensor, including the base's, is read twice, and a third time if a sample misleads.
 
     Args:
         models: The weights after training.
         base: The weights before training.
         outline: The tensors to include, on the models' device.
         ranks: The ranks, from 0 for the smallest.
+        count: The number of entries of a task vector.
     """
     if next(iter(outline.values())).device.type != "cpu":
         whole: list[list[Tensor]] = [[] for _ in models]
@@ -78,45 +82,78 @@ def entries_at_ranks(
         vectors = [torch.cat(each) for each in whole]
         return [[x.kthvalue(r + 1).values.cpu().view(1).numpy()[0] for r in ranks] for x in vectors]
     # on a CPU, numpy counts and selects several times as fast as torch
-    counts = np.zeros((len(models), BINS), np.int64)
-    for number, block in iter_magnitudes(models, base, outline):
-        counts[number] += np.bincount(leading_bits(block), minlength=BINS)
-    ends = counts.cumsum(1)
-    bins = [np.searchsorted(own, ranks, "right") for own in ends]  # that contain the ranks
-    within: list[list[list[np.ndarray]]] = [[[] for _ in ranks] for _ in models]
-    for number, block in iter_magnitudes(models, base, outline):
-        bits, entries = leading_bits(block), block.numpy()
-        for found, chosen in zip(within[number], bins[number], strict=True):
-            found.append(entries[bits == chosen])
-    selected = []
-    for found, chosen, before in zip(within, bins, ends - counts, strict=True):
-        places = ranks - before[chosen]
-        pairs = zip(map(np.concatenate, found), places, strict=True)
-        selected.append([np.partition(entries, place)[place] for entries, place in pairs])
+    parts: list[list[np.ndarray]] = [[] for _ in models]
+    for number, block in iter_magnitudes(models, base, outline, max(1, count // SAMPLE)):
+        parts[number].append(block.numpy().copy())
+    samples = [np.sort(np.concatenate(each)) for each in parts]
+    likely = [[sampled_range(sample, rank / count) for rank in ranks] for sample in samples]
+    selected = select_within(iter_magnitudes(models, base, outline), ranks, likely)
+    if selected is None:
+        everything = [[EVERYTHING] * len(ranks)] * len(models)
+        selected = select_within(iter_magnitudes(models, base, outline), ranks, everything)
+    assert selected is not None
     return selected
 
 
-def leading_bits(magnitudes: Tensor) -> np.ndarray:
-    """Return the leading bits of magnitudes in fp32, which grow with them."""
-    return (magnitudes.float().numpy().view(np.uint32) >> 16).astype(np.intp)
+def sampled_range(sample: np.ndarray, share: float) -> tuple[float, float]:
+    """Return a range that very likely contains a vector's entry at a share of its ranks: four
+    standard errors around that of a sorted sample."""
+    place = share * len(sample)
+    margin = 4 * (len(sample) * share * (1 - share)) ** 0.5 + 2
+    first, last = int(place - margin), int(place + margin) + 1
+    low = sample[first] if first > 0 else -np.inf
+    return low, sample[last] if last < len(sample) else np.inf
+
+
+def select_within(
+    blocks: Iterable[tuple[int, Tensor]],
+    ranks: Sequence[int],
+    ranges: Sequence[Sequence[tuple[float, float]]],
+) -> list[list[np.floating]] | None:
+    """Return the entries of each vector at some ranks, or None if one is outside its range.
+
+    Args:
+        blocks: (index of the vector, entries) pairs with all entries.
+        ranks: The ranks, from 0 for the smallest.
+        ranges: For each vector and rank, the range in which to look.
+    """
+    below = [[0] * len(ranks) for _ in ranges]
+    within: list[list[list[np.ndarray]]] = [[[] for _ in ranks] for _ in ranges]
+    for number, block in blocks:
+        entries = block.numpy()
+        for place, (low, high) in enumerate(ranges[number]):
+            is_above = entries >= low
+            below[number][place] += int((~is_above).sum())
+            within[number][place].append(entries[np.flatnonzero(is_above & (entries <= high))])
+    selected = []
+    for counts, parts in zip(below, within, strict=True):
+        places = [rank - count for rank, count in zip(ranks, counts, strict=True)]
+        found = [np.concatenate(part) for part in parts]
+        pairs = [*zip(places, found, strict=True)]
+        if not all(0 <= place < len(entries) for place, entries in pairs):
+            return None
+        selected.append([np.partition(entries, place)[place] for place, entries in pairs])
+    return selected
 
 
 def iter_magnitudes(
     models: Sequence[Mapping[str, Tensor]],
     base: Mapping[str, Tensor],
     names: Iterable[str],
+    stride: int = 1,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (index of the model, magnitudes of its task vector) in blocks.
 
     They are computed in the type in which all models are merged, so that they equal those that are
-    compared with the thresholds. Each block overwrites the previous one.
+    compared with the thresholds. Each block overwrites the previous one. `stride` is the step
+    between the entries of a tensor that are taken.
     """
     for name in names:
         tensors, start = [model[name] for model in models], base[name]
         dtype, size = compute_dtype([*tensors, start]), THRESHOLD_BLOCK
-        start = start.reshape(-1)
+        start = start.reshape(-1)[::stride].contiguous()
         for number, tensor in enumerate(tensors):
-            end = tensor.reshape(-1)
+            end = tensor.reshape(-1)[::stride].contiguous()
             out = torch.empty(min(size, end.numel()), dtype=dtype, device=end.device)
             for at in range(0, end.numel(), size):
                 block = out[: min(size, end.numel() - at)]
