@@ -445,7 +445,7 @@ class Predictions:
     scores: list[dict[str, float]]
 
 
-def predictions(ends: Iterable[Weights], name: str, corpus: Corpus) -> Predictions:
+def predict_names(ends: Iterable[Weights], name: str, corpus: Corpus) -> Predictions:
     """Return a model's predictions before a stream and after each update.
 
     Args:
@@ -457,15 +457,15 @@ def predictions(ends: Iterable[Weights], name: str, corpus: Corpus) -> Predictio
     datasets = pd.DataFrame()
     for weights in ends:
         network.load_state_dict(weights)
-        found = evaluation.evaluate(network, name, corpus, subset=SUBSET)
-        datasets = found.datasets
-        hits.append(found.hits[found.hits["answer"] != ""])
-        scores.append({key: round(found.summary()[key], 1) for key in ("A_KA", "A_ZS")})
+        scored = evaluation.evaluate(network, name, corpus, subset=SUBSET)
+        datasets = scored.datasets
+        hits.append(scored.hits[scored.hits["answer"] != ""])
+        scores.append({key: round(scored.summary()[key], 1) for key in ("A_KA", "A_ZS")})
     tables = {}
     for score, role in evaluation.ROLES.items():
         kinds = datasets.index[datasets["role"] == role]
-        scored = [each[each["dataset"].isin(kinds)].set_index("row")["answer"] for each in hits]
-        tables[score] = table = pd.DataFrame(dict(enumerate(scored)))
+        answers = [each[each["dataset"].isin(kinds)].set_index("row")["answer"] for each in hits]
+        tables[score] = table = pd.DataFrame(dict(enumerate(answers)))
         table.insert(0, "truth", corpus.table["label"].iloc[table.index].astype(str).to_numpy())
     return Predictions(tables["A_ZS"], tables["A_KA"], scores)
 
@@ -475,8 +475,8 @@ def names_by_update(
 ) -> pd.DataFrame:
     """Return `predictions` for one kind of images: those of "A_ZS", which are old, or of "A_KA",
     which are new."""
-    found = predictions(ends, name, corpus)
-    return found.old if measure == "A_ZS" else found.new
+    predictions = predict_names(ends, name, corpus)
+    return predictions.old if measure == "A_ZS" else predictions.new
 
 
 def named_by_one(one: pd.DataFrame, other: pd.DataFrame, update: int, count: int = 7) -> list[int]:

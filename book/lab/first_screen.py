@@ -116,16 +116,16 @@ def compute_predictions() -> dict[str, Any]:
         were chosen.
     """
     corpus = cmp.load_data("embedded")
-    found = {}
+    predictions = {}
     for name, run in stop_configs().items():
         served = served_weights(run, corpus)
-        found[name] = analyses.predictions(served, run.model.name, corpus)
-    return first_table(found, corpus)
+        predictions[name] = analyses.predict_names(served, run.model.name, corpus)
+    return first_table(predictions, corpus)
 
 
 def first_table(found: Mapping[str, analyses.Predictions], corpus: Corpus) -> dict[str, Any]:
-    """Return the table of `compute_predictions` from the result of `analyses.predictions` for each
-    stop."""
+    """Return the table of `compute_predictions` from the result of `analyses.predict_names` for
+    each stop."""
     sheet, alone = read_yaml(SHEET), found[FORGETS]
     (rows, lost), new_rows = shown_images(alone.old, corpus), new_images(alone.new, corpus)
     stops = []

@@ -156,8 +156,8 @@ def _share_cores(jobs: int) -> None:
     share its cores, see `cmp.scale.decoding.worker_count`."""
     import ray
 
-    here = ray.get_runtime_context().get_node_id()
-    [node] = [each for each in ray.nodes() if each["NodeID"] == here]
+    node_id = ray.get_runtime_context().get_node_id()
+    [node] = [each for each in ray.nodes() if each["NodeID"] == node_id]
     os.environ[JOBS] = str(max(1, min(jobs, int(node["Resources"].get("GPU", jobs)))))
 
 

@@ -184,9 +184,9 @@ def iter_merged(
         top = options.outliers if "outliers" in rule.settings else 0.0
         bounds = magnitude_thresholds(models, base, parameters, options.density, top)
     depth = layer_depth(tuple(parameters)) if rule.facts["linear"] else {}
-    whole: dict[str, Tensor] = {}
+    task_vectors: Weights = {}
     if rule.facts["keeps_norm"] and base is not None:
-        whole = merge_task_vectors(rule, models, base, parameters, options, finite)
+        task_vectors = merge_task_vectors(rule, models, base, parameters, options, finite)
     for name in shapes:
         tensors = [model[name] for model in models]
         newest, start = tensors[0], base[name] if base is not None and name in parameters else None
@@ -201,7 +201,7 @@ def iter_merged(
             factors = rule.value(tensors, start, options, depth.get(name, 0.0))
             write_weighted_sum(versions, factors)
         elif rule.facts["keeps_norm"]:
-            versions.write(whole.pop(name))
+            versions.write(task_vectors.pop(name))
         elif rule.facts["matrix"]:
             block = BlockContext(options, bounds, name, 0)
             versions.write(rule.value(versions.stack(), block))

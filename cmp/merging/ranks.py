@@ -128,8 +128,7 @@ def select_within(
     selected = []
     for counts, parts in zip(below, within, strict=True):
         places = [rank - count for rank, count in zip(ranks, counts, strict=True)]
-        found = [np.concatenate(part) for part in parts]
-        pairs = [*zip(places, found, strict=True)]
+        pairs = [*zip(places, map(np.concatenate, parts), strict=True)]
         if not all(0 <= place < len(entries) for place, entries in pairs):
             return None
         selected.append([np.partition(entries, place)[place] for place, entries in pairs])

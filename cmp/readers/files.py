@@ -127,7 +127,8 @@ def _note_absence(root: Path, path: str) -> None:
     """Note the folder in which a file that cannot be read may arrive: the nearest in the root."""
     for folder in Path(path).parents:
         if os.path.isdir(folder) and is_inside(folder, root):
-            return note_folder(folder)
+            note_folder(folder)
+            return
 
 
 ReadImage = Callable[[int], bytes]

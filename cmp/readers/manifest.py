@@ -321,8 +321,8 @@ class FileSet(SetManifest):
         last = len(parts) if parts[-1:] == ("**",) else len(parts) - 1  # ** also looks inside
         for n in range(first, last + 1):
             above = os.path.join(glob.escape(str(root)), *parts[:n])
-            found = glob.iglob(above, recursive=True, include_hidden=True)
-            for folder in filter(os.path.isdir, found):
+            matches = glob.iglob(above, recursive=True, include_hidden=True)
+            for folder in filter(os.path.isdir, matches):
                 note_folder(folder)
 
 

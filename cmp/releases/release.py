@@ -300,12 +300,12 @@ def slim(folder: str | Path) -> int:
 
 def releases_beside(release: Release) -> list[Release]:
     """Return the other releases in the folder above a release, without those that are damaged."""
-    found = []
+    beside = []
     for folder in sorted(release.folder.absolute().parent.glob("*/")):
         with contextlib.suppress(CmpError, OSError):
             if is_release(folder) and not folder.samefile(release.folder):
-                found.append(read_release(folder))
-    return found
+                beside.append(read_release(folder))
+    return beside
 
 
 def describe(release: Release) -> str:

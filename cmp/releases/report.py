@@ -339,14 +339,14 @@ def _scores(comparison: Comparison) -> str:
     heading = f"{count_of(down, 'set')} of {len(sets)} clearly worse, {up} clearly better"
     if comparison.is_same:
         heading = "No score changes"
-    rows = _text(sentences.describe_updates(comparison), 5_000)
+    about_updates = _text(sentences.describe_updates(comparison), 5_000)
     return (
         f'<section id="scores">\n<h2>{heading}</h2>\n<p class="quiet">Points by which each score '
         "changed, with 95% intervals over groups of images. "
         '<span class="lost">■ clearly lower</span>, <span class="found">● clearly higher</span>, '
         "○ could be either. In brackets: the number of scored images. On the right: the share of "
         f"right answers that are wrong now.{_explain_answers(comparison)}</p>\n"
-        f'<p class="quiet">{sentences.SCORES} {sentences.describe_splits()} {rows}</p>\n'
+        f'<p class="quiet">{sentences.SCORES} {sentences.describe_splits()} {about_updates}</p>\n'
         f'<ul class="scores">\n{chr(10).join(lines)}\n</ul>\n</section>'
     )
 

@@ -122,9 +122,9 @@ def describe_evidence(plan: UpdatePlan) -> str:
         sizes = [len(each.rows) for each in sets if each.dataset.role == role]
         if sizes:
             worth = 100 / (min(sizes) * len(sizes))
-            each = "one is worth" if len({*sizes}) == 1 else "one is worth up to"
-            parts.append(f"{name} rests on {count_of(sum(sizes), 'image')}, where {each} "
-                         f"{worth:.1f} points")  # fmt: skip
+            at_most = "" if len({*sizes}) == 1 else "up to "
+            parts.append(f"{name} rests on {count_of(sum(sizes), 'image')}, where one is "
+                         f"worth {at_most}{worth:.1f} points")  # fmt: skip
     return f"{'; '.join(parts)}; differences of a few images may be chance"
 
 

@@ -42,8 +42,10 @@ def open_board(name: str, place: str, run_id: str, config: Mapping[str, Any]) ->
     except ImportError as error:
         raise CmpError(f"--{name}: not installed; run `pip install {name}`") from error
     if name == "wandb":
-        short, how = run_id[:SHORT_ID], {"config": dict(config), "resume": "allow"}
-        entry = module.init(project=place, id=short, name=short, **how)
+        short = run_id[:SHORT_ID]
+        entry = module.init(
+            project=place, id=short, name=short, config=dict(config), resume="allow"
+        )
         return Board(entry.log, entry.finish)
     writer = module.SummaryWriter(place)
 

@@ -181,7 +181,7 @@ def strip_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
-def join(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+def join_parts(parts: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the tensors of all parts of a state, named "PART/NAME"."""
     return {f"{part}/{name}": x for part, named in parts.items() for name, x in named.items()}
 

@@ -362,7 +362,7 @@ class Run:
             "hits": {name: torch.from_numpy(x) for name, x in self.hits.items()},
         }
         parts |= {f"merging/{entry}": weights for entry, weights in self.memory.items()}
-        tensors = checkpoints.state_tensors(self.model, optimizer) | checkpoints.join(parts)
+        tensors = checkpoints.state_tensors(self.model, optimizer) | checkpoints.join_parts(parts)
         self.manager.save(RunState(progress, tensors))
 
     def stop_signal(self) -> int:
