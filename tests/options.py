@@ -41,8 +41,8 @@ NOT_SHIPPED = ("model.start", "cosine")
 OF_OTHER_DATA = ("stream.order", "given")
 """An order of data that name their updates; `test_updates.py` has some."""
 
-ALIKE = ("tiny-double", "tiny-quad", "tiny-one")
-"""Networks of the layers of `tiny-half`, in other sizes."""
+ALIKE = ("tiny-double", "tiny-quad", "tiny-one", "small-quarter")
+"""Networks of the layers of `tiny-half` or `small`, in other sizes."""
 
 ALSO = {
     "merging.rule": ("merging.policy=ema",),

@@ -165,6 +165,7 @@ def _register_tower(name: str, make: Callable[[], Tower]) -> None:
 
 
 _register_tower("cmp_conv_small", lambda: ConvTower(16, (64, 64), 1))  # the default
+_register_tower("cmp_conv_quarter", lambda: ConvTower(16, (32, 32), 1))  # a quarter of its FLOPs
 _register_tower("cmp_conv_tiny", lambda: ConvTower(32, (64, 128), 1))  # that of the first edition
 _register_tower("cmp_conv_half", lambda: ConvTower(16, (48, 80), 1))  # half its FLOPs
 _register_tower("cmp_conv_double", lambda: ConvTower(48, (112, 128), 1))  # twice
