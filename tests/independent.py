@@ -14,6 +14,7 @@ from scipy.interpolate import pchip_interpolate
 from scipy.stats import t as student
 
 EVAL, ADAPT = "eval", "adapt"
+GAINS = ("gain", "gain from the start")
 
 
 class Study:
@@ -107,15 +108,20 @@ class OutsideError(Exception):
     """The front says nothing of a setting."""
 
 
-def gains(own: Study, setting: str, front: Study, spec: dict, scope: str):
-    """The distance of a setting's mean scores from the front, and its values per base."""
+def gains(own: Study, setting: str, front: Study, spec: dict, scope: str, since: bool):
+    """The distance of a setting's mean scores from the front, and its values per base; of scores
+    as they are, or of their changes since the start."""
     replicates = own.replicates(setting)
     base_of = {r: own.base(setting, r) for r in replicates}
     names = sorted(spec["settings"], key=front.peak)
 
     def centre(study: Study, name: str, kept: list[int]) -> tuple[float, float]:
         gained = mean(study.end(name, r, ADAPT) for r in kept)
-        return gained, mean(study.end(name, r, EVAL, scope) for r in kept)
+        retained = mean(study.end(name, r, EVAL, scope) for r in kept)
+        if since:
+            gained -= mean(study.means[name, r, 0, "full", ADAPT] for r in kept)
+            retained -= mean(study.means[name, r, 0, "full", EVAL] for r in kept)
+        return gained, retained
 
     points = [centre(front, name, replicates) for name in names]
     highest = max(a for a, _ in points)
@@ -167,7 +173,7 @@ def verdicts(
     for claim in tree["claims"]:
         fronts = [tree["fronts"].get(x.get("front", "plain")) for x in claim["terms"]]
         used = [(x.get("study", claim["study"]), s) for x in claim["terms"] for s in settings_of(x)]
-        if claim["measure"] == "gain":
+        if claim["measure"] in GAINS:
             used += [(each["study"], s) for each in fronts for s in each["settings"]]
         counts = [len(studies[n].replicates(s)) if n in studies else 0 for n, s in used]
         if min(counts) < needed:
@@ -194,8 +200,9 @@ def verdict(claim: dict, fronts: list[dict | None], studies: dict[str, Study], t
         replicates = study.replicates(settings[0])
         base_of = {r: study.base(settings[0], r) for r in replicates}
         numbers = sorted(set(base_of.values()))
-        if measure == "gain":
-            whole, own, beyond = gains(study, settings[0], studies[spec["study"]], spec, scope)
+        if measure in GAINS:
+            front, since = studies[spec["study"]], measure != "gain"
+            whole, own, beyond = gains(study, settings[0], front, spec, scope, since)
             ends.add(math.copysign(beyond, times))
             estimate += times * whole
         else:

@@ -23,7 +23,12 @@ def write_study(name: str, settings: dict[str, dict], **more: object) -> None:
     (studies.STUDIES / f"{name}.yaml").write_text(json.dumps(tree | {"settings": settings} | more))
 
 
-def publish(name: str, ends: dict[str, tuple[float, ...]], seed: int = 0) -> Path:
+def publish(
+    name: str,
+    ends: dict[str, tuple[float, ...]],
+    seed: int = 0,
+    start: tuple[float, float] | None = None,
+) -> Path:
     """Publish a study whose settings end, on average, at given scores.
 
     Args:
@@ -31,6 +36,7 @@ def publish(name: str, ends: dict[str, tuple[float, ...]], seed: int = 0) -> Pat
         ends: (A_KA, A_ZS) of each setting, and A_ZS on the names that replay lacks if it differs.
         seed: Of the noise: a share of it is that of the base, a share that of the replicate, both
             the same in every setting, and the rest is of single questions.
+        start: (A_KA, A_ZS) before the stream; without it, only its end is published.
     """
     corpus = load_data("embedded")
     questions = list_questions(corpus)
@@ -41,32 +47,34 @@ def publish(name: str, ends: dict[str, tuple[float, ...]], seed: int = 0) -> Pat
         base, own = run_config.seeds.init, np.random.default_rng([seed, replicate])
         shared = np.random.default_rng([seed, 99, base]).normal(0, 0.02) + own.normal(0, 0.01)
         groups = results.name_groups(corpus, run_config.seeds.data)
-        accumulation, retention, *lacking = ends[setting]
-        chance = np.where(
-            is_new, accumulation, np.where(groups["lacking"], [*lacking, retention][0], retention)
-        )
         draws = np.random.default_rng([seed, replicate, list(ends).index(setting)])
         luck = 0.7 * own.random(len(questions)) + 0.3 * draws.random(len(questions))
         luck = np.argsort(np.argsort(luck)) / len(luck)  # uniform again
-        hits = luck < np.clip(chance / 100 + shared + easiness * 0.2, 0, 1)
         about = {"numerics": cmp.NUMERICS, "threads": 1, "seconds": 1.0}
         place = {"study": name, "setting": setting, "replicate": replicate}
         columns = {
             "setting": setting, "replicate": replicate, "run": identity.json_digest(place),
             "weights": "0", "config": json.dumps(run_config.to_dict()),
-            "provenance": json.dumps(about), "task": run_config.stream.tasks,
+            "provenance": json.dumps(about),
         }  # fmt: skip
-        for dataset, part in questions.groupby("dataset"):
-            own_hits, weight = hits[part.index], part["weight"].to_numpy()
-            packed = np.packbits(own_hits).tobytes()
-            role, score = part["role"].iloc[0], 100 * float(weight @ own_hits)
-            row = columns | {"dataset": dataset, "role": role}
-            rows.append(row | {"scope": "full", "score": score, "hits": packed})
-            for scope, chosen in groups.items():
-                if role == ROLES["A_ZS"]:
-                    asked = weight * chosen[part.index]
-                    score = 100 * float(asked @ own_hits / asked.sum())
-                    rows.append(row | {"scope": scope, "score": score})
+        for task, scores in ((0, start), (run_config.stream.tasks, ends[setting])):
+            if scores is None:
+                continue
+            accumulation, retention, *lacking = scores
+            without = np.where(groups["lacking"], [*lacking, retention][0], retention)
+            chance = np.where(is_new, accumulation, without) / 100
+            hits = luck < np.clip(chance + shared + easiness * 0.2, 0, 1)
+            for dataset, part in questions.groupby("dataset"):
+                own_hits, weight = hits[part.index], part["weight"].to_numpy()
+                packed = np.packbits(own_hits).tobytes()
+                role, score = part["role"].iloc[0], 100 * float(weight @ own_hits)
+                row = columns | {"task": task, "dataset": dataset, "role": role}
+                rows.append(row | {"scope": "full", "score": score, "hits": packed})
+                for scope, chosen in groups.items():
+                    if role == ROLES["A_ZS"]:
+                        asked = weight * chosen[part.index]
+                        score = 100 * float(asked @ own_hits / asked.sum())
+                        rows.append(row | {"scope": scope, "score": score})
     path = results.results_file(name)
     path.parent.mkdir(exist_ok=True)
     with listed_file(path) as partial:

@@ -24,6 +24,8 @@ REPLICATES = 20
 """The number of replicates that each setting of a claim must have."""
 MATTERS = 1.0
 """Points that matter to a reader, in A_KA, in A_ZS or in a gain."""
+GAINS = ("gain", "gain from the start")
+"""The measures that need a front."""
 SPREAD_SETTINGS = 3
 """The fewest settings of a spread."""
 
@@ -85,9 +87,10 @@ class Claim:
         study: The study with the claim's settings.
         source: Whether the paper or this book makes the claim.
         sentence: The claim as a sentence.
-        measure: "gain" (see `cmp.experiments.fronts`), "A_KA", "A_ZS", "GM" (the geometric mean of
-            both, for settings that the front does not cover), or "spread": the standard deviation
-            of A_KA over settings.
+        measure: "gain" (see `cmp.experiments.fronts`); "gain from the start", which compares the
+            changes of both scores since the start of the stream, for networks that start from other
+            scores; "A_KA"; "A_ZS"; "GM" (the geometric mean of both, for settings that the front
+            does not cover); or "spread": the standard deviation of A_KA over settings.
         terms: The terms of the sum.
         expected: The claimed sign, or that there is no difference that matters.
         half_width: The half-width of the interval in points, as planned from exploration.
@@ -101,7 +104,7 @@ class Claim:
     study: Text
     source: Literal["paper", "ours"]
     sentence: Text
-    measure: Literal["gain", "A_KA", "A_ZS", "GM", "spread"]
+    measure: Literal["gain", "gain from the start", "A_KA", "A_ZS", "GM", "spread"]
     terms: Annotated[tuple[Term, ...], Field(min_length=1)]
     expected: Literal["above 0", "below 0", "no difference"]
     half_width: Annotated[float, Field(gt=0)]
@@ -171,7 +174,7 @@ def load_claims(path: Path = CLAIMS) -> ClaimsFile:
         source = f"{path}: claim {claim.name!r}"
         for term in claim.terms:
             _check_settings(claim.study_of(term), term.of, source)
-            if claim.measure == "gain" and term.front not in known.fronts:
+            if claim.measure in GAINS and term.front not in known.fronts:
                 raise CmpError(f"{source}: no front {term.front!r}; define it under fronts")
     return known
 

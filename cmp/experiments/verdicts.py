@@ -13,7 +13,7 @@ import json
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import fronts, results, studies
-from cmp.experiments.claims import MATTERS, REPLICATES, Claim, ClaimsFile, FrontOf, Term
+from cmp.experiments.claims import GAINS, MATTERS, REPLICATES, Claim, ClaimsFile, FrontOf, Term
 from cmp.experiments.scores import (
     AGGREGATES,
     Estimate,
@@ -74,14 +74,17 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per (setting, replicate): final `A_KA`, `A_ZS` and `GM` on the whole test; A_ZS on
-        the names that replay `kept` and was `lacking`; `way`, the mean A_KA over the middle half of
-        the updates, NaN if the whole test was scored only at the ends; `peak` and `base`.
+        the names that replay `kept` and was `lacking`; `start A_KA` and `start A_ZS`, those of the
+        base; `way`, the mean A_KA over the middle half of the updates, NaN if the whole test was
+        scored only at the ends; `peak` and `base`.
     """
     table = store.trajectory(published)
     table["progress"] = table["task"] / table.groupby(RUN_KEYS)["task"].transform("max")
     ends = table[table["progress"] == 1].set_index([*RUN_KEYS, "scope"])
     by_names = ends["A_ZS"].unstack("scope").filter([results.KEPT, results.LACKING])
     scores = ends.xs("full", level="scope")[[*AGGREGATES]].join(by_names)
+    starts = table[(table["scope"] == "full") & (table["task"] == 0)].set_index(RUN_KEYS)
+    scores = scores.join(starts[["A_KA", "A_ZS"]].add_prefix("start "))
     on_way = table[(table["scope"] == "full") & table["progress"].between(0.25, 0.75)]
     middle = on_way.groupby(RUN_KEYS)["A_KA"]
     scores["way"] = middle.mean()[middle.size() > 1]
@@ -130,6 +133,7 @@ def gain_of(
     names: str = "all",
     less: float = 0.0,
     replicates: pd.Index | None = None,
+    from_start: bool = False,
 ) -> fronts.Gain:
     """Return the gain of a published setting, see `cmp.experiments.fronts.measure_gain`.
 
@@ -141,12 +145,13 @@ def gain_of(
         less: Points of A_KA to subtract from the setting, to compare it where the front is less
             steep.
         replicates: The replicates to use; all by default.
+        from_start: Compare the changes of both scores since the start of the stream.
 
     Raises:
         NotComputed: Runs of the setting or of the front are not published yet.
         CmpError: The front does not cover the setting.
     """
-    own = _by_names(setting_scores(study, setting), names)
+    own = _compared_scores(setting_scores(study, setting), names, from_start)
     own["A_KA"] -= less
     if replicates is not None:
         own = own.loc[replicates]
@@ -155,7 +160,8 @@ def gain_of(
         scores = setting_scores(front.study, each)
         if not own.index.isin(scores.index).all():
             raise NotComputed(f"{each!r} of study {front.study} has fewer streams than {setting!r}")
-        peaks[each], tables[each] = float(scores["peak"].iloc[0]), _by_names(scores, names)
+        peaks[each] = float(scores["peak"].iloc[0])
+        tables[each] = _compared_scores(scores, names, from_start)
     return fronts.measure_gain(own, tables, peaks, setting, front.local, front.least)
 
 
@@ -175,9 +181,33 @@ def estimate_gain(
     return estimate_from_bases(value, gain.pseudo, streams, planned)
 
 
-def _by_names(scores: pd.DataFrame, names: str) -> pd.DataFrame:
+def _compared_scores(scores: pd.DataFrame, names: str, from_start: bool) -> pd.DataFrame:
+    """Return the base, A_KA and A_ZS of each replicate, the latter on some class names only, or
+    both since the start of the stream."""
     column = "A_ZS" if names == "all" else names
-    return pd.DataFrame({"A_KA": scores["A_KA"], "A_ZS": scores[column], "base": scores["base"]})
+    table = scores[["A_KA", column, "base"]].set_axis(["A_KA", "A_ZS", "base"], axis=1)
+    if from_start:
+        table["A_KA"] -= scores["start A_KA"]
+        table["A_ZS"] -= scores["start A_ZS"]
+    return table
+
+
+class Part(NamedTuple):
+    """A setting in a contrast.
+
+    Attributes:
+        study: The study.
+        setting: The setting.
+        retention: The weight of its A_ZS.
+        accumulation: The weight of its A_KA.
+        at: Whether its scores are those at the end or at the start of the stream.
+    """
+
+    study: str
+    setting: str
+    retention: float
+    accumulation: float
+    at: Literal["end", "start"] = "end"
 
 
 @dataclass(frozen=True)
@@ -189,20 +219,20 @@ class Contrast:
         pseudo: The pseudo-value of each base, independent of each other.
         bound: 1 if the estimate is a lower bound because a gain in it is, -1 if it is an upper
             bound because such a gain is subtracted, and otherwise 0.
-        parts: The settings in it: (study, setting, weight in A_ZS, weight in A_KA).
+        parts: The settings in it.
     """
 
     values: pd.Series
     pseudo: pd.Series
     bound: int
-    parts: list[tuple[str, str, float, float]]
+    parts: list[Part]
 
 
 def measure_claim(claim: Claim, known: ClaimsFile) -> Contrast:
     """Return the sum of a claim's terms."""
     terms = [
         _measure_gain(claim, term, known.fronts[term.front])
-        if claim.measure == "gain"
+        if claim.measure in GAINS
         else _measure_scores(claim, term)
         for term in claim.terms
     ]
@@ -220,11 +250,14 @@ def measure_claim(claim: Claim, known: ClaimsFile) -> Contrast:
 def _measure_gain(claim: Claim, term: Term, front: FrontOf) -> Contrast:
     """Return a gain. Its concept error is that of the setting and the front's nearest peak."""
     [setting], times, study = term.of, term.times, claim.study_of(term)
-    gain = gain_of(study, setting, front, claim.names)
+    from_start = claim.measure == "gain from the start"
+    gain = gain_of(study, setting, front, claim.names, from_start=from_start)
     parts = [
-        (study, setting, times, -times * gain.slope),
-        (front.study, gain.nearest, -times, times * gain.slope),
+        Part(study, setting, times, -times * gain.slope),
+        Part(front.study, gain.nearest, -times, times * gain.slope),
     ]
+    if from_start:  # each start has the opposite weight of its end
+        parts += [Part(p.study, p.setting, -p.retention, -p.accumulation, "start") for p in parts]
     bound = int(np.sign(times)) * gain.is_bound
     return Contrast(times * gain.values, times * gain.pseudo, bound, parts)
 
@@ -242,7 +275,7 @@ def _measure_scores(claim: Claim, term: Term) -> Contrast:
     slope = float(np.sqrt(scores["A_KA"].mean() / scores["A_ZS"].mean()))  # 2 dGM/dA_ZS
     weights = {"A_ZS": (1.0, 0.0), "A_KA": (0.0, 1.0), "GM": (slope / 2, 1 / slope / 2)}
     retention, accumulation = weights[claim.measure]
-    part = (study, setting, times * retention, times * accumulation)
+    part = Part(study, setting, times * retention, times * accumulation)
     return Contrast(times * values, times * bases, 0, [part])
 
 
@@ -344,7 +377,7 @@ def describe_missing(claim: Claim, known: ClaimsFile) -> str:
         CmpError: The published runs cannot confirm the claim.
     """
     used = [(claim.study_of(term), setting) for term in claim.terms for setting in term.of]
-    if claim.measure == "gain":
+    if claim.measure in GAINS:
         lines = [known.fronts[term.front] for term in claim.terms]
         used += [(front.study, setting) for front in lines for setting in front.settings]
     first, count = studies.CONFIRMING
@@ -374,6 +407,7 @@ def _agrees(reading: str, expected: str, low: float, high: float) -> str:
 def _sentence(row: dict[str, Any], claim: Claim) -> str:
     """Return a verdict as a sentence."""
     what = {"gain": "points of A_ZS at equal A_KA", "spread": "points of spread"}
+    what["gain from the start"] = "points of A_ZS at an equal increase of A_KA"
     unit, at_least = what.get(claim.measure, f"points of {claim.measure}"), ""
     if claim.names != "all":
         words = {"kept": "in the pool", "lacking": "left out of the pool"}
@@ -403,7 +437,7 @@ def _range_in_words(low: float, high: float, bound: int) -> str:
     return words.replace("-", "−")
 
 
-def concept_error(parts: list[tuple[str, str, float, float]], names: str = "all") -> float:
+def concept_error(parts: list[Part], names: str = "all") -> float:
     """Return the standard error that concepts add to a contrast if they are a sample.
 
     The influence of a concept is the sum of its questions' weighted differences, minus their
@@ -411,14 +445,14 @@ def concept_error(parts: list[tuple[str, str, float, float]], names: str = "all"
     influences.
 
     Args:
-        parts: The settings: (study, setting, weight in A_ZS, weight in A_KA).
+        parts: The settings.
         names: The class names for A_ZS, see `Claim`.
     """
     total, weights = 0.0, 0.0
-    for study, setting, retention, accumulation in parts:
-        corpus, hits, seeds = _final_hits(study, setting)
+    for part in parts:
+        corpus, hits, seeds = _hits_at(part)
         questions = _weigh_questions(corpus, seeds, names)
-        factors = np.where(questions["is_retention"], retention, accumulation)
+        factors = np.where(questions["is_retention"], part.retention, part.accumulation)
         total = total + factors * (questions["weights"] * hits).mean(axis=0)
         weights = questions["weights"].mean(axis=0)
     dataset, concept = questions["dataset"], questions["concept"]
@@ -438,11 +472,11 @@ def concepts_of(corpus: Corpus) -> np.ndarray:
     return connected_components(edges, directed=False)[1][group]
 
 
-def _final_hits(study: str, setting: str) -> tuple[Corpus, np.ndarray, tuple[int, ...]]:
-    """Return the data, the final hits [replicates, questions] and the data seeds of a setting."""
-    published = published_scores(study)[0]
-    rows = published[(published["setting"] == setting) & (published["scope"] == "full")]
-    rows = store.after_last_task(rows)
+def _hits_at(part: Part) -> tuple[Corpus, np.ndarray, tuple[int, ...]]:
+    """Return the data, the hits [replicates, questions] and the data seeds of a part."""
+    published = published_scores(part.study)[0]
+    rows = published[(published["setting"] == part.setting) & (published["scope"] == "full")]
+    rows = rows[rows["task"] == 0] if part.at == "start" else store.after_last_task(rows)
     tree = [json.loads(text) for text in rows.groupby("replicate")["config"].first()]
     corpus, bits = load_data(tree[0]["data"]), []
     counts = results.question_counts(corpus)
