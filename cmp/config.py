@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from cmp import registry, schedules
 from cmp.errors import CmpError, did_you_mean
-from cmp.files import first_fault, parse_yaml
+from cmp.parsing import first_fault, parse_yaml
 from cmp.registry import check_name
 from cmp.schedules import Schedule
 from cmp.sources import sources_digest
@@ -539,7 +539,7 @@ def _explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str) -
     Args:
         source: What was rejected.
         key: The dotted key, or "" for the whole config.
-        fault: See `cmp.files.first_fault`.
+        fault: See `cmp.parsing.first_fault`.
         hint: A suggestion for an unknown key.
     """
     message = fault["msg"].removeprefix("Value error, ")

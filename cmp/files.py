@@ -1,4 +1,4 @@
-"""Checked reading of YAML, JSON, records and tables, and atomic writing of files and folders."""
+"""Atomic writing, locks and hashes of files and folders."""
 
 import contextlib
 import fcntl
@@ -10,26 +10,20 @@ import shutil
 import stat
 import tempfile
 import warnings
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import yaml
 from safetensors import SafetensorError
 
-from cmp.errors import CmpError, clean_text, explain_errors
+from cmp.errors import CmpError, explain_errors
+from cmp.parsing import parse_json, read_text
 
 if TYPE_CHECKING:
-    import pandas as pd
     from torch import Tensor
 
-T = TypeVar("T")
 DIGESTS = "SHA256SUMS"
 """The name of a file that lists the sha256 of the files beside it."""
-MAX_TEXT_BYTES, MAX_YAML_BYTES = 2**30, 2**24
-"""Size limits for text in general, such as a list of images, and for YAML, which is written by
-hand."""
 READ_BYTES = 1 << 24
 """Bytes of a file that are hashed at a time."""
 PARTIAL_PREFIX = ".cmp-partial-"
@@ -54,117 +48,6 @@ def child_path(folder: Path, name: str, suffix: str = "") -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
         raise CmpError(f"{name!r:.60}: not a valid name in {folder}; use letters, digits, - and _")
     return folder / f"{name}{suffix}"
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A safe YAML loader that rejects aliases and repeated keys. As in YAML 1.2, whatever JSON
-    could not read is text: 1e-3 is a number, but yes, 010, 1:30 and 2026-01-15 are texts."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # it could expand to endless or huge values
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError("aliases are not allowed; write the value out", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        counts = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        if repeated := [key for key, count in counts.items() if count > 1]:
-            raise yaml.MarkedYAMLError(f"{repeated[0]!r} is given twice", node.start_mark)
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):  # such as 5 and +5
-            raise yaml.MarkedYAMLError("two keys are the same number", node.start_mark)
-        return mapping
-
-    def construct_scalar(self, node: Any) -> Any:
-        # JSON writes a character beyond 16 bits as two escapes, and PyYAML reads each by itself
-        return super().construct_scalar(node).encode(*_UTF_16).decode(*_UTF_16)
-
-
-_UTF_16 = "utf-16-le", "surrogatepass"
-_WHOLE = r"(0|[1-9][0-9]*)"
-for _tag, _form, _begin in (
-    ("null", r"(~|null|Null|NULL|)", "~nN"),
-    ("bool", r"(true|True|TRUE|false|False|FALSE)", "tTfF"),
-    ("int", rf"[-+]?{_WHOLE}", "-+0123456789"),
-    ("float", rf"[-+]?({_WHOLE}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
-):
-    _StrictLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_form})$"), ["", *_begin]
-    )
-
-
-def _construct_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int | float:
-    """Return a number; PyYAML's own functions also read the forms of YAML 1.1 where a tag is
-    given."""
-    text = loader.construct_scalar(node).lower()
-    return int(text) if node.tag.endswith("int") else float(re.sub(r"\.(?=inf|nan)", "", text))
-
-
-for _tag in ("int", "float"):
-    _StrictLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct_number)
-
-
-def parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text.
-
-    Raises:
-        ValueError: The text is not valid, or its value cannot be represented in JSON.
-    """
-    try:
-        value = yaml.load(text, _StrictLoader)
-        json.dumps(value)  # rejects dates, bytes, sets and integers too long to print
-    except (yaml.YAMLError, RecursionError, TypeError) as error:
-        raise ValueError(str(error)) from error
-    except (ArithmeticError, AttributeError, LookupError) as error:  # from `!!bool maybe`
-        raise ValueError(f"a value does not match its tag or form ({error!r})") from error
-    return value
-
-
-def parse_record(text: str, kind: type[T]) -> T:
-    """Return a JSON text as an instance of a pydantic dataclass.
-
-    Raises:
-        ValueError: The text does not fit the class; the message names the key.
-    """
-    from pydantic import TypeAdapter, ValidationError  # slow to import
-
-    try:
-        return TypeAdapter(kind).validate_json(text)
-    except ValidationError as error:
-        key, fault = first_fault(error)
-        raise ValueError(f"{key or '(whole file)'}: {fault['msg']}") from error
-
-
-def refuse_later(tree: Any, key: str, known: int, path: Path) -> None:
-    """Raise `CmpError` if a later version of this package wrote a record, which may then have keys
-    that are unknown here.
-
-    Args:
-        tree: The record, with the machine that wrote it as "provenance" or "machine".
-        key: Its key with the version of its format.
-        known: The latest such version that this package reads.
-        path: Its file.
-    """
-    number = tree.get(key) if isinstance(tree, dict) else None
-    if type(number) is not int or number <= known:
-        return
-    machine = tree.get("provenance", tree.get("machine"))
-    version = machine.get("cmp") if isinstance(machine, dict) else None
-    wanted = f"cmp {clean_text(version):.40}" if isinstance(version, str) else "the latest cmp"
-    raise CmpError(
-        f"{path}: {key}: {number}: a newer version of cmp wrote this file; yours reads {key} "
-        f"{known} at most; install {wanted}"
-    )
-
-
-def first_fault(error: Any) -> tuple[str, dict[str, Any]]:
-    """Return the dotted key ("" for the whole record) and the entry of a fault that pydantic found.
-    A misspelt key comes first, since it can also cause a "missing" fault."""
-    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
-    return ".".join(map(str, fault["loc"])), fault
 
 
 def sync_to_disk(path: Path) -> None:
@@ -548,127 +431,3 @@ def check_digest(path: Path, remedy: str) -> None:
         is_known = f"{file_digest(path)}  {path.name}" in lines
     if not is_known:
         raise CmpError(f"{path}: damaged: does not match its hash in {DIGESTS}; {remedy}")
-
-
-def check_record(tree: Any, kind: type[T], source: str, remedy: str = "") -> T:
-    """Return a tree of keys as a pydantic dataclass, or as a tuple or dict of them.
-
-    Args:
-        tree: The tree.
-        kind: The class that it must fit.
-        source: The beginning of error messages, before the key.
-        remedy: The end of error messages.
-
-    Raises:
-        CmpError: The tree does not fit.
-    """
-    try:
-        return parse_record(json.dumps(tree), kind)
-    except (TypeError, ValueError) as error:
-        raise CmpError(f"{source}{error}{remedy}") from error
-
-
-def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
-    """Return the text of a file.
-
-    Args:
-        path: A regular file, since a pipe or a device may never end.
-        limit: The largest size allowed, in bytes.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: The file is not a regular file, is too large, or is not UTF-8.
-    """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-        raise ValueError(f"not a regular file of at most {limit:,} bytes")
-    return path.read_text(encoding="utf-8")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the tree of keys in a YAML file.
-
-    Raises:
-        CmpError: The file cannot be read, or has no keys at the top level.
-    """
-    try:
-        text = read_text(path, MAX_YAML_BYTES)
-    except FileNotFoundError as error:
-        raise CmpError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise CmpError(f"{path}: cannot be read ({error})") from error
-    try:
-        tree = parse_yaml(text)
-    except ValueError as error:
-        raise CmpError(f"{path}: {_explain_yaml(error)}") from error
-    if not isinstance(tree, dict):
-        raise CmpError(f"{path}: expected YAML with keys at the top level")
-    return tree
-
-
-def _explain_yaml(error: ValueError) -> str:
-    """Return a line that says what in a YAML text is invalid, and where."""
-    words, cause = " ".join(str(error).split()), error.__cause__
-    if isinstance(cause, yaml.MarkedYAMLError):
-        mark = cause.problem_mark or cause.context_mark
-        words = cause.problem or cause.context
-        words = f"line {mark.line + 1}: {words}" if mark else words
-    return f"cannot be read as YAML ({words})"
-
-
-def parse_json(text: str) -> Any:
-    """Return the value of a JSON text.
-
-    Raises:
-        ValueError: The text is not JSON or is nested too deeply, or an object has a key twice.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except RecursionError as error:
-        raise ValueError(str(error)) from error
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object as a dict; Python itself would silently keep the last value of a
-    repeated key."""
-    counts = Counter(key for key, _ in pairs)
-    if len(counts) < len(pairs):
-        raise ValueError(f"{max(counts, key=counts.__getitem__)!r} is given twice")
-    return dict(pairs)
-
-
-def read_table(
-    path: Path, columns: Mapping[str, type], optional: Mapping[str, type] | None = None
-) -> "pd.DataFrame":
-    """Return the table of a parquet file.
-
-    Args:
-        path: The file.
-        columns: The type of each required column: str, int, float, list for anything, or
-            `pd.Categorical` for long texts that repeat, to store each only once.
-        optional: The same for columns that may be missing.
-
-    Raises:
-        OSError: The file cannot be read.
-        ValueError: It is not a table, or lacks a column.
-    """
-    import pandas as pd  # takes half a second to import, and most commands read no table
-    import pyarrow
-    from pandas.api import types
-
-    checks: dict[Any, Callable[[Any], bool]] = {
-        str: types.is_string_dtype,
-        int: types.is_integer_dtype,
-        float: types.is_numeric_dtype,
-        pd.Categorical: pd.CategoricalDtype.is_dtype,
-    }
-    repeated = [name for name, kind in columns.items() if kind is pd.Categorical]
-    try:
-        table = pd.read_parquet(path, read_dictionary=repeated)
-    except (pyarrow.ArrowException, LookupError, MemoryError, TypeError) as error:
-        raise ValueError(f"{path.name}: cannot be read as a table ({error!r:.200})") from error
-    held = {name: kind for name, kind in (optional or {}).items() if name in table}
-    for name, kind in {**columns, **held}.items():
-        if [*table].count(name) != 1 or (kind in checks and not checks[kind](table[name])):
-            raise ValueError(f"{path.name}: {name}: must be one column of {kind.__name__}")
-    return table

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp import files, project, starts
+from cmp import files, parsing, project, starts
 from cmp.config import Model
 from cmp.data import Preprocessing, to_device
 from cmp.errors import CmpError, explain_errors, first_line
@@ -99,7 +99,7 @@ def _open_clip_model(name: str, **options: Any) -> nn.Module:
     kind, _, folder = name.partition(":")
     try:
         if kind == "local-dir" and (settings := Path(folder, "open_clip_config.json")).is_file():
-            _check_layers(files.parse_json(files.read_text(settings))["model_cfg"])
+            _check_layers(parsing.parse_json(parsing.read_text(settings))["model_cfg"])
         with starts.quiet_logging():
             model = open_clip.create_model(name, load_weights=False, output_dict=True, **options)
     except Exception as error:  # a missing package or hub, or anything in a third-party config
@@ -267,7 +267,7 @@ def preprocessing(model: Network) -> Preprocessing:
         )
     settings = model.visual.preprocess_cfg | {"size": side}
     with explain_errors("model.name: preprocess_cfg: not supported", "", TypeError):
-        return files.parse_record(json.dumps(settings), Preprocessing)
+        return parsing.parse_record(json.dumps(settings), Preprocessing)
 
 
 def encode_image(model: Network, pixels: Tensor) -> Tensor:

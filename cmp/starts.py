@@ -15,7 +15,7 @@ import open_clip
 from huggingface_hub import try_to_load_from_cache
 from open_clip import factory, pretrained
 
-from cmp import files, project
+from cmp import files, parsing, project
 from cmp.config import STARTS, Model
 from cmp.errors import CmpError, did_you_mean, first_line
 from cmp.registry import entry_names, load_entry
@@ -60,7 +60,7 @@ def hub_config(name: str) -> dict[str, Any]:
     try:
         if name.startswith("local-dir:"):
             path = Path(name.removeprefix("local-dir:"), "open_clip_config.json")
-            about = files.parse_json(files.read_text(path))
+            about = parsing.parse_json(parsing.read_text(path))
         else:
             about = _downloaded_config(name.removeprefix("hf-hub:"))
         about = {"preprocess_cfg": {}} | about

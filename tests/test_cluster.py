@@ -26,9 +26,9 @@ from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import cluster, studies, workers
 from cmp.project import build_folder
-from cmp.runs import checkpoints, identity, launch, store
+from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.checkpoints import StopRequest
-from cmp.runs.store import unfinished_runs
+from cmp.runs.lookup import unfinished_runs
 from cmp.scale import decoding
 from lab import analyses
 
@@ -161,7 +161,7 @@ def wait_for(condition):
 
 def tables(configs):
     frame = analyses.collect_metrics({("small", each.seeds.init): each for each in configs})
-    digests = frame["run"].map(lambda run: store.find_run(run).weights)
+    digests = frame["run"].map(lambda run: lookup.find_run(run).weights)
     return frame.assign(weights=digests)
 
 

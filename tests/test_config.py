@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from cmp import cli, config
 from cmp.errors import CmpError
 from cmp.experiments.pretraining import PRETRAINING
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 
 run = CliRunner().invoke
 

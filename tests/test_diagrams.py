@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from lab import chapters
 
 FOLDER = chapters.BOOK / "diagrams"

@@ -13,8 +13,8 @@ from cmp.errors import CmpError
 from cmp.experiments import paper, planner, statistics, verdicts
 from cmp.experiments.evidence import gather_evidence
 from cmp.experiments.studies import load_study
-from cmp.files import read_yaml
 from cmp.merging.policies import TaskEnd, apply_policy
+from cmp.parsing import read_yaml
 from cmp.runs import launch
 from lab import analyses, chapters, exercises
 

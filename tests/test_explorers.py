@@ -24,8 +24,8 @@ from cmp.errors import CmpError
 from cmp.experiments import claims, planner
 from cmp.project import build_folder, project_folder
 from cmp.registry import option_names
-from cmp.runs import checkpoints, identity, logs, store
-from cmp.runs.store import unfinished_runs
+from cmp.runs import checkpoints, identity, logs, lookup, store
+from cmp.runs.lookup import unfinished_runs
 from lab import analyses, atlas, chapters, explorers, keeping, live_runs, site
 
 CASES = """import { rates, drawable } from "./schedules.js";
@@ -628,7 +628,7 @@ def test_a_run_that_fails_says_why(build):
 
 
 def test_a_third_run_waits(build, monkeypatch):
-    monkeypatch.setattr(store, "runs_in_progress", lambda: 2)
+    monkeypatch.setattr(lookup, "runs_in_progress", lambda: 2)
     told = follow(small_run(), stop_after="queued")
     assert [about["words"] for about in told] == [
         "queued: two runs are in progress", "stopped; run it to continue",
@@ -667,14 +667,14 @@ def test_a_look_at_runs_in_progress_stops_no_run_that_starts(build, monkeypatch)
         fcntl.flock(lock, fcntl.LOCK_SH)
         monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(lock, fcntl.LOCK_UN))
         with checkpoints.CheckpointManager("a" * 64):
-            assert store.runs_in_progress() == 1
+            assert lookup.runs_in_progress() == 1
 
 
 def test_runs_in_progress_are_counted(build):
-    assert store.runs_in_progress() == 0
+    assert lookup.runs_in_progress() == 0
     with checkpoints.CheckpointManager("a" * 64), checkpoints.CheckpointManager("b" * 64):
-        assert store.runs_in_progress() == 2
-    assert store.runs_in_progress() == 0
+        assert lookup.runs_in_progress() == 2
+    assert lookup.runs_in_progress() == 0
 
 
 @pytest.mark.long

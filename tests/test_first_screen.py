@@ -10,7 +10,7 @@ import pytest
 
 import cmp
 from cmp.experiments import results
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from cmp.project import project_folder
 from cmp.runs import store
 from lab import atlas, explorers, first_screen

@@ -32,9 +32,9 @@ from cmp.experiments import preflight, studies
 from cmp.files import SHORT_ID
 from cmp.merging.files import merge_files
 from cmp.project import build_folder
-from cmp.runs import identity, launch, logs, store
+from cmp.runs import identity, launch, logs, lookup, store, verify
+from cmp.runs.lookup import unfinished_runs
 from cmp.runs.runner import Observer
-from cmp.runs.store import unfinished_runs
 
 SMALL = (
     "stream.tasks=2", "training.steps=2", "training.batch=8", "evaluation.subset=8",
@@ -166,7 +166,7 @@ def test_a_folder_s_model_takes_the_weights_of_another_file(theirs, corpus, tmp_
         [check] = [x for x in preflight.check_needs(run_config, "cpu") if x.what == "weights"]
         of_start[start] = check.state
         try:
-            store.fetch_start(run_config)
+            lookup.fetch_start(run_config)
         except CmpError:
             assert check.state == preflight.MISSING
         else:
@@ -555,7 +555,7 @@ def test_a_stream_whose_pictures_are_all_for_training(theirs, tmp_path, monkeypa
     )
     assert set(run.metrics["role"]) == {"eval"}
     assert re.search(r"2 +subset +- +[\d.]+ +-", shown)
-    assert store.compare_runs(run, run).answer == "bitwise equal"
+    assert verify.compare_runs(run, run).answer == "bitwise equal"
 
 
 def test_a_run_without_scores_is_left_out_of_the_list(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import cmp
-from cmp.files import parse_yaml
+from cmp.parsing import parse_yaml
 from cmp.project import project_folder
 
 ROOT = project_folder()

@@ -39,7 +39,7 @@ from cmp.experiments import pretraining, results, studies
 from cmp.files import file_digest, listed_file
 from cmp.readers.manifest import MANIFESTS, read_manifest
 from cmp.runs import checkpoints, identity, store
-from cmp.runs.store import recorded_threads
+from cmp.runs.lookup import recorded_threads
 from lab import chapters, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:The following metadata:UserWarning")

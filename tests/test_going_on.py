@@ -24,10 +24,10 @@ from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import preflight, results
 from cmp.files import SHORT_ID, listed_file
-from cmp.runs import checkpoints, identity, launch, store
+from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.launch import from_keywords, resolve_run
+from cmp.runs.lookup import unfinished_runs
 from cmp.runs.runner import Observer
-from cmp.runs.store import unfinished_runs
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
 from cmp.training import StepResult
@@ -175,7 +175,7 @@ def test_an_unfinished_run_does_not_hide_a_stored_one():
     folder.mkdir(parents=True)
     (folder / f"task-0-step-1-{'c' * 64}.safetensors").touch()
     section = config.Model("small", f"run:{parent.id[:4]}")
-    assert store.find_parent(config.RunConfig(model=section)).id == parent.id
+    assert lookup.find_parent(config.RunConfig(model=section)).id == parent.id
 
 
 def test_keywords_mean_the_same_in_any_order():
@@ -275,12 +275,12 @@ def test_an_id_that_a_stored_and_an_unfinished_run_begin_with_is_refused(build):
     (stored / "run.json").write_text("{}")
     words = f"'{same}': 2 runs have an id that starts so: {stored.name} (stored) and "
     words += f"{progress.run[:SHORT_ID]} (unfinished); give more of it"
-    for find in (store.find_any_run, store.find_model):
+    for find in (lookup.find_any_run, lookup.find_model):
         with pytest.raises(CmpError, match=re.escape(words)):
             find(same)
         assert find(progress.run)
     stored.rename(stored.with_name(progress.run[:SHORT_ID]))  # what is left of a run's checkpoints
-    assert store._progress_of(same) is None
+    assert lookup._progress_of(same) is None
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -27,8 +27,8 @@ from cmp.releases import release
 from cmp.runs import checkpoints, store
 from cmp.runs.checkpoints import StopRequest
 from cmp.runs.launch import run_one
+from cmp.runs.lookup import unfinished_runs
 from cmp.runs.runner import Observer
-from cmp.runs.store import unfinished_runs
 from cmp.scale.decoding import prefetch
 
 SETTINGS = ("model.name=tiny", "model.start=random", "stream.tasks=2", "training.batch=8",

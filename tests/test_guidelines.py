@@ -9,7 +9,7 @@ import synthetic
 from cmp.experiments import claims, guidelines
 from cmp.experiments.claims import ClaimsFile, FrontOf
 from cmp.experiments.guidelines import Guideline, measure_guideline
-from cmp.files import check_record
+from cmp.parsing import check_record
 from lab import boxes
 
 LOCAL = {f"plain, peak {peak}": {"schedule.peak": peak} for peak in (0.0004, 0.0006, 0.0009)}

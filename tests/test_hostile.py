@@ -25,7 +25,8 @@ from cmp.cli.updates import _score_line
 from cmp.errors import CmpError, Diverged
 from cmp.experiments import evidence, planner
 from cmp.faults import explain_failure
-from cmp.files import atomic_folder, check_held_files, file_digest, parse_yaml
+from cmp.files import atomic_folder, check_held_files, file_digest
+from cmp.parsing import parse_yaml
 from cmp.readers import collection, folders, infer, tables, tars
 from cmp.readers.manifest import FileSet, load_manifests
 from cmp.releases import (

@@ -39,7 +39,7 @@ from cmp.experiments import pretraining, results, studies
 from cmp.files import SHORT_ID, delete_leftovers
 from cmp.losses import model_loss
 from cmp.merging.files import merge_files
-from cmp.runs import checkpoints, identity, store
+from cmp.runs import checkpoints, identity, lookup, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer, RunResult, execute
 
@@ -392,7 +392,7 @@ def test_a_run_that_cannot_be_read_is_left_out_of_the_list_by_name(pair):
     other.mkdir()
     shutil.copy(pair[1], other)
     with pytest.warns(UserWarning, match=f"left out: .*{path.name}"):
-        assert [progress.step for progress in store.unfinished_runs()] == [1]
+        assert [progress.step for progress in lookup.unfinished_runs()] == [1]
 
 
 def test_a_checkpoint_of_a_later_version_says_what_to_install(tmp_path):

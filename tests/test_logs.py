@@ -21,7 +21,7 @@ from cmp.cli import runs
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.registry import register
-from cmp.runs import checkpoints, identity, launch, logs, store
+from cmp.runs import checkpoints, identity, launch, logs, lookup, store
 from cmp.runs.runner import Observer
 from cmp.scale import decoding
 from cmp.training import StepResult
@@ -242,7 +242,7 @@ def test_a_run_from_a_shell_passes_its_project_on_and_resume_remembers_it(build,
                "evaluation.subset=1", "--wandb", "clip"]  # fmt: skip
     stopped = CliRunner().invoke(cli.app, [*command, "--stop-after", "1"])
     assert stopped.exit_code == 0, stopped.output
-    [progress] = store.unfinished_runs()
+    [progress] = lookup.unfinished_runs()
     assert progress.launch["wandb"] == "clip"
     resumed = CliRunner().invoke(cli.app, ["resume", progress.run[:8]])
     assert resumed.exit_code == 0, resumed.output

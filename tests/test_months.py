@@ -24,7 +24,8 @@ from typer.testing import CliRunner
 
 from cmp import cli, config, evaluation, starts
 from cmp.errors import CmpError, Diverged, Interrupted
-from cmp.files import file_digest, read_yaml
+from cmp.files import file_digest
+from cmp.parsing import read_yaml
 from cmp.releases import (
     arrivals,
     compare,

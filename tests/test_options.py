@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cmp import cli, config, files, mixtures, models, registry
+from cmp import cli, config, mixtures, models, parsing, registry
 from cmp.cli import runs
 from cmp.errors import CmpError
 from cmp.runs.runner import Observer, execute
@@ -69,7 +69,7 @@ def test_every_choice_can_be_made_from_a_shell(settings):
     usual = [f"schedule.name={config.Schedule().name}", "stream.tasks=2"]  # which fit all of them
     made = dict(config.flat_keys(runs.read_config("quick", [*usual, *settings]).to_dict()))
     for key, _, value in (setting.partition("=") for setting in settings):
-        assert json.loads(json.dumps(made[key])) == files.parse_yaml(f"it: {value}")["it"]
+        assert json.loads(json.dumps(made[key])) == parsing.parse_yaml(f"it: {value}")["it"]
 
 
 def test_a_choice_that_does_not_fit_a_run_is_refused_by_its_dry_run():

@@ -31,9 +31,9 @@ from cmp.files import (
     make_folder,
     partial_folder,
 )
-from cmp.runs import checkpoints, identity, store
+from cmp.runs import checkpoints, identity, lookup, store
+from cmp.runs.lookup import find_unfinished, unfinished_runs
 from cmp.runs.runner import Observer, RunResult
-from cmp.runs.store import find_unfinished, unfinished_runs
 from lab import chapters, run
 
 OUTSIDE = [
@@ -104,7 +104,7 @@ def test_a_name_that_is_a_name_is_looked_for(place):
 
 
 @pytest.mark.parametrize("name", [name for name in OUTSIDE if name], ids=ascii)
-@pytest.mark.parametrize("find", [store.find_run, find_unfinished, lambda x: chapters.select([x])])
+@pytest.mark.parametrize("find", [lookup.find_run, find_unfinished, lambda x: chapters.select([x])])
 def test_what_no_id_begins_with_is_not_found(place, find, name):
     keep_checkpoint(keep_run(place))
     with pytest.raises(CmpError):
@@ -113,7 +113,7 @@ def test_what_no_id_begins_with_is_not_found(place, find, name):
 
 def test_the_empty_beginning_finds_only_what_is_alone(place):
     keep_checkpoint(keep_run(place))
-    assert store.find_run("").id == find_unfinished("").run == RUN_ID
+    assert lookup.find_run("").id == find_unfinished("").run == RUN_ID
     keep_checkpoint("fedcba987654" + "0" * 52)
     with pytest.raises(CmpError, match="fedcba987654"):
         find_unfinished("")
@@ -136,9 +136,9 @@ def test_what_is_unfinished_is_told_without_reading_its_tensors(place, monkeypat
 
 def test_all_of_an_id_counts(place):
     keep_run(place)
-    assert store.find_run(RUN_ID[:16]).id == RUN_ID
+    assert lookup.find_run(RUN_ID[:16]).id == RUN_ID
     with pytest.raises(CmpError, match="no stored run"):
-        store.find_run(RUN_ID[:12] + "ffff")
+        lookup.find_run(RUN_ID[:12] + "ffff")
 
 
 @pytest.mark.parametrize("name", PATHS, ids=ascii)

@@ -12,7 +12,7 @@ from cmp.errors import CmpError
 from cmp.experiments import forecast, results, studies
 from cmp.project import build_folder
 from cmp.runs import checkpoints, identity, launch, store
-from cmp.runs.store import unfinished_runs
+from cmp.runs.lookup import unfinished_runs
 from lab import chapter_setup, chapters, run
 
 PARAMETERS = {"profile": "quick", "seeds": 2, "jobs": 2, "device": "cpu"}

@@ -22,7 +22,7 @@ from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.experiments import forecast, real, studies, verdicts
 from cmp.experiments.forecast import DEVICES
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from cmp.project import build_folder, project_folder
 from tests import real_table
 

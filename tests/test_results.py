@@ -20,7 +20,7 @@ from cmp.evaluation import list_questions
 from cmp.experiments import forecast, results, studies
 from cmp.files import DIGESTS, SHORT_ID, listed_file
 from cmp.mixtures import is_kept_concept
-from cmp.runs import identity, launch, store
+from cmp.runs import identity, launch, lookup, store, verify
 from lab import analyses
 
 invoke = CliRunner().invoke
@@ -143,7 +143,7 @@ def test_what_was_published_elsewhere_need_not_be_computed_here(place):
     assert results.restore_runs(study) == len(before)
     assert set(store.stored_ids()) == {run_id[:SHORT_ID] for run_id in before}
     for run in stored_runs():
-        assert store.compare_runs(before[run.id], run).answer == "bitwise equal"
+        assert verify.compare_runs(before[run.id], run).answer == "bitwise equal"
         assert run.identity == before[run.id].identity
     configs = list(studies.load_study("77").configs("quick").values())
     assert studies.missing_runs(configs) == []
@@ -344,7 +344,7 @@ def test_long_texts_of_results_are_held_once_and_must_be_texts(place):
 def compared():
     """How the published runs compare with those in the store, by id."""
     runs = results.published_runs("77")
-    return {run.id: store.compare_runs(run, store.load_run(run.id)) for run in runs}
+    return {run.id: verify.compare_runs(run, store.load_run(run.id)) for run in runs}
 
 
 def test_what_is_published_is_what_is_stored(place):
@@ -421,9 +421,9 @@ def test_a_run_is_verified_on_the_device_that_it_was_computed_on(place, monkeypa
         raise CmpError("enough")
 
     monkeypatch.setattr(forecast, "check_device", lambda device: None)
-    monkeypatch.setattr(store, "execute", execute)
+    monkeypatch.setattr(verify, "execute", execute)
     invoke(cli.app, ["results", "verify", run.id])
-    monkeypatch.setattr(store, "find_run", lambda name: on_card)
+    monkeypatch.setattr(lookup, "find_run", lambda name: on_card)
     on_card = dataclasses.replace(run, provenance=run.provenance | {"device": "NVIDIA H100"})
     invoke(cli.app, ["results", "verify", run.id])
     invoke(cli.app, ["results", "verify", run.id, "--device", "cpu"])

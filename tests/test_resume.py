@@ -27,11 +27,11 @@ from cmp.evaluation import evaluate
 from cmp.merging import policies
 from cmp.mixtures import task_pools
 from cmp.registry import register
-from cmp.runs import checkpoints, identity, launch, store
+from cmp.runs import checkpoints, identity, launch, store, verify
 from cmp.runs.checkpoints import CheckpointManager, RunState
+from cmp.runs.lookup import unfinished_runs
 from cmp.runs.machine import machine_differences, machine_record
 from cmp.runs.runner import Observer, RunResult, execute
-from cmp.runs.store import unfinished_runs
 from cmp.scale import processes
 from cmp.seeds import torch_generator
 from cmp.training import UpdateMethod, make_train_state, train_task
@@ -334,7 +334,7 @@ def stored(tmp_path_factory):
 
 
 def test_a_stored_run_is_verified_to_the_bit(stored, corpus):
-    verdict = store.verify_run(stored, corpus)
+    verdict = verify.verify_run(stored, corpus)
     assert verdict.answer == "bitwise equal", verdict.sentence
 
 
@@ -344,16 +344,16 @@ def test_a_changed_score_is_found_and_named(stored):
     changed.loc[place, "score"] += 0.01
     row = changed.loc[place]
     before = dataclasses.replace(stored, metrics=changed)
-    verdict = store.compare_runs(before, stored)
+    verdict = verify.compare_runs(before, stored)
     assert verdict.answer == "different"
     for word in (row["dataset"], f"after {row['task']} tasks"):
         assert word in verdict.sentence
     elsewhere = on_another_machine(stored)
-    assert store.compare_runs(before, elsewhere).answer == "within tolerance"
+    assert verify.compare_runs(before, elsewhere).answer == "within tolerance"
     was, now = on_a_card(before), on_a_card(stored)
-    assert store.compare_runs(was, now).answer == "within tolerance"
+    assert verify.compare_runs(was, now).answer == "within tolerance"
     changed.loc[changed["role"] == "adapt", "score"] += 90
-    assert store.compare_runs(before, elsewhere).answer == "different"
+    assert verify.compare_runs(before, elsewhere).answer == "different"
 
 
 def on_another_machine(run):
@@ -367,9 +367,9 @@ def on_a_card(run):
 @pytest.mark.parametrize("move", [lambda run: run, on_another_machine])
 def test_missing_scores_and_other_weights_are_different(stored, move):
     part = dataclasses.replace(stored, metrics=stored.metrics.iloc[:-1])
-    assert store.compare_runs(stored, move(part)).answer == "different"
-    assert store.compare_runs(part, move(stored)).answer == "different"
-    only_weights = store.compare_runs(stored, dataclasses.replace(stored, weights="0"))
+    assert verify.compare_runs(stored, move(part)).answer == "different"
+    assert verify.compare_runs(part, move(stored)).answer == "different"
+    only_weights = verify.compare_runs(stored, dataclasses.replace(stored, weights="0"))
     assert only_weights.answer == "different"
     assert "weights" in only_weights.sentence
 

@@ -21,7 +21,7 @@ from cmp.experiments.scores import (
     t_factor,
     t_interval,
 )
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from cmp.releases.sentences import signed
 from cmp.runs import store
 from lab import analyses, chapters, figures

@@ -14,7 +14,7 @@ import pytest
 import sample_book
 
 from cmp.errors import CmpError
-from cmp.files import parse_yaml
+from cmp.parsing import parse_yaml
 from cmp.project import project_folder
 from lab import chapters, figures, site
 from lab.figures import runs

@@ -32,8 +32,8 @@ from cmp.mixtures import empty_shares
 from cmp.project import build_folder, project_folder
 from cmp.runs import identity, launch, store
 from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.lookup import unfinished_runs
 from cmp.runs.runner import execute
-from cmp.runs.store import unfinished_runs
 from lab import analyses
 
 SIZES = {

@@ -13,7 +13,7 @@ from cmp.experiments import claims, studies, verdicts
 from cmp.experiments.claims import LATER_CLAIMS, ClaimsFile, FrontOf
 from cmp.experiments.claims import load_claims as load_real_claims
 from cmp.experiments.scores import claims_level, study_trajectory
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from lab import chapters, values
 from tests import front_door
 

@@ -16,7 +16,7 @@ from cmp.errors import CmpError
 from cmp.experiments import claims, fronts, guidelines, results, studies, verdicts
 from cmp.experiments.claims import FrontOf
 from cmp.experiments.scores import claims_level, level_in_words, t_factor
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from lab import analyses, figures
 
 ORDERS = ["order a", "order b", "order c"]

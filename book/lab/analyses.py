@@ -25,9 +25,10 @@ from cmp.experiments import claims, forecast, paper, results, scores, studies, v
 from cmp.experiments.claims import ClaimsFile, FrontOf, Term
 from cmp.experiments.pretraining import pretraining_config
 from cmp.experiments.scores import by_replicate, estimate_mean, planned_streams, run_bases
-from cmp.files import SHORT_ID, read_yaml
+from cmp.files import SHORT_ID
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
+from cmp.parsing import read_yaml
 from cmp.project import project_folder
 from cmp.runs import identity, store
 from cmp.runs.runner import Observer, execute

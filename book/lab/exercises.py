@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cmp.errors import CmpError
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 
 SHEET = Path(__file__).resolve().parents[1] / "exercises.yaml"
 RIGHT, NEAR, WRONG = "right", "near", "not yet"

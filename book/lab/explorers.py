@@ -26,7 +26,7 @@ from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
 from cmp.experiments import claims, fronts, planner, results, studies, verdicts, workers
 from cmp.experiments.scores import claims_level, estimate_mean, t_factor
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from cmp.registry import Option, get_option, option_names
 from cmp.runs.launch import changes_to_cpu
 from lab import analyses, chapters, figures, keeping, live_runs

@@ -20,8 +20,9 @@ import cmp
 from cmp import evaluation
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.files import parse_json, read_text, read_yaml, write_atomic
+from cmp.files import write_atomic
 from cmp.merging.rules import Weights
+from cmp.parsing import parse_json, read_text, read_yaml
 from cmp.runs.runner import execute
 from lab import analyses, chapters, explorers, scrubber
 

@@ -21,7 +21,7 @@ from cmp.config import RunConfig
 from cmp.errors import Interrupted
 from cmp.experiments import workers
 from cmp.project import build_folder
-from cmp.runs import identity, launch, logs, store
+from cmp.runs import identity, launch, logs, lookup, store
 from lab import chapters
 
 AT_A_TIME = 2
@@ -41,10 +41,10 @@ async def follow_run(run_config: RunConfig, stop: asyncio.Event) -> AsyncIterato
         {"trail": [[A_KA, A_ZS] of each evaluation so far]} and {"words": text, "progress": share},
         with `over` once it has ended and `done` if it is stored.
     """
-    await asyncio.to_thread(store.fetch_start, run_config)
+    await asyncio.to_thread(lookup.fetch_start, run_config)
     run_id = identity.run_id_of(run_config)
     if not store.is_stored(run_id):
-        while store.runs_in_progress() >= AT_A_TIME and not stop.is_set():
+        while lookup.runs_in_progress() >= AT_A_TIME and not stop.is_set():
             yield {"words": "queued: two runs are in progress", "progress": 0.0}
             await asyncio.sleep(POLL_SECONDS)
         if not stop.is_set():

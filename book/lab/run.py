@@ -25,7 +25,8 @@ from tqdm import tqdm
 from cmp import NUMERICS
 from cmp.config import PROFILES
 from cmp.errors import CmpError
-from cmp.files import parse_json, write_atomic
+from cmp.files import write_atomic
+from cmp.parsing import parse_json
 from cmp.project import build_folder
 from lab import chapters, keeping, values
 

@@ -16,7 +16,8 @@ import nbformat
 
 from cmp.embedded import manifest, packages
 from cmp.errors import CmpError
-from cmp.files import make_folder, read_yaml, write_atomic
+from cmp.files import make_folder, write_atomic
+from cmp.parsing import read_yaml
 from cmp.project import build_folder
 from lab import atlas, chapters, explorers, figures, first_screen, kernel_explorers, reader
 

@@ -23,7 +23,7 @@ from cmp.experiments.scores import (
     setting_estimates,
     study_trajectory,
 )
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from cmp.releases.sentences import signed
 from lab import analyses, chapters
 

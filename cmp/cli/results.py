@@ -16,7 +16,7 @@ from cmp.errors import CmpError
 from cmp.experiments import results
 from cmp.files import SHORT_ID
 from cmp.project import build_folder
-from cmp.runs import launch, logs, store
+from cmp.runs import launch, logs, lookup, store
 
 
 def ls() -> None:
@@ -33,11 +33,11 @@ def ls() -> None:
             rows.append(_row(store.load_run(run_id), ""))
         except CmpError as error:  # damaged, or from a version with other settings
             left_out.append(f"left out: {error}")
-    for progress in store.unfinished_runs():
+    for progress in lookup.unfinished_runs():
         try:
             if store.is_stored(progress.run):  # a kill may leave checkpoints behind
                 continue
-            run = store.run_so_far(progress, progress.task)
+            run = lookup.run_so_far(progress, progress.task)
             rows.append(_row(run, f"{progress.task} of {run.config.stream.tasks} updates"))
         except CmpError as error:
             left_out.append(f"left out: {error}")
@@ -63,7 +63,7 @@ def show(run_id: str) -> None:
     Example:
         cmpt results show 3f2a
     """
-    run = store.find_any_run(run_id)
+    run = lookup.find_any_run(run_id)
     print_config(run.config)
     for key, value in run.provenance.items():
         typer.echo(f"{key}: {value}")
@@ -116,7 +116,7 @@ def verify(
     Example:
         cmpt results verify --sample 3 --seed 7
     """
-    chosen = [store.find_run(run_id)] if run_id else results.sample_published(sample, seed)
+    chosen = [lookup.find_run(run_id)] if run_id else results.sample_published(sample, seed)
     if not chosen:
         raise CmpError(
             f"{results.RESULTS}: nothing is published; run this in a checkout of the project, or "

@@ -22,10 +22,10 @@ from cmp.readers import notes
 from cmp.releases import hugging_face, onnx_files
 from cmp.releases.candidates import find_candidate
 from cmp.releases.release import is_release, read_release
-from cmp.runs import checkpoints, identity, launch, store
+from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.launch import ResolvedRun, read_settings, resolve_run
+from cmp.runs.lookup import find_model, find_unfinished, recorded_threads
 from cmp.runs.runner import Observer
-from cmp.runs.store import find_model, find_unfinished, recorded_threads
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig, copy_to_host
 from cmp.training import StepResult, make_train_state
@@ -79,7 +79,7 @@ def run(
         try:
             compute_run(resolved, local_device, execution, keep_weights, boards, stop_after)
         except Interrupted as stop:
-            done = max((kept.task for kept in store.unfinished_runs(resolved.id)), default=0)
+            done = max((kept.task for kept in lookup.unfinished_runs(resolved.id)), default=0)
             if not stop_after or done < stop_after:
                 raise
             if processes.rank() == 0:

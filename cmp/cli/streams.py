@@ -18,7 +18,8 @@ from cmp.cli.runs import read_config
 from cmp.data import load_data
 from cmp.errors import explain_errors
 from cmp.experiments import statistics
-from cmp.files import atomic_file, read_text
+from cmp.files import atomic_file
+from cmp.parsing import read_text
 
 
 def show(

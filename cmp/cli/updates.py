@@ -13,7 +13,7 @@ from cmp.cli import shared
 from cmp.cli.runs import progress_observer
 from cmp.errors import CmpError, did_you_mean
 from cmp.experiments import forecast
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from cmp.releases import release, tuning
 from cmp.releases.candidates import split_start
 from cmp.releases.ledger import came_from

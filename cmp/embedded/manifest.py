@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError
-from cmp.files import parse_json
+from cmp.parsing import parse_json
 from cmp.project import build_folder
 from cmp.readers.manifest import (
     LONGEST_NAME,

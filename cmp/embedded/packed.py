@@ -16,7 +16,8 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.data import IMAGE_SIZE, Corpus, build_corpus
 from cmp.embedded import manifest
 from cmp.errors import CmpError, explain_errors
-from cmp.files import atomic_folder, file_digest, parse_record, read_table
+from cmp.files import atomic_folder, file_digest
+from cmp.parsing import parse_record, read_table
 from cmp.readers.index import count_images
 from cmp.seeds import unit_interval
 from cmp.values import STRICT

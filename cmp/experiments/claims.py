@@ -15,7 +15,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.errors import CmpError
 from cmp.experiments import studies
 from cmp.experiments.scores import CLAIMS, claims_level, planned_streams
-from cmp.files import check_record, read_yaml
+from cmp.parsing import check_record, read_yaml
 from cmp.values import STRICT
 
 LATER_CLAIMS = CLAIMS.with_name("claims-2.yaml")

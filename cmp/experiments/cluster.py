@@ -23,7 +23,7 @@ from cmp.errors import CmpError, Interrupted, first_line
 from cmp.experiments import workers
 from cmp.models import Network
 from cmp.project import build_folder
-from cmp.runs import identity, launch, store
+from cmp.runs import identity, launch, lookup, store
 from cmp.runs.checkpoints import StopRequest
 from cmp.scale.decoding import JOBS
 
@@ -170,7 +170,7 @@ def _compute_on_node(
         workers.load_plugins()
         if device != "cpu":
             _share_cores(jobs)
-        store.fetch_start(run_config)
+        lookup.fetch_start(run_config)
         if run_id and identity.run_id_of(run_config) != run_id:
             raise CmpError(
                 f"node {platform.node()}: its data, bases or version of cmp differ from those here"

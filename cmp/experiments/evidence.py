@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import config, values
 from cmp.experiments import results, scores, studies
-from cmp.files import check_record, read_yaml
+from cmp.parsing import check_record, read_yaml
 from cmp.project import book_folder
 
 CHOICES_FILE = book_folder() / "choices.yaml"

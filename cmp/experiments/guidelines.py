@@ -16,7 +16,7 @@ from cmp.errors import CmpError
 from cmp.experiments import claims, fronts, results, verdicts
 from cmp.experiments.claims import MATTERS, FrontOf, Text
 from cmp.experiments.fronts import MIN_SIGN
-from cmp.files import check_record, read_yaml
+from cmp.parsing import check_record, read_yaml
 from cmp.project import book_folder
 from cmp.releases.sentences import signed
 from cmp.values import STRICT

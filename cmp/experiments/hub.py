@@ -10,7 +10,7 @@ import pandas as pd
 
 from cmp import budgets, models, starts
 from cmp.data import Corpus
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from cmp.readers import notes
 from cmp.releases.card import code_span, markdown_table
 from cmp.releases.exports import export_folder
@@ -28,7 +28,7 @@ def write_hub_folder(
 
     Args:
         run: The run.
-        model: The run's model, see `cmp.runs.store.find_model`.
+        model: The run's model, see `cmp.runs.lookup.find_model`.
         corpus: The run's data, for their licences.
         folder: The folder. It is replaced if it contains nothing but an earlier export.
 

@@ -18,8 +18,8 @@ from cmp.experiments import evidence, forecast, results
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.experiments.guidelines import load_guidelines
 from cmp.experiments.scores import AGGREGATES, level_in_words
-from cmp.files import read_yaml
 from cmp.mixtures import MIN_STEPS
+from cmp.parsing import read_yaml
 from cmp.releases.sentences import count_of
 
 _WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))

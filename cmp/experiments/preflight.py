@@ -23,7 +23,7 @@ from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.project import DISTRIBUTION, build_folder, foreign_owners, foreign_sentence
 from cmp.readers.collection import dataset_state
 from cmp.readers.manifest import load_manifests
-from cmp.runs import identity, store
+from cmp.runs import identity, lookup
 from cmp.scale.decoding import worker_count
 from cmp.scale.execution import ExecutionConfig
 from cmp.scale.micro_batches import check_divisible
@@ -129,7 +129,7 @@ def _check_weights(run_config: RunConfig) -> Check:
     name, start = run_config.model.name, run_config.model.start
     try:
         starts.check_start(name, start)
-        store.find_parent(run_config)
+        lookup.find_parent(run_config)
     except CmpError as error:
         return Check("weights", MISSING, str(error).removeprefix("model.start: "))
     sentence, tag = f"{start!r} of {name!r}", starts.pretrained_tag(name, start)

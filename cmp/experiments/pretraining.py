@@ -14,16 +14,9 @@ from cmp import config, evaluation, models, starts
 from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError, explain_errors
-from cmp.files import (
-    check_digest,
-    listed_file,
-    make_folder,
-    parse_json,
-    parse_record,
-    read_yaml,
-    write_atomic,
-)
-from cmp.runs import identity, store
+from cmp.files import check_digest, listed_file, make_folder, write_atomic
+from cmp.parsing import parse_json, parse_record, read_yaml
+from cmp.runs import identity, verify
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer, RunResult, execute
 from cmp.training import StepResult
@@ -164,7 +157,7 @@ def make_card(
         "seconds": round(result.seconds),
         "machine": result.provenance,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "tolerance": store.TOLERANCE,
+        "tolerance": verify.TOLERANCE,
         "scores": {
             key: {"value": round(value, 2), "standard_error": round(error, 2)}
             for key, (value, error) in aggregates.items()

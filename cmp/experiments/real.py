@@ -17,7 +17,8 @@ import pandas as pd
 
 from cmp.config import RunConfig
 from cmp.errors import CmpError, first_line
-from cmp.files import SHORT_ID, make_folder, read_yaml, write_atomic
+from cmp.files import SHORT_ID, make_folder, write_atomic
+from cmp.parsing import read_yaml
 from cmp.project import build_folder
 from cmp.runs import identity, store
 

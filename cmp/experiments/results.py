@@ -23,20 +23,16 @@ from cmp.data import Corpus, load_data
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import forecast, studies
-from cmp.files import SHORT_ID, check_digest, child_path, delete_folder, listed_file, read_table
+from cmp.files import SHORT_ID, check_digest, child_path, delete_folder, listed_file
 from cmp.mixtures import is_kept_concept
+from cmp.parsing import read_table
 from cmp.project import book_folder, build_folder
-from cmp.runs import identity, logs, store
+from cmp.runs import identity, logs, lookup, store, verify
 from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.lookup import unfinished_runs
 from cmp.runs.runner import NO_OBSERVER, Observer
-from cmp.runs.store import (
-    METRIC_COLUMNS,
-    METRIC_KEYS,
-    RUN_KEYS,
-    StoredRun,
-    Verdict,
-    unfinished_runs,
-)
+from cmp.runs.store import METRIC_COLUMNS, METRIC_KEYS, RUN_KEYS, StoredRun
+from cmp.runs.verify import Verdict
 from cmp.seeds import numpy_generator
 
 RESULTS = book_folder() / "results"
@@ -294,7 +290,7 @@ def verify_published(
     if identity.run_id_of(run.config, corpus) != run.id:
         reason = "it is stale: its NUMERICS, data or starting weights have changed"
         return Verdict("different", reason)
-    return store.verify_run(run, corpus, observer, device)
+    return verify.verify_run(run, corpus, observer, device)
 
 
 def delete_run(prefix: str) -> tuple[str, int]:
@@ -319,7 +315,7 @@ def delete_run(prefix: str) -> tuple[str, int]:
         )
     [name] = names
     if len(prefix) > SHORT_ID and not unfinished_runs(prefix):
-        store.find_run(prefix)  # compares the digits that the folder's name lacks
+        lookup.find_run(prefix)  # compares the digits that the folder's name lacks
     for path in RESULTS.glob("*.parquet"):
         remedy = f"restore it, or write it with `cmpt study {path.stem} --publish`"
         check_digest(path, remedy)

@@ -16,7 +16,7 @@ from scipy import stats
 
 from cmp.errors import CmpError
 from cmp.experiments import results, studies
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from cmp.project import book_folder
 from cmp.runs import store
 from cmp.runs.store import RUN_KEYS

@@ -17,7 +17,8 @@ from cmp import budgets, evaluation, mixtures, streams
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, explain_errors
-from cmp.files import listed_file, parse_json, read_text
+from cmp.files import listed_file
+from cmp.parsing import parse_json, read_text
 from cmp.readers import class_tables
 from cmp.readers.manifest import STATISTICS
 

@@ -37,9 +37,10 @@ from cmp import config, values
 from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, RunConfig, Stream, Training
 from cmp.errors import CmpError, FaultReason, ReportedFault
 from cmp.experiments import cluster, forecast, real, workers
-from cmp.files import SHORT_ID, check_record, child_path, read_yaml
+from cmp.files import SHORT_ID, child_path
+from cmp.parsing import check_record, read_yaml
 from cmp.project import book_folder
-from cmp.runs import identity, store
+from cmp.runs import identity, lookup, store
 from cmp.runs.checkpoints import StopRequest
 from cmp.values import STRICT
 
@@ -308,7 +309,7 @@ def compute_runs(
     """
     for run_config in {(each.model, each.seeds.init): each for each in configs}.values():
         with contextlib.suppress(CmpError):  # its runs fail and say why
-            store.fetch_start(run_config)
+            lookup.fetch_start(run_config)
     todo = missing_runs(configs)
     if not todo:
         return

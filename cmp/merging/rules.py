@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from cmp.config import STRICT, Merging
 from cmp.errors import CmpError
-from cmp.files import first_fault
+from cmp.parsing import first_fault
 from cmp.registry import Option, get_option, option_names, register
 from cmp.seeds import torch_generator
 

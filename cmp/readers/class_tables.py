@@ -12,7 +12,8 @@ import pandas as pd
 
 from cmp.data import Corpus
 from cmp.errors import CmpError, explain_errors
-from cmp.files import check_digest, child_path, read_table
+from cmp.files import check_digest, child_path
+from cmp.parsing import read_table
 from cmp.project import build_folder
 from cmp.readers.manifest import STATISTICS
 

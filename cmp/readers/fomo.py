@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cmp.errors import CmpError, explain_errors
-from cmp.files import parse_json, read_text
+from cmp.parsing import parse_json, read_text
 from cmp.readers import files, tars
 from cmp.readers.files import Stamp, file_stamp
 from cmp.readers.index import Fault, ImageIndex, Row, build_index

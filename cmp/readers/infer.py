@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cmp.errors import CmpError, clean_text, first_line
-from cmp.files import read_yaml, write_atomic
+from cmp.files import write_atomic
+from cmp.parsing import read_yaml
 from cmp.readers import pairs
 from cmp.readers.files import file_stamp
 from cmp.readers.folders import is_picture_name, split_folders, walk_files

@@ -25,7 +25,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringCo
 
 from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError, check_line, name_choices
-from cmp.files import MAX_YAML_BYTES, first_fault, read_text, read_yaml
+from cmp.parsing import MAX_YAML_BYTES, first_fault, read_text, read_yaml
 from cmp.project import build_folder
 from cmp.readers.files import is_inside, note_folder, note_path
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cmp.evaluation import RETRIEVAL_K, chance_of_recall
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from cmp.readers.index import TRAITS, ImageIndex
 
 READ_DIFFERENTLY: dict[str, str] = read_yaml(Path(__file__).with_name("notes.yaml"))

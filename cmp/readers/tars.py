@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cmp.errors import CmpError, explain_errors
-from cmp.files import keep_value, parse_json
+from cmp.files import keep_value
+from cmp.parsing import parse_json
 from cmp.project import build_folder
 from cmp.readers.files import Stamp, read_span
 from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index

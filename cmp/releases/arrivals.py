@@ -16,7 +16,7 @@ from PIL import Image
 from cmp import starts
 from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
-from cmp.files import parse_yaml
+from cmp.parsing import parse_yaml
 from cmp.readers import collection, folders, images, infer
 from cmp.readers.files import ReadImage
 from cmp.readers.index import HALF_CHARACTER, MEND_FAULTS, ImageIndex

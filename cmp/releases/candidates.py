@@ -13,7 +13,7 @@ from cmp.errors import CmpError, did_you_mean
 from cmp.files import SHORT_ID
 from cmp.models import Network
 from cmp.releases.release import CONFIG_FILE, WEIGHTS_FILE, is_release, read_release
-from cmp.runs import store
+from cmp.runs import lookup, store
 from cmp.starts import HUB, RUN_PREFIX
 
 USUAL_START = "annealed"
@@ -105,11 +105,11 @@ def _candidate(title: str, name: str, start: str, seed: int = 0) -> Candidate:
 
 
 def _run_candidate(prefix: str) -> Candidate:
-    run = store.find_any_run(prefix)
+    run = lookup.find_any_run(prefix)
     if store.is_stored(run.id):
         store.kept_path(run)  # raises if its weights are gone
     name = run.config.model.name
-    return Candidate(f"run {run.id[:SHORT_ID]}", name, lambda: store.find_model(prefix)[1])
+    return Candidate(f"run {run.id[:SHORT_ID]}", name, lambda: lookup.find_model(prefix)[1])
 
 
 def folder_candidate(folder: Path) -> Candidate:

@@ -11,7 +11,7 @@ from cmp import starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import clean_text
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from cmp.releases import sentences
 from cmp.releases.compare import Comparison
 from cmp.releases.release import LEDGER_FILE, ReleaseRecord

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from cmp import models, starts
 from cmp.errors import CmpError, first_line
-from cmp.files import atomic_folder, check_held_files, file_digest, parse_json
+from cmp.files import atomic_folder, check_held_files, file_digest
 from cmp.models import Network
+from cmp.parsing import parse_json
 from cmp.seeds import torch_generator
 
 TOLERANCE = 1e-5

@@ -27,7 +27,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp.errors import CmpError, did_you_mean, name_choices
 from cmp.evaluation import ROLES
-from cmp.files import check_record, read_yaml
+from cmp.parsing import check_record, read_yaml
 from cmp.releases import sentences
 from cmp.releases.compare import ALL, Comparison
 from cmp.values import STRICT

@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import starts
 from cmp.errors import CmpError
-from cmp.files import parse_record
+from cmp.parsing import parse_record
 from cmp.readers.manifest import FileSet, PictureReader
 from cmp.values import STRICT
 

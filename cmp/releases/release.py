@@ -27,7 +27,8 @@ from cmp import config, models, starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
-from cmp.files import SHORT_ID, file_digest, parse_json, parse_record, read_text, refuse_later
+from cmp.files import SHORT_ID, file_digest
+from cmp.parsing import parse_json, parse_record, read_text, refuse_later
 from cmp.releases import arrivals
 from cmp.releases import ledger as ledgers
 from cmp.releases.ledger import Arrival, Ledger, Picture, checked_ledger

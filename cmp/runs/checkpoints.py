@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cmp import files, project
+from cmp import files, parsing, project
 from cmp.errors import CmpError, Interrupted, explain_errors
 from cmp.files import write_tensors
 from cmp.scale import processes
@@ -264,8 +264,8 @@ def read_progress(path: Path) -> Progress:
             digest, _, text = text.partition(" ")
             if hashlib.sha256(text.encode()).hexdigest() != digest:
                 raise Damaged(f"{path}: damaged: its header does not match its hash")
-        files.refuse_later(files.parse_json(text), "schema", SCHEMA, path)
-        progress = files.parse_record(text, Progress)
+        parsing.refuse_later(parsing.parse_json(text), "schema", SCHEMA, path)
+        progress = parsing.parse_record(text, Progress)
     if progress.schema != SCHEMA:
         raise CmpError(
             f"{path}: has schema {progress.schema}, but this version reads schema {SCHEMA}{REMEDY}"
@@ -306,7 +306,9 @@ def latest_progress(folder: Path) -> Progress | None:
     return found and found[1]
 
 
-def _first_readable(folder: Path, read: Callable[[Path], files.T]) -> tuple[Path, files.T] | None:
+def _first_readable(
+    folder: Path, read: Callable[[Path], parsing.T]
+) -> tuple[Path, parsing.T] | None:
     """Return the latest checkpoint that is not damaged, and what `read` returns for it.
 
     A run that went on from an earlier one, or from its start, would delete this one. So only what

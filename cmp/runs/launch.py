@@ -16,8 +16,9 @@ from cmp import budgets, config, models, starts
 from cmp.config import RunConfig
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
-from cmp.files import delete_leftovers, read_yaml
-from cmp.runs import identity, store
+from cmp.files import delete_leftovers
+from cmp.parsing import read_yaml
+from cmp.runs import identity, lookup, store
 from cmp.runs.boards import BOARDS
 from cmp.runs.checkpoints import CheckpointManager, checkpoint_folder
 from cmp.runs.logs import RunLog, log_path
@@ -152,7 +153,7 @@ def resolve_run(run_config: RunConfig) -> ResolvedRun:
     Raises:
         CmpError: The data or starting weights are not available, or contradict the config.
     """
-    run_config = store.fetch_start(run_config)
+    run_config = lookup.fetch_start(run_config)
     with processes.first_process_first():
         corpus = load_data(run_config.data)
         models.tokenize(run_config.model.name, tuple(corpus.texts))

@@ -29,7 +29,8 @@ from cmp import budgets
 from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.evaluation import Scores
-from cmp.files import SHORT_ID, child_path, make_folder, parse_json
+from cmp.files import SHORT_ID, child_path, make_folder
+from cmp.parsing import parse_json
 from cmp.project import build_folder
 from cmp.runs.boards import Board, open_board
 from cmp.runs.runner import Observer

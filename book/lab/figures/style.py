@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from cmp.experiments.scores import level_in_words
-from cmp.files import read_yaml
+from cmp.parsing import read_yaml
 from lab import chapters
 
 WIDTH = 9
