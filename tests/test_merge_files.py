@@ -128,7 +128,7 @@ def test_every_type_survives(dtype, tmp_path):
 
 
 def test_quantised_weights_are_refused_and_half_precision_is_not(tmp_path):
-    small = [embedded_models.base_path("small", start, 0) for start in embedded_models.SHIPPED]
+    small = [embedded_models.base_path("small", start, 0) for start in embedded_models.OF_RECIPE]
     with pytest.raises(CmpError, match=r"I8 is not supported; convert it to float32"):
         merging_files.merge_files("interpolation", small, tmp_path / "out.safetensors")
     paths = [embedded_models.base_path("tiny", "annealed", seed) for seed in (0, 1)]

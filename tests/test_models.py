@@ -177,7 +177,7 @@ def test_a_base_that_is_not_what_was_written_is_refused(tmp_path, monkeypatch, c
 
 
 def test_every_base_of_the_project_is_in_the_list_beside_it():
-    for folder in embedded_models.base_folders("annealed")[:2]:
+    for folder in embedded_models.base_folders()[:2]:
         for path in folder.glob("*.safetensors"):
             embedded_models.check_base(path)
 

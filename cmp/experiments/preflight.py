@@ -267,7 +267,7 @@ def _check_bases() -> Check:
     sentence = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
     if not counts.get("small"):
         return Check("bases", MISSING, sentence or "none: run `cmpt pretrain small` to make one")
-    folders = embedded_models.base_folders("annealed")
+    folders = embedded_models.base_folders()
     paths = [path for folder in folders for path in folder.glob("*.safetensors")]
     return _check_base_files("bases", paths, sentence)
 
