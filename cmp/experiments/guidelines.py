@@ -128,8 +128,10 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
         gain = verdicts.gain_of(network.study, network.setting, front)
     except verdicts.NotComputed:
         return verdicts.NOT_COMPUTED, None
-    except fronts.OutsideFrontError:
-        return "it has no gain, because its A_KA lies outside that network's front", None
+    except fronts.OutsideFrontError as error:
+        learned = "less" if fronts.BELOW in str(error) else "more"
+        words = f"it learned {learned} than plain fine-tuning at any peak that we tried"
+        return f"cannot be compared, because {words}", None
     except CmpError as error:
         return f"its gain cannot be formed: {error}", None
     found = verdicts.estimate_gain(network.study, network.setting, gain)
