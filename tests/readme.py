@@ -27,14 +27,17 @@ WAYS = {
     "make study": f"make --dry-run study | {ONE_CHAPTER} | bash -e",
     "make lab": "make --dry-run lab | sed 's/cmpt lab/cmpt lab --prepare/' | bash -e",
     "make env && source .venv/bin/activate": PRINTED,
+    "cmpt tune --start ViT-B-16:laion2b_s34b_b88k --data pictures/2026-01 --pool pictures/general "
+    "--retain pictures/kept -o tuned.yaml":
+        "cmpt tune --start small --data pictures/2026-01 --pool pictures/general "
+        "--retain pictures/kept -o tuned.yaml",
     "cmpt update --start ViT-B-16:laion2b_s34b_b88k --data pictures/2026-01 --pool "
-    "pictures/general --retain pictures/kept -o releases/2026-01":
+    "pictures/general --retain pictures/kept --settings tuned.yaml -o releases/2026-01":
         "cmpt update --start small --data pictures/2026-01 --pool pictures/general "
-        "--retain pictures/kept -o releases/2026-01",
-    "cmpt tune releases/2026-01 --data pictures/2026-02 -o tuned.yaml": PRINTED,
-    "cmpt update releases/2026-01 --data pictures/2026-02 -o releases/2026-02 --settings "
-    "tuned.yaml":
-        PRINTED,
+        "--retain pictures/kept --settings tuned.yaml -o releases/2026-01",
+    "cmpt compare ViT-B-16:laion2b_s34b_b88k releases/2026-01 --gate first.yaml":
+        "cmpt compare small releases/2026-01 --gate first.yaml || test $? -eq 1",
+    "cmpt update releases/2026-01 --data pictures/2026-02 -o releases/2026-02": PRINTED,
     "cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml":
         "cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml || test $? -eq 1",
     "cmpt update releases/2026-02 --data pictures/2026-03 -o releases/2026-03": PRINTED,
@@ -189,8 +192,9 @@ def prepare(clone: Clone) -> dict[str, str]:
         draw_pictures(
             clone.folder / "pictures" / f"2026-0{month}", 3 + month, 20, first=100 + 30 * month
         )
-    for name in ("gate.yaml", "since-january.yaml"):
-        (clone.folder / name).write_text("A_ZS: {drop: 2, lost: 15}\neach_update: {drop: 5}\n")
+    gate = re.search(r"^```yaml\n(.*?)^```", (ROOT / PAGES[0]).read_text("utf-8"), re.M | re.S)[1]
+    for name in ("first.yaml", "gate.yaml", "since-january.yaml"):
+        (clone.folder / name).write_text(gate)
     for month in range(1, 13):
         folder = clone.folder / "months" / f"2026-{month:02}"
         draw_pictures(folder, 3, 20)

@@ -42,7 +42,7 @@ VERDICT_BOUND = " Arrow: the interval is open on this side."
 
 
 def plot_front(
-    table: pd.DataFrame, front: pd.DataFrame, level: tuple[str, float] | None = None
+    table: pd.DataFrame, front: pd.DataFrame, level: tuple[str, float, float] | None = None
 ) -> Figure:
     """The front in the plane of both aggregates, and settings that lie above or below it.
 
@@ -51,7 +51,8 @@ def plot_front(
     Args:
         table: The settings to show, from `lab.analyses.gains_table`.
         front: One row per peak, from the lowest: `peak`, mean `A_KA` and `A_ZS`.
-        level: The name and the A_ZS of something to compare with, drawn as a horizontal line.
+        level: The name and the A_ZS of something to compare with, drawn as a short horizontal line,
+            and the A_KA of what it is compared with, where this line lies.
 
     Returns:
         The figure.
@@ -83,9 +84,10 @@ def plot_front(
             labels.append((row.A_KA, row.A_ZS, name, style.bold(look["color"])))
         small = {"color": "0.4", "fontsize": 11}
         if level:
-            name, height = level
-            axes.axhline(height, **style.looks([name])[name] | {"marker": ""}, linewidth=1.5)
-            labels.append((x[0], height, name, small))
+            name, height, middle = level
+            ends = [middle - np.ptp(x) / 25, middle + np.ptp(x) / 25]
+            axes.plot(ends, [height] * 2, **style.looks([name])[name] | {"marker": ""})
+            labels.append((ends[1], height, textwrap.fill(name, 12), small))
         for peak, *place in front.to_numpy():
             words = np.format_float_positional(peak, precision=3, fractional=False, trim="-")
             labels.append((*place, words, small))
