@@ -111,6 +111,15 @@ def test_scores_before_a_stream_are_those_of_its_bases():
         values.fill_values("{{before colour mixtures/thirds}}")
 
 
+def test_a_local_gain_is_over_the_front_of_as_many_updates_and_steps():
+    front = load_real_claims().fronts["160 steps"]
+    gain = verdicts.gain_of("scaling", "160 steps, EMA", front).values.mean()
+    words = values.fill_values("{{local_gain scaling/160 steps, EMA}}")
+    assert words.startswith(f"{gain:+.1f} (")
+    with pytest.raises(CmpError, match="no front 'EMA'; the fronts are plain, 160 steps"):
+        values.fill_values("{{local_gain merging/EMA}}")
+
+
 def test_sizes_are_words_without_a_sign(published):
     front = claims.load_claims().fronts["plain"]
     gain = verdicts.gain_of("merging", "EMA", front).values.mean()

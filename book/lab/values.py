@@ -37,8 +37,9 @@ MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+)\s(?P<what>[^
 NOT_YET, NO_GAIN = "(not computed yet)", "(cannot be compared: off the front)"
 NO_MIRROR = "(no front at its A_ZS)"
 CITATION = re.compile(r"\{cite:p\}`([^`]+)`")
-KINDS = ("A_KA", "A_ZS", "GM", "about", "gain", "gain_less", "mirror", "difference", "before", "n",
-         "bases", "peak", "points", "spread", "verdict")  # fmt: skip
+GAINS = ("gain", "gain_less", "local_gain")
+KINDS = ("A_KA", "A_ZS", "GM", "about", *GAINS, "mirror", "difference", "before", "n", "bases",
+         "peak", "points", "spread", "verdict")  # fmt: skip
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
            "eleven", "twelve")  # fmt: skip
 
@@ -131,7 +132,8 @@ def fill_values(text: str, source: str = "") -> str:
 
     `{{A_KA study/setting}}`, `A_ZS` and `GM` are means over replicates at the end of the stream.
     `{{gain study/setting}}` is the gain over the front of plain fine-tuning, `gain_less` the same
-    with a point of A_KA less, and `mirror` the A_KA beyond the front at the same A_ZS.
+    with a point of A_KA less, `local_gain` the same over the front of as many updates and steps,
+    and `mirror` the A_KA beyond the front at the same A_ZS.
     `{{difference A_KA study/setting - study/setting}}` is a paired difference, also available for
     `gain`. All have intervals over bases, at the level of the claims, once all streams of their
     study are published. `{{before A_KA study/setting}}` is the same mean before the stream,
@@ -174,7 +176,7 @@ def _value(kind: str, what: str) -> str:
             return in_points(estimate(what)[0].value)
         if kind not in ("n", "bases", "peak"):
             found, bound = estimate(f"{kind} {what}")
-            is_change = kind in ("difference", "gain", "gain_less") or what.startswith("difference")
+            is_change = kind in ("difference", *GAINS) or what.startswith("difference")
             return bound + found.in_words("+" if is_change else "")
         table = verdicts.setting_scores(*_place(what))
     except OutsideFrontError:
@@ -222,7 +224,7 @@ def estimate(mark: str) -> tuple[Estimate, str]:
     kind, _, what = mark.partition(" ")
     if kind == "difference":
         return difference(what)
-    if kind in ("gain", "gain_less"):
+    if kind in GAINS:
         return gain(what, kind)
     if kind == "spread":
         row, _, when = what.partition(", ")
@@ -271,14 +273,20 @@ def gain(what: str, kind: str = "gain") -> tuple[Estimate, str]:
 
     Args:
         what: The setting.
-        kind: "gain", or "gain_less" for the gain with a point of A_KA less.
+        kind: "gain", "gain_less" for the gain with a point of A_KA less, or "local_gain" for the
+            gain over the front that the setting's name begins with, such as "160 steps".
 
     Raises:
+        CmpError: No front has this name.
         OutsideFrontError: The front does not cover the setting.
     """
     study, setting = _place(what)
+    fronts = claims.load_claims().fronts
+    name = setting.partition(",")[0] if kind == "local_gain" else "plain"
+    if name not in fronts:
+        raise CmpError(f"no front {name!r}; the fronts are {', '.join(fronts)}")
     less = MATTERS if kind == "gain_less" else 0.0
-    found = verdicts.gain_of(study, setting, claims.load_claims().fronts["plain"], less=less)
+    found = verdicts.gain_of(study, setting, fronts[name], less=less)
     return verdicts.estimate_gain(study, setting, found), "at least " * found.is_bound
 
 
