@@ -227,7 +227,7 @@ def plan_chapters(sources: list[Path], folder: Path, given: dict[str, str]) -> l
 
 
 def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[Path, CmpError]:
-    """Run the tasks that are not current.
+    """Run the tasks that are not current, and copy the diagrams to their notebooks.
 
     Args:
         tasks: The tasks.
@@ -254,6 +254,8 @@ def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[P
         elif error:
             raise error
         tqdm.write(f"{task.target.stem}: {'failed' if error else f'{task.seconds} s'}")
+    for folder in {task.target.parent for task in tasks}:
+        chapters.copy_diagrams(folder)
     return {task.target: failures[task.target] for task in todo if task.target in failures}
 
 
@@ -324,7 +326,6 @@ def run_book(
     tasks = plan_chapters(sources, target, given | {"profile": profile})
     failures = run_tasks(tasks, jobs, dry_run)
     if not dry_run:
-        chapters.copy_diagrams(target)
         print(f"notebooks: {target}")
     raise_failures(failures)
 
