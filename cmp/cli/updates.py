@@ -314,6 +314,8 @@ def tune(
         given = {
             "": parent, "--start": start, "--data": data, "--pool": pool, "--retain": retain,
             "--prompt": prompt, "--gone": "skip" * (gone == "skip"), "--moved": moved,
+            "--threads": threads * (threads > 1), "--device": device, "--micro-batch": micro_batch,
+            "--checkpoint-activations": checkpoint_activations, "--compile": compile,
         }  # fmt: skip
         typer.echo(_update_command(given, out))
 
@@ -322,13 +324,14 @@ def _update_command(given: dict[str, Any], chosen: Path) -> str:
     """Return the command of the update that was tuned, but for its folder.
 
     Args:
-        given: The options and their values, as one value, a list, or nothing.
+        given: The options and their values, as one value, a list, True for an option without a
+            value, or nothing.
         chosen: The file of settings.
     """
     words = ["cmpt", "update"]
     for option, value in given.items():
         for each in value if isinstance(value, list) else [value]:
-            words += [option, str(each)] if each else []
+            words += [option, "" if each is True else str(each)] if each else []
     words = [shlex.quote(word) for word in words if word]
     return " ".join([*words, "-o NEW_RELEASE --settings", shlex.quote(str(chosen))])
 
