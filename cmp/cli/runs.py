@@ -189,7 +189,8 @@ def evaluate(
         error = shared.score_text(scores.aggregate(key)[1]) if key in evaluation.ROLES else ""
         rows.append((key, "", "", shared.score_text(summary.get(key)), error, "", "", ""))
     columns = ("dataset", "role", "metric", "score", "s.e.", "chance", "n", "ways")
-    title = f"{model}, {weights or f'{start} base {seed}'}, {split}, in percent"
+    base = f" base {seed}" * (start in config.STARTS)
+    title = f"{model}, {weights or start + base}, {split}, in percent"
     shared.print_table(columns, rows, title)
 
 
