@@ -1,7 +1,7 @@
 """Read chapters from source: MyST Markdown notebooks with one cell of typed, checked parameters.
 
 A chapter is `book/NN_name.md`. Functions import jupytext and papermill themselves, because a
-chapter's kernel imports this module only for `check_injected`.
+chapter's kernel imports this module without reading chapters.
 """
 
 import ast

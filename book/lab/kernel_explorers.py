@@ -230,7 +230,7 @@ def _budget_answer(request: Mapping[str, Any]) -> dict[str, float]:
     return dataclasses.asdict(cost)
 
 
-def budget_calculator() -> Explorer:
+def budget_explorer() -> Explorer:
     """Explore the cost of a step of each method, and how many steps a budget allows.
 
     Returns:

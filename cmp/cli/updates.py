@@ -97,8 +97,8 @@ def update(
             plan = plan_update(*given, **pictures)
         check_folder(plan, out)
         if processes.rank() == 0:
-            start = release.describe(plan.parent) if plan.parent else "a first update"
-            typer.echo("\n".join([f"from {given[0]}: {start}", *plan.notes]))
+            origin = release.describe(plan.parent) if plan.parent else "a first update"
+            typer.echo("\n".join([f"from {given[0]}: {origin}", *plan.notes]))
         if dry_run:
             if processes.rank() == 0:
                 typer.echo(_dry_run_lines(plan, given))
@@ -342,7 +342,7 @@ def _parse_peaks(text: str | None) -> list[float]:
     except ValueError as error:
         raise CmpError(f"--peaks: {text!r}: give numbers, such as 0.001,0.003") from error
     if any(not 0 < peak < 1e3 for peak in peaks):
-        raise CmpError(f"--peaks: {text!r}: peaks must be above zero")
+        raise CmpError(f"--peaks: {text!r}: peaks must be between 0 and 1000")
     return peaks
 
 
