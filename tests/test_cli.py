@@ -65,7 +65,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["run", "quick", "mixture.buffer=0.2"], ["must be 1, not"]),
         (["run", "quick", "foo=1"], ["foo: unknown key"]),
         (["budget", "--total", "-5"], ["--total", "-5", "above 0"]),
-        (["budget", "--models", "--total", "nan"], ["--total", "nan"]),
+        (["budget", "--total", "nan"], ["--total", "nan"]),
         (["budget", "--total", "inf"], ["--total", "inf"]),
         (["budget", "--total", "1e300"], ["--total", "at most"]),
         (["plan", "--gmafs", "inf"], ["compute", "inf"]),
