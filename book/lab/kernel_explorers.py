@@ -81,7 +81,7 @@ def _make_table(
         for preset in sheet["presets"]
         if not with_answers or all(state in values[key] for key, state in preset["state"].items())
     ]
-    table = {"kind": kind, "fields": fields, "each": each, "presets": presets}
+    table = {"script": "kernel", "kind": kind, "fields": fields, "each": each, "presets": presets}
     table |= {key: sheet[key] for key in ("chapter", "defaults")} | {"answers": {}} | facts
     for request in _questions(table, values):
         key = json.dumps([*request.values()], separators=(",", ":"))
@@ -132,7 +132,7 @@ def _explorer(
         answer: Answers its questions.
         stored: The table for a page without a kernel, if only the notebook has it.
     """
-    still = draw_still(table["kind"], figure, words, table=stored, script="kernel")
+    still = draw_still(table["kind"], figure, words, table=stored)
     return Explorer("kernel", table, still, answer=answer)
 
 
