@@ -57,11 +57,15 @@ def begin_chapter(
         scope["device"] = "cuda"
         scope["jobs"] = workers.default_jobs("cuda")
     jobs, device = scope["jobs"], scope["device"]
+    said = ""
     if isinstance(runs, studies.Study):
         live = runs.configs(profile, seeds, live_only=profile != "cpu")
         published = {"quick": studies.band_of(runs), "cpu": runs}
         if profile in published and not scope.get("dry_run"):
             results.restore_runs(published[profile])
+        if results.is_published(runs.name):
+            count = results.published_metrics(runs.name)["replicate"].nunique()
+            said = f"Published: cpu, {count} replicates of study {runs.name}."
     else:
         base = config.profile(profile)
         live = {
@@ -76,7 +80,7 @@ def begin_chapter(
     print(f"Profile {profile}, device {device}, jobs {jobs}. {status}".strip())
     own = {name: scope[name] for name in declared if name not in SHARED_PARAMETERS}
     words = [f"{name}={value}" for name, value in own.items() if value != ""]
-    print(f"Live: {', '.join([profile, *words])}. {published_words(runs)}".strip())
+    print(f"Live: {', '.join([profile, *words])}. {said}".strip())
     if declared:
         display(profile_control(scope))
     return live
@@ -84,15 +88,6 @@ def begin_chapter(
 
 SHARED_PARAMETERS = ("profile", "seeds", "jobs", "device", "dry_run", "stream_seed")
 """The parameters of all chapters."""
-
-
-def published_words(runs: object) -> str:
-    """Return a sentence on the runs behind the published figures of a chapter, if it has a
-    study."""
-    if not isinstance(runs, studies.Study) or not results.is_published(runs.name):
-        return ""
-    count = results.published_metrics(runs.name)["replicate"].nunique()
-    return f"Published: cpu, {count} replicates of study {runs.name}."
 
 
 def profile_control(scope: dict[str, Any]) -> widgets.Widget:
