@@ -412,12 +412,6 @@ def report_checks(checks: list[preflight.Check]) -> None:
         raise typer.Exit(1)
 
 
-def print_config(run_config: config.RunConfig) -> None:
-    """Print a config, one line per key."""
-    for key, value in config.flat_keys(run_config.to_dict()):
-        typer.echo(f"{key}: {value}")
-
-
 def print_run(stored: store.StoredRun) -> None:
     """Print a run's scores over its stream, its time and the hash of its weights."""
     rows = [
