@@ -39,8 +39,6 @@ from lab.explorers import (
     stored_runs,
 )
 
-SUBSET = 64
-"""Images per dataset that the path explorer scores."""
 READY = 5
 """Answers per question that are available from the start, and in the still."""
 STORED = 9
@@ -264,13 +262,13 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
         merged = merge(rule, [tuned, before], weights=(share, 1 - share))
         with lock:  # there is one network, but each answer has its own thread
             network.load_state_dict(merged)
-            return evaluation.evaluate(network, name, corpus, subset=SUBSET).summary()
+            return evaluation.evaluate(network, name, corpus, subset=analyses.SUBSET).summary()
 
     def answer(request: Mapping[str, Any]) -> dict[str, float]:
         return score(request["rule"], request["share"])
 
     menus = {"rule": option_names("merge_rule", "weight", base=False)}
-    table = _make_table("path", answer, False, menus, subset=SUBSET)
+    table = _make_table("path", answer, False, menus, subset=analyses.SUBSET)
     rule, share = table["defaults"].values()
     stored = _stored_path(table, answer)
     shares = sorted(table["each"]["share"][:READY])
