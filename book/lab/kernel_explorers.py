@@ -303,8 +303,7 @@ def planner_table(with_answers: bool = False) -> Table:
     means, stored = analyses.setting_means(known.trajectory)[AXES].round(2), {}
     for name, run in known.runs.items():
         stored.setdefault(run.model.name, []).append(means.loc[name].tolist())
-    menus = {key: [[name, f"{name}: {words}"] for name, words in texts.items()]
-             for key, texts in (("keep", planner.KEEP), ("new", planner.NEW))}  # fmt: skip
+    menus = {"keep": [[name, f"{name}: {words}"] for name, words in planner.KEEP.items()]}
     menus |= {"model": [*embedded, *paper.CATALOGUE_MODELS]}
     menus |= {"embedded": embedded, "real": list(paper.CATALOGUE_MODELS)}
     menus["device"] = [name for name in planner.DEVICES if name != "core"]
