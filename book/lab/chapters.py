@@ -318,7 +318,7 @@ def check_injected(scope: dict[str, object]) -> dict[str, Parameter]:
     """Check the parameters of the running chapter, in the cell after the parameters cell.
 
     papermill itself only warns about an unknown `-p name`, accepts any type, and passes
-    `-p dry_run true` as text, which is converted here. It puts given values in a cell that begins
+    `-p merge true` as text, which is converted here. It puts given values in a cell that begins
     with `# Parameters`. This cell and the parameters cell are found in the kernel's history (`In`),
     so that other names do not matter, now or when the cell is run again. Outside IPython, nothing
     can have been injected, so nothing is checked.

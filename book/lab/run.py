@@ -132,8 +132,7 @@ def execute_chapter(task: Task) -> None:
     finally:
         part.unlink(missing_ok=True)
     drop_widgets(executed)
-    ends = executed.cells.pop()["outputs"]
-    record["ends"] = parse_json(ends[0]["text"]) if ends else {}
+    record["ends"] = parse_json(executed.cells.pop()["outputs"][0]["text"])
     values.fill_notebook(executed, source.stem.partition("_")[0])
     executed.metadata["cmp"] = record | {"seconds": round(time.monotonic() - began, 1)}
     del executed.metadata["papermill"]
