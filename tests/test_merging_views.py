@@ -10,7 +10,7 @@ import torch
 
 from cmp import config, evaluation, models
 from cmp.runs.runner import execute
-from lab import figures, kernel_explorers
+from lab import analyses, figures, kernel_explorers
 from lab.analyses import task_end_weights
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
@@ -29,7 +29,7 @@ def test_ends_are_the_weights_that_tasks_end_in():
 
 
 def test_the_path_is_scored_where_it_is_asked(monkeypatch):
-    monkeypatch.setattr(kernel_explorers, "SUBSET", 4)
+    monkeypatch.setattr(analyses, "SUBSET", 4)
     corpus = forked.small_corpus()
     before = models.load_model(config.Model(), 0).state_dict()
     tuned = models.load_model(config.Model(), 1).state_dict()
