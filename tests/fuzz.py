@@ -282,8 +282,6 @@ COMPUTES = {"run": "--dry-run", "study": "--dry-run", "book": "--dry-run"}
 """Commands that would work for minutes at a good word, and what keeps them from it."""
 LEFT_OUT = ("site", "bench", "pretrain", "data build", "results verify", "stream make")
 """Commands whose good words all take minutes, or download."""
-LONG = ("models", "table4")
-"""Flags of `cmpt budget` that count six and thirteen real networks."""
 
 
 def all_commands() -> dict[str, list]:
@@ -306,7 +304,7 @@ def cases_of_commands(count: int, rng: random.Random) -> Iterator[Case]:
             is_argument = parameter.param_type_name == "argument"
             if is_argument and (parameter.required or rng.random() < 0.6):
                 arguments += rng.choices(WORDS, k=rng.randint(1, 3 if parameter.nargs < 0 else 1))
-            elif not is_argument and parameter.name not in ("help", *LONG) and rng.random() < 0.35:
+            elif not is_argument and parameter.name != "help" and rng.random() < 0.35:
                 flag = rng.choice(parameter.opts)
                 arguments += [flag] if parameter.is_flag else [flag, rng.choice(WORDS)]
         if rng.random() < 0.1:

@@ -104,7 +104,7 @@ PIXEL = (
     "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9" width="9" height="9"/>'
-STILL = '<div class="answering" data-explorer="schedule" data-script="schedule"><p>Still.</p></div>'
+STILL = '<div class="answering" data-explorer="schedule"><p>Still.</p></div>'
 FIXED = '<div class="answering"><p>A_ZS.</p></div>'
 FRAME = (
     "<table><thead><tr><th>n</th><th>words</th></tr></thead><tbody><tr><td>1</td><td>short</td></tr>"

@@ -192,7 +192,7 @@ def test_given_texts_become_values(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("sedes", "3", "did you mean seeds?"),
+        ("sedes", "3", "did you mean 'seeds'?"),
         ("seeds", "three", "'three' is not of type int"),
         ("seeds", "1.5", "'1.5' is not of type int"),
         ("seeds", "-1", "-1 must be at least 1"),
@@ -281,7 +281,7 @@ def test_the_guard_takes_true_from_papermills_shell():
 @pytest.mark.parametrize(
     ("kernel", "words"),
     [
-        (scope("# Parameters\nsedes = 3\n", sedes=3), "did you mean seeds"),
+        (scope("# Parameters\nsedes = 3\n", sedes=3), "did you mean 'seeds'"),
         (scope(seeds="3"), "'3' is not of type int"),
         (scope(seeds=True), "True is not of type int"),
         (scope(seeds=-3), "at least 1"),
@@ -317,7 +317,7 @@ def test_papermill_by_hand_takes_what_is_declared(by_hand):
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "value", "words"),
-    [("sedes", "3", "did you mean seeds?"), ("seeds", "three", "'three' is not of type int")],
+    [("sedes", "3", "did you mean 'seeds'?"), ("seeds", "three", "'three' is not of type int")],
 )
 def test_papermill_by_hand_is_refused(by_hand, name, value, words):
     code, errors, _ = by_hand("-p", name, value)

@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 import cmp
 from cmp import budgets, cli, config, models
 from cmp.budgets import Budget, Cost
-from cmp.cli import budget as budget_command
 from cmp.config import Method
 from cmp.errors import CmpError
 from cmp.experiments import paper
@@ -128,7 +127,7 @@ class Held(TorchDispatchMode):
 
 @pytest.mark.parametrize("ranks", [(), pytest.param((4, 64), marks=pytest.mark.long)])
 def test_why_ours_differ_from_table_4_is_counted(ranks):
-    """The paper's GFLOPs to its last digit, by what the note below the table says of them."""
+    """The paper's GFLOPs to its last digit, by what the note below `paper.TABLE4` says of them."""
 
     def giga(method, *settings):
         tree = config.override(
@@ -147,8 +146,6 @@ def test_why_ours_differ_from_table_4_is_counted(ranks):
     assert giga("full") + image + text == pytest.approx(printed["full"], abs=0.02)
     for rank in ranks:
         assert whole[rank] + image + text == pytest.approx(printed[f"LoRA r={rank}"], abs=0.02)
-    for number in (image + text, image, *map(whole.get, ranks[:1]), printed["LoRA r=4"]):
-        assert f"{number:,.0f}" in budget_command.TABLE4_NOTE
 
 
 def peak(name, method, batch):
@@ -349,23 +346,10 @@ def test_the_command_prints_every_method():
     assert "…" not in result.output
 
 
-def test_the_command_prints_table_4(monkeypatch):
-    """Of rows that are counted above."""
-    names = ("full", "locked-image")
-    monkeypatch.setattr(paper, "TABLE4", {name: paper.TABLE4[name] for name in names})
-    result = shell("--table4")
-    assert result.exit_code == 0, result.output
-    for name, row in paper.TABLE4.items():
-        [line] = [x for x in result.output.splitlines() if x.strip().startswith(f"{name} ")]
-        assert line.split()[-4:-2] == [f"{row.steps:,}"] * 2
-    assert "…" not in result.output
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("--total", "0"), "--total: 0"),
-        (("--table4", "--total", "5"), "--table4: has its own"),
         (("--method", "lorra"), "--method lorra: method.name"),
         (("--method", "lora,rank=500"), "at most 16"),
         (("--method", "full,rank=5"), "rank: not used by 'full'"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pytest
@@ -19,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import cli, config, models, starts
+from cmp import cli, config, evaluation, models, starts
 from cmp.cli import runs, shared
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
@@ -64,7 +65,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["run", "quick", "mixture.buffer=0.2"], ["must be 1, not"]),
         (["run", "quick", "foo=1"], ["foo: unknown key"]),
         (["budget", "--total", "-5"], ["--total", "-5", "above 0"]),
-        (["budget", "--models", "--total", "nan"], ["--total", "nan"]),
+        (["budget", "--total", "nan"], ["--total", "nan"]),
         (["budget", "--total", "inf"], ["--total", "inf"]),
         (["budget", "--total", "1e300"], ["--total", "at most"]),
         (["plan", "--gmafs", "inf"], ["compute", "inf"]),
@@ -112,6 +113,23 @@ def test_eval_prints_every_dataset_by_role_and_the_aggregates(monkeypatch):
     assert [name for name in first if name in ("new-flags", "shapes", "A_KA", "A_ZS", "GM")] == [
         "new-flags", "shapes", "A_KA", "A_ZS", "GM"
     ]  # fmt: skip
+
+
+def test_eval_names_the_base_of_a_model_of_the_book_alone(monkeypatch):
+    monkeypatch.setattr(runs, "load_data", lambda source: None)
+    network = models.create_model("tiny")
+    scores = evaluation.evaluate(network, "tiny", forked.small_corpus())
+    monkeypatch.setattr(models, "load_model", lambda *_: network)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: scores)
+    other = ["eval", "ViT-B-32", "--start", "laion2b_s34b_b79k", "--device", "cpu"]
+    assert "ViT-B-32, laion2b_s34b_b79k, test, in" in run(cli.app, other).output
+    assert "tiny, annealed base 0, test, in" in run(cli.app, ["eval", "tiny"]).output
+
+
+def test_the_command_that_serves_the_site_works_in_any_folder(monkeypatch):
+    made = SimpleNamespace(make_site=lambda: Path("/my project/_build/html"))
+    monkeypatch.setattr(shared, "import_lab", lambda name: made)
+    assert "--directory '/my project/_build/html'" in run(cli.app, ["site"]).output
 
 
 def test_a_wrong_choice_is_answered_with_the_choices():

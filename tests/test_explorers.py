@@ -13,6 +13,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 from copied import computed_by
@@ -651,6 +652,19 @@ def test_a_run_that_another_program_stops_is_over(build, monkeypatch):
     monkeypatch.setattr(asyncio, "create_subprocess_exec", begin_and_stop)
     told = follow(small_run())
     assert told[-1] == {"words": "stopped; run it to continue", "over": True}
+
+
+def test_a_log_without_any_scores_shows_no_trail(build, monkeypatch):
+    """As of a run that goes on after its log was deleted: its first line has the first scores."""
+    begin = asyncio.create_subprocess_exec
+
+    async def begin_asleep(*_, **settings):
+        return await begin("sleep", "1", **settings)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", begin_asleep)
+    monkeypatch.setattr(logs, "read_log", lambda run_id: pd.DataFrame({"loss": [1.0, 0.9]}))
+    told = follow(small_run())
+    assert {"trail": []} in told and told[-1]["words"] == "stopped; run it to continue"
 
 
 def test_a_run_that_is_killed_while_it_stops_failed(build, monkeypatch):

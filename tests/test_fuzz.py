@@ -406,7 +406,7 @@ def read_published(folder: Path, content: bytes) -> Any:
 def read_notebook_record(folder: Path, content: bytes) -> Any:
     put(folder / "00_x.ipynb", content)
     source = put(folder / "00_x.md", CHAPTER.encode())
-    [task] = run.plan_chapters([source], folder, {})
+    [task] = run.plan_tasks([(source, folder / f"{source.stem}.ipynb", {})])
     return f"{task.seconds or 0:.0f}"
 
 

@@ -271,19 +271,6 @@ def test_other_profiles_take_a_study_as_it_is():
 
 
 @no_card
-def test_a_chapter_that_only_plans_ends_there(capsys):
-    scope = {"profile": "gpu", "seeds": 1, "jobs": 1, "device": "cuda", "dry_run": True}
-    study = studies.load_study("rates")
-    with pytest.raises(SystemExit) as end:
-        chapter_setup.begin_chapter(scope, study)
-    assert end.value.code == 0
-    said, (first, *others) = capsys.readouterr().out, study.live
-    begin = f"runs: {1 + len(others)}\n{first}, replicate 0\n  20 tasks of 1428 steps"
-    assert said.startswith(begin)
-    assert said.count("absent: data") == 1
-
-
-@no_card
 def test_in_a_chapter_the_profile_decides_where_runs_are_computed(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     scope = {"profile": "gpu", "seeds": 1, "jobs": 2, "device": "cpu"}
@@ -291,13 +278,6 @@ def test_in_a_chapter_the_profile_decides_where_runs_are_computed(monkeypatch, c
         chapter_setup.begin_chapter(scope, studies.load_study("rates"))
     assert (scope["device"], scope["jobs"]) == ("cuda", 4)
     assert capsys.readouterr().out == ""
-
-
-def test_every_chapter_with_a_study_can_plan():
-    for number in ("01", "02", "03", "04", "05", "06", "07", "08"):
-        [source] = chapters.select([number])
-        assert chapters.parameters(source)["dry_run"].default is False
-        assert "live = chapter_setup.begin_chapter(globals(), study)" in source.read_text()
 
 
 class PretendedWorker:

@@ -107,6 +107,13 @@ def test_a_point_that_fails_now_does_not_show_what_it_scored_before(tmp_path):
     assert "## Failed" in index and "peak 0.1" in index
 
 
+def test_the_notebooks_of_a_grid_find_the_diagrams_that_they_show(tmp_path, monkeypatch):
+    test_book.write(tmp_path, "04_rates", RUNS, parameters=PARAMETERS)
+    monkeypatch.setattr(run, "execute_chapter", lambda task: None)
+    index = grids.run_grid("quick", "04", {"peak": "0.1,0.2"}, folder=tmp_path)
+    assert (index.parent / "diagrams" / "hills.svg").is_file()
+
+
 def test_a_grid_refuses_another_profile_and_hashes_the_package_once(tmp_path, monkeypatch):
     test_book.write(tmp_path, "04_rates", RUNS, parameters=PARAMETERS)
     for given in ({"profile": "cpu"}, {"profile": "quick,cpu"}):

@@ -518,7 +518,7 @@ def test_a_terminal_is_not_steered_by_names(capsys):
 
 def test_a_plan_is_what_its_model_is_called(monkeypatch):
     request = planner.PlanRequest(
-        "small", 2, None, 0.01, None, "core", "balance", "both", None, False, None, None
+        "small", 2, None, 0.01, None, "core", "balance", None, False, None, None
     )
     plan = planner.make_plan(request, evidence.gather_evidence())
     for line in ("\x85", "\u2028"):

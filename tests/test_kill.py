@@ -636,7 +636,7 @@ def packed_shapes():
 
 
 def import_a_stream(folder):
-    streams.import_(folder / "order.json", "mine", 2)
+    streams.import_(folder / "order.json", "mine")
 
 
 def write_a_base(folder):

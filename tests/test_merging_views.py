@@ -10,7 +10,7 @@ import torch
 
 from cmp import config, evaluation, models
 from cmp.runs.runner import execute
-from lab import figures, kernel_explorers
+from lab import analyses, figures, kernel_explorers
 from lab.analyses import task_end_weights
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")
@@ -29,7 +29,7 @@ def test_ends_are_the_weights_that_tasks_end_in():
 
 
 def test_the_path_is_scored_where_it_is_asked(monkeypatch):
-    monkeypatch.setattr(kernel_explorers, "SUBSET", 4)
+    monkeypatch.setattr(analyses, "SUBSET", 4)
     corpus = forked.small_corpus()
     before = models.load_model(config.Model(), 0).state_dict()
     tuned = models.load_model(config.Model(), 1).state_dict()
@@ -44,8 +44,9 @@ def test_the_path_is_scored_where_it_is_asked(monkeypatch):
     assert explorer._answer({"rule": "slerp", "share": 0.0}).keys() == expected.keys()
     # what stands in its place moves, too, on a page without a kernel
     still = explorer.still["text/html"]
-    assert 'data-explorer="path" data-script="kernel"' in still
+    assert 'data-explorer="path"' in still
     table = json.loads(re.search(r'<script type="application/json">(.*)</script>', still)[1])
+    assert table["script"] == "kernel"
     assert len(table["answers"]) == len(table["each"]["share"]) == 9
     for key, answer in table["answers"].items():
         rule, share = json.loads(key)

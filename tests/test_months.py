@@ -146,6 +146,17 @@ def test_the_command_compares_two_releases_on_the_pictures_so_far(
     assert seen[0].index.equals(compare.compare(made, later, later.corpus()).index)
 
 
+@pytest.mark.parametrize("data", [[], ["--data", "embedded"]])
+def test_a_note_on_the_pictures_of_two_releases_is_printed_only_with_them(
+    made, later, monkeypatch, data
+):
+    monkeypatch.setattr("cmp.cli.comparing.load_data", lambda source: None)
+    monkeypatch.setattr("cmp.cli.comparing.compare_models", lambda *given, **others: None)
+    monkeypatch.setattr("cmp.cli.comparing.print_comparison", lambda comparison: None)
+    done = invoke("compare", made.folder, later.folder, *data)
+    assert done.exit_code == 0 and ("is tested on their images" in done.stdout) == (not data)
+
+
 @pytest.mark.parametrize("is_embedded", options.one_in(2, [True, False]))
 def test_the_code_of_a_card_names_a_picture(made, root, tmp_path, is_embedded):
     """In a new process, which knows nothing but the folder of the card."""
@@ -1225,7 +1236,8 @@ def test_tuning_says_what_its_choice_rests_on_and_the_whole_command(
         return pd.DataFrame({"peak": [0.001], "A_KA": [50.0], "is_best": [True]})
 
     monkeypatch.setattr(tuning, "tune", tune)
-    given = (made.folder, "--data", root / "y-month", "--gone", "skip")
+    machine = ("--threads", 2, "--device", "cpu", "--micro-batch", 4, "--compile")
+    given = (made.folder, "--data", root / "y-month", "--gone", "skip", *machine)
     done = invoke("tune", *given, "-o", tmp_path / "own choice.yaml")
     count = len(scored.rows)
     words = (

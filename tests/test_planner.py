@@ -111,7 +111,6 @@ REQUESTS = st.builds(
     gpu_hours=st.floats(1e-4, 50),
     device=st.sampled_from(sorted(DEVICES)),
     keep=st.sampled_from(sorted(planner.KEEP)),
-    new=st.sampled_from(sorted(planner.NEW)),
     pool=st.sampled_from((None, 0.0, 0.01, 0.1, 1.0)),
     other_pool=st.booleans(),
     buffer=st.sampled_from((None, 0, 1, 300, 10_000)),
@@ -271,7 +270,6 @@ def test_without_studies_a_real_model_alone_is_planned(known, monkeypatch, tmp_p
         ({"model": "ViT-B-32", "device": "a100", "updates": 2_000_000}, "more updates than images"),
         ({"keep": "all", "pool": 0.0}, "every update that learns something forgets something"),
         ({"keep": "everything"}, "there are balance, most, all"),
-        ({"new": "nothing"}, "there are both, names"),
         ({"device": "tpu"}, "there are h100"),
         ({"pool": 1.5}, "give the fraction of the pool"),
         (
@@ -468,13 +466,6 @@ def test_earlier_updates_of_a_stream_of_one_are_in_the_pool(known):
     assert not any("A stream of one update" in each for each in none.notes)
     embedded = planner.make_plan(core(updates=1), known)  # its pool has no earlier updates
     assert embedded.run.mixture.shares == (0.5, 0.5, 0)
-
-
-@pytest.mark.parametrize("make", [core, real])
-def test_new_names_lock_nothing_and_add_a_note(known, make):
-    names, both = (planner.make_plan(make(new=new), known) for new in ("names", "both"))
-    assert names.tree == both.tree and names.run.method.name == "full"
-    assert "method.name=locked-image" in note(names, "Everything is trained nevertheless")
 
 
 @pytest.mark.long

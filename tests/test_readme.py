@@ -63,7 +63,7 @@ def test_papermill_runs_a_chapter(shell, tmp_path, folder):
     ("name", "value", "words"),
     [
         ("weight", "heavy", "weight: 'heavy' is not of type float"),
-        ("wieght", "0.5", "did you mean weight"),
+        ("wieght", "0.5", "did you mean 'weight'"),
     ],
 )
 def test_papermill_ends_a_chapter_whose_parameters_are_wrong(shell, tmp_path, name, value, words):

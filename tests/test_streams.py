@@ -360,7 +360,7 @@ def test_a_stream_is_imported_and_an_unknown_class_is_refused(build, corpus):
     good = ["new-flags+++canada", "new-digits+++seven", "new-flags+++chad"]
     for name, order in (("good", good), ("bad", [*good, "new-digits+++sevem"])):
         path = write(build / f"{name}.json", order)
-        answer = CliRunner().invoke(cli.app, ["stream", "import", str(path), name, "--tasks", "2"])
+        answer = CliRunner().invoke(cli.app, ["stream", "import", str(path), name])
         assert answer.exit_code == 0, answer.output
         assert f"{len(order)} classes of 2 datasets" in answer.output
     assert streams.class_order(corpus, Stream(order="listed", traits="good"), 5) == good
@@ -453,7 +453,9 @@ def test_a_list_that_is_shorter_than_the_usual_stream_is_imported(build, tmp_pat
     )
     assert said.exit_code == 0, said.exception
     assert "12 classes of 2 datasets" in said.output
-    assert "too few for 20 tasks; set stream.tasks to at most 12" in said.output
+    shown = said.output.partition("to see its tasks: cmpt ")[2].split()
+    assert "stream.tasks: 20 tasks" in str(CliRunner().invoke(cli.app, shown).exception)
+    assert CliRunner().invoke(cli.app, [*shown, "stream.tasks=12"]).exit_code == 0
     assert streams.class_order(corpus, Stream(order="listed", traits="few"), 0) == order
 
 

@@ -455,36 +455,25 @@ def predict_names(ends: Iterable[Weights], name: str, corpus: Corpus) -> Predict
         corpus: The embedded benchmark.
     """
     network, hits, scores = models.create_model(name), list[pd.DataFrame](), []
-    datasets = pd.DataFrame()
     for weights in ends:
         network.load_state_dict(weights)
         scored = evaluation.evaluate(network, name, corpus, subset=SUBSET)
-        datasets = scored.datasets
         hits.append(scored.hits[scored.hits["answer"] != ""])
         scores.append({key: round(scored.summary()[key], 1) for key in ("A_KA", "A_ZS")})
     tables = {}
     for score, role in evaluation.ROLES.items():
-        kinds = datasets.index[datasets["role"] == role]
+        kinds = corpus.by_role(role)
         answers = [each[each["dataset"].isin(kinds)].set_index("row")["answer"] for each in hits]
         tables[score] = table = pd.DataFrame(dict(enumerate(answers)))
         table.insert(0, "truth", corpus.table["label"].iloc[table.index].astype(str).to_numpy())
     return Predictions(tables["A_ZS"], tables["A_KA"], scores)
 
 
-def names_by_update(
-    ends: Sequence[Weights], name: str, corpus: Corpus, measure: str = "A_ZS"
-) -> pd.DataFrame:
-    """Return `predictions` for one kind of images: those of "A_ZS", which are old, or of "A_KA",
-    which are new."""
-    predictions = predict_names(ends, name, corpus)
-    return predictions.old if measure == "A_ZS" else predictions.new
-
-
 def named_by_one(one: pd.DataFrame, other: pd.DataFrame, update: int, count: int = 7) -> list[int]:
     """Choose images that exactly one of two models names rightly.
 
     Args:
-        one: The result of `names_by_update` for a model.
+        one: The `old` or `new` of `predict_names` for a model.
         other: The same for another model.
         update: The column to compare.
         count: The number of images for each model.
@@ -553,37 +542,24 @@ ROLES = {"adapt": "to adapt to", "eval": "to evaluate on"}
 """Role of a dataset -> its name in tables."""
 
 
-def fomo_table() -> pd.DataFrame:
-    """Tabulate the datasets of FoMo-in-Flux from their manifests.
+def domain_table() -> pd.DataFrame:
+    """Count the datasets, concepts and samples of FoMo-in-Flux by domain, from their manifests.
+
+    Datasets of captions have no concepts, and datasets to evaluate on only count test images.
 
     Returns:
-        One row per dataset: `title`, `domain`, `role` (from `ROLES`), `task`, `concepts` (none if a
-        dataset has only captions), and numbers of images in `train` and `test`. For evaluation
-        datasets, only test images are counted.
+        One row per domain, and one for all.
     """
     domain = {images: name for name, kinds in DOMAINS.items() for images in kinds}
     rows = []
     for path in sorted((project_folder() / "data_manifests" / "fomo").glob("*.yaml")):
         about = read_yaml(path)
-        row = {key: about[key] for key in ("title", "role", "task")}
-        counts = about["counts"]
-        row |= {"role": ROLES[about["role"]], "domain": domain[about["images"]]}
-        row["concepts"] = counts["classes"] if counts["classes"] > 1 else 0
-        row["train"] = counts["train"] if about["role"] == "adapt" else 0
-        rows.append(row | {"test": counts["test"]})
-    return pd.DataFrame(rows)
-
-
-def domain_table(datasets: pd.DataFrame) -> pd.DataFrame:
-    """Count datasets, concepts and samples by domain.
-
-    Args:
-        datasets: The result of `fomo_table`.
-
-    Returns:
-        One row per domain, and one for all.
-    """
-    table = datasets.assign(samples=datasets["train"] + datasets["test"])
+        counts, adapts = about["counts"], about["role"] == "adapt"
+        row = {"title": about["title"], "role": ROLES[about["role"]]}
+        row |= {"domain": domain[about["images"]]}
+        row |= {"concepts": counts["classes"] if counts["classes"] > 1 else 0}
+        rows.append(row | {"samples": counts["test"] + counts["train"] * adapts})
+    table = pd.DataFrame(rows)
     groups = table.groupby("domain")
     counts = pd.crosstab(table["domain"], table["role"])
     counts = counts.join(groups[["concepts", "samples"]].sum()).reindex([*DOMAINS])

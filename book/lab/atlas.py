@@ -44,7 +44,7 @@ def atlas_table(own: bool = False) -> dict[str, Any]:
         of the first screen.
     """
     numbers, known = _chapters_by_study(), claims.load_claims()
-    rows, runs, published, stops = [], [], set[str](), first_screen.stop_names()
+    rows, runs, published, ends = [], [], set[str](), first_screen.final_names()
     for study in sorted(path.stem for path in results.RESULTS.glob("*.parquet")):
         metrics = results.published_metrics(study)
         published |= {*metrics["run"]}
@@ -54,7 +54,7 @@ def atlas_table(own: bool = False) -> dict[str, Any]:
         configs = results.setting_configs(metrics)
         rows += [
             {"name": name, "study": words, **_about_setting(configs[name])}
-            | {"stop": stops.get((study, name))}
+            | ({"names": ends[study, name]} if (study, name) in ends else {})
             | _parts_in_claims(study, name, known)
             for name in configs
         ]
@@ -64,9 +64,6 @@ def atlas_table(own: bool = False) -> dict[str, Any]:
         runs += _run_rows(metrics, len(rows)) if rows_own else []
         rows += rows_own
     first = first_screen.stored_table()
-    for row in rows:
-        if (stop := row.pop("stop", None)) is not None:
-            row["names"] = [names[-1] for names in first["stops"][stop]["names"]]
     judged = guidelines.judged_claims()[["reading", "claimed", "sentence"]].T
     return {
         "fields": FIELDS,

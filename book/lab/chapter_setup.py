@@ -13,7 +13,7 @@ from IPython.display import display
 
 from cmp import budgets, config
 from cmp.config import RunConfig
-from cmp.experiments import forecast, preflight, results, studies, workers
+from cmp.experiments import forecast, results, studies, workers
 from cmp.runs import identity, logs, store
 from cmp.runs.checkpoints import StopRequest
 from lab import chapters
@@ -35,8 +35,6 @@ def begin_chapter(
     not be computed, prints `run_status`, and limits this process to one thread: small networks do
     not benefit from more, and on a busy core, two threads took ten times as long for the same
     steps. A profile with another model sets `device` and `jobs` to one run on each visible GPU.
-    With the parameter `dry_run`, it instead prints what the runs would compute and ends the
-    notebook in a way that papermill accepts.
 
     Args:
         scope: The chapter's `globals()`.
@@ -57,11 +55,15 @@ def begin_chapter(
         scope["device"] = "cuda"
         scope["jobs"] = workers.default_jobs("cuda")
     jobs, device = scope["jobs"], scope["device"]
+    said = ""
     if isinstance(runs, studies.Study):
         live = runs.configs(profile, seeds, live_only=profile != "cpu")
         published = {"quick": studies.band_of(runs), "cpu": runs}
-        if profile in published and not scope.get("dry_run"):
+        if profile in published:
             results.restore_runs(published[profile])
+        if results.is_published(runs.name):
+            count = results.published_metrics(runs.name)["replicate"].nunique()
+            said = f"Published: cpu, {count} replicates of study {runs.name}."
     else:
         base = config.profile(profile)
         live = {
@@ -69,30 +71,18 @@ def begin_chapter(
             for seed in range(seeds)
             for name, changes in (runs or {}).items()
         }
-    if scope.get("dry_run"):
-        print("\n".join(preflight.describe_study(live, device)))
-        raise SystemExit(0)
     status = run_status(list(live.values()), list(uncached) * seeds, jobs, device)
     print(f"Profile {profile}, device {device}, jobs {jobs}. {status}".strip())
     own = {name: scope[name] for name in declared if name not in SHARED_PARAMETERS}
     words = [f"{name}={value}" for name, value in own.items() if value != ""]
-    print(f"Live: {', '.join([profile, *words])}. {published_words(runs)}".strip())
+    print(f"Live: {', '.join([profile, *words])}. {said}".strip())
     if declared:
         display(profile_control(scope))
     return live
 
 
-SHARED_PARAMETERS = ("profile", "seeds", "jobs", "device", "dry_run", "stream_seed")
+SHARED_PARAMETERS = ("profile", "seeds", "jobs", "device", "stream_seed")
 """The parameters of all chapters."""
-
-
-def published_words(runs: object) -> str:
-    """Return a sentence on the runs behind the published figures of a chapter, if it has a
-    study."""
-    if not isinstance(runs, studies.Study) or not results.is_published(runs.name):
-        return ""
-    count = results.published_metrics(runs.name)["replicate"].nunique()
-    return f"Published: cpu, {count} replicates of study {runs.name}."
 
 
 def profile_control(scope: dict[str, Any]) -> widgets.Widget:

@@ -1,12 +1,11 @@
 """Read chapters from source: MyST Markdown notebooks with one cell of typed, checked parameters.
 
 A chapter is `book/NN_name.md`. Functions import jupytext and papermill themselves, because a
-chapter's kernel imports this module only for `check_injected`.
+chapter's kernel imports this module without reading chapters.
 """
 
 import ast
 import contextlib
-import difflib
 import hashlib
 import math
 import re
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 
 from cmp import registry
 from cmp.config import PROFILES
-from cmp.errors import CmpError, explain_errors
+from cmp.errors import CmpError, did_you_mean, explain_errors
 
 BOOK = Path(__file__).resolve().parents[1]
 PAGES = (
@@ -275,8 +274,7 @@ def check_values(values: dict[str, object], valid: dict[str, Parameter], source:
 def _fault(name: str, value: object, valid: dict[str, Parameter]) -> str:
     """Return what is wrong with a parameter's value, or ""."""
     if name not in valid:
-        near = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
-        return f"no parameter is called {name!r}" + "".join(f"; did you mean {n}?" for n in near)
+        return f"no parameter is called {name!r}{did_you_mean(name, valid)}"
     kind = TYPES[valid[name].type]
     if type(value) is not kind and not (kind is float and type(value) is int):
         return f"{name}: {value!r} is not of type {kind.__name__}"
@@ -320,7 +318,7 @@ def check_injected(scope: dict[str, object]) -> dict[str, Parameter]:
     """Check the parameters of the running chapter, in the cell after the parameters cell.
 
     papermill itself only warns about an unknown `-p name`, accepts any type, and passes
-    `-p dry_run true` as text, which is converted here. It puts given values in a cell that begins
+    `-p merge true` as text, which is converted here. It puts given values in a cell that begins
     with `# Parameters`. This cell and the parameters cell are found in the kernel's history (`In`),
     so that other names do not matter, now or when the cell is run again. Outside IPython, nothing
     can have been injected, so nothing is checked.

@@ -163,18 +163,17 @@ def draw_still(
     words: str,
     state: Mapping[str, Any] | None = None,
     table: Mapping[str, Any] | None = None,
-    script: str = "",
 ) -> dict[str, str]:
     """Return what is shown instead of an explorer without a kernel.
 
     Args:
         name: The explorer's name. A page with a table of that name replaces the still with the
-            explorer; if it is empty, the picture stays.
+            explorer.
         figure: The picture.
         words: A description of the picture.
         state: The explorer's initial state, in addition to the table's defaults.
-        table: The explorer's table, if only the notebook has it.
-        script: The explorer's script, if it has another name.
+        table: The explorer's table, if only the notebook has it. Its `script` names the explorer's
+            script, if that has another name.
 
     Returns:
         HTML and PNG by MIME type. An executed notebook keeps both, one after the other.
@@ -186,9 +185,8 @@ def draw_still(
     if table is not None:
         data = json.dumps(table).replace("</", "<\\/")  # it would end the script
         text += f'<script type="application/json">{data}</script>'
-    attributes = f' data-explorer="{name}" data-script="{script or name}"' if name else ""
     start = f' data-start="{html.escape(json.dumps(state))}"' if state else ""
-    place = f'<div class="answering"{attributes}{start}>{text}</div>'
+    place = f'<div class="answering" data-explorer="{name}"{start}>{text}</div>'
     return {"text/html": place, "image/png": base64.b64encode(file.getvalue()).decode()}
 
 

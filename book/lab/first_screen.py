@@ -10,7 +10,7 @@ import functools
 import html
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,17 +121,11 @@ def compute_predictions() -> dict[str, Any]:
     for name, run in stop_configs().items():
         served = served_weights(run, corpus)
         predictions[name] = analyses.predict_names(served, run.model.name, corpus)
-    return first_table(predictions, corpus)
-
-
-def first_table(found: Mapping[str, analyses.Predictions], corpus: Corpus) -> dict[str, Any]:
-    """Return the table of `compute_predictions` from the result of `analyses.predict_names` for
-    each stop."""
-    sheet, alone = read_yaml(SHEET), found[FORGETS]
+    sheet, alone = read_yaml(SHEET), predictions[FORGETS]
     (rows, lost), new_rows = shown_images(alone.old, corpus), new_images(alone.new, corpus)
     stops = []
     for stop in sheet["stops"]:
-        made = found[stop["name"]]
+        made = predictions[stop["name"]]
         names, new_names = (
             table.drop(columns="truth").loc[shown].to_numpy().tolist()
             for table, shown in ((made.old, rows), (made.new, new_rows))
@@ -161,11 +155,14 @@ def stored_table() -> dict[str, Any]:
     return parse_json(read_text(STORED))
 
 
-def stop_names() -> dict[tuple[str, str], int]:
-    """Return the indices of stops that are published settings, by study and setting."""
+def final_names() -> dict[tuple[str, str], list[str]]:
+    """Return the final names at the stops that are published settings, by study and setting."""
     sheet = read_yaml(SHEET)
-    stops = enumerate(sheet["stops"])
-    return {(sheet["study"], stop["setting"]): n for n, stop in stops if "setting" in stop}
+    return {
+        (sheet["study"], stop["setting"]): [names[-1] for names in made["names"]]
+        for stop, made in zip(sheet["stops"], stored_table()["stops"], strict=True)
+        if "setting" in stop
+    }
 
 
 def names_at_end(run: RunConfig, corpus: Corpus) -> list[str]:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 
 from cmp.errors import CmpError
-from cmp.experiments import hub
 from cmp.files import write_atomic
 from cmp.project import build_folder
+from cmp.releases.card import markdown_table
 from lab import chapters, figures, run
 
 Points = Mapping[Path, Mapping[str, str]]
@@ -90,10 +90,9 @@ def run_grid(
         raise CmpError(
             "-P: two values differ only in / and _, so their notebooks would have one name"
         )
-    fingerprint, tasks = run.package_fingerprint(), []
-    for place, point in places.items():
-        values = chapters.check_parameters(source, point | {"profile": profile})
-        tasks.append(run.Task(source, place, values, fingerprint))
+    tasks = run.plan_tasks(
+        (source, place, point | {"profile": profile}) for place, point in places.items()
+    )
     failures = run.run_tasks(tasks, jobs, dry_run)
     index = target / "index.md"
     if not dry_run:
@@ -129,6 +128,6 @@ def write_index(path: Path, source: Path, points: Points, failures: Collection[P
     if rows:
         figure = figures.plot_grid(table)
         figure.savefig(path.with_name("ends.svg"), format="svg")
-        parts += ["![Where the runs of each point ended](ends.svg)\n", hub.markdown_table(table)]
+        parts += ["![Where the runs of each point ended](ends.svg)\n", markdown_table(table)]
     parts += ["\n## Failed\n", *failed] if failed else []
     write_atomic(path, "\n".join(parts) + "\n")

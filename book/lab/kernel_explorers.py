@@ -39,8 +39,6 @@ from lab.explorers import (
     stored_runs,
 )
 
-SUBSET = 64
-"""Images per dataset that the path explorer scores."""
 READY = 5
 """Answers per question that are available from the start, and in the still."""
 STORED = 9
@@ -81,7 +79,7 @@ def _make_table(
         for preset in sheet["presets"]
         if not with_answers or all(state in values[key] for key, state in preset["state"].items())
     ]
-    table = {"kind": kind, "fields": fields, "each": each, "presets": presets}
+    table = {"script": "kernel", "kind": kind, "fields": fields, "each": each, "presets": presets}
     table |= {key: sheet[key] for key in ("chapter", "defaults")} | {"answers": {}} | facts
     for request in _questions(table, values):
         key = json.dumps([*request.values()], separators=(",", ":"))
@@ -132,7 +130,7 @@ def _explorer(
         answer: Answers its questions.
         stored: The table for a page without a kernel, if only the notebook has it.
     """
-    still = draw_still(table["kind"], figure, words, table=stored, script="kernel")
+    still = draw_still(table["kind"], figure, words, table=stored)
     return Explorer("kernel", table, still, answer=answer)
 
 
@@ -230,7 +228,7 @@ def _budget_answer(request: Mapping[str, Any]) -> dict[str, float]:
     return dataclasses.asdict(cost)
 
 
-def budget_calculator() -> Explorer:
+def budget_explorer() -> Explorer:
     """Explore the cost of a step of each method, and how many steps a budget allows.
 
     Returns:
@@ -264,13 +262,13 @@ def path_explorer(name: str, before: Weights, tuned: Weights, corpus: Corpus) ->
         merged = merge(rule, [tuned, before], weights=(share, 1 - share))
         with lock:  # there is one network, but each answer has its own thread
             network.load_state_dict(merged)
-            return evaluation.evaluate(network, name, corpus, subset=SUBSET).summary()
+            return evaluation.evaluate(network, name, corpus, subset=analyses.SUBSET).summary()
 
     def answer(request: Mapping[str, Any]) -> dict[str, float]:
         return score(request["rule"], request["share"])
 
     menus = {"rule": option_names("merge_rule", "weight", base=False)}
-    table = _make_table("path", answer, False, menus, subset=SUBSET)
+    table = _make_table("path", answer, False, menus, subset=analyses.SUBSET)
     rule, share = table["defaults"].values()
     stored = _stored_path(table, answer)
     shares = sorted(table["each"]["share"][:READY])
@@ -305,8 +303,7 @@ def planner_table(with_answers: bool = False) -> Table:
     means, stored = analyses.setting_means(known.trajectory)[AXES].round(2), {}
     for name, run in known.runs.items():
         stored.setdefault(run.model.name, []).append(means.loc[name].tolist())
-    menus = {key: [[name, f"{name}: {words}"] for name, words in texts.items()]
-             for key, texts in (("keep", planner.KEEP), ("new", planner.NEW))}  # fmt: skip
+    menus = {"keep": [[name, f"{name}: {words}"] for name, words in planner.KEEP.items()]}
     menus |= {"model": [*embedded, *paper.CATALOGUE_MODELS]}
     menus |= {"embedded": embedded, "real": list(paper.CATALOGUE_MODELS)}
     menus["device"] = [name for name in planner.DEVICES if name != "core"]

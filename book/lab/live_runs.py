@@ -87,8 +87,8 @@ async def _computed(
             if seen < len(log) and "loss" in log:
                 seen, steps = len(log), int(log["loss"].count())
                 yield {"words": f"step {steps} of {total}", "progress": steps / total}
-                done = log.dropna(subset="done") if "done" in log else log[:0]
-                yield {"trail": done[["A_KA", "A_ZS"]].to_numpy().round(2).tolist()}
+                scored = log.reindex(columns=["A_KA", "A_ZS"]).dropna()
+                yield {"trail": scored.to_numpy().round(2).tolist()}
         # after a request to stop, it has saved or had not begun
         if process.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
             reason = (await process.stdout.read()).decode().strip()

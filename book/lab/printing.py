@@ -6,7 +6,6 @@ import http.server
 import json
 import os
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -15,11 +14,11 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from cmp.errors import CmpError
+from cmp.experiments import preflight
 from cmp.files import write_atomic
 from cmp.project import build_folder
 from lab import chapters, values
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 LEFT_OUT = ("atlas", "api", "whats-new", "where-it-runs")
 """Pages that are useful only on a screen."""
 PATIENCE_SECONDS = 300
@@ -44,14 +43,6 @@ table { border-collapse: collapse; margin: 0 0 2mm; }
 th, td { text-align: left; padding: 0.7mm 6mm 0.7mm 0; border-bottom: 0.2mm solid #ccc; }
 p, ol { margin: 0 0 2mm; } ol { padding-left: 6mm; } li { margin-bottom: 0.8mm; }
 </style>"""
-
-
-def find_browser() -> str:
-    """Return the path of a browser that can print; raise `CmpError` if there is none."""
-    for name in BROWSERS:
-        if path := shutil.which(name):
-            return path
-    raise CmpError("no browser to print with: install chromium (apt-get install chromium)")
 
 
 def whole_book(pages: Path) -> str:
@@ -140,7 +131,8 @@ def print_page(pages: Path, name: str, text: str) -> Path:
         CmpError: There is no browser, or it failed.
     """
     target, page = build_folder().absolute() / f"{name}.pdf", pages / f"print-{name}.html"
-    browser = find_browser()
+    if not (browser := preflight.find_browser()):
+        raise CmpError("no browser to print with: install chromium (apt-get install chromium)")
     write_atomic(page, text)
     options = ["--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-pdf-header-footer"]
     options += ["--no-sandbox"] * (os.geteuid() == 0)  # it does not start as root otherwise

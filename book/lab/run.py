@@ -132,8 +132,7 @@ def execute_chapter(task: Task) -> None:
     finally:
         part.unlink(missing_ok=True)
     drop_widgets(executed)
-    ends = executed.cells.pop()["outputs"]
-    record["ends"] = parse_json(ends[0]["text"]) if ends else {}
+    record["ends"] = parse_json(executed.cells.pop()["outputs"][0]["text"])
     values.fill_notebook(executed, source.stem.partition("_")[0])
     executed.metadata["cmp"] = record | {"seconds": round(time.monotonic() - began, 1)}
     del executed.metadata["papermill"]
@@ -149,16 +148,17 @@ def drop_widgets(executed) -> None:
     """
     executed.metadata.pop("widgets", None)
     for cell in executed.cells:
+        if "outputs" not in cell:
+            continue
         kept = []
-        for output in cell.get("outputs", []):
+        for output in cell.outputs:
             data = output.get("data", {})
             if keeping.VIEW in data:  # a viewer shows only one format of an output
                 stills = [{kind: data[kind]} for kind in ("text/html", "image/png") if kind in data]
                 kept += [nbformat.v4.new_output("display_data", still) for still in stills]
             else:
                 kept.append(output)
-        if "outputs" in cell:
-            cell.outputs = kept
+        cell.outputs = kept
 
 
 def _execute(source: Path, part: Path, changed: dict, on_start: Callable):
@@ -211,23 +211,22 @@ def _failure(source: Path, kept: Path, started: list[str], error: Exception) -> 
     return CmpError(f"{what}\n  the notebook so far: {kept}")
 
 
-def plan_chapters(sources: list[Path], folder: Path, given: dict[str, str]) -> list[Task]:
-    """Return a task for each chapter; raise `CmpError` for an invalid parameter.
+def plan_tasks(wanted: Iterable[tuple[Path, Path, dict[str, str]]]) -> list[Task]:
+    """Return tasks; raise `CmpError` for an invalid parameter.
 
     Args:
-        sources: The chapters.
-        folder: The folder for the executed notebooks.
-        given: Parameter -> text of a value.
+        wanted: For each task the chapter, the path for its executed notebook, and parameter -> text
+            of a value.
     """
-    fingerprint, tasks = package_fingerprint(), []
-    for source in sources:
-        values = chapters.check_parameters(source, given)
-        tasks.append(Task(source, folder / f"{source.stem}.ipynb", values, fingerprint))
-    return tasks
+    fingerprint = package_fingerprint()
+    return [
+        Task(source, target, chapters.check_parameters(source, given), fingerprint)
+        for source, target, given in wanted
+    ]
 
 
 def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[Path, CmpError]:
-    """Run the tasks that are not current.
+    """Run the tasks that are not current, and copy the diagrams to their notebooks.
 
     Args:
         tasks: The tasks.
@@ -238,10 +237,12 @@ def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[P
         Target -> why it failed, in the order of the tasks.
     """
     todo = [task for task in tasks if not task.is_current()]
+    took = {task.target: task.seconds for task in tasks}
     for task in tasks:
-        forecast = f"to run; took {task.seconds:.0f} s" if task.seconds else "to run, first time"
+        seconds = took[task.target]
+        forecast = f"to run; took {seconds:.0f} s" if seconds else "to run, first time"
         tqdm.write(f"{task.target.stem}: {forecast if task in todo else 'current, skipped'}")
-    known = [task.seconds for task in todo if task.seconds]
+    known = [seconds for task in todo if (seconds := took[task.target])]
     total = sum(known) / max(1, min(jobs, len(todo)))
     forecast = f", about {total:.0f} s for the {len(known)} that ran before" if known else ""
     tqdm.write(f"{len(todo)} of {len(tasks)} chapters to run{forecast}")
@@ -254,6 +255,8 @@ def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[P
         elif error:
             raise error
         tqdm.write(f"{task.target.stem}: {'failed' if error else f'{task.seconds} s'}")
+    for folder in {task.target.parent for task in tasks}:
+        chapters.copy_diagrams(folder)
     return {task.target: failures[task.target] for task in todo if task.target in failures}
 
 
@@ -321,10 +324,10 @@ def run_book(
     """
     check_profile(profile, given)
     target, sources = build_folder() / profile, chapters.select(numbers, folder)
-    tasks = plan_chapters(sources, target, given | {"profile": profile})
+    given = given | {"profile": profile}
+    tasks = plan_tasks((source, target / f"{source.stem}.ipynb", given) for source in sources)
     failures = run_tasks(tasks, jobs, dry_run)
     if not dry_run:
-        chapters.copy_diagrams(target)
         print(f"notebooks: {target}")
     raise_failures(failures)
 
@@ -343,18 +346,15 @@ def stable_notebook(executed, source: Path):
     Returns:
         A new nbformat notebook.
     """
-
-    def scrub(node):
-        text = json.dumps(node)
-        for pattern, replacement in VOLATILE.items():
-            text = re.sub(pattern, replacement, text)
-        return nbformat.from_dict(json.loads(text))
-
     page = chapters.notebook(source)
     for cell, ran in zip(page.cells, executed.cells, strict=True):
         cell.source = ran.source
         if cell.cell_type == "code":
-            cell.execution_count, cell.outputs = ran.execution_count, scrub(ran.outputs)
+            text = json.dumps(ran.outputs)
+            for pattern, replacement in VOLATILE.items():
+                text = re.sub(pattern, replacement, text)
+            cell.execution_count = ran.execution_count
+            cell.outputs = nbformat.from_dict(json.loads(text))
             for data in (output.get("data", {}) for output in cell.outputs):
                 if "image/png" in data:
                     data["image/png"] = shrink_picture(data["image/png"])
@@ -396,8 +396,9 @@ def commit_notebooks(
     Raises:
         CmpError: Chapters failed; their committed notebooks are unchanged.
     """
+    target = build_folder() / "published"
     sources = chapters.select(numbers, folder)
-    tasks = plan_chapters(sources, build_folder() / "published", {})
+    tasks = plan_tasks((source, target / f"{source.stem}.ipynb", {}) for source in sources)
     failures = run_tasks(tasks, jobs)
     written = []
     for task in tasks:

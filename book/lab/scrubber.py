@@ -20,7 +20,7 @@ def shown_images(names: pd.DataFrame, corpus: Corpus) -> np.ndarray:
     """Choose images that lost their correct name at least once, from each dataset in turn.
 
     Args:
-        names: The result of `lab.analyses.names_by_update`.
+        names: The `old` or `new` of `lab.analyses.predict_names`.
         corpus: The embedded benchmark.
 
     Returns:
@@ -41,7 +41,7 @@ def scrubber_table(names: pd.DataFrame, corpus: Corpus) -> dict[str, Any]:
     """Return the data of the scrubber.
 
     Args:
-        names: The result of `lab.analyses.names_by_update`.
+        names: The `old` or `new` of `lab.analyses.predict_names`.
         corpus: The embedded benchmark.
 
     Returns:
@@ -91,7 +91,7 @@ def scrubber_explorer(names: pd.DataFrame, corpus: Corpus) -> explorers.Explorer
     """Explore a model's predictions for the same test images after each update.
 
     Args:
-        names: The result of `lab.analyses.names_by_update`.
+        names: The `old` or `new` of `lab.analyses.predict_names`.
         corpus: The embedded benchmark.
 
     Returns:

@@ -5,6 +5,7 @@ A chapter's source contains `{{gain merging/EMA}}`, and its notebook "+4.9 (3.1 
 the text follows when a value changes.
 """
 
+import functools
 import math
 import re
 from typing import Any
@@ -28,9 +29,7 @@ from cmp.releases.sentences import signed
 from lab import analyses, chapters
 
 DIAGRAMS = chapters.BOOK / "diagrams"
-FIGURE = re.compile(
-    r"\{\{(?P<kind>diagram|caption|ref) (?P<label>[\w-]+)(?:: (?P<text>[^{}]+))?\}\}"
-)
+FIGURE = re.compile(r"\{\{(?P<kind>diagram|caption) (?P<label>[\w-]+)(?:: (?P<text>[^{}]+))?\}\}")
 LABEL = re.compile(r"\{\{(?:diagram|caption) ([\w-]+)")
 REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
 MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+)\s(?P<what>[^{}]+)\}\}")
@@ -92,6 +91,7 @@ def fill_notebook(notebook: Any, number: str) -> None:
             )
 
 
+@functools.cache
 def cited_works() -> dict[str, str]:
     """Return the works in `references.bib`: key -> a link such as "[Roth et al., 2024](URL)"."""
     works = {}

@@ -1,5 +1,6 @@
 """The commands `study`, `book`, `site` and `lab`, which compute and open the book."""
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -196,7 +197,8 @@ def site(picture: bool = False, predictions: bool = False, pdf: bool = False) ->
     if pdf:
         for path in shared.import_lab("printing").print_book(pages):
             typer.echo(f"printed: {path}")
-    typer.echo("to read it: python3 -m http.server --bind 127.0.0.1 --directory _build/html")
+    folder = shlex.quote(str(pages))
+    typer.echo(f"to read it: python3 -m http.server --bind 127.0.0.1 --directory {folder}")
 
 
 def lab(
@@ -221,7 +223,7 @@ def lab(
         typer.echo(reader.diff_chapter(diff) or "your copy is the same as the book's")
         return
     if reset:
-        typer.echo(f"your version, if you had one: {reader.reset_chapter(reset)}")
+        typer.echo(f"your version: {reader.reset_chapter(reset)}")
         return
     for name, note in reader.prepare_copies().items():
         if note:

@@ -77,16 +77,15 @@ def compare(
         shared.check_out(page, "--report")
         check_target(page)
     limits = gate.read_gate(gate_file) if gate_file else None
-    releases = [
-        release.read_release(x) if release.is_release(Path(x)) else None for x in (old, new)
-    ]
     pair = [
-        made or candidates.find_candidate(x) for made, x in zip(releases, (old, new), strict=True)
+        release.read_release(x) if release.is_release(Path(x)) else candidates.find_candidate(x)
+        for x in (old, new)
     ]
+    releases = [x for x in pair if isinstance(x, release.Release)]
     names = [x.config.model.name if isinstance(x, release.Release) else x.name for x in pair]
     forecast.check_device(device := common_device(names, device))
-    owner = releases[1] or releases[0]
-    if owner and not data:
+    if releases and not data:
+        owner = releases[-1]
         corpus = owner.corpus(gone == "skip", parse_moved(moved, owner.folder))
     elif moved or gone == "skip":
         raise CmpError(
@@ -106,7 +105,7 @@ def compare(
     )
     print_comparison(comparison)
     lines = gate.apply_gate(limits, comparison) if limits else []
-    notes = _release_notes(*releases)
+    notes = [] if data else _release_notes(releases)
     typer.echo("\n".join(notes), nl=bool(notes))
     if page:
         report.write_report(comparison, page, gate=lines, notes=notes)
@@ -120,9 +119,10 @@ def compare(
         raise typer.Exit(1)
 
 
-def _release_notes(old: release.Release | None, new: release.Release | None) -> list[str]:
-    """Return sentences on the scores of two releases."""
-    if old is None or new is None or len(old.record.updates) >= len(new.record.updates):
+def _release_notes(releases: list[release.Release]) -> list[str]:
+    """Return sentences on the scores of two releases on their own images."""
+    counts = [len(each.record.updates) for each in releases]
+    if len(counts) < 2 or counts[0] >= counts[1]:
         return []
     return [
         "A_KA before can be lower than on the old release's card: here the old model also chooses "

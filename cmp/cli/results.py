@@ -9,9 +9,9 @@ from pathlib import Path
 import typer
 from tqdm import tqdm
 
-from cmp import budgets
+from cmp import budgets, config
 from cmp.cli import shared
-from cmp.cli.runs import print_config, print_run, progress_observer
+from cmp.cli.runs import print_run, progress_observer
 from cmp.errors import CmpError
 from cmp.experiments import results
 from cmp.files import SHORT_ID
@@ -64,8 +64,7 @@ def show(run_id: str) -> None:
         cmpt results show 3f2a
     """
     run = lookup.find_any_run(run_id)
-    print_config(run.config)
-    for key, value in run.provenance.items():
+    for key, value in [*config.flat_keys(run.config.to_dict()), *run.provenance.items()]:
         typer.echo(f"{key}: {value}")
     print_run(run)
     print_log(logs.log_path(run.id))

@@ -189,7 +189,8 @@ def evaluate(
         error = shared.score_text(scores.aggregate(key)[1]) if key in evaluation.ROLES else ""
         rows.append((key, "", "", shared.score_text(summary.get(key)), error, "", "", ""))
     columns = ("dataset", "role", "metric", "score", "s.e.", "chance", "n", "ways")
-    title = f"{model}, {weights or f'{start} base {seed}'}, {split}, in percent"
+    base = f" base {seed}" * (start in config.STARTS)
+    title = f"{model}, {weights or start + base}, {split}, in percent"
     shared.print_table(columns, rows, title)
 
 
@@ -227,21 +228,17 @@ def export(
         found, network = find_model(model.removeprefix(starts.RUN_PREFIX))
         name = found.config.model.name
         report_unfinished(found)
+    elif to == "hf":
+        raise CmpError(
+            f"--to hf: {model}: a model card describes a run, so give the id of a run, or choose "
+            "another format; a release is such a folder already, so upload it as it is"
+        )
     else:
-        if to == "hf" and is_release(folder):
-            raise CmpError(
-                f"--to hf: {model}: a release is such a folder already; upload it as it is"
-            )
         candidate = find_candidate(model)
-        if to == "hf":
-            raise CmpError(
-                f"--to hf: a model card describes a run, and {candidate.name!r} is not a run; give "
-                "the id of a run, or choose another format"
-            )
         found, name, network = None, candidate.name, candidate.load()
     if to in EXPORTERS:
         write_export(name, network, out, to)
-    elif found and to == "hf":
+    elif to == "hf":
         hub.write_hub_folder(found, network, load_data(found.config.data), out)
         loading = f'open_clip.create_model_from_pretrained("local-dir:{out}")'
         typer.echo(f"written: {out}\nmodel, preprocess = {loading}")
@@ -413,12 +410,6 @@ def report_checks(checks: list[preflight.Check]) -> None:
     if bad:
         typer.echo(f"Not ready: {', '.join(bad)}. The lines above say why.")
         raise typer.Exit(1)
-
-
-def print_config(run_config: config.RunConfig) -> None:
-    """Print a config, one line per key."""
-    for key, value in config.flat_keys(run_config.to_dict()):
-        typer.echo(f"{key}: {value}")
 
 
 def print_run(stored: store.StoredRun) -> None:

@@ -4,7 +4,6 @@ Example:
     cmpt stream show stream.order=similarity
 """
 
-from collections import Counter
 from io import StringIO
 from pathlib import Path
 
@@ -86,13 +85,12 @@ def read_counts(path: Path) -> dict[str, int]:
         return {str(name): int(count) for name, count in table[["class", "count"]].to_numpy()}
 
 
-def import_(file: Path, name: str, tasks: shared.Positive = 20) -> None:
+def import_(file: Path, name: str) -> None:
     """Import a stream file of the paper's published code, for stream.order=listed.
 
     Args:
         file: JSON file with a list of "DATASET+++class".
         name: Name of the table, for the key stream.traits.
-        tasks: Number of tasks in the printed summary.
 
     Example:
         cmpt stream import order.json mine
@@ -102,11 +100,7 @@ def import_(file: Path, name: str, tasks: shared.Positive = 20) -> None:
     path = statistics.write_statistics(positions, name)
     datasets = len({entry.partition("+++")[0] for entry in order})
     typer.echo(f"{len(order)} classes of {datasets} datasets: {path}")
-    if tasks > len(order):
-        return typer.echo(f"too few for {tasks} tasks; set stream.tasks to at most {len(order)}")
-    sizes = Counter(len(block) for block in streams.cut_into_tasks(order, tasks))
-    words = ", ".join(f"{count} of {size}" for size, count in sizes.items())
-    typer.echo(f"split into {tasks} tasks: {words}")
+    typer.echo(f"to see its tasks: cmpt stream show stream.order=listed stream.traits={name}")
 
 
 app = shared.make_group(__doc__, show, make, import_)

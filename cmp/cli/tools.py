@@ -214,7 +214,6 @@ def plan(
     gmafs: float | None = None,
     device: str = "h100",
     keep: str = "balance",
-    new: str = "both",
     pool: float | None = None,
     other_pool: bool = False,
     buffer: int | None = None,
@@ -235,8 +234,6 @@ def plan(
         device: Device of the plan: h100, a100, rtx-4090, l40s, l40, l4, t4 or core.
         keep: What matters more: balance (new and old alike), most (keep old first) or all (lose
             nothing).
-        new: What is new in the updates: both (names and looks), or names. It changes nothing in the
-            plan; names may add a remark.
         pool: Fraction of the pretraining data, or of your own pool, to replay, 0 to 1. Default: 0.5
             for this book's own models, otherwise 1.
         other_pool: Replay public data, because the pretraining data are not available.
@@ -250,7 +247,7 @@ def plan(
     from cmp.experiments import evidence, planner
 
     request = planner.PlanRequest(
-        model, updates, images, gpu_hours, gmafs, device, keep, new, pool, other_pool, buffer, start
+        model, updates, images, gpu_hours, gmafs, device, keep, pool, other_pool, buffer, start
     )
     made = planner.make_plan(request, evidence.gather_evidence())
     typer.echo(planner.plan_as_yaml(made), nl=False)

@@ -93,23 +93,26 @@ def update(
         "skip_gone": gone == "skip", "moved": parse_moved(moved, given[0]),
     }  # fmt: skip
     with processes.init_distributed(_device_of(given[0], device)) as local_device:
+        is_first = processes.rank() == 0
         with processes.first_process_first():
             plan = plan_update(*given, **pictures)
         check_folder(plan, out)
-        if processes.rank() == 0:
-            start = release.describe(plan.parent) if plan.parent else "a first update"
-            typer.echo("\n".join([f"from {given[0]}: {start}", *plan.notes]))
+        if is_first:
+            origin = release.describe(plan.parent) if plan.parent else "a first update"
+            typer.echo("\n".join([f"from {given[0]}: {origin}", *plan.notes]))
         if dry_run:
-            if processes.rank() == 0:
+            if is_first:
                 typer.echo(_dry_run_lines(plan, given))
             return
         forecast.check_device(local_device)
         is_there = release.is_release(out)
-        if processes.rank() == 0 and working_folder(out).exists() and not is_there:
+        if is_first and working_folder(out).exists() and not is_there:
             typer.echo(_stopped_line(plan, out))
         boards = shared.name_boards(tensorboard, wandb)
-        made = _compute(plan, out, local_device, execution, boards)
-        if processes.rank() == 0:
+        with tqdm(total=plan.steps, desc=plan.name, unit=" steps", disable=not is_first) as bar:
+            observer = progress_observer(bar)
+            made = compute_update(plan, out, observer, local_device, execution, boards)
+        if is_first:
             state = "already there" if is_there else "written"
             typer.echo(f"{state}: {out}\n{release_lines(made)}")
             if not plan.peak_source:
@@ -204,19 +207,6 @@ def _split_moved(text: str, folders: list[str]) -> tuple[str, str]:
         raise CmpError(f"--moved: {text!r}: give OLD=NEW, two folders")
     known = [pair for pair in pairs if any(came_from(folder, pair[0]) for folder in folders)]
     return (known or pairs)[0]
-
-
-def _compute(
-    plan: UpdatePlan,
-    out: Path,
-    device: str,
-    execution: ExecutionConfig,
-    boards: dict[str, str],
-) -> release.Release:
-    """Compute an update with a progress bar, which only the first process shows."""
-    is_silent = processes.rank() > 0
-    with tqdm(total=plan.steps, desc=plan.name, unit=" steps", disable=is_silent) as bar:
-        return compute_update(plan, out, progress_observer(bar), device, execution, boards)
 
 
 def _stopped_line(plan: UpdatePlan, out: Path) -> str:
@@ -314,6 +304,8 @@ def tune(
         given = {
             "": parent, "--start": start, "--data": data, "--pool": pool, "--retain": retain,
             "--prompt": prompt, "--gone": "skip" * (gone == "skip"), "--moved": moved,
+            "--threads": threads * (threads > 1), "--device": device, "--micro-batch": micro_batch,
+            "--checkpoint-activations": checkpoint_activations, "--compile": compile,
         }  # fmt: skip
         typer.echo(_update_command(given, out))
 
@@ -322,13 +314,14 @@ def _update_command(given: dict[str, Any], chosen: Path) -> str:
     """Return the command of the update that was tuned, but for its folder.
 
     Args:
-        given: The options and their values, as one value, a list, or nothing.
+        given: The options and their values, as one value, a list, True for an option without a
+            value, or nothing.
         chosen: The file of settings.
     """
     words = ["cmpt", "update"]
     for option, value in given.items():
         for each in value if isinstance(value, list) else [value]:
-            words += [option, str(each)] if each else []
+            words += [option, "" if each is True else str(each)] if each else []
     words = [shlex.quote(word) for word in words if word]
     return " ".join([*words, "-o NEW_RELEASE --settings", shlex.quote(str(chosen))])
 
@@ -339,7 +332,7 @@ def _parse_peaks(text: str | None) -> list[float]:
     except ValueError as error:
         raise CmpError(f"--peaks: {text!r}: give numbers, such as 0.001,0.003") from error
     if any(not 0 < peak < 1e3 for peak in peaks):
-        raise CmpError(f"--peaks: {text!r}: peaks must be above zero")
+        raise CmpError(f"--peaks: {text!r}: peaks must be between 0 and 1000")
     return peaks
 
 

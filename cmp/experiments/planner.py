@@ -25,8 +25,6 @@ from cmp.releases.sentences import count_of
 _WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))
 KEEP: dict[str, str] = _WORDS["keep"]
 """How much of the model's zero-shot knowledge must be kept."""
-NEW: dict[str, str] = _WORDS["new"]
-"""What is new in the updates."""
 PROBLEMS: dict[str, str] = _WORDS["problems"]
 """Longer explanations of why no run can fulfil a request."""
 NOTES: dict[str, str] = _WORDS["notes"]
@@ -68,7 +66,6 @@ class PlanRequest:
         gmafs: The total memory-adjusted GFLOPs, the paper's unit.
         device: One of `cmp.experiments.forecast.DEVICES`.
         keep: One of `KEEP`.
-        new: One of `NEW`.
         pool: The fraction of the pool to replay, 0 to 1. If None, half for an embedded model, as in
             the studies, and everything for a real one, with the user's own pool.
         other_pool: Whether only public data are available for replay, and no pretraining data.
@@ -83,7 +80,6 @@ class PlanRequest:
     gmafs: float | None = None
     device: str = "h100"
     keep: str = "balance"
-    new: str = "both"
     pool: float | None = None
     other_pool: bool = False
     buffer: int | None = None
@@ -113,7 +109,7 @@ class PlanRequest:
 def _problems(request: PlanRequest) -> Iterator[str]:
     """Yield the reasons why no run can fulfil a request. Each check assumes that the earlier ones
     passed."""
-    for key, names in (("device", DEVICES), ("keep", KEEP), ("new", NEW)):
+    for key, names in (("device", DEVICES), ("keep", KEEP)):
         if (value := getattr(request, key)) not in names:
             yield f"{key} {value!r}{name_choices(value, [*names])}"
     is_hub = starts.is_hub(request.model)
@@ -369,7 +365,6 @@ def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
         "real data": not request.embedded,
         "real peak": not request.embedded,
         "forced lock": run.method.name == "locked-image",
-        "only names": request.new == "names" and run.method.name == "full",
         "small updates": _largest_batch(request, run.mixture) < _usual_batch(request),
         "always": True,
         "capped": bought > steps,

@@ -295,10 +295,16 @@ def _check_disk(run_config: RunConfig | None) -> Check:
     return Check("disk", PRESENT if free > needed else MISSING, words)
 
 
+def find_browser() -> Path | None:
+    """Return the path of a browser that can open and print pages, if there is one."""
+    return next((Path(path) for path in map(shutil.which, BROWSERS) if path), None)
+
+
 def _check_browser() -> Check:
-    name = next((name for name in BROWSERS if shutil.which(name)), None)
-    sentence = name or "none; the tests that open the explorers in a browser are skipped"
-    return Check("browser", PRESENT if name else OPTIONAL, sentence)
+    if browser := find_browser():
+        return Check("browser", PRESENT, browser.name)
+    sentence = "none; the tests that open the explorers in a browser are skipped"
+    return Check("browser", OPTIONAL, sentence)
 
 
 def describe_run(run_config: RunConfig) -> list[str]:

@@ -79,7 +79,7 @@ def served(browser, build, tmp_path_factory):
         "gone": [
             *shown,
             "from lab import atlas, kernel_explorers",
-            "kernel_explorers.budget_calculator()",
+            "kernel_explorers.budget_explorer()",
             "atlas.atlas_explorer()",
         ],
         "await": [*shown, f"print('begun')\nawait asyncio.sleep({AWAKE})\nprint('awake')"],
@@ -127,7 +127,7 @@ SHOWN = {number: cut.explorers(source) for number, source in chapters.chapters()
 
 def test_the_book_has_its_explorers():
     assert {name for names in SHOWN.values() for name in names} == {
-        "atlas_explorer", "budget_calculator", "mixture_explorer", "path_explorer",
+        "atlas_explorer", "budget_explorer", "mixture_explorer", "path_explorer",
         "planner_explorer", "schedule_explorer", "scrubber_explorer", "stream_explorer",
     }  # fmt: skip
 
@@ -406,7 +406,7 @@ def test_a_kernel_that_is_gone_is_said_within_a_second_by_every_explorer(served)
     with lab.opened(*served, "gone.ipynb") as watched:
         page = watched.page
         watched.command("notebook:run-all-cells")
-        names = ("schedule_explorer", "budget_calculator", "atlas_explorer")
+        names = ("schedule_explorer", "budget_explorer", "atlas_explorer")
         schedule, budget, atlas = (Explorer(page, name) for name in names)
         page.wait_for_timeout(3000)
         expect(page.locator(".gone", has_text="gone")).to_have_count(0)

@@ -143,13 +143,19 @@ def plot_technique_gains(table: pd.DataFrame) -> Figure:
             beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 11}
             axes.text(1.01, place, words, color=style.ink(colour), **beside)
         names = [row if isinstance(row, str) else row.setting for row in lines]
-        axes.set_yticks(range(len(lines)), [style.with_subscripts(name) for name in names])
-        for label, row in zip(axes.get_yticklabels(), lines, strict=True):
-            label.set_fontweight("bold" if isinstance(row, str) else "normal")
-        axes.set(xlabel=AXIS, xlim=(left, right), ylim=(len(lines) - 0.4, -0.6))
+        _name_rows(axes, names, lines)
+        axes.set(xlabel=AXIS, xlim=(left, right))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.tick_params(axis="y", length=0)
     return figure
+
+
+def _name_rows(axes: Axes, names: list[str], lines: list[Any]) -> None:
+    """Name the rows of axes, from top to bottom, with those whose line is text as bold heads."""
+    axes.set_yticks(range(len(lines)), [style.with_subscripts(name) for name in names])
+    for label, line in zip(axes.get_yticklabels(), lines, strict=True):
+        label.set_fontweight("bold" if isinstance(line, str) else "normal")
+    axes.set(ylim=(len(lines) - 0.4, -0.6))
+    axes.tick_params(axis="y", length=0)
 
 
 def plot_loss_parts(controls: Mapping[str, pd.DataFrame]) -> Figure:
@@ -256,11 +262,7 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
         called = style.STYLE["claims"]
         claims = [line if isinstance(line, str) else line["claim"] for line in lines]
         names = [called.get(name, name) for name in claims]
-        axes.set_yticks(range(len(names)), [style.with_subscripts(name) for name in names])
-        for label, line in zip(axes.get_yticklabels(), lines, strict=True):
-            label.set_fontweight("bold" if isinstance(line, str) else "normal")
-        axes.set(ylim=(len(lines) - 0.4, -0.6))
-        axes.tick_params(axis="y", length=0)
+        _name_rows(axes, names, lines)
         if len(known):
             axes.margins(x=0.13 if known["bound"].astype(bool).any() else 0.05)  # room for arrows
             axes.axvspan(-MATTERS, MATTERS, color="0.92", zorder=0)

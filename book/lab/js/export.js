@@ -60,7 +60,7 @@ export const FORMS = {
 
 // A menu of forms, the text of the chosen one, and a button that copies it. Where nothing can be taken away,
 // `given()` is {missing}, which says why.
-export function takeAway(place, names, given = () => null) {
+export function takeAway(place, names, given) {
   const options = names.map((each) => element("option", { value: each }, each));
   const kind = element("select", { "aria-label": "Copy as", oninput: show }, ...options);
   const text = element("pre", { tabindex: 0 });

@@ -12,7 +12,7 @@ for (const place of document.querySelectorAll("[data-explorer]")) {
     : await fetch(new URL(`data/${name}.json`, import.meta.url));
   if (!found.ok) continue; // the still stays
   const table = await found.json();
-  const { explore } = await import(`./${place.dataset.script ?? table.script ?? name}.js`);
+  const { explore } = await import(`./${table.script ?? name}.js`);
   const made = document.createElement("div");
   place.replaceChildren(made);
   explore(made, { table, kernel: null, start: JSON.parse(place.dataset.start ?? "{}") });

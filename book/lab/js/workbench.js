@@ -14,7 +14,7 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, sizes = [], 
   const isSize = !("size" in start) || sizes.includes(size);
   const [given, fault] = isSize ? accepted(began, kinds) : [{}, `size cannot be ${JSON.stringify(size)}`];
   rules = { ...rules, start: given };
-  const words = { warned: fault && `The cell’s settings cannot be shown, so you see the defaults: ${fault}.` };
+  const warned = fault && `The cell’s settings cannot be shown, so you see the defaults: ${fault}.`;
   const read = () => (kernel ? null : linked(location.href, name, kinds));
   const saved = kernel?.saved();
   const opened = read();
@@ -86,7 +86,7 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, sizes = [], 
     land(found);
   }
   place.presets.append(bench.buttons());
-  bench.warn(words.warned);
+  bench.warn(warned);
   new ResizeObserver(whole).observe(el);
   if (!kernel) addEventListener("hashchange", follows);
   el.addEventListener("keydown", (event) => {
@@ -261,7 +261,6 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
           : "No stored run is near this setting, so a guess could not be checked.";
     say(guessSaid, words);
     revealButton.hidden = !guess || !end;
-    revealButton.disabled = !guess?.at;
     revealButton.dataset.key = key;
     const ask = buttons.querySelector(".asks");
     ask.textContent = guess ? "Stop guessing" : revealed ? "Guess again" : "Guess where it ends";
