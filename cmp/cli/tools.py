@@ -308,6 +308,7 @@ def pretrain(
     Example:
         cmpt pretrain small --seed 7
     """
+    from cmp import budgets
     from cmp.cli.runs import progress_observer
     from cmp.embedded import models as embedded_models
     from cmp.embedded import packed
@@ -316,9 +317,8 @@ def pretrain(
     torch.set_num_threads(threads)
     run_config = pretraining.pretraining_config(model, seed, *(settings or []))
     folder = out or build_folder() / "models"
-    with tqdm(
-        total=run_config.training.steps, desc=f"pretrain {model} {seed}", unit=" steps"
-    ) as bar:
+    steps = budgets.total_steps(run_config)
+    with tqdm(total=steps, desc=f"pretrain {model} {seed}", unit=" steps") as bar:
         observer = progress_observer(bar)
         cards = pretraining.pretrain(run_config, packed.load_embedded(), folder, observer)
     all_within = True
