@@ -313,15 +313,19 @@ def describe_run(run_config: RunConfig) -> list[str]:
     cost, full = budgets.method_cost(run_config), budgets.full_cost(run_config)
     adjusted = budgets.make_budget(0.0, cost, full)
     total = sum(each * adjusted.step + adjusted.end for each in steps)
-    each = " to ".join(map(str, sorted({min(steps), max(steps)}))) if steps else "some"
     return [
-        f"{tasks} tasks of {each} steps{rule}, {sum(steps)} in total",
+        f"{tasks} tasks of {steps_in_words(steps)} steps{rule}, {sum(steps)} in total",
         f"batches of {batch}: {pool} from the pretraining pool, {update} from the update, "
         f"{buffer} from the buffer; {first[0]} and {first[1]} in the first task, which has no "
         "buffer",
         f"{adjusted.step / GIGA:.6g} memory-adjusted GFLOPs per step (memory multiplier "
         f"{adjusted.multiplier:.4f}), {total / GIGA:.4g} in total",
     ]
+
+
+def steps_in_words(steps: tuple[int, ...]) -> str:
+    """Return the steps of the tasks of a run as one number, or as "209 to 342" if they differ."""
+    return " to ".join(map(str, sorted({min(steps), max(steps)}))) if steps else "some"
 
 
 def count_images(corpus: Corpus) -> list[tuple[str, str, int, int, int, int]]:
