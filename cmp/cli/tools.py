@@ -284,8 +284,8 @@ def doctor(
         run_config = read_config(profile, settings or [])
         device = starts.default_device(run_config.model.name, device)
         execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
-        checks, _, _ = preflight.check_run(run_config, device, execution)
-        typer.echo(preflight.describe_run(run_config)[0])
+        checks, _, fitted = preflight.check_run(run_config, device, execution)
+        typer.echo(preflight.describe_run(run_config, fitted)[0])
     report_checks(checks)
 
 

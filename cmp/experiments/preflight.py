@@ -301,12 +301,17 @@ def _check_browser() -> Check:
     return Check("browser", PRESENT if name else OPTIONAL, sentence)
 
 
-def describe_run(run_config: RunConfig) -> list[str]:
-    """Return lines that describe what a run would do: its steps, its batches and their cost."""
-    tasks, batch = run_config.stream.tasks, run_config.training.batch
-    steps = budgets.apply_budget(run_config).steps
-    paper_steps = paper.table4_steps(run_config)
-    is_paper = paper_steps and run_config.data == "fomo"
+def describe_run(given: RunConfig, fitted: RunConfig) -> list[str]:
+    """Return lines that describe what a run would do: its steps, its batches and their cost.
+
+    Args:
+        given: The run's config. Only this one says whether the paper's rule sets its steps.
+        fitted: The config that is actually run, see `check_run`.
+    """
+    run_config = budgets.apply_budget(fitted)  # without data, it still has its budget
+    tasks, batch, steps = run_config.stream.tasks, run_config.training.batch, run_config.steps
+    paper_steps = paper.table4_steps(given)
+    is_paper = paper_steps and given.data == "fomo"
     rule = f" (the paper's rule gives {paper_steps})" if is_paper else ""
     pool, update, buffer = mixtures.batch_counts(run_config.mixture, batch, empty_buffer=False)
     first = mixtures.batch_counts(run_config.mixture, batch, empty_buffer=True)
@@ -351,11 +356,11 @@ def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> li
     lines, missing = [f"runs: {len(configs)}"], {}
     for (setting, replicate), run_config in configs.items():
         lines.append(f"{setting}, replicate {replicate}")
-        lines += [f"  {line}" for line in describe_run(run_config)]
+        is_here = _check_data(run_config).state == PRESENT
+        corpus = load_run_data(run_config) if is_here else None
+        fitted = budgets.settle(run_config, corpus) if corpus else run_config
+        lines += [f"  {line}" for line in describe_run(run_config, fitted)]
         if run_config.model.name not in starts.family_names():
-            is_here = _check_data(run_config).state == PRESENT
-            corpus = load_run_data(run_config) if is_here else None
-            fitted = budgets.settle(run_config, corpus) if corpus else run_config
             sentence = forecast.forecast_sentence(fitted, device, corpus=corpus)
             lines.append(f"  forecast: {sentence}")
         missing |= dict.fromkeys(missing_needs(run_config, device))
