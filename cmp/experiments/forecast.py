@@ -149,13 +149,13 @@ def step_flops(run_config: RunConfig) -> float:
 
 def _forward_flops(run_config: RunConfig) -> int:
     """Return the FLOPs of a forward pass of a batch."""
-    method = run_config.method
+    method, batch = run_config.method, run_config.training.batch
     option = get_option("method", method.name)
-    return _cached_forward(run_config.model.name, run_config.training.batch, method, option)
+    return _cached_forward(run_config.model.name, batch, method, option, option.digest)
 
 
 @functools.cache
-def _cached_forward(name: str, batch: int, method: Method, option: Option) -> int:
+def _cached_forward(name: str, batch: int, method: Method, option: Option, digest: str) -> int:
     state = budgets.shape_state(name, method, models.create_on_meta(name))
     return budgets.count_flops(lambda: budgets.forward_shapes(state, batch))
 
@@ -376,14 +376,20 @@ def memory_account(run: RunConfig, recomputed: bool = False) -> dict[str, int]:
         recomputed: Whether the network recomputes what it can, so that "activations" are only the
             inputs of all blocks.
     """
-    batch, option = run.training.batch, get_option("method", run.method.name)
-    replayed = budgets.replayed_samples(run)
-    return _cached_account(run.model.name, batch, run.method, replayed, option, recomputed)
+    name, batch, method = run.model.name, run.training.batch, run.method
+    option, replayed = get_option("method", method.name), budgets.replayed_samples(run)
+    return _cached_account(name, batch, method, replayed, option, option.digest, recomputed)
 
 
 @functools.cache
 def _cached_account(
-    name: str, batch: int, method: Method, replayed: int, option: Option, recomputed: bool
+    name: str,
+    batch: int,
+    method: Method,
+    replayed: int,
+    option: Option,
+    digest: str,
+    recomputed: bool,
 ) -> dict[str, int]:
     model = models.create_on_meta(name)
     if recomputed:
