@@ -59,9 +59,8 @@ def begin_chapter(
     jobs, device = scope["jobs"], scope["device"]
     if isinstance(runs, studies.Study):
         live = runs.configs(profile, seeds, live_only=profile != "cpu")
-        published = {"quick": studies.band_of(runs), "cpu": runs}
-        if profile in published and not scope.get("dry_run"):
-            results.restore_runs(published[profile])
+        if not scope.get("dry_run"):
+            results.restore_runs(runs, profile)
     else:
         base = config.profile(profile)
         live = {

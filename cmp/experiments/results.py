@@ -235,21 +235,25 @@ def published_runs(name: str) -> list[StoredRun]:
     return runs
 
 
-def restore_runs(study: studies.Study, dry_run: bool = False) -> int:
+def restore_runs(study: studies.Study, profile: str, dry_run: bool = False) -> int:
     """Store published runs of a study that are neither in the store nor stale, so that they need
     not be computed here.
 
-    If the file cannot be read, warn.
+    Runs are published in the study's own profile, and some in `quick`, see
+    `cmp.experiments.studies.band_of`. If the file cannot be read, warn.
 
     Args:
         study: The study.
+        profile: The profile in which its runs are needed.
         dry_run: Whether to only count the runs.
 
     Returns:
         The number of these runs.
     """
+    band = f"{studies.BAND}{study.name.removeprefix(studies.BAND)}"
+    name = {"quick": band, study.profile: study.name}.get(profile)
     try:
-        published = published_runs(study.name) if is_published(study.name) else []
+        published = published_runs(name) if name and is_published(name) else []
     except CmpError as error:
         warnings.warn(f"{error}; its runs are computed again", stacklevel=2)
         return 0
