@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from cmp import bench, config, mixtures, models, starts
+from cmp import bench, budgets, config, mixtures, models, starts
 from cmp.bench import networks, pictures, timing
 from cmp.bench.jpegs import SIZE, decoding_rates
 from cmp.bench.networks import TASK
@@ -144,9 +143,7 @@ def measure(run_config: RunConfig, corpus: Corpus, rounds: int) -> list[dict[str
         steppers[path] = make_stepper(make_state(run_config, corpus, path))
         memory[path] = peak_bytes(steppers[path]) - before
         if not PATHS[path][1].compile_towers:
-            with FlopCounterMode(display=False) as counter:
-                steppers[path]()
-            flops[PATHS[path][0]] = counter.get_total_flops()
+            flops[PATHS[path][0]] = budgets.count_flops(steppers[path])
     blocks = {path: make_block(step) for path, step in steppers.items()}
     seconds = timing.interleaved(blocks, rounds)
     base, *_ = seconds.values()
