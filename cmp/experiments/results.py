@@ -94,16 +94,11 @@ def _read_results(name: str) -> pd.DataFrame:
 
 
 def setting_configs(published: pd.DataFrame) -> dict[str, config.RunConfig]:
-    """Return the config of one run of each setting; raise `CmpError` if they have none.
+    """Return the config of one run of each setting.
 
     Args:
         published: The result of `published_metrics`.
     """
-    if missing := {"setting", "replicate", "config"} - set(published):
-        raise CmpError(
-            f"published: no column {', '.join(sorted(missing))}; use the result of "
-            "`published_metrics`"
-        )
     one = published.drop_duplicates("setting")
     trees = zip(one["setting"], one["config"], strict=True)
     return {name: config.parse(json.loads(tree), f"setting {name!r}") for name, tree in trees}
