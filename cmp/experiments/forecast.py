@@ -71,12 +71,6 @@ def check_device(device: str) -> None:
         raise CmpError(f"device {device!r}: cannot be used here ({reason}); choose cpu") from error
 
 
-def training_flops(run_config: RunConfig) -> float:
-    """Return the FLOPs of a run's training, without evaluations."""
-    run_config, cost = budgets.apply_budget(run_config), budgets.method_cost(run_config)
-    return sum(steps * cost.step + cost.end for steps in run_config.steps)
-
-
 def device_facts(device: str) -> Device:
     """Return the assumed properties of a device. An unlisted GPU is taken for an H100, and `about`
     says so."""
