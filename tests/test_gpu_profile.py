@@ -70,7 +70,6 @@ def test_its_plan_is_printed_where_nothing_of_it_is_here():
 def test_the_paper_s_steps_stand_beside_its_own_also_where_its_data_are_here(monkeypatch):
     """Its budget is then replaced by the steps that it buys."""
     monkeypatch.setattr(preflight, "check_needs", lambda *_: [preflight.Check("data", "here", "")])
-    monkeypatch.setattr(preflight, "_check_data", lambda run: preflight.Check("data", "here", ""))
     monkeypatch.setattr(preflight, "_check_batches", lambda *_: preflight.Check("-", "here", ""))
     monkeypatch.setattr(preflight, "load_run_data", lambda run: None)
     monkeypatch.setattr(budgets, "settle", lambda run, corpus: budgets.apply_budget(run))

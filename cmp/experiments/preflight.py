@@ -64,7 +64,7 @@ def check_setup() -> list[Check]:
     card = _check_card("cuda")
     if card.state == MISSING:
         card = card._replace(state=OPTIONAL)
-    checks = [_check_packages(), _check_data(None), _check_bases(), _check_disk(None)]
+    checks = [_check_packages(), _check_data(RunConfig()), _check_bases(), _check_disk(None)]
     return [*checks, _check_browser(), card]
 
 
@@ -96,20 +96,19 @@ def check_needs(run_config: RunConfig, device: str) -> list[Check]:
     return [_check_data(run_config), _check_weights(run_config), _check_card(device)]
 
 
-def missing_needs(run_config: RunConfig, device: str) -> list[str]:
-    """Return one line for each thing that a run needs and that is missing or damaged."""
+def missing_needs(needs: list[Check]) -> list[str]:
+    """Return one line for each thing that is missing or damaged; see `check_needs`."""
     words = {MISSING: "absent", TO_FETCH: "absent", DAMAGED: DAMAGED}
-    faulty = [check for check in check_needs(run_config, device) if check.state in words]
+    faulty = [check for check in needs if check.state in words]
     return [f"{words[check.state]}: {check.what}: {check.sentence}" for check in faulty]
 
 
-def _check_data(run_config: RunConfig | None) -> Check:
-    """Check the data of a run, or the embedded benchmark."""
+def _check_data(run_config: RunConfig) -> Check:
+    """Check the data of a run."""
     try:
-        corpus = load_run_data(run_config) if run_config else load_data("embedded")
-        if run_config:
-            fitted = mixtures.fit_mixture(run_config, corpus)
-            mixtures.replay_pool(corpus, fitted.mixture, fitted.seeds.data)
+        corpus = load_run_data(run_config)
+        fitted = mixtures.fit_mixture(run_config, corpus)
+        mixtures.replay_pool(corpus, fitted.mixture, fitted.seeds.data)
     except CmpError as error:
         return Check("data", MISSING, str(error).removeprefix("data: "))
     return Check("data", PRESENT, f"{len(corpus.table)} images of {len(corpus.datasets)} datasets")
@@ -356,12 +355,12 @@ def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> li
     lines, missing = [f"runs: {len(configs)}"], {}
     for (setting, replicate), run_config in configs.items():
         lines.append(f"{setting}, replicate {replicate}")
-        is_here = _check_data(run_config).state == PRESENT
-        corpus = load_run_data(run_config) if is_here else None
+        needs = check_needs(run_config, device)
+        corpus = load_run_data(run_config) if needs[0].state == PRESENT else None
         fitted = budgets.settle(run_config, corpus) if corpus else run_config
         lines += [f"  {line}" for line in describe_run(run_config, fitted)]
         if run_config.model.name not in starts.family_names():
             sentence = forecast.forecast_sentence(fitted, device, corpus=corpus)
             lines.append(f"  forecast: {sentence}")
-        missing |= dict.fromkeys(missing_needs(run_config, device))
+        missing |= dict.fromkeys(missing_needs(needs))
     return [*lines, *missing]
