@@ -11,7 +11,8 @@ from cmp import budgets, models
 from cmp.bench import networks, timing
 from cmp.bench.networks import TASK, Setting
 from cmp.bench.report import Report
-from cmp.data import Corpus, augment, normalise
+from cmp.data import augment, normalise
+from cmp.embedded import packed
 from cmp.seeds import torch_generator
 from cmp.training import clamp_logit_scale, create_optimizer, set_train_mode, train_step
 
@@ -93,12 +94,12 @@ def measure(setting: Setting, rounds: int) -> tuple[list[dict[str, object]], str
     return rows, note
 
 
-def step(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
+def step(names: list[str], rounds: int, batch: int | None) -> Report:
     """Measure our step in bf16 and fp32 against plain open_clip's in fp32, for each model.
 
     The vocabulary of an embedded model is part of the model, so plain open_clip uses it, too.
     """
-    rows, notes = [], []
+    corpus, rows, notes = packed.load_embedded(), [], []
     for name in names:
         found, note = measure(networks.setting(name, corpus, batch), rounds)
         rows += found
