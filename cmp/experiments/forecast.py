@@ -327,7 +327,7 @@ def _measure_step(run_config: RunConfig, device: str) -> float:
     torch.set_num_threads(1)
     try:
         corpus, model = load_data(run_config.data), models.create_model(name).to(device)
-        step, end = _step_seconds(run_config, model, device, clock)
+        step, end = _step_seconds(run_config, corpus, model, device, clock)
         others = end * run_config.stream.tasks
         evaluations = range(run_config.stream.tasks + 1)
         sizes = [size for done in evaluations for size in evaluation_sizes(run_config, done)]
@@ -341,7 +341,11 @@ def _measure_step(run_config: RunConfig, device: str) -> float:
 
 
 def _step_seconds(
-    run_config: RunConfig, model: torch.nn.Module, device: str, clock: Callable[[], float]
+    run_config: RunConfig,
+    corpus: Corpus,
+    model: torch.nn.Module,
+    device: str,
+    clock: Callable[[], float],
 ) -> tuple[float, float]:
     """Return the seconds of a step of the last task, and of the method's work at the end of a
     task."""
@@ -350,7 +354,6 @@ def _step_seconds(
     training = dataclasses.replace(run_config.training, budget=None, task_steps=task_steps)
     curve = Schedule("constant", peak=run_config.schedule.peak)  # any curve fits in
     short = dataclasses.replace(run_config, training=training, schedule=curve)
-    corpus = load_data(run_config.data)
     state = make_train_state(short, corpus, model, device, ExecutionConfig())
     pools, ends = mixtures.task_pools(short, state.corpus), []
 
