@@ -98,8 +98,8 @@ def pretrain(
     steps = budgets.settle(run_config, corpus).steps
     whole = sum(steps)
     kept = whole - schedule.durations(steps[-1])[1]
-    starts = ("annealed", "unannealed") if schedule.name == "wsd" else (schedule.name,)
-    paths = {start: folder / embedded_models.base_path(name, start, seed).name for start in starts}
+    names = ("annealed", "unannealed") if schedule.name == "wsd" else (schedule.name,)
+    paths = {start: folder / embedded_models.base_path(name, start, seed).name for start in names}
 
     def after_step(task: int, step: int, result: StepResult, model: torch.nn.Module) -> None:
         if sum(steps[:task]) + step + 1 == kept and "unannealed" in paths:
@@ -114,7 +114,7 @@ def pretrain(
     hooks = dataclasses.replace(observer, step=after_step, resumed=resumed)
     with CheckpointManager(identity.run_id_of(run_config, corpus)) as manager:
         result = execute(run_config, corpus, hooks, manager=manager)
-        save_base(models.split_attention(result.model).state_dict(), paths[starts[0]])
+        save_base(models.split_attention(result.model).state_dict(), paths[names[0]])
         if "unannealed" in paths:
             save_base(manager.load_base(kept), paths["unannealed"])
         cards = {}

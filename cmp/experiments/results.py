@@ -29,7 +29,6 @@ from cmp.parsing import read_table
 from cmp.project import book_folder, build_folder
 from cmp.runs import identity, logs, lookup, store, verify
 from cmp.runs.checkpoints import CheckpointManager
-from cmp.runs.lookup import unfinished_runs
 from cmp.runs.runner import NO_OBSERVER, Observer
 from cmp.runs.store import METRIC_COLUMNS, METRIC_KEYS, RUN_KEYS, StoredRun
 from cmp.runs.verify import Verdict
@@ -127,8 +126,8 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
             "their own"
         )
     missing = {key: run_id for key, run_id in grid.items() if run_id not in runs}
-    partial = {replicate for _, replicate in missing}
-    grid = {key: run_id for key, run_id in grid.items() if key[1] not in partial}
+    incomplete = {replicate for _, replicate in missing}
+    grid = {key: run_id for key, run_id in grid.items() if key[1] not in incomplete}
     if not grid:
         count = len(set(missing.values()))
         raise CmpError(f"study {study.name}: {count} runs are missing; compute them first")
@@ -313,7 +312,7 @@ def delete_run(prefix: str) -> tuple[str, int]:
             f"{prefix!r}: {len(names) or 'no'} runs have this id; `cmpt results ls` lists all runs"
         )
     [name] = names
-    if len(prefix) > SHORT_ID and not unfinished_runs(prefix):
+    if len(prefix) > SHORT_ID and not lookup.unfinished_runs(prefix):
         lookup.find_run(prefix)  # compares the digits that the folder's name lacks
     for path in RESULTS.glob("*.parquet"):
         remedy = f"restore it, or write it with `cmpt study {path.stem} --publish`"

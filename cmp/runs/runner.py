@@ -237,7 +237,7 @@ class Run:
         return {name: x.cpu() for name, x in adapters.merged_state_dict(self.model).items()}
 
     def begin(self) -> tuple[int, int]:
-        """Evaluate and save the starting weights, and return the first task and step."""
+        """Evaluate and save the starting weights, and return (0, 0), the first task and step."""
         self.evaluate(0)
         self.save(0, 0)
         self.stop_if_asked(0, 0)
