@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from cmp import arithmetic, cli, evaluation, mixtures, models, schedules, training
+from cmp import arithmetic, budgets, cli, evaluation, mixtures, models, schedules, training
 from cmp.bench import gpu, networks, pictures, step, timing
 from cmp.bench.networks import TASK
 from cmp.data import Corpus, augment, colour_map, normalise
@@ -144,7 +144,7 @@ def test_flops_of_a_step(corpus):
     tokens = models.tokenizer("bench-nano")(corpus.texts)
     plain = models.split_attention(models.create_fused_model("bench-nano"))
     steppers = step.plain_stepper(setting, plain), step.our_stepper(setting, "fp32")
-    full, less = map(step.count_flops, steppers)
+    full, less = map(budgets.count_flops, steppers)
     share = models.pack_texts(tokens[batch.texts.unique()])[0].numel() / (32 * 16)
     text = 6 * 32 * 16 * 3 * 12 * 128**2  # three layers' matrices
     assert 1 < full / (text + 6 * 32 * 17 * 4 * 12 * 128**2) < 1.1  # and four of the image's

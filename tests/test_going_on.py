@@ -18,11 +18,11 @@ import torch
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import cli, config, evaluation, models
+from cmp import budgets, cli, config, evaluation, models
 from cmp.cli import runs
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import preflight, results
+from cmp.experiments import hub, preflight, results
 from cmp.files import SHORT_ID, listed_file
 from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.launch import from_keywords, resolve_run
@@ -257,6 +257,30 @@ def test_of_a_stopped_run_the_model_after_its_last_task_is_exported(build, polic
     assert "damaged" in refused("export", progress.run[:6], *out)
     assert invoke(cli.app, ["resume", progress.run[:6]]).exit_code == 0
     assert invoke(cli.app, ["export", progress.run[:6], *out]).exit_code == 0
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    ("setting", "done", "words"),
+    [
+        ("training.task_steps=[3, 5]", 2, "2 updates of 3 to 5 steps"),
+        ("training.task_steps=[3, 5]", 1, "1 updates of 3 steps"),  # it is not finished
+        ("training.budget=2", 2, "2 updates of 8 steps"),
+        ("training.passes=2", 2, None),  # its number depends on the data
+    ],
+)
+def test_a_model_card_says_how_many_steps_were_computed(setting, done, words):
+    run_config = config.parse(config.override(config.profile("quick"), [*QUICK, setting]))
+    corpus = forked.small_corpus()
+    if words is None:
+        first, second = budgets.settle(run_config, corpus).steps
+        words = f"2 updates of {min(first, second)} to {max(first, second)} steps"
+        assert first != second
+    about = {"scope": "subset", "dataset": "a", "role": "adapt", "score": 1.0}
+    metrics = pd.DataFrame([about | {"task": task} for task in range(done + 1)])
+    provenance = {"seconds": 1.0} | dict.fromkeys(("device", "torch", "open_clip"), "-")
+    run = store.StoredRun("a", run_config, provenance, metrics, "w")
+    assert words in " ".join(hub.model_card(run, corpus, "folder").split())
 
 
 def test_a_run_none_of_whose_tasks_is_finished_exports_nothing(build):

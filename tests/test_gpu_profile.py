@@ -49,7 +49,7 @@ def test_other_methods_get_the_same_compute_and_the_paper_s_steps_beside_theirs(
     tree = config.override(config.profile("gpu"), ["method.name=lora", "method.rank=4"])
     lora = config.parse(tree)
     assert paper.table4_steps(lora) == 1898
-    assert "the paper's rule gives 1898" in preflight.describe_run(lora)[0]
+    assert "the paper's rule gives 1898" in preflight.describe_run(lora, lora)[0]
     assert budgets.apply_budget(lora).training.steps > GPU.training.steps
     assert paper.table4_steps(config.parse(config.override(tree, ["training.batch=256"]))) is None
 
@@ -64,6 +64,20 @@ def test_its_plan_is_printed_where_nothing_of_it_is_here():
         "Not ready: data, device. The lines above say why.",
     ):  # fmt: skip
         assert words in result.output
+
+
+@pytest.mark.defect
+def test_the_paper_s_steps_stand_beside_its_own_also_where_its_data_are_here(monkeypatch):
+    """Its budget is then replaced by the steps that it buys."""
+    monkeypatch.setattr(preflight, "check_needs", lambda *_: [preflight.Check("data", "here", "")])
+    monkeypatch.setattr(preflight, "_check_batches", lambda *_: preflight.Check("-", "here", ""))
+    monkeypatch.setattr(preflight, "load_run_data", lambda run: None)
+    monkeypatch.setattr(budgets, "settle", lambda run, corpus: budgets.apply_budget(run))
+    words = "20 tasks of 1428 steps (the paper's rule gives 1420), 28560 in total"
+    for command in (["run", "gpu", "--dry-run"], ["doctor", "--profile", "gpu"]):
+        said = CliRunner().invoke(cli.app, [*command, "--device", "cpu"])
+        assert words in said.output
+    assert f"  {words}" in preflight.describe_study({("plain", 0): GPU}, "cpu")
 
 
 @no_card

@@ -56,7 +56,7 @@ def test_an_impossible_grid_is_refused(given, seeds, words):
 
 @pytest.mark.long
 def test_a_point_that_fails_leaves_the_others_and_is_listed(tmp_path):
-    results.restore_runs(studies.load_study("mixtures"))
+    results.restore_runs(studies.load_study("mixtures"), "cpu")
     ids = [run.id for run in results.published_runs("mixtures")[:2]]
     runs = RUNS.replace("RUN_IDS", str(ids))
     source = test_book.write(tmp_path, "04_rates", runs, parameters=PARAMETERS)

@@ -7,9 +7,11 @@ import shutil
 import forked
 import pytest
 import torch
+from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import cli, config, evaluation, models
+from cmp import budgets, cli, config, evaluation, models
+from cmp.cli import tools
 from cmp.config import Model
 from cmp.embedded import models as embedded_models
 from cmp.embedded.packed import load_embedded
@@ -217,6 +219,36 @@ def test_a_pretraining_that_goes_on_publishes_no_other_run_s_weights(tmp_path, c
     assert other.keys() == whole.keys() and not {*other.values()} & {*whole.values()}
     assert pretrain() == whole and seen == [*range(7)]
     assert not [*(tmp_path / "build").glob("checkpoints/*")]
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ([], (8, 6)),
+        (["training.budget=0.5"], (4, 3)),
+        (["training.task_steps=[12]"], (12, 9)),
+        (["stream.tasks=2"], (16, 14)),
+    ],
+)
+def test_the_bases_are_those_of_the_steps_that_are_computed(
+    tmp_path, corpus, monkeypatch, settings, steps
+):
+    """However their number is given; the bar counts as many."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    monkeypatch.setattr(pretraining, "make_card", lambda *given: given[3])
+    monkeypatch.setattr(pretraining, "bases_overview", lambda folder: "")
+    settings = [*SHORT, "evaluation.subset=1", "evaluation.full=false", *settings]
+    run_config, seen = pretraining.pretraining_config("tiny-half", 7, *settings), []
+    observer = Observer(step=lambda *done: seen.append(done))
+    cards = pretraining.pretrain(run_config, corpus, tmp_path / "models", observer)
+    assert (cards["annealed"], cards["unannealed"]) == steps
+    assert len(seen) == budgets.total_steps(run_config) == steps[0]
+    monkeypatch.setattr(pretraining, "pretrain", lambda *_: {})
+    bars = []
+    monkeypatch.setattr(tools, "tqdm", lambda **about: bars.append(about) or tqdm(disable=True))
+    done = CliRunner().invoke(cli.app, ["pretrain", "tiny-half", *settings])
+    assert done.exit_code == 0 and [bar["total"] for bar in bars] == [steps[0]], done.output
 
 
 def test_a_pretraining_whose_base_is_damaged_says_so_before_it_goes_on(

@@ -70,7 +70,7 @@ def test_what_is_stored_is_told_with_what_it_took_and_what_is_missing_with_its_f
 
 def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, capsys, monkeypatch):
     study, restored = studies.load_study("recipe"), []
-    monkeypatch.setattr(results, "restore_runs", lambda study: restored.append(study.name))
+    monkeypatch.setattr(results, "restore_runs", lambda *given: restored.append(given))
     live = chapter_setup.begin_chapter(dict(PARAMETERS), study)
     assert live == study.configs("quick", 2, live_only=True)
     words = "Profile quick, device cpu, jobs 2. Stored: 0 of 6 live runs. To compute: 6, about "
@@ -78,7 +78,7 @@ def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, c
     assert chapter_setup.begin_chapter(PARAMETERS | {"profile": "cpu"}, study) == study.configs(
         "cpu", 2
     )
-    assert restored == ["quick-recipe", "recipe"]  # what is published at the size of each
+    assert restored == [(study, "quick"), (study, "cpu")]  # published at the size of each
     changed = chapter_setup.begin_chapter(dict(PARAMETERS), {"half": ["schedule.peak=0.0005"]})
     assert list(changed) == [("half", 0), ("half", 1)]
     tree = config.override(config.profile("quick"), ["schedule.peak=0.0005", "seed=1"])

@@ -136,11 +136,11 @@ def test_what_was_published_elsewhere_need_not_be_computed_here(place):
     before = {run.id: run for run in stored_runs()}
     publish()
     study = studies.load_study("77")
-    assert results.restore_runs(study) == 0  # all are here
+    assert results.restore_runs(study, study.profile) == 0  # all are here
     shutil.rmtree(place / "build" / "runs")
-    assert results.restore_runs(study, dry_run=True) == len(before)
+    assert results.restore_runs(study, study.profile, dry_run=True) == len(before)
     assert not (place / "build" / "runs").exists()
-    assert results.restore_runs(study) == len(before)
+    assert results.restore_runs(study, study.profile) == len(before)
     assert set(store.stored_ids()) == {run_id[:SHORT_ID] for run_id in before}
     for run in stored_runs():
         assert verify.compare_runs(before[run.id], run).answer == "bitwise equal"
@@ -149,9 +149,36 @@ def test_what_was_published_elsewhere_need_not_be_computed_here(place):
     assert studies.missing_runs(configs) == []
     (place / "results" / "77.parquet").write_bytes(b"damaged")
     with pytest.warns(UserWarning, match=r"77\.parquet.*; its runs are computed again"):
-        assert results.restore_runs(study) == 0
+        assert results.restore_runs(study, study.profile) == 0
     (place / "results" / "77.parquet").unlink()
-    assert results.restore_runs(study) == 0  # not published, which is no fault
+    assert results.restore_runs(study, study.profile) == 0  # not published, which is no fault
+
+
+@pytest.mark.defect
+def test_only_published_runs_of_the_wanted_size_are_restored(place):
+    """What a reader computes in quick is published on its own; the larger runs are left there."""
+    live = GRID | {"live": list(GRID["settings"])}
+    (place / "77.yaml").write_text(json.dumps(live))
+    small = {run.id for run in stored_runs()}
+    larger = {identity.run_id_of(run) for run in studies.load_study("77").configs("cpu").values()}
+    publish()
+    words = "published runs would be restored"
+    shutil.copytree(place / "build/runs", place / "kept")
+    shutil.rmtree(place / "build/runs")
+    assert larger.isdisjoint(small)
+    for profile in ("quick", "gpu"):
+        assert results.restore_runs(studies.load_study("77"), profile) == 0
+    said = invoke(cli.app, ["study", "77", "--profile", "quick", "--dry-run"])
+    assert said.exit_code == 0 and words not in said.output
+    shutil.copytree(place / "kept", place / "build/runs")
+    results.publish_study(studies.load_study("quick-77"), "quick")
+    shutil.rmtree(place / "build/runs")
+    said = invoke(cli.app, ["study", "77", "--profile", "quick", "--dry-run"])
+    assert said.exit_code == 0 and f"{len(small)} {words}" in said.output
+    for name in ("77", "quick-77"):
+        assert results.restore_runs(studies.load_study(name), "quick") == len(small)
+        assert {run.id for run in stored_runs()} == small
+        shutil.rmtree(place / "build/runs")
 
 
 def test_missing_runs_are_counted_and_nothing_is_written(place):

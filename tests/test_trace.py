@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from cmp import cli, models
 from cmp.bench import networks, trace
+from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.project import book_folder
 from cmp.scale import kernels as tracing
@@ -18,11 +19,11 @@ from cmp.scale.kernels import Kernel
 NANO, BATCH = "bench-nano", 8
 
 
-def test_a_network_that_cannot_be_traced_is_named(corpus):
+def test_a_network_that_cannot_be_traced_is_named():
     with pytest.raises(
         CmpError, match="--model: 'ViT-B-16-SigLIP': give a network with CLIP's own"
     ):
-        trace.trace(["ViT-B-16-SigLIP"], corpus, 1, None)
+        trace.trace(["ViT-B-16-SigLIP"], 1, None)
 
 
 def test_flops_and_bytes_are_those_of_the_step():
@@ -61,7 +62,9 @@ def test_operations_between_products_become_one_kernel():
     assert len(tracing.fuse(outside, {})) == len(kernels)
 
 
-def test_bench_trace_from_a_shell(corpus, tmp_path, monkeypatch):
+def test_bench_trace_from_a_shell(tmp_path, monkeypatch):
+    """It needs no data."""
+    monkeypatch.setattr(packed, "load_embedded", lambda: pytest.fail("loads data"))
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     monkeypatch.setitem(networks.SIZES, NANO, BATCH)
     result = CliRunner().invoke(cli.app, ["bench", "trace", "--model", NANO])

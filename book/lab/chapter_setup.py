@@ -58,9 +58,7 @@ def begin_chapter(
     said = ""
     if isinstance(runs, studies.Study):
         live = runs.configs(profile, seeds, live_only=profile != "cpu")
-        published = {"quick": studies.band_of(runs), "cpu": runs}
-        if profile in published:
-            results.restore_runs(published[profile])
+        results.restore_runs(runs, profile)
         if results.is_published(runs.name):
             count = results.published_metrics(runs.name)["replicate"].nunique()
             said = f"Published: cpu, {count} replicates of study {runs.name}."

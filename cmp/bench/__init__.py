@@ -1,8 +1,7 @@
 """Benchmarks, which compare the speed of alternatives in turn within one process.
 
-A benchmark is a function of (names, corpus, rounds, batch): the models, the embedded benchmark, how
-often each alternative runs, and the samples per batch, or None for the default. It returns a
-`cmp.bench.report.Report`, and may ignore arguments that it does not need.
+A benchmark is a function of (names, rounds, batch): the models, how often each alternative runs,
+and the samples per batch, or None for the default. It returns a `cmp.bench.report.Report`.
 """
 
 import importlib
@@ -32,9 +31,7 @@ def run_benchmark(name: str, models: list[str] | None, rounds: int, batch: int |
     Raises:
         CmpError: There is no such benchmark, or it cannot be run.
     """
-    from cmp.embedded import packed
-
     if name not in BENCHMARKS:
         raise CmpError(f"no benchmark is called {name!r}; choose from {', '.join(BENCHMARKS)}")
     measure = getattr(importlib.import_module(f"cmp.bench.{name}"), name)
-    return measure(models or list(BENCHMARKS[name]), packed.load_embedded(), rounds, batch)
+    return measure(models or list(BENCHMARKS[name]), rounds, batch)

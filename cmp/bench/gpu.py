@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from cmp import bench, config, mixtures, models, starts
+from cmp import bench, budgets, config, mixtures, models, starts
 from cmp.bench import networks, pictures, timing
 from cmp.bench.jpegs import SIZE, decoding_rates
 from cmp.bench.networks import TASK
 from cmp.bench.report import Report
 from cmp.config import RunConfig
 from cmp.data import Corpus
+from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.mixtures import Pools
 from cmp.scale.execution import ExecutionConfig
@@ -57,7 +57,7 @@ PATHS = {
 """Name -> `training.precision`, and how steps are computed."""
 
 
-def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
+def gpu(names: list[str], rounds: int, batch: int | None) -> Report:
     """Measure the steps of runs in fp32, in bf16, and in bf16 with compiled towers.
 
     Raises:
@@ -68,7 +68,7 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
             "cmpt bench gpu needs a CUDA device, but torch finds none: use a machine with an "
             "NVIDIA GPU and a CUDA build of torch, or cmpt bench step for the CPU"
         )
-    rows = measure_all(names, corpus, rounds, batch)
+    rows = measure_all(names, packed.load_embedded(), rounds, batch)
     decoded = ", ".join(f"{size} {rate:.0f}" for size, rate in decoding_rates().items())
     notes = [
         f"images/s that a core decodes and crops to 224 pixels, by size: {decoded}",
@@ -85,7 +85,7 @@ def gpu(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Rep
 def measure_all(
     names: list[str], corpus: Corpus, rounds: int, batch: int | None
 ) -> list[dict[str, object]]:
-    """Return the rows of the given models, with the arguments of a benchmark."""
+    """Return the rows of the given models; `corpus` is the embedded benchmark."""
     rows = []
     with tempfile.TemporaryDirectory(prefix="cmp-bench-") as folder:
         for name in names:
@@ -144,9 +144,7 @@ def measure(run_config: RunConfig, corpus: Corpus, rounds: int) -> list[dict[str
         steppers[path] = make_stepper(make_state(run_config, corpus, path))
         memory[path] = peak_bytes(steppers[path]) - before
         if not PATHS[path][1].compile_towers:
-            with FlopCounterMode(display=False) as counter:
-                steppers[path]()
-            flops[PATHS[path][0]] = counter.get_total_flops()
+            flops[PATHS[path][0]] = budgets.count_flops(steppers[path])
     blocks = {path: make_block(step) for path, step in steppers.items()}
     seconds = timing.interleaved(blocks, rounds)
     base, *_ = seconds.values()

@@ -26,7 +26,7 @@ WAYS = {
 """Ways of decoding, with the keys of their `PictureReader`."""
 
 
-def photographs(folder: Path, count: int, size: tuple[int, int] = SIZE) -> None:
+def photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
     """Write JPEG files of a size with smooth colours and a little noise, like photographs."""
     for number in range(count):
         noise = numpy_generator("bench/photograph", 0, number)

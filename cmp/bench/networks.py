@@ -77,7 +77,7 @@ def enlarge(x: Tensor, side: int) -> Tensor:
     return x if x.shape[-1] == side else F.interpolate(x, size=(side, side))
 
 
-def setting(name: str, corpus: Corpus, batch: int | None = None, steps: int = 1) -> Setting:
+def setting(name: str, corpus: Corpus, batch: int | None, steps: int = 1) -> Setting:
     """Return a model's setting, with batches of the `cpu` profile and a third from each pool.
 
     Args:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Report:
     title: str
     columns: tuple[str, ...]
     rows: list[dict[str, Any]]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
     def write(self) -> Path:
         """Write `bench/NAME.json` in the build folder, with the machine, and return its path."""

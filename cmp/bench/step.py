@@ -6,13 +6,13 @@ import numpy as np
 import open_clip
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from cmp import models
+from cmp import budgets, models
 from cmp.bench import networks, timing
 from cmp.bench.networks import TASK, Setting
 from cmp.bench.report import Report
-from cmp.data import Corpus, augment, normalise
+from cmp.data import augment, normalise
+from cmp.embedded import packed
 from cmp.seeds import torch_generator
 from cmp.training import clamp_logit_scale, create_optimizer, set_train_mode, train_step
 
@@ -57,13 +57,6 @@ def plain_stepper(setting: Setting, model: models.Network) -> Callable[[], None]
     return step
 
 
-def count_flops(step: Callable[[], None]) -> int:
-    """Return the FLOPs of the products and convolutions of a step."""
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
-
-
 def measure(setting: Setting, rounds: int) -> tuple[list[dict[str, object]], str]:
     """Return a row for each kind of step, of which plain open_clip's is the baseline, and a note on
     the model and its batches."""
@@ -73,10 +66,10 @@ def measure(setting: Setting, rounds: int) -> tuple[list[dict[str, object]], str
         "fp32": our_stepper(setting, "fp32"),
         "bf16": our_stepper(setting, "bf16"),
     }
-    flops = {name: count_flops(step) for name, step in steppers.items()}
+    flops = {name: budgets.count_flops(step) for name, step in steppers.items()}
     # torch's counter misses fused attention on a CPU
     split = models.split_attention(models.create_fused_model(setting.name))
-    flops["plain fp32"] = count_flops(plain_stepper(setting, split))
+    flops["plain fp32"] = budgets.count_flops(plain_stepper(setting, split))
     seconds = timing.interleaved(steppers, rounds)
     rows, batch, peaks = [], setting.config.training.batch, {}
     for name, times in seconds.items():
@@ -101,12 +94,12 @@ def measure(setting: Setting, rounds: int) -> tuple[list[dict[str, object]], str
     return rows, note
 
 
-def step(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
+def step(names: list[str], rounds: int, batch: int | None) -> Report:
     """Measure our step in bf16 and fp32 against plain open_clip's in fp32, for each model.
 
     The vocabulary of an embedded model is part of the model, so plain open_clip uses it, too.
     """
-    rows, notes = [], []
+    corpus, rows, notes = packed.load_embedded(), [], []
     for name in names:
         found, note = measure(networks.setting(name, corpus, batch), rounds)
         rows += found

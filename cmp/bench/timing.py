@@ -49,9 +49,7 @@ def clock() -> float:
 
 
 def interleaved(
-    alternatives: Mapping[str, Callable[[], object]],
-    rounds: int,
-    clock: Callable[[], float] = clock,
+    alternatives: Mapping[str, Callable[[], object]], rounds: int
 ) -> dict[str, np.ndarray]:
     """Return the seconds of each alternative in each round, [rounds].
 
@@ -61,7 +59,6 @@ def interleaved(
     Args:
         alternatives: The functions to call, by name.
         rounds: The number of rounds.
-        clock: Returns the time in seconds; use the wall clock if waiting for the disk counts.
     """
     names = list(alternatives)
     for call in alternatives.values():

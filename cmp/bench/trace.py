@@ -6,7 +6,6 @@ from typing import Any
 from cmp import models
 from cmp.bench import networks
 from cmp.bench.report import Report
-from cmp.data import Corpus
 from cmp.errors import CmpError
 from cmp.scale import compiling
 from cmp.scale.kernels import (
@@ -83,8 +82,11 @@ def describe_kinds(kernels: list[Kernel]) -> str:
     return ", ".join(f"{1e3 * x:.1f} ms {kind}" for kind, x in kind_seconds(kernels).items())
 
 
-def trace(names: list[str], corpus: Corpus, rounds: int, batch: int | None) -> Report:
-    """Predict a training step on an H100, eager and with compiled towers, in bf16."""
+def trace(names: list[str], rounds: int, batch: int | None) -> Report:
+    """Predict a training step on an H100, eager and with compiled towers, in bf16.
+
+    Nothing is measured, so `rounds` is not used.
+    """
     rows, flops, others = [], [], []
     for name in names:
         size = batch or networks.SIZES.get(name, networks.SIZE)

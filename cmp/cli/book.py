@@ -70,7 +70,7 @@ def study(
     for grid in grids:
         if grid.name == real.STUDY and not dry_run:
             real.prepare_data(typer.echo)
-        restored = results.restore_runs(grid, dry_run)
+        restored = results.restore_runs(grid, profile, dry_run)
         # full runs take hours, so for studies written for smaller runs, compute each live setting
         # once
         is_live_only = is_foreign and grid.profile != profile

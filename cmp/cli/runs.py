@@ -380,7 +380,7 @@ def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConf
         typer.echo(f"{key}: {value}")
     typer.echo("Other keys have their defaults (`cmpt results show` prints all keys later).")
     checks, corpus, fitted = preflight.check_run(run_config, device, execution)
-    typer.echo("\n".join(preflight.describe_run(fitted)))
+    typer.echo("\n".join(preflight.describe_run(run_config, fitted)))
     if corpus:
         columns = ("dataset", "role", "classes", "train", "validation", "test")
         shared.print_table(columns, preflight.count_images(corpus))

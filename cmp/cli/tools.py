@@ -281,8 +281,8 @@ def doctor(
         run_config = read_config(profile, settings or [])
         device = starts.default_device(run_config.model.name, device)
         execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
-        checks, _, _ = preflight.check_run(run_config, device, execution)
-        typer.echo(preflight.describe_run(run_config)[0])
+        checks, _, fitted = preflight.check_run(run_config, device, execution)
+        typer.echo(preflight.describe_run(run_config, fitted)[0])
     report_checks(checks)
 
 
@@ -305,6 +305,7 @@ def pretrain(
     Example:
         cmpt pretrain small --seed 7
     """
+    from cmp import budgets
     from cmp.cli.runs import progress_observer
     from cmp.embedded import models as embedded_models
     from cmp.embedded import packed
@@ -313,9 +314,8 @@ def pretrain(
     torch.set_num_threads(threads)
     run_config = pretraining.pretraining_config(model, seed, *(settings or []))
     folder = out or build_folder() / "models"
-    with tqdm(
-        total=run_config.training.steps, desc=f"pretrain {model} {seed}", unit=" steps"
-    ) as bar:
+    steps = budgets.total_steps(run_config)
+    with tqdm(total=steps, desc=f"pretrain {model} {seed}", unit=" steps") as bar:
         observer = progress_observer(bar)
         cards = pretraining.pretrain(run_config, packed.load_embedded(), folder, observer)
     all_within = True

@@ -55,7 +55,8 @@ def run_on_ray(
         The reasons why runs failed.
 
     Raises:
-        CmpError: Ray is not installed, or the cluster cannot be reached.
+        CmpError: The cluster cannot be reached.
+        ModuleNotFoundError: The extra `ray` is not installed.
         Interrupted: A signal was received; the runs are saved.
     """
     with _connected(jobs) as ray:
@@ -90,12 +91,8 @@ def _connected(jobs: int) -> Iterator[ModuleType]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not address:  # needed for 127.0.0.1; Ray reads it on import
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise CmpError(
-            'backend ray: Ray is not installed; run `pip install "ray>=2.40,<3"`'
-        ) from error
+    import ray  # in the extra `ray`
+
     if ray.is_initialized():
         yield ray
         return

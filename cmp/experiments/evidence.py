@@ -156,7 +156,8 @@ def _gather(stamps: tuple[tuple[str, int], ...]) -> Evidence:
     for study, _ in stamps:
         if study.startswith(studies.BAND) or studies.load_study(study).explores:
             continue
-        published, table = results.published_metrics(study), scores.study_trajectory(study)
+        published = results.published_metrics(study)
+        table = scores.study_trajectory(study, published)
         tables.append(table.assign(setting=f"{study}/" + table["setting"]))
         runs |= {f"{study}/{key}": run for key, run in results.setting_configs(published).items()}
     return Evidence(pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), runs)

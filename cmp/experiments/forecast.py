@@ -71,12 +71,6 @@ def check_device(device: str) -> None:
         raise CmpError(f"device {device!r}: cannot be used here ({reason}); choose cpu") from error
 
 
-def training_flops(run_config: RunConfig) -> float:
-    """Return the FLOPs of a run's training, without evaluations."""
-    run_config, cost = budgets.apply_budget(run_config), budgets.method_cost(run_config)
-    return sum(steps * cost.step + cost.end for steps in run_config.steps)
-
-
 def device_facts(device: str) -> Device:
     """Return the assumed properties of a device. An unlisted GPU is taken for an H100, and `about`
     says so."""
@@ -149,13 +143,13 @@ def step_flops(run_config: RunConfig) -> float:
 
 def _forward_flops(run_config: RunConfig) -> int:
     """Return the FLOPs of a forward pass of a batch."""
-    method = run_config.method
+    method, batch = run_config.method, run_config.training.batch
     option = get_option("method", method.name)
-    return _cached_forward(run_config.model.name, run_config.training.batch, method, option)
+    return _cached_forward(run_config.model.name, batch, method, option, option.digest)
 
 
 @functools.cache
-def _cached_forward(name: str, batch: int, method: Method, option: Option) -> int:
+def _cached_forward(name: str, batch: int, method: Method, option: Option, digest: str) -> int:
     state = budgets.shape_state(name, method, models.create_on_meta(name))
     return budgets.count_flops(lambda: budgets.forward_shapes(state, batch))
 
@@ -333,7 +327,7 @@ def _measure_step(run_config: RunConfig, device: str) -> float:
     torch.set_num_threads(1)
     try:
         corpus, model = load_data(run_config.data), models.create_model(name).to(device)
-        step, end = _step_seconds(run_config, model, device, clock)
+        step, end = _step_seconds(run_config, corpus, model, device, clock)
         others = end * run_config.stream.tasks
         evaluations = range(run_config.stream.tasks + 1)
         sizes = [size for done in evaluations for size in evaluation_sizes(run_config, done)]
@@ -347,7 +341,11 @@ def _measure_step(run_config: RunConfig, device: str) -> float:
 
 
 def _step_seconds(
-    run_config: RunConfig, model: torch.nn.Module, device: str, clock: Callable[[], float]
+    run_config: RunConfig,
+    corpus: Corpus,
+    model: torch.nn.Module,
+    device: str,
+    clock: Callable[[], float],
 ) -> tuple[float, float]:
     """Return the seconds of a step of the last task, and of the method's work at the end of a
     task."""
@@ -356,7 +354,6 @@ def _step_seconds(
     training = dataclasses.replace(run_config.training, budget=None, task_steps=task_steps)
     curve = Schedule("constant", peak=run_config.schedule.peak)  # any curve fits in
     short = dataclasses.replace(run_config, training=training, schedule=curve)
-    corpus = load_data(run_config.data)
     state = make_train_state(short, corpus, model, device, ExecutionConfig())
     pools, ends = mixtures.task_pools(short, state.corpus), []
 
@@ -376,14 +373,20 @@ def memory_account(run: RunConfig, recomputed: bool = False) -> dict[str, int]:
         recomputed: Whether the network recomputes what it can, so that "activations" are only the
             inputs of all blocks.
     """
-    batch, option = run.training.batch, get_option("method", run.method.name)
-    replayed = budgets.replayed_samples(run)
-    return _cached_account(run.model.name, batch, run.method, replayed, option, recomputed)
+    name, batch, method = run.model.name, run.training.batch, run.method
+    option, replayed = get_option("method", method.name), budgets.replayed_samples(run)
+    return _cached_account(name, batch, method, replayed, option, option.digest, recomputed)
 
 
 @functools.cache
 def _cached_account(
-    name: str, batch: int, method: Method, replayed: int, option: Option, recomputed: bool
+    name: str,
+    batch: int,
+    method: Method,
+    replayed: int,
+    option: Option,
+    digest: str,
+    recomputed: bool,
 ) -> dict[str, int]:
     model = models.create_on_meta(name)
     if recomputed:

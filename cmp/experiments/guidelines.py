@@ -101,8 +101,8 @@ def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
         guideline: The guideline.
         judged: The verdicts, see `cmp.experiments.verdicts.judge_claims`.
     """
-    claims = judged[judged["guideline"] == guideline.name]
-    sentences = tuple(f'Claim: "{row.claimed}" {row.sentence}' for row in claims.itertuples())
+    made = judged[judged["guideline"] == guideline.name]
+    sentences = tuple(f'Claim: "{row.claimed}" {row.sentence}' for row in made.itertuples())
     words, signs = [], dict[str, set[bool]]()
     for network in guideline.networks:
         text, sign = _measure_network(network)
@@ -113,7 +113,7 @@ def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
     if words:
         words.append(UNTUNED)
     flips = any(len(found) > 1 for found in signs.values())
-    disagrees = (claims.loc[claims["source"] == "paper", "agrees"] == "no").any()
+    disagrees = (made.loc[made["source"] == "paper", "agrees"] == "no").any()
     return Measured(sentences, tuple(words), flips or bool(disagrees))
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from cmp import budgets, models, starts
 from cmp.data import Corpus
+from cmp.experiments import preflight
 from cmp.parsing import read_yaml
 from cmp.readers import notes
 from cmp.releases.card import code_span, markdown_table
@@ -67,13 +68,15 @@ def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
     about, scope = run.config, "full" if (run.metrics["scope"] == "full").any() else "subset"
     data = [(n, x.role, getattr(x, "licence", "unknown")) for n, x in corpus.datasets.items()]
     changes = [(key, str(value)) for key, value in about.changes().items()]
+    tasks = run.metrics["task"].max()  # those done, of a run that is not finished
+    steps = budgets.settle(about, corpus).steps[:tasks]
     name, tokenizer = about.model.name, f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")'
     if name in starts.family_names():  # with the package's own networks and tokens
         tokenizer = "import cmp.embedded.models\n\n"
         tokenizer += f'tokenizer = cmp.models.tokenizer("{name}")'
     return CARD.format(
         name=code_span(name), tokenizer=tokenizer, start=f"`{code_span(about.model.start)}`",
-        tasks=run.metrics["task"].max(), steps=budgets.apply_budget(about).training.steps,
+        tasks=tasks, steps=preflight.steps_in_words(steps),
         batch=about.training.batch, method=about.method.name,
         merging=about.merging.policy, folder=folder, scope=scope, run=run.id,
         scores=markdown_table(_scores(run.metrics[run.metrics["scope"] == scope])),

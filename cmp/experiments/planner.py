@@ -145,7 +145,8 @@ def _problems(request: PlanRequest) -> Iterator[str]:
 def plan_costs(request: PlanRequest, run: config.RunConfig) -> dict[str, float]:
     """Return the costs of a run's training on the request's device by quantity, without
     evaluation."""
-    flops, steps = forecast.training_flops(run), sum(run.steps)
+    steps = sum(run.steps)
+    flops = steps * forecast.step_flops(run)
     return {
         "FLOPs": flops,
         "memory-adjusted GFLOPs": flops / GIGA * _memory_multiplier(run),

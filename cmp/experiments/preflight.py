@@ -64,7 +64,7 @@ def check_setup() -> list[Check]:
     card = _check_card("cuda")
     if card.state == MISSING:
         card = card._replace(state=OPTIONAL)
-    checks = [_check_packages(), _check_data(None), _check_bases(), _check_disk(None)]
+    checks = [_check_packages(), _check_data(RunConfig()), _check_bases(), _check_disk(None)]
     return [*checks, _check_browser(), card]
 
 
@@ -96,20 +96,19 @@ def check_needs(run_config: RunConfig, device: str) -> list[Check]:
     return [_check_data(run_config), _check_weights(run_config), _check_card(device)]
 
 
-def missing_needs(run_config: RunConfig, device: str) -> list[str]:
-    """Return one line for each thing that a run needs and that is missing or damaged."""
+def missing_needs(needs: list[Check]) -> list[str]:
+    """Return one line for each thing that is missing or damaged; see `check_needs`."""
     words = {MISSING: "absent", TO_FETCH: "absent", DAMAGED: DAMAGED}
-    faulty = [check for check in check_needs(run_config, device) if check.state in words]
+    faulty = [check for check in needs if check.state in words]
     return [f"{words[check.state]}: {check.what}: {check.sentence}" for check in faulty]
 
 
-def _check_data(run_config: RunConfig | None) -> Check:
-    """Check the data of a run, or the embedded benchmark."""
+def _check_data(run_config: RunConfig) -> Check:
+    """Check the data of a run."""
     try:
-        corpus = load_run_data(run_config) if run_config else load_data("embedded")
-        if run_config:
-            fitted = mixtures.fit_mixture(run_config, corpus)
-            mixtures.replay_pool(corpus, fitted.mixture, fitted.seeds.data)
+        corpus = load_run_data(run_config)
+        fitted = mixtures.fit_mixture(run_config, corpus)
+        mixtures.replay_pool(corpus, fitted.mixture, fitted.seeds.data)
     except CmpError as error:
         return Check("data", MISSING, str(error).removeprefix("data: "))
     return Check("data", PRESENT, f"{len(corpus.table)} images of {len(corpus.datasets)} datasets")
@@ -307,27 +306,36 @@ def _check_browser() -> Check:
     return Check("browser", OPTIONAL, sentence)
 
 
-def describe_run(run_config: RunConfig) -> list[str]:
-    """Return lines that describe what a run would do: its steps, its batches and their cost."""
-    tasks, batch = run_config.stream.tasks, run_config.training.batch
-    steps = budgets.apply_budget(run_config).steps
-    paper_steps = paper.table4_steps(run_config)
-    is_paper = paper_steps and run_config.data == "fomo"
+def describe_run(given: RunConfig, fitted: RunConfig) -> list[str]:
+    """Return lines that describe what a run would do: its steps, its batches and their cost.
+
+    Args:
+        given: The run's config. Only this one says whether the paper's rule sets its steps.
+        fitted: The config that is actually run, see `check_run`.
+    """
+    run_config = budgets.apply_budget(fitted)  # without data, it still has its budget
+    tasks, batch, steps = run_config.stream.tasks, run_config.training.batch, run_config.steps
+    paper_steps = paper.table4_steps(given)
+    is_paper = paper_steps and given.data == "fomo"
     rule = f" (the paper's rule gives {paper_steps})" if is_paper else ""
     pool, update, buffer = mixtures.batch_counts(run_config.mixture, batch, empty_buffer=False)
     first = mixtures.batch_counts(run_config.mixture, batch, empty_buffer=True)
     cost, full = budgets.method_cost(run_config), budgets.full_cost(run_config)
     adjusted = budgets.make_budget(0.0, cost, full)
     total = sum(each * adjusted.step + adjusted.end for each in steps)
-    each = " to ".join(map(str, sorted({min(steps), max(steps)}))) if steps else "some"
     return [
-        f"{tasks} tasks of {each} steps{rule}, {sum(steps)} in total",
+        f"{tasks} tasks of {steps_in_words(steps)} steps{rule}, {sum(steps)} in total",
         f"batches of {batch}: {pool} from the pretraining pool, {update} from the update, "
         f"{buffer} from the buffer; {first[0]} and {first[1]} in the first task, which has no "
         "buffer",
         f"{adjusted.step / GIGA:.6g} memory-adjusted GFLOPs per step (memory multiplier "
         f"{adjusted.multiplier:.4f}), {total / GIGA:.4g} in total",
     ]
+
+
+def steps_in_words(steps: tuple[int, ...]) -> str:
+    """Return the steps of the tasks of a run as one number, or as "209 to 342" if they differ."""
+    return " to ".join(map(str, sorted({min(steps), max(steps)}))) if steps else "some"
 
 
 def count_images(corpus: Corpus) -> list[tuple[str, str, int, int, int, int]]:
@@ -353,12 +361,12 @@ def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> li
     lines, missing = [f"runs: {len(configs)}"], {}
     for (setting, replicate), run_config in configs.items():
         lines.append(f"{setting}, replicate {replicate}")
-        lines += [f"  {line}" for line in describe_run(run_config)]
+        needs = check_needs(run_config, device)
+        corpus = load_run_data(run_config) if needs[0].state == PRESENT else None
+        fitted = budgets.settle(run_config, corpus) if corpus else run_config
+        lines += [f"  {line}" for line in describe_run(run_config, fitted)]
         if run_config.model.name not in starts.family_names():
-            is_here = _check_data(run_config).state == PRESENT
-            corpus = load_run_data(run_config) if is_here else None
-            fitted = budgets.settle(run_config, corpus) if corpus else run_config
             sentence = forecast.forecast_sentence(fitted, device, corpus=corpus)
             lines.append(f"  forecast: {sentence}")
-        missing |= dict.fromkeys(missing_needs(run_config, device))
+        missing |= dict.fromkeys(missing_needs(needs))
     return [*lines, *missing]

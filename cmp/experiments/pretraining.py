@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors.torch import save_file
 
-from cmp import config, evaluation, models, starts
+from cmp import budgets, config, evaluation, models, starts
 from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError, explain_errors
@@ -95,30 +95,31 @@ def pretrain(
     """
     make_folder(folder)
     name, seed, schedule = run_config.model.name, run_config.seeds.init, run_config.schedule
-    steps = run_config.training.steps
-    kept = steps - schedule.durations(steps)[1]
-    starts = ("annealed", "unannealed") if schedule.name == "wsd" else (schedule.name,)
-    paths = {start: folder / embedded_models.base_path(name, start, seed).name for start in starts}
+    steps = budgets.settle(run_config, corpus).steps
+    whole = sum(steps)
+    kept = whole - schedule.durations(steps[-1])[1]
+    names = ("annealed", "unannealed") if schedule.name == "wsd" else (schedule.name,)
+    paths = {start: folder / embedded_models.base_path(name, start, seed).name for start in names}
 
     def after_step(task: int, step: int, result: StepResult, model: torch.nn.Module) -> None:
-        if step + 1 == kept and "unannealed" in paths:
+        if sum(steps[:task]) + step + 1 == kept and "unannealed" in paths:
             manager.keep_base(kept, model.state_dict())
         observer.step(task, step, result, model)
 
-    def resumed(steps: int) -> None:
-        if steps >= kept and "unannealed" in paths:
+    def resumed(done: int) -> None:
+        if done >= kept and "unannealed" in paths:
             manager.load_base(kept)  # raises an error before anything is computed
-        observer.resumed(steps)
+        observer.resumed(done)
 
     hooks = dataclasses.replace(observer, step=after_step, resumed=resumed)
     with CheckpointManager(identity.run_id_of(run_config, corpus)) as manager:
         result = execute(run_config, corpus, hooks, manager=manager)
-        save_base(models.split_attention(result.model).state_dict(), paths[starts[0]])
+        save_base(models.split_attention(result.model).state_dict(), paths[names[0]])
         if "unannealed" in paths:
             save_base(manager.load_base(kept), paths["unannealed"])
         cards = {}
         for start, path in paths.items():
-            done = kept if start == "unannealed" else steps
+            done = kept if start == "unannealed" else whole
             cards[start] = make_card(run_config, corpus, path, done, result)
         for start, path in paths.items():
             with listed_file(path.with_suffix(".json")) as partial:

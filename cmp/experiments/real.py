@@ -83,10 +83,8 @@ def read_textures(root: Path) -> Iterator[Image]:
 def read_flowers(root: Path) -> Iterator[Image]:
     """Yield the images of Oxford Flowers 102 that are scored: the classes are numbers in a MATLAB
     file, and their names are in `real.yaml`."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise CmpError('study first-real: needs scipy; run `pip install "scipy>=1.14"`') from error
+    from scipy.io import loadmat  # in the extra `experiments`
+
     folder = root / "flowers-102"
     numbers = loadmat(folder / "imagelabels.mat", squeeze_me=True)["labels"]
     splits = loadmat(folder / "setid.mat", squeeze_me=True)

@@ -29,7 +29,6 @@ from cmp.parsing import read_table
 from cmp.project import book_folder, build_folder
 from cmp.runs import identity, logs, lookup, store, verify
 from cmp.runs.checkpoints import CheckpointManager
-from cmp.runs.lookup import unfinished_runs
 from cmp.runs.runner import NO_OBSERVER, Observer
 from cmp.runs.store import METRIC_COLUMNS, METRIC_KEYS, RUN_KEYS, StoredRun
 from cmp.runs.verify import Verdict
@@ -94,16 +93,11 @@ def _read_results(name: str) -> pd.DataFrame:
 
 
 def setting_configs(published: pd.DataFrame) -> dict[str, config.RunConfig]:
-    """Return the config of one run of each setting; raise `CmpError` if they have none.
+    """Return the config of one run of each setting.
 
     Args:
         published: The result of `published_metrics`.
     """
-    if missing := {"setting", "replicate", "config"} - set(published):
-        raise CmpError(
-            f"published: no column {', '.join(sorted(missing))}; use the result of "
-            "`published_metrics`"
-        )
     one = published.drop_duplicates("setting")
     trees = zip(one["setting"], one["config"], strict=True)
     return {name: config.parse(json.loads(tree), f"setting {name!r}") for name, tree in trees}
@@ -132,8 +126,8 @@ def publish_study(study: studies.Study, profile: str = "cpu") -> Path:
             "their own"
         )
     missing = {key: run_id for key, run_id in grid.items() if run_id not in runs}
-    partial = {replicate for _, replicate in missing}
-    grid = {key: run_id for key, run_id in grid.items() if key[1] not in partial}
+    incomplete = {replicate for _, replicate in missing}
+    grid = {key: run_id for key, run_id in grid.items() if key[1] not in incomplete}
     if not grid:
         count = len(set(missing.values()))
         raise CmpError(f"study {study.name}: {count} runs are missing; compute them first")
@@ -235,21 +229,25 @@ def published_runs(name: str) -> list[StoredRun]:
     return runs
 
 
-def restore_runs(study: studies.Study, dry_run: bool = False) -> int:
+def restore_runs(study: studies.Study, profile: str, dry_run: bool = False) -> int:
     """Store published runs of a study that are neither in the store nor stale, so that they need
     not be computed here.
 
-    If the file cannot be read, warn.
+    Runs are published in the study's own profile, and some in `quick`, see
+    `cmp.experiments.studies.band_of`. If the file cannot be read, warn.
 
     Args:
         study: The study.
+        profile: The profile in which its runs are needed.
         dry_run: Whether to only count the runs.
 
     Returns:
         The number of these runs.
     """
+    band = f"{studies.BAND}{study.name.removeprefix(studies.BAND)}"
+    name = {"quick": band, study.profile: study.name}.get(profile)
     try:
-        published = published_runs(study.name) if is_published(study.name) else []
+        published = published_runs(name) if name and is_published(name) else []
     except CmpError as error:
         warnings.warn(f"{error}; its runs are computed again", stacklevel=2)
         return 0
@@ -314,7 +312,7 @@ def delete_run(prefix: str) -> tuple[str, int]:
             f"{prefix!r}: {len(names) or 'no'} runs have this id; `cmpt results ls` lists all runs"
         )
     [name] = names
-    if len(prefix) > SHORT_ID and not unfinished_runs(prefix):
+    if len(prefix) > SHORT_ID and not lookup.unfinished_runs(prefix):
         lookup.find_run(prefix)  # compares the digits that the folder's name lacks
     for path in RESULTS.glob("*.parquet"):
         remedy = f"restore it, or write it with `cmpt study {path.stem} --publish`"

@@ -169,14 +169,18 @@ def run_bases(published: pd.DataFrame) -> pd.Series:
     return trees.map(lambda tree: json.loads(tree)["seeds"]["init"]).rename("base")
 
 
-def study_trajectory(study: str) -> pd.DataFrame:
+def study_trajectory(study: str, published: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return the trajectory of a published study, with the columns needed for intervals.
+
+    Args:
+        study: The study.
+        published: Its published metrics, if they were read already.
 
     Returns:
         The result of `cmp.runs.store.trajectory`, with the `base` of each run and the number of
         `planned` streams of its setting.
     """
-    published = results.published_metrics(study)
+    published = results.published_metrics(study) if published is None else published
     table = store.trajectory(published).join(run_bases(published), on=RUN_KEYS)
     counts = studies.load_study(study).counts
     # a setting removed from the study stays incomplete

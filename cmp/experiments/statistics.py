@@ -1,4 +1,4 @@
-"""Measure class statistics with a base, and count how often a run shows each image.
+"""Measure class statistics with a base, describe the stream of a run, and read files of streams.
 
 The same base is used for all replicates, so an order depends only on the stream's seed.
 """

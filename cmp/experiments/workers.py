@@ -98,12 +98,12 @@ def run_locally(
         return compute_all(todo, jobs, start, wait, finished, stop)
 
 
-class LostRun(Exception):
-    """An error for a run whose process died; the message says how."""
+class LostRun(str):
+    """How a run's process was lost, in words."""
 
 
-Outcome = str | LostRun | None
-"""The outcome of a run: None if it is stored, why it failed, or how its process was lost."""
+Outcome = str | None
+"""The outcome of a run: None if it is stored, or why it failed; a `LostRun` may start again."""
 
 
 def compute_all(
@@ -147,10 +147,10 @@ def compute_all(
             attempts[run_config] += isinstance(outcome, LostRun)
             if outcome is None:
                 finished(run_config)
-            elif isinstance(outcome, str) or attempts[run_config] == ATTEMPTS:
-                failures[run_config] = outcome if isinstance(outcome, str) else str(outcome)
-            else:
+            elif isinstance(outcome, LostRun) and attempts[run_config] < ATTEMPTS:
                 queue.append(run_config)
+            else:
+                failures[run_config] = outcome
         if stop.signal and (queue or running):
             message = f"stopped with {len(queue) + len(running)} runs to go"
             raise Interrupted(f"{message}; repeat the command to continue", stop.signal)

@@ -26,9 +26,6 @@ from cmp.runs.runner import NO_OBSERVER, Observer, advance_bar, execute
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
 
-_IS_STORED = "stored"
-"""What the first of several processes broadcasts about a run that need not be computed."""
-
 
 def run(
     profile: str | os.PathLike[str] = "quick",
@@ -209,10 +206,11 @@ def compute(
         execute, run.config, run.corpus, device=device, execution=execution, fitted=run.fitted
     )
     if processes.rank():
-        if processes.broadcast("") != _IS_STORED:
+        [is_stored] = processes.all_reduce_max(0)  # the first process says whether it is
+        if not is_stored:
             execute_run()
     elif is_kept(run.id, keep):
-        processes.broadcast(_IS_STORED)
+        processes.all_reduce_max(1)
         # a kill may have come between the last two lines below, or another process is computing the
         # run for its weights and needs its checkpoints
         if checkpoint_folder(run.id).exists():
@@ -223,7 +221,7 @@ def compute(
         with CheckpointManager(run.id, wait=wait, in_background=on_gpu) as manager:
             manager.launch = launch_options(execution or ExecutionConfig(), keep, boards)
             stored = is_kept(run.id, keep)  # another process may have been faster
-            processes.broadcast(_IS_STORED if stored else "")
+            processes.all_reduce_max(stored)
             if not stored:
                 path = log_path(run.id)
                 with RunLog(path, run.id, run.fitted, device, boards) as log:

@@ -18,7 +18,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,7 @@ from cmp.evaluation import Scores
 from cmp.files import SHORT_ID, child_path, make_folder
 from cmp.parsing import parse_json
 from cmp.project import build_folder
-from cmp.runs.boards import Board, open_board
+from cmp.runs.boards import open_board
 from cmp.runs.runner import Observer
 from cmp.scale import decoding, processes
 from cmp.scale.devices import find_device
@@ -135,11 +135,10 @@ class RunLog:
         self.starts = [0, *itertools.accumulate(run_config.steps)]
         self.pending: list[tuple[int, int, StepResult, float]] = []
         self.flushed, self.waited = time.monotonic(), decoding.seconds_waited()
-        self.file: BinaryIO | None = None
-        self.boards: dict[str, Board] = {}
+        self.sinks: dict[str, Any] = {}  # boards, and "file", which is opened last
         for name, place in (boards or {}).items():
             with self._or_without(name):
-                self.boards[name] = open_board(name, place, run_id, run_config.to_dict())
+                self.sinks[name] = open_board(name, place, run_id, run_config.to_dict())
         self.share = 0.0  # of the GPU's peak, at one sample per second; 0 if it is unknown
         if device != "cpu" and (card := find_device(device)):
             with contextlib.suppress(CmpError):  # a method whose cost cannot be counted
@@ -149,19 +148,17 @@ class RunLog:
     def __enter__(self) -> Self:
         with self._or_without("file"):
             make_folder(self.path.parent)
-            self.file = self.path.open("ab")
+            self.sinks["file"] = self.path.open("ab")
         return self
 
     def __exit__(self, *_: object) -> None:
         self.flush()
-        for name, board in list(self.boards.items()):
+        for name, sink in list(self.sinks.items()):
             with self._or_without(name):
-                board.close()
+                sink.close()
         with self._or_without("file"):
-            if self.file:
-                self.file.close()
-                if not self.path.stat().st_size:  # the run failed before it began
-                    self.path.unlink()
+            if "file" in self.sinks and not self.path.stat().st_size:  # it failed before it began
+                self.path.unlink()
 
     @contextlib.contextmanager
     def _or_without(self, what: str) -> Iterator[None]:
@@ -174,11 +171,8 @@ class RunLog:
             name = f"{self.path}: the log" if what == "file" else f"--{what}: the board"
             words = f"{name} cannot be written ({error}); the run continues without it"
             warnings.warn(words, stacklevel=3)
-            failed = self.file if what == "file" else self.boards.pop(what, None)
             with contextlib.suppress(Exception):
-                failed.close()
-            if what == "file":
-                self.file = None
+                self.sinks.pop(what).close()
 
     def observe(self, observer: Observer) -> Observer:
         """Return an observer that writes this log and calls another observer."""
@@ -186,8 +180,8 @@ class RunLog:
         def task(done: int, scores: Scores) -> None:
             observer.task(done, scores)
             with self._or_without("file"):
-                if done == 0 and self.file:  # lines of an earlier process that saved nothing
-                    self.file.truncate(0)
+                if done == 0 and (file := self.sinks.get("file")):
+                    file.truncate(0)  # lines of an earlier process that saved nothing
             self.flush()
             self._write({"done": done} | scores.summary())
 
@@ -227,18 +221,19 @@ class RunLog:
                 self._write(row)
         self.pending, self.flushed = [], now
         with self._or_without("file"):
-            if self.file:
-                self.file.flush()
+            if file := self.sinks.get("file"):
+                file.flush()
 
     def _write(self, row: dict[str, Any]) -> None:
         """Write a line to the file, and its numbers to the boards."""
-        with self._or_without("file"):
-            if self.file:
-                self.file.write(json.dumps(row | {"check": _checksum(row)}).encode() + b"\n")
+        line = json.dumps(row | {"check": _checksum(row)}).encode() + b"\n"
         numbers = {name: row[name] for name in row.keys() - {"task", "step", "time", "done"}}
-        for name, board in list(self.boards.items()):
+        for name, sink in list(self.sinks.items()):
             with self._or_without(name):
-                board.add(numbers, self._place(row))
+                if name == "file":
+                    sink.write(line)
+                else:
+                    sink.add(numbers, self._place(row))
 
     def _cut(self, steps: int) -> None:
         """Remove lines logged after the checkpoint that the run resumes from."""
@@ -251,8 +246,8 @@ class RunLog:
                     break
                 kept = position
         with self._or_without("file"):
-            if self.file:
-                self.file.truncate(kept)
+            if file := self.sinks.get("file"):
+                file.truncate(kept)
 
     def _place(self, row: dict[str, Any]) -> int:
         """Return how many steps of the stream precede a row."""

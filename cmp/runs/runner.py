@@ -164,7 +164,7 @@ def execute(
             execution.own_samples(sum(task_pools.counts))  # can every batch be split?
         first_task, first_step = run.resume(saved) if saved else run.begin()
         if resumed and first_task < len(pools):
-            run.stop_if_asked(first_task, first_step, run.stop_signal())
+            run.stop_if_asked(first_task, first_step)
         for task in range(first_task, len(pools)):
             after_step = functools.partial(run.after_step, task)
             try:
@@ -237,10 +237,10 @@ class Run:
         return {name: x.cpu() for name, x in adapters.merged_state_dict(self.model).items()}
 
     def begin(self) -> tuple[int, int]:
-        """Evaluate and save the starting weights, and return the first task and step."""
+        """Evaluate and save the starting weights, and return (0, 0), the first task and step."""
         self.evaluate(0)
         self.save(0, 0)
-        self.stop_if_asked(0, 0, self.stop_signal())
+        self.stop_if_asked(0, 0)
         return 0, 0
 
     def resume(self, saved: RunState) -> tuple[int, int]:
@@ -340,7 +340,7 @@ class Run:
         if self.manager and deployed:
             self.manager.keep_model(done, deployed, json.dumps(self.model.visual.preprocess_cfg))
         if not is_last:
-            self.stop_if_asked(done, 0, self.stop_signal())
+            self.stop_if_asked(done, 0)
 
     def save(self, task: int, step: int, optimizer: Optimizer | None = None) -> None:
         """Write a checkpoint, if there is a manager."""
@@ -365,22 +365,19 @@ class Run:
         tensors = checkpoints.state_tensors(self.model, optimizer) | checkpoints.join_parts(parts)
         self.manager.save(RunState(progress, tensors))
 
-    def stop_signal(self) -> int:
-        """Return the signal that asked any process to stop, or 0."""
-        [signal] = processes.all_reduce_max(self.stop.signal or 0)
-        return signal
-
-    def stop_if_asked(self, task: int, step: int, signal: int) -> None:
+    def stop_if_asked(self, task: int, step: int, signal: int | None = None) -> None:
         """Stop, with the state saved, if any process was asked to.
 
         Args:
             task: Completed tasks.
             step: Completed steps of the next task.
-            signal: The signal that a process received, or 0.
+            signal: The signal that a process received, or 0; if None, the processes are asked.
 
         Raises:
             Interrupted: The run stops.
         """
+        if signal is None:
+            [signal] = processes.all_reduce_max(self.stop.signal or 0)
         if not signal:
             return
         if self.manager:
