@@ -56,7 +56,8 @@ def built(tmp_path_factory):
 
 @pytest.mark.defect
 def test_an_editable_install_has_the_book_s_package_and_a_wheel_has_not(built, tmp_path):
-    where = "import site, sys; site.addsitedir(sys.argv[1]); import lab; print(lab.__file__)"
+    where = "import importlib.util as found, site, sys; site.addsitedir(sys.argv[1]); "
+    where += "print(found.find_spec('lab').origin)"
     done = python("-S", "-c", where, built / "editable", cwd=tmp_path, env={})
     assert Path(done.stdout.strip()).is_relative_to(built / "tree" / "book"), done.stderr
     assert not (built / "wheel" / "lab").exists() and (built / "wheel" / "cmp").is_dir()

@@ -27,8 +27,7 @@ from pictures import classes, fileset, picture, tar, tree
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
-from cmp import cli, models
-from cmp import files as core_files
+from cmp import cli, models, parsing
 from cmp.data import Preprocessing, build_corpus, load_data, stored_images
 from cmp.errors import CmpError
 from cmp.project import build_folder
@@ -781,7 +780,7 @@ def test_a_table_whose_files_are_all_missing_says_where_they_were_looked_for(tmp
 
 def test_keys_that_stand_there_twice_are_refused():
     with pytest.raises(ValueError, match="'a' is given twice"):
-        core_files.parse_json('{"b": {"a": 1, "c": 2, "a": 3}}')
+        parsing.parse_json('{"b": {"a": 1, "c": 2, "a": 3}}')
 
 
 @pytest.mark.parametrize("path", ["/**/*.csv", "../**/*.csv"])
@@ -1024,7 +1023,7 @@ def test_yaml_that_cannot_be_read(tmp_path, text, words):
     if text is not None:
         path.write_text(text)
     with pytest.raises(CmpError) as error:
-        core_files.read_yaml(path)
+        parsing.read_yaml(path)
     assert str(error.value).startswith(f"{path}: {words}") and "\n" not in str(error.value)
 
 

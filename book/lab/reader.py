@@ -135,6 +135,7 @@ def prepare_copies() -> dict[str, str]:
                 continue  # with the reader's edits and outputs
         write_atomic(target, nbformat.writes(fresh))
     shutil.copy(first_screen.PICTURE, copies_folder())
+    shutil.copy(chapters.BOOK / "manual.md", copies_folder())  # chapters link to it
     write_start_page(notes)
     return notes
 
