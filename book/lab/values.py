@@ -6,7 +6,6 @@ the text follows when a value changes.
 """
 
 import functools
-import math
 import re
 from typing import Any
 
@@ -25,7 +24,6 @@ from cmp.experiments.scores import (
     study_trajectory,
 )
 from cmp.parsing import read_yaml
-from cmp.releases.sentences import signed
 from lab import analyses, chapters
 
 DIAGRAMS = chapters.BOOK / "diagrams"
@@ -34,10 +32,9 @@ LABEL = re.compile(r"\{\{(?:diagram|caption) ([\w-]+)")
 REFERENCE = re.compile(r"\{\{(?P<kind>ref) (?P<label>[\w-]+)\}\}")
 MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+)\s(?P<what>[^{}]+)\}\}")
 NOT_YET, NO_GAIN = "(not computed yet)", "(cannot be compared: off the front)"
-NO_MIRROR = "(no front at its A_ZS)"
 CITATION = re.compile(r"\{cite:p\}`([^`]+)`")
 GAINS = ("gain", "gain_less", "local_gain")
-KINDS = ("A_KA", "A_ZS", "GM", "about", *GAINS, "mirror", "difference", "before", "n", "bases",
+KINDS = ("A_KA", "A_ZS", "GM", "about", *GAINS, "difference", "before", "n", "bases",
          "peak", "points", "spread", "verdict")  # fmt: skip
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
            "eleven", "twelve")  # fmt: skip
@@ -132,8 +129,7 @@ def fill_values(text: str, source: str = "") -> str:
 
     `{{A_KA study/setting}}`, `A_ZS` and `GM` are means over replicates at the end of the stream.
     `{{gain study/setting}}` is the gain over the front of plain fine-tuning, `gain_less` the same
-    with a point of A_KA less, `local_gain` the same over the front of as many updates and steps,
-    and `mirror` the A_KA beyond the front at the same A_ZS.
+    with a point of A_KA less, `local_gain` the same over the front of as many updates and steps.
     `{{difference A_KA study/setting - study/setting}}` is a paired difference, also available for
     `gain`. All have intervals over bases, at the level of the claims, once all streams of their
     study are published. `{{before A_KA study/setting}}` is the same mean before the stream,
@@ -168,8 +164,6 @@ def _value(kind: str, what: str) -> str:
     if kind not in KINDS:
         raise CmpError(f"no such value; the values are {', '.join(KINDS)}")
     try:
-        if kind == "mirror":
-            return mirror(what)
         if kind == "about":
             return f"{estimate(what)[0].value:.0f}"
         if kind == "points":
@@ -286,16 +280,8 @@ def gain(what: str, kind: str = "gain") -> tuple[Estimate, str]:
     if name not in fronts:
         raise CmpError(f"no front {name!r}; the fronts are {', '.join(fronts)}")
     less = MATTERS if kind == "gain_less" else 0.0
-    found = verdicts.gain_of(study, setting, fronts[name], less=less)
-    return verdicts.estimate_gain(study, setting, found), "at least " * found.is_bound
-
-
-def mirror(what: str) -> str:
-    """Return the A_KA of "study/setting" beyond the front at the same A_ZS, or a text if the front
-    does not reach it."""
-    front = claims.load_claims().fronts["plain"]
-    found = verdicts.gain_of(*_place(what), front).mirror
-    return NO_MIRROR if math.isnan(found) else signed(found)
+    measured = verdicts.gain_of(study, setting, fronts[name], less=less)
+    return verdicts.estimate_gain(study, setting, measured), "at least " * measured.is_bound
 
 
 def before(what: str) -> Estimate:

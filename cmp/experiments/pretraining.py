@@ -96,8 +96,8 @@ def pretrain(
     make_folder(folder)
     name, seed, schedule = run_config.model.name, run_config.seeds.init, run_config.schedule
     steps = budgets.settle(run_config, corpus).steps
-    whole = sum(steps)
-    kept = whole - schedule.durations(steps[-1])[1]
+    total = sum(steps)
+    kept = total - schedule.durations(steps[-1])[1]
     names = ("annealed", "unannealed") if schedule.name == "wsd" else (schedule.name,)
     paths = {start: folder / embedded_models.base_path(name, start, seed).name for start in names}
 
@@ -119,7 +119,7 @@ def pretrain(
             save_base(manager.load_base(kept), paths["unannealed"])
         cards = {}
         for start, path in paths.items():
-            done = kept if start == "unannealed" else whole
+            done = kept if start == "unannealed" else total
             cards[start] = make_card(run_config, corpus, path, done, result)
         for start, path in paths.items():
             with listed_file(path.with_suffix(".json")) as partial:

@@ -406,8 +406,11 @@ def _agrees(reading: str, expected: str, low: float, high: float) -> str:
 
 def _sentence(row: dict[str, Any], claim: Claim) -> str:
     """Return a verdict as a sentence."""
-    what = {"gain": "points of A_ZS at equal A_KA", "spread": "points of spread"}
-    what["gain from the start"] = "points of A_ZS at an equal increase of A_KA"
+    what = {
+        "gain": "points of A_ZS at equal A_KA",
+        "gain from the start": "points of A_ZS at an equal increase of A_KA",
+        "spread": "points of spread",
+    }
     unit, at_least = what.get(claim.measure, f"points of {claim.measure}"), ""
     if claim.names != "all":
         words = {"kept": "in the pool", "lacking": "left out of the pool"}
