@@ -168,10 +168,14 @@ def verdicts(
 ) -> dict[str, tuple[float, float, float, str, float]]:
     """Return (estimate, low, high, reading, p) of every claim that has so many replicates."""
     tree = yaml.safe_load(claims.read_text())
+    all_fronts = tree.get("fronts", {})
+    if "fronts_of" in tree:
+        other = yaml.safe_load(claims.with_name(tree["fronts_of"] + ".yaml").read_text())
+        all_fronts = other["fronts"] | all_fronts
     studies = {path.stem: Study(path) for path in results.glob("*.parquet")}
     tail, found = 0.05 / 2 / max(tree.get("planned", 0), len(tree["claims"])), {}
     for claim in tree["claims"]:
-        fronts = [tree["fronts"].get(x.get("front", "plain")) for x in claim["terms"]]
+        fronts = [all_fronts.get(x.get("front", "plain")) for x in claim["terms"]]
         used = [(x.get("study", claim["study"]), s) for x in claim["terms"] for s in settings_of(x)]
         if claim["measure"] in GAINS:
             used += [(each["study"], s) for each in fronts for s in each["settings"]]

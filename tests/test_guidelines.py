@@ -76,7 +76,7 @@ def test_signs_count_above_a_point_and_the_book_s_network_has_one(published, mon
     assert "`net-0`: −" in measure_guideline(guideline("flat"), judged("yes")).networks[0]
     assert not measure_guideline(guideline("up", "flat"), judged("yes")).disagrees
     front = FrontOf("more", tuple(LOCAL), local=True, least=3)
-    known = ClaimsFile({"plain": front}, ())
+    known = ClaimsFile((), {"plain": front})
     monkeypatch.setattr(claims, "load_claims", lambda *_: known)
     own = guideline("down", network=guidelines.OWN, front=[])
     others = guideline("up").networks

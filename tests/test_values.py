@@ -44,7 +44,7 @@ def book(tmp_path_factory):
 def published(book, monkeypatch):
     """That book is the one that is read."""
     synthetic.place(monkeypatch, book)
-    known = ClaimsFile({"plain": FrontOf("front", tuple(synthetic.FRONT))}, ())
+    known = ClaimsFile((), {"plain": FrontOf("front", tuple(synthetic.FRONT))})
     monkeypatch.setattr(claims, "load_claims", lambda *_: known)
 
 

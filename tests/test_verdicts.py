@@ -197,6 +197,21 @@ def test_both_families_of_the_book_are_well_formed():
         assert claims.load_claims(path).claims, path
 
 
+def test_a_family_that_uses_the_fronts_of_another_is_judged_like_it(load, folder):
+    first = verdicts.judge_claims(load(*CLAIMS))
+    later = folder / "later.yaml"
+    later.write_text(json.dumps({"fronts_of": "claims", "claims": CLAIMS}))
+    pd.testing.assert_frame_equal(verdicts.judge_claims(claims.load_claims(later)), first)
+    again, others = (
+        pd.DataFrame(independent.verdicts(path, folder / "results"))
+        for path in (later, folder / "claims.yaml")
+    )
+    pd.testing.assert_frame_equal(again, others)
+    later.write_text(json.dumps({"fronts_of": "../claims", "claims": CLAIMS}))
+    with pytest.raises(CmpError, match=r"\.\./claims"):
+        claims.load_claims(later)
+
+
 @pytest.mark.parametrize("family", [claims.CLAIMS, claims.LATER_CLAIMS], ids=["first", "second"])
 def test_another_hand_finds_the_same_in_the_published_results(family):
     known = claims.load_claims(family)

@@ -324,7 +324,6 @@ def _make_plan(request: Mapping[str, Any]) -> planner.Plan:
 def _planner_answer(request: Mapping[str, Any]) -> dict[str, Any]:
     plan = _make_plan(request)
     place = plan.place and {
-        "label": f"{plan.place.study}/{plan.place.setting}",
         "at": (mean := plan.place.scores.loc[AXES, "mean"].round(2)).tolist(),
         "half": half_widths((plan.place.scores.loc[AXES, "high"] - mean).tolist()),
     }

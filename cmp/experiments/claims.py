@@ -4,6 +4,7 @@
 them.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.errors import CmpError
 from cmp.experiments import studies
 from cmp.experiments.scores import CLAIMS, claims_level, planned_streams
+from cmp.files import child_path
 from cmp.parsing import check_record, read_yaml
 from cmp.values import STRICT
 
@@ -141,15 +143,17 @@ class ClaimsFile:
     """A family of claims, and the fronts from which their gains are measured.
 
     Attributes:
-        fronts: The fronts by name.
         claims: The claims.
+        fronts: The fronts by name.
         planned: The largest number of claims in the family, if some are committed later. It
             determines the level of the intervals from the start.
+        fronts_of: The family whose fronts this one uses as well, such as "claims".
     """
 
-    fronts: dict[str, FrontOf]
     claims: tuple[Claim, ...]
+    fronts: dict[str, FrontOf] = dataclasses.field(default_factory=dict)
     planned: Annotated[int, Field(ge=0)] = 0
+    fronts_of: str = ""
 
     def __post_init__(self) -> None:
         if 0 < self.planned < len(self.claims):
@@ -163,7 +167,10 @@ class ClaimsFile:
 
 def load_claims(path: Path = CLAIMS) -> ClaimsFile:
     """Return a family of primary claims; raise `CmpError` that names an invalid key."""
-    known = _read_claims(path, path.stat().st_mtime_ns if path.exists() else 0)
+    known = _read_claims(path)
+    if known.fronts_of:
+        shared = _read_claims(child_path(path.parent, known.fronts_of, ".yaml")).fronts
+        known = dataclasses.replace(known, fronts=shared | known.fronts)
     names = [claim.name for claim in known.claims]
     if twice := [name for name in names if names.count(name) > 1]:
         raise CmpError(f"{path}: claims: two have the name {twice[0]!r}")
@@ -179,9 +186,14 @@ def load_claims(path: Path = CLAIMS) -> ClaimsFile:
     return known
 
 
-@functools.lru_cache(maxsize=8)
-def _read_claims(path: Path, stamp: int) -> ClaimsFile:
+def _read_claims(path: Path) -> ClaimsFile:
     """Return the claims in a file, cached until the file changes; a chapter asks for them often."""
+    return _parse_claims(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@functools.lru_cache(maxsize=8)
+def _parse_claims(path: Path, stamp: int) -> ClaimsFile:
+    """Return the claims in a file as it is at a time."""
     return check_record(read_yaml(path), ClaimsFile, f"{path}: ")
 
 

@@ -260,7 +260,7 @@ function planner({ picture, drawPlane, more }, data, state, [[, plan]]) {
   picture.replaceChildren(table(["what it costs", ""], plan.costs), ...sentences);
   drawPlane(
     state.model in data.stored
-      ? { stored: plan.place ? [plan.place] : [], dots: data.stored[state.model] }
+      ? { pinned: plan.place ? [{ ...plan.place, colour: ORANGE }] : [], dots: data.stored[state.model] }
       : null,
   );
   const parts = [
@@ -288,7 +288,7 @@ const KINDS = {
 const LAYERS = {
   stream: { pinned: "of this stream" },
   path: { front: "a mean of both ends’ scores", own: "the path", predicted: "this share" },
-  planner: { dots: "stored setting", stored: "nearest to this plan" },
+  planner: { dots: "stored setting", pinned: "nearest to this plan, with its intervals" },
 };
 
 // What a state can be, from the fields of a table.
