@@ -265,6 +265,10 @@ def reading(low: float, high: float) -> str:
     return "hurts, size open" if high < 0 else "open"
 
 
+CAME_LATER = {"window": 0.25, "protect": 0.5, "task_steps": []}
+"""Keys that older tables lack, with their defaults. Others that came later default to nothing."""
+
+
 def row_of(tree: dict) -> str:
     """What a peak was tuned for: all of a config but its peak, seeds and scoring. Runs on the pool
     alone take the peaks of their counterparts in the stream."""
@@ -274,8 +278,10 @@ def row_of(tree: dict) -> str:
         third = {"pretraining": 1 / 3, "update": 1 / 3, "buffer": 1 / 3}
         kept["mixture"] = tree["mixture"] | third | {"replay": 0.5, "select": "concepts"}
         kept["training"] = tree["training"] | {"batch": 64}
-    said = {  # keys that came later are missing from older tables
-        key: {k: x for k, x in part.items() if x is not None} if isinstance(part, dict) else part
+    said = {
+        key: {k: x for k, x in part.items() if x is not None and x != CAME_LATER.get(k)}
+        if isinstance(part, dict)
+        else part
         for key, part in kept.items()
     }
     return json.dumps(said, sort_keys=True)

@@ -229,6 +229,12 @@ def test_another_hand_finds_the_same_in_the_published_results(family):
     assert ours["p holm"].dropna().to_dict() == pytest.approx(adjusted)
 
 
+def test_no_peak_of_the_second_family_was_tuned_at_the_edge_of_its_grid():
+    faults = independent.faults_of_tuning(claims.LATER_CLAIMS, results.RESULTS)
+    assert len(faults) >= 3
+    assert {*faults.values()} <= {"", "not published"}, faults
+
+
 def test_verdicts_of_the_first_family_are_those_that_a2_gives():
     found = guidelines.judged_claims()
     assert found["estimate"].notna().sum() > len(found) / 2
