@@ -427,6 +427,7 @@ HOLDS = """
     TENSOR = torch.tensor([1.5, 3.5], dtype=torch.bfloat16)
     NUMBER = re.compile("[0-9]+")
     NOISE = random.Random(3)
+    GIVEN = frozenset({1})
     LAYER = torch.nn.CrossEntropyLoss(label_smoothing=0.4)
 
     def power(exponent):
@@ -453,7 +454,7 @@ HOLDS = """
             return 0.5
 
     @cmp.register("schedule", "mine")
-    def mine(task, step, given=frozenset({1})):
+    def mine(task, step, given=GIVEN):
         LOG.debug("%s", [sqrt, KEEP, PAIRS, ARRAY, TENSOR, NUMBER, NOISE, LAYER, POWERS, Wave])
         return task.relative_peak
 """
@@ -498,7 +499,7 @@ HOLDS = """
                 ("from math", "from numpy"),
                 ('{"sine"}', '{"saw"}'),
                 ("return 0.5", "return 0.4"),
-                ("{1}", "{2}"),
+                ("{1}", "{2}"),  # of a default
             ],
         ),
         (
