@@ -31,11 +31,8 @@ from cmp import cli, data, evaluation, models
 from cmp.cli import tools
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
-from cmp.merging import apply
 from cmp.merging import files as merging_files
 from cmp.merging.apply import merge
-from cmp.merging.rules import MergeOptions
-from cmp.registry import get_option
 
 
 @pytest.fixture
@@ -94,15 +91,6 @@ def test_metadata_name_the_parents(files, tmp_path):
     }  # fmt: skip
 
 
-def test_files_take_the_keywords_of_state_dicts(files, tmp_path):
-    new, old, base = (load_file(path) for path in files)
-    out, settings = tmp_path / "out.safetensors", {"density": 0.5, "outliers": 0.2}
-    cmp.merge_files("breadcrumbs", files[:2], out, files[2], **settings)
-    assert identical(load_file(out), cmp.merge("breadcrumbs", [new, old], base, **settings))
-    with pytest.raises(CmpError, match="'ties' takes scale, density, not 'densty'"):
-        cmp.merge_files("ties", files[:2], out, files[2], densty=0.5)
-
-
 def test_settings_reach_the_rule(files, tmp_path):
     new, old, base = (load_file(path) for path in files)
     out = merged(tmp_path, "interpolation", *files[:2], "--weights", "0.9,0.1")
@@ -125,15 +113,6 @@ def test_every_type_survives(dtype, tmp_path):
     result = load_file(merged(tmp_path, "interpolation", *paths))
     assert {name: x.dtype for name, x in result.items()} == {n: x.dtype for n, x in weights.items()}
     assert identical(result, weights)
-
-
-def test_quantised_weights_are_refused_and_half_precision_is_not(tmp_path):
-    small = [embedded_models.base_path("small", start, 0) for start in embedded_models.OF_RECIPE]
-    with pytest.raises(CmpError, match=r"I8 is not supported; convert it to float32"):
-        merging_files.merge_files("interpolation", small, tmp_path / "out.safetensors")
-    paths = [embedded_models.base_path("tiny", "annealed", seed) for seed in (0, 1)]
-    out = merged(tmp_path, "interpolation", *paths)
-    models.load_weights(models.create_model("tiny"), out)
 
 
 @pytest.mark.defect
@@ -226,14 +205,10 @@ def test_bad_files_are_refused_and_nothing_is_written(rule, which, kind, words, 
     ("arguments", "words"),
     [
         (["tries", "NEW", "OLD"], ["tries", "ties"]),
-        (["interpolation", "NEW", "OLD", "--weights", "1"], ["1 weights for 2 models"]),
         (["interpolation", "NEW", "OLD", "--weights", "0.5,x"], ["--weights", "0.5,x"]),
-        (["interpolation", "NEW", "OLD", "--weights", "2,1"], ["sum to 1, not 3"]),
         (["interpolation", "NEW", "OLD", "--base", "BASE"], ["takes no base"]),
         (["ties", "NEW", "OLD"], ["needs a base", "--base FILE", "base="]),
-        (["ties", "NEW", "--base", "BASE", "--weights", "1"], ["weights 1", "not used by 'ties'"]),
         (["slerp", "NEW"], ["1 models", "exactly 2"]),
-        (["slerp", "NEW", "OLD", "--scale", "2"], ["'slerp' takes weights, not 'scale'"]),
         (["ties", "NEW", "--base", "BASE", "--density", "0"], ["density", "found 0.0"]),
         (["ties", "NEW", "--base", "BASE", "--scale", "nan"], ["scale", "found nan"]),
         (["lines", "NEW", "--base", "BASE", "--alpha", "-1"], ["alpha", "found -1.0"]),
@@ -253,28 +228,11 @@ def test_misuse_is_refused_by_name(arguments, words, files, tmp_path):
     assert not out.exists()
 
 
-def test_a_model_is_not_written_over(files, tmp_path):
+def test_a_model_is_not_written_over(files):
     before = files[1].read_bytes()
-    link = tmp_path / "link.safetensors"
-    link.symlink_to(files[1])
-    for out, words in ((files[1], "one of the models"), (link, "already exists as a link")):
-        error = shell("interpolation", *files[:2], "-o", out).exception
-        assert isinstance(error, CmpError) and words in str(error)
+    error = shell("interpolation", *files[:2], "-o", files[1]).exception
+    assert isinstance(error, CmpError) and "one of the models" in str(error)
     assert files[1].read_bytes() == before
-
-
-def test_a_full_disk_leaves_the_file_as_it_was(files, tmp_path, monkeypatch):
-    out = tmp_path / "out.safetensors"
-    out.write_bytes(b"as it was")
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(merging_files, "write_safetensors", full)
-    error = shell("interpolation", *files[:2], "-o", out).exception
-    assert isinstance(error, CmpError) and "No space left" in str(error)
-    assert out.read_bytes() == b"as it was"
-    assert not list(tmp_path.glob(".*"))
 
 
 def test_killed_while_it_writes(files, tmp_path):
@@ -389,9 +347,7 @@ def test_candidates_are_combined():
         "weight=0.25 scale=2": {"weights": [0.25, 0.375, 0.375], "scale": 2.0},
         "weight=0.5 scale=2": {"weights": [0.5, 0.25, 0.25], "scale": 2.0},
     }
-
-
-def test_candidates_that_differ_little_are_different_rows():
+    # candidates that differ little are different rows
     assert len(tools.candidate_settings(["density=0.1234567,0.1234568"], 2)) == 2
     with pytest.raises(CmpError, match=r"--try: 'density' is given twice; .*density=0\.1,0\.3"):
         tools.candidate_settings(["density=0.1", "density=0.3"], 2)
@@ -415,10 +371,3 @@ def test_candidates_that_make_no_sense_are_refused(
     error = shell("interpolation", *files[:2], *arguments).exception
     assert isinstance(error, CmpError), error
     assert all(word in str(error) for word in words)
-
-
-def test_merged_tensors_of_files_are_those_that_merge_returns(files):
-    pair, rule = [load_file(path) for path in files[:2]], get_option("merge_rule", "slerp")
-    with merging_files.open_tensors(files[0]) as new, merging_files.open_tensors(files[1]) as old:
-        merged_tensors = dict(apply.iter_merged(rule, [new, old], None, MergeOptions()))
-    assert identical(merged_tensors, merge("slerp", pair))

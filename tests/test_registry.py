@@ -19,7 +19,6 @@ from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError
 from cmp.experiments import forecast
 from cmp.merging.apply import merge
-from cmp.merging.policies import MergedWeights
 from cmp.registry import KINDS, get_option, load_plugin, option_names, register
 from cmp.runs import identity
 
@@ -61,24 +60,17 @@ def notebook():
     ],
 )
 def test_an_unknown_name_gets_a_near_one_and_the_list(kind, name, near):
+    key, names = KINDS[kind].key, ", ".join(option_names(kind))
+    begins = f"{key}: no {kind.replace('_', ' ')} is called"
     with pytest.raises(CmpError) as error:
         get_option(kind, name)
-    message = str(error.value)
-    assert message.startswith(f"{KINDS[kind].key}: no {kind.replace('_', ' ')} is called {name!r}")
-    assert f"; did you mean {near!r}? There are {', '.join(option_names(kind))}" in message
-    section, key = KINDS[kind].key.split(".")
+    assert str(error.value) == f"{begins} {name!r}; did you mean {near!r}? There are {names}"
+    with pytest.raises(CmpError) as error:  # where nothing is near, the list is enough
+        get_option(kind, "xqzw")
+    assert str(error.value) == f"{begins} 'xqzw'; there are {names}"
+    section, _, key = key.partition(".")
     with pytest.raises(CmpError, match=rf"{section}\.{key}.*did you mean '{near}'"):
         config.parse({section: {key: name}})
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_where_nothing_is_near_the_list_is_enough(kind):
-    with pytest.raises(CmpError) as error:
-        get_option(kind, "xqzw")
-    names = ", ".join(option_names(kind))
-    assert str(error.value).endswith(f"is called 'xqzw'; there are {names}")
-    with pytest.raises(ValueError, match="there are"):
-        registry.check_name(kind, "xqzw")
 
 
 def test_unknown_kinds_and_properties_are_refused():
@@ -201,21 +193,6 @@ def test_a_replaced_option_is_at_once_in_use(notebook):
         config.parse({"schedule": {"name": "sawtooth"}})
 
 
-def test_the_memory_of_a_replaced_method_is_counted_anew(notebook):
-    cell = """
-        def keep(state):
-            state.model.visual.requires_grad_({})
-
-        cmp.register("method", "mine")(cmp.UpdateMethod(prepare=keep))
-    """
-    counts = []
-    for trains in (True, False, True):
-        notebook(cell.format(trains))
-        run = cmp.RunConfig(method=config.Method("mine"))
-        counts.append(forecast.memory_account(run)["optimizer"])
-    assert counts[0] == counts[2] > counts[1] > 0
-
-
 @pytest.mark.defect
 def test_memory_and_forward_pass_are_counted_anew_if_what_a_method_uses_was_edited(notebook):
     """The method is the same object then."""
@@ -276,13 +253,80 @@ def test_an_option_may_not_list_a_key_that_every_option_reads(kind, key):
     assert config.merging.weight == 0.25
 
 
-def test_jumps_are_refused_unless_they_are_declared():
-    def stairs(task, step):
-        return task.relative_peak * (1 if step < 50 else 0.5)
+def stairs(task, step):
+    return task.relative_peak * (1 if step < 50 else 0.5)
 
-    refuse("schedule", stairs, "jumps by 0.50 within 100 steps; declare continuous=False")
-    register("schedule", "mine", continuous=False)(stairs)
-    assert cmp.learning_rate(cmp.Schedule("mine", peak=2.0), 100, 0, 60) == 1.0
+
+def as_listed(table, seed):
+    return np.arange(len(table))
+
+
+def everything(history, capacity, seed):
+    return np.arange(len(history.rows)), None
+
+
+def doubled(entries, block):
+    return entries.sum(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "facts", "words"),
+    [
+        ("schedule", stairs, {}, "jumps by 0.50 within 100 steps; declare continuous=False"),
+        ("order", lambda table, seed: np.zeros(len(table), int), {}, "permutation of 0 to 11"),
+        ("order", lambda table, seed: np.arange(len(table) - 1), {}, "permutation of 0 to 11"),
+        ("order", lambda table, seed: list(table.index), {}, "permutation of 0 to 11"),
+        ("order", as_listed, {}, "the seed makes no difference; declare seeded=False"),
+        ("buffer", everything, {"capacity": "required"}, "keeps 12 images, more than 6"),
+        ("buffer", lambda *given: ([3, 3], None), {}, "expected distinct positions"),
+        ("buffer", lambda *given: ([12], None), {}, "expected distinct positions"),
+        ("buffer", lambda *given: ([1, 2], np.array([0])), {}, "1 groups for 2 images"),
+        (
+            "merge_rule", lambda x, _: x.mean(0)[:3], {"base": True},
+            r"returned shape \[3\] for 3 models of 24 entries",
+        ),
+        ("merge_rule", lambda x, _: x.mean(), {}, r"returned shape \[\] for 3 models"),
+        ("merge_rule", lambda x, _: x.mean(0) / 0, {}, r"expected shape \[24\], all finite"),
+        (
+            "merge_rule", lambda x, _: x.mean(0).reshape(-1), {"matrix": True},
+            r"returned shape \[24\] for 3 models.*shape \[4, 6\]",
+        ),
+        ("merge_rule", doubled, {"keeps_norm": True}, "needs base=True and matrix=True"),
+        ("merge_rule", doubled, {"matrix": True, "linear": True}, "declare only one of them"),
+        (
+            "merge_rule", lambda models, *given: [1.0], {"linear": True},
+            "returned 1 factors for 3 models.*expected 3 factors",
+        ),
+        (
+            "merge_rule", lambda models, *given: [1.0], {"linear": True, "count": 2},
+            "returned 1 factors for 2.*expected 2",
+        ),
+        ("merge_rule", doubled, {}, "changes models that are all equal; declare idempotent=False"),
+        (
+            "merge_rule", lambda models, *given: [0.5] * len(models), {"linear": True},
+            "changes models that are all equal",
+        ),
+        ("merge_policy", lambda end: end.trained, {}, "must return MergedWeights"),
+        ("method", 3, {}, "must be a function of the train state or an UpdateMethod, not int"),
+    ],
+)  # fmt: skip
+def test_an_option_that_is_not_what_it_declares_is_refused(kind, function, facts, words):
+    refuse(kind, function, words, **facts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "facts"),
+    [
+        ("schedule", stairs, {"continuous": False}),
+        ("order", as_listed, {"seeded": False}),
+        ("order", lambda table, seed: np.random.default_rng(seed).permutation(len(table)), {}),
+        ("buffer", everything, {}),
+        ("merge_rule", doubled, {"idempotent": False}),
+    ],
+)
+def test_an_option_that_is_what_it_declares_is_taken(kind, function, facts):
+    register(kind, "mine", **facts)(function)
+    assert get_option(kind, "mine").value is function
 
 
 def test_a_schedule_is_checked_with_its_own_durations():
@@ -300,57 +344,6 @@ def test_a_schedule_is_checked_with_its_own_durations():
     assert min(seen) == 0
 
 
-def test_an_order_must_be_a_permutation():
-    refuse(
-        "order", lambda table, seed: np.zeros(len(table), int), "expected a permutation of 0 to 11"
-    )
-    refuse(
-        "order", lambda table, seed: np.arange(len(table) - 1), "expected a permutation of 0 to 11"
-    )
-    refuse("order", lambda table, seed: list(table.index), "expected a permutation of 0 to 11")
-
-
-def test_an_order_must_follow_its_seed_or_say_that_it_does_not():
-    def listed(table, seed):
-        return np.arange(len(table))
-
-    refuse("order", listed, "the seed makes no difference; declare seeded=False")
-    register("order", "mine", seeded=False)(listed)
-    register("order", "shuffled")(
-        lambda table, seed: np.random.Generator(np.random.Philox(seed)).permutation(len(table))
-    )
-    assert {"mine", "shuffled"} <= set(registry.option_names("order"))
-
-
-def test_a_buffer_must_keep_to_its_capacity_and_to_what_arrived():
-    def everything(history, capacity, seed):
-        return np.arange(len(history.rows)), None
-
-    refuse("buffer", everything, "keeps 12 images, more than 6", capacity="required")
-    refuse("buffer", lambda history, capacity, seed: ([3, 3], None), "expected distinct positions")
-    refuse("buffer", lambda history, capacity, seed: ([12], None), "expected distinct positions")
-    refuse(
-        "buffer", lambda history, capacity, seed: ([1, 2], np.array([0])), "1 groups for 2 images"
-    )
-    register("buffer", "mine")(everything)
-    assert "mine" in registry.option_names("buffer")
-
-
-def test_a_merge_rule_must_give_one_entry_per_entry():
-    def short(entries, block):
-        return entries.mean(0)[:3]
-
-    for facts in ({}, {"base": True}):
-        refuse("merge_rule", short, r"returned shape \[3\] for 3 models of 24 entries", **facts)
-        whole = lambda entries, block: entries.mean()  # noqa: E731
-        refuse("merge_rule", whole, r"returned shape \[\] for 3 models", **facts)
-        nan = lambda entries, block: entries.mean(0) / 0  # noqa: E731
-        refuse("merge_rule", nan, r"expected shape \[24\], all finite", **facts)
-    few = lambda models, base, options, depth: [1.0]  # noqa: E731
-    refuse("merge_rule", few, "returned 1 factors for 3 models.*expected 3 factors", linear=True)
-    refuse("merge_rule", few, "returned 1 factors for 2.*expected 2", linear=True, count=2)
-
-
 def test_a_merge_rule_may_ask_for_whole_matrices():
     shapes = []
 
@@ -358,38 +351,11 @@ def test_a_merge_rule_may_ask_for_whole_matrices():
         shapes.append(entries.shape[1:])
         return entries.mean(0)
 
-    flat = lambda entries, block: entries.mean(0).reshape(-1)  # noqa: E731
-    refuse("merge_rule", flat, r"returned shape \[24\] for 3 models.*shape \[4, 6\]", matrix=True)
-    refuse("merge_rule", turned, "needs base=True and matrix=True", keeps_norm=True)
-    refuse("merge_rule", turned, "declare only one of them", matrix=True, linear=True)
     register("merge_rule", "mine", matrix=True)(turned)
     models = [{"x": torch.full((2, 5), value), "s": torch.tensor(value)} for value in (1.0, 3.0)]
     merged = merge("mine", models)
     assert merged["x"].tolist() == [[2.0] * 5] * 2 and merged["s"].item() == 2
     assert shapes[-2:] == [(2, 5), ()]
-
-
-def test_a_merge_rule_must_leave_equal_models_alone_or_say_that_it_does_not():
-    def doubled(entries, block):
-        return entries.sum(0)
-
-    half = lambda models, base, options, depth: [0.5] * len(models)  # noqa: E731
-    refuse("merge_rule", half, "changes models that are all equal", linear=True)
-    refuse("merge_rule", doubled, "changes models that are all equal; declare idempotent=")
-    register("merge_rule", "mine", idempotent=False)(doubled)
-    one = {"x": torch.ones(3)}
-    assert cmp.merge("mine", [one, one])["x"].tolist() == [2, 2, 2]
-
-
-def test_a_merge_policy_and_a_method_must_be_what_they_say():
-    refuse("merge_policy", lambda end: end.trained, "must return MergedWeights")
-    refuse("method", 3, "must be a function of the train state or an UpdateMethod, not int")
-    register("merge_policy", "mine")(
-        lambda end: MergedWeights(end.memory, end.trained, end.merge_pair(
-            end.trained, end.memory["zero"], "mine"
-        ))
-    )  # fmt: skip
-    assert "mine" in registry.option_names("merge_policy")
 
 
 def test_an_option_that_raises_leaves_nothing_behind(notebook):
@@ -446,31 +412,96 @@ def digest_of(cell, kind="schedule"):
     return get_option(kind, "mine").digest
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("task.relative_peak * max", "0.9 * task.relative_peak * max"),  # the function
-        ("floor=0.25", "floor=0.3"),  # a default
-        ("x ** power", "abs(x) ** power"),  # a function that it calls
-        ("TEETH, UNUSED = 4, 5", "TEETH, UNUSED = 8, 5"),  # a number
-        ("[1, 2]", "[1, 3]"),  # a table
-        ("depth = 0.5", "depth = 0.4"),  # an attribute of a class
-        ("self.depth * x", "self.depth * x * x"),  # a method
-        ("continuous=False", "continuous=False, warmup_target=None"),  # what is declared
-    ],
-)
-def test_every_edit_that_matters_changes_the_digest(old, new):
-    digest = digest_of(CELL)
-    assert digest_of(CELL) == digest
-    assert old in CELL
-    assert digest_of(CELL.replace(old, new)) != digest
-    assert digest_of(CELL.replace("UNUSED = 4, 5", "UNUSED = 4, 6")) == digest
-    assert digest_of(CELL + "\n\n    later = 1\n") == digest
+HOLDS = """
+    import logging
+    import random
+    import re
+    from math import sqrt
+
+    import numpy as np
+
+    LOG = logging.getLogger("mine")
+    KEEP = {0, 8}
+    PAIRS = {("a", 1): 2.0, ("b", 2): [frozenset("cd")]}
+    ARRAY = np.array([1.5, 2.5])
+    TENSOR = torch.tensor([1.5, 3.5], dtype=torch.bfloat16)
+    NUMBER = re.compile("[0-9]+")
+    NOISE = random.Random(3)
+    GIVEN = frozenset({1})
+    LAYER = torch.nn.CrossEntropyLoss(label_smoothing=0.4)
+
+    def power(exponent):
+        return lambda x: x**exponent
+
+    def halved(function):
+        @functools.wraps(function)
+        def wrapper(x):
+            return function(x) / 2
+
+        return wrapper
+
+    @halved
+    def quarter(x):
+        return x / 4
+
+    POWERS = {"first": power(2), "second": quarter, "third": torch.abs}
+
+    class Wave:
+        kinds = {"sine"}
+
+        @functools.cached_property
+        def depth(self):
+            return 0.5
+
+    @cmp.register("schedule", "mine")
+    def mine(task, step, given=GIVEN):
+        LOG.debug("%s", [sqrt, KEEP, PAIRS, ARRAY, TENSOR, NUMBER, NOISE, LAYER, POWERS, Wave])
+        return task.relative_peak
+"""
 
 
 @pytest.mark.parametrize(
     ("kind", "cell", "edits"),
     [
+        (
+            "schedule",
+            CELL,
+            [
+                ("task.relative_peak * max", "0.9 * task.relative_peak * max"),  # the function
+                ("floor=0.25", "floor=0.3"),  # a default
+                ("x ** power", "abs(x) ** power"),  # a function that it calls
+                ("TEETH, UNUSED = 4, 5", "TEETH, UNUSED = 8, 5"),  # a number
+                ("[1, 2]", "[1, 3]"),  # a table
+                ("depth = 0.5", "depth = 0.4"),  # an attribute of a class
+                ("self.depth * x", "self.depth * x * x"),  # a method
+                ("continuous=False", "continuous=False, warmup_target=None"),  # what is declared
+            ],
+        ),
+        (
+            "schedule",
+            HOLDS,
+            [
+                ("{0, 8}", "{0, 9}"),
+                ('("b", 2)', '("b", 3)'),  # a key
+                ('"cd"', '"ce"'),
+                ("[1.5, 2.5]", "[1.5, 2.0]"),
+                ("[1.5, 2.5]", "[[1.5, 2.5]]"),  # a shape
+                ("[1.5, 3.5]", "[1.5, 3.0]"),
+                ("bfloat16", "float32"),
+                ("[0-9]+", "[0-9]*"),
+                ("Random(3)", "Random(4)"),
+                ("smoothing=0.4", "smoothing=0.3"),
+                ("power(2)", "power(3)"),
+                ('"first": power(2), "second": quarter', '"first": quarter, "second": power(2)'),
+                ("function(x) / 2", "function(x) / 3"),  # a decorator
+                ("x / 4", "x / 5"),  # what is decorated
+                ("torch.abs", "torch.neg"),
+                ("from math", "from numpy"),
+                ('{"sine"}', '{"saw"}'),
+                ("return 0.5", "return 0.4"),
+                ("{1}", "{2}"),  # of a default
+            ],
+        ),
         (
             "merge_policy",
             """
@@ -558,7 +589,7 @@ def test_every_edit_that_matters_changes_the_digest(old, new):
         ),
     ],
 )
-def test_objects_are_told_apart_by_what_they_are_made_of(kind, cell, edits):
+def test_every_edit_that_matters_changes_the_digest(kind, cell, edits):
     digest = digest_of(cell, kind)
     assert digest_of(cell, kind) == digest
     assert get_option(kind, "mine").sources
@@ -567,84 +598,18 @@ def test_objects_are_told_apart_by_what_they_are_made_of(kind, cell, edits):
         assert digest_of(cell.replace(old, new), kind) != digest, new
 
 
-HOLDS = """
-    import logging
-    import random
-    import re
-    from math import sqrt
-
-    import numpy as np
-
-    LOG = logging.getLogger("mine")
-    KEEP = {0, 8}
-    PAIRS = {("a", 1): 2.0, ("b", 2): [frozenset("cd")]}
-    ARRAY = np.array([1.5, 2.5])
-    TENSOR = torch.tensor([1.5, 3.5], dtype=torch.bfloat16)
-    NUMBER = re.compile("[0-9]+")
-    NOISE = random.Random(3)
-    LAYER = torch.nn.CrossEntropyLoss(label_smoothing=0.4)
-
-    def power(exponent):
-        return lambda x: x**exponent
-
-    def halved(function):
-        @functools.wraps(function)
-        def wrapper(x):
-            return function(x) / 2
-
-        return wrapper
-
-    @halved
-    def quarter(x):
-        return x / 4
-
-    POWERS = {"first": power(2), "second": quarter, "third": torch.abs}
-
-    class Wave:
-        kinds = {"sine"}
-
-        @functools.cached_property
-        def depth(self):
-            return 0.5
-
-    @cmp.register("schedule", "mine")
-    def mine(task, step, given=frozenset({1})):
-        LOG.debug("%s", [sqrt, KEEP, PAIRS, ARRAY, TENSOR, NUMBER, NOISE, LAYER, POWERS, Wave])
-        return task.relative_peak
-"""
-
-
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("cell", "old", "new"),
     [
-        ("{0, 8}", "{0, 9}"),
-        ('("b", 2)', '("b", 3)'),  # a key
-        ('"cd"', '"ce"'),
-        ("[1.5, 2.5]", "[1.5, 2.0]"),
-        ("[1.5, 2.5]", "[[1.5, 2.5]]"),  # a shape
-        ("[1.5, 3.5]", "[1.5, 3.0]"),
-        ("bfloat16", "float32"),
-        ("[0-9]+", "[0-9]*"),
-        ("Random(3)", "Random(4)"),
-        ("smoothing=0.4", "smoothing=0.3"),
-        ("power(2)", "power(3)"),
-        ('"first": power(2), "second": quarter', '"first": quarter, "second": power(2)'),
-        ("function(x) / 2", "function(x) / 3"),  # a decorator
-        ("x / 4", "x / 5"),  # what is decorated
-        ("torch.abs", "torch.neg"),
-        ("from math", "from numpy"),
-        ('{"sine"}', '{"saw"}'),
-        ("return 0.5", "return 0.4"),
-        ("{1}", "{2}"),
+        (CELL, "UNUSED = 4, 5", "UNUSED = 4, 6"),
+        (CELL, "helper(wave, len(TABLE)))\n", "helper(wave, len(TABLE)))\n\n    later = 1\n"),
+        (HOLDS, 'getLogger("mine")', 'getLogger("other")'),
+        (HOLDS, "{0, 8}", "{8, 0}"),  # which are listed in another order
     ],
 )
-def test_what_json_lacks_counts_as_well(old, new):
-    digest = digest_of(HOLDS)
-    assert old in HOLDS
-    assert digest_of(HOLDS.replace(old, new)) != digest
-    same = HOLDS.replace('getLogger("mine")', 'getLogger("other")')
-    same = same.replace("{0, 8}", "{8, 0}")  # which are listed in another order
-    assert digest_of(same) == digest
+def test_other_edits_leave_the_digest_as_it_is(cell, old, new):
+    assert old in cell
+    assert digest_of(cell.replace(old, new)) == digest_of(cell)
 
 
 def test_what_cannot_be_told_apart_is_refused_by_its_name():
@@ -713,22 +678,16 @@ def test_what_has_no_source_is_refused():
     assert "mine" not in [*option_names("schedule"), *option_names("merge_rule")]
 
 
-def test_sources_are_recorded_and_enter_the_run_id(notebook):
-    plain = identity.run_id_of(forked.small_config(), forked.small_corpus())
-    ids = set()
-    for cell in (CELL, CELL.replace("UNUSED = 4", "UNUSED = 8")):
-        notebook(cell)
-        run_config = forked.small_config("schedule.name=mine")
-        [(key, record)] = run_config.option_record().items()
-        assert key == "schedule:mine"
-        assert record["sha256"] == get_option("schedule", "mine").digest
-        sources = record["sources"]
-        assert {"mine", "helper", "Wave.at", "Wave.depth", "TEETH", "TABLE"} <= sources.keys()
-        assert "UNUSED" not in sources
-        assert sources["TABLE"] == '{"a": null, "b": [1, 2]}'
-        assert sources["helper"].startswith("def helper(x, power=1):")
-        ids.add(identity.run_id_of(run_config, forked.small_corpus()))
-    assert len(ids | {plain}) == 3
+def test_sources_are_recorded(notebook):
+    notebook(CELL)
+    [(key, record)] = forked.small_config("schedule.name=mine").option_record().items()
+    assert key == "schedule:mine"
+    assert record["sha256"] == get_option("schedule", "mine").digest
+    sources = record["sources"]
+    assert {"mine", "helper", "Wave.at", "Wave.depth", "TEETH", "TABLE"} <= sources.keys()
+    assert "UNUSED" not in sources
+    assert sources["TABLE"] == '{"a": null, "b": [1, 2]}'
+    assert sources["helper"].startswith("def helper(x, power=1):")
 
 
 AGAIN = {
@@ -920,17 +879,6 @@ def test_an_error_in_a_plugin_is_told_with_its_file(text, words, tmp_path):
     assert not [name for name in set(sys.modules) - modules if "plugin" in name]
     for word in (f"--plugin {path}: ", *words):
         assert word in str(error.value)
-
-
-def test_a_plugin_that_fails_leaves_no_option(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "import cmp\n@cmp.register('order', 'half', seeded=False)\n"
-        "def half(table, seed): return range(len(table))\n1 / 0"
-    )
-    with pytest.raises(CmpError, match="ZeroDivisionError"):
-        load_plugin(path)
-    assert "half" not in registry.option_names("order")
 
 
 def test_a_plugin_that_fails_when_it_is_loaded_again_keeps_its_earlier_options(tmp_path):
