@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pickle
@@ -127,16 +128,6 @@ def table(rows: int = 24) -> pd.DataFrame:
     return pd.DataFrame(frame | {"split": ["train", "test"] * (rows // 2)})
 
 
-def to_csv(frame: pd.DataFrame, separator: str) -> bytes:
-    return frame.to_csv(index=False, sep=separator).encode()
-
-
-def parquet(frame: pd.DataFrame) -> bytes:
-    target = io.BytesIO()
-    frame.to_parquet(target)
-    return target.getvalue()
-
-
 def manifest(kind: str, **reader: object) -> dict:
     about = {"name": "mine", "title": "Mine", "role": "adapt", "licence": "own"}
     keys = {"prompt": "a {}", "faults": "skip", "year": 2020, "zero_shot": 50.0}
@@ -159,19 +150,20 @@ def good_files(folder: Path) -> dict[str, bytes]:
     """A collection in every layout, made in a folder."""
     classes(folder, ["oak", "elm"], 6)
     kinds = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP")
-    tree(folder, {f"elm/x.{kind.lower()}": picture(7, kind=kind) for kind in kinds})
+    pictures = {f"elm/x.{kind.lower()}": picture(7, kind=kind) for kind in kinds}
     bytes_ = [(folder / name).read_bytes() for name in table()["filepath"]]
     held = [(f"{n}.{end}", content) for n in range(6)
             for end, content in (("png", picture(n)), ("txt", b"a tree"), ("cls", b"oak"),
                                  ("json", b'{"caption": "a tree"}'))]  # fmt: skip
     tar(folder / "t.tar", held)
     files = {
-        "t.csv": to_csv(table(), ","), "t.tsv": to_csv(table(), "\t"),
-        "t.parquet": parquet(table().assign(image=bytes_)),
+        "t.csv": table().to_csv(index=False).encode(),
+        "t.tsv": table().to_csv(index=False, sep="\t").encode(),
+        "t.parquet": small.to_parquet(table().assign(image=bytes_)),
         "t.tar": (folder / "t.tar").read_bytes(),
-    }  # fmt: skip
-    tree(folder, files)
-    return files | {f"elm/x.{kind.lower()}": picture(7, kind=kind) for kind in kinds}
+    }
+    tree(folder, files | pictures)
+    return files | pictures
 
 
 def check(folder: Path) -> None:
@@ -197,9 +189,8 @@ GOOD = Path()
 
 def weights(form: str) -> bytes:
     """A checkpoint of `bench-nano`."""
-    state = {
-        n: x.detach().half() for n, x in models.create_fused_model(NANO, 1).state_dict().items()
-    }
+    network = models.create_fused_model(NANO, 1)
+    state = {name: x.detach().half() for name, x in network.state_dict().items()}
     if form == "safetensors":
         return save(state, {"preprocess_cfg": json.dumps({"resize_mode": "squash"})})
     target = io.BytesIO()
@@ -227,8 +218,7 @@ def cases_of_files(count: int, rng: random.Random) -> Iterator[Case]:
         "pt": (of_bytes(made["pt"]), lambda p: models.load_from_file(NANO, p)),
     }
     ends = {"stream": "x.json", "safetensors": "x.safetensors", "pt": "x.pt"}
-    for number in range(count):
-        name = [*MANIFESTS, *files, *plain][number % (len(MANIFESTS) + len(files) + len(plain))]
+    for name in itertools.islice(itertools.cycle([*MANIFESTS, *files, *plain]), count):
         if name in MANIFESTS:
             about = of_tree(MANIFESTS[name], small.to_yaml)(rng)
             yield collection_case(f"manifest, {name}", name, "oak/0.png", picture(1), about)
@@ -253,8 +243,7 @@ def file_case(name: str, file: str, content: bytes, read: Callable[[Path], objec
 def read_study(path: Path) -> None:
     studies.STUDIES = path.parent
     path.rename(path.with_name("77.yaml"))
-    grid = studies.load_study("77")
-    grid.configs("quick")
+    studies.load_study("77").configs("quick")
 
 
 def read_local(path: Path) -> None:
@@ -297,8 +286,7 @@ def all_commands() -> dict[str, list]:
 def cases_of_commands(count: int, rng: random.Random) -> Iterator[Case]:
     """Command lines of each command in turn, with words that do not belong there."""
     commands = all_commands()
-    for number in range(count):
-        name = [*commands][number % len(commands)]
+    for name in itertools.islice(itertools.cycle(commands), count):
         arguments = [*name.split(), *filter(None, [COMPUTES.get(name)])]
         for parameter in commands[name]:
             is_argument = parameter.param_type_name == "argument"
@@ -308,9 +296,8 @@ def cases_of_commands(count: int, rng: random.Random) -> Iterator[Case]:
                 flag = rng.choice(parameter.opts)
                 arguments += [flag] if parameter.is_flag else [flag, rng.choice(WORDS)]
         if rng.random() < 0.1:
-            arguments.insert(
-                rng.randrange(len(arguments) + 1), rng.choice(["--", "-x", "--plugin"])
-            )
+            place = rng.randrange(len(arguments) + 1)
+            arguments.insert(place, rng.choice(["--", "-x", "--plugin"]))
         yield command_case(arguments)
 
 
@@ -431,7 +418,7 @@ def fuzz(mutations: int, commands: int, seed: int) -> tuple[list[Outcome], list[
         os.environ["CMP_BUILD"] = build
         for made in (cases_of_files(mutations, rng), cases_of_commands(commands, rng)):
             outcomes: list[Outcome] = []
-            while batch := [case for _, case in zip(range(BATCH), made, strict=False)]:
+            while batch := [*itertools.islice(made, BATCH)]:
                 outcomes += try_all(batch)
             results.append(outcomes)
     return results[0], results[1]
@@ -443,11 +430,9 @@ def main() -> None:
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--commands", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    bad = []
-    for what, outcomes in zip(
-        ("files", "command lines"), fuzz(given.mutations, given.commands, given.seed), strict=True
-    ):
+    given, bad = parser.parse_args(), []
+    found = fuzz(given.mutations, given.commands, given.seed)
+    for what, outcomes in zip(("files", "command lines"), found, strict=True):
         counts = collections.Counter(outcome.kind for outcome in outcomes)
         slowest = max(outcomes, key=lambda outcome: outcome.seconds, default=Outcome("", ""))
         longest = f"the slowest {slowest.seconds:.1f} s, {slowest.name}"

@@ -52,3 +52,9 @@ def fileset(kind="folder", name="mine", **other) -> FileSet:
     reader = {"kind": kind} | other.pop("reader", {})
     about = {"name": name, "title": "Mine", "role": "adapt", "licence": "own", "reader": reader}
     return FileSet.model_validate(about | other)
+
+
+def write_manifest(path: Path, kind="folder", **other) -> Path:
+    """Write a manifest, see `fileset`, and return its folder."""
+    text = fileset(kind, **other).model_dump_json(exclude_none=True)
+    return tree(path.parent, {path.name: text.encode()})

@@ -13,12 +13,11 @@ import options
 import pytest
 import torch
 from huggingface_hub import constants
-from pictures import fileset, picture, tree
+from pictures import picture, tree, write_manifest
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_exports import SIGLIP_VISION
-from torchvision.transforms import InterpolationMode, Resize
 from typer.testing import CliRunner
 
 from cmp import cli, config, evaluation, models, starts
@@ -66,18 +65,51 @@ def theirs(tmp_path_factory):
     return folder, fused.eval()
 
 
+@pytest.fixture
+def with_data(tmp_path, monkeypatch):
+    """A build folder of the test's own, with the same data."""
+    (tmp_path / "data").symlink_to((build_folder() / "data").resolve())
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+
+
+def write_config(folder, model_cfg=None, preprocess_cfg=None) -> str:
+    """Make a folder a model as hubs have them, but for its weights; the model's name."""
+    about = {"model_cfg": model_cfg or open_clip.get_model_config(NANO)}
+    about |= {"preprocess_cfg": preprocess_cfg} if preprocess_cfg else {}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    return f"local-dir:{folder}"
+
+
+def features(model, x, texts) -> tuple:
+    """A model's features of images and texts."""
+    with torch.no_grad():
+        return models.encode_image(model.eval(), x), models.encode_text(model, texts)
+
+
+def features_by_open_clip(network, x, texts) -> tuple:
+    """The same without a line of this package."""
+    network.eval()
+    with torch.no_grad():
+        return network.encode_image(x, normalize=True), network.encode_text(texts, normalize=True)
+
+
+def shell(*words) -> str:
+    """What a command prints, which succeeds."""
+    done = CliRunner().invoke(cli.app, [*map(str, words)])
+    assert done.exit_code == 0, (done.output, done.exception)
+    return done.output
+
+
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "plain.pt", "epoch_3.pt", "split.safetensors"]
 )
 def test_every_layout_of_a_checkpoint_gives_the_same_network(theirs, name):
     folder, fused = theirs
-    model = models.load_model(Model(NANO, str(folder / name)), 0).eval()
+    model = models.load_model(Model(NANO, str(folder / name)), 0)
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     tokens = models.tokenizer(NANO)(["a red cat", "one object"])
-    with torch.no_grad():
-        image, text = models.encode_image(model, x), models.encode_text(model, tokens)
-        expected = fused.encode_image(x, normalize=True), fused.encode_text(tokens, normalize=True)
-    torch.testing.assert_close((image, text), expected, atol=1e-6, rtol=0)
+    expected = features_by_open_clip(fused, x, tokens)
+    torch.testing.assert_close(features(model, x, tokens), expected, atol=1e-6, rtol=0)
 
 
 def test_another_architecture_is_refused_with_the_first_tensors_that_differ(theirs):
@@ -133,30 +165,22 @@ def test_what_a_hub_would_give_is_refused_offline_with_a_sentence(offline):
 
 
 def test_a_folder_with_a_config_is_a_model(theirs, tmp_path):
-    folder, _ = theirs
-    tree = {"model_cfg": open_clip.get_model_config(NANO), "preprocess_cfg": {"mean": [0.5] * 3}}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(tree))
-    name = f"local-dir:{tmp_path}"
+    name = write_config(tmp_path, preprocess_cfg={"mean": [0.5] * 3})
     with pytest.raises(CmpError, match="no weights in that folder"):
         models.load_model(Model(name, "hub"), 0)
-    (tmp_path / "open_clip_model.safetensors").write_bytes(
-        (folder / "model.safetensors").read_bytes()
-    )
+    shutil.copy(theirs[0] / "model.safetensors", tmp_path / "open_clip_model.safetensors")
     model = models.load_model(Model(name, "hub"), 0)
-    assert models.weights_digest(model) == models.weights_digest(
-        models.split_attention(models.create_fused_model(NANO, 7))
-    )
+    expected = models.weights_digest(models.create_model(NANO, 7))
+    assert models.weights_digest(model) == expected
     assert tuple(model.visual.image_mean) == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.defect
 def test_a_folder_s_model_takes_the_weights_of_another_file(theirs, corpus, tmp_path):
     """As the dry run says: both look at the file, not at the weights beside the config."""
-    tree = {"model_cfg": open_clip.get_model_config(NANO)}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(tree))
     own = models.create_fused_model(NANO, 1)
     save_file(own.state_dict(), tmp_path / "open_clip_model.safetensors")
-    name, file = f"local-dir:{tmp_path}", str(theirs[0] / "model.safetensors")
+    name, file = write_config(tmp_path), str(theirs[0] / "model.safetensors")
     model = models.load_model(Model(name, file), 0)
     expected = models.weights_digest(models.create_model(NANO, 7))
     assert models.weights_digest(model) == expected
@@ -172,10 +196,8 @@ def test_a_folder_s_model_takes_the_weights_of_another_file(theirs, corpus, tmp_
         else:
             assert check.state == preflight.PRESENT
     assert [*of_start.values()].count(preflight.PRESENT) == 2
-    ids = {
-        identity.run_id_of(RunConfig(model=Model(name, start)), corpus) for start in (file, "hub")
-    }
-    assert len(ids) == 2
+    configs = [RunConfig(model=Model(name, start)) for start in (file, "hub")]
+    assert len({identity.run_id_of(each, corpus) for each in configs}) == 2
 
 
 @pytest.mark.defect
@@ -185,21 +207,14 @@ def test_a_dry_run_refuses_a_hub_s_weights_for_a_model_of_no_hub():
 
 
 def test_weights_in_the_hub_s_cache_are_found_without_a_network(offline, theirs, monkeypatch):
-    folder, _ = theirs
-    snapshot = offline / "models--someone--nano" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text("abc")
-    (snapshot / "open_clip_model.safetensors").write_bytes(
-        (folder / "model.safetensors").read_bytes()
-    )
+    weights = "snapshots/abc/open_clip_model.safetensors"
+    held = {"refs/main": b"abc", weights: (theirs[0] / "model.safetensors").read_bytes()}
+    hub = tree(offline / "models--someone--nano", held)
     preset = {"hf_hub": "someone/nano/", "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5)}
-    monkeypatch.setattr(
-        starts, "pretrained_tag", lambda name, start: preset if start == "theirs" else {}
-    )
+    presets = {"theirs": preset}
+    monkeypatch.setattr(starts, "pretrained_tag", lambda name, start: presets.get(start, {}))
     monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(offline), raising=False)
-    path = starts.locate_weights(NANO, "theirs")
-    assert path == snapshot / "open_clip_model.safetensors"
+    assert starts.locate_weights(NANO, "theirs") == hub / weights
     model = models.load_model(Model(NANO, "theirs"), 0)
     assert model.visual.image_mean == preset["mean"]
 
@@ -208,26 +223,19 @@ def test_an_id_counts_weights_by_content_wherever_they_lie(corpus, theirs, tmp_p
     folder, _ = theirs
 
     def run_id(path):
-        tree = config.override({}, [*SMALL, f"model.name={NANO}", f"model.start={path}"])
-        return identity.run_id_of(config.parse(tree), corpus)
+        return identity.run_id_of(RunConfig(model=Model(NANO, str(path))), corpus)
 
-    moved = tmp_path / "elsewhere.safetensors"
-    moved.write_bytes((folder / "model.safetensors").read_bytes())
+    moved = shutil.copy(folder / "model.safetensors", tmp_path / "elsewhere.safetensors")
     first = run_id(folder / "model.safetensors")
     assert run_id(moved) == first
     weights = load_file(moved)
     torch.save(weights, tmp_path / "saved.pt")
     torch.save({"epoch": 3, "state_dict": weights}, tmp_path / "trained.pt")
     assert run_id(tmp_path / "saved.pt") == run_id(tmp_path / "trained.pt") == first
-    for name, content in {
-        "no.pt": b"no checkpoint",
-        "no.safetensors": b"",
-        "no.npz": b"PK",
-    }.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(
-            CmpError, match=f"{name}: cannot be read as a checkpoint that contains only tensors"
-        ):
+    damaged = {"no.pt": b"no checkpoint", "no.safetensors": b"", "no.npz": b"PK"}
+    tree(tmp_path, damaged)
+    for name in damaged:
+        with pytest.raises(CmpError, match=f"{name}: cannot be read as a checkpoint that contains"):
             run_id(tmp_path / name)
     weights["logit_scale"] += 1
     save_file(weights, moved)
@@ -246,9 +254,8 @@ def test_an_id_counts_how_a_file_says_that_images_are_prepared(corpus, theirs, t
         ids[case] = identity.run_id_of(of_file, corpus)
     save_file(plain, path)
     assert ids["own"] == ids["none"] == identity.run_id_of(of_file, corpus) != ids["other"]
-    about = {"model_cfg": open_clip.get_model_config(NANO), "preprocess_cfg": {"mean": [0.5] * 3}}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
-    of_folder = RunConfig(model=Model(f"local-dir:{tmp_path}", str(path)))
+    name = write_config(tmp_path, preprocess_cfg={"mean": [0.5] * 3})
+    of_folder = RunConfig(model=Model(name, str(path)))
     first = identity.run_id_of(of_folder, corpus)
     save_file(plain, path, {"preprocess_cfg": json.dumps(own | {"mean": [0.5] * 3})})
     assert identity.run_id_of(of_folder, corpus) == first
@@ -259,15 +266,13 @@ def test_an_id_counts_how_a_file_says_that_images_are_prepared(corpus, theirs, t
 def test_an_id_counts_the_network_and_the_tokenizer_of_a_folder(corpus, theirs, tmp_path):
     """Except a usual network of open_clip's, which the weights determine."""
     shutil.copy(theirs[0] / "model.safetensors", tmp_path / "open_clip_model.safetensors")
-    usual = {"model_cfg": open_clip.get_model_config(NANO), "preprocess_cfg": {"fill_color": None}}
-    quick = {"model_cfg": usual["model_cfg"] | {"quick_gelu": True}}
-    text = usual["model_cfg"]["text_cfg"] | {"hf_tokenizer_name": "someone/words"}
-    words = {"model_cfg": usual["model_cfg"] | {"text_cfg": text}}
-    squash = usual | {"preprocess_cfg": {"resize_mode": "squash"}}
+    network = open_clip.get_model_config(NANO)
+    text = network["text_cfg"] | {"hf_tokenizer_name": "someone/words"}
+    usual, squash = (network, {"fill_color": None}), (network, {"resize_mode": "squash"})
+    quick, words = (network | {"quick_gelu": True},), (network | {"text_cfg": text},)
 
     def entries(about, start="hub"):
-        (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
-        run_config = RunConfig(model=Model(f"local-dir:{tmp_path}", start))
+        run_config = RunConfig(model=Model(write_config(tmp_path, *about), start))
         found = identity.run_identity(run_config, corpus)
         ids.append(identity.json_digest(found))
         return found.keys() & {"network"}
@@ -283,36 +288,33 @@ def test_an_id_counts_the_network_and_the_tokenizer_of_a_folder(corpus, theirs, 
     assert len({*ids}) == len(ids) == 7
 
 
+@pytest.mark.usefixtures("build")
 def test_stored_tokens_are_of_the_tokenizer_that_a_folder_has_now(tmp_path, monkeypatch):
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     monkeypatch.setattr(models, "MANY_TEXTS", 2)
-    about = {"model_cfg": open_clip.get_model_config("ViT-B-32")}
-    widths = []
+    network = open_clip.get_model_config("ViT-B-32")
     for length in (77, 20):
-        about["model_cfg"]["text_cfg"]["context_length"] = length
-        (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
+        network["text_cfg"]["context_length"] = length
+        name = write_config(tmp_path, network)
         for function in (models.tokenizer, models.tokenize):  # as in a new process
             function.cache_clear()
-        widths.append(models.tokenize(f"local-dir:{tmp_path}", ("a red cat", "one")).shape[1])
-    assert widths == [77, 20]
+        assert models.tokenize(name, ("a red cat", "one")).shape[1] == length
 
 
 @pytest.fixture
-def fetched(theirs, tmp_path, monkeypatch):
+def fetched(theirs, with_data, tmp_path, monkeypatch):
     """Weights under the tag "theirs" that are on this machine once they are fetched; how often."""
     place, times = tmp_path / "cache.safetensors", []
 
     def fetch(name, start):
         if not place.exists():
             times.append(start)
-            place.write_bytes((theirs[0] / "model.safetensors").read_bytes())
+            shutil.copy(theirs[0] / "model.safetensors", place)
         return place
 
     found = {"cached_weights": lambda *_: place if place.exists() else None}
     found |= {"locate_weights": fetch, "pretrained_tag": lambda *_: {"mean": (0.5,) * 3}}
     for name, function in found.items():
         monkeypatch.setattr(starts, name, function)
-    build(tmp_path, monkeypatch)
     return times
 
 
@@ -335,15 +337,13 @@ def test_weights_are_fetched_before_a_run_gets_its_id(corpus, fetched, tmp_path,
         if way == "library":
             launch.run_one(run_config)
         else:
-            command = ["run", str(tmp_path / "mine.yaml"), *TAGGED, "--device", "cpu"]
-            result = CliRunner().invoke(cli.app, command)
-            assert result.exit_code == 0, result.output
+            shell("run", tmp_path / "mine.yaml", *TAGGED, "--device", "cpu")
         assert store.stored_ids() == [identity.run_id_of(run_config, corpus)[:SHORT_ID]]
     assert fetched == ["theirs"]
 
 
 @pytest.mark.long
-def test_a_stopped_run_whose_weights_were_fetched_is_resumed(corpus, fetched, monkeypatch):
+def test_a_stopped_run_whose_weights_were_fetched_is_resumed(corpus, fetched):
     run_config = config.parse(config.override({}, TAGGED))
 
     def stop(*_):
@@ -352,8 +352,7 @@ def test_a_stopped_run_whose_weights_were_fetched_is_resumed(corpus, fetched, mo
     with pytest.raises(Interrupted):
         launch.run_one(run_config, Observer(step=stop))
     [progress] = unfinished_runs()
-    result = CliRunner().invoke(cli.app, ["resume", progress.run[:6]])
-    assert result.exit_code == 0, result.exception
+    shell("resume", progress.run[:6])
     assert store.stored_ids() == [progress.run[:SHORT_ID]]
 
 
@@ -372,12 +371,6 @@ def test_a_study_fetches_weights_before_its_workers_start(corpus, fetched, monke
     assert begun[0][:SHORT_ID] in str(caught.value)
 
 
-def build(tmp_path, monkeypatch):
-    """A build folder of the test's own, with the same data."""
-    (tmp_path / "data").symlink_to((build_folder() / "data").resolve())
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-
-
 def scores_of(path, corpus, run_config):
     """What open_clip loads from a file, scored as a run scores: its table after two tasks."""
     fused, _, _ = open_clip.create_model_and_transforms(run_config.model.name, pretrained=str(path))
@@ -387,28 +380,23 @@ def scores_of(path, corpus, run_config):
     return scores.datasets["score"]
 
 
+LORA = ("method.name=lora", "merging.policy=ema")
+
+
+@pytest.mark.usefixtures("with_data")
 @pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param((), id="full"),
-        pytest.param(
-            ("method.name=lora", "merging.policy=ema"), id="lora, merged", marks=pytest.mark.long
-        ),
-    ],
+    "settings", [pytest.param((), id="full"), pytest.param(LORA, id="lora", marks=pytest.mark.long)]
 )
-def test_there_and_back(corpus, theirs, tmp_path, monkeypatch, settings):
+def test_there_and_back(corpus, theirs, tmp_path, settings):
     """open_clip -> run -> export -> open_clip: the scores are those that the run reported."""
     folder, _ = theirs
-    build(tmp_path, monkeypatch)
     start = folder / "epoch_3.pt"
     given = [*SMALL, *settings, f"model.name={NANO}", f"model.start={start}"]
-    result = CliRunner().invoke(cli.app, ["run", "quick", *given, "--device", "cpu"])
-    assert result.exit_code == 0, result.output
+    shell("run", "quick", *given, "--device", "cpu")
     run_config = config.parse(config.override(config.profile("quick"), given))
     run = store.load_run(identity.run_id_of(run_config, corpus))
     out = tmp_path / "out.safetensors"
-    done = CliRunner().invoke(cli.app, ["export", run.id[:SHORT_ID], "-o", str(out)])
-    assert done.exit_code == 0, done.output
+    shell("export", run.id[:SHORT_ID], "-o", out)
     for path, tasks in ((folder / "model.safetensors", 0), (out, 2)):
         reported = run.metrics[run.metrics["task"] == tasks].set_index("dataset")["score"]
         scores = scores_of(path, corpus, run_config)
@@ -416,32 +404,24 @@ def test_there_and_back(corpus, theirs, tmp_path, monkeypatch, settings):
     assert load_file(out).keys() == load_file(folder / "model.safetensors").keys()
 
 
+@pytest.mark.usefixtures("with_data")
 @pytest.mark.parametrize("name", [pytest.param(NANO, marks=pytest.mark.long), "small"])
-def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, monkeypatch, name):
+def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, name):
     """It loads by its folder alone, with the same features, and its card says what was done."""
-    build(tmp_path, monkeypatch)
     given = [*SMALL, f"model.name={name}", "merging.policy=ema", "evaluation.full=true"]
     given += [f"model.start={theirs[0] / 'epoch_3.pt'}"] * (name == NANO)
-    invoke = CliRunner().invoke
-    command = ["run", "quick", *given, "--keep-weights", "--device", "cpu"]
-    assert invoke(cli.app, command).exit_code == 0
+    shell("run", "quick", *given, "--keep-weights", "--device", "cpu")
     run_config = config.parse(config.override(config.profile("quick"), given))
     run = store.load_run(identity.run_id_of(run_config, corpus))
     out = tmp_path / "updated"
-    done = invoke(cli.app, ["export", run.id[:SHORT_ID], "-o", str(out), "--to", "hf"])
-    assert done.exit_code == 0, done.output
+    export = "export", run.id[:SHORT_ID], "--to", "hf", "-o"
+    shell(*export, out)
     assert {path.name for path in out.iterdir()} == {
         "README.md", "open_clip_config.json", "open_clip_model.safetensors", "export.json",
     }  # fmt: skip
     again, prepare = open_clip.create_model_from_pretrained(f"local-dir:{out}")
-    stored, x = store.final_model(run).eval(), torch.randn(4, 3, 32, 32)
-    tokens = models.tokenizer(name)(["a red cat", "one object"])
-    with torch.no_grad():
-        expected = models.encode_image(stored, x), models.encode_text(stored, tokens)
-        found = (
-            again.eval().encode_image(x, normalize=True),
-            again.encode_text(tokens, normalize=True),
-        )
+    given = torch.randn(4, 3, 32, 32), models.tokenizer(name)(["a red cat", "one object"])
+    found, expected = features_by_open_clip(again, *given), features(store.final_model(run), *given)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert prepare.transforms[0].size == 32
     card = (out / "README.md").read_text()
@@ -451,73 +431,58 @@ def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, monkeypatch
     assert f"| A_ZS |  | {last.iloc[0]} | {last.iloc[-1]} |" in card
     assert "| new-flags | adapt | " in card
     assert ("cmp.models.tokenizer" in card) == (name == "small")
-    export = ["export", run.id[:SHORT_ID], "--to", "hf", "-o"]
-    assert invoke(cli.app, [*export, str(out)]).exit_code == 0  # its own three files are replaced
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.tex").write_text("all of it")
-    refused = invoke(cli.app, [*export, str(mine)]).exception
+    shell(*export, out)  # its own files are replaced
+    mine = tree(tmp_path / "mine", {"thesis.tex": b"all of it"})
+    refused = CliRunner().invoke(cli.app, [*export, str(mine)]).exception
     assert isinstance(refused, CmpError) and "contains 'thesis.tex'" in str(refused)
     assert (mine / "thesis.tex").read_text() == "all of it"
 
 
-def test_an_embedded_model_goes_the_same_way_if_its_weights_are_kept(corpus, tmp_path, monkeypatch):
-    build(tmp_path, monkeypatch)
-    invoke = CliRunner().invoke
-    assert invoke(cli.app, ["run", "quick", *SMALL]).exit_code == 0
+@pytest.mark.usefixtures("with_data")
+def test_an_embedded_model_goes_the_same_way_if_its_weights_are_kept(corpus, tmp_path):
+    shell("run", "quick", *SMALL)
     run_config = config.parse(config.override(config.profile("quick"), SMALL))
     run_id, out = identity.run_id_of(run_config, corpus)[:SHORT_ID], tmp_path / "tiny.safetensors"
-    refused = invoke(cli.app, ["export", run_id, "-o", str(out)])
-    assert "--keep-weights" in str(refused.exception)
+
+    def refused(out) -> str:
+        return str(CliRunner().invoke(cli.app, ["export", run_id, "-o", str(out)]).exception)
+
+    assert "--keep-weights" in refused(out)
     before = store.load_run(run_id).weights
-    assert invoke(cli.app, ["run", "quick", *SMALL, "--keep-weights"]).exit_code == 0
+    shell("run", "quick", *SMALL, "--keep-weights")
     run = store.load_run(run_id)
     assert run.weights == before
-    done = invoke(cli.app, ["export", run_id, "-o", str(out)])
-    assert "cmp.embedded.models" in done.output
+    assert "cmp.embedded.models" in shell("export", run_id, "-o", out)
     reported = run.metrics[run.metrics["task"] == 2].set_index("dataset")["score"]
     assert scores_of(out, corpus, run_config).to_dict() == pytest.approx(reported.to_dict())
-    wrong = invoke(cli.app, ["export", run_id, "-o", str(tmp_path / "x.pt")])
-    assert ".safetensors" in str(wrong.exception)
+    assert ".safetensors" in refused(tmp_path / "x.pt")
     weights = load_file(store.weights_path(run.id))
     weights["logit_scale"] += 1
     save_file(weights, store.weights_path(run.id))
-    damaged = invoke(cli.app, ["export", run_id, "-o", str(out)])
-    assert "damaged" in str(damaged.exception)
+    assert "damaged" in refused(out)
 
 
-EVAL = ["eval", NANO, "--device", "cpu"]
-
-
-def own_pictures(folder, roles, size=(40, 30), **about):
+def own_pictures(folder, roles, size=(40, 30), kind="PNG", **about):
     """A collection of a set per role, each with two classes of pictures that are not square."""
     for number, role in enumerate(roles):
         for species, name in enumerate(("oak", "red fox")):
             seed = 100 * number + 50 * species
-            files = {f"{n}.png": picture(seed + n, size) for n in range(16)}
+            files = {f"{n}.{kind.lower()}": picture(seed + n, size, kind) for n in range(16)}
             tree(folder / role / name, files)
-        dataset = fileset(name=role, role=role, reader={"path": role}, **about.get(role, {}))
-        text = dataset.model_dump_json(exclude_none=True, exclude_defaults=False)
-        (folder / f"{role}.yaml").write_text(text)
+        keys = {"name": role, "role": role, "reader": {"path": role}}
+        write_manifest(folder / f"{role}.yaml", **keys, **about.get(role, {}))
     return folder
 
 
 def run_and_export(folder, out, *given):
     """Take a model through the shell: run, list, show, export. The stored run and what was said."""
-    invoke = CliRunner().invoke
-    settings = [f"data={folder}", *SMALL, *given]
-    said = []
-    compute = ["run", "quick", *settings, "--keep-weights", "--device", "cpu"]
-    for command in (compute, ["results", "ls"]):
-        said.append(invoke(cli.app, command))
-    assert said[0].exit_code == 0, said[0].exception
+    settings = f"data={folder}", *SMALL, *given
+    said = [shell("run", "quick", *settings, "--keep-weights", "--device", "cpu")]
     [run_id] = store.stored_ids()
-    said.append(invoke(cli.app, ["results", "show", run_id]))
-    said.append(invoke(cli.app, ["export", run_id, "-o", str(out)]))
-    for each in said:
-        assert each.exit_code == 0, (each.output, each.exception)
-        assert not re.search(r"\bnan\b", each.output)
-    return store.load_run(run_id), [each.output for each in said]
+    said += [shell("results", "ls"), shell("results", "show", run_id)]
+    said.append(shell("export", run_id, "-o", out))
+    assert not any(re.search(r"\bnan\b", each) for each in said)
+    return store.load_run(run_id), said
 
 
 WITHOUT_POOL = ("mixture.pretraining=0", "mixture.update=0.5", "mixture.buffer=0.5")
@@ -527,10 +492,10 @@ ROLES = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("role", options.one_in(5, ROLES))
-def test_own_pictures_of_one_role_beside_the_stream_s(theirs, tmp_path, monkeypatch, role):
+def test_own_pictures_of_one_role_beside_the_stream_s(theirs, tmp_path, role):
     """A set that there is none of has no score, and a dash stands for it everywhere."""
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     folder = own_pictures(tmp_path / "own", dict.fromkeys(["adapt", role]))
     start = theirs[0] / "model.safetensors"
     out, given = tmp_path / "out.safetensors", (f"model.name={NANO}", f"model.start={start}")
@@ -543,12 +508,12 @@ def test_own_pictures_of_one_role_beside_the_stream_s(theirs, tmp_path, monkeypa
     reported = run.metrics[run.metrics["task"] == 2].set_index("dataset")["score"]
     scores = scores_of(out, load_data(str(folder)), run.config)
     assert scores.to_dict() == pytest.approx(reported.to_dict(), abs=1e-6)
-    scored = CliRunner().invoke(cli.app, [*EVAL, "--weights", str(out), "--data", folder])
-    assert scored.exit_code == 0 and (role == "eval" or re.search(r"GM +-", scored.output))
+    scored = shell("eval", NANO, "--device", "cpu", "--weights", out, "--data", folder)
+    assert role == "eval" or re.search(r"GM +-", scored)
 
 
-def test_a_stream_whose_pictures_are_all_for_training(theirs, tmp_path, monkeypatch):
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+@pytest.mark.usefixtures("build")
+def test_a_stream_whose_pictures_are_all_for_training(tmp_path):
     folder = own_pictures(tmp_path / "own", ["adapt", "eval"], adapt={"splits": {"train": 1.0}})
     run, (_, _, shown, _) = run_and_export(
         folder, tmp_path / "out.safetensors", "model.name=tiny", *WITHOUT_POOL
@@ -558,13 +523,15 @@ def test_a_stream_whose_pictures_are_all_for_training(theirs, tmp_path, monkeypa
     assert verify.compare_runs(run, run).answer == "bitwise equal"
 
 
-def test_a_run_without_scores_is_left_out_of_the_list(tmp_path, monkeypatch):
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+@pytest.mark.usefixtures("build")
+def test_a_run_without_scores_is_left_out_of_the_list(tmp_path):
     folder = own_pictures(tmp_path / "own", ["adapt"])
     run, _ = run_and_export(folder, tmp_path / "out.safetensors", *WITHOUT_POOL)
     run.metrics[:0].to_parquet(store.run_folder(run.id) / "metrics.parquet")
-    listed = CliRunner().invoke(cli.app, ["results", "ls"])
-    assert listed.exit_code == 0 and "left out" in listed.output
+    assert "left out" in shell("results", "ls")
+
+
+HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
 @pytest.fixture
@@ -574,19 +541,16 @@ def siglip(tmp_path):
         "context_length": 16, "vocab_size": 49408, "width": 192, "heads": 3, "layers": 2,
         "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "final_ln_after_pool": True,
     }  # fmt: skip
-    tree = {
-        "model_cfg": {
-            "embed_dim": 48, "init_logit_bias": -10, "custom_text": True,
-            "vision_cfg": SIGLIP_VISION, "text_cfg": text,
-        },
-        "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
+    network = {
+        "embed_dim": 48, "init_logit_bias": -10, "custom_text": True,
+        "vision_cfg": SIGLIP_VISION, "text_cfg": text,
     }  # fmt: skip
     folder = tmp_path / "siglip"
     folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps(tree))
-    model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+    name = write_config(folder, network, {**HALF, "resize_mode": "squash"})
+    model = open_clip.create_model(name, load_weights=False)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    return f"local-dir:{folder}"
+    return name
 
 
 def loaded_by_open_clip(said):
@@ -596,10 +560,10 @@ def loaded_by_open_clip(said):
     return names["model"].eval(), names["preprocess"]
 
 
-def test_a_model_that_squashes_goes_there_and_back(siglip, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("build")
+def test_a_model_that_squashes_goes_there_and_back(siglip, tmp_path):
     """open_clip, with its own preprocessing and no line of this package, gives the features that
     the run was scored by."""
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     folder = own_pictures(tmp_path / "own", ["adapt", "eval"])
     out = tmp_path / "out.safetensors"
     given = (f"model.name={siglip}", "model.start=hub", *WITHOUT_POOL, "training.precision=fp32")
@@ -640,7 +604,7 @@ def test_a_model_of_endless_layers_is_refused_soon(siglip, tmp_path, layers):
 def test_an_update_of_an_update_sees_pictures_as_the_first_model_did(theirs, tmp_path, monkeypatch):
     """A tag of open_clip says how pictures are prepared; a file that is exported keeps it."""
     folder, _ = theirs
-    preset = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash"}
+    preset = {**HALF, "resize_mode": "squash"}
     monkeypatch.setattr(starts, "pretrained_tag", lambda name, start: preset)
     monkeypatch.setattr(starts, "locate_weights", lambda *_: folder / "model.safetensors")
     first = models.load_model(Model(NANO, "theirs"), 0)
@@ -651,7 +615,7 @@ def test_an_update_of_an_update_sees_pictures_as_the_first_model_did(theirs, tmp
     assert models.preprocessing(again).resize_mode == "squash"
     said = runs.loading_code(NANO, again, tmp_path / "out.safetensors")
     _, preprocess = loaded_by_open_clip(said)
-    assert Resize((32, 32), InterpolationMode.BICUBIC).size == preprocess.transforms[0].size
+    assert tuple(preprocess.transforms[0].size) == (32, 32)
     assert preprocess.transforms[-1].mean == (0.5,) * 3
     with safe_open(tmp_path / "out.safetensors", "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -664,20 +628,20 @@ def test_a_merge_keeps_how_images_are_prepared(theirs, tmp_path):
     """Export, merge, load: the merged model is scored with the mean and size of its parents."""
     model = models.load_from_file(NANO, theirs[0] / "model.safetensors")
     default, paths = models.preprocessing(model), []
-    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash"}
+    half = {**HALF, "resize_mode": "squash"}
     for name, settings in {"new": half, "old": half, "other": {}}.items():
         paths.append(tmp_path / f"{name}.safetensors")
         model.visual.preprocess_cfg |= settings or dataclasses.asdict(default)
         models.export_weights(model, paths[-1])
     paths.append(theirs[0] / "model.safetensors")  # of open_clip, which says nothing of images
     out = tmp_path / "merged.safetensors"
-    for parents in (paths[:2], [paths[0], paths[3]], [paths[3], paths[1]]):
+    as_half = dataclasses.replace(default, **half)
+    for parents, expected in (
+        (paths[:2], as_half), ([paths[0], paths[3]], as_half), ([paths[3], paths[1]], as_half),
+        ([paths[3]] * 2, default),
+    ):  # fmt: skip
         merge_files("interpolation", parents, out)
-        assert models.preprocessing(models.load_from_file(NANO, out)) == dataclasses.replace(
-            default, **half
-        )
-    merge_files("interpolation", [paths[3]] * 2, out)
-    assert models.preprocessing(models.load_from_file(NANO, out)) == default
+        assert models.preprocessing(models.load_from_file(NANO, out)) == expected
     out.unlink()
     with pytest.raises(CmpError, match=r"new\.safetensors and .*other\.safetensors .*differently"):
         merge_files("interpolation", [paths[0], paths[2]], out)
@@ -685,39 +649,27 @@ def test_a_merge_keeps_how_images_are_prepared(theirs, tmp_path):
 
 
 @pytest.mark.long
-def test_a_vit_b_16_goes_from_jpegs_to_the_hub(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("with_data")
+def test_a_vit_b_16_goes_from_jpegs_to_the_hub(tmp_path):
     """The full route at its real size, on a CPU: two updates of a step, logged, exported, loaded
     by open_clip alone with equal features."""
-    build(tmp_path, monkeypatch)
-    folder = tmp_path / "pictures"
-    for place, role in enumerate(("adapt", "pool", "eval")):
-        for species, name in enumerate(("oak", "red fox")):
-            seed = 100 * place + 50 * species
-            files = {f"{n}.jpg": picture(seed + n, (298, 224), "JPEG") for n in range(16)}
-            tree(folder / role / name, files)
-        dataset = fileset(name=role, role=role, reader={"path": role})
-        (folder / f"{role}.yaml").write_text(dataset.model_dump_json(exclude_none=True))
+    roles = "adapt", "pool", "eval"
+    folder = own_pictures(tmp_path / "pictures", roles, (298, 224), "JPEG")
     given = [
         f"data={folder}", "model.start=random", "stream.tasks=2", "training.steps=1",
         "training.batch=8", "training.budget=null", "mixture.replay=1.0", "merging.policy=ema",
         "evaluation.subset=1", "evaluation.full=false",
     ]  # fmt: skip
-    invoke = CliRunner().invoke
-    done = invoke(cli.app, ["run", "gpu", "--device", "cpu", *given])
-    assert done.exit_code == 0, (done.output, done.exception)
+    shell("run", "gpu", "--device", "cpu", *given)
     [run_id] = store.stored_ids()
     log = logs.read_log(run_id)
     assert log["loss"].notna().sum() == 2
     assert log["done"].dropna().tolist() == [0, 1, 2]
     out = tmp_path / "hub"
-    done = invoke(cli.app, ["export", run_id[:SHORT_ID], "-o", str(out), "--to", "hf"])
-    assert done.exit_code == 0, (done.output, done.exception)
+    shell("export", run_id[:SHORT_ID], "-o", out, "--to", "hf")
     again, _ = open_clip.create_model_from_pretrained(f"local-dir:{out}")
-    stored = store.final_model(store.load_run(run_id)).eval()
     x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     tokens = models.tokenizer("ViT-B-16")(["an oak", "a red fox"])
-    with torch.no_grad():
-        expected = models.encode_image(stored, x), models.encode_text(stored, tokens)
-        again.eval()
-        found = again.encode_image(x, normalize=True), again.encode_text(tokens, normalize=True)
+    expected = features(store.final_model(store.load_run(run_id)), x, tokens)
+    found = features_by_open_clip(again, x, tokens)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

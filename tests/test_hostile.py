@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pictures import classes, picture, tar, tree
+from pictures import classes, fileset, picture, tar, tree
 from typer.testing import CliRunner
 
 from cmp import cli
@@ -25,10 +25,9 @@ from cmp.cli.updates import _score_line
 from cmp.errors import CmpError, Diverged
 from cmp.experiments import evidence, planner
 from cmp.faults import explain_failure
-from cmp.files import atomic_folder, check_held_files, file_digest
+from cmp.files import atomic_folder, file_digest
 from cmp.parsing import parse_yaml
 from cmp.readers import collection, folders, infer, tables, tars
-from cmp.readers.manifest import FileSet, load_manifests
 from cmp.releases import (
     card,
     compare,
@@ -65,9 +64,19 @@ def releases(root, tmp_path_factory):
 
 
 @pytest.fixture
-def plan(releases, root):
-    """An update of one step after the second release."""
-    return update_plan.plan_update(releases / "2", root / "x-month", ONE_STEP)
+def plan_from(releases):
+    """Plan an update of one step after a release, by its number or folder."""
+
+    def plan(parent, data, **given):
+        return update_plan.plan_update(releases / parent, data, ONE_STEP, **given)
+
+    return plan
+
+
+@pytest.fixture
+def plan(plan_from, root):
+    """An update after the second release."""
+    return plan_from("2", root / "x-month")
 
 
 def invoke(*arguments):
@@ -94,8 +103,8 @@ def test_a_record_names_no_file_outside_the_release(releases, tmp_path, form, is
     name = form.format(victim, victim.name)
 
     def change(record):
-        record["state"] = name
-        record["files"] |= {name: "0" * 64} if is_listed else {}
+        files = record["files"] | ({name: "0" * 64} if is_listed else {})
+        record |= {"state": name, "files": files}
 
     folder = craft(releases / "2", tmp_path / "r", change)
     with pytest.raises(CmpError, match=r"stream\.json: cannot be read \((state|files): '.*from"):
@@ -145,14 +154,13 @@ def test_a_link_to_nothing_and_boards_inside_are_refused_before_training(plan, t
 
 
 def test_a_folder_is_not_replaced_where_that_is_asked(tmp_path):
-    def write():
-        with atomic_folder(tmp_path / "new", replace=False) as partial:
-            (partial / "x").write_text("x")
-
-    write()
-    with pytest.raises(CmpError, match="new: already exists"):
-        write()
-    assert not list(tmp_path.glob(".*"))
+    """Not even one that appears while the new one is written."""
+    out = tmp_path / "new"
+    with pytest.raises(CmpError, match="new: already exists"), atomic_folder(out, replace=False):
+        tree(out, {"mine": b""})
+    with pytest.raises(CmpError, match="new: already exists"), atomic_folder(out, replace=False):
+        pytest.fail("was begun")
+    assert [*tmp_path.rglob("*")] == [out, out / "mine"]
 
 
 @pytest.mark.parametrize("change", ["none", "weights", "no record", "own record"])
@@ -183,27 +191,26 @@ def test_an_export_replaces_only_what_an_export_wrote(tmp_path, change):
 
 
 def test_an_export_replaces_only_files_of_an_export(tmp_path):
-    out = tmp_path / "model"
-    (out / "config.json").mkdir(parents=True)
-    (out / "config.json" / "thesis.txt").write_text("mine")
-    with (
-        pytest.raises(CmpError, match=r"model: contains 'config\.json', which would be lost"),
-        exports.export_folder(out, hugging_face.FILES),
-    ):
-        pass
-    assert (out / "config.json" / "thesis.txt").read_text() == "mine"
+    out, thesis = tmp_path / "model", tmp_path / "model/config.json/thesis.txt"
+    tree(thesis.parent, {thesis.name: b"mine"})
+
+    def export(write=lambda: None):
+        with exports.export_folder(out, hugging_face.FILES):
+            write()
+
+    with pytest.raises(CmpError, match=r"model: contains 'config\.json', which would be lost"):
+        export()
+    assert thesis.read_text() == "mine"
     shutil.rmtree(out)
     out.mkdir()
-    (out / "config.json").symlink_to("thesis.txt")
+    (out / "config.json").symlink_to(tree(tmp_path, {"paper.txt": b"mine"}) / "paper.txt")
     with pytest.raises(CmpError, match=r"contains 'config\.json'"):
-        check_held_files(out, {"config.json"})
+        export()
     (out / "config.json").unlink()
-    with (
-        pytest.raises(CmpError, match=r"contains 'thesis\.txt'"),
-        exports.export_folder(out, {"x"}),
-    ):
-        (out / "thesis.txt").write_text("mine")
-    assert (out / "thesis.txt").read_text() == "mine"
+    thesis = out / "thesis.txt"  # which appears while the export is written
+    with pytest.raises(CmpError, match=r"contains 'thesis\.txt'"):
+        export(lambda: thesis.write_text("mine"))
+    assert thesis.read_text() == "mine"
 
 
 def test_a_page_is_not_written_into_a_release(releases, tmp_path):
@@ -240,7 +247,7 @@ def some_rows(seed, label="ring"):
     return [(seed + n, label, ("train", "test")[n % 2]) for n in range(4)]
 
 
-def test_a_set_has_one_role(releases, root, tmp_path):
+def test_a_set_has_one_role(plan_from, root, tmp_path):
     named = [month(tmp_path / f"{n}", some_rows(900 + 10 * n), name=name, role=role)
              for n, (name, role) in enumerate(
                  [("catalogue", "eval"), ("catalogue", "pool"), ("pool", "eval")])]  # fmt: skip
@@ -248,25 +255,22 @@ def test_a_set_has_one_role(releases, root, tmp_path):
     for pictures in given:
         [option] = pictures
         with pytest.raises(CmpError, match=rf"--{option}: .*: name: '.*' is .* given by .*manif"):
-            update_plan.plan_update(releases / "2", root / "x-month", ONE_STEP, **pictures)
-    with pytest.raises(
-        CmpError, match=r"--data: .*'catalogue' is .* by --retain; write a manifest"
-    ):
+            plan_from("2", root / "x-month", **pictures)
+    with pytest.raises(CmpError, match=r"--data: .*'catalogue' is .* by --retain; write a manif"):
         update_plan.plan_update(months.START, root / "x-month", months.SMALL, **given[0])
 
 
-def test_images_that_were_trained_on_are_never_scored(releases, root, tmp_path):
+def test_images_that_were_trained_on_are_never_scored(plan_from, root, tmp_path):
     """Not even if they are gone, or their pool is replaced, and they come back for tests."""
     own, kept = month(tmp_path / "own", some_rows(500)), month(tmp_path / "kept", some_rows(600))
-    plan = update_plan.plan_update(releases / "1", own, ONE_STEP, retain=[kept])
-    second = update.compute_update(plan, tmp_path / "2")
+    second = update.compute_update(plan_from("1", own, retain=[kept]), tmp_path / "2").folder
     for name in ("own0.png", "own1.png"):
         (own / name).unlink()
     shutil.rmtree(kept)
-    plan = update_plan.plan_update(second, root / "y-month", ONE_STEP, skip_gone=True)
-    third = update.compute_update(plan, tmp_path / "3")
+    plan = plan_from(second, root / "y-month", skip_gone=True)
+    third = update.compute_update(plan, tmp_path / "3").folder
     rows = [(500, "ring", "test"), (601, "ring", "test"), *some_rows(700)]
-    plan = update_plan.plan_update(third, month(tmp_path / "again", rows), ONE_STEP)
+    plan = plan_from(third, month(tmp_path / "again", rows))
     arrived = {x.source: x.split for x in plan.ledger.pictures if x.source.startswith("again")}
     assert (arrived["again0.png"], arrived["again1.png"]) == ("train", "test")
 
@@ -274,17 +278,15 @@ def test_images_that_were_trained_on_are_never_scored(releases, root, tmp_path):
     back = month(tmp_path / "back", some_rows(800))
     shutil.copy(old, back / "back1.png")
     other = month(tmp_path / "other", some_rows(850))
-    plan = update_plan.plan_update(third, back, ONE_STEP, pool=other)
+    plan = plan_from(third, back, pool=other)
     assert next(x for x in plan.ledger.pictures if x.source == "back1.png").split == "train"
 
 
-def test_updates_have_different_names_whatever_they_are_called(root, tmp_path):
-    updates = ["1 a", "2 a", "3 1 a"]
-    table = pd.DataFrame({"update": pd.Categorical(updates)})
-    corpus = SimpleNamespace(table=table)
-    assert [*compare.shown_updates(corpus).values()] == updates
-    corpus.table = pd.DataFrame({"update": pd.Categorical(["1 a", "2 a", "3 b"])})
-    assert [*compare.shown_updates(corpus).values()] == ["1 a", "2 a", "b"]
+@pytest.mark.parametrize(("third", "shown"), [("3 1 a", "3 1 a"), ("3 b", "b")])
+def test_updates_have_different_names_whatever_they_are_called(third, shown):
+    updates = ["1 a", "2 a", third]
+    corpus = SimpleNamespace(table=pd.DataFrame({"update": pd.Categorical(updates)}))
+    assert [*compare.shown_updates(corpus).values()] == ["1 a", "2 a", shown]
 
 
 @pytest.mark.parametrize(
@@ -374,11 +376,10 @@ def test_scores_of_tuning_that_are_none_are_computed(tmp_path, kept):
     assert tuning._known_scores(path) == "null" and not path.exists()
 
 
-def test_a_comparison_finds_images_that_moved_or_are_gone(root, releases, tmp_path):
+def test_a_comparison_finds_images_that_moved_or_are_gone(root, releases, plan_from, tmp_path):
     """Also those of a folder with an equals sign."""
     own = month(tmp_path / "month=02", some_rows(400))
-    plan = update_plan.plan_update(releases / "1", own, ONE_STEP)
-    made = update.compute_update(plan, tmp_path / "2").folder
+    made = update.compute_update(plan_from("1", own), tmp_path / "2").folder
     moved = own.rename(tmp_path / "new=place")
     usual = "compare", releases / "1", made, "--subset", 2
     assert "--moved OLD=NEW" in str(invoke(*usual))
@@ -392,23 +393,20 @@ def test_a_comparison_finds_images_that_moved_or_are_gone(root, releases, tmp_pa
     assert isinstance(error, CmpError) and "work only if OLD or NEW is a release" in str(error)
 
 
-def test_names_that_are_not_utf_8_are_refused(releases, tmp_path):
-    own = month(tmp_path / "m", some_rows(300))
-    with pytest.raises(CmpError, match=r"--name: .* is not UTF-8"):
-        update_plan.plan_update(releases / "1", own, ONE_STEP, name="x\udcff")
-    own = own.rename(tmp_path / "m\udcff")
-    with pytest.raises(CmpError, match=r"--data: .* is not UTF-8"):
-        update_plan.plan_update(releases / "1", own, ONE_STEP)
-
-
-@pytest.mark.parametrize("name", ["\U0001f4f7", "a\x7f\n\u2028b"])
-def test_a_table_may_have_any_name(releases, tmp_path, name):
+def test_a_table_may_have_any_name_in_utf_8(plan_from, tmp_path):
     own = month(tmp_path / "m", some_rows(310))
-    path = (own / "t.csv").rename(own / f"{name}.csv")
-    assert update_plan.plan_update(releases / "1", own, ONE_STEP).report.new
-    path.rename(own / "x\udcff.csv")
+    path = own / "t.csv"
+    for name in ("\U0001f4f7", "a\x7f\n\u2028b"):
+        path = path.rename(own / f"{name}.csv")
+        assert plan_from("1", own).report.new
+    path = path.rename(own / "x\udcff.csv")
     with pytest.raises(CmpError, match=r"--data: .* has a name that is not UTF-8"):
-        update_plan.plan_update(releases / "1", own, ONE_STEP)
+        plan_from("1", own)
+    path.rename(own / "t.csv")
+    with pytest.raises(CmpError, match=r"--name: .* is not UTF-8"):
+        plan_from("1", own, name="x\udcff")
+    with pytest.raises(CmpError, match=r"--data: .* is not UTF-8"):
+        plan_from("1", own.rename(tmp_path / "m\udcff"))
 
 
 @pytest.mark.parametrize(
@@ -469,11 +467,9 @@ def test_a_state_of_another_run_is_refused(releases, plan, tmp_path, change):
 EVIL = "<img src=x>\n\n# Forged\n\n| A_KA | 99 | \x1b[31m [x](y) \\<b> `a` \u2028"
 
 
-def test_a_card_shows_the_texts_of_users_as_they_are(releases, root, tmp_path):
+def test_a_card_shows_the_texts_of_users_as_they_are(plan_from, tmp_path):
     rows = [(200, EVIL, "train"), (201, EVIL, "train"), *some_rows(202)]
-    plan = update_plan.plan_update(
-        releases / "1", month(tmp_path / "m", rows), ONE_STEP, name="u <script> | a"
-    )
+    plan = plan_from("1", month(tmp_path / "m", rows), name="u <script> | a")
     text = update.compute_update(plan, tmp_path / "r").path(release.CARD_FILE).read_text()
     text = text.partition("## Scores")[2]
     assert "# Forged" not in text.splitlines() and "\x1b" not in text
@@ -487,18 +483,10 @@ def test_a_card_shows_the_texts_of_users_as_they_are(releases, root, tmp_path):
     assert len(table.splitlines()) == 4 and card.code_span("a`b") == "a'b"
 
 
-@pytest.mark.parametrize("key", ["licence", "title", "prompt", "update"])
-def test_texts_of_a_manifest_are_one_line(tmp_path, key):
-    text = "a {}\n# b" if key == "prompt" else "a\n# b"
-    month(tmp_path / "m", some_rows(250), **{"name": "x", "role": "adapt", key: text})
-    with pytest.raises(CmpError, match=rf"{key}: .* must be one line"):
-        load_manifests(str(tmp_path / "m"))
-
-
-def test_names_of_updates_and_prompts_are_one_line(releases, tmp_path):
+def test_names_of_updates_and_prompts_are_one_line(releases, plan_from, tmp_path):
     own = month(tmp_path / "m", some_rows(260))
     with pytest.raises(CmpError, match=r"--name: .* must be one line"):
-        update_plan.plan_update(releases / "1", own, ONE_STEP, name="a\n# b")
+        plan_from("1", own, name="a\n# b")
     with pytest.raises(CmpError, match=r"--prompt: .* must be one line"):
         update_plan.plan_update(months.START, own, months.SMALL, prompt="a {}\x1b[2J")
 
@@ -517,10 +505,8 @@ def test_a_terminal_is_not_steered_by_names(capsys):
 
 
 def test_a_plan_is_what_its_model_is_called(monkeypatch):
-    request = planner.PlanRequest(
-        "small", 2, None, 0.01, None, "core", "balance", None, False, None, None
-    )
-    plan = planner.make_plan(request, evidence.gather_evidence())
+    given = "small", 2, None, 0.01, None, "core", "balance", None, False, None, None
+    plan = planner.make_plan(planner.PlanRequest(*given), evidence.gather_evidence())
     for line in ("\x85", "\u2028"):
         words = f"a{line}training: {{steps: 1}}"
         monkeypatch.setattr(planner, "plan_summary", lambda plan, words=words: words)
@@ -584,9 +570,8 @@ def test_a_table_that_is_small_on_disk_and_large_in_memory_is_refused(tmp_path, 
     images = [{"bytes": picture(n), "path": "x"} for n in range(4)]
     table = pa.table({"image": images, "label": ["a", "b"] * 2, "other": [b"0" * 9000] * 4})
     pq.write_table(table, tmp_path / "t.parquet", use_dictionary=False, write_statistics=False)
-    reader = {"kind": "parquet", "path": "t.parquet", "image": "image", "label": "label"}
-    about = {"name": "x", "title": "x", "role": "adapt", "licence": "own", "reader": reader}
-    dataset = FileSet.model_validate(about)
+    reader = {"path": "t.parquet", "image": "image", "label": "label"}
+    dataset = fileset("parquet", name="x", reader=reader)
     size = sum(map(len, (picture(n) for n in range(4))))
     monkeypatch.setattr(tables, "MAX_GROUP_BYTES", size + 1000)  # a column that is not read is none
     assert len(collection.read_index(dataset, tmp_path).table) == 4

@@ -23,7 +23,7 @@ import pytest
 import torch
 import yaml
 from open_clip.transform import image_transform
-from pictures import classes, fileset, picture, tar, tree
+from pictures import classes, fileset, picture, tar, tree, write_manifest
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
@@ -50,9 +50,30 @@ def contents(index) -> list[bytes]:
     return [index.read(position) for position in index.table["position"]]
 
 
+def read_set(root, kind="folder", faults="refuse", **reader):
+    """The index of a set; `reader`: the keys of its reader."""
+    return collection.read_index(fileset(kind, faults=faults, reader=reader), root)
+
+
+def check_set(root, *about, **reader):
+    """The same once its pictures have been decoded."""
+    return collection.check_images(read_set(root, *about, **reader))
+
+
+def state_of(root, kind="folder", **reader):
+    """What `cmpt data check` finds of the set."""
+    return collection.dataset_state(fileset(kind, reader=reader), root)
+
+
+def read_frame(frame, root, **reader):
+    """The index of a table that is in memory."""
+    return tables.read_frame(fileset("csv", reader=reader), frame, root)
+
+
 def test_a_folder_a_class(tmp_path):
-    root = classes(tmp_path / "p")
-    tree(root, {"manifest.yaml": b"", ".hidden/1.png": b"", "oak/.DS_Store": b""})
+    root = tree(
+        classes(tmp_path / "p"), {"manifest.yaml": b"", ".hidden/1.png": b"", "oak/.DS_Store": b""}
+    )
     index = collection.read_index(fileset(prompt="a photo of a {}."), root)
     assert index.classes == ["oak", "red fox", "snow goose"] and not index.faults
     assert len(index.table) == 18 and set(index.table["split"]) <= {"train", "validation", "test"}
@@ -63,11 +84,11 @@ def test_a_folder_a_class(tmp_path):
 
 def test_splits_stay_when_images_come_and_go(tmp_path):
     root = classes(tmp_path / "p", each=30)
-    before = collection.read_index(fileset(), root).table.set_index("source")["split"]
+    before = read_set(root).table.set_index("source")["split"]
     for path in list((root / "oak").iterdir())[:10]:
         path.unlink()
     tree(root, {"elm/1.png": picture(7)})
-    after = collection.read_index(fileset(), root).table.set_index("source")["split"]
+    after = read_set(root).table.set_index("source")["split"]
     both = before.index.intersection(after.index)
     assert len(both) == 80 and (before[both] == after[both]).all()
     shares = before.value_counts(normalize=True)
@@ -77,7 +98,7 @@ def test_splits_stay_when_images_come_and_go(tmp_path):
 def test_folders_of_splits(tmp_path):
     root = classes(tmp_path / "p", ["a", "b"], 2, "train/")
     classes(root, ["a", "b"], 1, "val/")
-    index = collection.read_index(fileset(), root)
+    index = read_set(root)
     assert index.counts() == {"classes": 2, "train": 4, "validation": 2, "test": 0}
     assert collection.read_index(fileset(role="pool"), root).counts()["train"] == 4
     assert "val" not in index.classes
@@ -86,26 +107,19 @@ def test_folders_of_splits(tmp_path):
 def test_a_class_without_images_is_named(tmp_path):
     root = classes(tmp_path / "p")
     (root / "empty one").mkdir()
-    index = collection.read_index(fileset(), root)
+    index = read_set(root)
     assert kinds(index) == ["class without images: empty one"]
     with pytest.raises(CmpError, match=r"empty one.*faults: skip"):
         collection.check_images(index)
-    skipping = collection.read_index(fileset(faults="skip"), root)
-    assert len(collection.check_images(skipping).table) == 18
+    assert len(check_set(root, faults="skip").table) == 18
 
 
-@pytest.mark.parametrize("separator", [",", "\t"])
-def test_csv_as_open_clip_takes_it(tmp_path, separator):
-    classes(tmp_path)
-    path = tmp_path / f"t.{'csv' if separator == ',' else 'tsv'}"
-    frame = pd.DataFrame(
-        {
-            "filepath": ["oak/0.png", "oak/1.png", "oak/0.png"],
-            "title": ["an oak, old", "NA", "a tree"],
-        }
-    )
-    frame.to_csv(path, sep=separator, index=False)
-    index = collection.read_index(fileset("csv", reader={"path": path.name}), tmp_path)
+@pytest.mark.parametrize(("name", "separator"), [("t.csv", ","), ("t.tsv", "\t")])
+def test_csv_as_open_clip_takes_it(tmp_path, name, separator):
+    names = ["oak/0.png", "oak/1.png", "oak/0.png"]
+    frame = pd.DataFrame({"filepath": names, "title": ["an oak, old", "NA", "a tree"]})
+    frame.to_csv(classes(tmp_path) / name, sep=separator, index=False)
+    index = read_set(tmp_path, "csv", path=name)
     assert not index.faults and index.dataset.task == "retrieval"
     assert index.table["captions"].tolist() == [["an oak, old"], ["NA"], ["a tree"]]
     assert index.classes == ["mine"]
@@ -116,36 +130,33 @@ def test_a_table_whose_rows_end_with_a_separator(tmp_path, name):
     root, cells = classes(tmp_path), [["filepath", "label"], ["oak/0.png", "7", ""]]
     lines = [("\t" if name == "t.TSV" else ",").join(row) for row in cells]
     (root / name).write_text("\n".join(lines))
-    about = fileset("csv", reader={"path": name, "label": "label", "caption": None})
-    index = collection.read_index(about, root)
+    index = read_set(root, "csv", path=name, label="label", caption=None)
     assert index.table["source"].tolist() == ["oak/0.png"] and index.classes == ["7"]
 
 
-def test_numbers_beside_a_blank_are_labels_and_a_blank_names_no_update(tmp_path):
+def test_numbers_beside_a_blank_are_labels(tmp_path):
     table = pa.table({"image": [picture(n) for n in range(3)], "label": [3, 4, None]})
     pq.write_table(table, tmp_path / "t.parquet")
-    about = {"image": "image", "label": "label", "caption": None}
-    index = collection.read_index(
-        fileset("parquet", reader={"path": "t.parquet", **about}), tmp_path
+    index = read_set(
+        tmp_path, "parquet", path="t.parquet", image="image", label="label", caption=None
     )
     assert index.classes == ["3", "4"] and kinds(index) == ["label is missing: t.parquet row 2"]
-    for blank in (pd.array([None, "may", None], "string"), pd.to_datetime(["", "2026-05-01", ""])):
-        table.to_pandas().assign(label="x", update=blank).to_parquet(tmp_path / "t.parquet")
-        chosen = fileset("parquet", reader={"path": "t.parquet", **about, "update": "update"})
-        updates = collection.read_index(chosen, tmp_path).table["update"].tolist()
-        assert updates[::2] == ["", ""] and updates[1]
 
 
-def test_numbers_of_updates_are_the_same_beside_a_blank(tmp_path):
-    months = [202601, 202602, 202603]
-    for name, last in (("blank", None), ("full", 202603)):
-        table = pa.table({"image": [picture(n) for n in range(3)], "update": [*months[:2], last]})
-        pq.write_table(table.append_column("text", [["a"] * 3]), tmp_path / f"{name}.parquet")
-        about = {"path": f"{name}.parquet", "image": "image", "caption": "text"}
-        index = collection.read_index(
-            fileset("parquet", reader=about | {"update": "update"}), tmp_path
-        )
-        assert index.table["update"].tolist() == ["202601", "202602", str(last or "")]
+@pytest.mark.parametrize(
+    ("updates", "names"),
+    [
+        (pd.array([None, "may", None], "string"), ["", "may", ""]),
+        (pd.to_datetime(["", "2026-05-01", ""]), ["", "2026-05-01 00:00:00", ""]),
+        ([202601, 202602, None], ["202601", "202602", ""]),
+        ([202601, 202602, 202603], ["202601", "202602", "202603"]),
+    ],
+)
+def test_updates_of_a_table_have_the_same_names_beside_a_blank(tmp_path, updates, names):
+    frame = pd.DataFrame({"image": [picture(n) for n in range(3)], "title": "a", "update": updates})
+    frame.to_parquet(tmp_path / "t.parquet")
+    index = read_set(tmp_path, "parquet", path="t.parquet", image="image", update="update")
+    assert index.table["update"].tolist() == names
 
 
 def test_hostile_rows(tmp_path):
@@ -155,7 +166,7 @@ def test_hostile_rows(tmp_path):
     texts = ["good", "x", "x", "  ", "x", "x", "x"]
     labels = ["oak", "oak", "oak", "oak", "oak", "", "oak"]
     frame = pd.DataFrame({"filepath": names, "title": texts, "label": labels})
-    index = tables.read_frame(fileset("csv", reader={"label": "label"}), frame, tmp_path)
+    index = read_frame(frame, tmp_path, label="label")
     assert sorted(kinds(index)) == [
         "caption is empty: oak/1.png", "empty file: empty.png", "label is missing: oak/2.png",
         "missing file: a\0b", "missing file: nowhere.png", "missing file: row 4",
@@ -167,7 +178,7 @@ def test_captions_that_are_no_text(tmp_path):
     root, content = tree(tmp_path, {"1.png": picture()}), picture()
     captions = ["good", 7, None, ["one", "two"], [], ["fine", 3], float("nan"), b"bytes"]
     frame = pd.DataFrame({"filepath": ["1.png"] * 8, "title": pd.Series(captions, dtype=object)})
-    index = tables.read_frame(fileset("csv"), frame, root)
+    index = read_frame(frame, root)
     assert index.table["captions"].tolist() == [["good"], ["one", "two"]]
     assert len(index.faults) == 6
     assert contents(index) == [content, content]
@@ -177,19 +188,14 @@ def test_a_column_that_is_missing_is_named(tmp_path):
     frame = pd.DataFrame({"path": ["a.png"], "title": ["a"]})
     near = r"no column 'filepath'; did you mean 'path'\? The columns are path, title"
     with pytest.raises(CmpError, match=rf"reader\.image: {near}"):
-        tables.read_frame(fileset("csv"), frame, tmp_path)
+        read_frame(frame, tmp_path)
     frame.to_parquet(tmp_path / "t.parquet")
     with pytest.raises(CmpError, match=rf"reader\.image: {near}"):
-        collection.read_index(fileset("parquet", reader={"path": "t.parquet"}), tmp_path)
-    with pytest.raises(
-        CmpError, match=r"reader\.label: no column 'klass'; the columns are path, title"
-    ):
-        tables.read_frame(
-            fileset("csv", reader={"image": "path", "label": "klass"}), frame, tmp_path
-        )
-    chosen = fileset("csv", reader={"image": "path", "caption": None})
+        read_set(tmp_path, "parquet", path="t.parquet")
+    with pytest.raises(CmpError, match=r"reader\.label: no column 'klass'; the columns are path,"):
+        read_frame(frame, tmp_path, image="path", label="klass")
     with pytest.raises(CmpError, match=r"captions as .* labels as .*; the columns are path, title"):
-        tables.read_frame(chosen, frame, tmp_path)
+        read_frame(frame, tmp_path, image="path", caption=None)
 
 
 @pytest.mark.parametrize("form", ["paths", "categories", "bytes", "structs"])
@@ -200,12 +206,10 @@ def test_parquet(tmp_path, form):
     structs = [{"bytes": content, "path": None} for content in held]
     categories = pa.array(names).dictionary_encode()  # as pandas writes them
     images = {"paths": names, "categories": categories, "bytes": held, "structs": structs}[form]
-    table = pa.table(
-        {"image": images, "text": list("abcde"), "split": ["train", "test"] * 2 + [""]}
-    )
+    splits = ["train", "test"] * 2 + [""]
+    table = pa.table({"image": images, "title": list("abcde"), "split": splits})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
-    reader = {"path": "*.parquet", "image": "image", "caption": "text", "split": "split"}
-    index = collection.read_index(fileset("parquet", reader=reader), tmp_path)
+    index = read_set(tmp_path, "parquet", path="*.parquet", image="image", split="split")
     assert not index.faults and len(index.table) == 5
     assert index.table["split"].tolist()[:4] == ["train", "test"] * 2
     assert contents(index) == held
@@ -214,10 +218,9 @@ def test_parquet(tmp_path, form):
 def test_a_batch_reads_each_row_group_once(tmp_path, monkeypatch):
     """Whatever the order of its rows, which its images are in."""
     held, groups = [picture(seed) for seed in range(27)], []
-    frame = pa.table({"image": held, "text": ["a"] * 27})
+    frame = pa.table({"image": held, "title": ["a"] * 27})
     pq.write_table(frame, tmp_path / "t.parquet", row_group_size=3)
-    reader = {"path": "*.parquet", "image": "image", "caption": "text"}
-    index = collection.read_index(fileset("parquet", reader=reader), tmp_path)
+    index = read_set(tmp_path, "parquet", path="*.parquet", image="image")
     read_row_group = tables._read_row_group
 
     def counted(file, group, name):
@@ -234,37 +237,48 @@ def test_a_batch_reads_each_row_group_once(tmp_path, monkeypatch):
 
 
 def test_images_of_a_parquet_file_that_is_written_again_are_the_new_ones(tmp_path):
-    reader, found = {"path": "t.parquet", "image": "image", "caption": "text"}, []
+    found = []
     for seed in range(2):
-        table = pa.table({"image": [picture(seed)], "text": ["a"]})
+        table = pa.table({"image": [picture(seed)], "title": ["a"]})
         pq.write_table(table, tmp_path / "t.parquet")
-        index = collection.read_index(fileset("parquet", reader=reader), tmp_path)
+        index = read_set(tmp_path, "parquet", path="t.parquet", image="image")
         assert index.read(0) == picture(seed)
         found.append(collection.check_images(index).content)
     assert found[0] != found[1]
 
 
-def test_parquet_that_is_none(tmp_path):
-    (tmp_path / "t.parquet").write_bytes(b"PAR1 and then nothing")
-    with pytest.raises(CmpError, match=r"t\.parquet: cannot be read"):
-        collection.read_index(fileset("parquet", reader={"path": "t.parquet"}), tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "path", "words"),
+    [
+        ("parquet", "damaged.parquet", r"damaged\.parquet: cannot be read"),
+        ("csv", "pipe", "no file matches"), ("parquet", "pipe", "no file matches"),
+        ("tars", "pipe", "no file matches"), ("tars", "pipe:cat t.tar", "no file matches"),
+        ("tars", "t.tar.gz", "uncompressed tar"), ("tars", "*.none", "no file matches"),
+        ("csv", "/**/*.csv", r"reader\.path.*\*\* works only within"),  # not the whole disk
+        ("csv", "../**/*.csv", r"reader\.path.*\*\* works only within"),
+        ("folder", "a" * 300, "too long"),
+    ],
+)  # fmt: skip
+def test_a_path_at_which_nothing_can_be_read_is_refused(tmp_path, kind, path, words):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and then nothing")
+    tar(tmp_path / "t.tar.gz", [("a.png", picture()), ("a.txt", b"a")], "w:gz")
+    with pytest.raises(CmpError, match=words):
+        read_set(tmp_path, kind, path=path)
 
 
 def test_tars(tmp_path):
     a, b = picture(1, kind="JPEG"), picture(2)
-    first = [("x/1.jpg", a), ("x/1.txt", b"a fox"), ("x/1.cls", b"fox"), ("x/2.txt", b"no image"),
-             ("x/3.json", json.dumps({"caption": "an owl", "label": "owl"}).encode()),
-             ("x/3.seg.png", b)]  # fmt: skip
+    first = [("x/1.jpg", a), ("x/._1.jpg", b"hidden, as macOS writes them"), ("x/1.txt", b"a fox"),
+             ("x/1.cls", b"fox"), ("x/2.txt", b"no image"), ("x/3.seg.png", b),
+             ("x/3.json", json.dumps({"caption": "an owl", "label": "owl"}).encode())]  # fmt: skip
     tar(tmp_path / "s/0.tar", first)
     tar(tmp_path / "s/1.tar", [("x/1.png", b), ("x/1.txt", b"a wren"), ("x/1.cls", b"wren")])
-    index = collection.read_index(fileset("tars", reader={"path": "s/*.tar"}), tmp_path)
+    index = read_set(tmp_path, "tars", path="s/*.tar")
     assert not index.faults and index.classes == ["fox", "owl", "wren"]
     assert index.table["captions"].tolist() == [["a fox"], ["an owl"], ["a wren"]]
     assert contents(index) == [a, b, b]
-    members = tars.tar_members(tmp_path / "s/0.tar", [])
-    held = [(member.name, tars.member_bytes(member, file)) for member, file in members]
-    assert held == first
-    assert [tars.sample_key(name) for name, _ in first] == ["x/1"] * 3 + ["x/2"] + ["x/3"] * 2
+    assert index.table["source"].tolist() == ["0.tar/x/1", "0.tar/x/3", "1.tar/x/1"]
 
 
 def test_of_a_photo_and_its_masks_a_tar_gives_the_photo_in_any_order(tmp_path):
@@ -273,22 +287,20 @@ def test_of_a_photo_and_its_masks_a_tar_gives_the_photo_in_any_order(tmp_path):
                ("1.txt", b"a fox")]  # fmt: skip
     for number, order in enumerate(itertools.permutations(members)):
         tar(tmp_path / f"{number}.tar", list(order))
-        about = fileset("tars", reader={"path": f"{number}.tar"})
-        index = collection.read_index(about, tmp_path)
+        index = read_set(tmp_path, "tars", path=f"{number}.tar")
         assert contents(index) == [photo] and not index.faults
     rivals = [("2.jpg", photo), ("2.png", picture(2)), ("2.txt", b"a fox"), *members]
     tar(tmp_path / "t.tar", rivals)
-    index = collection.read_index(fileset("tars", reader={"path": "t.tar"}), tmp_path)
+    index = read_set(tmp_path, "tars", path="t.tar")
     assert kinds(index) == ["sample has several images: t.tar/2"] and contents(index) == [photo]
 
 
-@pytest.mark.parametrize("label", [0, 3, 12])
+@pytest.mark.parametrize("label", [0, 12])
 def test_a_number_is_the_same_label_in_each_member_of_a_tar(tmp_path, label):
     texts = {"cls": str(label).encode(), "json": json.dumps({"label": label}).encode()}
     for suffix, text in texts.items():
         tar(tmp_path / f"{suffix}.tar", [("1.png", picture()), (f"1.{suffix}", text)])
-        about = fileset("tars", reader={"path": f"{suffix}.tar"})
-        index = collection.read_index(about, tmp_path)
+        index = read_set(tmp_path, "tars", path=f"{suffix}.tar")
         assert index.classes == [str(label)] and not index.faults
 
 
@@ -299,16 +311,8 @@ def test_a_pattern_may_be_absolute_and_folders_may_be_called_like_patterns(tmp_p
     tar(root / "0.tars", [("0.png", picture()), ("0.txt", b"an oak")])
     absolute = f"{tmp_path}/a*/*.{kind}"
     for path, where in ((absolute, root), (f"*.{kind}", root)):
-        index = collection.read_index(fileset(kind, reader={"path": path}), where)
+        index = read_set(where, kind, path=path)
         assert index.table["captions"].tolist() == [["an oak"]]
-
-
-def test_hidden_members_of_a_tar_do_not_split_a_sample(tmp_path):
-    """Which macOS writes beside each file."""
-    members = [("./a.jpg", picture(1, kind="JPEG")), ("./._a.jpg", b"x"), ("./a.txt", b"a fox")]
-    tar(tmp_path / "t.tar", members)
-    index = collection.read_index(fileset("tars", reader={"path": "t.tar"}), tmp_path)
-    assert not index.faults and index.table["captions"].tolist() == [["a fox"]]
 
 
 def test_hostile_tars(tmp_path):
@@ -321,7 +325,7 @@ def test_hostile_tars(tmp_path):
                ("mute.png", picture()), ("odd.png", picture()), ("odd.txt", b"\xff\xfe"),
                ("bad.png", picture()), ("bad.json", b"[" * 5000)]  # fmt: skip
     tar(tmp_path / "t.tar", members)
-    index = collection.read_index(fileset("tars", reader={"path": "t.tar"}), tmp_path)
+    index = read_set(tmp_path, "tars", path="t.tar")
     assert index.table["source"].tolist() == ["t.tar/ok"]
     assert sorted(kinds(index)) == [
         "caption is empty: t.tar/bad", "caption is empty: t.tar/odd",
@@ -340,20 +344,12 @@ def test_a_tar_that_lies_about_its_sizes(tmp_path):
     huge.size = MAX_IMAGE_BYTES + 1
     (tmp_path / "t.tar").write_bytes(huge.tobuf())
     os.truncate(tmp_path / "t.tar", MAX_IMAGE_BYTES + 4096)  # takes no room on the disk
-    chosen = fileset("tars", reader={"path": "t.tar"})
-    assert kinds(collection.read_index(chosen, tmp_path)) == ["file is too large: t.tar/huge"]
+    assert kinds(read_set(tmp_path, "tars", path="t.tar")) == ["file is too large: t.tar/huge"]
     cut = tarfile.TarInfo("cut.jpg")
     for cut.size, content in ((1_000_000, 512), (600, 512), (600, 1023)):
         (tmp_path / "t.tar").write_bytes(cut.tobuf() + bytes(content))
         with pytest.raises(CmpError, match=r"t\.tar: cannot be read"):
-            collection.read_index(chosen, tmp_path)
-
-
-@pytest.mark.parametrize("path", ["pipe:cat t.tar", "t.tar.gz", "*.none"])
-def test_pipes_and_compressed_tars_are_refused(tmp_path, path):
-    tar(tmp_path / "t.tar.gz", [("a.png", picture()), ("a.txt", b"a")], "w:gz")
-    with pytest.raises(CmpError, match=r"no file matches|no such tar|uncompressed tar"):
-        collection.read_index(fileset("tars", reader={"path": path}), tmp_path)
+            read_set(tmp_path, "tars", path="t.tar")
 
 
 def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
@@ -361,11 +357,11 @@ def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
     good = (root / "oak/0.png").read_bytes()
     tree(root, {"oak/1.png": good[: len(good) // 2], "oak/2.png": b"<svg/>", "oak/3.png": b"%!PS"})
     with pytest.raises(CmpError, match=r"3 faults \(corrupt image: oak/1\.png, oak/2\.png"):
-        collection.check_images(collection.read_index(fileset(), root))
-    kept = collection.check_images(collection.read_index(fileset(faults="skip"), root))
+        check_set(root)
+    kept = check_set(root, faults="skip")
     assert len(kept.table) == 15 and len(kept.faults) == 3
     monkeypatch.setattr(images, "open_image", lambda content: pytest.fail("decoded again"))
-    again = collection.check_images(collection.read_index(fileset(faults="skip"), root))
+    again = check_set(root, faults="skip")
     assert again.data_hash() == kept.data_hash()
 
 
@@ -373,7 +369,7 @@ def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
 def test_an_image_on_a_disk_that_fails_is_not_called_corrupt(tmp_path, monkeypatch, number):
     """Nor is it left out for ever, as what is checked is kept."""
     root = classes(tmp_path / "p")
-    index = collection.read_index(fileset(faults="skip"), root)
+    index = read_set(root, faults="skip")
 
     def fail(*_):
         raise OSError(number, "failed")
@@ -388,7 +384,7 @@ def test_a_damaged_record_of_a_check_is_made_again(tmp_path):
     (root / "oak/1.png").write_bytes(b"<svg/>")
 
     def check():
-        index = collection.check_images(collection.read_index(fileset(faults="skip"), root))
+        index = check_set(root, faults="skip")
         return index.data_hash(), index.table["source"].tolist()
 
     checked = check()
@@ -401,12 +397,6 @@ def test_a_damaged_record_of_a_check_is_made_again(tmp_path):
         kept.write_text(damaged)
         assert check() == checked
         assert kept.read_text() == written
-
-
-def test_an_image_that_unpacks_to_too_much(monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 1000)
-    with pytest.raises(Image.DecompressionBombError, match="pixels"):
-        images.open_image(picture())
 
 
 def test_images_are_not_examined_where_damage_would_not_be_seen(monkeypatch):
@@ -423,30 +413,26 @@ def png_bomb(width, height) -> bytes:
         return len(data).to_bytes(4, "big") + kind + data + end
 
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
-    body = (
-        chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**5))) + chunk(b"IEND", b"")
-    )
-    return b"\x89PNG\r\n\x1a\n" + body
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(bytes(10**5))), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks)
 
 
-@pytest.mark.parametrize("form", ["folder", "tars"])
-@pytest.mark.parametrize("size", [(30_000, 30_000), (11_000, 11_000), (9_000, 9_000)])
-def test_a_decompression_bomb_is_a_fault_that_may_be_skipped(tmp_path, form, size):
+@pytest.mark.parametrize(("form", "path"), [("folder", "."), ("tars", "*.tar")])
+@pytest.mark.parametrize(
+    ("side", "words"), [(30_000, "pixels"), (11_000, "pixels"), (9_000, "corrupt image")]
+)
+def test_a_decompression_bomb_is_a_fault_that_may_be_skipped(tmp_path, form, path, side, words):
     root = classes(tmp_path / "p", ["oak", "elm"], 8)
-    (root / "oak/bomb.png").write_bytes(png_bomb(*size))
-    reader = {"path": "."}
+    (root / "oak/bomb.png").write_bytes(png_bomb(side, side))
     if form == "tars":
         held = [(path.name, path.read_bytes()) for path in sorted(root.glob("oak/*"))]
         members = [pair for name, content in held
                    for pair in ((name, content), (f"{name[:-4]}.txt", b"a tree"))]  # fmt: skip
         tar(root / "t.tar", members)
-        reader = {"path": "*.tar"}
-    words = "pixels" if size[0] > 10_000 else "corrupt image"
-    refusing = fileset(form, reader=reader)
     with pytest.raises(CmpError, match=rf"1 fault \(.*{words}: .*bomb"):
-        collection.check_images(collection.read_index(refusing, root))
-    assert "bomb" in collection.dataset_state(refusing, root).reason
-    skipping = collection.read_index(fileset(form, reader=reader, faults="skip"), root)
+        check_set(root, form, path=path)
+    assert "bomb" in state_of(root, form, path=path).reason
+    skipping = read_set(root, form, "skip", path=path)
     for _ in range(2):  # the second time from what is kept
         kept = collection.check_images(skipping)
         assert len(kept.table) == len(skipping.table) - 1
@@ -455,23 +441,18 @@ def test_a_decompression_bomb_is_a_fault_that_may_be_skipped(tmp_path, form, siz
 
 def test_a_picture_that_is_written_over_is_looked_at_again(tmp_path):
     root = classes(tmp_path / "p")
-    before = collection.check_images(collection.read_index(fileset(), root))
+    before = check_set(root)
     victim = root / "oak/0.png"
     found, content = victim.stat(), victim.read_bytes()
     victim.write_bytes(content[:60] + bytes(len(content) - 60))
     os.utime(victim, ns=(found.st_atime_ns, found.st_mtime_ns))
-    assert collection.dataset_state(fileset(), root).reason == "corrupt image: oak/0.png"
+    assert state_of(root).reason == "corrupt image: oak/0.png"
     with pytest.raises(CmpError, match=r"corrupt image: oak/0\.png"):
-        collection.check_images(collection.read_index(fileset(), root))
+        check_set(root)
     victim.write_bytes(content)
-    again = collection.check_images(collection.read_index(fileset(), root))
-    assert again.data_hash() == before.data_hash()  # content counts, and not when it was written
-    other = picture(77)
-    victim.write_bytes(
-        other + bytes(len(content) - len(other)) if len(other) < len(content) else other
-    )
-    changed = collection.check_images(collection.read_index(fileset(), root))
-    assert changed.data_hash() != before.data_hash()
+    assert check_set(root).data_hash() == before.data_hash()  # content counts, not its time
+    victim.write_bytes(picture(77))
+    assert check_set(root).data_hash() != before.data_hash()
 
 
 def test_check_decodes_however_often(tmp_path, monkeypatch):
@@ -479,7 +460,7 @@ def test_check_decodes_however_often(tmp_path, monkeypatch):
     real = images.open_image
     monkeypatch.setattr(images, "open_image", lambda content: decoded.append(1) or real(content))
     for times in (1, 2):
-        assert collection.dataset_state(fileset(), root).state == "present"
+        assert state_of(root).state == "present"
         assert len(decoded) == 18 * times
 
 
@@ -493,32 +474,32 @@ def test_a_picture_that_breaks_after_the_check_is_named(tmp_path, monkeypatch, b
     root = classes(tmp_path / "p")
     index = collection.check_images(collection.read_index(fileset(beside=beside), root))
     (root / index.table["source"][0]).write_bytes(b"damaged")
-    with pytest.raises(CmpError, match=r"^oak/0\.png: cannot be read") as e:
+    with pytest.raises(CmpError, match=r"^oak/0\.png: cannot be read.*may have changed") as e:
         corpus = collection.corpus_from_indexes([index], bool(beside))
         list(stored_images(corpus, np.arange(4), 2, Preprocessing(8), torch.device("cpu")))
     assert "\n" not in str(e.value)
 
 
-def test_unknown_splits_are_faults(tmp_path):
+@pytest.mark.parametrize(
+    ("splits", "unknown"),
+    [(["train", "holdout", "", "Test"], {1: "holdout"}), ([0.0, None, np.nan, 1], {0: 0, 3: 1})],
+)
+def test_unknown_splits_are_faults(tmp_path, splits, unknown):
     classes(tmp_path, ["oak"], 4)
-    frame = pd.DataFrame({
-        "filepath": [f"oak/{n}.png" for n in range(4)], "label": "oak",
-        "split": ["train", "holdout", "", "Test"],
-    })  # fmt: skip
-    chosen = fileset("csv", reader={"label": "label", "split": "split"})
-    index = tables.read_frame(chosen, frame, tmp_path)
-    assert kinds(index) == ["unknown split holdout: oak/1.png"] and len(index.table) == 3
-    numbers = tables.read_frame(chosen, frame.assign(split=[0.0, None, float("nan"), 1]), tmp_path)
-    assert len(numbers.faults) == 2 and len(numbers.table) == 2
+    names = [f"oak/{n}.png" for n in range(4)]
+    frame = pd.DataFrame({"filepath": names, "label": "oak", "split": splits})
+    index = read_frame(frame, tmp_path, label="label", split="split")
+    assert kinds(index) == [f"unknown split {x}: {names[n]}" for n, x in unknown.items()]
+    assert len(index.table) == 4 - len(unknown)
 
 
 def test_a_folder_beside_those_of_splits_is_an_unknown_one(tmp_path):
     root = classes(tmp_path / "p", ["a", "b"], 2, "train/")
     classes(root, ["a"], 1, "holdout/")
-    index = collection.read_index(fileset(), root)  # one is a class: a train of the railway
+    index = read_set(root)  # one is a class: a train of the railway
     assert index.classes == ["holdout", "train"]
     classes(root, ["a", "b"], 1, "test/")
-    index = collection.read_index(fileset(), root)
+    index = read_set(root)
     assert kinds(index) == ["unknown split holdout: holdout/a/0.png"]
     assert "holdout" in infer.infer_manifest(root)[2]
 
@@ -528,22 +509,17 @@ def test_an_image_of_training_and_test_is_a_fault(tmp_path):
     tree(root, {"test/a/8.png": picture(8), "test/a/9.png": (root / "train/a/0.png").read_bytes()})
     tree(root, {"test/b/8.png": picture(9), "val/b/1.png": picture(8)})
     with pytest.raises(CmpError, match=r"split: test/a/8\.png, test/a/9\.png\)"):
-        collection.check_images(collection.read_index(fileset(), root))
-    kept = collection.check_images(collection.read_index(fileset(faults="skip"), root))
+        check_set(root)
+    kept = check_set(root, faults="skip")
     assert [fault.where for fault in kept.faults] == ["test/a/8.png", "test/a/9.png"]
-    frame = pd.DataFrame(
-        {"filepath": ["train/a/0.png"] * 2, "title": "x", "split": ["train", "test"]}
-    )
+    frame = pd.DataFrame({"filepath": "train/a/0.png", "title": "x", "split": ["train", "test"]})
     frame.to_csv(root / "t.csv")
-    chosen = fileset("csv", reader={"path": "t.csv", "split": "split"})
-    assert "also in another split" in collection.dataset_state(chosen, root).reason
+    assert "also in another split" in state_of(root, "csv", path="t.csv", split="split").reason
 
 
 def test_what_is_no_picture_is_counted_and_named(tmp_path):
-    root = classes(tmp_path / "p")
-    tree(
-        root, {"oak/a.heic": b"x", "oak/notes.txt": b"x", "oak/none": b"x", "loose.png": picture()}
-    )
+    strangers = {"oak/a.heic": b"x", "oak/notes.txt": b"x", "oak/none": b"x"}
+    root = tree(classes(tmp_path / "p"), strangers | {"loose.png": picture()})
     os.mkfifo(root / "oak/pipe.png")
     (root / "oak/gone.png").symlink_to("nowhere")
     (root / "oak/zero.png").symlink_to("/dev/zero")
@@ -551,7 +527,7 @@ def test_what_is_no_picture_is_counted_and_named(tmp_path):
     (root / "oak/good.png").symlink_to(root / "oak/0.png")
     with open(os.fsencode(root) + b"/oak/\xff.png", "wb") as file:
         file.write(picture())
-    index = collection.read_index(fileset(), root)
+    index = read_set(root)
     assert sorted(kind.encode(errors="replace").decode() for kind in kinds(index)) == [
         "image outside a class folder: loose.png",
         f"{files.LINK.problem}: oak/zero.png",
@@ -560,12 +536,9 @@ def test_what_is_no_picture_is_counted_and_named(tmp_path):
         "not an image file name: oak/a.heic", "not an image file name: oak/more",
         "not an image file name: oak/none", "not an image file name: oak/notes.txt",
     ]  # fmt: skip
-    state = collection.dataset_state(fileset(), root)
-    assert "a.heic" in state.reason and "pipe.png" in state.reason and "?.png" in state.reason
-    assert (
-        len(collection.check_images(collection.read_index(fileset(faults="skip"), root)).table)
-        == 19
-    )
+    reason = state_of(root).reason
+    assert "a.heic" in reason and "pipe.png" in reason and "?.png" in reason
+    assert len(check_set(root, faults="skip").table) == 19
 
 
 def secret_place(tmp_path) -> Path:
@@ -574,60 +547,51 @@ def secret_place(tmp_path) -> Path:
     return tree(tmp_path / "secret", dict.fromkeys(names, b"root:x:0:0:/root:/bin/sh\n"))
 
 
+def run_check(root, **about):
+    """The result of `cmpt data check` for a set."""
+    write_manifest(root / "m.yaml", **about)
+    return CliRunner().invoke(cli.app, ["data", "check", str(root)])
+
+
 def check_manifest(root, **about) -> str:
-    """What `cmpt data check` says of a set."""
-    tree(root, {"m.yaml": fileset(**about).model_dump_json(exclude_none=True).encode()})
-    return CliRunner().invoke(cli.app, ["data", "check", str(root)]).output
+    """What it says, in one line."""
+    return " ".join(run_check(root, **about).output.split())
 
 
 @pytest.mark.defect
 @pytest.mark.parametrize("kind", ["folder", "csv", "fomo"])
 def test_links_to_pictures_outside_of_the_set_are_refused_by_their_own_names(tmp_path, kind):
-    root = classes(tmp_path / "p" / "oaks" if kind == "fomo" else tmp_path / "p")
+    prefix = "oaks/" if kind == "fomo" else ""
+    root = classes(tmp_path / "p" / prefix)
     tree(tmp_path / "foreign", {"diary.png": picture(5)})
     (root / "oak/link.png").symlink_to(tmp_path / "foreign/diary.png")
     (root / "oak/inside.png").symlink_to(root / "red fox/0.png")
     (root / "elm").symlink_to(tmp_path / "foreign")
     names = ["oak/0.png", "oak/link.png", "oak/inside.png", "elm/diary.png"]
-    kept = {"faults": "skip", "reader": {}}
     if kind == "csv":
-        frame = pd.DataFrame({"filepath": names, "title": names})
-        frame.to_csv(root / "t.csv", index=False)
-        kept["reader"] = {"path": "t.csv"}
+        pd.DataFrame({"filepath": names, "title": names}).to_csv(root / "t.csv", index=False)
     elif kind == "fomo":
         listed = {name: {"target": 0, "default_caption": "x"} for name in names}
         info = {"train": listed, "test": {}, "classnames": ["oak"]}
         info = {f"00_info/oaks_{key}.json": json.dumps(x).encode() for key, x in info.items()}
         tree(tmp_path / "p", info)
-        kept["reader"] = {"folder": "oaks"}
-    index = collection.read_index(fileset(kind, **kept), tmp_path / "p")
+    reader = {"folder": {}, "csv": {"path": "t.csv"}, "fomo": {"folder": "oaks"}}[kind]
+    index = read_set(tmp_path / "p", kind, "skip", **reader)
     refused = [fault.where for fault in index.faults if fault.kind == files.LINK.problem]
-    prefix = "oaks/" if kind == "fomo" else ""
     through_folder = [] if kind == "folder" else [f"{prefix}elm/diary.png"]
     assert refused == [f"{prefix}oak/link.png", *through_folder]
     sources = set(index.table["source"])
     assert f"{prefix}oak/inside.png" in sources and not sources & set(refused)
     if kind != "fomo":
         with pytest.raises(CmpError, match=r"link to a file outside.*oak/link\.png") as error:
-            load_data(
-                str(
-                    tree(
-                        root,
-                        {
-                            "m.yaml": fileset(kind, reader=kept["reader"])
-                            .model_dump_json(exclude_none=True)
-                            .encode()
-                        },
-                    )
-                )
-            )
+            load_data(str(write_manifest(root / "m.yaml", kind, reader=reader)))
         assert "foreign" not in str(error.value)
 
 
 @pytest.mark.defect
 @pytest.mark.parametrize("behind", ["an absolute path", "the folder above", "a link"])
 def test_a_foreign_folder_is_not_read_and_none_of_its_names_told(tmp_path, behind):
-    secret, root = secret_place(tmp_path), tree(tmp_path / "p", {})
+    secret, root = secret_place(tmp_path), tmp_path / "p"
     root.mkdir()
     (root / "link").symlink_to(secret)
     path = {"an absolute path": str(secret), "the folder above": "../secret", "a link": "link"}
@@ -641,8 +605,7 @@ def test_a_foreign_folder_is_not_read_and_none_of_its_names_told(tmp_path, behin
 def test_of_a_foreign_folder_only_pictures_are_named(tmp_path):
     pictures = classes(tmp_path / "data/pictures")
     tree(pictures, {"oak/my letters.doc": b"x", "taxes/.2026": b"x", "oak/bad.png": b"no picture"})
-    about = {"faults": "skip", "reader": {"path": str(pictures)}}
-    said = " ".join(check_manifest(tmp_path / "p", **about).split())
+    said = check_manifest(tmp_path / "p", faults="skip", reader={"path": str(pictures)})
     assert "usable, 3 skipped" in said and "oak/bad.png" in said
     assert "letters" not in said and "taxes" not in said
     assert f"points outside the manifest's folder, to {pictures}" in said
@@ -658,51 +621,48 @@ def test_foreign_files_that_are_no_tables_are_not_opened(tmp_path, kind):
     (root / f"t.{ending}").symlink_to(secret / "passwd")
     for path in (f"{secret}/*", f"{secret}/passwd", "../secret/pass*"):
         said = check_manifest(root, kind=kind, reader={"path": path})
-        assert f"do not match *.{ending}" in " ".join(said.split())
+        assert f"do not match *.{ending}" in said
         assert "shadow" not in said and "/bin/sh" not in said
     said = check_manifest(root, kind=kind, reader={"path": f"t.{ending}"})
-    assert "link out of the manifest's folder" in " ".join(said.split()) and "/bin/sh" not in said
+    assert "link out of the manifest's folder" in said and "/bin/sh" not in said
 
 
 @pytest.mark.parametrize("faults", ["refuse", "skip"])
-@pytest.mark.parametrize("what", ["nothing", "damaged"])
+@pytest.mark.parametrize("what", ["nothing", "damaged", "no table"])
 def test_a_set_without_a_picture_cannot_be_used(tmp_path, faults, what):
-    root = tree(tmp_path / "p", {"oak/0.png": b"damaged", "elm/0.png": b"damaged"})
-    if what == "nothing":
-        root = tmp_path / "q"
-        root.mkdir()
-    about = json.loads(fileset(faults=faults).model_dump_json(exclude_none=True))
-    (root / "m.yaml").write_text(json.dumps(about))
-    said = CliRunner().invoke(cli.app, ["data", "check", str(root)])
+    if what == "damaged":
+        tree(tmp_path / "p", {"oak/0.png": b"damaged", "elm/0.png": b"damaged"})
+    about = {"kind": "csv", "reader": {"path": "none.csv"}} if what == "no table" else {}
+    said = run_check(tmp_path / "p", faults=faults, **about)
     assert said.exit_code == 1 and "0 of 1 datasets can be used" in said.output
-    assert "empty" in said.output and "no usable image is left" in said.output
+    if what == "no table":
+        assert "faulty" in said.output and "fix them" not in said.output
+    else:
+        assert "empty" in said.output and "no usable image is left" in said.output
 
 
 def test_a_struct_without_bytes_and_a_column_twice_are_refused(tmp_path):
-    chosen = fileset("parquet", reader={"path": "t.parquet", "image": "image", "caption": "text"})
+    about = {"kind": "parquet", "path": "t.parquet", "image": "image", "caption": "text"}
     other = pa.array([{"path": "x", "checksum": b"y"}])
     pq.write_table(pa.table({"image": other, "text": ["a"]}), tmp_path / "t.parquet")
     with pytest.raises(CmpError, match=r"t\.parquet.*'image' have no field 'bytes'"):
-        collection.read_index(chosen, tmp_path)
-    twice = pa.Table.from_arrays([pa.array([b"x"]), pa.array(["a"]), pa.array(["b"])],
-                                 names=["image", "text", "text"])  # fmt: skip
+        read_set(tmp_path, **about)
+    columns = {"names": ["image", "text", "text"]}
+    twice = pa.Table.from_arrays([pa.array([b"x"]), pa.array(["a"]), pa.array(["b"])], **columns)
     pq.write_table(twice, tmp_path / "t.parquet")
-    with pytest.raises(CmpError, match="several columns are called 'text'"):
-        collection.read_index(chosen, tmp_path)
-    frame = pd.DataFrame([["x", "a", "b"]], columns=["image", "text", "text"])
-    with pytest.raises(CmpError, match=r"reader\.caption: several columns are called 'text'"):
-        tables.read_frame(
-            fileset("csv", reader={"image": "image", "caption": "text"}), frame, tmp_path
-        )
+    words = r"reader\.caption: several columns are called 'text'"
+    with pytest.raises(CmpError, match=words):
+        read_set(tmp_path, **about)
+    frame = pd.DataFrame([["x", "a", "b"]], columns=columns["names"])
+    with pytest.raises(CmpError, match=words):
+        read_frame(frame, tmp_path, image="image", caption="text")
 
 
 def test_empty_class_names_are_faults_and_no_class(tmp_path):
     root = classes(tmp_path / "p", ["_", "__", "oak"], 2)
-    assert {fault.kind for fault in collection.read_index(fileset(), root).faults} == {
-        "label is missing"
-    }
+    assert {fault.kind for fault in read_set(root).faults} == {"label is missing"}
     frame = pd.DataFrame({"filepath": ["oak/0.png", "oak/1.png"], "title": "x", "label": ["", " "]})
-    index = tables.read_frame(fileset("csv", reader={"label": "label"}), frame, root)
+    index = read_frame(frame, root, label="label")
     assert kinds(index) == ["label is missing: oak/0.png", "label is missing: oak/1.png"]
 
 
@@ -712,14 +672,14 @@ def test_rows_of_a_table_stay_in_its_folder(tmp_path):
     outside = tmp_path / "secret/oak/0.png"
     names = ["oak/0.png", "../secret/oak/0.png", str(outside), str(root / "oak/1.png")]
     pd.DataFrame({"filepath": names, "title": "x"}).to_csv(root / "t.csv")
-    index = collection.read_index(fileset("csv", reader={"path": "t.csv"}), root)
+    index = read_set(root, "csv", path="t.csv")
     assert [fault.kind.partition(" (")[0] for fault in index.faults] == [
         f"path outside {root}", "absolute path to another folder",
     ]  # fmt: skip
     assert "into a folder above all images" in index.faults[0].kind
     assert len(index.table) == 2
     pd.DataFrame({"filepath": ["~/0.png", "oak/1.png"], "title": "x"}).to_csv(root / "t.csv")
-    state = collection.dataset_state(fileset("csv", reader={"path": "t.csv"}), root)
+    state = state_of(root, "csv", path="t.csv")
     words = "path starts with ~ (write it relative to the table's folder): ~/0.png"
     assert state.state == "faulty" and state.reason == words
 
@@ -735,7 +695,7 @@ def test_paths_start_from_the_folder_of_their_table(tmp_path, form):
             frame.to_csv(root / folder / "t.csv")
         else:
             frame.to_parquet(root / folder / "t.parquet")
-    index = collection.read_index(fileset(form, reader={"path": f"*/t.{form}"}), root)
+    index = read_set(root, form, path=f"*/t.{form}")
     assert index.table["source"].tolist() == ["oak/0.png", "oak/1.png", "red fox/0.png"]
     assert contents(index) == [(root / name).read_bytes() for name in index.table["source"]]
     [fault] = index.faults
@@ -771,29 +731,16 @@ def test_a_table_whose_files_are_all_missing_says_where_they_were_looked_for(tmp
     pd.DataFrame({"filepath": names, "title": "x"}).to_csv(root / "t.csv")
     words = rf"none of the 5 files .*such as {', '.join(names[:3])}; .*table's folder.* {root}"
     with pytest.raises(CmpError, match=words):
-        collection.read_index(fileset("csv", reader={"path": "t.csv"}), root)
+        read_set(root, "csv", path="t.csv")
     (root / "images/oak").mkdir(parents=True)
     (root / names[4]).write_bytes(picture())
-    state = collection.dataset_state(fileset("csv", reader={"path": "t.csv"}), root)
+    state = state_of(root, "csv", path="t.csv")
     assert state.reason == f"4 of 5 images are missing, such as {', '.join(names[:3])}"
 
 
 def test_keys_that_stand_there_twice_are_refused():
     with pytest.raises(ValueError, match="'a' is given twice"):
         parsing.parse_json('{"b": {"a": 1, "c": 2, "a": 3}}')
-
-
-@pytest.mark.parametrize("path", ["/**/*.csv", "../**/*.csv"])
-def test_a_pattern_does_not_search_the_whole_disk(tmp_path, path):
-    with pytest.raises(CmpError, match=r"reader\.path.*\*\* works only within"):
-        collection.read_index(fileset("csv", reader={"path": path}), tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["csv", "parquet", "tars"])
-def test_a_pipe_is_no_table(tmp_path, kind):
-    os.mkfifo(tmp_path / "t")
-    with pytest.raises(CmpError, match="no file matches"):
-        collection.read_index(fileset(kind, reader={"path": "t"}), tmp_path)
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
@@ -806,26 +753,13 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(CmpError, match=r"mine: cannot be read .*Permission denied.*oak"):
-        collection.read_index(fileset(), root)
-    assert "Permission denied" in collection.dataset_state(fileset(), root).reason
-    monkeypatch.undo()
-    with pytest.raises(CmpError, match="too long"):
-        collection.read_index(fileset(reader={"path": "a" * 300}), root)
-
-
-@pytest.mark.parametrize("source", ["a" * 300, "a/" * 3000, "\ud800"])
-def test_a_folder_whose_name_cannot_be_is_refused(source):
-    with pytest.raises(CmpError, match="data: "):
-        load_manifests(source)
+        read_set(root)
+    assert "Permission denied" in state_of(root).reason
 
 
 def test_each_part_of_a_collection_may_lie_beside_its_own_manifest(tmp_path):
     for name, role in (("updates", "adapt"), ("kept", "eval")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.yaml").write_text(
-            f"{{name: {name}, title: Ours, role: {role}, prompt: 'a {{}}', licence: ours, "
-            "reader: {kind: folder, path: .}}"
-        )
+        write_manifest(tmp_path / name / "manifest.yaml", name=name, role=role)
     roots = {each.name: root for each, root in load_manifests(str(tmp_path))}
     assert roots == {name: tmp_path / name for name in ("updates", "kept")}
 
@@ -842,14 +776,14 @@ def test_each_part_of_a_collection_may_lie_beside_its_own_manifest(tmp_path):
         ("csv", "list.csv", ["1.png"], "2.png"),
         ("csv", "list.csv", ["1.png"], "in/3.png"),
         ("folder", ".", ["train/oak/1.png", "test/oak/2.png"], "validation/oak/3.png"),
+        ("folder", ".", ["oak/1.png"], "oak/2.png"),
+        ("tars", "*.tar", ["x.tar"], "y.tar"),
     ],
 )
 def test_a_process_reads_a_collection_again_once_files_arrive(tmp_path, kind, pattern, there, name):
     """In a folder in which a pattern looks, or where a file was missing before."""
-    table = b"filepath,title\n1.png,one\n2.png,two\nin/3.png,three\n"
-    dataset = fileset(kind, reader={"path": pattern}, faults="skip")
-    manifest = json.dumps(dataset.model_dump(exclude_none=True)).encode()
-    root = tree(tmp_path / "p", {"manifest.yaml": manifest, "list.csv": table})
+    root = write_manifest(tmp_path / "p/m.yaml", kind, reader={"path": pattern}, faults="skip")
+    tree(root, {"list.csv": b"filepath,title\n1.png,one\n2.png,two\nin/3.png,three\n"})
 
     def add(path: str) -> None:
         if path.endswith(".tar"):
@@ -914,29 +848,31 @@ def test_yaml_that_is_no_manifest_is_no_level(tmp_path):
     assert len(load_manifests(str(root))) == 1
 
 
-def test_a_manifest_that_is_no_file_is_refused(tmp_path):
-    (tmp_path / "m.yaml").symlink_to("/dev/zero")
-    with pytest.raises(CmpError, match=r"m\.yaml.*not a regular file"):
-        load_manifests(str(tmp_path))
-    (tmp_path / "m.yaml").unlink()
-    os.mkfifo(tmp_path / "m.yaml")
-    with pytest.raises(CmpError, match=r"m\.yaml.*not a regular file"):
-        load_manifests(str(tmp_path))
-    (tmp_path / "m.yaml").unlink()
-    with (tmp_path / "m.yaml").open("wb") as file:
-        file.truncate(2**40)
-    with pytest.raises(CmpError, match=r"m\.yaml.*at most"):
+def fill_up(path) -> None:
+    """Write a file of a terabyte that takes no room on the disk."""
+    path.touch()
+    os.truncate(path, 2**40)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.symlink_to("/dev/zero"), os.mkfifo, fill_up],
+    ids=["device", "pipe", "terabyte"],
+)
+def test_a_manifest_that_would_not_end_is_refused(tmp_path, make):
+    make(tmp_path / "m.yaml")
+    with pytest.raises(CmpError, match=r"m\.yaml.*not a regular file of at most"):
         load_manifests(str(tmp_path))
 
 
 def test_the_hash_is_of_names_sizes_and_texts(tmp_path):
     root = classes(tmp_path / "p")
-    first = collection.read_index(fileset(), root)
+    first = read_set(root)
     moved = classes(tmp_path / "q")
-    assert collection.read_index(fileset(), moved).data_hash() == first.data_hash()
+    assert read_set(moved).data_hash() == first.data_hash()
     assert collection.read_index(fileset(prompt="{}!"), root).data_hash() != first.data_hash()
     (root / "oak/0.png").write_bytes(picture(3, size=(99, 99)))
-    assert collection.read_index(fileset(), root).data_hash() != first.data_hash()
+    assert read_set(root).data_hash() != first.data_hash()
 
 
 def test_a_row_of_a_table_costs_one_look_at_the_disk(tmp_path, monkeypatch):
@@ -948,7 +884,7 @@ def test_a_row_of_a_table_costs_one_look_at_the_disk(tmp_path, monkeypatch):
     for look in ("lstat", "stat", "open"):
         real = getattr(os, look)
         monkeypatch.setattr(os, look, lambda *a, real=real, **k: looks.append(a) or real(*a, **k))
-    index = collection.read_index(fileset("csv", reader={"path": "t.csv"}), tmp_path)
+    index = read_set(tmp_path, "csv", path="t.csv")
     assert len(index.table) == 2000 and not index.faults
     assert len(looks) < 2050
 
@@ -956,48 +892,36 @@ def test_a_row_of_a_table_costs_one_look_at_the_disk(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"prompt": "no place"}, "prompt"),
-        ({"prompt": "a {:d}"}, "prompt"),
-        ({"prompt": "a {!r}"}, "prompt"),
-        ({"prompt": "a {:>9999999999}"}, "prompt"),
-        ({"zero_shot": float("nan")}, "zero_shot"),
-        ({"zero_shot": 101}, "zero_shot"),
+        ({"prompt": "no place"}, "prompt"), ({"prompt": "a {:d}"}, "prompt"),
+        ({"prompt": "a {!r}"}, "prompt"), ({"prompt": "a {:>9999999999}"}, "prompt"),
+        ({"prompt": "a {}\n# b"}, "prompt: .* must be one line"),
+        ({"title": "a\n# b"}, "title: .* must be one line"),
+        ({"licence": "a\n# b"}, "licence: .* must be one line"),
+        ({"update": "a\n# b"}, "update: .* must be one line"),
+        ({"zero_shot": float("nan")}, "zero_shot"), ({"zero_shot": 101}, "zero_shot"),
         ({"splits": {"train": float("nan")}}, "splits"),
         ({"splits": {"train": 0.5}}, "splits: the shares must sum to 1, not 0.5$"),
-        (
-            {"role": "eval", "splits": {"train": 1.0}},
-            "splits: a held-out dataset cannot have 'train', only validation and test$",
-        ),
+        ({"role": "eval", "splits": {"train": 1.0}}, "splits: .*'train', only validation and test"),
         ({"splits": {"training": 1.0}}, r"splits\.training: must be 'train', .* 'training'\)$"),
         ({"splits": 1}, r"splits: must have keys below it \(found 1\)$"),
-        (
-            {"reader": {"kind": "pipe"}},
-            "reader: 'kind': unknown value 'pipe'; the kinds are folder, ",
-        ),
+        ({"reader": {"kind": "pipe"}}, "reader: 'kind': .* 'pipe'; the kinds are folder, "),
         ({"reader": {"kind": "cvs"}}, "'cvs'; did you mean 'csv'. The kinds are folder, .* fomo$"),
         ({"reader": {"path": "."}}, "reader: the key 'kind' is missing; the kinds are folder, "),
         ({"reader": "folder"}, r"reader: must have keys below it \(found 'folder'\)$"),
         ({"name": "a+++b"}, r"name: 'a\+\+\+b' must be at most 100 letters, digits, - and _, the"),
         ({"licence": 1}, r"licence: must be a valid string \(found 1\)$"),
-        ({"counts": {}}, "counts.classes: is missing$"),
-        ({"faults": "ignore"}, "faults"),
+        ({"counts": {}}, "counts.classes: is missing$"), ({"faults": "ignore"}, "faults"),
         ({"typo": 1}, "typo: unknown key; the keys are title, role, .*, zero_shot$"),
         ({"licens": 1}, "licens: unknown key; did you mean 'licence'"),
-        (
-            {"reader": {"kind": "folder", "transparency": "black"}},
-            "transparency: must be 'white' or",
-        ),
+        ({"reader": {"kind": "folder", "transparency": "black"}}, "transparency: must be 'white'"),
         ({"reader": {"kind": "tars", "path": "x", "exif": True}}, "exif: must be 'ignore' or"),
         ({"reader": {"kind": "csv", "lable": "x"}}, "lable: unknown key.* mean 'label'. The keys"),
-        (
-            {"reader": {"kind": "csv", "class": "x"}},
-            "unknown key; the keys are kind, path, image, caption, label, split, update, "
-            "transparency, exif, draft, resize$",
-        ),
+        ({"reader": {"kind": "csv", "class": "x"}},
+         "unknown key; the keys are kind, path, image, caption, label, split, update, trans.* res"),
     ],
-)
+)  # fmt: skip
 def test_a_manifest_that_cannot_be(tmp_path, changes, words):
-    about = json.loads(fileset().model_dump_json(exclude_none=True)) | changes
+    about = fileset().model_dump(mode="json", exclude_none=True) | changes
     (tmp_path / "m.yaml").write_text(json.dumps(about))
     with pytest.raises(CmpError, match=rf"m\.yaml: .*{words}"):
         load_manifests(str(tmp_path))
@@ -1006,25 +930,23 @@ def test_a_manifest_that_cannot_be(tmp_path, changes, words):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: [1\nupdate: x\nday: 2026-01-02", "cannot be read as YAML (line 2: "),
-        ("a: !!timestamp 2026-01-15", "cannot be read as YAML (Object of type date is not JSON"),
-        ("5: 1\n+5: 2", "cannot be read as YAML (line 1: two keys are the same number"),
-        (
-            "a: 1\ntitle: b: c",
-            "cannot be read as YAML (line 2: mapping values are not allowed here)",
-        ),
-        ("a: 1\na: 2", "cannot be read as YAML (line 1: 'a' is given twice)"),
-        ("a: \0", "cannot be read as YAML (unacceptable character #x0000: special characters"),
-        (None, "no such file"),
+        ("a: [1\nupdate: x\nday: 2026-01-02", "line 2: "),
+        ("a: !!timestamp 2026-01-15", "Object of type date is not JSON"),
+        ("5: 1\n+5: 2", "line 1: two keys are the same number"),
+        ("a: 1\ntitle: b: c", "line 2: mapping values are not allowed here)"),
+        ("a: 1\na: 2", "line 1: 'a' is given twice)"),
+        ("a: \0", "unacceptable character #x0000: special characters"),
     ],
 )
 def test_yaml_that_cannot_be_read(tmp_path, text, words):
     path = tmp_path / "m.yaml"
-    if text is not None:
-        path.write_text(text)
+    with pytest.raises(CmpError, match=r"m\.yaml: no such file"):
+        parsing.read_yaml(path)
+    path.write_text(text)
     with pytest.raises(CmpError) as error:
         parsing.read_yaml(path)
-    assert str(error.value).startswith(f"{path}: {words}") and "\n" not in str(error.value)
+    said = str(error.value)
+    assert said.startswith(f"{path}: cannot be read as YAML ({words}") and "\n" not in said
 
 
 @pytest.mark.defect
@@ -1051,30 +973,34 @@ def test_a_pool_keeps_the_splits_of_an_earlier_update(tmp_path):
     replayed = collection.read_index(pool, root).table
     assert replayed["source"].tolist() == trained and set(replayed["split"]) == {"train"}
     assert 0 < len(trained) < 60
-    whole = collection.read_index(pool.model_copy(update={"splits": {}}), root)
-    assert len(whole.table) == 60
-    explicit = collection.read_index(pool.model_copy(update={"splits": {"train": 1.0}}), root)
-    assert explicit.data_hash() == whole.data_hash()
+    whole, explicit = (
+        collection.read_index(pool.model_copy(update={"splits": splits}), root)
+        for splits in ({}, {"train": 1.0})
+    )
+    assert len(whole.table) == 60 and explicit.data_hash() == whole.data_hash()
 
 
 def test_data_init_writes_what_data_check_passes(tmp_path):
-    root = classes(tmp_path / "My pictures", each=10)
-    shell = CliRunner().invoke(cli.app, ["data", "init", str(root)])
-    assert shell.exit_code == 0 and "30 images of 3 classes" in shell.output
+    root, path = classes(tmp_path / "My pictures", each=10), tmp_path / "My pictures/manifest.yaml"
+
+    def invoke(*words):
+        done = CliRunner().invoke(cli.app, ["data", *words, str(root)])
+        return done.exit_code, done.output
+
+    code, said = invoke("init")
+    assert code == 0 and "30 images of 3 classes" in said
     [(dataset, where)] = load_manifests(str(root))
     assert dataset.name == "my-pictures" and dataset.beside == "embedded" and where == root
-    checked = CliRunner().invoke(cli.app, ["data", "check", str(root)])
-    assert checked.exit_code == 0 and "1 of 1 datasets can be used" in checked.output
+    code, said = invoke("check")
+    assert code == 0 and "1 of 1 datasets can be used" in said
     with pytest.raises(CmpError, match="already exists"):
-        infer.write_manifest(root / "manifest.yaml", "")
+        infer.write_manifest(path, "")
     (root / "oak/0.png").write_bytes(b"damaged")
-    checked = CliRunner().invoke(cli.app, ["data", "check", str(root)])
-    assert checked.exit_code == 1 and "corrupt image: oak/0.png; fix them, or" in checked.output
-    text = (root / "manifest.yaml").read_text()
-    (root / "manifest.yaml").write_text(text.replace("faults: refuse", "faults: skip"))
-    checked = CliRunner().invoke(cli.app, ["data", "check", str(root)])
-    assert checked.exit_code == 0 and "usable, 1 skipped" in checked.output
-    assert "corrupt image: oak/0.png\n" in checked.output
+    code, said = invoke("check")
+    assert code == 1 and "corrupt image: oak/0.png; fix them, or" in said
+    path.write_text(path.read_text().replace("faults: refuse", "faults: skip"))
+    code, said = invoke("check")
+    assert code == 0 and "usable, 1 skipped" in said and "corrupt image: oak/0.png\n" in said
 
 
 @pytest.mark.parametrize("role", list(SPLIT_SHARES))
@@ -1090,22 +1016,19 @@ def test_data_init_writes_a_manifest_of_each_role(tmp_path, role):
     assert state.state == "present" and len(state.index.table) == 60
 
 
-@pytest.mark.parametrize("form", ["csv", "tars", "parquet", "nothing"])
+@pytest.mark.parametrize("form", ["csv", "tars", "parquet"])
 def test_data_init_knows_tars_and_tables(tmp_path, form):
     frame = pd.DataFrame({"image": ["a.png"], "caption": ["an a"], "label": ["a"]})
     tree(tmp_path, {"a.png": picture()})
+    with pytest.raises(CmpError, match="1 images are not in a class folder"):
+        infer.infer_manifest(tmp_path)
     if form == "csv":
         frame.to_csv(tmp_path / "t.csv", index=False)
-    if form == "parquet":
+    elif form == "parquet":
         frame.to_parquet(tmp_path / "t.parquet")
-    if form == "tars":
+    else:
         tar(tmp_path / "s.tar", [("a.png", picture()), ("a.txt", b"an a")])
-    if form == "nothing":
-        with pytest.raises(CmpError, match="1 images are not in a class folder"):
-            infer.infer_manifest(tmp_path)
-        return
-    path, text, _ = infer.infer_manifest(tmp_path)
-    infer.write_manifest(path, text)
+    init(tmp_path)
     [(dataset, root)] = load_manifests(str(tmp_path))
     index = collection.read_index(dataset, root)
     assert index.table["captions"].tolist() == [["an a"]] and not index.faults
@@ -1114,19 +1037,15 @@ def test_data_init_knows_tars_and_tables(tmp_path, form):
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        (
-            "file,product,month,caption",
-            "\nnot used: product; name the column of classes as `label:` in `reader`",
-        ),
+        ("file,product,month,caption",
+         "\nnot used: product; name the column of classes as `label:` in `reader`"),
         ("file,label,caption,shop,price", "\nnot used: shop, price"),
-        (
-            "file,what",
-            "\nnot used: what; name the column of classes as `label:` or the column of captions as "
-            "`caption:` in `reader`",
-        ),
+        ("file,what",
+         "\nnot used: what; name the column of classes as `label:` or the column of captions as "
+         "`caption:` in `reader`"),
         ("file,label", ""),
     ],
-)
+)  # fmt: skip
 def test_data_init_names_the_columns_that_are_not_used(tmp_path, columns, words):
     (tmp_path / "t.csv").write_text(f"{columns}\n")
     _, text, found = infer.infer_manifest(tmp_path)
@@ -1142,12 +1061,9 @@ def test_a_table_of_very_many_columns_is_refused_at_once(tmp_path, form):
         (tmp_path / "t.csv").write_text(f"{','.join(columns)}\n{','.join('x' for _ in columns)}\n")
     else:
         pq.write_table(pa.table({name: ["x"] for name in columns}), tmp_path / "t.parquet")
-    for read in (
-        lambda: collection.read_index(fileset(form, reader={"path": f"t.{form}"}), tmp_path),
-        lambda: infer.infer_manifest(tmp_path),
-    ):
+    for read in (partial(read_set, kind=form, path=f"t.{form}"), infer.infer_manifest):
         with pytest.raises(CmpError, match=rf"t\.{form}.*11,000 columns") as error:
-            read()
+            read(tmp_path)
         assert len(str(error.value)) < 500
 
 
@@ -1158,7 +1074,7 @@ def test_of_many_columns_a_message_names_the_first(tmp_path):
     _, _, found = infer.infer_manifest(tmp_path)
     assert "column 5" in found and len(found) < 1000
     with pytest.raises(CmpError, match="did you mean 'image'") as error:
-        collection.read_index(fileset("csv", reader={"path": "t.csv", "image": "imag"}), tmp_path)
+        read_set(tmp_path, "csv", path="t.csv", image="imag")
     assert "column 5" in str(error.value) and len(str(error.value)) < 1000
 
 
@@ -1188,14 +1104,6 @@ def test_a_table_that_is_passed_over_is_named_with_the_reason(tmp_path, separato
     assert "t.csv with the columns" in infer.infer_manifest(path.parent)[2]
 
 
-def test_a_set_that_cannot_be_read_is_not_usable_by_skipping(tmp_path):
-    about = fileset("csv", faults="skip", reader={"path": "none.csv"})
-    (tmp_path / "m.yaml").write_text(about.model_dump_json(exclude_none=True))
-    said = CliRunner().invoke(cli.app, ["data", "check", str(tmp_path)])
-    assert said.exit_code == 1 and "0 of 1 datasets can be used" in said.output
-    assert "faulty" in said.output and "fix them" not in said.output
-
-
 SHAPES = [(64, 48), (48, 64), (640, 480), (37, 37), (20, 33), (23, 20), (20, 20), (9, 7), (40, 3)]
 
 
@@ -1205,14 +1113,10 @@ SHAPES = [(64, 48), (48, 64), (640, 480), (37, 37), (20, 33), (23, 20), (20, 20)
 def test_pixels_are_those_of_open_clip(mode, interpolation, side):
     """Also where a JPEG could be decoded at a part of its size."""
     how = Preprocessing(side, interpolation=interpolation, resize_mode=mode, fill_color=90)
-    theirs = image_transform(
-        side, False, (0, 0, 0), (1, 1, 1), mode, interpolation, fill_color=how.fill_color
-    )
     for size in SHAPES[: -1 if mode == "longest" else None]:  # theirs divides by zero there
         for kind in ("PNG", "JPEG"):
             content = picture(5, size, kind)
-            expected = theirs(Image.open(io.BytesIO(content))).numpy() * 255
-            got = images.prepare_image(content, how)
+            got, expected = images.prepare_image(content, how), as_open_clip(content, how=how)
             assert got.shape == (3, side, side) and got.dtype == np.uint8
             assert np.abs(got - expected).max() < 0.01, (size, kind)
 
@@ -1257,33 +1161,31 @@ def as_open_clip(content, upright=False, how=None) -> np.ndarray:
     return theirs(ImageOps.exif_transpose(image) if upright else image).numpy() * 255
 
 
+OF_16_BITS = AS_STORED.astype(np.uint16) * 257
+BIG_ENDIAN = OF_16_BITS.astype(">u2").tobytes()
 DEEP = {
-    "PNG": saved(Image.fromarray(AS_STORED.astype(np.uint16) * 257)),
-    "TIFF": saved(Image.fromarray(AS_STORED.astype(np.uint16) * 257), "TIFF"),
-    "big-endian TIFF": saved(
-        Image.frombytes("I;16B", (64, 64), (AS_STORED.astype(">u2") * 257).tobytes()), "TIFF"
-    ),
-    "PGM": b"P5 64 64 65535\n" + (AS_STORED.astype(">u2") * 257).tobytes(),
-    "PGM of 10 bits": b"P5 64 64 1023\n"
-    + (AS_STORED.astype(np.uint16) * 4).astype(">u2").tobytes(),
+    "PNG": saved(Image.fromarray(OF_16_BITS)),
+    "TIFF": saved(Image.fromarray(OF_16_BITS), "TIFF"),
+    "big-endian TIFF": saved(Image.frombytes("I;16B", (64, 64), BIG_ENDIAN), "TIFF"),
+    "PGM": b"P5 64 64 65535\n" + BIG_ENDIAN,
+    "PGM of 10 bits": b"P5 64 64 1023\n" + (AS_STORED.astype(int) * 4).astype(">u2").tobytes(),
 }
 
 
 @pytest.mark.defect
 @pytest.mark.parametrize("kind", DEEP)
 def test_grey_values_of_16_bits_are_scaled(kind):
-    usual, numbers = saved(Image.fromarray(AS_STORED)), np.array([0.5] * 4)
-    how = Preprocessing(64)
+    both = DEEP[kind], saved(Image.fromarray(AS_STORED))
     near = partial(np.testing.assert_allclose, atol=1 if "10 bits" in kind else 0)
-    near(*(images.prepare_image(x, how).astype(int) for x in (DEEP[kind], usual)))
-    near(*(images.random_crop(x, numbers, 20).astype(int) for x in (DEEP[kind], usual)))
-    near(*(images.decode_rgba(x).astype(int) for x in (DEEP[kind], usual)))
+    near(*(images.prepare_image(x, Preprocessing(64)).astype(int) for x in both))
+    near(*(images.random_crop(x, np.array([0.5] * 4), 20).astype(int) for x in both))
+    near(*(images.decode_rgba(x).astype(int) for x in both))
     assert as_open_clip(DEEP[kind]).mean() > 240  # which is why it is counted
 
 
 @pytest.mark.defect
-def test_the_transparent_value_of_a_deep_grey_picture_is_transparent(monkeypatch):
-    content = saved(Image.fromarray(AS_STORED.astype(np.uint16) * 257), transparency=257 * 4)
+def test_the_transparent_value_of_a_deep_grey_picture_is_transparent():
+    content = saved(Image.fromarray(OF_16_BITS), transparency=257 * 4)
     got = images.prepare_image(content, Preprocessing(64))
     assert (got[:, :, 1] == 255).all() and (got[:, :, 0] == 0).all() and (got[:, :, 2] == 8).all()
     beneath = reader(transparency="as-open-clip")
@@ -1350,9 +1252,8 @@ def test_transparency_is_as_the_manifest_says(mode):
         assert np.abs(got - images.prepare_image(content, how).astype(int)).max() > 50, how
     crops = [images.random_crop(content, numbers, 20, each) for each in (white, theirs)]
     assert (crops[0] != crops[1]).any()
-    assert (
-        images.decode_rgba(content, theirs)[3].min() == 255 > images.decode_rgba(content)[3].min()
-    )
+    alpha = [images.decode_rgba(content, each)[3].min() for each in (theirs, white)]
+    assert alpha[0] == 255 > alpha[1]
 
 
 @pytest.mark.defect
@@ -1365,13 +1266,9 @@ def test_exif_data_turn_a_picture_where_the_manifest_says_so(turn, kind):
     for key, upright in (("ignore", False), ("apply", True)):
         got = images.prepare_image(content, Preprocessing(64), reader(exif=key))
         assert np.abs(got - as_open_clip(content, upright)).max() < 0.01
-    expected = Image.open(io.BytesIO(content))
-    expected = saved(ImageOps.exif_transpose(expected), "PNG")
-    crops = [
-        images.random_crop(x, np.array([0.3] * 4), 40, reader(exif="apply"))
-        for x in (content, expected)
-    ]
-    assert (crops[0] == crops[1]).all()
+    expected = saved(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
+    crop = partial(images.random_crop, numbers=np.array([0.3] * 4), side=40)
+    assert (crop(content, reader=reader(exif="apply")) == crop(expected)).all()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -1388,15 +1285,11 @@ def img2dataset(root, each=6, extra=True) -> Path:
     for shard in ("00000", "00001"):
         for number in range(each):
             key = f"{shard}/{shard}{number:04}"
-            about = {
-                "caption": f"a picture {key}",
-                "url": "http://x",
-                "key": key,
-                "status": "success",
-            }
-            files = {f"{key}.jpg": picture(zlib.crc32(key.encode()), kind="JPEG")}
-            files |= {f"{key}.txt": f"a picture {key}".encode()}
-            tree(root, files | {f"{key}.json": json.dumps(about).encode()} if extra else files)
+            about = {"caption": f"a picture {key}", "url": "http://x", "key": key}
+            beside = {f"{key}.jpg": picture(zlib.crc32(key.encode()), kind="JPEG")}
+            beside |= {f"{key}.txt": f"a picture {key}".encode()}
+            beside |= {f"{key}.json": json.dumps(about).encode()} if extra else {}
+            tree(root, beside)
         pd.DataFrame({"url": ["http://x"], "caption": ["x"]}).to_parquet(root / f"{shard}.parquet")
         tree(root, {f"{shard}_stats.json": b"{}"})
     return root
@@ -1406,6 +1299,8 @@ def img2dataset(root, each=6, extra=True) -> Path:
 @pytest.mark.parametrize("extra", [True, False])
 def test_a_folder_of_img2dataset_is_read_with_its_captions(tmp_path, extra):
     root = img2dataset(tmp_path / "p", extra=extra)
+    assert "kind: pairs" in check_manifest(root)  # as one folder per class
+    (root / "m.yaml").unlink()
     path, text, found = infer.infer_manifest(root)
     assert "12 images" in found and "img2dataset" in found
     infer.write_manifest(path, text.replace("beside: embedded", ""))
@@ -1418,13 +1313,6 @@ def test_a_folder_of_img2dataset_is_read_with_its_captions(tmp_path, extra):
     assert contents(index)[3] == (root / "00000/000000003.jpg").read_bytes()
 
 
-@pytest.mark.defect
-def test_texts_beside_pictures_are_said_to_be_captions(tmp_path):
-    root = img2dataset(tmp_path / "p")
-    said = check_manifest(root)
-    assert "kind: pairs" in said
-
-
 def test_hostile_pairs(tmp_path):
     root = tree(
         tmp_path / "p",
@@ -1435,7 +1323,7 @@ def test_hostile_pairs(tmp_path):
     )
     tree(tmp_path / "secret", {"letter": b"to nobody"})
     (root / "0/7.txt").symlink_to(tmp_path / "secret/letter")
-    index = collection.read_index(fileset("pairs", faults="skip"), root)
+    index = read_set(root, "pairs", faults="skip")
     assert sorted(kinds(index)) == [
         "caption is empty: 0/2.png", "caption is empty: 0/3.png", "caption is empty: 0/4.png",
         "caption is empty: 0/5.png", "caption is missing: 0/6.png",
@@ -1445,28 +1333,15 @@ def test_hostile_pairs(tmp_path):
     assert "nobody" not in str(index.table.to_dict())
 
 
-def test_what_is_transparent_lies_over_white():
-    clear = np.zeros((8, 8, 4), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(clear, "RGBA").save(file, "PNG")
-    assert (images.prepare_image(file.getvalue(), Preprocessing(8)) == 255).all()
-
-
 def test_a_tar_is_read_again_only_once_it_has_changed(tmp_path, monkeypatch):
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
-    path = tar(
-        tmp_path / "a.tar",
-        [("1.png", picture(1)), ("1.txt", b"one"), ("bad.pkl", b"x"), ("2.png", b"no")],
-    )
+    members = [("1.png", picture(1)), ("1.txt", b"one"), ("bad.pkl", b"x"), ("2.png", b"no")]
+    path = tar(tmp_path / "a.tar", members)
     first = tars.tar_samples(path)
     assert [sample[0] for sample in first[0]] == ["1", "2"]
     assert first[1] == [["member is a pickle", "a.tar: bad.pkl"]]
     with monkeypatch.context() as patch:
         patch.setattr(tars, "tar_members", lambda *_: pytest.fail("the tar was read again"))
         assert tars.tar_samples(path) == first
-    [kept] = (tmp_path / "build" / "checked").glob("tar-*.json")
-    kept.write_text(kept.read_text().replace("one", "two"))  # what is damaged is read again, too
-    assert tars.tar_samples(path) == first
     tar(path, [("3.png", picture(3)), ("3.txt", b"three")])
     assert [sample[0] for sample in tars.tar_samples(path)[0]] == ["3"]
 
@@ -1475,13 +1350,12 @@ def test_a_tar_is_read_again_only_once_it_has_changed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("is_folder", [True, False])
 def test_what_cannot_be_kept_stops_nothing(tmp_path, monkeypatch, is_folder):
     """Where the folder of kept files is a file, and where a folder has a kept file's name."""
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     monkeypatch.setattr(models, "MANY_TEXTS", 2)
     folder = classes(tmp_path / "pictures", each=2)
     path = tar(tmp_path / "a.tar", [("1.png", picture(1)), ("1.txt", b"one")])
     reads = [
-        lambda: len(images.usable_images(collection.read_index(fileset(), folder))[0].table),
-        lambda: len(images.usable_images(collection.read_index(fileset(), folder), True)[0].table),
+        lambda: len(images.usable_images(read_set(folder))[0].table),
+        lambda: len(images.usable_images(read_set(folder), True)[0].table),
         lambda: tars.tar_samples(path),
         lambda: models.tokenize("tiny", ("a fox", "an owl")).tolist(),
     ]
@@ -1501,11 +1375,7 @@ def test_what_cannot_be_kept_stops_nothing(tmp_path, monkeypatch, is_folder):
 
 def test_one_long_caption_takes_no_memory_for_the_others():
     """Every caption once took as much memory as the longest: 160 MB here."""
-    texts = [f"a shoe {number}" for number in range(400)] + [
-        "word " * 20_000,
-        "ends in\0",
-        "ends in",
-    ]
+    texts = [*(f"a shoe {n}" for n in range(400)), "word " * 20_000, "ends in\0", "ends in"]
     table = pd.DataFrame({"captions": [[text] for text in texts]})
     tracemalloc.start()
     corpus = build_corpus(torch.zeros(len(texts), 3, 1, 1), [table], [])
