@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pandas as pd
@@ -86,16 +87,12 @@ def write_pictures(root: Path, updates: int) -> None:
             split = ("train", "train", "train", "test", "validation")[n % 5]
             own.append((f"{n}.png", label, split))
             tree(root / month_name(month), {f"{n}.png": picture(place)})
-            rows.append((f"../{month_name(month)}/{n}.png", label, split, month + 1))
+            rows.append((f"{month_name(month)}/{n}.png", label, split, month + 1))
             place += 1
         frame = pd.DataFrame(own, columns=["filepath", "label", "split"])
         frame.to_csv(root / month_name(month) / "months.csv", index=False)
-    table = root / "all"
-    table.mkdir()
     frame = pd.DataFrame(rows, columns=["filepath", "label", "split", "update"])
-    frame["filepath"] = frame["filepath"].str.removeprefix("../")
     frame.to_csv(root / "all.csv", index=False)
-    shutil.rmtree(table)
     columns = {"label": "label", "split": "split", "update": "update"}
     manifests = {
         "pool": {"role": "pool", "reader": {"kind": "folder", "path": "pool"}},
@@ -105,6 +102,12 @@ def write_pictures(root: Path, updates: int) -> None:
         usual = {"title": name, "licence": "own", "prompt": usual_prompt(START.partition(":")[0])}
         text = json.dumps({"name": name} | usual | about)
         (root / f"{name}.yaml").write_text(text)
+
+
+def plan_first(root: Path, *settings: str, **pictures: Any) -> update_plan.UpdatePlan:
+    """Plan a small update of a model with the first month, which replays the pool."""
+    pictures = {"pool": root / "pool"} | pictures
+    return update_plan.plan_update(START, root / month_name(0), [*SMALL, *settings], **pictures)
 
 
 def update_months(root: Path, releases: Path, updates: int, settings: tuple[str, ...]) -> Release:
@@ -135,13 +138,9 @@ def differences(one: Path, other: Path) -> list[str]:
         {name: x for name, x in load_file(path).items() if not name.startswith("hits/")}
         for path in (one, other)
     ]
-    names = sorted(states[0].keys() | states[1].keys())
-    return [n for n in names if n not in states[0] or n not in states[1] or not same(n, *states)]
-
-
-def same(name: str, one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    """Return whether both have the same bits under a name."""
-    return torch.equal(one[name], other[name])
+    both = states[0].keys() & states[1].keys()
+    same = {name for name in both if torch.equal(*(state[name] for state in states))}
+    return sorted((states[0].keys() | states[1].keys()) - same)
 
 
 def compare_setting(root: Path, folder: Path, updates: int, settings: tuple[str, ...]) -> list[str]:
@@ -168,7 +167,7 @@ def kill_updates(root: Path, folder: Path, updates: int, kills: int, seed: int =
                         warnings.simplefilter("ignore")
                         code = 1
                         try:
-                            go_on(root, releases, updates)
+                            update_months(root, releases, updates, ())
                             code = 0
                         finally:
                             os._exit(code)
@@ -191,11 +190,6 @@ def kill_updates(root: Path, folder: Path, updates: int, kills: int, seed: int =
             found += [f"turn {turn}: left {x}" for x in left]
             shutil.rmtree(releases)
     return found
-
-
-def go_on(root: Path, releases: Path, updates: int) -> None:
-    """Compute the updates whose releases are not there yet."""
-    update_months(root, releases, updates, ())
 
 
 def main() -> None:

@@ -215,26 +215,6 @@ def test_an_export_with_other_features_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(CmpError, match="nothing was written"):
         invoke("export", name, "--to", "transformers", "-o", out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    (out / "thesis.tex").write_text("all of it")
-    monkeypatch.undo()
-    with pytest.raises(CmpError, match=r"contains 'thesis\.tex'"):
-        invoke("export", name, "--to", "transformers", "-o", out)
-
-
-def test_a_model_that_transformers_saved_is_not_replaced(tmp_path):
-    transformers = need("transformers")
-    name, out = make_folder(tmp_path / "clip", CLIP), tmp_path / "out"
-    invoke("export", name, "--to", "transformers", "-o", out)
-    invoke("export", name, "--to", "transformers", "-o", out)  # its own
-    model, saved = transformers.CLIPModel.from_pretrained(out), tmp_path / "saved"
-    with torch.no_grad():
-        model.logit_scale += 1
-    for folder in (saved, out):
-        model.save_pretrained(folder)
-        before = {path.name: path.read_bytes() for path in folder.iterdir()}
-        with pytest.raises(CmpError, match=r"'.*' has changed since `cmpt export`"):
-            invoke("export", name, "--to", "transformers", "-o", folder)
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2])

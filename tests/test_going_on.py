@@ -154,18 +154,14 @@ def test_a_file_of_settings_is_run_from_python_and_its_stream_shown(build):
     assert shown.exit_code == 0, shown.exception
 
 
-def test_a_run_that_is_not_finished_is_named(build):
-    folder = build / "checkpoints" / ("ab" * 6)
-    folder.mkdir(parents=True)
-    (folder / f"task-0-step-1-{'c' * 64}.safetensors").touch()
-    say = refused("run", "quick", *QUICK, "model.start=run:abab")
+def test_only_a_run_that_saved_something_is_called_unfinished():
+    start = "model.start=run:abab"
+    with launch.CheckpointManager("ab" * 32) as manager:
+        say = refused("run", "quick", *QUICK, start)
+        assert "'abab': no stored run with this id" in say
+        (manager.folder / f"task-0-step-1-{'c' * 64}.safetensors").touch()
+    say = refused("run", "quick", *QUICK, start)
     assert "run abababababab is not finished; `cmpt resume abababababab`" in say
-
-
-def test_a_run_that_saved_nothing_is_not_called_unfinished(build):
-    with launch.CheckpointManager("ab" * 32):
-        say = refused("run", "quick", *QUICK, "model.start=run:abab")
-    assert "'abab': no stored run with this id" in say
 
 
 def test_an_unfinished_run_does_not_hide_a_stored_one():

@@ -91,22 +91,22 @@ def test_the_reference_is_what_the_library_computes(reference):
 
 SAVE = 7
 """The initial state is save 1, so this one is of six steps: task 1 is half done."""
+IN_A_SAVE = [
+    ("half written", 1, None), ("before the write", 2, 0), ("half written", SAVE, 5),
+    ("before the rename", SAVE, 5), ("before the old one is pruned", SAVE, 6),
+]  # fmt: skip
+"""A moment of death, the number of a save, and the steps of the last whole one."""
+ALSO_IN_A_SAVE = [
+    ("before the write", 1, None),
+    *(("before the write", steps + 2, steps) for steps in range(1, TOTAL)),
+    ("before the hash", SAVE, 5), ("before the folder is flushed", SAVE, 6),
+    ("after the old one is pruned", SAVE, 6), ("half written", TOTAL + 1, TOTAL - 1),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("moment", "save", "kept"),
-    [
-        pytest.param("before the write", 1, None, marks=pytest.mark.long),
-        ("half written", 1, None),
-        pytest.param("before the write", SAVE, 5, marks=pytest.mark.long),
-        ("half written", SAVE, 5),
-        pytest.param("before the hash", SAVE, 5, marks=pytest.mark.long),
-        ("before the rename", SAVE, 5),
-        pytest.param("before the folder is flushed", SAVE, 6, marks=pytest.mark.long),
-        ("before the old one is pruned", SAVE, 6),
-        pytest.param("after the old one is pruned", SAVE, 6, marks=pytest.mark.long),
-        pytest.param("half written", TOTAL + 1, TOTAL - 1, marks=pytest.mark.long),
-    ],
+    [*IN_A_SAVE, *(pytest.param(*row, marks=pytest.mark.long) for row in ALSO_IN_A_SAVE)],
 )
 def test_killed_in_a_save_it_goes_on_from_the_last_whole_one(build, reference, moment, save, kept):
     assert Child(build, forked.compute, moment, save).outcome().status == -signal.SIGKILL
@@ -115,16 +115,6 @@ def test_killed_in_a_save_it_goes_on_from_the_last_whole_one(build, reference, m
     assert_same(end, reference)
     assert end.resumed == (kept or 0)
     assert forked.leftovers(build) == []
-
-
-@pytest.mark.parametrize("steps", options.one_in(13, range(TOTAL + 1)))
-def test_from_every_step_a_new_process_ends_in_the_same_bits(build, reference, steps):
-    moment = "before the write" if steps < TOTAL else "before the checkpoints are removed"
-    Child(build, forked.compute, moment, steps + 2 if steps < TOTAL else TOTAL + 1).outcome()
-    assert steps_kept() == steps
-    end = Child(build).outcome()
-    assert_same(end, reference)
-    assert end.resumed == (steps if steps < TOTAL else None)
 
 
 @pytest.mark.parametrize(
@@ -268,27 +258,27 @@ def assert_refused(newest, before):
     assert finite(state)
 
 
-def test_a_checkpoint_cut_anywhere_is_refused(pair):
+def damaged(content):
+    """A file cut at any sixteenth, and with one bit changed in each of its parts."""
+    for sixteenths in range(16):
+        yield content[: len(content) * sixteenths // 16]
+    header = 8 + int.from_bytes(content[:8], "little")
+    generator = np.random.default_rng(0)
+    for start, stop in ((0, 8), (8, header), (header, len(content))):
+        for place in generator.choice(np.arange(start, stop), 3, replace=False):
+            changed = bytearray(content)
+            changed[place] ^= 1 << generator.integers(8)
+            yield changed
+
+
+def test_a_checkpoint_that_is_cut_or_has_another_bit_is_refused(pair):
     newest, before = pair
     content = newest.read_bytes()
-    for sixteenths in range(16):
-        newest.write_bytes(content[: len(content) * sixteenths // 16])
+    for changed in damaged(content):
+        newest.write_bytes(changed)
         assert_refused(newest, before)
     newest.write_bytes(content)
     assert steps_kept() == 2
-
-
-def test_a_checkpoint_with_one_byte_changed_is_refused(pair):
-    newest, before = pair
-    content = newest.read_bytes()
-    header = 8 + int.from_bytes(content[:8], "little")
-    generator = np.random.default_rng(0)
-    for start, stop, count in ((0, 8, 3), (8, header, 3), (header, len(content), 3)):
-        for place in generator.choice(np.arange(start, stop), count, replace=False):
-            changed = bytearray(content)
-            changed[place] ^= 1 << generator.integers(8)
-            newest.write_bytes(changed)
-            assert_refused(newest, before)
 
 
 @pytest.mark.defect
@@ -452,11 +442,6 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(bu
     assert f"{folder()}: cannot be created as a folder" in end.error
 
 
-def batch_of(config, task, step):
-    pools = mixtures.task_pools(config, small_corpus())
-    return mixtures.make_batch(config, small_corpus(), pools[task], task, step)
-
-
 def test_a_run_that_diverges_says_where_and_keeps_finite_weights(build):
     config = small_config("schedule.peak=1e6")
     place = checkpoints.checkpoint_folder(identity.run_id_of(config, small_corpus()))
@@ -468,29 +453,30 @@ def test_a_run_that_diverges_says_where_and_keeps_finite_weights(build):
     assert np.isnan(float(report["loss"]["contrastive"]))
     assert np.isnan(float(report["gradient_norm"]))
     assert report["learning_rate"] == pytest.approx(1e6, rel=0.5)
-    assert report["samples"] == batch_of(config, 0, 1).rows.tolist()
+    pools = mixtures.task_pools(config, small_corpus())
+    batch = mixtures.make_batch(config, small_corpus(), pools[0], 0, 1)
+    assert report["samples"] == batch.rows.tolist()
     _, state = checkpoints.latest_checkpoint(place)
     assert state.progress.step == 1
     assert finite(state)
 
 
-@pytest.mark.parametrize("peak", ["1e30", "1e300"])
-def test_weights_that_are_not_finite_are_never_kept(build, peak):
-    place = checkpoints.checkpoint_folder(
-        identity.run_id_of(small_config(f"schedule.peak={peak}"), small_corpus())
-    )
+@pytest.mark.parametrize(
+    "settings",
+    [["schedule.peak=1e30"], ["schedule.peak=1e300"],
+     ["schedule.peak=1e30", "stream.tasks=1", "training.steps=1"]],
+)  # fmt: skip
+def test_weights_that_are_not_finite_are_never_kept(build, settings):
+    """Not even of a run's very last step."""
+    run_id = identity.run_id_of(small_config(*settings), small_corpus())
+    place = checkpoints.checkpoint_folder(run_id)
     with pytest.raises(Diverged, match="weights are not finite after 1 steps of task 0"):
-        run_until(0, f"schedule.peak={peak}")
+        run_until(0, *settings)
     report = json.loads((place / "diverged.json").read_text())
     assert report == {"task": 0, "step": 0, "weights": "not finite"}
     _, state = checkpoints.latest_checkpoint(place)
     assert state.progress.step == 0
     assert finite(state)
-
-
-def test_a_run_that_diverges_in_its_very_last_step_is_not_finished(build):
-    with pytest.raises(Diverged, match="weights are not finite"):
-        run_until(0, "schedule.peak=1e30", "stream.tasks=1", "training.steps=1")
 
 
 def test_a_run_goes_on_from_the_last_good_state_once_the_cause_is_mended(
@@ -506,9 +492,8 @@ def test_a_run_goes_on_from_the_last_good_state_once_the_cause_is_mended(
     with pytest.raises(Diverged, match="task 1, step 2: loss nan"):
         run_until(0, model=model)
     assert steps_kept() == 6
-    _, state = checkpoints.latest_checkpoint(
-        folder()
-    )  # the network is as it was before that step, too
+    _, state = checkpoints.latest_checkpoint(folder())
+    # the network is as it was before that step, too
     assert all(torch.equal(x, state.tensors[f"weights/{n}"]) for n, x in model.state_dict().items())
     monkeypatch.undo()
     monkeypatch.setenv("CMP_BUILD", str(build))
@@ -543,13 +528,8 @@ class Disk:
         for place, name in (
             *((os, name) for name in ("mkdir", "open", "fsync", "rename", "replace", "unlink")),
             *((place, "save_file") for place in (safetensors.torch, models, store, pretraining)),
-            *(
-                (builtins, "open"),
-                (io, "open"),
-                (pd.DataFrame, "to_parquet"),
-                (Image.Image, "save"),
-            ),
-        ):
+            (builtins, "open"), (io, "open"), (pd.DataFrame, "to_parquet"), (Image.Image, "save"),
+        ):  # fmt: skip
             patch.setattr(place, name, self.watch(name, getattr(place, name)))
 
     def watch(self, name, real):
@@ -586,23 +566,15 @@ def tiny_id():
     return identity.run_id_of(small_config(*TINY), small_corpus())
 
 
-def state_of_a_run():
-    run_config = small_config(*TINY)
-    model = models.load_model(run_config.model, 0)
-    progress = checkpoints.Progress(
-        checkpoints.SCHEMA, tiny_id(), run_config.to_dict(), 0, 0, [], 0.0, {}
-    )
-    return checkpoints.RunState(progress, checkpoints.state_tensors(model))
-
-
 def save_a_checkpoint(folder):
+    run_config = small_config(*TINY)
+    weights = checkpoints.state_tensors(models.load_model(run_config.model, 0))
     with CheckpointManager(tiny_id()) as manager:
         manager.load()
-        state = state_of_a_run()
         step = len(checkpoints.checkpoint_files(manager.folder))
-        manager.save(
-            dataclasses.replace(state, progress=dataclasses.replace(state.progress, step=step))
-        )
+        about = tiny_id(), run_config.to_dict(), 0, step, [], 0.0, {}
+        progress = checkpoints.Progress(checkpoints.SCHEMA, *about)
+        manager.save(checkpoints.RunState(progress, weights))
 
 
 def finish_a_run(folder):

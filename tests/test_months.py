@@ -1,6 +1,5 @@
 """Updates one at a time: the same bits as a stream at once, and what a ledger keeps apart."""
 
-import dataclasses
 import functools
 import json
 import re
@@ -36,8 +35,8 @@ from cmp.releases import (
     sentences,
     tuning,
     update,
-    update_plan,
 )
+from cmp.releases.update_plan import plan_update
 from cmp.runs import launch, logs
 from cmp.runs.checkpoints import CheckpointManager, latest_progress
 from cmp.runs.identity import json_digest
@@ -66,11 +65,17 @@ def test_one_at_a_time_ends_in_the_bits_of_all_at_once(root, tmp_path, setting):
 
 def first(root, tmp_path, *settings, **pictures):
     """A release of the first month."""
-    pictures = {"pool": root / "pool"} | pictures
-    plan = update_plan.plan_update(
-        months.START, root / "z-month", [*months.SMALL, *settings], **pictures
-    )
+    plan = months.plan_first(root, *settings, **pictures)
     return update.compute_update(plan, tmp_path / "releases" / "1")
+
+
+def plan_second(made, root, *settings, **pictures):
+    """The update of a release with the second month."""
+    return plan_update(made, root / "y-month", settings, **pictures)
+
+
+def compute_second(plan, tmp_path):
+    return update.compute_update(plan, tmp_path / "releases" / "2")
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +85,7 @@ def releases(root, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CMP_BUILD", str(folder / "build"))
         made = first(root, folder, "evaluation.subset=null")
-        update.compute_update(
-            update_plan.plan_update(made, root / "y-month"), folder / "releases" / "2"
-        )
+        compute_second(plan_second(made, root), folder)
     return folder / "releases"
 
 
@@ -106,13 +109,14 @@ def test_a_release_holds_what_serves_judges_and_goes_on(releases, made):
     assert all(file_digest(made.folder / n) == d for n, d in made.record.files.items())
     again = release.read_release(made.folder)
     assert again.record == made.record and again.config == made.config
+    assert release.read_release(releases / "2").record.parent == made.record.id
     [done] = made.record.updates
     assert done.name == "z-month" and done.id == made.record.id and done.steps >= 10
     assert {x.name for x in releases.iterdir()} == {"1", "2"}  # nothing is left beside them
 
 
-def test_a_release_stands_for_its_folder_and_has_its_data(made, root, tmp_path):
-    plan = update_plan.plan_update(made, root / "y-month")
+def test_a_release_stands_for_its_folder_and_has_its_data(made, root):
+    plan = plan_second(made, root)
     assert plan.parent and plan.parent.record == made.record
     corpus, count = made.corpus(), len(made.ledger().pictures)
     columns = ["split", "label", "update"]
@@ -163,7 +167,7 @@ def test_the_code_of_a_card_names_a_picture(made, root, tmp_path, is_embedded):
     if not is_embedded:
         start = f"local-dir:{forked.clip_folder(tmp_path / 'clip', 0)}"
         settings = [*months.SMALL, "training.task_steps=[1]"]
-        plan = update_plan.plan_update(start, root / "z-month", settings, pool=root / "pool")
+        plan = plan_update(start, root / "z-month", settings, pool=root / "pool")
         made = update.compute_update(plan, tmp_path / "made")
     card = made.path(release.CARD_FILE).read_text()
     code = card.partition("```python\n")[2].partition("```")[0]
@@ -185,8 +189,8 @@ def test_a_card_has_the_numbers_of_its_comparison(made, root, tmp_path, monkeypa
         return seen[-1]
 
     monkeypatch.setattr(evaluation, "encode", watch)
-    plan = update_plan.plan_update(made.folder, root / "y-month", {"evaluation": {"subset": None}})
-    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    plan = plan_second(made, root, "evaluation.subset=null")
+    later = compute_second(plan, tmp_path)
     on_card = seen[-2:]
     found = compare.compare(made, later, later.corpus())
     for each, again in zip(on_card, seen[-2:], strict=True):
@@ -202,6 +206,7 @@ def test_each_update_has_a_row_and_a_gate(made, later):
     found = compare.compare(made, later, later.corpus())
     assert [*found.updates.index] == ["z-month", "y-month"]
     matrix = pd.read_parquet(later.path(release.MATRIX_FILE))
+    assert matrix[["after", "update"]].to_numpy().tolist() == [[1, 1], [2, 1], [2, 2]]
     assert found.updates["new"].tolist() == matrix.loc[matrix["after"] == 2, "score"].tolist()
     assert found.updates["images"].sum() == found.sets.loc["catalogue", "images"]
     assert found.updates["lost"].sum() == found.sets.loc["catalogue", "lost"]
@@ -217,24 +222,18 @@ def test_each_update_has_a_row_and_a_gate(made, later):
     assert "The same new content by update" in page and "y-month <span" in page
 
 
-def test_two_updates_of_one_name_keep_their_numbers(made, root, tmp_path):
-    plan = update_plan.plan_update(made.folder, root / "y-month", name="z-month")
-    assert [*compare.shown_updates(plan.corpus).values()] == ["1 z-month", "2 z-month"]
-
-
 def test_a_month_whose_own_name_begins_with_a_number_keeps_it(made, root):
-    plan = update_plan.plan_update(made, root / "y-month", name="2026 February")
+    plan = plan_second(made, root, name="2026 February")
     assert [*compare.shown_updates(plan.corpus).values()] == ["z-month", "2026 February"]
-    own = plan.corpus.table["update"].cat.rename_categories({"1 z-month": "2026 January"})
-    own = own.cat.rename_categories({"2 2026 February": "2026 February"})
-    table = dataclasses.replace(plan.corpus, table=plan.corpus.table.assign(update=own))
-    assert [*compare.shown_updates(table).values()] == ["2026 February", "2026 January"]
+    table = pd.DataFrame({"update": pd.Categorical(["2026 February", "2026 January"])})
+    shown = compare.shown_updates(SimpleNamespace(table=table))
+    assert [*shown.values()] == ["2026 February", "2026 January"]
 
 
 def test_nothing_is_new_to_the_index_of_a_later_release_or_of_itself(made, root, tmp_path):
     kept = classes(tmp_path / "kept")
-    plan = update_plan.plan_update(made, root / "y-month", retain=[kept])
-    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    plan = plan_second(made, root, retain=[kept])
+    later = compute_second(plan, tmp_path)
     for new in (made, later):
         index = compare.compare(later, new, later.corpus(), fit_pictures=4).index
         assert set(index["content"]) == {"known"}
@@ -242,11 +241,11 @@ def test_nothing_is_new_to_the_index_of_a_later_release_or_of_itself(made, root,
 
 def test_updates_of_another_stream_are_new_if_their_images_are(made, later, root, tmp_path):
     """Whatever their numbers, and also where two streams part after an update in common."""
-    plan = update_plan.plan_update(made, classes(tmp_path / "own"))
+    plan = plan_update(made, classes(tmp_path / "own"))
     branch = update.compute_update(plan, tmp_path / "branch")
-    plan = update_plan.plan_update(
-        months.START, classes(tmp_path / "other"), months.SMALL, pool=root / "pool"
-    )
+    beside = {"pool": root / "pool"}
+    folder = classes(tmp_path / "other")
+    plan = plan_update(months.START, folder, months.SMALL, **beside)
     other = update.compute_update(plan, tmp_path / "other-release")
     again = first(root, tmp_path / "again", "seed=1")  # the images of `made`
     assert made.record.updates[0].id != again.record.updates[0].id
@@ -267,7 +266,7 @@ def test_a_release_in_the_folder_one_is_in_has_the_name_of_that_folder(made, mon
 def test_names_that_differ_only_in_their_spelling_are_noted(made, tmp_path):
     names = ("Tasse", "tasse", "Caf\u00e9", "Cafe\u0301", "Vase")
     folder = classes(tmp_path / "month", names, each=3)
-    [note] = [x for x in update_plan.plan_update(made, folder).notes if "spellings" in x]
+    [note] = [x for x in plan_update(made, folder).notes if "spellings" in x]
     assert "2 names in catalogue" in note and "Tasse and tasse" in note and "Vase" not in note
 
 
@@ -277,8 +276,8 @@ def test_what_a_later_release_says_of_the_earlier_ones(root, tmp_path):
     classes(tmp_path / "kept", ("mug", "shirt", "lamp"))
     made = first(root, tmp_path, "evaluation.subset=null", retain=[tmp_path / "kept"])
     assert "A_ZS was" not in made.path(release.CARD_FILE).read_text()
-    plan = update_plan.plan_update(made.folder, root / "y-month")
-    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    plan = plan_second(made, root)
+    later = compute_second(plan, tmp_path)
     metrics = pd.read_parquet(later.path(release.SCORES_FILE)).set_index(["task", "role"])["score"]
     card, page = (later.path(x).read_text() for x in (release.CARD_FILE, release.REPORT_FILE))
     kept = (
@@ -300,8 +299,8 @@ def test_retention_is_compared_on_the_same_images_only(root, tmp_path, change):
     if change == "gone":
         test = next(x for x in made.ledger().pictures if (x.set, x.split) == ("kept", "test"))
         (tmp_path / "kept" / test.source).unlink()
-    plan = update_plan.plan_update(made, root / "y-month", retain=more, skip_gone=True)
-    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    plan = plan_second(made, root, retain=more, skip_gone=True)
+    later = compute_second(plan, tmp_path)
     metrics = pd.read_parquet(later.path(release.SCORES_FILE)).query("role == 'eval'")
     assert {*metrics["images"]} == {2}
     said = [later.path(release.CARD_FILE).read_text(), sentences.describe_release_retention(later)]
@@ -324,9 +323,8 @@ def test_what_was_right_before_the_first_update_is_counted():
     assert sentences.describe_retention(other, hits, 2) == ""  # other pictures
 
 
-def test_an_update_without_test_pictures_is_not_judged(made, root, tmp_path):
-    folder = tmp_path / "month"
-    tree(folder, {f"{n}.png": picture(3000 + n) for n in range(9)})
+def test_an_update_without_test_pictures_is_not_judged(made, tmp_path):
+    folder = tree(tmp_path / "month", {f"{n}.png": picture(3000 + n) for n in range(9)})
     rows = [(f"{n}.png", ("ring", "vase", "mug")[n % 3], "train") for n in range(9)]
 
     def write(rows):
@@ -334,8 +332,8 @@ def test_an_update_without_test_pictures_is_not_judged(made, root, tmp_path):
         frame.to_csv(folder / "t.csv", index=False)
 
     write(rows)
-    plan = update_plan.plan_update(made.folder, folder)
-    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    plan = plan_update(made, folder)
+    later = compute_second(plan, tmp_path)
     words = "no test images, so what this update taught is not scored"
     assert any(words in note for note in plan.notes)
     card, page = (later.path(x).read_text() for x in (release.CARD_FILE, release.REPORT_FILE))
@@ -343,7 +341,7 @@ def test_an_update_without_test_pictures_is_not_judged(made, root, tmp_path):
     assert "<h1>month: update 2 cost" not in page and "taught, and" not in page
     assert "what it taught is not scored</h1>" in page
     write([(*rows[0][:2], "test"), *rows[1:]])
-    notes = update_plan.plan_update(made.folder, folder).notes
+    notes = plan_update(made, folder).notes
     assert "1 of 2 new names have no test images and are not scored: vase" in notes
 
 
@@ -354,14 +352,11 @@ def test_a_plan_says_where_the_peak_comes_from(made, root, tmp_path):
     def said(plan):
         return next(note for note in plan.notes if note.startswith("peak"))
 
-    assert (
-        said(update_plan.plan_update(made, root / "y-month"))
-        == f"peak learning rate: {peak:g}, {own}"
-    )
-    given = update_plan.plan_update(made, root / "y-month", ["schedule.peak=0.001"])
+    assert said(plan_second(made, root)) == f"peak learning rate: {peak:g}, {own}"
+    given = plan_second(made, root, "schedule.peak=0.001")
     assert said(given) == "peak learning rate: 0.001, given"
-    later = update.compute_update(given, tmp_path / "releases" / "2")
-    last = update_plan.plan_update(later, root / "x-month")
+    later = compute_second(given, tmp_path)
+    last = plan_update(later, root / "x-month")
     assert said(last) == "peak learning rate: 0.001, kept from y-month"
     assert "| y-month | " in (card := later.path(release.CARD_FILE).read_text())
     assert "| 0.001 | given |" in card and f"| {peak:g} | the recipe's |" in card
@@ -392,16 +387,12 @@ def test_months_in_one_folder_are_not_taken_for_classes(tmp_path):
     for month in ("2026-01", "2026-02"):
         classes(pictures / month, ("red fox", "oak"), each=3)
     with pytest.raises(CmpError) as error:
-        update_plan.plan_update(months.START, pictures)
+        plan_update(months.START, pictures)
     for words in ("2026-01/oak/0.png", "2026-02/", f"{pictures}/2026-01", "cmpt data init"):
         assert words in str(error.value)
-    classes(tmp_path / "shop" / "kept", each=3)
-    with pytest.raises(
-        CmpError, match=r"--data: .*shop contains .*kept, which was given by --retain"
-    ):
-        update_plan.plan_update(
-            months.START, tmp_path / "shop", retain=[tmp_path / "shop" / "kept"]
-        )
+    shop = classes(tmp_path / "shop" / "kept", each=3).parent
+    with pytest.raises(CmpError, match=r"--data: .*shop contains .*kept, which was given by --ret"):
+        plan_update(months.START, shop, retain=[shop / "kept"])
     classes(tmp_path / "split" / "train", each=3)
     classes(tmp_path / "split" / "test", each=3, prefix="")
     sets = arrivals.read_sets(tmp_path / "split", "adapt", "{}")
@@ -414,9 +405,9 @@ def test_a_release_that_is_not_there_is_called_one(made, root, tmp_path, monkeyp
     assert f"{wrong}: there is no such release" in found and "--start" not in found
     assert str(made.folder) in found
     with pytest.raises(CmpError, match="there is no such release"):
-        update_plan.plan_update(wrong, root / "y-month")
+        plan_update(wrong, root / "y-month")
     with pytest.raises(CmpError, match="no model is called 'smal'; did you mean 'small'"):
-        update_plan.plan_update("smal", root / "y-month")
+        plan_update("smal", root / "y-month")
 
 
 def test_a_month_is_checked_as_it_would_be_read(tmp_path):
@@ -431,7 +422,7 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
     done = invoke("data", "check", month)
     assert done.exit_code == 1
     with pytest.raises(CmpError) as error:
-        update_plan.plan_update(months.START, month)
+        plan_update(months.START, month)
     for words in (done.stdout, str(error.value)):
         words = " ".join(words.split())
         assert "oak/bad.png" in words and "2026-01" in words and "catalogue" not in words
@@ -447,24 +438,24 @@ def test_a_card_lists_the_data(made, tmp_path):
     tests = sum(x.split == "test" and x.set == "catalogue" for x in made.ledger().pictures)
     assert tests > 0 and f"| catalogue | {tests} |" in card and "GM, which tuning maximises" in card
     assert "names that were taught" not in card  # all are in the code
-    for n, label in enumerate(months.NAMES):
-        tree(tmp_path / "more", {f"{label}/{n}.png": picture(8000 + n)})
-    plan = update_plan.plan_update(made.folder, tmp_path / "more")
-    later = update.compute_update(plan, tmp_path / "2")
+    paths = (f"{label}/{n}.png" for n, label in enumerate(months.NAMES))
+    more = tree(tmp_path / "more", {path: picture(8000 + n) for n, path in enumerate(paths)})
+    plan = plan_update(made, more)
+    later = compute_second(plan, tmp_path)
     names = {x.label for x in plan.ledger.pictures if x.set == "catalogue"}
     words = f"These are 4 of the {len(names)} names that were taught. The table "
     assert f"{words}`state/pictures.parquet`" in later.path(release.CARD_FILE).read_text()
 
 
 def test_a_picture_is_one_picture(made, root, tmp_path):
-    tree(tmp_path / "one", {"person__beard/1.png": picture(4000)})
-    plan = update_plan.plan_update(made.folder, tmp_path / "one")
+    one = tree(tmp_path / "one", {"person__beard/1.png": picture(4000)})
+    plan = plan_update(made, one)
     assert "1 new image: 1 to train on" in plan.notes[0] and "1 new name, " in plan.notes[1]
     assert plan.report.new_names == ("person beard",)
     words = "1 new image, 5 earlier ones, 2 of the pool; a new image appears"
     often = f"10 steps at batch 8: {words} 10.0 times, since an update has at least 10 steps"
     assert often in plan.notes
-    plan = update_plan.plan_update(made.folder, tmp_path / "one", ["training.task_steps=[1]"])
+    plan = plan_update(made, one, ["training.task_steps=[1]"])
     assert f"1 step at batch 8: {words} 1.0 times" in plan.notes
     small = "the update is small, so a batch has 1 new image instead of 2; this is the number for"
     assert f"{small} 10 steps or more" in plan.notes
@@ -478,15 +469,15 @@ def test_a_release_is_a_folder_for_the_hub_already(made, tmp_path):
 @pytest.mark.parametrize("size", [5, 13, 200, pytest.param(20_000, marks=pytest.mark.long)])
 def test_months_of_any_size(made, root, tmp_path, size):
     """A small month takes fewer of its pictures per batch, a first one as well."""
-    folder = tmp_path / "month"
-    tree(folder, {f"{'ab'[n % 2]}/{n}.png": picture(1000 + n) for n in range(size)})
+    files = {f"{'ab'[n % 2]}/{n}.png": picture(1000 + n) for n in range(size)}
+    folder = tree(tmp_path / "month", files)
     others = {"pool": root / "pool", "retain": [classes(tmp_path / "kept")]}  # five have no test
-    plan = update_plan.plan_update(months.START, folder, ["training.batch=64"], **others)
+    plan = plan_update(months.START, folder, ["training.batch=64"], **others)
     assert plan.pools.counts[1] <= plan.report.new["train"]
     assert plan.steps >= 10 and 2 <= sum(plan.pools.counts) <= 64
     shown = plan.steps * plan.pools.counts[1] / plan.report.new["train"]
     assert 2 <= shown <= 2 + max(10, plan.pools.counts[1]) / plan.report.new["train"]
-    plan = update_plan.plan_update(made.folder, folder)
+    plan = plan_update(made, folder)
     assert plan.number == 2 and sum(plan.pools.counts) == 8
 
 
@@ -495,14 +486,11 @@ def test_a_held_out_picture_stays_held_out(made, root, tmp_path):
     old = made.ledger()
     tests = [x for x in old.pictures if x.split == "test"]
     trained = next(x for x in old.pictures if x.split == "train" and x.set == "catalogue")
-    folder = tmp_path / "again"
+    folder = tree(tmp_path / "again", {f"fresh/{n}.png": picture(5000 + n) for n in range(6)})
     for number, held in enumerate(tests[:2]):
-        target = folder / "fresh" / f"copy-{number}.bmp"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.open(root / "z-month" / held.source).save(target)
+        Image.open(root / "z-month" / held.source).save(folder / "fresh" / f"copy-{number}.bmp")
     shutil.copy(root / "z-month" / trained.source, folder / "fresh" / "known.png")
-    tree(folder, {f"fresh/{n}.png": picture(5000 + n) for n in range(6)})
-    plan = update_plan.plan_update(made.folder, folder)
+    plan = plan_update(made, folder)
     splits = {x.source: x.split for x in plan.ledger.pictures[len(old.pictures) :]}
     assert splits["fresh/copy-0.bmp"] == splits["fresh/copy-1.bmp"] == "test"
     assert splits["fresh/known.png"] == "train"
@@ -513,13 +501,12 @@ def test_a_picture_with_two_names_is_reported(made, root, tmp_path):
     """Of an earlier month or of this one, trained on or held out."""
     old = [x for x in made.ledger().pictures if x.set == "catalogue"]
     chosen = [next(x for x in old if x.split == split) for split in ("train", "test")]
-    folder = tmp_path / "mixed"
-    tree(folder, {f"fresh/{n}.png": picture(6000 + n) for n in range(6)})
-    assert not any("two names" in x for x in update_plan.plan_update(made, folder).notes)
+    folder = tree(tmp_path / "mixed", {f"fresh/{n}.png": picture(6000 + n) for n in range(6)})
+    assert not any("two names" in x for x in plan_update(made, folder).notes)
     tree(folder, {"other/0.png": picture(6000)})
     for number, each in enumerate(chosen):
         shutil.copy(root / "z-month" / each.source, folder / "fresh" / f"oops-{number}.png")
-    [note] = [x for x in update_plan.plan_update(made, folder).notes if "two names" in x]
+    [note] = [x for x in plan_update(made, folder).notes if "two names" in x]
     known = f"{chosen[0].source} ({chosen[0].label})"
     assert f"3 new images with two names, such as fresh/oops-0.png (fresh) and {known};" in note
 
@@ -527,15 +514,14 @@ def test_a_picture_with_two_names_is_reported(made, root, tmp_path):
 def test_pictures_that_look_like_held_out_ones_are_reported(made, root, tmp_path):
     """They stay in training: the same look is no proof."""
     held = next(x for x in made.ledger().pictures if x.split == "test")
-    folder = tmp_path / "near"
-    tree(folder, {f"fresh/{n}.png": picture(7000 + n) for n in range(9)})
+    folder = tree(tmp_path / "near", {f"fresh/{n}.png": picture(7000 + n) for n in range(9)})
     near = Image.open(root / "z-month" / held.source)
     near.resize((96, 80), Image.Resampling.BICUBIC).save(folder / "fresh" / "train-larger.png")
     for number in range(20):  # one of these names falls into training
         shutil.copy(folder / "fresh" / "train-larger.png", folder / "fresh" / f"near-{number}.png")
-        if update_plan.plan_update(made.folder, folder).report.similar:
+        plan = plan_update(made, folder)
+        if plan.report.similar:
             break
-    plan = update_plan.plan_update(made.folder, folder)
     assert plan.report.similar and plan.report.held_out == 0
     assert any("look like a held-out image" in note for note in plan.notes)
 
@@ -554,29 +540,27 @@ def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(
 ):
     """Or the one that the first update gives; later updates have it, too."""
     assert starts.usual_prompt("ViT-B-32") == "a photo of a {}"
-    (tmp_path / "kept").mkdir()
-    classes(tmp_path / "kept", ("red fox",))
-    plan = update_plan.plan_update(made.folder, root / "y-month", retain=[tmp_path / "kept"])
+    plan = plan_second(made, root, retain=[classes(tmp_path / "kept", ("red fox",))])
     assert {x.captions for x in plan.ledger.pictures if x.label == "red fox"} == {("red fox",)}
     assert plan.corpus.datasets["kept"].prompt == plan.corpus.datasets["catalogue"].prompt == "{}"
     assert 'prompt: "{}" for pool, catalogue, kept' in plan.notes
-    plan = update_plan.plan_update(own.folder, root / "y-month")
+    plan = plan_second(own, root)
     assert {x.captions[0].partition(" ")[0] for x in plan.ledger.pictures} == {"my"}
     with pytest.raises(CmpError, match=r"--prompt: 'the \{\}', but this stream has 'my \{\}'"):
-        update_plan.plan_update(own.folder, root / "y-month", prompt="the {}")
+        plan_second(own, root, prompt="the {}")
     with pytest.raises(CmpError, match=r"--prompt: .* exactly one"):
         first(root, tmp_path / "none", prompt="a photo")
 
 
 @pytest.mark.parametrize("start", [months.START, "ViT-B-32:random"])
 def test_the_first_update_of_any_model_replays_the_whole_pool(root, start):
-    plan = update_plan.plan_update(start, root / "z-month", pool=root / "pool")
+    plan = plan_update(start, root / "z-month", pool=root / "pool")
     pool = plan.corpus.table["dataset"] == "pool"
     assert plan.pools.pretraining.tolist() == np.flatnonzero(pool).tolist()
 
 
 def test_a_stream_that_replays_a_part_of_the_pool_goes_on_with_that_part(own, root):
-    plan = update_plan.plan_update(own.folder, root / "y-month")
+    plan = plan_second(own, root)
     assert plan.config.mixture.replay == 0.1 and len(plan.pools.pretraining) == 4
 
 
@@ -587,7 +571,7 @@ def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, 
     about |= {"prompt": "a shoe, {}", "reader": reader}
     (own_root / "z-month" / "manifest.yaml").write_text(json.dumps(about))
     made = first(own_root, tmp_path)
-    plan = update_plan.plan_update(made.folder, own_root / "y-month")
+    plan = plan_second(made, own_root)
     assert [x for x in plan.corpus.datasets if x != "pool"] == ["shoes"]
     assert plan.corpus.captions(len(plan.ledger.pictures) - 1)[0].startswith("a shoe, ")
     assert 'different prompts: "{}" for pool; "a shoe, {}" for shoes' in plan.notes
@@ -595,12 +579,12 @@ def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, 
     manifest = own_root / "y-month" / "manifest.yaml"
     manifest.write_text(json.dumps(about | {"prompt": "{}"}))
     with pytest.raises(CmpError, match=r"shoes: prompt: '\{\}', but it was 'a shoe, \{\}'"):
-        update_plan.plan_update(made.folder, own_root / "y-month")
+        plan_second(made, own_root)
     manifest.write_text(json.dumps(about | {"name": "caps", "prompt": starts.USUAL_PROMPT}))
-    notes = update_plan.plan_update(made.folder, own_root / "y-month").notes
+    notes = plan_second(made, own_root).notes
     assert any('tiny was pretrained with the prompt "{}"' in note for note in notes)
     manifest.write_text(json.dumps(about | {"name": "hats", "prompt": "a hat, {}"}))
-    plan = update_plan.plan_update(made.folder, own_root / "y-month")
+    plan = plan_second(made, own_root)
     assert "the new images belong to hats" in plan.notes
     assert any('"a hat, {}" for hats' in note for note in plan.notes)
 
@@ -617,8 +601,7 @@ def test_a_subset_does_not_say_how_many_images_are_new(scope):
 
 def test_the_id_of_an_update_counts_how_its_manifest_reads_images(root, tmp_path):
     """A key that has its default changes no id; nor does a task that follows from the images."""
-    month = tmp_path / "month"
-    shutil.copytree(root / "z-month", month)
+    month = shutil.copytree(root / "z-month", tmp_path / "month")
     reader = {"kind": "csv", "path": "months.csv", "label": "label", "split": "split"}
 
     def update_id(reading=None, **other):
@@ -626,7 +609,7 @@ def test_the_id_of_an_update_counts_how_its_manifest_reads_images(root, tmp_path
         about |= {"prompt": "{}", "reader": reader | (reading or {})} | other
         (month / "manifest.yaml").write_text(json.dumps(about))
         given = {"pool": root / "pool"}
-        return update_plan.plan_update(months.START, month, months.SMALL, **given).id
+        return plan_update(months.START, month, months.SMALL, **given).id
 
     usual = {"exif": "ignore", "transparency": "white", "draft": "double", "resize": "pillow"}
     unusual = {"exif": "apply", "transparency": "as-open-clip", "draft": "side", "resize": "torch"}
@@ -642,14 +625,11 @@ def test_the_id_of_an_update_counts_how_its_manifest_reads_images(root, tmp_path
 
 
 def test_what_was_there_already_is_left_out(made, root, tmp_path):
-    with pytest.raises(CmpError, match="all images have arrived before, in update 1 z-month"):
-        update_plan.plan_update(made.folder, root / "z-month")
-    folder = tmp_path / "more"
-    shutil.copytree(root / "z-month", folder)
+    folder = shutil.copytree(root / "z-month", tmp_path / "more")
     lines = (folder / "months.csv").read_text() + "new.png,ring,train\n"
     (folder / "months.csv").write_text(lines)
     tree(folder, {"new.png": picture(9000)})
-    report = update_plan.plan_update(made.folder, folder).report
+    report = plan_update(made, folder).report
     assert report.new == {"train": 1} and report.again == months.SIZES[0]
     assert report.new_names == ("ring",)
 
@@ -660,10 +640,10 @@ def test_pictures_that_are_gone_are_refused_or_skipped(own_root, tmp_path):
     (own_root / "z-month" / known[0].source).unlink()
     (own_root / "z-month" / known[3].source).write_bytes(picture(77))  # another picture now
     with pytest.raises(CmpError) as error:
-        update_plan.plan_update(made.folder, own_root / "y-month")
+        plan_second(made, own_root)
     assert "2 images from earlier" in str(error.value) and "--gone skip" in str(error.value)
     assert known[0].source in str(error.value)
-    plan = update_plan.plan_update(made.folder, own_root / "y-month", skip_gone=True)
+    plan = plan_second(made, own_root, skip_gone=True)
     whole = made.ledger().pictures
     gone = [n for n, x in enumerate(whole) if x.source in (known[0].source, known[3].source)]
     gone = [n for n in gone if whole[n].set == "catalogue"]
@@ -671,14 +651,14 @@ def test_pictures_that_are_gone_are_refused_or_skipped(own_root, tmp_path):
     assert not set(gone) & {*plan.pools.buffer.tolist(), *plan.pools.update.tolist()}
     others = [n for n, x in enumerate(whole) if n not in gone]
     assert [plan.ledger.pictures[n] for n in others] == [whole[n] for n in others]
-    later = update.compute_update(plan, tmp_path / "releases" / "2")
+    later = compute_second(plan, tmp_path)
     assert "The card of z-month" not in later.path(release.CARD_FILE).read_text()  # counts new ones
 
 
 def test_updates_continue_when_a_whole_month_is_gone(own_root, tmp_path):
     made = first(own_root, tmp_path)
     shutil.rmtree(own_root / "z-month")
-    plan = update_plan.plan_update(made, own_root / "y-month", skip_gone=True)
+    plan = plan_second(made, own_root, skip_gone=True)
     assert plan.number == 2 and len(plan.pools.update) and not len(plan.pools.buffer)
     (own_root / "pool").rename(tmp_path / "pool")
     later = update.update(
@@ -686,7 +666,7 @@ def test_updates_continue_when_a_whole_month_is_gone(own_root, tmp_path):
         moved={str(own_root / "pool"): str(tmp_path / "pool")}, progress=False,
     )  # fmt: skip
     assert later.record.id == plan.id
-    plan = update_plan.plan_update(later, own_root / "x-month")
+    plan = plan_update(later, own_root / "x-month")
     assert plan.gone == 0 and len(plan.pools.buffer)
 
 
@@ -697,14 +677,14 @@ def test_updates_continue_when_one_picture_of_a_month_is_left(own_root, tmp_path
     trained = [x for x in made.ledger().pictures if x.split == "train"]
     for gone in trained[1:]:
         (own_root / "z-month" / gone.source).unlink()
-    plan = update_plan.plan_update(made, own_root / "y-month", skip_gone=True)
+    plan = plan_second(made, own_root, skip_gone=True)
     assert len(plan.pools.buffer) == 1 and plan.pools.counts == (0, 1, 1)
-    later = update.compute_update(plan, tmp_path / "releases" / "2")
-    assert update_plan.plan_update(later, own_root / "x-month").gone == 0
+    later = compute_second(plan, tmp_path)
+    assert plan_update(later, own_root / "x-month").gone == 0
     (own_root / "z-month" / trained[0].source).unlink()
     one = tree(tmp_path / "one", {"mug/1.png": picture(4000)})
     with pytest.raises(CmpError, match="task 1 has 1 images to train on"):
-        update_plan.plan_update(made, one, skip_gone=True)
+        plan_update(made, one, skip_gone=True)
 
 
 @pytest.mark.filterwarnings("ignore:mixture.pretraining")
@@ -712,23 +692,21 @@ def test_updates_continue_when_no_picture_of_the_pool_is_left(own_root, tmp_path
     made = first(own_root, tmp_path)
     shutil.rmtree(own_root / "pool")
     with pytest.raises(CmpError, match="40 images from earlier updates are gone"):
-        update_plan.plan_update(made, own_root / "y-month")
+        plan_second(made, own_root)
     with pytest.warns(
         UserWarning, match="no image of the pool is left, so .* 33% update, 67% buff"
     ):
-        plan = update_plan.plan_update(made, own_root / "y-month", skip_gone=True)
+        plan = plan_second(made, own_root, skip_gone=True)
     assert any(note.startswith("no pool is replayed") for note in plan.notes)
     assert plan.pools.counts[0] == 0 and plan.config.mixture == made.config.mixture
-    later = update.compute_update(plan, tmp_path / "releases" / "2")
-    assert update_plan.plan_update(later, own_root / "x-month").pools.counts[0] == 0
+    later = compute_second(plan, tmp_path)
+    assert plan_update(later, own_root / "x-month").pools.counts[0] == 0
 
 
 def test_a_retention_set_with_nothing_left_to_score_is_refused(own_root):
     shutil.copytree(own_root / "pool" / "a", own_root / "kept" / "a")
     with pytest.raises(CmpError, match=r"--retain: .*kept: none of its images is left to score"):
-        update_plan.plan_update(
-            months.START, own_root / "z-month", pool=own_root / "pool", retain=[own_root / "kept"]
-        )
+        months.plan_first(own_root, retain=[own_root / "kept"])
 
 
 def test_retention_images_that_the_pool_has_too_are_counted_as_not_scored(own_root):
@@ -736,9 +714,8 @@ def test_retention_images_that_the_pool_has_too_are_counted_as_not_scored(own_ro
     shutil.copytree(own_root / "pool", own_root / "kept")
     classes(own_root / "kept", ("cup", "pen"), 4)
 
-    def notes() -> list[str]:
-        about = {"pool": own_root / "pool", "retain": [own_root / "kept"]}
-        plan = update_plan.plan_update(months.START, own_root / "z-month", months.SMALL, **about)
+    def notes():
+        plan = months.plan_first(own_root, retain=[own_root / "kept"])
         return [note for note in plan.notes if "not scored: each is" in note]
 
     [note] = notes()
@@ -753,7 +730,7 @@ def test_retention_images_that_the_pool_has_too_are_counted_as_not_scored(own_ro
 def test_a_month_with_nothing_to_train_on_is_refused(made, root, tmp_path, is_first):
     month, kept = (classes(tmp_path / name, ("mug",)) for name in ("month", "kept"))
     with pytest.raises(CmpError, match=r"--data: .*month: all its new images are held out.*mug/"):
-        update_plan.plan_update(months.START if is_first else made, month, retain=[kept])
+        plan_update(months.START if is_first else made, month, retain=[kept])
 
 
 def test_a_warmup_that_an_earlier_month_was_too_short_for_is_taken(root, tmp_path):
@@ -761,12 +738,12 @@ def test_a_warmup_that_an_earlier_month_was_too_short_for_is_taken(root, tmp_pat
     settings = ["schedule.meta=rsqrt", "training.task_steps=[10]"]
     made = first(root, tmp_path, *settings)
     asked = ["schedule.warmup_steps=15"]
-    plan = update_plan.plan_update(made, root / "y-month", [*asked, "training.task_steps=[20]"])
+    plan = plan_second(made, root, *asked, "training.task_steps=[20]")
     assert plan.fitted.steps == (10, 20)
-    later = update.compute_update(plan, tmp_path / "releases" / "2")
-    assert update_plan.plan_update(later, root / "x-month", ["training.task_steps=[30]"])
+    later = compute_second(plan, tmp_path)
+    assert plan_update(later, root / "x-month", ["training.task_steps=[30]"])
     with pytest.raises(CmpError, match=r"warmup 15 .* in a task of 14"):
-        update_plan.plan_update(later, root / "x-month", ["training.task_steps=[14]"])
+        plan_update(later, root / "x-month", ["training.task_steps=[14]"])
     whole = config.override(plan.config.to_dict(), [f"data={root}", "training.task_steps=[10,20]"])
     with pytest.raises(CmpError, match=r"schedule: warmup 15 .* in a task of 10"):
         launch.resolve_run(config.parse(whole))
@@ -776,12 +753,12 @@ def test_moved_folders_are_found_and_checked(own_root, tmp_path):
     made = first(own_root, tmp_path)
     (own_root / "z-month").rename(tmp_path / "elsewhere")
     with pytest.raises(CmpError, match="--moved OLD=NEW"):
-        update_plan.plan_update(made.folder, own_root / "y-month")
+        plan_second(made, own_root)
     moved = {str(own_root / "z-month"): str(tmp_path / "elsewhere")}
-    plan = update_plan.plan_update(made.folder, own_root / "y-month", moved=moved)
+    plan = plan_second(made, own_root, moved=moved)
     assert str(tmp_path / "elsewhere") in {x.folder for x in plan.ledger.arrivals}
     with pytest.raises(CmpError, match="no images came from"):
-        update_plan.plan_update(made.folder, own_root / "y-month", moved={"/nowhere": "/else"})
+        plan_second(made, own_root, moved={"/nowhere": "/else"})
 
 
 @pytest.mark.parametrize(
@@ -823,7 +800,7 @@ REFUSED = {
 @pytest.mark.parametrize("setting", REFUSED)
 def test_what_an_update_cannot_have_is_refused_by_name(made, root, tmp_path, setting):
     with pytest.raises(CmpError) as error:
-        update_plan.plan_update(made.folder, root / "y-month", [setting])
+        plan_second(made, root, setting)
     assert setting.partition("=")[0] in str(error.value) and REFUSED[setting] in str(error.value)
 
 
@@ -845,11 +822,11 @@ def all_merged(root, tmp_path_factory):
 def test_a_stream_that_merges_all_models_keeps_the_way_it_does(all_merged, root, key, others):
     settings = [f"merging.{each}" for each in (key, *others)]
     with pytest.raises(CmpError, match=f"merging.{key.partition('=')[0]}: .* which cannot change"):
-        update_plan.plan_update(all_merged, root / "y-month", settings)
+        plan_update(all_merged, root / "y-month", settings)
 
 
 def test_a_running_average_of_two_may_go_on_by_another_rule(made, root):
-    plan = update_plan.plan_update(made.folder, root / "y-month", ["merging.rule=slerp"])
+    plan = plan_second(made, root, "merging.rule=slerp")
     assert plan.config.merging.rule == "slerp"
 
 
@@ -861,30 +838,35 @@ def test_a_release_of_a_later_version_says_what_to_install(made, root, version):
     record["provenance"]["cmp"] = version
     path.write_text(json.dumps({"sha256": json_digest(record), "record": record}))
     with pytest.raises(CmpError) as error:
-        update_plan.plan_update(made.folder, root / "y-month")
+        plan_second(made, root)
     words = "a newer version of cmp", f"install {'cmp 9.1.0' if version else 'the latest cmp'}"
     assert all(each in str(error.value) for each in (str(path), "schema: 2", *words))
     assert "cannot be read" not in str(error.value)
 
 
-def test_a_damaged_release_is_refused_before_anything_is_computed(made, root, tmp_path):
+def damage(path):
+    """Change a bit near the end of a file, and return its content before."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    return content
+
+
+def test_a_damaged_release_is_refused_before_anything_is_computed(made, root):
     for name in (made.record.state, release.LEDGER_FILE, release.RECORD_FILE):
         path = made.folder / name
-        content = path.read_bytes()
-        path.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+        content = damage(path)
         with pytest.raises(CmpError) as error:
-            update_plan.plan_update(made.folder, root / "y-month")
+            plan_second(made, root)
         assert path.name in str(error.value)
         path.write_bytes(content)
-    update_plan.plan_update(made.folder, root / "y-month")
+    plan_second(made, root)
 
 
 @pytest.mark.defect
 @pytest.mark.parametrize("name", [release.WEIGHTS_FILE, release.CONFIG_FILE])
 def test_a_damaged_release_is_neither_exported_nor_scored_nor_compared(made, tmp_path, name):
-    path, out = made.folder / name, tmp_path / "bad.safetensors"
-    content = path.read_bytes()
-    path.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    damage(made.folder / name)
+    out = tmp_path / "bad.safetensors"
     for command in (
         ["export", made.folder, "-o", out],
         ["eval", f"local-dir:{made.folder}", "--device", "cpu"],
@@ -893,6 +875,8 @@ def test_a_damaged_release_is_neither_exported_nor_scored_nor_compared(made, tmp
         said = invoke(*command)
         assert isinstance(said.exception, CmpError), said.output
         assert f"{name}: damaged" in str(said.exception)
+    with pytest.raises(CmpError, match=f"{name}: damaged"):
+        compare.as_candidate(made)
     assert not out.exists()
 
 
@@ -911,13 +895,6 @@ def test_a_release_says_which_pictures_open_clip_sees_otherwise(root, tmp_path):
     for folder in (out, f"local-dir:{out}"):
         said = invoke("export", folder, "-o", tmp_path / "model.safetensors")
         assert said.exit_code == 0 and f"note: catalogue: {words}" in said.output, said.output
-
-
-def test_a_slim_release_serves_and_ends_the_stream(made, root, tmp_path):
-    assert release.slim(made.folder) > 0
-    assert release.read_release(made.folder).ledger().pictures
-    with pytest.raises(CmpError, match="slim"):
-        update_plan.plan_update(made.folder, root / "y-month")
 
 
 def test_what_the_next_update_needs_is_shown_until_the_release_is_slimmed(own_root, tmp_path):
@@ -941,19 +918,16 @@ def test_what_the_next_update_needs_is_shown_until_the_release_is_slimmed(own_ro
     assert "slimmed, so no update can start from it" in shown() and "intact" in shown()
 
 
-def test_a_release_that_another_goes_on_from_is_slimmed_at_once(root, tmp_path):
-    made = first(root, tmp_path)
-    plan = update_plan.plan_update(made, root / "y-month")
-    later = update.compute_update(plan, made.folder.with_name("2"))
+def test_a_release_that_another_goes_on_from_is_slimmed_at_once(made, later):
     assert invoke("release", "slim", made.folder).exit_code == 0
     (made.folder / release.RECORD_FILE).write_text("{}")  # a damaged one says nothing
     assert "add --newest" in str(invoke("release", "slim", later.folder).exception)
 
 
-def test_a_release_is_never_changed(root, tmp_path):
-    made = first(root, tmp_path)
-    assert first(root, tmp_path).record == made.record  # the same command finds it
-    plan = update_plan.plan_update(made.folder, root / "y-month")
+def test_a_release_is_never_changed(made, root, tmp_path):
+    again = first(root, tmp_path, "evaluation.subset=null")
+    assert again.record == made.record  # the same command finds it
+    plan = plan_second(made, root)
     with pytest.raises(CmpError, match="never changed"):
         update.compute_update(plan, made.folder)
     (tmp_path / "full").mkdir()
@@ -969,7 +943,7 @@ def test_opening_a_release_reads_each_file_once(made, root, monkeypatch):
         return file_digest(path)
 
     monkeypatch.setattr(release, "file_digest", counted)
-    plan = update_plan.plan_update(made.folder, root / "y-month")
+    plan = plan_second(made, root)
     plan.parent.state()
     plan.parent.path(release.START_FILE)
     again = release.read_release(made.folder)
@@ -982,7 +956,7 @@ def test_opening_a_release_reads_each_file_once(made, root, monkeypatch):
 
 
 def test_a_full_disk_is_said_before_anything_is_computed(root, tmp_path, monkeypatch):
-    plan = update_plan.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
+    plan = months.plan_first(root)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
     out = tmp_path / "releases" / "1"
     with pytest.raises(CmpError, match=r"1: the update needs about .* GB free; make room"):
@@ -996,7 +970,7 @@ def test_the_report_draws_the_loss(made):
 
 
 def test_two_at_once_are_one_too_many(root, tmp_path):
-    plan = update_plan.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
+    plan = months.plan_first(root)
     out = tmp_path / "releases" / "1"
     place = update.working_folder(out)
     computing = CheckpointManager(plan.id, folder=place)
@@ -1006,7 +980,7 @@ def test_two_at_once_are_one_too_many(root, tmp_path):
 
 def test_another_update_that_was_stopped_is_not_overwritten(made, root, tmp_path):
     settings, whole = [*months.SMALL, "evaluation.subset=null"], made
-    plan = update_plan.plan_update(months.START, root / "z-month", settings, pool=root / "pool")
+    plan = plan_update(months.START, root / "z-month", settings, pool=root / "pool")
     out = tmp_path / "stopped" / "1"
 
     def stop(task, step, result, model):
@@ -1014,7 +988,7 @@ def test_another_update_that_was_stopped_is_not_overwritten(made, root, tmp_path
 
     with pytest.raises(Interrupted, match="the same command continues"):
         update.compute_update(plan, out, Observer(step=stop))
-    other = update_plan.plan_update(months.START, root / "y-month", settings, pool=root / "pool")
+    other = plan_update(months.START, root / "y-month", settings, pool=root / "pool")
     (update.working_folder(out) / "diverged.json").write_text("{}")  # steps are worth keeping
     with pytest.raises(CmpError, match="other images or settings was stopped here"):
         update.compute_update(other, out)
@@ -1033,7 +1007,7 @@ def test_another_update_that_was_stopped_is_not_overwritten(made, root, tmp_path
 
 def test_an_update_that_diverged_may_be_repeated_at_a_lower_peak_as_its_error_says(root, tmp_path):
     settings, out = [*months.SMALL, "training.task_steps=[3]"], tmp_path / "diverged" / "1"
-    plan = update_plan.plan_update(months.START, root / "z-month", settings, pool=root / "pool")
+    plan = plan_update(months.START, root / "z-month", settings, pool=root / "pool")
     with pytest.raises(Diverged, match=r"lower schedule.peak.*diverged\.json"):
         update.compute_update(plan.with_peak(1e30), out)
     work = update.working_folder(out)
@@ -1046,7 +1020,7 @@ def test_an_update_that_diverged_may_be_repeated_at_a_lower_peak_as_its_error_sa
 
 
 def test_the_bar_of_an_update_that_goes_on_ends_full(root, made, tmp_path, monkeypatch):
-    plan, out, bars = update_plan.plan_update(made, root / "y-month"), tmp_path / "next", []
+    plan, out, bars = plan_second(made, root), tmp_path / "next", []
 
     def stop(task, step, result, model):
         if step == 1:
@@ -1065,20 +1039,14 @@ def test_the_bar_of_an_update_that_goes_on_ends_full(root, made, tmp_path, monke
     assert [(bar.n, bar.total) for bar in bars] == [(plan.steps, plan.steps)]
 
 
-def test_the_matrix_has_a_row_for_each_update_so_far(made, later):
-    matrix = pd.read_parquet(later.path(release.MATRIX_FILE))
-    assert matrix[["after", "update"]].to_numpy().tolist() == [[1, 1], [2, 1], [2, 2]]
-    assert later.record.parent == made.record.id
-
-
-def killed(monkeypatch, module, name, call):
-    """Make a call that is killed where it calls a function of a module."""
+def killed(monkeypatch, place, name, call):
+    """Make a call that is killed where it calls a function of a module or a class."""
 
     def die(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(module, name, die)
+        patched.setattr(place, name, die)
         call()
 
 
@@ -1100,24 +1068,14 @@ def test_a_kill_between_training_and_keeping_leaves_a_peak_its_scores(
     assert {"peak", "A_KA"} <= {*table} and table["A_KA"].notna().all()
 
 
-def die_before_deleting(monkeypatch, work):
-    """Do some work, and be killed before its checkpoints are deleted."""
-
-    def die(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(CheckpointManager, "remove", die)
-        work()
-
-
 def test_after_a_kill_behind_the_release_the_same_command_deletes_the_checkpoints(
     root, tmp_path, monkeypatch
 ):
-    die_before_deleting(monkeypatch, lambda: first(root, tmp_path))
+    call = functools.partial(first, root, tmp_path)
+    killed(monkeypatch, CheckpointManager, "remove", call)
     [left] = tmp_path.rglob(".*.update")
     assert list(left.iterdir())
-    first(root, tmp_path)
+    call()
     assert not left.exists()
 
 
@@ -1145,12 +1103,9 @@ def test_after_a_kill_behind_a_tried_peak_the_same_command_deletes_the_checkpoin
     made, root, tmp_path, monkeypatch
 ):
     tried = {"folder": tmp_path / "tune", "peaks": (0.001,)}
-
-    def tune():
-        return tuning.tune(made.folder, root / "y-month", **tried)
-
+    tune = functools.partial(tuning.tune, made, root / "y-month", **tried)
     monkeypatch.setattr(tuning, "MOST_PEAKS", 1)
-    die_before_deleting(monkeypatch, tune)
+    killed(monkeypatch, CheckpointManager, "remove", tune)
     assert [*(tmp_path / "tune/checkpoints").glob("*/*")]
     tune()
     assert not (tmp_path / "tune/checkpoints").exists()
@@ -1183,6 +1138,7 @@ def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(made, root, tmp_p
 
     def scores(plan, *_):
         """A peak of GM at 0.02, beyond the three that are tried first."""
+        assert plan.config.evaluation.split == "validation"
         computed.append(plan.config.schedule.peak)
         gap = abs(np.log(plan.config.schedule.peak / 0.02))
         return {"A_KA": 50 - gap, "A_ZS": 50.0, "GM": 50 - gap}
@@ -1205,30 +1161,16 @@ def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(made, root, tmp_p
 
 def test_a_plan_at_another_peak_is_the_one_that_is_planned_with_it(made, root):
     """So that `cmpt tune` plans once, and what it has computed is found again."""
-    plan = update_plan.plan_update(made, root / "y-month").with_peak(0.003)
-    planned = update_plan.plan_update(made, root / "y-month", ["schedule.peak=0.003"])
+    plan = plan_second(made, root).with_peak(0.003)
+    planned = plan_second(made, root, "schedule.peak=0.003")
     assert (plan.id, plan.config, plan.fitted) == (planned.id, planned.config, planned.fitted)
     assert plan.notes == planned.notes
-
-
-@pytest.mark.long
-def test_tuning_scores_the_validation_split_and_keeps_it(made, root, tmp_path):
-    tried = {"folder": tmp_path / "tune", "peaks": (0.001, 0.003, 0.009)}
-    rows = []
-    table = tuning.tune(made.folder, root / "x-month", on_row=rows.append, **tried)
-    assert len(rows) == len(table) >= 3 and "A_KA" in table
-    stored = sorted((tmp_path / "tune").glob("*.json"))
-    assert len(stored) == len(table)
-    times = [path.stat().st_mtime_ns for path in stored]
-    again = tuning.tune(made.folder, root / "x-month", **tried)
-    assert again.equals(table)
-    assert [path.stat().st_mtime_ns for path in stored] == times
 
 
 def test_tuning_says_what_its_choice_rests_on_and_the_whole_command(
     made, root, tmp_path, monkeypatch
 ):
-    plan = update_plan.plan_update(made, root / "y-month").on_validation()
+    plan = plan_second(made, root).on_validation()
     [scored] = evaluation.make_test_sets(plan.corpus, "validation", None)
 
     def tune(*given, observer, **others):
@@ -1251,4 +1193,4 @@ def test_tuning_says_what_its_choice_rests_on_and_the_whole_command(
 def test_an_update_of_which_nothing_could_be_scored_is_refused(tmp_path):
     tree(tmp_path, {f"train/{name}/{n}.png": picture(n) for name in ("cup", "pen") for n in (0, 1)})
     with pytest.raises(CmpError, match=r"in the split 'test', so nothing .*--retain"):
-        update_plan.plan_update(months.START, tmp_path, months.SMALL)
+        plan_update(months.START, tmp_path, months.SMALL)

@@ -34,8 +34,8 @@ pytestmark = pytest.mark.usefixtures("build")
 
 @pytest.fixture(scope="module")
 def first(root, tmp_path_factory):
-    plan = update_plan.plan_update(months.START, root / "z-month", months.SMALL, pool=root / "pool")
-    return update.compute_update(plan, tmp_path_factory.mktemp("first") / "releases" / "1")
+    folder = tmp_path_factory.mktemp("first")
+    return update.compute_update(months.plan_first(root), folder / "releases" / "1")
 
 
 def test_the_last_state_is_in_the_release_where_a_thread_writes_it(
@@ -220,19 +220,6 @@ def test_a_release_in_a_folder_called_like_a_model_is_the_release(first, tmp_pat
     assert compare.as_candidate("small").name == "small"
 
 
-def test_damaged_weights_are_not_compared(first, tmp_path):
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for path in first.folder.rglob("*"):
-        target = copy / path.relative_to(first.folder)
-        target.mkdir(exist_ok=True) if path.is_dir() else target.write_bytes(path.read_bytes())
-    path = copy / release.WEIGHTS_FILE
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(CmpError, match="damaged"):
-        compare.as_candidate(release.read_release(copy))
-
-
 def test_tuning_deletes_nothing_but_its_own(first, root, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "_scores_of", lambda *given: {"A_KA": 1.0, "A_ZS": 1.0, "GM": 1.0})
     other = tree(tmp_path / "checkpoints" / "another-run", {"state": b"of somebody"}) / "state"
@@ -265,8 +252,7 @@ def test_a_setting_that_rests_on_the_recipe_is_taken(first, root, setting):
 
 def test_naming_the_policy_of_the_stream_again_changes_nothing(root, tmp_path):
     """The weight that the first update set once went back to its default."""
-    own = [*months.SMALL, "merging.policy=ema", "merging.weight=0.3"]
-    plan = update_plan.plan_update(months.START, root / "z-month", own, pool=root / "pool")
+    plan = months.plan_first(root, "merging.policy=ema", "merging.weight=0.3")
     made = update.compute_update(plan, tmp_path / "1")
     plans = [
         update_plan.plan_update(made, root / "y-month", settings)
@@ -295,9 +281,9 @@ def test_a_home_folder_is_expanded(first, root, monkeypatch):
     assert plan.parent and plan.parent.record == first.record
 
 
-def test_embedded_pictures_are_a_pool_only(first, root):
+def test_embedded_pictures_are_a_pool_only(root):
     with pytest.raises(CmpError, match="--retain: give a folder"):
-        update_plan.plan_update(months.START, root / "z-month", months.SMALL, retain=["embedded"])
+        months.plan_first(root, retain=["embedded"])
 
 
 def test_a_pool_replaces_the_embedded_one(corpus, tmp_path):
@@ -348,9 +334,14 @@ def test_a_bar_in_a_name_does_not_break_a_table():
     assert table.splitlines()[-1] == r"| a\|b | 1.0 |"
 
 
-def test_slimming_counts_what_is_freed(first, root, tmp_path):
-    second = update.compute_update(update_plan.plan_update(first, root / "y-month"), tmp_path / "2")
-    start, state = (second.folder / name for name in (release.START_FILE, second.record.state))
-    assert start.stat().st_nlink > 1
-    assert release.slim(second.folder) == 0 or not state.exists()
-    assert not start.exists() and first.path(release.START_FILE)
+def test_a_slim_release_serves_and_ends_the_stream(first, root, tmp_path):
+    """What it shares with another release by a hard link stays there, and frees nothing."""
+    made = update.compute_update(update_plan.plan_update(first, root / "y-month"), tmp_path / "2")
+    start, state = (made.folder / name for name in (release.START_FILE, made.record.state))
+    assert start.stat().st_nlink > 1 == state.stat().st_nlink
+    size = state.stat().st_size
+    assert release.slim(made.folder) == size
+    assert not start.exists() and not state.exists() and first.path(release.START_FILE)
+    assert release.read_release(made.folder).ledger().pictures
+    with pytest.raises(CmpError, match="slim"):
+        update_plan.plan_update(made, root / "x-month")

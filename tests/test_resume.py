@@ -29,7 +29,6 @@ from cmp.mixtures import task_pools
 from cmp.registry import register
 from cmp.runs import checkpoints, identity, launch, store, verify
 from cmp.runs.checkpoints import CheckpointManager, RunState
-from cmp.runs.lookup import unfinished_runs
 from cmp.runs.machine import machine_differences, machine_record
 from cmp.runs.runner import Observer, RunResult, execute
 from cmp.scale import processes
@@ -83,6 +82,19 @@ def equal(one: RunState, other: RunState) -> bool:
     )
 
 
+def assert_resumes(run_config, folder, places=(MIDDLE, BOUNDARY)):
+    """From each place, or any, a run goes on through the disk over the same states to the same end,
+    whatever was drawn from torch's generator before."""
+    corpus, manager = forked.small_corpus(), MemoryManager()
+    result = execute(run_config, corpus, manager=manager)
+    for place in places or manager.states:
+        torch.rand(7)
+        path = checkpoints.write_checkpoint(manager.states[place], folder)
+        resumed = MemoryManager(checkpoints.read_checkpoint(path))
+        assert same(execute(run_config, corpus, manager=resumed), result), place
+        assert all(equal(state, manager.states[at]) for at, state in resumed.states.items()), place
+
+
 @pytest.fixture
 def corpus(monkeypatch):
     """The small corpus, on which runs are, too."""
@@ -102,20 +114,11 @@ def build(corpus, tmp_path, monkeypatch):
     "settings", options.one_in(8, options.SETTINGS, options.key_of), ids=" ".join
 )
 def test_every_choice_resumes_to_the_bit(settings, tmp_path):
-    """Through the disk; every later state, and the end. From the second task, where all that a
-    choice keeps is there; one choice in four from each kind of place. The fast suite has one choice
-    in eight of each kind."""
-    run_config, corpus, manager = small(*settings), forked.small_corpus(), MemoryManager()
-    result = execute(run_config, corpus, manager=manager)
+    """From the second task on, where all that a choice keeps is there; one choice in four from each
+    kind of place. The fast suite has one choice in eight of each kind."""
     everywhere = options.SETTINGS.index(settings) % 4 == 0
-    for place in (FIRST, MIDDLE, BOUNDARY, END) if everywhere else (MIDDLE, BOUNDARY):
-        torch.rand(7)  # the global stream must not matter
-        start = checkpoints.read_checkpoint(
-            checkpoints.write_checkpoint(manager.states[place], tmp_path)
-        )
-        resumed = MemoryManager(start)
-        assert same(execute(run_config, corpus, manager=resumed), result), place
-        assert all(equal(state, manager.states[at]) for at, state in resumed.states.items()), place
+    places = (FIRST, MIDDLE, BOUNDARY, END) if everywhere else (MIDDLE, BOUNDARY)
+    assert_resumes(small(*settings), tmp_path, places)
 
 
 RANDOM_TOWERS = {
@@ -142,18 +145,12 @@ def random_network(request, tmp_path_factory):
 
 @pytest.mark.defect
 @pytest.mark.long
-def test_random_layers_draw_what_the_seeds_say_and_resume_to_the_bit(random_network):
-    """At every cut, also in EWC's measurement, whatever was drawn from torch's generator before."""
+def test_random_layers_draw_what_the_seeds_say_and_resume_to_the_bit(random_network, tmp_path):
+    """At every cut, also in EWC's measurement."""
     settings = [f"model.name={random_network}", "model.start=random", "training.batch=6"]
     settings += ["method.name=ewc", "method.batches=1"]
-    run_config, corpus, manager = small(*settings), forked.small_corpus(), MemoryManager()
     assert any(map(models.is_random, models.create_on_meta(random_network).modules()))
-    result = execute(run_config, corpus, manager=manager)
-    for place, start in manager.states.items():
-        torch.rand(7)
-        resumed = MemoryManager(start)
-        assert same(execute(run_config, corpus, manager=resumed), result), place
-        assert all(equal(state, manager.states[at]) for at, state in resumed.states.items()), place
+    assert_resumes(small(*settings), tmp_path, places=None)
 
 
 @pytest.mark.defect
@@ -214,16 +211,18 @@ def test_a_run_without_whole_test_sets_keeps_no_hits(build):
     assert not (store.run_folder(run.id) / store.HITS).exists()
 
 
-def test_moments_are_carried_where_asked_for(corpus):
+@pytest.mark.parametrize("carry", [True, False])
+def test_moments_are_carried_where_asked_for(corpus, carry):
     manager = MemoryManager()
-    execute(small("optimizer.carry=true"), corpus, manager=manager)
+    execute(small(f"optimizer.carry={json.dumps(carry)}"), corpus, manager=manager)
     steps = {
         place: x.item()
         for place, state in manager.states.items()
         for name, x in state.tensors.items()
         if name == "optimizer/logit_scale/step"
     }
-    assert steps == {(t, n): 3 * t + n for t, n in manager.states if t or n}
+    counted = {(task, step): 3 * task * carry + step for task, step in manager.states}
+    assert steps == {place: count for place, count in counted.items() if count}
 
 
 def test_infinite_deploys_a_branch_and_goes_on_from_the_trunk(corpus):
@@ -254,46 +253,14 @@ def weights_of(tensors, prefix=""):
     return hashlib.sha256(content).hexdigest()
 
 
-def test_a_state_survives_the_disk(corpus, tmp_path):
-    manager = MemoryManager()
-    execute(small(), corpus, manager=manager)
-    for state in manager.states.values():
-        back = checkpoints.read_checkpoint(checkpoints.write_checkpoint(state, tmp_path))
-        assert back.progress == state.progress
-        assert back.tensors.keys() == state.tensors.keys()
-        assert all(torch.equal(back.tensors[name], x) for name, x in state.tensors.items())
-    assert any("/exp_avg_sq" in name for name in manager.states[MIDDLE].tensors)
-    assert any("/exp_avg_sq" in name for name in manager.states[BOUNDARY].tensors)
-    manager = MemoryManager()
-    execute(small("optimizer.carry=false"), corpus, manager=manager)
-    assert any("/exp_avg_sq" in name for name in manager.states[MIDDLE].tensors)
-    assert not any("optimizer/" in name for name in manager.states[BOUNDARY].tensors)
-
-
-def test_a_finished_run_leaves_no_checkpoint(corpus, tmp_path, monkeypatch):
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    run = launch.run_one(small())
-    assert store.is_stored(run.id)
-    assert unfinished_runs() == []
-    assert not checkpoints.checkpoint_folder(run.id).exists()
-
-
-def test_the_last_two_checkpoints_are_kept(corpus, tmp_path, monkeypatch):
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    with CheckpointManager("e" * 64, interval=0.0) as manager:
-        execute(small(), corpus, manager=manager)
-        places = [
-            path.name.split("-")[1:4:2] for path in checkpoints.checkpoint_files(manager.folder)
-        ]
-    assert places == [["2", "0"], ["1", "2"]]
-
-
-def test_a_checkpoint_of_another_run_is_refused(corpus, tmp_path, monkeypatch):
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    with CheckpointManager("a" * 64) as manager:
-        execute(small(), corpus, manager=manager)
-    other = "a" * 12 + "b" * 52  # the same short id
-    with CheckpointManager(other) as manager, pytest.raises(CmpError, match="aaaa"):
+def test_a_checkpoint_of_another_run_is_refused(build):
+    with CheckpointManager(ID) as manager:
+        manager.save(some_state())
+    other = ID[:12] + "b" * 52  # the same short id
+    with (
+        CheckpointManager(other) as manager,
+        pytest.raises(CmpError, match=f"contains checkpoints of run {ID}"),
+    ):
         manager.load()
 
 
@@ -304,14 +271,17 @@ def with_machine(state, **facts):
 
 
 def test_going_on_elsewhere_is_said_and_kept(corpus):
+    """Also by a run that comes back to its first machine."""
     manager = MemoryManager()
-    result = execute(small(), corpus, manager=manager)
-    assert "began" not in result.provenance
-    state = with_machine(manager.states[MIDDLE], torch="1.0")
+    assert "began" not in execute(small(), corpus, manager=manager).provenance
+    state = manager.states[MIDDLE]
+    elsewhere = MemoryManager(with_machine(state, torch="1.0"))
     with pytest.warns(UserWarning, match=r"torch 1\.0 and"):
-        again = execute(small(), corpus, manager=MemoryManager(state))
+        again = execute(small(), corpus, manager=elsewhere)
     assert again.provenance["began"]["torch"] == "1.0"
     assert again.seconds > state.progress.seconds
+    back = with_machine(elsewhere.states[END], torch=torch.__version__)
+    assert "began" in execute(small(), corpus, manager=MemoryManager(back)).provenance
 
 
 def test_evaluation_does_not_move_training(corpus):
@@ -333,42 +303,25 @@ def stored(tmp_path_factory):
         return launch.run_one(small("evaluation.subset=8"))
 
 
-def test_a_stored_run_is_verified_to_the_bit(stored, corpus):
-    verdict = verify.verify_run(stored, corpus)
-    assert verdict.answer == "bitwise equal", verdict.sentence
+def with_provenance(run, **facts):
+    return dataclasses.replace(run, provenance=run.provenance | facts)
 
 
-def test_a_changed_score_is_found_and_named(stored):
+def test_scores_of_a_card_may_differ_a_little(stored):
     changed = stored.metrics.copy()
-    place = changed.index[changed["role"] == "adapt"][2]
-    changed.loc[place, "score"] += 0.01
-    row = changed.loc[place]
-    before = dataclasses.replace(stored, metrics=changed)
-    verdict = verify.compare_runs(before, stored)
-    assert verdict.answer == "different"
-    for word in (row["dataset"], f"after {row['task']} tasks"):
-        assert word in verdict.sentence
-    elsewhere = on_another_machine(stored)
-    assert verify.compare_runs(before, elsewhere).answer == "within tolerance"
-    was, now = on_a_card(before), on_a_card(stored)
-    assert verify.compare_runs(was, now).answer == "within tolerance"
-    changed.loc[changed["role"] == "adapt", "score"] += 90
-    assert verify.compare_runs(before, elsewhere).answer == "different"
+    for points, answer in ((0.01, "within tolerance"), (90, "different")):
+        changed.loc[changed["role"] == "adapt", "score"] += points
+        before = dataclasses.replace(stored, metrics=changed)
+        assert verify.compare_runs(before, stored).answer == "different"
+        on_a_card = [with_provenance(run, device="H100") for run in (before, stored)]
+        assert verify.compare_runs(*on_a_card).answer == answer
 
 
-def on_another_machine(run):
-    return dataclasses.replace(run, provenance=run.provenance | {"torch": "0"})
-
-
-def on_a_card(run):
-    return dataclasses.replace(run, provenance=run.provenance | {"device": "H100"})
-
-
-@pytest.mark.parametrize("move", [lambda run: run, on_another_machine])
-def test_missing_scores_and_other_weights_are_different(stored, move):
+@pytest.mark.parametrize("facts", [{}, {"torch": "0"}])
+def test_missing_scores_and_other_weights_are_different(stored, facts):
     part = dataclasses.replace(stored, metrics=stored.metrics.iloc[:-1])
-    assert verify.compare_runs(stored, move(part)).answer == "different"
-    assert verify.compare_runs(part, move(stored)).answer == "different"
+    assert verify.compare_runs(stored, with_provenance(part, **facts)).answer == "different"
+    assert verify.compare_runs(part, with_provenance(stored, **facts)).answer == "different"
     only_weights = verify.compare_runs(stored, dataclasses.replace(stored, weights="0"))
     assert only_weights.answer == "different"
     assert "weights" in only_weights.sentence
@@ -397,8 +350,7 @@ CLOCK = {"now": 0.0}
 
 
 @pytest.mark.parametrize("takes", [0.001, 1.0, 10.0, 100.0])
-def test_checkpoints_take_a_fiftieth_of_the_time_at_most(tmp_path, monkeypatch, takes):
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+def test_checkpoints_take_a_fiftieth_of_the_time_at_most(build, monkeypatch, takes):
     CLOCK["now"] = 0.0
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: CLOCK["now"])
     manager, waits, last = Slow(takes), [], 0.0
@@ -414,8 +366,7 @@ def test_checkpoints_take_a_fiftieth_of_the_time_at_most(tmp_path, monkeypatch, 
     assert not manager.is_due(100_000, 100_000)  # the task's end is saved anyway
 
 
-def test_a_state_that_a_thread_writes_is_the_one_that_was_saved(corpus, tmp_path, monkeypatch):
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+def test_a_state_that_a_thread_writes_is_the_one_that_was_saved(corpus, build):
     states = MemoryManager()
     execute(small(), corpus, manager=states)
     weights = {name: x.clone() for name, x in states.states[MIDDLE].tensors.items()}
@@ -427,7 +378,7 @@ def test_a_state_that_a_thread_writes_is_the_one_that_was_saved(corpus, tmp_path
             x.zero_()  # training goes on
         manager.finish()
         assert equal(checkpoints.read_checkpoint(manager.last), states.states[MIDDLE])
-        manager.folder = tmp_path / "a file"
+        manager.folder = build / "a file"
         manager.folder.write_text("")
         manager.save(given)
         with pytest.raises(CmpError, match="a file"):
@@ -437,15 +388,23 @@ def test_a_state_that_a_thread_writes_is_the_one_that_was_saved(corpus, tmp_path
 ID = "e" * 64
 
 
-def some_state():
-    progress = checkpoints.Progress(checkpoints.SCHEMA, ID, {}, 0, 0, [], 0.0, {})
+def some_state(task=0):
+    progress = checkpoints.Progress(checkpoints.SCHEMA, ID, {}, task, 0, [], 0.0, {})
     return RunState(progress, {"weights/a": torch.zeros(1)})
 
 
+def keep(manager, done, value=0.0):
+    """Keep a model after so many tasks."""
+    manager.keep_model(done, {"a": torch.full((1,), value)}, "{}")
+
+
+def models_of(manager):
+    return checkpoints.files_beside(manager.folder, "model")
+
+
 @pytest.fixture
-def manager(tmp_path, monkeypatch):
+def manager(build):
     """A manager whose thread writes."""
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     with CheckpointManager(ID) as manager:
         manager.in_background = True
         yield manager
@@ -464,15 +423,15 @@ def test_a_thread_writes_the_model_after_a_task_too(manager, monkeypatch):
     gate, write = threading.Event(), checkpoints.write_tensors
     monkeypatch.setattr(checkpoints, "write_tensors", lambda *x: gate.wait(5) and write(*x))
     manager.save(some_state())
-    manager.keep_model(1, {"a": torch.zeros(1)}, "{}")
-    assert not gate.is_set() and checkpoints.files_beside(manager.folder, "model") == []
+    keep(manager, 1)
+    assert not gate.is_set() and models_of(manager) == []
     gate.set()
     manager.finish()
-    [model] = checkpoints.files_beside(manager.folder, "model")
+    [model] = models_of(manager)
     [state] = checkpoints.checkpoint_files(manager.folder)
     assert model.stat().st_mtime_ns >= state.stat().st_mtime_ns  # a kill leaves no model too early
     manager.folder = manager.folder / "lock"
-    manager.keep_model(2, {"a": torch.zeros(1)}, "{}")
+    keep(manager, 2)
     with pytest.raises(CmpError, match="lock"):
         manager.finish()
 
@@ -509,9 +468,8 @@ def test_the_first_process_reads_its_checkpoint_once_and_tells_the_others_of_it(
 
 
 @pytest.mark.parametrize("is_begun_again", [False, True])
-def test_a_lock_is_of_a_file_that_is_still_there(tmp_path, monkeypatch, is_begun_again):
+def test_a_lock_is_of_a_file_that_is_still_there(build, monkeypatch, is_begun_again):
     """The process that had the run deletes it just before the next one has the lock."""
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     first, flock = CheckpointManager(ID).__enter__(), checkpoints.fcntl.flock
 
     def delete_first(*arguments):
@@ -534,8 +492,7 @@ def test_a_lock_is_of_a_file_that_is_still_there(tmp_path, monkeypatch, is_begun
 
 @pytest.mark.defect
 @pytest.mark.parametrize("wait", [False, True])
-def test_a_request_to_stop_counts_also_while_the_lock_is_taken(tmp_path, monkeypatch, wait):
-    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+def test_a_request_to_stop_counts_also_while_the_lock_is_taken(build, monkeypatch, wait):
     flock = checkpoints.fcntl.flock
 
     def stop_meanwhile(*arguments):
@@ -556,7 +513,7 @@ def test_a_file_that_a_user_put_among_the_checkpoints_stays(manager):
     manager.save(some_state())
     manager.finish()
     (manager.folder / "notes.txt").write_text("mine")
-    manager.keep_model(1, {"a": torch.zeros(1)}, "{}")
+    keep(manager, 1)
     manager.save(some_state())
     manager.finish()
     with pytest.warns(UserWarning, match=r"notes\.txt"):
@@ -566,28 +523,30 @@ def test_a_file_that_a_user_put_among_the_checkpoints_stays(manager):
 
 @pytest.mark.defect
 def test_the_newest_model_is_that_of_the_last_task_whatever_the_clock_says(manager):
-    for done in (2, 10):
-        manager.keep_model(done, {"a": torch.full((1,), float(done))}, "{}")
-        manager.finish()
-    newest = manager.folder.glob("model-10-*").__next__()
+    keep(manager, 2)
+    keep(manager, 10)
+    manager.finish()
+    [newest] = manager.folder.glob("model-10-*")
     os.utime(newest, (0, 0))  # as if the clock had been set back
-    assert checkpoints.files_beside(manager.folder, "model")[-1] == newest
-    state = some_state()
-    manager.save(dataclasses.replace(state, progress=dataclasses.replace(state.progress, task=10)))
+    assert models_of(manager)[-1] == newest
+    manager.save(some_state(task=10))
     manager.finish()
-    assert checkpoints.files_beside(manager.folder, "model") == [newest]
+    assert models_of(manager) == [newest]
 
 
-def test_a_model_of_a_task_that_is_computed_again_goes(manager):
-    """Its checkpoint was damaged, so that the run had to go back."""
-    manager.keep_model(2, {"a": torch.zeros(1)}, "{}")
-    state = some_state()
-    manager.save(dataclasses.replace(state, progress=dataclasses.replace(state.progress, task=1)))
+def test_a_task_that_is_computed_again_keeps_one_model_and_its_checkpoint_none(manager):
+    """An earlier checkpoint was damaged, so that the run had to go back."""
+    keep(manager, 2)
+    keep(manager, 2, 1.0)
     manager.finish()
-    assert checkpoints.files_beside(manager.folder, "model") == []
+    [path] = models_of(manager)
+    assert load_file(path)["a"].item() == 1.0
+    manager.save(some_state(task=1))
+    manager.finish()
+    assert models_of(manager) == []
 
 
-def test_a_policy_may_name_its_memory_with_a_slash(corpus, own_options):
+def test_a_policy_may_name_its_memory_with_a_slash(own_options, tmp_path):
     """What it remembered comes back under the same name, so a resumed run ends the same."""
 
     @register("merge_policy", "two-speeds", merges=("two",))
@@ -596,10 +555,7 @@ def test_a_policy_may_name_its_memory_with_a_slash(corpus, own_options):
         mean = end.merge_pair(end.trained, before, "fast")
         return policies.MergedWeights(end.memory | {"mean/fast": mean}, end.trained, mean)
 
-    run_config, manager = small("merging.policy=two-speeds"), MemoryManager()
-    result = execute(run_config, corpus, manager=manager)
-    resumed = MemoryManager(manager.states[BOUNDARY])
-    assert same(execute(run_config, corpus, manager=resumed), result)
+    assert_resumes(small("merging.policy=two-speeds"), tmp_path)
 
 
 def test_only_a_run_that_deploys_other_weights_than_it_would_go_on_from_keeps_both(corpus):
@@ -645,16 +601,12 @@ class Counting(torch.optim.SGD):
 
 
 @pytest.mark.parametrize("where", ["state", "group"])
-def test_an_optimiser_may_count_in_numbers(corpus, own_options, tmp_path, where):
+def test_an_optimiser_may_count_in_numbers(own_options, tmp_path, where):
     def make(section):
         return functools.partial(Counting, where=where)
 
     register("method", "counting")(UpdateMethod(optimizer=make))
-    run_config, manager = small("method.name=counting", "schedule.peak=1.0"), MemoryManager()
-    result = execute(run_config, corpus, manager=manager)
-    path = checkpoints.write_checkpoint(manager.states[MIDDLE], tmp_path)
-    resumed = MemoryManager(checkpoints.read_checkpoint(path))
-    assert same(execute(run_config, corpus, manager=resumed), result)
+    assert_resumes(small("method.name=counting", "schedule.peak=1.0"), tmp_path)
 
 
 def test_an_optimiser_that_keeps_what_no_file_can_hold_is_named():
@@ -673,29 +625,10 @@ def test_a_file_may_hold_one_model_under_two_names(tmp_path):
     }  # fmt: skip
 
 
-def test_a_run_that_comes_back_to_its_first_machine_remembers_the_other(corpus):
-    manager = MemoryManager()
-    execute(small(), corpus, manager=manager)
-    state = manager.states[MIDDLE]
-    elsewhere = MemoryManager(with_machine(state, torch="1.0"))
-    with pytest.warns(UserWarning, match=r"torch 1\.0 and"):
-        execute(small(), corpus, manager=elsewhere)
-    back = with_machine(elsewhere.states[END], torch=torch.__version__)
-    assert "began" in execute(small(), corpus, manager=MemoryManager(back)).provenance
-
-
 @pytest.mark.defect
 def test_a_model_that_is_deleted_while_models_are_listed_is_in_nobody_s_way(tmp_path):
     (tmp_path / f"model-1-{'a' * 64}.safetensors").symlink_to(tmp_path / "deleted")
     assert len(checkpoints.files_beside(tmp_path, "model")) == 1
-
-
-def test_a_task_that_is_computed_again_keeps_one_model(manager):
-    for value in (0.0, 1.0):
-        manager.keep_model(1, {"a": torch.full((1,), value)}, "{}")
-    manager.finish()
-    [path] = checkpoints.files_beside(manager.folder, "model")
-    assert load_file(path)["a"].item() == 1.0
 
 
 def test_checkpoints_of_the_longest_stream_and_task_are_found(tmp_path):
