@@ -41,6 +41,7 @@ def published(book, monkeypatch, tmp_path):
     """That book is read; no run is stored."""
     synthetic.place(monkeypatch, book)
     monkeypatch.setattr(claims, "load_claims", lambda *_: CLAIMS)
+    monkeypatch.setattr(claims, "FAMILIES", claims.FAMILIES[:1])
     data = build_folder().resolve() / "data"
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     (tmp_path / "build").mkdir()

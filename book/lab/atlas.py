@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -43,7 +43,7 @@ def atlas_table(own: bool = False) -> dict[str, Any]:
         `runs`: [index in `settings`, replicate, A_KA, A_ZS]; `verdicts` by claim; `pictures`: those
         of the first screen.
     """
-    numbers, known = _chapters_by_study(), claims.load_claims()
+    numbers, families = _chapters_by_study(), [*map(claims.load_claims, claims.FAMILIES)]
     rows, runs, published, ends = [], [], set[str](), first_screen.final_names()
     for study in sorted(path.stem for path in results.RESULTS.glob("*.parquet")):
         metrics = results.published_metrics(study)
@@ -55,7 +55,7 @@ def atlas_table(own: bool = False) -> dict[str, Any]:
         rows += [
             {"name": name, "study": words, **_about_setting(configs[name])}
             | ({"names": ends[study, name]} if (study, name) in ends else {})
-            | _parts_in_claims(study, name, known)
+            | _parts_in_claims(study, name, families)
             for name in configs
         ]
         runs += _run_rows(metrics, len(rows) - len(configs))
@@ -64,7 +64,7 @@ def atlas_table(own: bool = False) -> dict[str, Any]:
         runs += _run_rows(metrics, len(rows)) if rows_own else []
         rows += rows_own
     first = first_screen.stored_table()
-    judged = guidelines.judged_claims()[["reading", "claimed", "sentence"]].T
+    judged = guidelines.judged_claims(*claims.FAMILIES)[["reading", "claimed", "sentence"]].T
     return {
         "fields": FIELDS,
         "settings": rows,
@@ -102,16 +102,17 @@ def _about_setting(run: config.RunConfig) -> dict[str, Any]:
     }
 
 
-def _parts_in_claims(study: str, name: str, known: ClaimsFile) -> dict[str, list[str]]:
+def _parts_in_claims(study: str, name: str, families: Sequence[ClaimsFile]) -> dict[str, list[str]]:
     """Return the claims that compare a setting and the fronts that it lies on, if any."""
     names = [
         claim.name
-        for claim in known.claims
+        for family in families
+        for claim in family.claims
         if any(name in term.of and claim.study_of(term) == study for term in claim.terms)
     ]
     fronts = [
         words
-        for words, front in known.fronts.items()
+        for words, front in families[0].fronts.items()
         if front.study == study and name in front.settings
     ]
     return {key: found for key, found in (("claims", names), ("fronts", fronts)) if found}

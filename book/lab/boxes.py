@@ -6,6 +6,7 @@ from html import escape
 
 from IPython.display import HTML
 
+from cmp.experiments.claims import FAMILIES
 from cmp.experiments.guidelines import ROWS, judged_claims, load_guidelines, measure_guideline
 
 LESSON, EVIDENCE = (ROWS[0], ROWS[3]), ROWS[1:3]
@@ -44,7 +45,7 @@ def _paragraph(text: str) -> str:
 def guideline_box(name: str) -> dict[str, tuple[str, ...]]:
     """Return the rows of a guideline's box, `ROWS` -> paragraphs."""
     guideline = load_guidelines()[name]
-    measured = measure_guideline(guideline, judged_claims())
+    measured = measure_guideline(guideline, judged_claims(*FAMILIES))
     follows_paper = guideline.follows == "paper" or measured.disagrees
     why = ("The advice follows the paper, whose evidence is at scale.",) if follows_paper else ()
     paragraphs = (

@@ -183,8 +183,7 @@ def _value(kind: str, what: str) -> str:
 
 
 def _claim(name: str) -> pd.Series:
-    families = map(guidelines.judged_claims, (claims.CLAIMS, claims.LATER_CLAIMS))
-    judged = pd.concat(families)
+    judged = guidelines.judged_claims(*claims.FAMILIES)
     if name not in judged.index:
         raise CmpError(f"no such claim; the claims are {', '.join(judged.index)}")
     return judged.loc[name]

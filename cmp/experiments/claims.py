@@ -22,6 +22,7 @@ from cmp.values import STRICT
 
 LATER_CLAIMS = CLAIMS.with_name("claims-2.yaml")
 """The second family of claims: questions that the first left open."""
+FAMILIES = (CLAIMS, LATER_CLAIMS)
 REPLICATES = 20
 """The number of replicates that each setting of a claim must have."""
 MATTERS = 1.0

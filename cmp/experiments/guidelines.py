@@ -140,15 +140,15 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
     return f"{signed(found.value)} points of A_ZS at equal A_KA ({counted})", sign
 
 
-def judged_claims(path: Path = claims.CLAIMS) -> pd.DataFrame:
-    """Return the verdicts on a family of the book's claims, recomputed only if a result has
-    changed.
+def judged_claims(*families: Path) -> pd.DataFrame:
+    """Return the verdicts on the book's claims, recomputed only if a result has changed.
 
     Args:
-        path: The file of the family, `claims.CLAIMS` or `claims.LATER_CLAIMS`.
+        *families: The files of the families, such as `*claims.FAMILIES`; by default, the first.
     """
     stamps = [(path.name, path.stat().st_mtime_ns) for path in results.RESULTS.glob("*.parquet")]
-    return _judged(path, tuple(sorted(stamps)))
+    key = tuple(sorted(stamps))
+    return pd.concat([_judged(path, key) for path in families or claims.FAMILIES[:1]])
 
 
 @functools.lru_cache(maxsize=4)

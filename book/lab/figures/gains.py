@@ -246,7 +246,8 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
     known = rows[rows["reading"].isin(LOOKS)]
     note = ""
     if len(known):
-        note = f"{BAND} {VERDICT_NOTE}".format(level=f"{100 * rows['level'].iloc[0]:.1f}%")
+        levels = " or ".join(f"{100 * level:.1f}%" for level in sorted({*known["level"]}))
+        note = f"{BAND} {VERDICT_NOTE}".format(level=levels)
         note += VERDICT_CROSSED * bool(known["low crossed"].notna().any())
         note += VERDICT_BOUND * bool(known["bound"].astype(bool).any())
     with style.canvas((0.9 if len(known) else 0.2) + 0.32 * len(lines), note) as (figure, axes):
