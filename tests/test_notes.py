@@ -81,6 +81,7 @@ def odd_pictures() -> dict[str, bytes]:
 
 
 @pytest.mark.defect
+@pytest.mark.filterwarnings("ignore:kept. 1 test images are also training images")
 def test_pictures_that_open_clip_sees_otherwise_are_counted_by_set(folder):
     odd = odd_pictures()
     tree(folder / "kept", {f"c/{name}.png": content for name, content in odd.items()})
