@@ -266,7 +266,7 @@ def reading(low: float, high: float) -> str:
 
 
 CAME_LATER = {"window": 0.25, "protect": 0.5, "task_steps": []}
-"""Keys that older tables lack, with their defaults. Others that came later default to nothing."""
+"""Keys that older tables lack, with their defaults. Other later keys have no value by default."""
 
 
 def row_of(tree: dict) -> str:

@@ -23,6 +23,7 @@ from cmp.values import STRICT
 LATER_CLAIMS = CLAIMS.with_name("claims-2.yaml")
 """The second family of claims: questions that the first left open."""
 FAMILIES = (CLAIMS, LATER_CLAIMS)
+"""The files of all families."""
 REPLICATES = 20
 """The number of replicates that each setting of a claim must have."""
 MATTERS = 1.0
@@ -194,7 +195,7 @@ def _read_claims(path: Path) -> ClaimsFile:
 
 @functools.lru_cache(maxsize=8)
 def _parse_claims(path: Path, stamp: int) -> ClaimsFile:
-    """Return the claims in a file as it is at a time."""
+    """Return the claims in a file that was last changed at `stamp`."""
     return check_record(read_yaml(path), ClaimsFile, f"{path}: ")
 
 
