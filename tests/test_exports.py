@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
-import timm
 import torch
 from pictures import fileset, picture, tree
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from siglip import SIGLIP_VISION
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -32,10 +32,6 @@ from cmp.releases import exports, hugging_face, onnx_files
 CLIP_VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 2, "head_width": 16}
 CLIP_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 CLIP = {"embed_dim": 24, "vision_cfg": CLIP_VISION, "text_cfg": CLIP_TEXT}
-SIGLIP_VISION = {
-    "image_size": 32, "timm_model_name": "cmp_test_siglip", "timm_model_pretrained": False,
-    "timm_pool": "map", "timm_proj": "none",
-}  # fmt: skip
 SIGLIP_TEXT = {
     "context_length": 12, "vocab_size": 64, "width": 32, "heads": 2, "layers": 2,
     "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6},
@@ -55,14 +51,6 @@ def need(package):
     if os.environ.get("REQUIRE_EXTRAS") == "1":
         return importlib.import_module(package)
     return pytest.importorskip(package)
-
-
-@timm.models.register_model
-def cmp_test_siglip(pretrained=False, **options):
-    """A small tower of SigLIP's kind; `pretrained` is timm's."""
-    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
-    options = {key: options[key] for key in ("num_classes", "global_pool") if key in options}
-    return timm.models.VisionTransformer(**shape, class_token=False, **options)
 
 
 def make_folder(folder, config, preprocess=None, seed=0):

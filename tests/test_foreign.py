@@ -17,7 +17,7 @@ from pictures import picture, tree, write_manifest
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_exports import SIGLIP_VISION
+from siglip import SIGLIP_VISION
 from typer.testing import CliRunner
 
 from cmp import cli, config, evaluation, models, starts
