@@ -1112,6 +1112,22 @@ def test_after_a_kill_behind_a_tried_peak_the_same_command_deletes_the_checkpoin
     assert len([*(tmp_path / "tune").glob("*.json")]) == 1
 
 
+def test_tuning_that_was_stopped_says_where_it_goes_on(made, root, tmp_path, monkeypatch):
+    def stop(task, step, result, model):
+        signal.raise_signal(signal.SIGINT)
+
+    tried = {"folder": tmp_path / ".tuned.tune", "peaks": (0.001,)}
+    with pytest.raises(Interrupted, match="the same command continues"):
+        tuning.tune(
+            made.folder, root / "y-month", observer=lambda plan: Observer(step=stop), **tried
+        )
+    monkeypatch.setattr(tuning, "MOST_PEAKS", 1)
+    given = ("--data", root / "y-month", "--peaks", "0.001", "-o", tmp_path / "tuned.yaml")
+    done = invoke("tune", made.folder, *given)
+    steps = plan_update(made.folder, root / "y-month").steps
+    assert f"peak 0.001: it was stopped, and goes on after step 1 of {steps}" in done.output
+
+
 @pytest.mark.defect
 @pytest.mark.parametrize("out", [".", "/", "file/r", "made"])
 def test_a_dry_run_refuses_a_release_that_could_not_be_written(root, tmp_path, monkeypatch, out):

@@ -216,8 +216,12 @@ def _stopped_line(plan: UpdatePlan, out: Path) -> str:
     if progress and progress.task == plan.number:  # trained, but not yet scored or written
         steps = plan.steps
     if steps:
-        return f"it was stopped, and goes on after step {steps} of {plan.steps}"
+        return _goes_on(plan, steps)
     return "it was stopped before its first checkpoint, and begins again"
+
+
+def _goes_on(plan: UpdatePlan, steps: int) -> str:
+    return f"it was stopped, and goes on after step {steps} of {plan.steps}"
 
 
 def release_lines(made: release.Release) -> str:
@@ -287,7 +291,14 @@ def tune(
                 tried.append(plan)
                 bar.reset(plan.steps)
                 bar.set_description(f"peak {plan.config.schedule.peak:g}")
-                return Observer(progress_observer(bar).step)
+                shown = progress_observer(bar)
+
+                def resumed(steps: int) -> None:
+                    shown.resumed(steps)
+                    if steps:
+                        bar.write(f"peak {plan.config.schedule.peak:g}: {_goes_on(plan, steps)}")
+
+                return Observer(shown.step, resumed=resumed)
 
             table = tuning.tune(
                 first, folder, tree, folder=out.with_name(f".{out.stem}.tune"),

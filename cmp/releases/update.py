@@ -145,23 +145,12 @@ def compute_update(
             if not unfinished:  # the log is that of an update that saved nothing
                 (work / release.LOG_FILE).unlink(missing_ok=True)
             with RunLog(work / release.LOG_FILE, plan.id, plan.fitted, device, boards) as log:
-                watched = log.observe(_observe_own_steps(plan, observer))
-                result = train_update(plan, device, execution, watched, manager)
+                result = train_update(plan, device, execution, log.observe(observer), manager)
             manager.finish()  # on a GPU, a thread may still be writing the last state
             assert manager.last is not None  # a finished run has saved its end
             write_release(plan, result, manager.last, folder, device)
     processes.barrier()
     return release.read_release(folder)
-
-
-def _observe_own_steps(plan: UpdatePlan, observer: Observer) -> Observer:
-    """Return an observer that counts the steps of this update alone."""
-    earlier = sum(plan.fitted.steps[:-1])
-
-    def resumed(steps: int) -> None:
-        observer.resumed(max(steps - earlier, 0))
-
-    return dataclasses.replace(observer, resumed=resumed)
 
 
 def _check_room(plan: UpdatePlan, folder: Path) -> None:
@@ -194,11 +183,16 @@ def train_update(
     observer: Observer = NO_OBSERVER,
     manager: CheckpointManager | None = None,
 ) -> RunResult:
-    """Train a planned update from the state of its parent, see `cmp.runs.runner.execute`.
+    """Train a planned update from the state of its parent, see `cmp.runs.runner.execute`. The
+    observer's `resumed` counts only the update's own steps.
 
     Raises:
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; the same command continues.
     """
+    earlier = sum(plan.fitted.steps[:-1])
+    watched = dataclasses.replace(
+        observer, resumed=lambda steps: observer.resumed(max(steps - earlier, 0))
+    )
     start, model = None, None
     if plan.parent:
         start: RunState | None = plan.parent.state()
@@ -206,7 +200,7 @@ def train_update(
         model = models.load_from_file(plan.config.model.name, path)
     try:
         return execute(
-            plan.config, plan.corpus, observer, model, device=device, manager=manager,
+            plan.config, plan.corpus, watched, model, device=device, manager=manager,
             execution=execution, fitted=plan.fitted, start=start,
         )  # fmt: skip
     except Interrupted as error:
