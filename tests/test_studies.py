@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -206,7 +207,7 @@ def test_a_plan_counts_what_is_stored_and_forecasts_the_rest(build, write):
     launch.run_one(configs_of(grid)[0])
     plan = studies.plan_study(configs_of(grid))
     assert (plan.runs, len(plan.todo)) == (4, 3)  # two settings come to the same
-    assert str(plan).startswith("4 runs, 1 stored, 3 to compute: 0.00 core-hours")
+    assert re.match(r"4 runs, 1 stored, 3 to compute: 0\.\d\d core-hours", str(plan))
     taken = store.load_run(store.stored_ids()[0]).provenance["seconds"]
     assert plan.seconds == pytest.approx(3 * taken)
 
