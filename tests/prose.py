@@ -278,22 +278,12 @@ class Counts(NamedTuple):
         words: The words of its prose, with boxes, captions and exercises.
         intervals: The bracketed intervals in it.
         figures: The figures of results that its cells draw.
-        quantities: The quantities in it, per 100 words.
-        teaching: The lines of its code without helpers of `lab`, see `teaching_lines`.
-        code: All of these lines.
-        losses: The plots of a training loss in it.
-        pictures: Its diagrams and captions.
         evidence: The words of the evidence below it, or 0 if there is none.
     """
 
     words: int
     intervals: int
     figures: int
-    quantities: float
-    teaching: int
-    code: int
-    losses: int
-    pictures: int
     evidence: int
 
 
@@ -316,71 +306,26 @@ def count_intervals(text: str) -> int:
     return marked + len(_BRACKETS.findall(_MARK.sub("", text)))
 
 
-def teaching_lines(cells: Sequence[str]) -> tuple[int, int]:
-    """Return how many lines of code stand in statements without `lab`, and how many there are.
-
-    Imports and the cell that begins a chapter do not count.
-    """
-    helpers, lines, uses = {"lab"}, 0, 0
-    for code in cells:
-        if "begin_chapter(" in code:
-            continue
-        nodes = ast.parse(code.replace("await ", "")).body
-        for node in nodes:
-            if isinstance(node, ast.ImportFrom) and node.module == "lab":
-                helpers |= {alias.asname or alias.name for alias in node.names}
-        imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
-        left_out = {n for node in imports for n in range(node.lineno, node.end_lineno + 1)}
-        used = {
-            line
-            for tree in nodes
-            if any(isinstance(node, ast.Name) and node.id in helpers for node in ast.walk(tree))
-            for line in range(tree.lineno, tree.end_lineno + 1)
-        }
-        own = {n for n, line in enumerate(code.splitlines(), 1) if line.strip()} - left_out
-        lines, uses = lines + len(own), uses + len(own & used)
-    return lines - uses, lines
-
-
 def count_chapter(text: str) -> Counts:
     """Return what the lesson of a chapter is made of."""
     lesson, evidence = split_lesson(text)
-    sentences, cells = split_sentences(lesson), code_cells(lesson)
-    words = sum(sentence.words for sentence in sentences)
     masked = re.sub(r"\A---\n.*?\n---\n|^```.*?^```$", "", lesson, flags=re.S | re.M)
-    teaching, code = teaching_lines(cells)
     return Counts(
-        words=words,
+        words=sum(sentence.words for sentence in split_sentences(lesson)),
         intervals=count_intervals(masked),
-        figures=sum(bool(RESULT.search(cell)) and OWN_RUN not in cell for cell in cells),
-        quantities=100 * sum(sentence.quantities for sentence in sentences) / max(1, words),
-        teaching=teaching,
-        code=code,
-        losses=sum(len(re.findall(r"plot_(?:rates_and_)?losses\(", cell)) for cell in cells),
-        pictures=len(re.findall(r"\{\{(?:caption|diagram) ", lesson)),
+        figures=sum(
+            bool(RESULT.search(cell)) and OWN_RUN not in cell for cell in code_cells(lesson)
+        ),
         evidence=sum(sentence.words for sentence in split_sentences(evidence)),
     )
 
 
 def print_counts(files: Sequence[Path]) -> None:
     """Print what the lessons of chapters are made of."""
-    heads = (
-        "words",
-        "intervals",
-        "figures",
-        "numbers/100",
-        "code",
-        "losses",
-        "pictures",
-        "evidence",
-    )
-    print(f"{'chapter':24}" + "".join(f"{head:>12}" for head in heads))
+    print(f"{'chapter':24}" + "".join(f"{name:>12}" for name in Counts._fields))
     for path in files or [each for each in default_files() if is_chapter(each)]:
         found = count_chapter(path.read_text(encoding="utf-8"))
-        code = f"{found.teaching} of {found.code}"
-        row = (found.words, found.intervals, found.figures, f"{found.quantities:.1f}", code)
-        row += (found.losses, found.pictures, found.evidence or "none")
-        print(f"{path.stem:24}" + "".join(f"{value:>12}" for value in row))
+        print(f"{path.stem:24}" + "".join(f"{value or 'none':>12}" for value in found))
 
 
 def is_chapter(path: Path) -> bool:
