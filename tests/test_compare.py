@@ -447,6 +447,17 @@ def test_a_limit_on_what_is_not_compared_is_refused(two):
         gate.apply_gate(Gate(A_KA=Limits(gain=1)), old_only)
 
 
+@pytest.mark.parametrize(
+    ("key", "begin"),
+    [("A_ZS", "A_ZS.drop: 60.0"), ("updates.v1.2", "updates.v1.2.drop: 60.0"),
+     ("each_update", "each_update.drop: v1.2: 60.0")],
+)  # fmt: skip
+def test_a_line_of_the_gate_names_what_it_limits_once(key, begin):
+    scope = "A_ZS" if key == "A_ZS" else "v1.2"
+    [found] = gate._apply(Limits(drop=1), key, scope, pd.Series(ROW))
+    assert found.sentence.startswith(begin)
+
+
 def test_a_set_s_own_limits_replace_those_of_each(two):
     lines = gate.apply_gate(Gate(each=Limits(drop=5), sets={"shapes": Limits(lost=1)}), two)
     keys = {(found.scope, found.key) for found in lines}
@@ -704,6 +715,7 @@ def test_an_embedded_model_in_a_folder_keeps_its_own_tokens(few, tmp_path):
         ("ViT-B-32", "ViT-B-32:START"),
         ("small:annealed:99", "no annealed base 99"),
         ("small:nothing", "model.start: 'nothing'"),
+        ("small:a\nb", "model.start: "),
         ("run:0000000000", "no run with this id"),
         ("deadbeef", "no run with this id"),
         ("local-dir:/nowhere", "no open_clip_config.json"),

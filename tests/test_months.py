@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import cli, config, evaluation, starts
+from cmp import cli, config, evaluation, models, starts
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.files import file_digest
 from cmp.parsing import read_yaml
@@ -759,6 +759,10 @@ def test_moved_folders_are_found_and_checked(own_root, tmp_path):
     assert str(tmp_path / "elsewhere") in {x.folder for x in plan.ledger.arrivals}
     with pytest.raises(CmpError, match="no images came from"):
         plan_second(made, own_root, moved={"/nowhere": "/else"})
+    with pytest.raises(CmpError, match="they came from no folder yet"):
+        plan_update(months.START, own_root / "y-month", moved={"/a": "/b"})
+    with pytest.raises(CmpError, match="--pool: is empty"):
+        plan_update(months.START, own_root / "y-month", pool="")
 
 
 @pytest.mark.parametrize(
@@ -955,6 +959,11 @@ def test_opening_a_release_reads_each_file_once(made, root, monkeypatch):
         again.path(release.START_FILE)
 
 
+def test_no_release_is_written_into_another(made, root):
+    with pytest.raises(CmpError, match="2: is inside the release"):
+        update.check_folder(plan_second(made, root), made.folder / "2")
+
+
 def test_a_full_disk_is_said_before_anything_is_computed(root, tmp_path, monkeypatch):
     plan = months.plan_first(root)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
@@ -962,6 +971,12 @@ def test_a_full_disk_is_said_before_anything_is_computed(root, tmp_path, monkeyp
     with pytest.raises(CmpError, match=r"1: the update needs about .* GB free; make room"):
         update.compute_update(plan, out)
     assert not out.parent.exists()
+    (saved := tmp_path / "saved").write_bytes(bytes(1000))  # by the same update, which was stopped
+    monkeypatch.setattr(update, "checkpoint_files", lambda folder: [saved])
+    weights = models.create_on_meta(plan.config.model.name).state_dict().values()
+    free = 12 * sum(x.nbytes for x in weights) - 1000
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    update._check_room(plan, out)
 
 
 def test_the_report_draws_the_loss(made):
@@ -1204,6 +1219,9 @@ def test_tuning_says_what_its_choice_rests_on_and_the_whole_command(
     assert count > 1 and words in done.stdout, done.output
     whole = f"cmpt update {' '.join(map(str, given))} -o NEW_RELEASE --settings '{tmp_path}/own"
     assert whole in done.stdout
+    begin = ("--start", months.START, "--data", root / "z-month", "--pool", root / "pool")
+    done = invoke("tune", "schedule.peak=0.1", *begin, "-o", tmp_path / "own.yaml")
+    assert f"cmpt update {' '.join(map(str, begin))} -o NEW_RELEASE" in done.stdout, done.output
 
 
 def test_an_update_of_which_nothing_could_be_scored_is_refused(tmp_path):

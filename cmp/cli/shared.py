@@ -122,15 +122,11 @@ def _split_sections(docstring: str) -> tuple[str, dict[str, str]]:
 
 def check_out(out: Path, option: str = "--out") -> None:
     """Raise `CmpError` if the folder for an output does not exist, or is inside a release."""
-    from cmp.releases.release import is_release
+    from cmp.releases.release import refuse_inside
 
     if not out.parent.is_dir():
         raise CmpError(f"{option} {out}: the folder {out.parent} does not exist; create it first")
-    if made := next(filter(is_release, out.absolute().parents), None):
-        raise CmpError(
-            f"{option} {out}: is inside the release {made}, which is never changed; give a path "
-            "outside it"
-        )
+    refuse_inside(out, f"{option} {out}")
 
 
 def recorded_device(machine: Mapping[str, Any], device: str | None) -> str:

@@ -269,7 +269,7 @@ def tune(
         prompt: As for `cmpt update`, with the same default.
         gone: As for `cmpt update`.
         moved: As for `cmpt update`.
-        peaks: The first peaks to try. Default: the recipe's, a third of it, and three times as
+        peaks: The first peaks to try. Default: the update's own, a third of it, and three times as
             much.
 
     Example:
@@ -313,8 +313,9 @@ def tune(
         typer.echo(f"best on validation: {peak:g}; written: {out}")
         typer.echo(tuning.describe_evidence(tried[-1]))
         given = {
-            "": parent, "--start": start, "--data": data, "--pool": pool, "--retain": retain,
-            "--prompt": prompt, "--gone": "skip" * (gone == "skip"), "--moved": moved,
+            "": None if start else parent, "--start": start, "--data": data, "--pool": pool,
+            "--retain": retain, "--prompt": prompt, "--gone": "skip" * (gone == "skip"),
+            "--moved": moved,
             "--threads": threads * (threads > 1), "--device": device, "--micro-batch": micro_batch,
             "--checkpoint-activations": checkpoint_activations, "--compile": compile,
         }  # fmt: skip

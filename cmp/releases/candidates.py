@@ -68,7 +68,7 @@ def find_candidate(text: str) -> Candidate:
     if text.startswith("local-dir:"):
         return folder_candidate(Path(rest))
     if name in open_clip.list_models() or name in starts.family_names():
-        found = re.fullmatch(r"(.+?)(?::(\d{1,9}))?", rest or _usual_start(name))
+        found = re.fullmatch(r"(.+?)(?::(\d{1,9}))?", rest or _usual_start(name), re.DOTALL)
         assert found
         return _candidate(text, name, found[1], int(found[2] or 0))
     exists = text and Path(text).exists()

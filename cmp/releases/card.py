@@ -136,8 +136,8 @@ def escape_markdown(text: str) -> str:
 
 
 def code_span(text: str) -> str:
-    """Return a text for a code span, which a backtick would end."""
-    return escape_markdown(text.replace("`", "'"))
+    """Return a text as one line for a code span, where only a backtick is markup."""
+    return " ".join(clean_text(text).split()).replace("`", "'")
 
 
 def markdown_table(table: pd.DataFrame) -> str:

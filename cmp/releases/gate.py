@@ -246,7 +246,7 @@ def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLin
         passed = value >= limit - ROUNDING if name == "gain" else value <= limit + ROUNDING
         if np.isnan(value):
             sentence = "one group of images is too few for an interval"
-        is_named = key.rpartition(".")[2] == scope  # "A_ZS", or "sets.NAME", but not "each"
+        is_named = key not in ("each", "each_update")  # "A_ZS", or "sets.NAME"
         place = f"{key}.{name}" if is_named else f"{key}.{name}: {scope}"
         sentence = f"{place}: {sentence}"
         lines.append(GateLine(f"{key}.{name}", scope, limit, float(value), bool(passed), sentence))

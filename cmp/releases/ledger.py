@@ -368,7 +368,7 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
         is_below = [came_from(arrival.folder, old) for arrival in ledger.arrivals]
         if not any(is_below):
             folders = [x.folder for x in ledger.arrivals if x.folder != EMBEDDED]
-            known = ", ".join(dict.fromkeys(folders))
+            known = ", ".join(dict.fromkeys(folders)) or "no folder yet"
             raise CmpError(f"--moved: no images came from {old}; they came from {known}")
         for n, arrival in enumerate(ledger.arrivals):
             if is_below[n]:

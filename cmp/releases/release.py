@@ -196,6 +196,19 @@ def is_release(folder: Path) -> bool:
     return (folder / RECORD_FILE).is_file()
 
 
+def refuse_inside(path: Path, named: str) -> None:
+    """Raise `CmpError` if a path is inside a release, which is never changed.
+
+    Args:
+        path: The path of an output.
+        named: What a user calls it, for the message.
+    """
+    if made := next(filter(is_release, path.absolute().parents), None):
+        raise CmpError(
+            f"{named}: is inside the release {made}, which is never changed; give a path outside it"
+        )
+
+
 def read_release(folder: str | os.PathLike[str]) -> Release:
     """Return the release of a folder.
 

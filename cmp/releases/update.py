@@ -33,7 +33,6 @@ from cmp.runs.checkpoints import (
     REPORT,
     CheckpointManager,
     Progress,
-    RunState,
     checkpoint_files,
     latest_progress,
 )
@@ -81,6 +80,7 @@ def check_folder(plan: UpdatePlan, folder: Path) -> None:
         raise CmpError(
             f"{folder}: contains another release, and releases are never changed; name a new folder"
         )
+    release.refuse_inside(folder, str(folder))
     check_new(folder)
     above = next(each for each in folder.absolute().parents if each.exists())
     if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
@@ -154,10 +154,12 @@ def compute_update(
 
 
 def _check_room(plan: UpdatePlan, folder: Path) -> None:
-    """Raise `CmpError` unless the disk has room for two checkpoints and two models."""
+    """Raise `CmpError` unless the disk has room for two checkpoints and two models, less the
+    checkpoints that are there if the update was stopped."""
     network = models.create_on_meta(plan.config.model.name)
     weights = sum(x.nbytes for x in network.state_dict().values())
-    needed = (2 * STATE_COPIES + 2) * weights
+    saved = sum(path.stat().st_size for path in checkpoint_files(working_folder(folder)))
+    needed = (2 * STATE_COPIES + 2) * weights - saved
     place = next(path for path in folder.absolute().parents if path.exists())
     if (free := shutil.disk_usage(place).free) < needed:
         raise CmpError(
@@ -194,10 +196,9 @@ def train_update(
         observer, resumed=lambda steps: observer.resumed(max(steps - earlier, 0))
     )
     start, model = None, None
-    if plan.parent:
-        start: RunState | None = plan.parent.state()
-        path = plan.parent.path(release.START_FILE)
-        model = models.load_from_file(plan.config.model.name, path)
+    if parent := plan.parent:
+        start = parent.state()
+        model = models.load_from_file(plan.config.model.name, parent.path(release.START_FILE))
     try:
         return execute(
             plan.config, plan.corpus, watched, model, device=device, manager=manager,
@@ -214,7 +215,7 @@ def write_release(
     result: RunResult,
     state: Path,
     folder: Path,
-    device: str = "cpu",
+    device: str,
 ) -> None:
     """Write a release, whole or not at all.
 

@@ -165,10 +165,8 @@ def plan_update(
     parent = release.read_release(start) if Path(start).is_dir() else None
     _refuse_settings(tree, is_first=parent is None)
     base = parent.config.to_dict() if parent else _first_tree(start)
-    ledger = parent.ledger() if parent else Ledger()
     prompt = _stream_prompt(prompt, parent, base["model"]["name"])
-    if moved:
-        ledger = ledgers.move(ledger, moved)
+    ledger = ledgers.move(parent.ledger() if parent else Ledger(), moved or {})
     unscored = []
     for folder, role in [(pool, "pool"), *((each, "eval") for each in retain)]:
         if folder is not None:
@@ -265,6 +263,9 @@ def _check_name(start: str, name: str) -> None:
 def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple[Ledger, str]:
     """Return the ledger with a retention set added, or with a pool in place of the earlier one; and
     a sentence on images of the retention set that are not scored, or ""."""
+    option = "--pool" if role == "pool" else "--retain"
+    if not folder.strip():
+        raise CmpError(f"{option}: is empty; give a folder, or leave the option out")
     if folder == EMBEDDED and role != "pool":
         raise CmpError("--retain: give a folder; embedded images can only be a pool")
     if folder == EMBEDDED and ledger.updates:
