@@ -533,7 +533,7 @@ def _check_method(config: RunConfig) -> None:
         )
 
 
-def _explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str) -> CmpError:
+def explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str = "") -> CmpError:
     """Return pydantic's finding at a key as a sentence.
 
     Args:
@@ -542,9 +542,9 @@ def _explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str) -
         fault: See `cmp.parsing.first_fault`.
         hint: A suggestion for an unknown key.
     """
-    message = fault["msg"].removeprefix("Value error, ")
+    message = fault["msg"]
     if fault["type"] == "unexpected_keyword_argument":
-        message = "unknown key" + hint
+        message += hint
     elif fault["type"] != "value_error":  # which names the keys and their values already
         message += f" (found {fault['input']!r:.80})"
     if fault["type"] == "dataclass_exact_type":
@@ -564,7 +564,7 @@ def _refuse_in_words(kind: Any) -> None:
             key, fault = first_fault(error)
             if key.isdigit() and int(key) < len(names):  # a positional argument
                 key = names[int(key)]
-            raise _explain_fault(kind.__name__, key, fault, did_you_mean(key, names)) from error
+            raise explain_fault(kind.__name__, key, fault, did_you_mean(key, names)) from error
 
     kind.__init__ = checked
 
@@ -613,7 +613,7 @@ def parse(tree: Mapping[str, Any], source: str = "config") -> RunConfig:
         return _ADAPTER.validate_json(json.dumps(tree, default=_plain_value))
     except ValidationError as error:
         key, fault = first_fault(error)
-        raise _explain_fault(source, key, fault, _near_key(key, tree)) from error
+        raise explain_fault(source, key, fault, _near_key(key, tree)) from error
     except (TypeError, ValueError, RecursionError) as error:  # of json.dumps
         raise CmpError(f"{source}: {error}") from error
 

@@ -1,5 +1,4 @@
-"""The data of a run: datasets in one corpus, images prepared for training and evaluation, and
-images decoded ahead of use."""
+"""The data of a run: datasets in one corpus, and images prepared for training and evaluation."""
 
 import dataclasses
 import functools

@@ -157,7 +157,7 @@ def encode(
     split: str,
     subset: int | None,
     precision: str,
-    share_rows: ShareRows = lambda items, encode: encode(items),
+    share_rows: ShareRows,
 ) -> EncodedSets:
     """Return a network's features of all images and texts in an evaluation.
 

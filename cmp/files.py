@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from safetensors import SafetensorError
 
@@ -21,6 +22,9 @@ from cmp.parsing import parse_json, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 DIGESTS = "SHA256SUMS"
 """The name of a file that lists the sha256 of the files beside it."""
@@ -120,6 +124,22 @@ def check_held_files(folder: Path, names: Collection[str]) -> None:
         raise CmpError(
             f"{folder}: contains {min(others)!r}, which would be lost; name a new folder"
         )
+
+
+def cached_by_file(read: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
+    """Cache what a function reads from a file, its first argument, until the file changes."""
+
+    @functools.lru_cache(maxsize=64)
+    def cached(stamp: tuple[int, int] | None, path: Path, *args: P.args, **kwargs: P.kwargs) -> T:
+        return read(path, *args, **kwargs)
+
+    @functools.wraps(read)
+    def look(path: Path, *args: P.args, **kwargs: P.kwargs) -> T:
+        status = path.stat() if path.exists() else None
+        stamp = (status.st_mtime_ns, status.st_size) if status else None
+        return cached(stamp, path, *args, **kwargs)
+
+    return look
 
 
 def file_digest(path: Path, progress: Callable[[int], object] = lambda count: None) -> str:

@@ -304,7 +304,7 @@ def fit_mixture(config: RunConfig, corpus: Corpus) -> RunConfig:
     mixture, (pool, update, buffer) = config.mixture, config.mixture.shares
     is_fixed = mixture.pool != "pretraining" or mixture.last is not None or pool in (0, 1)
     names, table = corpus.by_role("pool"), corpus.table
-    is_left = table["dataset"].isin(names) & ~table["split"].isin([""])  # "" if an image is gone
+    is_left = table["dataset"].isin(names) & (table["split"] != "")  # "" if an image is gone
     if is_fixed or is_left.to_numpy().any():
         return config
     update, buffer = update / (update + buffer), buffer / (update + buffer)
@@ -469,11 +469,12 @@ def sample(pool: np.ndarray, count: int, name: str, seed: int, task: int, step: 
 def sample_evenly(
     members: list[np.ndarray], count: int, seed: int, task: int, step: int
 ) -> np.ndarray:
-    """Return samples of the buffer, taking groups in turn, and in turn the images of each group.
+    """Return samples of the buffer, taking groups in turn, and in turn the images of each group;
+    `seed`, `task` and `step` are as in `sample`.
 
     Args:
         members: The positions of each group, see `Pools.members`.
-        count: The number of samples. `seed`, `task` and `step` are as in `sample`.
+        count: The number of samples.
     """
     groups = sample(np.arange(len(members)), count, "groups", seed, task, step)
     rounds = np.arange(step * count, (step + 1) * count) // len(members)

@@ -39,7 +39,7 @@ _TEXT_MULTIPLE = 16  # `pack_texts` pads to this, as a CPU compiles kernels for 
 
 
 MANY_TEXTS = 50_000
-"""Number of texts that take seconds to tokenize."""
+"""From this many texts on, tokenizing takes seconds, so their tokens are also kept in a file."""
 
 
 class Network(nn.Module):

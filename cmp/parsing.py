@@ -129,7 +129,10 @@ def refuse_later(tree: Any, key: str, known: int, path: Path) -> None:
 def first_fault(error: Any) -> tuple[str, dict[str, Any]]:
     """Return the dotted key ("" for the whole record) and the entry of a fault that pydantic found.
     A misspelt key comes first, since it can also cause a "missing" fault."""
-    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")  # of a model, of a dataclass
+    fault = min(error.errors(), key=lambda fault: fault["type"] not in unknown)
+    message = fault["msg"].removeprefix("Value error, ")
+    fault = {**fault, "msg": "unknown key" if fault["type"] in unknown else message}
     return ".".join(map(str, fault["loc"])), fault
 
 

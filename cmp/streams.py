@@ -23,17 +23,13 @@ def class_names(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     return (table["dataset"].astype(str) + "+++" + table["label"].astype(str)).to_numpy()
 
 
-def adaptation_rows(corpus: Corpus) -> np.ndarray:
-    """Return the sorted corpus positions of all training images of adaptation datasets."""
-    train = corpus.rows("train")
-    return train[corpus.table["dataset"].iloc[train].isin(corpus.by_role("adapt")).to_numpy()]
-
-
-def _arrived_rows(corpus: Corpus) -> np.ndarray:
-    """Return the rows of `adaptation_rows` together with those of images that are gone, which have
-    no split: an update remains a task when all its images are gone."""
+def adaptation_rows(corpus: Corpus, *, gone: bool = False) -> np.ndarray:
+    """Return the sorted corpus positions of all training images of adaptation datasets and, if
+    `gone`, of their images that are gone, which have no split: an update whose images are all gone
+    remains a task."""
     is_adapted = corpus.table["dataset"].isin(corpus.by_role("adapt"))
-    return np.flatnonzero(is_adapted & corpus.table["split"].isin(["train", ""]))
+    splits = ["train", ""] if gone else ["train"]
+    return np.flatnonzero(is_adapted & corpus.table["split"].isin(splits))
 
 
 def update_names(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
@@ -64,7 +60,7 @@ def class_order(corpus: Corpus, stream: Stream, seed: int) -> list[str]:
     measured = option.facts["statistics"]
     stamp = statistics_tables().statistics_stamp(stream.traits) if measured else ()
     if option.facts["updates"]:
-        names = update_names(corpus, _arrived_rows(corpus))
+        names = update_names(corpus, adaptation_rows(corpus, gone=True))
     else:
         names = class_names(corpus, adaptation_rows(corpus))
     entries = tuple(sorted({*names}))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cmp import config as configs
 from cmp import models, schedules
 from cmp.arithmetic import autocast, bf16_products
-from cmp.config import Optimizer, RunConfig
+from cmp.config import RunConfig
 from cmp.data import WHOLE_BATCH, Batch, Corpus, augment, normalise, to_device
 from cmp.errors import CmpError, Diverged
 from cmp.losses import model_loss, uses_sigmoid_loss
@@ -452,34 +452,17 @@ def encode_batch(
 
 
 def create_optimizer(state: TrainState) -> torch.optim.Optimizer:
-    """Return a new optimiser over the trainable parameters: AdamW, or the method's own.
+    """Return a new optimiser over the trainable parameters: AdamW, or the method's own. It decays
+    only matrices, and not biases, norms or the logit scale.
 
     Example:
         >>> state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))
         >>> type(cmp.create_optimizer(state)).__name__
         'AdamW'
     """
-    factory = state.method.optimizer(state.config.method)
-    return build_adamw(state.model, state.config.optimizer, factory, state.method.rates(state))
-
-
-def build_adamw(
-    model: nn.Module,
-    config: Optimizer,
-    factory: OptimizerFactory = ADAMW,
-    multiples: Mapping[str, float] | None = None,
-) -> torch.optim.Optimizer:
-    """Return AdamW over the trainable parameters, decaying only matrices and not biases, norms or
-    the logit scale.
-
-    Args:
-        model: The network.
-        config: The config section.
-        factory: Another optimiser with AdamW's arguments.
-        multiples: Multiples of the learning rate by parameter name, see `UpdateMethod.rates`.
-    """
-    by_multiple, multiples = {1.0: ([], [])}, multiples or {}
-    for name, parameter in trainable_parameters(model).items():
+    config, multiples = state.config.optimizer, state.method.rates(state)
+    by_multiple = {1.0: ([], [])}
+    for name, parameter in trainable_parameters(state.model).items():
         matrices, others = by_multiple.setdefault(multiples.get(name, 1.0), ([], []))
         (matrices if parameter.ndim > 1 else others).append(parameter)
     groups = [
@@ -487,6 +470,7 @@ def build_adamw(
         for multiple, both in by_multiple.items()
         for parameters, decay in zip(both, (config.weight_decay, 0.0), strict=True)
     ]
+    factory = state.method.optimizer(state.config.method)
     return factory(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps)
 
 

@@ -50,8 +50,10 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
-    """Before a test's fixtures: an earlier test may have called a command that sets the threads."""
+    """Before a test's fixtures: an earlier test may have called a command that sets the threads, or
+    have drawn numbers."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -103,6 +103,7 @@ def test_the_opening_is_parameters_then_what_is_stored(source):
     first, *opening = code_cells(source)[:OPENING]
     assert first.metadata.get("tags") == ["parameters"]
     assert "".join(c.source for c in opening).count("chapter_setup.begin_chapter(globals()") == 1
+    assert sum("chapter_setup.begin_chapter(" in cell.source for cell in code_cells(source)) == 1
 
 
 @each_chapter

@@ -191,9 +191,8 @@ def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch, tmp_path):
     monkeypatch.setattr(compiling, "BACKEND", "eager")
     monkeypatch.setattr(arithmetic, "lacks_bf16_kernels", lambda kind: False)  # dynamo needs it
     monkeypatch.setattr(compiling, "LAUNCH_BOUND", 0)
-    monkeypatch.setitem(timing.SIDE, "cpu", 128)  # bf16 is emulated here
+    monkeypatch.setitem(timing.SIDE, "cpu", 64)  # bf16 is emulated here
     monkeypatch.setattr(networks, "LARGE", "bench-nano")
-    monkeypatch.setitem(timing.SIDE, "cpu", 64)
     rows = gpu.measure_all(["tiny", "bench-nano"], corpus, 1, 12)
     steps, tasks = rows[:5], rows[5:]
     assert [row["path"] for row in steps] == [

@@ -85,15 +85,16 @@ def test_published_runs_keep_their_ids(chapter):
 
 
 def test_weight_decay_on_biases_and_norms_is_seen_on_any_processor(monkeypatch):
-    def decay_everything(model, config, factory=training.ADAMW, multiples=None):
-        parameters = [p for p in model.parameters() if p.requires_grad]
+    def decay_everything(state):
+        config = state.config.optimizer
+        parameters = training.trainable_parameters(state.model).values()
         betas = (config.beta1, config.beta2)
-        return factory(
+        return training.ADAMW(
             parameters, lr=0.0, betas=betas, eps=config.eps, weight_decay=config.weight_decay
         )
 
     case = RUNS[golden.STRONG_DECAY]
     right = golden.compute_run(case)
-    monkeypatch.setattr(training, "build_adamw", decay_everything)
+    monkeypatch.setattr(training, "create_optimizer", decay_everything)
     wrong = golden.compute_run.__wrapped__(case)
     assert "losses" in golden.run_changes(case.config, right, wrong, "another processor")

@@ -214,7 +214,9 @@ def test_weights_that_are_nowhere_are_missing_in_words():
     def state(*settings):
         [found] = [
             check
-            for check in preflight.check_run(config.parse(config.override({}, settings)), "cpu")[0]
+            for check in preflight.check_run(
+                config.parse(config.override({}, settings)), "cpu", ExecutionConfig()
+            )[0]
             if check.what == "weights"
         ]
         return found

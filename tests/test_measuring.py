@@ -1,5 +1,6 @@
 """Traits are what they say: measured again here by other means."""
 
+import dataclasses
 import re
 
 import forked
@@ -95,22 +96,18 @@ def test_counts_of_another_corpus_are_taken_and_must_be_whole(base, tmp_path):
     del counts["algeria"]
     with pytest.raises(CmpError, match="counts: no count of 'algeria'"):
         statistics.measure_classes(base, "small", corpus, counts)
+    for role, words in (
+        ("pool", "there is no pool to count names in"),
+        ("adapt", "the role adapt"),
+    ):
+        roles = {name: x for name, x in corpus.datasets.items() if x.role != role}
+        with pytest.raises(CmpError, match=words):
+            statistics.measure_classes(base, "small", dataclasses.replace(corpus, datasets=roles))
     path.write_text("class,count\n007,1\n010,2\n")
     assert read_counts(path) == {"007": 1, "010": 2}
     path.write_text("name,count\na,1\n")
     with pytest.raises(CmpError, match="expected the columns class,count"):
         read_counts(path)
-
-
-def test_clusters_find_what_is_apart():
-    centres = np.random.default_rng(0).standard_normal((8, 16)) * 20
-    truth = np.repeat(np.arange(8), 40)
-    points = centres[truth] + np.random.default_rng(1).standard_normal((320, 16))
-    found = pool_statistics.cluster_features(points)
-    assert len(found) == 320
-    for cluster in np.unique(found):
-        assert len(set(truth[found == cluster])) == 1
-    assert (found == pool_statistics.cluster_features(points)).all()
 
 
 def test_orders_of_the_benchmark_go_by_what_was_measured(corpus):

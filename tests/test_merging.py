@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from options import small
 from safetensors.torch import save_file
-from test_resume import BOUNDARY, MIDDLE, MemoryManager, equal, same
+from test_resume import BOUNDARY, MemoryManager
 
 from cmp import config, models, registry, towers
 from cmp.config import Merging, Schedule
@@ -721,15 +721,15 @@ def test_settings_are_refused_by_name_wherever_they_are_given(rule, settings_, w
         assert all(word in str(error.value) for word in words)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("rule", "bad", "place"),
+    [(rule, math.nan, place) for rule in RULES for place in (0, 1)]
+    + [(rule, math.nan, 2) for rule in TASK_VECTOR_RULES]
+    + [("interpolation", math.inf, 0), ("interpolation", -math.inf, 1)],
+)
 def test_what_is_not_finite_is_refused(rule, bad, place):
     tuned, base = several(2, 0)
-    everything = [*tuned, base] if rule in TASK_VECTOR_RULES else tuned
-    if place == len(everything):
-        return
-    everything[place]["b.weight"][1, 2, 0] = bad
+    [*tuned, base][place]["b.weight"][1, 2, 0] = bad
     for weights_ in (
         [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)] if rule not in TASK_VECTOR_RULES else [None]
     ):
@@ -962,28 +962,6 @@ def test_facts_of_rules_and_policies():
 
 
 # Whole runs.
-
-
-@pytest.mark.parametrize(
-    "rule",
-    [
-        pytest.param(rule, marks=[pytest.mark.long] * (rule not in ("magmax", "dare-ties")))
-        for rule in RULES
-        if rule not in PAIR_RULES
-    ],
-)
-def test_a_run_with_each_rule_over_all_resumes_to_the_bit(rule, tmp_path):
-    """A run is what it was without a break, from each of two places in it."""
-    run_config = small(f"merging.rule={rule}", "merging.policy=all-unrolled", "seed=1")
-    corpus, manager = forked.small_corpus(), MemoryManager()
-    result = execute(run_config, corpus, manager=manager)
-    for place in (MIDDLE, BOUNDARY):
-        start = checkpoints.read_checkpoint(
-            checkpoints.write_checkpoint(manager.states[place], tmp_path)
-        )
-        resumed = MemoryManager(start)
-        assert same(execute(run_config, corpus, manager=resumed), result), place
-        assert all(equal(state, manager.states[at]) for at, state in resumed.states.items()), place
 
 
 @pytest.mark.parametrize("policy", ["step-ema", "wsm", "wsm-last"])

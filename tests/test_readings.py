@@ -1,7 +1,6 @@
 """What a chapter says in its first cell, and what a kernel's interrupt leaves of a long one."""
 
 import asyncio
-import re
 import time
 
 import pytest
@@ -13,7 +12,7 @@ from cmp.experiments import forecast, results, studies
 from cmp.project import build_folder
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.lookup import unfinished_runs
-from lab import chapter_setup, chapters, run
+from lab import chapter_setup, run
 
 PARAMETERS = {"profile": "quick", "seeds": 2, "jobs": 2, "device": "cpu"}
 
@@ -94,14 +93,6 @@ def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, c
     assert "Live: quick, peak=0.1." in capsys.readouterr().out  # an empty text says nothing
     with pytest.raises(CmpError, match="-1 must be at least 1"):
         chapter_setup.begin_chapter({"In": ["", cell], **PARAMETERS, "seeds": -1}, study)
-
-
-@pytest.mark.parametrize("source", chapters.select(), ids=lambda source: source.stem)
-def test_every_chapter_begins_with_its_set_up(source):
-    cells = [cell.source for cell in chapters.notebook(source).cells if cell.cell_type == "code"]
-    opening = "\n".join(cells[:3])
-    assert len(re.findall(r"chapter_setup\.begin_chapter\(\s*globals\(\)", opening)) == 1
-    assert sum("chapter_setup.begin_chapter(" in cell for cell in cells) == 1
 
 
 SECONDS = 300

@@ -245,7 +245,6 @@ def test_results_of_another_numerics_are_stale(place, monkeypatch):
     publish()
     stale = NUMERICS
     monkeypatch.setattr(cmp, "NUMERICS", stale + 1)
-    monkeypatch.setattr(cmp, "NUMERICS", stale + 1)
     words = f"NUMERICS {stale}, not {stale + 1}; run `cmpt study 77 --publish`"
     with pytest.raises(CmpError, match=words):
         results.published_metrics("77")

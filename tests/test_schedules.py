@@ -182,15 +182,14 @@ def test_unequal_tasks_by_hand():
     assert schedules.learning_rate(infinite, steps, 1, 0) == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("name", ["linear", "rsqrt", "wsd", "wsd-sqrt", "infinite"])
 @pytest.mark.parametrize(
     ("steps", "task", "step"),
     [(40, 0, 40), (40, 0, 41), (40, 0, -1), ([40, 8], 1, 8), ([40, 8], 2, 0), ([40, 8], -1, 0)],
 )
-def test_no_rate_beside_the_tasks(name, steps, task, step):
+def test_no_rate_beside_the_tasks(steps, task, step):
     """One step past the end, the rate was negative: a step of gradient ascent."""
     with pytest.raises(ValueError, match=f"step {step} of task {task} does not exist"):
-        schedules.learning_rate(Schedule(name), steps, task, step)
+        schedules.learning_rate(Schedule("wsd"), steps, task, step)
 
 
 TENS = st.lists(st.integers(1, 30).map(lambda tens: 10 * tens), min_size=2, max_size=12)

@@ -155,6 +155,8 @@ def test_a_zip_goes_along_its_lists():
         ({"product": {"x": [1, 1]}}, "product: the same values occur twice"),
         ({"product": {"schedule.peek": [1]}}, "schedule.peek"),
         ({"product": {"schedule.peak": [-1]}}, "schedule.peak"),
+        ({"product": {"replicates": [2, "many"]}}, "replicates many: replicates: must be 1 to"),
+        ({"product": {"replicates": [0]}}, "replicates 0: replicates: must be 1 to"),
     ],
 )
 def test_lists_that_cannot_be_combined_are_refused(write, changes, words):

@@ -447,12 +447,18 @@ def test_what_is_not_published_is_said(load):
             "A_KA is only measured at the end",
         ),
         ({"expected": "higher"}, "expected"),
-        ({"colour": "red"}, "colour"),
+        ({"colour": "red"}, "colour: unknown key"),
     ],
 )
 def test_claims_that_could_not_be_confirmed_are_refused(load, change, words):
     with pytest.raises(CmpError, match=words):
         load(CLAIM | change)
+
+
+def test_a_misspelt_key_is_named_and_not_the_one_that_it_leaves_out(load):
+    claim = {("sentense" if key == "sentence" else key): value for key, value in CLAIM.items()}
+    with pytest.raises(CmpError, match="sentense: unknown key"):
+        load(claim)
 
 
 def test_two_claims_of_one_name_are_refused(load):
@@ -476,9 +482,3 @@ def test_published_runs_that_tuned_or_are_too_few_confirm_nothing(load, monkeypa
         [row] = verdicts.judge_claims(known).to_dict("records")
         assert row["reading"] == verdicts.NOT_COMPUTED
         assert f"{count} of 20 replicates of 'above' are published" in row["sentence"]
-
-
-def test_the_book_s_claims_can_be_read():
-    assert claims.load_claims().claims
-    assert studies.CONFIRMING == (2, 10)
-    assert results.KEPT == "kept"

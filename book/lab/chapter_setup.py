@@ -136,9 +136,9 @@ def loss_curves(live: Mapping[Any, RunConfig]) -> str:
     for name, run_config in live.items():
         run_id = identity.known_id(run_config)
         log = logs.read_log(run_id) if run_id else {}  # its weights are still downloading
-        if "loss" not in log or store.is_stored(run_id):
+        losses = log["loss"].dropna() if "loss" in log else ()  # NaN where training diverged
+        if not len(losses) or store.is_stored(run_id):
             continue
-        losses = log["loss"].dropna()
         total = budgets.total_steps(run_config)
         words = name if isinstance(name, str) else name[0]
         lines.append(

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import typer
@@ -38,41 +38,35 @@ def show(section: shared.OptionalArgument = None) -> None:
     Example:
         cmpt config schedule
     """
-    known: dict[str, list[str]] = {}
-    for name, about, keys in describe_sections():
-        known[name] = [*about, *keys.values()]
-        known |= {key: [text] for key, text in keys.items()}
+    known = describe_sections()
+    known["seed"] = "seed\n    whole number at least 0\n    Sets all keys of seeds at once."
     recipes = ", ".join(config.RECIPES)
-    known["seed"] = ["seed", "    whole number at least 0", "    Sets all keys of seeds at once."]
-    known["recipe"] = ["recipe", f"    one of {recipes}", "    Sets the keys of a recipe."]
+    known["recipe"] = f"recipe\n    one of {recipes}\n    Sets the keys of a recipe."
     names = [*config.RunConfig.__dataclass_fields__] if section is None else [section]
     if section not in (None, *known):
         near = did_you_mean(section, known)
         raise CmpError(f"config: no section or key is called {section!r}{near}")
-    typer.echo("\n\n".join("\n".join(known[name]) for name in names))
+    typer.echo("\n\n".join(known[name] for name in names))
 
 
-def describe_sections() -> Iterator[tuple[str, list[str], dict[str, str]]]:
-    """Yield each section of a config: its name, its description, and its keys with their
-    descriptions. A key outside all sections forms its own."""
-    explained = shared.describe_names(inspect.getdoc(config.RunConfig), "Attributes")
+def describe_sections() -> dict[str, str]:
+    """Return the description of each section of a config, with its keys, and of each key, by
+    name."""
+    explained, known = shared.describe_names(inspect.getdoc(config.RunConfig), "Attributes"), {}
     for name, field in config.RunConfig.__dataclass_fields__.items():
-        if dataclasses.is_dataclass(field.type):
-            about = inspect.getdoc(field.type)
-            texts = shared.describe_names(about, "Attributes")
-            keys = field.type.__dataclass_fields__
-            text = f"{name}: {about.partition('Attributes:')[0]}".strip()
-            lines = [line for part in text.split("\n\n") for line in _wrap(part)]
-            yield (
-                name,
-                lines,
-                {
-                    f"{name}.{key}": describe_key(f"{name}.{key}", each.type, texts[key])
-                    for key, each in keys.items()
-                },
-            )
-        else:
-            yield name, [], {name: describe_key(name, field.type, explained[name])}
+        if not dataclasses.is_dataclass(field.type):  # a key outside all sections
+            known[name] = describe_key(name, field.type, explained[name])
+            continue
+        about = inspect.getdoc(field.type)
+        texts = shared.describe_names(about, "Attributes")
+        keys = {
+            f"{name}.{key}": describe_key(f"{name}.{key}", each.type, texts[key])
+            for key, each in field.type.__dataclass_fields__.items()
+        }
+        text = f"{name}: {about.partition('Attributes:')[0]}".strip()
+        lines = [line for part in text.split("\n\n") for line in _wrap(part)]
+        known |= {name: "\n".join([*lines, *keys.values()]), **keys}
+    return known
 
 
 def describe_key(key: str, annotation: Any, text: str) -> str:
@@ -105,9 +99,8 @@ def describe_type(schema: Mapping[str, Any]) -> str:
         parts = schema.get("prefixItems") or [schema["items"]]
         count = len(schema.get("prefixItems", ()))
         return f"list of {count or 'any number'}, each a {describe_type(parts[0])}"
-    small = {key: value for key, value in schema.items() if value not in (values.MAX_COUNT, 2**31)}
-    texts = {key: f"{x:,}" if isinstance(x, int) else f"{x:,.10g}" for key, x in small.items()
-             if key in BOUNDS}  # fmt: skip
+    texts = {key: f"{x:,}" if isinstance(x, int) else f"{x:,.10g}" for key, x in schema.items()
+             if key in BOUNDS and x not in (values.MAX_COUNT, 2**31)}  # fmt: skip
     bounds = " and ".join(f"{BOUNDS[key]} {texts[key]}" for key in BOUNDS if key in texts)
     bounds = bounds.replace("at least 0 and at most 1", "from 0 to 1")
     return f"{TYPES.get(schema['type'], schema['type'])} {bounds}".strip()

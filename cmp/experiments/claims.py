@@ -5,7 +5,6 @@ them.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +15,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.errors import CmpError
 from cmp.experiments import studies
 from cmp.experiments.scores import CLAIMS, claims_level, planned_streams
-from cmp.files import child_path
+from cmp.files import cached_by_file, child_path
 from cmp.parsing import check_record, read_yaml
 from cmp.values import STRICT
 
@@ -188,14 +187,9 @@ def load_claims(path: Path = CLAIMS) -> ClaimsFile:
     return known
 
 
+@cached_by_file  # a chapter asks for them often
 def _read_claims(path: Path) -> ClaimsFile:
-    """Return the claims in a file, cached until the file changes; a chapter asks for them often."""
-    return _parse_claims(path, path.stat().st_mtime_ns if path.exists() else 0)
-
-
-@functools.lru_cache(maxsize=8)
-def _parse_claims(path: Path, stamp: int) -> ClaimsFile:
-    """Return the claims in a file that was last changed at `stamp`."""
+    """Return the claims in a file."""
     return check_record(read_yaml(path), ClaimsFile, f"{path}: ")
 
 

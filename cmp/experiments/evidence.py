@@ -77,9 +77,9 @@ class Evidence:
         if not self.runs:
             return "no studies are published here, so effects and advice are left out"
         similar = [each for each in self.runs.values() if each.model.name == run.model.name]
-        if not similar:
-            return f"no study has runs of {run.model.name}"
         tasks = [each.stream.tasks for each in similar if each.stream.tasks > 1]
+        if not tasks:
+            return f"no study has runs of {run.model.name}"
         samples = [_full_samples(each) for each in similar]
         for words, own, stored in (
             ("updates", run.stream.tasks, tasks),

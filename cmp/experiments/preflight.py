@@ -69,7 +69,7 @@ def check_setup() -> list[Check]:
 
 
 def check_run(
-    run_config: RunConfig, device: str, execution: ExecutionConfig | None = None
+    run_config: RunConfig, device: str, execution: ExecutionConfig
 ) -> tuple[list[Check], Corpus | None, RunConfig]:
     """Check what a run needs, whether a step fits the GPU and checkpoints fit the disk, and how
     long the run may take.
@@ -78,7 +78,7 @@ def check_run(
         The checks; the run's data, or None if they cannot be loaded; and the config that is
         actually run, see `cmp.budgets.settle`, if there are data.
     """
-    memory = _check_memory(run_config, device, execution or ExecutionConfig())
+    memory = _check_memory(run_config, device, execution)
     checks = [*check_needs(run_config, device), memory, _check_disk(run_config)]
     corpus, fitted = None, run_config
     if checks[0].state == PRESENT:

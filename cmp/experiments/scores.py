@@ -4,7 +4,6 @@ Streams that start from the same base are not independent, so they are averaged 
 interval is computed. There is no interval until a study has all its streams, see `Estimate`.
 """
 
-import functools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from scipy import stats
 
 from cmp.errors import CmpError
 from cmp.experiments import results, studies
+from cmp.files import cached_by_file
 from cmp.parsing import read_yaml
 from cmp.project import book_folder
 from cmp.runs import store
@@ -37,13 +37,13 @@ def claims_level(count: int | None = None) -> float:
         count: The number of claims; if None, that of the book.
     """
     if count is None:
-        count = _count_claims(str(CLAIMS), CLAIMS.stat().st_mtime_ns)
+        count = _count_claims(CLAIMS)
     return 1 - ALPHA / max(1, count)
 
 
-@functools.lru_cache(maxsize=2)
-def _count_claims(path: str, stamp: int) -> int:
-    return len(read_yaml(Path(path))["claims"])
+@cached_by_file
+def _count_claims(path: Path) -> int:
+    return len(read_yaml(path)["claims"])
 
 
 def level_in_words() -> str:

@@ -44,8 +44,13 @@ def measure_classes(
         its prompt, with unit length.
 
     Raises:
-        CmpError: `counts` lacks a class.
+        CmpError: No dataset is adapted to, or names cannot be counted: `counts` lacks a class, or
+            there is neither a pool nor `counts`.
     """
+    if not corpus.by_role("adapt"):
+        raise CmpError("no dataset has the role adapt, whose classes form a stream; add one")
+    if counts is None and not corpus.by_role("pool"):
+        raise CmpError("counts: there is no pool to count names in; give them in a file (--counts)")
     tables = []
     for dataset in corpus.by_role("adapt"):
         labels, info = corpus.classes[dataset], corpus.datasets[dataset]

@@ -21,7 +21,6 @@ validation split. The claims about settings are in `book/claims.yaml`, see
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import re
@@ -37,7 +36,7 @@ from cmp import config, values
 from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, RunConfig, Stream, Training
 from cmp.errors import CmpError, FaultReason, ReportedFault
 from cmp.experiments import cluster, forecast, real, workers
-from cmp.files import SHORT_ID, child_path
+from cmp.files import SHORT_ID, cached_by_file, child_path
 from cmp.parsing import check_record, read_yaml
 from cmp.project import book_folder
 from cmp.runs import identity, lookup, store
@@ -151,13 +150,12 @@ def load_study(name: str) -> Study:
     if not path.exists():
         names = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
         raise CmpError(f"{path}: no such study; the studies are {names or 'none'}")
-    status = path.stat()
-    return _read_study(path, status.st_mtime_ns, status.st_size)
+    return _read_study(path)
 
 
-@functools.lru_cache(maxsize=64)
-def _read_study(path: Path, *stamp: int) -> Study:
-    """Return the study in a file, cached until the file's stamp changes."""
+@cached_by_file
+def _read_study(path: Path) -> Study:
+    """Return the study in a file."""
     *keys, _ = Study.__dataclass_fields__
     tree, remedy = read_yaml(path), f"; the keys of a study are {', '.join(keys)}"
     if "name" in tree:
@@ -166,14 +164,11 @@ def _read_study(path: Path, *stamp: int) -> Study:
     settings = {}
     for name, changes in study.settings.items():
         source, changes = f"{path}: settings: {name}", study.common | (changes or {})
-        count = changes.get("replicates", 1)
-        if type(count) is not int or not 1 <= count <= MAX_REPLICATES:
-            raise CmpError(f"{source}: replicates: must be 1 to {MAX_REPLICATES}")
         expanded = expand_setting(name, changes, source)
         if twice := settings.keys() & expanded.keys():
             raise CmpError(f"{source}: {min(twice)!r} is defined twice; rename one")
         for each, own in expanded.items():  # after a product, which may list values of both
-            _check_joint_and_draw(own, f"{path}: settings: {each}")
+            _check_own_keys(own, f"{path}: settings: {each}")
         settings |= expanded
     if unknown := [name for name in study.live if name not in settings]:
         raise CmpError(
@@ -186,7 +181,11 @@ def _read_study(path: Path, *stamp: int) -> Study:
     return study
 
 
-def _check_joint_and_draw(changes: dict[str, Any], source: str) -> None:
+def _check_own_keys(changes: dict[str, Any], source: str) -> None:
+    """Raise `CmpError` for an invalid value of a key that a study has beside those of a run."""
+    count = changes.get("replicates", 1)
+    if type(count) is not int or not 1 <= count <= MAX_REPLICATES:
+        raise CmpError(f"{source}: replicates: must be 1 to {MAX_REPLICATES}")
     if type(joint := changes.get("joint", False)) is not bool:  # `no` is text in YAML 1.2
         raise CmpError(f"{source}: joint: must be true or false, not {joint!r:.80}")
     draw = changes.get("draw", 0)

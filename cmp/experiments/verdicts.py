@@ -13,6 +13,7 @@ import json
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ from cmp.experiments.scores import (
     t_factor,
     t_interval,
 )
+from cmp.files import cached_by_file
 from cmp.releases.sentences import signed
 from cmp.runs import store
 from cmp.runs.store import RUN_KEYS
@@ -94,17 +96,17 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
     return scores
 
 
-@functools.lru_cache(maxsize=32)
-def _published(study: str, stamp: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the published metrics of a study and its `run_scores`."""
-    published = results.published_metrics(study)
+@cached_by_file
+def _published(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the metrics in a file of published results and their `run_scores`."""
+    published = results.published_metrics(path.stem)
     return published, run_scores(published)
 
 
 def published_scores(study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the published metrics of a study and its `run_scores`, cached until the file
     changes."""
-    return _published(study, results.results_file(study).stat().st_mtime_ns)
+    return _published(results.results_file(study))
 
 
 class NotComputed(CmpError):

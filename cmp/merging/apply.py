@@ -385,14 +385,14 @@ def check_option(option: Option) -> None:
             f"merge_rule {option.name!r}: linear=True returns factors and matrix=True a tensor; "
             "declare only one of them"
         )
-    count, entries = option.facts["count"] or 3, torch.linspace(-1, 1, 24)
+    count, entries = facts["count"] or 3, torch.linspace(-1, 1, 24)
     models = [entries * (1 + number) for number in range(count)]
-    base = {"x": entries / 2} if option.facts["base"] else None
-    if option.facts["linear"]:
+    base = {"x": entries / 2} if facts["base"] else None
+    if facts["linear"]:
         output = option.value(models, base and base["x"], MergeOptions(), 0.0)
         returned, expected = f"{len(output)} factors", f"{count} factors"
     else:
-        if option.facts["matrix"]:
+        if facts["matrix"]:
             models = [x.reshape(4, 6) for x in models]
         block = BlockContext(MergeOptions(), [KEEP_ALL] * count, "x", 0)
         output = option.value(torch.stack(models), block)
@@ -403,7 +403,7 @@ def check_option(option: Option) -> None:
             f"expected {expected}, all finite"
         )
     model = base or {"x": entries}
-    if option.facts["idempotent"]:
+    if facts["idempotent"]:
         merged = merge(option.name, [model] * count, base)["x"]
         if not torch.allclose(merged, model["x"], atol=1e-5):
             raise CmpError(

@@ -73,11 +73,6 @@ def open_tensors(path: Path) -> Iterator[TensorFile]:
         yield TensorFile(path, file)
 
 
-def bytes_of(x: Tensor) -> memoryview:
-    """Return the bytes of a tensor, without a copy if it is contiguous and on the CPU."""
-    return x.cpu().reshape(-1).view(torch.uint8).numpy().data
-
-
 def merge_files(
     rule: str,
     paths: Sequence[str | os.PathLike[str]],
@@ -158,7 +153,7 @@ def write_safetensors(
     like: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     tensors: Iterator[tuple[str, Tensor]],
-    progress: ByteCounter = lambda count: None,
+    progress: ByteCounter,
 ) -> None:
     """Write a safetensors file one tensor at a time.
 
@@ -174,7 +169,7 @@ def write_safetensors(
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name, x in like.items():
-        begin, end = end, end + x.numel() * x.element_size()
+        begin, end = end, end + x.nbytes
         header[name] = {
             "dtype": DTYPE_NAMES[x.dtype], "shape": list(x.shape), "data_offsets": [begin, end],
         }  # fmt: skip
@@ -182,5 +177,5 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
     for _, x in tensors:
-        file.write(bytes_of(x))
-        progress(x.numel() * x.element_size())
+        file.write(x.cpu().reshape(-1).view(torch.uint8).numpy().data)  # no copy on the CPU
+        progress(x.nbytes)

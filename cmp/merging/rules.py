@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmp.config import STRICT, Merging
+from cmp.config import STRICT, Merging, explain_fault
 from cmp.errors import CmpError
 from cmp.parsing import first_fault
 from cmp.registry import Option, get_option, option_names, register
@@ -111,11 +111,7 @@ class MergeOptions(Merging):
         try:
             return cls(**(base | settings | {"rule": rule.name, "weights": weights}))
         except ValidationError as error:
-            key, fault = first_fault(error)
-            finding = fault["msg"].removeprefix("Value error, ")
-            if key:
-                finding = f"{key}: {finding} (found {fault['input']!r:.80})"
-            raise CmpError(f"merge: {finding}") from error
+            raise explain_fault("merge", *first_fault(error)) from error
 
     def weights_of(self, count: int) -> list[float]:
         """Return the weights of `count` models."""

@@ -16,7 +16,7 @@ from cmp.data import Corpus, build_corpus, load_data
 from cmp.errors import CmpError, explain_errors
 from cmp.readers import folders, fomo, images, notes, pairs, tables, tars
 from cmp.readers.files import FileTimes, have_changed, note_files
-from cmp.readers.index import ImageIndex, refuse_faults, summarise_faults
+from cmp.readers.index import MEND_FAULTS, ImageIndex, summarise_faults
 from cmp.readers.manifest import FileSet, load_manifests, manifest_files
 
 READERS: dict[str, Callable[[FileSet, Path], ImageIndex]] = {
@@ -231,12 +231,15 @@ def check_images(index: ImageIndex) -> ImageIndex:
             is left.
     """
     usable, damaged = images.usable_images(index)
-    refuse_faults(index.dataset, index.faults + damaged)  # all at once, as they are mended by hand
+    faults = index.faults + damaged
+    if faults and index.dataset.faults == "refuse":  # all at once, as they are mended by hand
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise CmpError(f"{index.dataset.name}: {count} ({summarise_faults(faults)}); {MEND_FAULTS}")
     if usable.table.empty:
         raise CmpError(f"{index.dataset.name}: {NOTHING_LEFT}")
     labels = set(usable.table["label"])
     classes = [name for name in index.classes if index.target_count or name in labels]
-    return dataclasses.replace(usable, faults=index.faults + damaged, classes=classes)
+    return dataclasses.replace(usable, faults=faults, classes=classes)
 
 
 def dataset_state(dataset: FileSet, root: Path, decode: bool = True) -> DatasetState:

@@ -450,12 +450,10 @@ def _examine(
         block = positions[start : start + CHECK_BLOCK]
         return [_check_image(index.read, position) for position in block]
 
-    starts, bar = (
-        range(0, len(positions), CHECK_BLOCK),
-        {"max_workers": math.ceil(decoding.usable_cores())},
-    )
-    bar |= {"desc": f"check {index.dataset.name}", "leave": False, "delay": 1, "tqdm_class": tqdm}
-    blocks = thread_map(check_block, starts, **bar)  # Pillow releases the GIL
+    blocks = thread_map(  # Pillow releases the GIL
+        check_block, range(0, len(positions), CHECK_BLOCK), tqdm_class=tqdm, delay=1, leave=False,
+        max_workers=math.ceil(decoding.usable_cores()), desc=f"check {index.dataset.name}",
+    )  # fmt: skip
     results = [result for block in blocks for result in block]
     images = pd.DataFrame(results, columns=CheckedImage._fields)
     split = index.table["split"].map(list(get_args(Split)).index)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 
-from cmp.errors import CmpError, clean_text
+from cmp.errors import clean_text
 from cmp.readers.files import ReadImage, Stamp
 from cmp.readers.manifest import SPLIT_SHARES, FileSet, PictureReader, Split
 from cmp.seeds import unit_interval
@@ -227,18 +227,3 @@ def summarise_faults(faults: list[Fault]) -> str:
     if len(kinds) > MAX_KINDS:
         parts.append("...")
     return clean_text("; ".join(parts)).encode(errors="replace").decode()
-
-
-def refuse_faults(dataset: FileSet, faults: list[Fault]) -> None:
-    """Raise `CmpError` if a dataset has faults, unless its manifest says to skip them.
-
-    Args:
-        dataset: The manifest.
-        faults: What cannot be used.
-
-    Raises:
-        CmpError: There are faults; the message names the first of each kind.
-    """
-    if faults and dataset.faults == "refuse":
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise CmpError(f"{dataset.name}: {count} ({summarise_faults(faults)}); {MEND_FAULTS}")

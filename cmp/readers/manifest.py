@@ -183,12 +183,13 @@ class FomoReader(PictureReader):
 
 FILE_ENDINGS = {"csv": (".csv", ".tsv"), "parquet": (".parquet",), "tars": (".tar",)}
 """`reader.kind` -> the endings that files outside the manifest's folder must have."""
-READERS = (FolderReader, TableReader, TarReader, PairReader, FomoReader)
 Reader = Annotated[
     FolderReader | TableReader | TarReader | PairReader | FomoReader, Field(discriminator="kind")
 ]
 READER_OF_KIND: dict[str, type[PictureReader]] = {
-    kind: reader for reader in READERS for kind in get_args(reader.model_fields["kind"].annotation)
+    kind: reader
+    for reader in get_args(get_args(Reader)[0])
+    for kind in get_args(reader.model_fields["kind"].annotation)
 }
 """`reader.kind` -> the reader, which defines the other keys."""
 

@@ -253,14 +253,11 @@ def arrive(
     arrival = Arrival(number, name, role, str(path), sets)
     arriving, free = [], set()  # splits that no file gives may change
     for index in indexes:
-        columns = [index.table[name] for name in ("source", "split", "label", "captions")]
-        hashes = [index.table[name].tolist() for name in images.HASHES]
-        for (source, split, label, captions), *numbers, is_given in zip(
-            zip(*columns, strict=True), *hashes, index.table["given"], strict=True
-        ):
-            about = (len(ledger.arrivals), index.dataset.name, source, split, label)
-            arriving.append(Picture(*about, tuple(captions), *numbers))
-            free |= set() if is_given else {(index.dataset.name, source)}
+        for row in index.table.itertuples():
+            about = (len(ledger.arrivals), index.dataset.name, row.source, row.split, row.label)
+            arriving.append(Picture(*about, tuple(row.captions), row.digest, row.pixels, row.look))
+            if not row.given:
+                free.add((index.dataset.name, row.source))
     return append(ledger, arrival, arriving, free)
 
 

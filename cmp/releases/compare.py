@@ -126,7 +126,8 @@ def compare(
         corpus: The data.
         arrived: What an index of the old model lacks: names of datasets or of updates, or a bool
             for every image of the corpus. If None, the updates between two releases that are in
-            the data; otherwise the datasets of the role "adapt", unless all have it.
+            the data; otherwise the datasets of the role "adapt", or none if the data have no
+            dataset of the role "eval" or "transfer".
         split: "test" or "validation".
         subset: Images per dataset; None for all.
         fit_pictures: How many images of other splits the map to the old index is fitted on. If

@@ -26,7 +26,7 @@ from cmp.releases.exports import (
 
 OPSET = 18
 """The version of ONNX's operators that the files require."""
-IMAGE_FILE, TEXT_FILE, FACTS_FILE = "image.onnx", "text.onnx", EXPORT_FILE
+IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
 DATA_SUFFIX = ".data"
 """The suffix of a separate file of weights, added to the name of its ONNX file."""
 MAX_INLINE_BYTES = 2_000_000_000
@@ -95,8 +95,8 @@ def export_onnx(name: str, model: Network, folder: Path) -> Export:
             parts = [session.run(None, {key: x.numpy()})[0] for x in values.split(BATCHES)]
             features.append(torch.from_numpy(np.concatenate(parts)))
         differences = compare_features(probe, features[0], features[1], str(folder))
-        write_json(partial / FACTS_FILE, describe(name, model, differences))
-    notes = [f"opset {OPSET}; {FACTS_FILE} describes the inputs and how to prepare them"]
+        write_json(partial / EXPORT_FILE, describe(name, model, differences))
+    notes = [f"opset {OPSET}; {EXPORT_FILE} describes the inputs and how to prepare them"]
     if probe.no_tokenizer:
         notes.append(
             f"the tokenizer cannot be loaded here ({probe.no_tokenizer:.200}), so the text tower "

@@ -5,7 +5,6 @@ needs.
 """
 
 import contextlib
-import functools
 import json
 import os
 import shutil
@@ -27,7 +26,7 @@ from cmp import config, models, starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
-from cmp.files import SHORT_ID, file_digest
+from cmp.files import SHORT_ID, cached_by_file, file_digest
 from cmp.parsing import parse_json, parse_record, read_text, refuse_later
 from cmp.releases import arrivals
 from cmp.releases import ledger as ledgers
@@ -140,8 +139,7 @@ class Release:
                 "repeat its update with another -o"
             )
             raise CmpError(f"{path}: is missing{removed if name in self.slimmable() else ''}")
-        stat = path.stat()
-        if _digest_at(path, stat.st_mtime_ns, stat.st_size) != self.record.files[name]:
+        if _digest_at(path) != self.record.files[name]:
             raise CmpError(f"{path}: damaged: its hash differs from the one in {RECORD_FILE}")
         return path
 
@@ -185,9 +183,9 @@ class Release:
             return RunState(checkpoints.read_progress(path), load_file(path))
 
 
-@functools.lru_cache(maxsize=64)
-def _digest_at(path: Path, *stamp: int) -> str:
-    """Return the hash of a file, cached until its stamp changes, so that a release is read once."""
+@cached_by_file
+def _digest_at(path: Path) -> str:
+    """Return the hash of a file; a release is read once."""
     return file_digest(path)
 
 

@@ -15,10 +15,9 @@ from cmp.errors import CmpError, Diverged
 from cmp.evaluation import ROLES, make_test_sets
 from cmp.files import SHORT_ID, child_path, read_kept, write_atomic, write_kept
 from cmp.releases.sentences import count_of
-from cmp.releases.update import train_update
+from cmp.releases.update import train_update, update_manager
 from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs import store
-from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import NO_OBSERVER, Observer
 from cmp.scale import processes
 from cmp.scale.execution import ExecutionConfig
@@ -157,13 +156,8 @@ def _scores_of(
     work = folder / "checkpoints" / plan.id[:SHORT_ID]
     if known is not None and not work.exists():
         return known
-    checkpoints = contextlib.nullcontext()
-    if not processes.rank():
-        checkpoints = CheckpointManager(plan.id, folder=work, in_background=device != "cpu")
-    with checkpoints as manager:
+    with update_manager(plan, work, device) as manager:
         if known is not None:  # killed before it had deleted the checkpoints
-            if manager:
-                manager.remove()
             return known
         seen_by = observer if manager else NO_OBSERVER  # only the first process shows progress
         scores = {}
@@ -173,7 +167,6 @@ def _scores_of(
             scores = {name: x for name in SCORES if not math.isnan(x := float(last[name].iloc[0]))}
         if manager:
             write_kept(path, scores)
-            manager.remove()
     return scores
 
 

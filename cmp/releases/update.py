@@ -47,12 +47,12 @@ the start and the running average."""
 
 
 @contextlib.contextmanager
-def _update_manager(plan: UpdatePlan, folder: Path, device: str) -> Any:
-    """Yield the checkpoint manager of an update, or None in all processes but the first."""
+def update_manager(plan: UpdatePlan, work: Path, device: str) -> Any:
+    """Yield the checkpoint manager of an update, or None in all processes but the first; delete its
+    checkpoints at the end."""
     if processes.rank():
         yield None
         return
-    work = working_folder(folder)
     with CheckpointManager(plan.id, folder=work, in_background=device != "cpu") as manager:
         yield manager
         (work / release.LOG_FILE).unlink(missing_ok=True)  # the release holds it
@@ -127,13 +127,13 @@ def compute_update(
     work = working_folder(folder)
     if release.is_release(folder):
         if work.exists():  # killed after it had written the release
-            with _update_manager(plan, folder, device):
+            with update_manager(plan, work, device):
                 pass  # deletes the checkpoints
         return release.read_release(folder)
     _refuse_inside(folder, (boards or {}).get("tensorboard", ""))
     if not processes.rank():
         _check_room(plan, folder)
-    with _update_manager(plan, folder, device) as manager:
+    with update_manager(plan, work, device) as manager:
         if not manager:
             train_update(plan, device, execution)
         else:

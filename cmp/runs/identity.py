@@ -17,7 +17,7 @@ from cmp import budgets, mixtures, models, registry, starts, streams
 from cmp.config import STARTS, Method, Model, RunConfig
 from cmp.data import Corpus, load_data, named_sources
 from cmp.errors import CmpError
-from cmp.files import file_digest, tensors_digest
+from cmp.files import cached_by_file, file_digest, tensors_digest
 from cmp.models import batch_norms
 from cmp.registry import Option
 from cmp.sources import is_own
@@ -177,7 +177,7 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], dict[str, Any
             "and a run's id depends on their content; download them first"
         )
     is_base, is_hub = model.start in STARTS, model.start == starts.HUB
-    digest, settings = _read_start(path, is_base, path.stat().st_mtime_ns, path.stat().st_size)
+    digest, settings = _read_start(path, is_base)
     entries: dict[str, Any] = {"weights": digest}
     own = starts.hub_config(model.name)["preprocess_cfg"] if starts.is_hub(model.name) else {}
     if prepared := models.other_preprocessing(settings, own):
@@ -186,10 +186,9 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], dict[str, Any
     return {} if is_named else {"model.start": PLACEHOLDERS["model.start"]}, entries
 
 
-@functools.lru_cache(maxsize=64)
-def _read_start(path: Path, is_base: bool, *stamp: int) -> tuple[str, dict[str, Any]]:
-    """Return the hash of starting weights and the preprocessing saved with them, cached until the
-    file's stamp changes.
+@cached_by_file
+def _read_start(path: Path, is_base: bool) -> tuple[str, dict[str, Any]]:
+    """Return the hash of starting weights and the preprocessing saved with them.
 
     A base is identified by its file, whose sha256 is known, and any other file by its tensors and
     its preprocessing, independent of the format.

@@ -94,7 +94,7 @@ class StoredRun:
         weights: The hash of the final weights, see `cmp.models.weights_digest`.
         identity: What the id is the hash of; empty for a published run.
         hits: Which questions of whole test sets were answered correctly, see
-            `cmp.runs.runner.RunResult`; empty for a published run.
+            `cmp.runs.runner.RunResult`.
     """
 
     id: str

@@ -66,7 +66,7 @@ def seconds_waited() -> float:
 def prefetch(
     make: Callable[[Any], Any], keys: Sequence, workers: int, device: torch.device
 ) -> Iterator[Any]:
-    """Return an iterator over items that other processes prepare, two each (0: no processes).
+    """Return an iterator over items that other processes prepare, two at a time in each.
 
     The processes are forked if possible, so that they share memory. A signal to all processes of a
     job, as from a batch system, does not end them, since the run needs them to finish its current
@@ -75,7 +75,7 @@ def prefetch(
     Args:
         make: Returns the item for a key.
         keys: The keys in order.
-        workers: The number of processes.
+        workers: The number of processes; with 0, this process prepares the items.
         device: The device that will use the items.
 
     Raises:
