@@ -80,7 +80,7 @@ def parse_yaml(text: str) -> Any:
         ValueError: The text is not valid, or its value cannot be represented in JSON.
     """
     try:
-        value = yaml.load(text, _StrictLoader)
+        value = yaml.load(text, _StrictLoader)  # noqa: S506 - it is a safe loader
         json.dumps(value)  # rejects dates, bytes, sets and integers too long to print
     except (yaml.YAMLError, RecursionError, TypeError) as error:
         raise ValueError(str(error)) from error

@@ -45,5 +45,6 @@ def seed_layers(device: torch.device, *parts: str | int) -> Iterator[None]:
         *parts: As in `digest`.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.random.manual_seed(int.from_bytes(digest(*parts)[:8], "big") >> 1)
+        seed = int.from_bytes(digest(*parts)[:8], "big") >> 1
+        torch.random.manual_seed(seed)  # noqa: TID251 - the fork puts the state back
         yield

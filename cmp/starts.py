@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache  # noqa: TID251 - looks into its cache only
 from open_clip import factory, pretrained
 
 from cmp import files, parsing, project

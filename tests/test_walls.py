@@ -110,13 +110,6 @@ def test_no_files_import_in_a_circle():
     graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the files
 
 
-def test_no_import_is_relative():
-    """So that the tests above see every import."""
-    for path in SOURCES:
-        for node in ast.walk(parse_source(path)):
-            assert not (isinstance(node, ast.ImportFrom) and node.level), label(path)
-
-
 def documentation_lines(text: str) -> set[int]:
     """The numbers of the lines of docstrings, those below a constant included."""
     return {

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import http.server
+import http.server  # noqa: TID251 - serves the built site to the browser that prints it
 import json
 import os
 import re

@@ -11,7 +11,7 @@ import logging
 import os
 import platform
 import signal
-import socket
+import socket  # noqa: TID251 - asks whether the cluster that the user named answers
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
