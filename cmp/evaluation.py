@@ -157,7 +157,7 @@ def encode(
     split: str,
     subset: int | None,
     precision: str,
-    share_rows: ShareRows,
+    share_rows: ShareRows = lambda items, encode: encode(items),
 ) -> EncodedSets:
     """Return a network's features of all images and texts in an evaluation.
 

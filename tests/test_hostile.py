@@ -412,7 +412,7 @@ def test_a_table_may_have_any_name_in_utf_8(plan_from, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"updates": []}, "updates: "), ({"arrivals": [{"x": 1}]}, r"0\.update"),
+        ({"updates": []}, "updates: "), ({"arrivals": [{"x": 1}]}, r"0\.x: unknown key"),
         ({"sets": [{"root": "."}]}, "name is missing"),
         ({"sets": [{"root": ".", "name": "x"}]}, "title: "),
     ],
