@@ -523,7 +523,7 @@ def test_pictures_that_look_like_held_out_ones_are_reported(made, root, tmp_path
         if plan.report.similar:
             break
     assert plan.report.similar and plan.report.held_out == 0
-    assert any("look like a held-out image" in note for note in plan.notes)
+    assert any("look like an image that is on the other side" in note for note in plan.notes)
 
 
 @pytest.fixture(scope="module")

@@ -722,7 +722,7 @@ def test_a_relative_folder_of_a_table_is_read_like_an_absolute_one(
         relative = read(Path(name))
         pd.testing.assert_frame_equal(relative.table, absolute.table)
         assert relative.faults == absolute.faults and contents(relative) == contents(absolute)
-    assert str(root / "oak/3.png") in absolute.table["source"].tolist()
+        assert "oak/3.png" in absolute.table["source"].tolist()  # a name, whatever the mount point
 
 
 def test_a_table_whose_files_are_all_missing_says_where_they_were_looked_for(tmp_path):
@@ -1382,3 +1382,79 @@ def test_one_long_caption_takes_no_memory_for_the_others():
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
     assert [corpus.captions(row) for row in range(len(texts))] == [[text] for text in texts]
+
+
+# what a folder without a manifest is taken for
+
+
+def found(root: Path) -> pd.DataFrame:
+    """The images of a folder as `cmpt update` and `cmpt data init` read it, by their names."""
+    init(root)
+    [(dataset, place)] = load_manifests(str(root))
+    return collection.read_index(dataset, place).table.set_index("source")
+
+
+def test_columns_that_pandas_wrote_as_an_index_are_read(tmp_path):
+    names = ["train", "test", "test"]
+    frame = pd.DataFrame({"image": [picture(n) for n in range(3)], "split": names, "label": "oak"})
+    frame.set_index(["split", "label"]).to_parquet(tmp_path / "t.parquet")
+    table = found(tmp_path)
+    assert table["split"].tolist() == names and set(table["label"]) == {"oak"}
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            {"test.csv": "", "train.csv": ""},
+            r"several tables list images \(test\.csv, train\.csv\)",
+        ),
+        ({"a.csv": "", "b.parquet": ""}, r"several tables list images \(a\.csv, b\.parquet\)"),
+        ({"photos.tar": ""}, "contains tars, such as photos.tar, and beside them 18 images of 3"),
+    ],
+)
+def test_what_could_be_meant_in_two_ways_is_refused(tmp_path, files, words):
+    root = classes(tmp_path / "p")
+    frame = pd.DataFrame({"filepath": ["oak/0.png"], "label": "oak"})
+    for name in files:
+        if name.endswith(".csv"):
+            frame.to_csv(root / name)
+        elif name.endswith(".parquet"):
+            frame.to_parquet(root / name)
+        else:
+            tar(root / name, [("0.png", picture()), ("0.cls", b"oak")])
+    with pytest.raises(CmpError, match=words):
+        infer.describe_folder(root, "adapt")
+
+
+def test_names_are_taken_before_numbers_and_any_file_name_is_found(tmp_path):
+    root = classes(tmp_path / "2026")
+    rows = "filepath,label,label_name\noak/0.png,3,holm oak\noak/1.png,3,holm oak\n"
+    (root / "export [2026].csv").write_text(rows)
+    assert set(found(root)["label"]) == {"holm oak"}
+
+
+def test_tars_in_folders_of_splits_have_these_splits(tmp_path):
+    for split in ("train", "test"):
+        members = [(f"{split}{n}.{end}", text) for n in range(4)
+                   for end, text in (("png", picture(n)), ("cls", b"\xef\xbb\xbfoak"))]  # fmt: skip
+        tar(tmp_path / split / "0.tar", members)
+    table = found(tmp_path)
+    assert all(split == name.split("/")[1][:-1] for name, split in table["split"].items())
+    assert set(table["label"]) == {"oak"} and table["split"].value_counts().to_dict() == {
+        "train": 4, "test": 4,
+    }  # fmt: skip
+
+
+def test_a_class_may_have_the_name_of_its_folder(tmp_path, monkeypatch):
+    classes(tmp_path / "shoes", ["shoes", "boots"])
+    monkeypatch.chdir(tmp_path)
+    index = collection.read_index(fileset(), Path("shoes"))
+    assert len(index.table) == 12 and not index.faults
+
+
+def test_a_link_to_a_class_is_named_as_one(tmp_path):
+    root = classes(tmp_path / "p")
+    (root / "cats").symlink_to(classes(tmp_path / "q") / "oak", target_is_directory=True)
+    [fault] = collection.read_index(fileset(faults="skip"), root).faults
+    assert fault.where == "cats" and "link to a folder, which is not followed" in fault.kind

@@ -100,7 +100,7 @@ def file_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
         known: A cache, filled in here: whether subfolders are inside the folder after following
             links.
     """
-    inside = name.removeprefix(f"{root}/")
+    inside = name.removeprefix(f"{root}/") if os.path.isabs(name) else name
     if inside.startswith("/") or ".." in inside.split("/"):
         return OUTSIDE
     path = os.path.join(root, inside or ".")

@@ -121,7 +121,12 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
     splits = split_folders(folder)
     for top in splits or [folder]:
         split = top.name if splits else ""
-        classes |= dict.fromkeys(class_folder.name for class_folder in visible_folders(top))
+        for class_folder in visible_folders(top):
+            if class_folder.is_symlink():
+                name = "" if is_foreign else class_folder.name
+                faults.append(Fault("link to a folder, which is not followed; copy it here", name))
+            else:
+                classes[class_folder.name] = None
         paths = list(walk_files(top))
         stems = {os.path.splitext(path)[0] for path in paths if is_picture_name(path)}
         for path in paths:

@@ -1,5 +1,6 @@
 """Write a manifest from the content of a folder (`cmpt data init`)."""
 
+import glob
 import itertools
 import json
 import os
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from cmp.errors import CmpError, clean_text, first_line
 from cmp.files import write_atomic
-from cmp.parsing import read_yaml
+from cmp.parsing import parse_yaml, read_yaml
 from cmp.readers import pairs
 from cmp.readers.files import file_stamp
 from cmp.readers.folders import is_picture_name, split_folders, walk_files
@@ -85,6 +86,8 @@ def describe_folder(folder: Path, role: Role) -> tuple[str, str]:
     labelled = reader["kind"] == "folder" or "label" in reader
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-")[:LONGEST_NAME]
     name = name or "pictures"
+    if parse_yaml(name) != name:  # such as 2026, which is a number
+        name = json.dumps(name)
     prompt = "a photo of a {}" if labelled else "{}"
     title = " ".join(clean_text(words).split())
     parts = {"title": title, "prompt": prompt, "reader": reader, "splits": SPLIT_SHARES[role]}
@@ -122,6 +125,11 @@ def write_manifest(path: Path, text: str) -> None:
 def _infer_tars(folder: Path) -> Inference | None:
     for pattern in ("*.tar", "*/*.tar"):
         if tars := sorted(folder.glob(pattern)):
+            if beside := _infer_folder(folder):
+                raise CmpError(
+                    f"{folder}: contains tars, such as {tars[0].name}, and beside them {beside[1]}"
+                    "; move either elsewhere, or write a manifest whose reader names what to read"
+                )
             words = f"{len(tars)} tars, the first being {tars[0].name}"
             return {"kind": "tars", "path": pattern}, words, []
     return None
@@ -141,8 +149,12 @@ def _infer_pairs(folder: Path) -> Inference | None:
 
 
 def _infer_table(folder: Path, passed_over: list[str]) -> Inference | None:
-    """Recognise a table with a column of images; `passed_over` gets a sentence on each other
-    table."""
+    """Recognise a table with a column of images; `passed_over` gets a sentence on each other table.
+
+    Raises:
+        CmpError: There are several.
+    """
+    found: list[Inference] = []
     tables = [path for suffix in ("parquet", "tsv", "csv") for path in folder.glob(f"*.{suffix}")]
     for path in sorted(tables):
         if file_stamp(folder, path.name, {}).size < 0:  # a pipe or a link elsewhere may not end
@@ -157,16 +169,23 @@ def _infer_table(folder: Path, passed_over: list[str]) -> Inference | None:
             passed_over.append(f"{path}: not used: cannot be read ({first_line(error):.200}){fix}")
             continue
         lower = {column.lower(): column for column in columns}
-        reader = {"kind": "parquet" if is_parquet else "csv", "path": path.name}
+        reader = {"kind": "parquet" if is_parquet else "csv", "path": glob.escape(path.name)}
         for key, names in COLUMN_NAMES.items():
             matches = [lower[name] for name in names if name in lower]
             reader |= {key: matches[0]} if matches else {}
         if "image" in reader:
             unused = [column for column in columns if column not in reader.values()]
-            return reader, f"{path.name} with the columns {list_columns(columns)}", unused
+            found.append((reader, f"{path.name} with the columns {list_columns(columns)}", unused))
+            continue
         some = list_columns(columns)
         passed_over.append(f"{path}: not used: none of its columns has images ({some:.200}){fix}")
-    return None
+    if len(found) > 1:
+        names = list_columns([reader["path"] for reader, *_ in found])
+        raise CmpError(
+            f"{folder}: several tables list images ({names}); leave one, or write a manifest whose "
+            "reader.path matches those to read, such as '*.csv'"
+        )
+    return found[0] if found else None
 
 
 def _infer_folder(folder: Path) -> Inference | None:

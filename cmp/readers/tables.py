@@ -161,7 +161,7 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path) -> ImageIndex:
     """
     _check_columns(dataset, list(map(str, frame)))
     images = _column(dataset, frame, "image")
-    names = [name if isinstance(name, str) else "" for name in images]
+    names = [name.removeprefix(f"{root}/") if isinstance(name, str) else "" for name in images]
     known: dict[str, bool] = {}
     stamps = [_path_stamp(root, name, known) for name in names]
     if names and all(stamp == NO_FILE for stamp in stamps):
@@ -282,7 +282,7 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
     cell = schema.field(image).type
     if pa.types.is_dictionary(cell):  # as pandas writes categories
         cell = cell.value_type
-    as_bytes = cell not in (pa.string(), pa.large_string())
+    as_bytes = cell not in (pa.string(), pa.large_string(), pa.string_view())
     sizes = [check_size(path, file, wanted) for path, file in zip(paths, files, strict=True)]
     if sum(sizes) > MAX_ROWS:
         raise CmpError(
@@ -290,7 +290,10 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
             f"{MAX_ROWS:,} are allowed; give fewer of them"
         )
     columns = [name for name in schema.names if name in wanted and not (as_bytes and name == image)]
-    frames = [file.read(columns=columns).to_pandas() for file in files]
+    tables = [file.read(columns=columns) for file in files]
+    frames = [
+        table.to_pandas(ignore_metadata=True) for table in tables
+    ]  # an index is a column, too
     if not as_bytes:
         placed = zip(frames, paths, strict=True)
         frames = [_join_folder(dataset, frame, path, root) for frame, path in placed]

@@ -21,7 +21,7 @@ from cmp.files import keep_value
 from cmp.parsing import parse_json
 from cmp.project import build_folder
 from cmp.readers.files import Stamp, read_span
-from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index
+from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz", ".joblib")
@@ -30,7 +30,7 @@ TEXT_SUFFIXES = (".txt", ".cls", ".json")
 """Suffixes of texts about an image: its caption, its label, or both as JSON."""
 MAX_CAPTION_BYTES = 2**20
 """Largest size in bytes of a caption, a label or a JSON member."""
-SAMPLES = 3
+SAMPLES = 4
 """The version of `_read_samples`; what an earlier one cached is read again."""
 
 
@@ -133,8 +133,10 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
         samples, bad = tar_samples(path)
         faults += [Fault(*fault) for fault in bad]
         changed = path.stat().st_ctime_ns
+        top = path.parent.name  # as `train/0.tar`
+        split = top if path.parent != root and top.lower() in SPLIT_NAMES else ""
         for key, offset, size, label, caption in samples:
-            rows.append(Row(f"{path.name}/{key}", Stamp(size, changed), "", label, caption))
+            rows.append(Row(f"{path.name}/{key}", Stamp(size, changed), split, label, caption))
             spans.append((number, offset, size))
     read = functools.partial(read_span, files, np.array(spans, np.int64).reshape(-1, 3))
     return build_index(dataset, rows, read, faults)
@@ -206,7 +208,7 @@ def label_and_caption(texts: dict[str, str]) -> tuple[str | None, object]:
 def decode_text(content: bytes) -> str:
     """Return bytes as text, or "", which is a fault, if they are not text."""
     try:
-        return content.decode("utf-8").strip()
+        return content.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
         return ""
 

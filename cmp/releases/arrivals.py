@@ -182,7 +182,6 @@ def read_sets(
                 f"by {OPTIONS[earlier]}; {how}"
             )
     tree: dict[str, Any] = {"role": role, "update": None, "counts": None, "beside": None}
-    tree |= {} if role == "adapt" else {"splits": {}}
     sets = []
     for dataset, root in located:
         before = prompt
@@ -194,7 +193,10 @@ def read_sets(
                 f"{option}: {folder}: {dataset.name}: prompt: {own!r}, but it was {before!r} "
                 "before; keep that, or rename the set"
             )
-        sets.append((dataset.model_copy(update=tree | {"prompt": own}), root))
+        changes = tree | {"prompt": own}
+        if dataset.role != role:  # its splits are those of another role
+            changes["splits"] = {}
+        sets.append((dataset.model_copy(update=changes), root))
     return sets
 
 
@@ -239,7 +241,7 @@ def arrive(
     for index in indexes:
         _refuse_other_task(ledger, index, role, path)
     named = {update for index in indexes for update in index.table["update"]}
-    if len(named) > 1:
+    if role == "adapt" and len(named) > 1:
         some = ", ".join(sorted(named)[:NAMED])
         raise CmpError(
             f"{OPTIONS[role]}: {path} contains several updates ({some}); give one update at a time"

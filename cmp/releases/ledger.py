@@ -170,7 +170,8 @@ class ArrivalReport:
         again: How many images were known already, with the same class and captions.
         held_out: How many images were held out by an earlier arrival, and stay so.
         held_from: Names of some of them.
-        similar: How many new training images look like a held-out one.
+        similar: How many new images look like one on the other side: a training image like a
+            held-out one, or the reverse.
         similar_names: Names of some of them.
         twice: How many new images are in the set under another class, too.
         twice_names: One of them, and the image that it equals, each with its class.
@@ -295,8 +296,11 @@ def append(
         new = [x if taken & {*_contents(x)} else x._replace(split="train") for x in new]
     labels, old_labels = ({(x.set, x.label) for x in some} for some in (new, used))
     tested = {(x.set, x.label) for x in new if x.split == "test"}
-    scored = {x.look for x in (*used, *new) if x.split != "train"} - FLAT
-    similar = [x.source for x in new if x.split == "train" and x.look in scored]
+    looks = {
+        trains: {x.look for x in (*used, *new) if (x.split == "train") == trains} - FLAT
+        for trains in (True, False)
+    }
+    similar = [x.source for x in new if x.look in looks[x.split != "train"]]
     pairs = _in_two_classes(used, new)
     shown = [f"{x.source} ({x.label})" for pair in pairs[:1] for x in pair]
     report = ArrivalReport(
@@ -364,14 +368,36 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
     """
     arrivals = list(ledger.arrivals)
     places = [[os.path.abspath(os.path.expanduser(x)) for x in pair] for pair in moved.items()]
+    known = [place for arrival in ledger.arrivals for place in _places_of(arrival)]
     for old, new in sorted(places, key=lambda pair: len(pair[0])):  # the closest folder counts
-        is_below = [came_from(arrival.folder, old) for arrival in ledger.arrivals]
-        if not any(is_below):
-            folders = [x.folder for x in ledger.arrivals if x.folder != EMBEDDED]
-            known = ", ".join(dict.fromkeys(folders)) or "no folder yet"
-            raise CmpError(f"--moved: no images came from {old}; they came from {known}")
+        if not any(came_from(place, old) for place in known):
+            listed = ", ".join(dict.fromkeys(known)) or "no folder yet"
+            raise CmpError(f"--moved: no images came from {old}; they came from {listed}")
         for n, arrival in enumerate(ledger.arrivals):
-            if is_below[n]:
-                folder = os.path.normpath(os.path.join(new, os.path.relpath(arrival.folder, old)))
-                arrivals[n] = dataclasses.replace(arrival, folder=folder)
+            folder, sets = arrivals[n].folder, arrivals[n].sets
+            if came_from(arrival.folder, old):
+                folder = _moved_place(arrival.folder, old, new)
+            for place, tree in enumerate(arrival.sets):
+                path = _outside_path(tree)
+                if path and came_from(path, old):
+                    reader = tree["reader"] | {"path": _moved_place(path, old, new)}
+                    sets = (*sets[:place], sets[place] | {"reader": reader}, *sets[place + 1 :])
+            arrivals[n] = dataclasses.replace(arrivals[n], folder=folder, sets=sets)
     return Ledger(tuple(arrivals), ledger.pictures)
+
+
+def _places_of(arrival: Arrival) -> list[str]:
+    """Return the folder of an arrival, and the paths outside it that its manifests name."""
+    if arrival.folder == EMBEDDED:
+        return []
+    return [arrival.folder, *filter(None, map(_outside_path, arrival.sets))]
+
+
+def _outside_path(tree: Mapping[str, Any]) -> str:
+    """Return the absolute path that a manifest's reader has, or ""."""
+    path = tree.get("reader", {}).get("path", "")
+    return path if os.path.isabs(path) else ""
+
+
+def _moved_place(place: str, old: str, new: str) -> str:
+    return os.path.normpath(os.path.join(new, os.path.relpath(place, old)))

@@ -170,8 +170,8 @@ def plan_update(
     unscored = []
     for folder, role in [(pool, "pool"), *((each, "eval") for each in retain)]:
         if folder is not None:
-            ledger, sentence = _arrive_beside(ledger, str(folder), role, prompt)
-            unscored += [sentence] if sentence else []
+            ledger, sentences = _arrive_beside(ledger, str(folder), role, prompt)
+            unscored += sentences
     ledger, report = arrivals.arrive(ledger, os.fspath(data), "adapt", name, prompt)
     if not report.new.get("train"):
         some = f", such as {report.held_from[0]}" if report.held_from else ""
@@ -260,9 +260,9 @@ def _check_name(start: str, name: str) -> None:
     )
 
 
-def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple[Ledger, str]:
+def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple[Ledger, list[str]]:
     """Return the ledger with a retention set added, or with a pool in place of the earlier one; and
-    a sentence on images of the retention set that are not scored, or ""."""
+    sentences on images that are not scored, or look like one on the other side."""
     option = "--pool" if role == "pool" else "--retain"
     if not folder.strip():
         raise CmpError(f"{option}: is empty; give a folder, or leave the option out")
@@ -273,9 +273,10 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple
     if role == "pool":
         ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
     ledger, report = arrivals.arrive(ledger, folder, role, prompt=prompt)
+    sentences = [f"{option}: {_similar_line('its', report)}"] if report.similar else []
     trained = report.new.get("train", 0)
     if role != "eval" or not trained:
-        return ledger, ""
+        return ledger, sentences
     reason = (
         "each is in a training split, the pool or an earlier folder; take these out of the pool, "
         "or give others"
@@ -285,8 +286,19 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple
     name, last = ledger.arrivals[-1].name, len(ledger.arrivals) - 1
     some = next(x.source for x in ledger.pictures if x.arrival == last and x.split == "train")
     count = count_of(sum(report.new.values()), "image")
-    sentence = f"--retain: {name}: {trained:,} of {count}, such as {some}, are not scored: {reason}"
-    return ledger, sentence
+    sentences.append(
+        f"--retain: {name}: {trained:,} of {count}, such as {some}, are not scored: {reason}"
+    )
+    return ledger, sentences
+
+
+def _similar_line(whose: str, report: ArrivalReport) -> str:
+    """Return a sentence on images that look like one on the other side."""
+    return (
+        f"{report.similar:,} of {whose} images look like an image that is on the other side of the "
+        f"split between training and tests, such as {', '.join(report.similar_names)}; they are "
+        "used, but scores may be too high"
+    )
 
 
 def _update_config(
@@ -370,11 +382,7 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
             f"{' and '.join(report.twice_names)}; both names count, so remove the wrong one"
         )
     if report.similar:
-        some = ", ".join(report.similar_names)
-        yield (
-            f"{report.similar:,} of the new training images look like a held-out image, such "
-            f"as {some}; they are used, but scores may be too high"
-        )
+        yield _similar_line("the new", report)
     if plan.gone:
         yield f"left out: {count_of(plan.gone, 'image')} missing from earlier updates"
     passes = plan.steps * counts[1] / max(len(plan.pools.update), 1)
