@@ -320,10 +320,13 @@ def test_on_a_card_the_share_of_its_peak_is_logged(build, monkeypatch, card, kno
     monkeypatch.setattr(logs.time, "monotonic", lambda: now["seconds"])
     monkeypatch.setattr("cmp.scale.devices.device_name", lambda device: card)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5)
+    reset = []  # a run's memory is not that of an earlier one
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset.append)
     run_config = small_config(*RUN)
     samples = run_config.training.batch
     log = logs.RunLog(logs.log_path("a" * 64), "a" * 64, run_config, "cuda")
     with log:
+        assert reset == ["cuda"]
         observer = log.observe(Observer())
         for number in range(4):
             now["seconds"] += 2.0

@@ -441,6 +441,23 @@ def test_more_processes_than_cards_are_refused(monkeypatch):
         pass
 
 
+class Chosen(Exception):
+    """A GPU was chosen."""
+
+
+def test_a_task_of_slurm_takes_the_only_card_that_it_sees(monkeypatch):
+    def choose(device):
+        raise Chosen(device)
+
+    for name, value in {"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_GPUS_PER_TASK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    with pytest.raises(Chosen, match="cuda:0"), processes.init_distributed("cuda"):
+        pass
+
+
 LEFT_ALONE = """
 import os, signal
 import torch

@@ -136,6 +136,31 @@ def test_compiled_towers_train_alike_and_keep_their_names(corpus, traced, name):
     assert ExecutionConfig(compile_towers=True).record() == {"execution": "compiled"}
 
 
+def test_many_batch_sizes_are_compiled_once(traced):
+    """Months of unequal size have batches of many sizes; dynamo stops at eight."""
+    network = models.load_model(config.Model("small", "random"), 0)
+    compiling.compile_towers(network, replay=False)
+    torch._dynamo.utils.counters.clear()
+    for count in range(2, 13):
+        models.encode_image(network, torch.zeros(count, 3, 32, 32)).sum().backward()
+        models.encode_text(network, torch.ones(count, network.context_length, dtype=torch.long))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
+def test_a_hook_that_cannot_be_compiled_ends_no_run(traced):
+    """As one that a method adds once it is known that the tower can be."""
+    network = models.load_model(config.Model("small", "random"), 0)
+    compiling.compile_towers(network, replay=False)
+
+    def hook(module, inputs):
+        torch._dynamo.graph_break()
+
+    next(m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)).register_forward_pre_hook(
+        hook
+    )
+    assert models.encode_image(network, torch.zeros(2, 3, 32, 32)).isfinite().all()
+
+
 def test_tracing_a_network_moves_no_running_statistic(traced, tmp_path):
     """Those of a tower with batch norms; training goes on with the mode that it sets itself."""
     tower = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}
@@ -204,7 +229,8 @@ def test_only_steps_are_compiled(corpus, traced):
     ]  # fmt: skip
     run_config = config.parse(config.override({}, settings))
     torch._dynamo.utils.counters.clear()
-    execute(run_config, corpus, execution=ExecutionConfig(compile_towers=True))
+    result = execute(run_config, corpus, execution=ExecutionConfig(compile_towers=True))
+    assert not any(layer._compiled_call_impl for layer in result.model.modules())
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs <= 5  # of each tower: traced to see whether it can be, then of a size or two
 

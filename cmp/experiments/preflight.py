@@ -78,6 +78,8 @@ def check_run(
         The checks; the run's data, or None if they cannot be loaded; and the config that is
         actually run, see `cmp.budgets.settle`, if there are data.
     """
+    if device != "cpu" and torch.cuda.is_available():
+        forecast.check_device(device)  # such as cuda:7
     memory = _check_memory(run_config, device, execution)
     checks = [*check_needs(run_config, device), memory, _check_disk(run_config)]
     corpus, fitted = None, run_config

@@ -26,7 +26,7 @@ def prepare(state: TrainState) -> None:
         )
     train_only(state.model, [f"{n}.{key}" for n, m in norms for key, _ in m.named_parameters()])
     for _, module in norms:
-        if isinstance(module, nn.GroupNorm):
+        if isinstance(module, nn.GroupNorm) and module.weight.device.type == "cpu":
             module.register_forward_pre_hook(_require_input_gradient)
 
 

@@ -146,6 +146,8 @@ class RunLog:
                 self.share = flops / processes.world_size() / card.peak
 
     def __enter__(self) -> Self:
+        if self.device != "cpu":  # the memory of an earlier run in this process does not count
+            torch.cuda.reset_peak_memory_stats(self.device)
         with self._or_without("file"):
             make_folder(self.path.parent)
             self.sinks["file"] = self.path.open("ab")

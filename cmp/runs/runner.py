@@ -397,6 +397,8 @@ class Run:
         """Return the finished run, with open_clip's own layers in its network."""
         if self.deployed:
             self.model.load_state_dict(self.deployed)
+        for layer in self.model.modules():  # only steps use compiled towers
+            layer._compiled_call_impl = None
         model = models.join_attention(adapters.merge_and_unload(self.model))
         machine = self.machine
         if budget := budgets.task_budget(self.config):

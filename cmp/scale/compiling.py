@@ -65,4 +65,7 @@ def compile_towers(model: Network, replay: bool) -> None:
             warnings.warn(f"--compile: the {kind} tower is not compiled ({reason})", stacklevel=2)
         else:
             torch._dynamo.reset()
-            tower.compile(fullgraph=True, backend=BACKEND, dynamic=kind == "text", mode=mode)
+            # not `fullgraph`, which ends the run where one of many batch sizes, or a hook that a
+            # method adds, cannot be compiled; a second batch size is compiled for all sizes
+            dynamic = True if kind == "text" else None
+            tower.compile(backend=BACKEND, dynamic=dynamic, mode=mode)

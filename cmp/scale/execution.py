@@ -116,7 +116,7 @@ class ExecutionConfig(Execution):
         if not parameters or not _is_deferred(optimizer, parameters[0]):
             return super().clip(optimizer, parameters, most)
         norm = nn.utils.get_total_norm([cast(Tensor, x.grad) for x in parameters])
-        cast(Any, optimizer).grad_scale = (norm / most).clamp(min=1)
+        cast(Any, optimizer).grad_scale = (norm / most).clamp(min=1).float()  # whatever the weights
         return norm
 
     def check(

@@ -49,6 +49,8 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
         return
     if device == "cuda":
         number, cards = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        if cards == 1 and {"SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK"} & {*os.environ}:
+            number = 0  # each task sees only its own card
         if number >= cards:
             raise CmpError(
                 f"--device cuda: no GPU for process {number}, as this machine has {cards}; start "
