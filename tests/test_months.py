@@ -1,5 +1,6 @@
 """Updates one at a time: the same bits as a stream at once, and what a ledger keeps apart."""
 
+import collections
 import functools
 import json
 import re
@@ -16,7 +17,7 @@ import numpy as np
 import options
 import pandas as pd
 import pytest
-from pictures import classes, picture, tree
+from pictures import classes, picture, tree, write_manifest
 from PIL import Image
 from tqdm import tqdm
 from typer.testing import CliRunner
@@ -524,6 +525,44 @@ def test_pictures_that_look_like_held_out_ones_are_reported(made, root, tmp_path
             break
     assert plan.report.similar and plan.report.held_out == 0
     assert any("look like an image that is on the other side" in note for note in plan.notes)
+
+
+def test_test_pictures_that_look_like_trained_ones_are_reported(made, root, tmp_path):
+    """As where a shop's server saves last month's pictures anew."""
+    trained = [x for x in made.ledger().pictures if x.set == "catalogue" and x.split == "train"]
+    (tmp_path / "again/fresh").mkdir(parents=True)
+    for number, each in enumerate(trained[:12]):
+        near = Image.open(root / "z-month" / each.source).convert("RGB")
+        near.resize((96, 80), Image.Resampling.BICUBIC).save(tmp_path / f"again/fresh/{number}.png")
+    plan = plan_update(made, tmp_path / "again")
+    held = {x.source for x in plan.ledger.pictures if x.split in ("test", "validation")}
+    assert plan.report.similar and {*plan.report.similar_names} <= held
+
+
+def test_a_pool_and_a_retention_set_have_the_splits_of_their_manifests(root, tmp_path):
+    for name, role, splits in (
+        ("pool", "pool", {"train": 0.5, "test": 0.5}), ("kept", "eval", {"test": 1.0}),
+    ):  # fmt: skip
+        folder = classes(tmp_path / name, [f"{name} {n}" for n in range(3)], each=20)
+        write_manifest(folder / "manifest.yaml", name=name, role=role, splits=splits)
+    places = {"pool": tmp_path / "pool", "retain": [tmp_path / "kept"]}
+    plan = plan_update(months.START, root / "z-month", months.SMALL, **places)
+    counts = collections.Counter((x.set, x.split) for x in plan.ledger.pictures)
+    assert counts["kept", "test"] == 60 and 10 < counts["pool", "train"] < 50
+
+
+def test_pictures_outside_a_manifest_s_folder_can_move(root, tmp_path):
+    classes(tmp_path / "outside", ["cup", "pen"], each=20)
+    folder = tmp_path / "month"
+    folder.mkdir()
+    reader = {"path": str(tmp_path / "outside")}
+    write_manifest(folder / "manifest.yaml", name="mine", reader=reader, faults="skip")
+    plan = plan_update(months.START, folder, months.SMALL, pool=root / "pool")
+    (tmp_path / "outside").rename(tmp_path / "elsewhere")
+    moved = ledger.move(plan.ledger, {str(tmp_path / "outside"): str(tmp_path / "elsewhere")})
+    assert not arrivals.locate(moved)[2]
+    with pytest.raises(CmpError, match=f"they came from .*{tmp_path / 'outside'}"):
+        ledger.move(plan.ledger, {"/nowhere": "/else"})
 
 
 @pytest.fixture(scope="module")

@@ -155,9 +155,9 @@ def test_a_hook_that_cannot_be_compiled_ends_no_run(traced):
     def hook(module, inputs):
         torch._dynamo.graph_break()
 
-    next(m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)).register_forward_pre_hook(
-        hook
-    )
+    next(
+        m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)
+    ).register_forward_pre_hook(hook)
     assert models.encode_image(network, torch.zeros(2, 3, 32, 32)).isfinite().all()
 
 

@@ -83,6 +83,7 @@ def check(number: str, answer: Any) -> Verdict:
     wanted = exercise["answer"]
     if isinstance(wanted, str):
         given = str(answer).strip().casefold()
+        given = exercise.get("also", {}).get(given, given)
         is_near = False
     else:
         given, count = _numbers(answer), len(_numbers(wanted) or [])

@@ -216,7 +216,7 @@ def stored_runs(published: pd.DataFrame) -> list[dict[str, Any]]:
         }
         about = {"label": name, "planned": planned, "changes": changes}
         about["ends"] = ends.rename(index=str).T.to_dict("list")
-        about["at"] = [round(mean.value, 2) for mean in means]
+        about["at"] = [round(mean.value, 4) for mean in means]
         about["gain"] = stored_gain(str(first.at[name, "study"]), name)
         rows.append(about | {"half": half_widths([mean.half for mean in means])})
     return rows

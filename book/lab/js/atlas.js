@@ -155,7 +155,7 @@ export function explore(el, { table: data, kernel, start }) {
       if (!state.box) return change({ box: boxOf(...scores.map((each) => d3.median(each))) });
       const { at, half } = state.box;
       const moved = at.map((each, k) => each + (way ? way[k] * sizes[k] : 0));
-      const grown = half.map((each) => each * (growth ?? 1));
+      const grown = half.map((each) => Math.min(100, each * (growth ?? 1)));
       change({ box: { at: inverted([x(moved[0]), y(moved[1])]), half: grown } }); // within the axes
     });
     return ([left, right, bottom, top]) =>

@@ -65,7 +65,8 @@ export function takeAway(place, names, given) {
   const kind = element("select", { "aria-label": "Copy as", oninput: show }, ...options);
   const text = element("pre", { tabindex: 0 });
   const copy = button("Copy", async () => {
-    await navigator.clipboard.writeText(text.textContent);
+    if (navigator.clipboard) await navigator.clipboard.writeText(text.textContent);
+    else (getSelection().selectAllChildren(text), document.execCommand("copy")); // a page over plain HTTP
     copy.textContent = "Copied";
     setTimeout(() => (copy.textContent = "Copy"), 1500);
   });

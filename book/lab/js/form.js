@@ -70,7 +70,7 @@ export const score = ({ at, half }, axis) => points(at[axis]) + (half ? ` ± ${p
 // by the keys of one direction are led through by the other, `keys`.
 export const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 export function roving(place, selector, keys = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"]) {
-  const all = () => [...place.querySelectorAll(selector)];
+  const all = () => [...place.querySelectorAll(selector)].filter((each) => !each.disabled);
   const choose = (chosen) => all().forEach((each) => each.setAttribute("tabindex", each === chosen ? 0 : -1));
   if (!place.dataset.roving) {
     place.dataset.roving = "";
@@ -130,7 +130,7 @@ export function form(place, change, warn) {
   // With `percent`, a share is shown and typed as per cent: 30, or 30%, is 0.3.
   function number(field) {
     const { key, label, range: [low, high], step, log, unit = () => "" } = field;
-    const format = (value) => (field.percent ? percent(value) : short(value));
+    const format = (value) => (field.percent ? percent(value) : field.whole ? String(value) : short(value));
     let current = low;
     const [to, from] = log ? [Math.log10, (x) => 10 ** x] : [Number, Number];
     const set = (value) => change({ [key]: tidy(field, value) });
@@ -146,7 +146,7 @@ export function form(place, change, warn) {
     typed.addEventListener("keydown", (event) => event.key === "Enter" && (event.preventDefault(), commit()));
     function commit() {
       if (typed.value === format(current)) return; // as after Enter, when the field is left
-      const words = typed.value.replace(field.percent ? /[%\s]/g : /\s/g, "");
+      const words = typed.value.replace(field.percent ? /[%\s]/g : /\s/g, "").replaceAll(",", field.whole ? "" : ".");
       const asked = Number(words) / (field.percent ? 100 : 1);
       const known = words !== "" && Number.isFinite(asked);
       const value = known ? tidy(field, asked) : current;

@@ -226,10 +226,11 @@ function path({ picture, drawPlane }, data, state, found, change) {
     .call(write, (d) => d.name);
   join(group(svg, "rule"), "path", [0]).attr("d", `M${x(state.share)},${height - 44}V26`);
   const name = "Share of the fine-tuned weights";
+  const { step = 0.05 } = data.fields.find(({ key }) => key === "share"); // a page has stored shares
   const mark = { key: "share", name, now: state.share, least: 0, most: 1, words: short(state.share), x: x(state.share), y: 26 };
   handles(group(svg, "knees"), [mark], 8, {
     move: (px) => change({ share: x.invert(px) }),
-    nudge: (right, up) => change({ share: state.share + 0.05 * (right + up) }),
+    nudge: (right, up) => change({ share: state.share + step * (right + up) }),
   });
   const trail = known.map((d) => d.at);
   drawPlane({
@@ -353,7 +354,7 @@ export function explore(el, { table: data, kernel, start }) {
     const isOld = !drawn && (refusal || place.waiting.textContent);
     for (const each of [sides, place.more, place.said]) each.classList.toggle("old", Boolean(isOld));
     if (drawn) say(place.said, drawn.sentence);
-    taken = drawn ? drawn.away : { missing: refusal ? `Refused: ${refusal}.` : place.waiting.textContent };
+    taken = drawn ? drawn.away : { missing: refusal ? `Refused: ${refusal}.` : place.waiting.textContent || "computing …" };
     if (!everything) return;
     drawAway();
     bench.drawn();

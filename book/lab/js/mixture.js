@@ -290,7 +290,7 @@ export function explore(el, { table, kernel, start }) {
   const [pool, all] = [[1, 0, 0], [0, 0, 1]].map((shares) => timesSeen({ shares, last: null }, table));
   const most = Math.max(pool.pool, all.fresh + all.replayed);
   const hint = "Drag the circle, or click in the triangle. A small dot is a stored mixture; where there is no colour, none was run.";
-  workbench(el, { table, kernel, start, name: "mixture", model: about, picture, hint });
+  workbench(el, { table, kernel, start, name: "mixture", model: about, picture, hint, views: ["heat"] });
 }
 
 // Labels that do not lie on an earlier one.

@@ -1,4 +1,6 @@
 // What a page of the site does: it puts each explorer in the place of its still.
+import { recalled, remember } from "./state.js";
+
 const style = document.createElement("link");
 style.rel = "stylesheet";
 style.href = new URL("explorers.css", import.meta.url);
@@ -22,7 +24,7 @@ for (const place of document.querySelectorAll("[data-explorer]")) {
 // Once the explorers have their heights, a reader who comes back to a page is where she was, and one who
 // follows a link is at what it names.
 const place = `scroll ${location.pathname}`;
-const kept = sessionStorage.getItem(place);
+const kept = recalled(place);
 if (performance.getEntriesByType("navigation")[0]?.type === "back_forward" && kept) scrollTo(0, Number(kept));
 else document.querySelector(":target")?.scrollIntoView();
-addEventListener("pagehide", () => sessionStorage.setItem(place, scrollY));
+addEventListener("pagehide", () => remember(place, scrollY));

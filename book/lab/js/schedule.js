@@ -36,6 +36,7 @@ export function model(table) {
   function settle(state, changes) {
     const next = { ...state };
     if (!metasOf(next.name).includes(next.meta)) next.meta = "none";
+    for (const key of ["warmup", "cooldown"]) next[key] = Math.min(1, Math.max(0, next[key]));
     const room = (1 - ("warmup" in changes ? next.warmup : next.cooldown)).toFixed(3);
     if (next.warmup + next.cooldown > 1) next["warmup" in changes ? "cooldown" : "warmup"] = Number(room);
     // 1 - 33 / 40 is 0.17500000000000004
@@ -251,7 +252,7 @@ export function explore(el, { table, kernel, start }) {
     ].filter((knee) => knee);
     const share = (at) => Math.min(1, Math.max(0, Math.round(first.invert(at)) / N));
     const moves = {
-      peak: (_, py) => ({ peak: (state.peak * Math.max(y.invert(py), 1e-6)) / (1000 * firstTop) }),
+      peak: (_, py) => ({ peak: (state.peak * Math.max(y.invert(py), 1e-6)) / (1000 * (firstTop || state.peak)) }),
       warmup: (px) => ({ warmup: share(px) }),
       cooldown: (px) => ({ cooldown: 1 - share(px) }),
     };

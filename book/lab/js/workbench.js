@@ -1,9 +1,9 @@
 // The frame of every explorer, and the bench of those whose states are settings of runs.
 import { cellOf, FORMS, takeAway } from "./export.js";
-import { atRest, button, element, form, perFrame, places, points, say, score, table, toolbar } from "./form.js";
+import { atRest, button, element, form, perFrame, places, points, roving, say, score, table, toolbar } from "./form.js";
 import { compare, isHeld, plane } from "./plane.js";
 import { runRows } from "./runs.js";
-import { accepted, begin, canonical, differing, kept, linked, linkTo, MOST_PINS, reduce, same } from "./state.js";
+import { accepted, begin, canonical, differing, kept, linked, linkTo, MOST_PINS, recalled, reduce, remember, same } from "./state.js";
 
 // What every explorer has: one model that only the reducer changes, buttons that begin from presets, undo
 // and reset, and its place in the address, or in a notebook in the kernel, which outlives the page.
@@ -20,13 +20,13 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, sizes = [], 
   const opened = read();
   // on the site, guesses are kept until the window is closed
   const drawer = `guesses ${name}`;
-  const guesses = kernel ? saved?.guesses : JSON.parse(sessionStorage.getItem(drawer) ?? "{}");
+  const guesses = kernel ? saved?.guesses : JSON.parse(recalled(drawer) ?? "{}");
   const begun = opened ? { state: opened[0], pins: opened[2] } : saved?.state ? saved : isSize ? { size } : {};
   let model = begin(rules, { ...begun, guesses });
   const follow = atRest(() => {
     if (kernel) return kernel.save(kept(model, rules));
     history.replaceState(null, "", address());
-    sessionStorage.setItem(drawer, canonical(model.guesses));
+    remember(drawer, canonical(model.guesses));
   }, 250);
   const light = perFrame(() => draw(false));
   const rest = atRest(() => (isHeld() ? rest() : draw(true)));
@@ -64,6 +64,7 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, sizes = [], 
     drawn() {
       if (!place.presets.isConnected) return;
       place.presets.querySelector(".undo").toggleAttribute("disabled", !model.past.length);
+      roving(place.presets.firstChild, "button"); // a disabled one must not keep the stop of the Tab key
     },
   };
   // A reader who comes back, or loads the page again, stays where she was.
@@ -116,7 +117,7 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, sizes = [], 
 // predicted, refused}, where `refused` says why it cannot be run, `settle(state, changes)`, which makes a state possible, `note(before, after, changes)`, what to
 // say of a change that changed more than was asked, `kinds`, what each key may be, and `misses`, the points of
 // A_KA and A_ZS by which predictions err.
-export function workbench(el, { table: data, kernel, start, name, model: about, picture, hint, actions = [] }) {
+export function workbench(el, { table: data, kernel, start, name, model: about, picture, hint, actions = [], views = [] }) {
   const { fields, describe, settle, kinds, misses, note = () => "" } = about;
   const place = places(el, ["presets", "controls", "picture", "plane", "said", "warned", "guesses", "runs", "pins", "difference", "away"]);
   const drawn = element("div", {}, place.picture, element("p", { class: "key" }, hint));
@@ -137,7 +138,9 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   const bench = frame(el, { name, rules, kinds, kernel, start: given, sizes: Object.keys(data.sizes), presets: data.presets, place, draw, acted });
   const { act } = bench;
   const stored = new Map(data.runs.map((run) => [canonical(run.changes), run]));
-  const shownState = () => (seen ? settle({ ...data.defaults, ...seen.state }, {}) : bench.model.state);
+  // `views` are keys that say how a setting is looked at; they stay when another setting is chosen
+  const view = () => Object.fromEntries(views.map((key) => [key, bench.model.state[key]]));
+  const shownState = () => (seen ? settle({ ...data.defaults, ...view(), ...seen.state }, {}) : bench.model.state);
   for (const run of data.runs) run.name = describe(settle({ ...data.defaults, ...run.state }, {})).label;
 
   // A guess ends with whatever shows another setting, but goes on while one is dragged.
@@ -159,7 +162,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
       seen = run;
       requestAnimationFrame(() => draw(false));
     },
-    choose: (run) => ((seen = null), act({ begin: run.state })),
+    choose: (run) => ((seen = null), act({ begin: { ...view(), ...run.state } })),
     pick: (at) => ((guess = { at }), requestAnimationFrame(() => draw(false))),
     miss: () => bench.warn("Click a dot of the plane to load its setting."),
   });
@@ -355,6 +358,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
     drawGuess(key, end);
     buttons.querySelector(".run-this")?.toggleAttribute("disabled", Boolean(refusal(shown)));
     buttons.querySelector(".both")?.toggleAttribute("disabled", pins.length < 2);
+    roving(buttons, "button");
     sizes.value = size;
     drawRows(runs, colours, (run) => run.label ?? describe(run.state).label, kernel?.isSilent());
     drawPins(colours);
