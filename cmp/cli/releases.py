@@ -53,11 +53,11 @@ def slim(folder: Annotated[Path, typer.Argument(metavar="RELEASE")], newest: boo
     """Free disk space: remove the weights and moments that only another update would need.
 
     Serving and comparing still work. To start an update from the release again, repeat the
-    command that made it with another -o.
+    command that made it with another -o. That needs the release before it, not slimmed.
 
     Args:
         folder: The folder of the release.
-        newest: Slim it even if no release beside it goes on from it.
+        newest: Slim it even if no release in the same folder continues from it.
 
     Example:
         cmpt release slim releases/2026-01

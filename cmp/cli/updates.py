@@ -64,19 +64,19 @@ def update(
         parent: The release to start from.
         data: The folder of the new images: one folder per class, a table, tars, or manifests.
         out: The folder of the new release.
-        start: The model of the first update: NAME:START, such as ViT-B-16:laion2b_s34b_b88k, small,
-            or hf-hub:ORG/NAME.
+        start: The model of the first update: NAME:START, such as ViT-B-16:laion2b_s34b_b88k, where
+            START is a tag or a file of weights; hf-hub:ORG/NAME; local-dir:FOLDER; or small.
         pool: A folder of images like those of pretraining, to replay in this and all later updates.
             It replaces an earlier pool. The first update also takes `embedded`, this book's pool,
             with this book's own scored sets. Default: none.
         retain: A folder of images not to be forgotten, scored as A_ZS from this update on, besides
-            earlier ones. Default: none.
+            earlier ones; repeat for more. Default: none.
         prompt: For the first update: how a class is named in a folder without a manifest, such as
             "a photo of a {}". Default: "{}" for this book's own models, and otherwise that example.
         chosen: A file of settings, such as one written by `cmpt tune`. Default: none.
         name: Name of the update. Default: the folder's name.
         gone: If images of earlier updates are missing: refuse, or skip them.
-        moved: A folder of earlier images that has moved, as OLD=NEW. Default: none.
+        moved: A folder of earlier images that has moved, as OLD=NEW; repeat for more. Default: none.
         tensorboard: Write TensorBoard files to this folder, in addition to the log. Default: none.
         wandb: Log to this project of Weights & Biases, in addition to the log. Default: none.
 
