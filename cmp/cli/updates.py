@@ -76,7 +76,8 @@ def update(
         chosen: A file of settings, such as one written by `cmpt tune`. Default: none.
         name: Name of the update. Default: the folder's name.
         gone: If images of earlier updates are missing: refuse, or skip them.
-        moved: A folder of earlier images that has moved, as OLD=NEW; repeat for more. Default: none.
+        moved: A folder of earlier images that has moved, as OLD=NEW; repeat for others.
+            Default: none.
         tensorboard: Write TensorBoard files to this folder, in addition to the log. Default: none.
         wandb: Log to this project of Weights & Biases, in addition to the log. Default: none.
 
