@@ -23,8 +23,8 @@ def budget(
     Costs are computed from shapes, without training.
 
     Args:
-        model: An embedded or open_clip model, hf-hub:ORG/NAME, or local-dir:FOLDER for a folder in
-            open_clip's format.
+        model: A model of this book or of open_clip, hf-hub:ORG/NAME, or local-dir:FOLDER for a
+            folder in open_clip's format.
         batch: Samples per step.
         total: Budget of the whole stream, in memory-adjusted GFLOPs. Default: that of a cpu run.
         tasks: Number of updates that share the budget.
