@@ -314,6 +314,7 @@ def tune(
         typer.echo(f"best on validation: {peak:g}; written: {out}")
         typer.echo(tuning.describe_evidence(tried[-1]))
         given = {
+            # with --start, the first argument is a setting, which the file holds
             "": None if start else parent, "--start": start, "--data": data, "--pool": pool,
             "--retain": retain, "--prompt": prompt, "--gone": "skip" * (gone == "skip"),
             "--moved": moved,

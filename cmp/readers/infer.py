@@ -154,7 +154,7 @@ def _infer_table(folder: Path, passed_over: list[str]) -> Inference | None:
     Raises:
         CmpError: There are several.
     """
-    found: list[Inference] = []
+    usable: list[Inference] = []
     tables = [path for suffix in ("parquet", "tsv", "csv") for path in folder.glob(f"*.{suffix}")]
     for path in sorted(tables):
         if file_stamp(folder, path.name, {}).size < 0:  # a pipe or a link elsewhere may not end
@@ -175,17 +175,17 @@ def _infer_table(folder: Path, passed_over: list[str]) -> Inference | None:
             reader |= {key: matches[0]} if matches else {}
         if "image" in reader:
             unused = [column for column in columns if column not in reader.values()]
-            found.append((reader, f"{path.name} with the columns {list_columns(columns)}", unused))
+            usable.append((reader, f"{path.name} with the columns {list_columns(columns)}", unused))
             continue
         some = list_columns(columns)
         passed_over.append(f"{path}: not used: none of its columns has images ({some:.200}){fix}")
-    if len(found) > 1:
-        names = list_columns([reader["path"] for reader, *_ in found])
+    if len(usable) > 1:
+        names = list_columns([reader["path"] for reader, *_ in usable])
         raise CmpError(
             f"{folder}: several tables list images ({names}); leave one, or write a manifest whose "
             "reader.path matches those to read, such as '*.csv'"
         )
-    return found[0] if found else None
+    return usable[0] if usable else None
 
 
 def _infer_folder(folder: Path) -> Inference | None:

@@ -290,10 +290,8 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
             f"{MAX_ROWS:,} are allowed; give fewer of them"
         )
     columns = [name for name in schema.names if name in wanted and not (as_bytes and name == image)]
-    tables = [file.read(columns=columns) for file in files]
-    frames = [
-        table.to_pandas(ignore_metadata=True) for table in tables
-    ]  # an index is a column, too
+    # by pandas' metadata, columns would go back into its index and be missed here
+    frames = [file.read(columns=columns).to_pandas(ignore_metadata=True) for file in files]
     if not as_bytes:
         placed = zip(frames, paths, strict=True)
         frames = [_join_folder(dataset, frame, path, root) for frame, path in placed]

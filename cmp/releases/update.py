@@ -130,7 +130,7 @@ def compute_update(
             with update_manager(plan, work, device):
                 pass  # deletes the checkpoints
         return release.read_release(folder)
-    _refuse_inside(folder, (boards or {}).get("tensorboard", ""))
+    _check_tensorboard(folder, (boards or {}).get("tensorboard", ""))
     if not processes.rank():
         _check_room(plan, folder)
     with update_manager(plan, work, device) as manager:
@@ -168,7 +168,7 @@ def _check_room(plan: UpdatePlan, folder: Path) -> None:
         )
 
 
-def _refuse_inside(folder: Path, tensorboard: str) -> None:
+def _check_tensorboard(folder: Path, tensorboard: str) -> None:
     """Raise `CmpError` if TensorBoard would write into the folder of the release, which is written
     whole at the end and never changed."""
     if tensorboard and Path(tensorboard).resolve().is_relative_to(folder.resolve()):

@@ -199,3 +199,17 @@ export function tidy({ range: [low, high], step, log, whole }, value) {
   const near = whole || !log ? Math.round(value / (whole ? 1 : step)) * (whole ? 1 : step) : Number(value.toPrecision(3));
   return Number(Math.min(high, Math.max(low, near)).toPrecision(8));
 }
+
+// What a window remembers until it is closed; nothing where a browser blocks storage.
+export function recalled(key) {
+  try {
+    return sessionStorage.getItem(key);
+  } catch {
+    return null;
+  }
+}
+export function remember(key, text) {
+  try {
+    sessionStorage.setItem(key, text);
+  } catch {} // blocked, or full
+}

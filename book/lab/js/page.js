@@ -1,5 +1,5 @@
 // What a page of the site does: it puts each explorer in the place of its still.
-import { recalled, remember } from "./state.js";
+import { recalled, remember } from "./form.js";
 
 const style = document.createElement("link");
 style.rel = "stylesheet";

@@ -159,17 +159,3 @@ function coloured({ pins, runs, colours }) {
   }
   return Object.fromEntries(made);
 }
-
-// What a window remembers until it is closed; nothing where a browser blocks storage.
-export function recalled(key) {
-  try {
-    return sessionStorage.getItem(key);
-  } catch {
-    return null;
-  }
-}
-export function remember(key, text) {
-  try {
-    sessionStorage.setItem(key, text);
-  } catch {} // blocked, or full
-}

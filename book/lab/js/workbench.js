@@ -1,9 +1,9 @@
 // The frame of every explorer, and the bench of those whose states are settings of runs.
 import { cellOf, FORMS, takeAway } from "./export.js";
-import { atRest, button, element, form, perFrame, places, points, roving, say, score, table, toolbar } from "./form.js";
+import { atRest, button, element, form, perFrame, places, points, recalled, remember, roving, say, score, table, toolbar } from "./form.js";
 import { compare, isHeld, plane } from "./plane.js";
 import { runRows } from "./runs.js";
-import { accepted, begin, canonical, differing, kept, linked, linkTo, MOST_PINS, recalled, reduce, remember, same } from "./state.js";
+import { accepted, begin, canonical, differing, kept, linked, linkTo, MOST_PINS, reduce, same } from "./state.js";
 
 // What every explorer has: one model that only the reducer changes, buttons that begin from presets, undo
 // and reset, and its place in the address, or in a notebook in the kernel, which outlives the page.
