@@ -280,4 +280,4 @@ def test_an_embedded_run_is_predicted_from_its_flops_on_a_core():
     run = config.parse(config.profile("cpu"))
     seconds = budgets.full_cost(run).step / DEVICES["core"].peak
     assert forecast.forecast_step(run, "cpu").seconds == pytest.approx(seconds)
-    assert "at the speed of a core" in forecast.forecast_sentence(run, "cpu")
+    assert "at the speed of a core" in forecast.forecast_step(run, "cpu").by

@@ -12,7 +12,7 @@ from cmp import config, starts
 from cmp.cli import shared
 from cmp.cli.runs import progress_observer
 from cmp.errors import CmpError, did_you_mean
-from cmp.experiments import forecast
+from cmp.experiments import forecast, preflight
 from cmp.parsing import read_yaml
 from cmp.releases import release, tuning
 from cmp.releases.candidates import split_start
@@ -23,6 +23,7 @@ from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs.checkpoints import latest_progress
 from cmp.runs.runner import Observer
 from cmp.scale import processes
+from cmp.scale.devices import device_name
 from cmp.scale.execution import ExecutionConfig
 
 Folders = Annotated[list[Path] | None, typer.Option("--retain", metavar="FOLDER")]
@@ -103,6 +104,7 @@ def update(
             typer.echo("\n".join([f"from {given[0]}: {origin}", *plan.notes]))
         if dry_run:
             if is_first:
+                typer.echo("\n".join(_forecast_lines(plan, local_device, execution)))
                 typer.echo(_dry_run_lines(plan, given))
             return
         forecast.check_device(local_device)
@@ -122,6 +124,24 @@ def update(
                     f"your images; before the next update, run cmpt tune {out} "
                     "--data FOLDER_OF_NEXT_MONTH -o tuned.yaml"
                 )
+
+
+def _forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) -> list[str]:
+    """Return how long an update may take, by the last one if it ran on such a device, and how much
+    memory a step needs."""
+    here = {"device": device_name(device), "threads": torch.get_num_threads()}
+    if plan.parent and here.items() <= plan.parent.record.provenance.items():
+        last = plan.earlier[-1]
+        seconds = plan.steps * last.seconds / last.steps
+        time = (
+            f"about {forecast.time_in_words(seconds)} with the evaluations, at the speed of "
+            f"{last.name}, whose {last.steps} steps took {forecast.time_in_words(last.seconds)}"
+        )
+    else:
+        step = forecast.forecast_step(plan.fitted, device, execution, plan.corpus)
+        time = forecast.describe_forecast(step, plan.steps)
+    memory = preflight.check_memory(plan.fitted, device, execution)
+    return [f"forecast: {time}", f"memory: {memory.sentence}"]
 
 
 def _dry_run_lines(plan: UpdatePlan, given: tuple[str, Path, dict[str, Any]]) -> str:

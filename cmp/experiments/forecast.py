@@ -184,15 +184,9 @@ def forecast_step(
     return predict_step(run_config, facts, execution, images)
 
 
-def forecast_sentence(
-    run_config: RunConfig,
-    device: str,
-    execution: ExecutionConfig | None = None,
-    corpus: Corpus | None = None,
-) -> str:
-    """Return how long a run's training may take, and how that was found; see `forecast_step`."""
-    step = forecast_step(run_config, device, execution, corpus)
-    steps = sum(budgets.apply_budget(run_config).steps)
+def describe_forecast(step: StepForecast, steps: int) -> str:
+    """Return how long a number of steps may take, and how that was found. If the number is not
+    known yet and given as 0, it is the time of a step."""
     times = f"{time_in_words(step.seconds)} a step"
     if steps:
         times = f"about {time_in_words(steps * step.seconds)} of training, {times}"

@@ -80,17 +80,25 @@ def check_run(
     """
     if device != "cpu" and torch.cuda.is_available():
         forecast.check_device(device)  # such as cuda:7
-    memory = _check_memory(run_config, device, execution)
+    memory = check_memory(run_config, device, execution)
     checks = [*check_needs(run_config, device), memory, _check_disk(run_config)]
     corpus, fitted = None, run_config
     if checks[0].state == PRESENT:
         corpus = load_run_data(run_config)
         checks.insert(1, _check_batches(run_config, corpus))
         fitted = budgets.settle(run_config, corpus)
-    time = forecast.forecast_sentence(fitted, device, execution, corpus)
+    time = _describe_time(fitted, device, execution, corpus)
     if run_config.model.name not in starts.family_names():
         checks.append(_check_shared_memory(run_config, device))
     return [*checks, Check("time", PRESENT, time)], corpus, fitted
+
+
+def _describe_time(
+    run_config: RunConfig, device: str, execution: ExecutionConfig, corpus: Corpus | None
+) -> str:
+    """Return how long all steps of a run may take, and how that was found."""
+    step = forecast.forecast_step(run_config, device, execution, corpus)
+    return forecast.describe_forecast(step, sum(budgets.apply_budget(run_config).steps))
 
 
 def check_needs(run_config: RunConfig, device: str) -> list[Check]:
@@ -167,7 +175,7 @@ def _check_card(device: str) -> Check:
     return Check("device", PRESENT, f"{many}{card.name}, {card.total_memory / GIGA:.0f} GB")
 
 
-def _check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig) -> Check:
+def check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig) -> Check:
     """Compare the memory of a step with that of the GPU or machine, and find what would fit, also
     with recomputed activations."""
     is_here = device == "cpu" or torch.cuda.is_available()
@@ -180,7 +188,8 @@ def _check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig
     usable, batch = USABLE_MEMORY * memory, execution.micro_batch or run_config.training.batch
     is_recomputed = execution.checkpoint_activations
     needed = _step_bytes(run_config, batch, is_recomputed)
-    words = f"a step needs {needed / GIGA:.0f} GB in {run_config.training.precision}"
+    size = f"{needed / GIGA:.0f} GB" if needed >= GIGA else "less than 1 GB"
+    words = f"a step needs {size} in {run_config.training.precision}"
     sentence = f"{words}, and {card} has {memory / GIGA:.0f} GB"
     if needed <= usable:
         return Check("memory", PRESENT, sentence)
@@ -368,7 +377,7 @@ def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> li
         fitted = budgets.settle(run_config, corpus) if corpus else run_config
         lines += [f"  {line}" for line in describe_run(run_config, fitted)]
         if run_config.model.name not in starts.family_names():
-            sentence = forecast.forecast_sentence(fitted, device, corpus=corpus)
+            sentence = _describe_time(fitted, device, ExecutionConfig(), corpus)
             lines.append(f"  forecast: {sentence}")
         missing |= dict.fromkeys(missing_needs(needs))
     return [*lines, *missing]
