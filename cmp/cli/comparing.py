@@ -63,7 +63,8 @@ def compare(
         gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
         page: Write an HTML page to this file, with the images that lost or gained their name.
         gone: If images of a release are missing: refuse, or skip them.
-        moved: A folder of a release's images that has moved, as OLD=NEW. Default: none.
+        moved: A folder of a release's images that has moved, as OLD=NEW; repeat for others.
+            Default: none.
         split: Images to score: test, or validation.
         subset: Images per dataset. Default: all.
         device: Device: cpu or cuda. Default: cpu for this book's own models, such as small,

@@ -199,7 +199,7 @@ def export(
     out: shared.OutFile,
     to: Literal["open_clip", "hf", "transformers", "onnx"] = "open_clip",
 ) -> None:
-    """Export a run's final weights, or a model from a hub, for other libraries.
+    """Export a release, a run's final weights, or a model from a hub, for other libraries.
 
     For an unfinished run, the model after its last finished task is exported. Exports for
     transformers and ONNX are compared with the network, and kept only if the features agree to
