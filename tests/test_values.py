@@ -120,6 +120,17 @@ def test_a_local_gain_is_over_the_front_of_as_many_updates_and_steps():
         values.fill_values("{{local_gain merging/EMA}}")
 
 
+def test_a_study_with_one_front_needs_no_name_of_it(published):
+    words = values.fill_values("{{local_gain front/plain, peak 0.0004}}")
+    assert words == "+0.0 (0.0 to 0.0)"  # it lies on this front
+
+
+def test_runs_of_another_kind_have_no_gain():
+    """Another number of updates, here; or another network, or another size of batches."""
+    with pytest.raises(CmpError, match=r"40 updates, batches of 64.* 20 updates.* same kind"):
+        values.fill_values("{{gain scaling/40 x 20, EMA}}")
+
+
 def test_sizes_are_words_without_a_sign(published):
     front = claims.load_claims().fronts["plain"]
     gain = verdicts.gain_of("merging", "EMA", front).values.mean()
@@ -187,7 +198,7 @@ def test_what_chapters_say_in_words_holds(number):
 def test_what_chapter_03_says_of_the_months_before_the_end():
     """Differences of EMA-Merge from plain fine-tuning and its rivals over all updates."""
     text = " ".join(chapters.chapters()["03"].read_text("utf-8").split())
-    assert "On average over a stream's twenty models, the gain is about the same" in text
+    assert "Averaged over a stream's twenty models, the gain is about the same" in text
     assert 'three points more than "average deployed" and learns one point of A_KA less' in text
     assert "EMA-Merge learns one point more and keeps about as much" in text
     served = pd.concat(map(study_trajectory, ["merging", "front"]))

@@ -267,7 +267,8 @@ def gain(what: str, kind: str = "gain") -> tuple[Estimate, str]:
     Args:
         what: The setting.
         kind: "gain", "gain_less" for the gain with a point of A_KA less, or "local_gain" for the
-            gain over the front that the setting's name begins with, such as "160 steps".
+            gain over the front that the setting's name begins with, such as "160 steps", or over
+            the only front of its study.
 
     Raises:
         CmpError: No front has this name.
@@ -276,6 +277,9 @@ def gain(what: str, kind: str = "gain") -> tuple[Estimate, str]:
     study, setting = _place(what)
     fronts = claims.load_claims().fronts
     name = setting.partition(",")[0] if kind == "local_gain" else "plain"
+    of_study = [key for key, front in fronts.items() if front.study == study]
+    if name not in fronts and len(of_study) == 1:
+        [name] = of_study
     if name not in fronts:
         raise CmpError(f"no front {name!r}; the fronts are {', '.join(fronts)}")
     less = MATTERS if kind == "gain_less" else 0.0

@@ -92,12 +92,14 @@ class Claim:
         sentence: The claim as a sentence.
         measure: "gain" (see `cmp.experiments.fronts`); "gain from the start", which compares the
             changes of both scores since the start of the stream, for networks that start from other
-            scores; "A_KA"; "A_ZS"; "GM" (the geometric mean of both, for settings that the front
+            scores; "A_KA"; "A_ZS"; "GM" (the geometric mean of both, for settings that a front
             does not cover); or "spread": the standard deviation of A_KA over settings.
         terms: The terms of the sum.
         expected: The claimed sign, or that there is no difference that matters.
         half_width: The half-width of the interval in points, as planned from exploration.
         why: Why the planned half-width exceeds `MATTERS`, if it does.
+        seen: How many replicates, from the first, were published when the claim was committed or
+            its analysis last changed.
         names: The class names for A_ZS: all names of pretraining, or those that replay kept or was
             lacking.
     """
@@ -112,6 +114,7 @@ class Claim:
     expected: Literal["above 0", "below 0", "no difference"]
     half_width: Annotated[float, Field(gt=0)]
     why: str = ""
+    seen: Annotated[int, Field(ge=0, lt=REPLICATES)] = 0
     names: Literal["all", "kept", "lacking"] = "all"
 
     def __post_init__(self) -> None:

@@ -30,11 +30,11 @@ ALPHA = 0.05
 def claims_level(count: int | None = None) -> float:
     """Return the confidence level of claims and of all measured intervals.
 
-    With Bonferroni's correction, one book in twenty has any wrong claim. Other values have the same
-    level, so that no text excludes what a verdict leaves open.
+    With Bonferroni's correction, at most one family in twenty has any wrong claim. Other values
+    have the same level, so that no text excludes what a verdict leaves open.
 
     Args:
-        count: The number of claims; if None, that of the book.
+        count: The number of claims in the family; if None, in the book's first.
     """
     if count is None:
         count = _count_claims(CLAIMS)

@@ -44,8 +44,6 @@ from cmp.runs.store import RUN_KEYS
 HELPS, HURTS, SAME = "helps", "hurts", "no difference that matters"
 HELPS_OPEN, HURTS_OPEN, OPEN = "helps, size open", "hurts, size open", "open"
 NOT_COMPUTED, NOT_COVERED, NO_FRONT = "not computed yet", "outside the front", "no front"
-LOOKED_AT = range(9)
-"""Replicates already published when the analysis was last changed, see chapter A2."""
 
 
 def read_interval(low: float, high: float) -> str:
@@ -61,9 +59,9 @@ def read_interval(low: float, high: float) -> str:
 
 
 def reading_in_words(row: Mapping[str, Any]) -> str:
-    """Return the reading of a row of `judge_claims` as text. A spread, or a difference of two
-    losses, is larger or smaller instead of helping or hurting."""
-    if row["measure"] not in ("spread", "GM"):
+    """Return the reading of a row of `judge_claims` as text. A spread, a difference of geometric
+    means or one between networks is larger or smaller instead of helping or hurting."""
+    if row["measure"] not in ("spread", "GM", "gain from the start"):
         return row["reading"]
     return row["reading"].replace(HELPS, "larger").replace(HURTS, "smaller")
 
@@ -78,7 +76,8 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
         One row per (setting, replicate): final `A_KA`, `A_ZS` and `GM` on the whole test; A_ZS on
         the names that replay `kept` and was `lacking`; `start A_KA` and `start A_ZS`, those of the
         base; `way`, the mean A_KA over the middle half of the updates, NaN if the whole test was
-        scored only at the ends; `peak` and `base`.
+        scored only at the ends; `peak` and `base`; and `kind`, the network, the number of updates
+        and the batch size as text.
     """
     table = store.trajectory(published)
     table["progress"] = table["task"] / table.groupby(RUN_KEYS)["task"].transform("max")
@@ -90,9 +89,15 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
     on_way = table[(table["scope"] == "full") & table["progress"].between(0.25, 0.75)]
     middle = on_way.groupby(RUN_KEYS)["A_KA"]
     scores["way"] = middle.mean()[middle.size() > 1]
-    trees = published.groupby(RUN_KEYS)["config"].first()
+    trees = published.groupby(RUN_KEYS)["config"].first().astype(str).map(json.loads)
     scores["base"] = run_bases(published)
-    scores["peak"] = trees.astype(str).map(lambda tree: json.loads(tree)["schedule"]["peak"])
+    scores["peak"] = trees.map(lambda tree: tree["schedule"]["peak"])
+    scores["kind"] = trees.map(
+        lambda tree: (
+            f"{tree['model']['name']}, {tree['stream']['tasks']} updates, "
+            f"batches of {tree['training']['batch']}"
+        )
+    )
     return scores
 
 
@@ -153,7 +158,8 @@ def gain_of(
         NotComputed: Runs of the setting or of the front are not published yet.
         CmpError: The front does not cover the setting.
     """
-    own = _compared_scores(setting_scores(study, setting), names, from_start)
+    scored = setting_scores(study, setting)
+    own = _compared_scores(scored, names, from_start)
     own["A_KA"] -= less
     if replicates is not None:
         own = own.loc[replicates]
@@ -162,6 +168,12 @@ def gain_of(
         scores = setting_scores(front.study, each)
         if not own.index.isin(scores.index).all():
             raise NotComputed(f"{each!r} of study {front.study} has fewer streams than {setting!r}")
+        kinds = scored["kind"].iloc[0], scores["kind"].iloc[0]
+        if kinds[0] != kinds[1] and not from_start:
+            raise CmpError(
+                f"{setting!r} of study {study} ({kinds[0]}) has no gain over {each!r} of study "
+                f"{front.study} ({kinds[1]}); choose a front of the same kind"
+            )
         peaks[each] = float(scores["peak"].iloc[0])
         tables[each] = _compared_scores(scores, names, from_start)
     return fronts.measure_gain(own, tables, peaks, setting, front.local, front.least)
@@ -302,8 +314,8 @@ def judge_claims(known: ClaimsFile) -> pd.DataFrame:
         open), `n`, `estimate`, `low` and `high` (over bases, in points), `level`, `p` (of a
         two-sided t-test over bases) and `p holm` (adjusted by Holm's method over the family),
         `low crossed` and `high crossed` (at the same level), `planned` and `half` (half-widths),
-        `bound` (1: lower, -1: upper, 0: none), `estimate later` (without the replicates in
-        `LOOKED_AT`, on the same front), and `sentence`.
+        `bound` (1: lower, -1: upper, 0: none), `seen` (see `Claim`), `estimate later` (without
+        those replicates, on the same front), and `sentence`.
 
     Raises:
         CmpError: Published runs use bases that tuned the claim's settings.
@@ -352,7 +364,8 @@ def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
         return row | {"reading": reading, "agrees": "", "sentence": f"Not measured: {error}."}
     estimate = float(contrast.values.mean())
     row |= {"n": len(contrast.values), "estimate": estimate, "bound": contrast.bound}
-    row["estimate later"] = float(contrast.values.drop([*LOOKED_AT], errors="ignore").mean())
+    later = contrast.values.drop([*range(claim.seen)], errors="ignore")
+    row |= {"seen": claim.seen, "estimate later": float(later.mean())}
     _, error, half = t_interval(contrast.pseudo.to_numpy(), level)
     crossed = np.nan
     if contrast.parts:
