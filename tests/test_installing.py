@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,11 @@ import pytest
 
 import cmp
 from cmp import cli
+from cmp.cli import shared
+from cmp.errors import CmpError
 from cmp.experiments import preflight
+from cmp.experiments.claims import FAMILIES
+from tests import lock
 
 ROOT = Path(cmp.__file__).parents[1]
 PACKED = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "ATTRIBUTION.md")
@@ -61,6 +66,27 @@ def test_an_editable_install_has_the_book_s_package_and_a_wheel_has_not(built, t
     done = python("-S", "-c", where, built / "editable", cwd=tmp_path, env={})
     assert Path(done.stdout.strip()).is_relative_to(built / "tree" / "book"), done.stderr
     assert not (built / "wheel" / "lab").exists() and (built / "wheel" / "cmp").is_dir()
+
+
+@pytest.mark.defect
+def test_a_wheel_has_the_claims_of_all_families(built):
+    assert all((built / "wheel" / "cmp" / "book" / path.name).exists() for path in FAMILIES)
+
+
+@pytest.mark.defect
+def test_versions_are_locked_for_the_oldest_python_that_is_allowed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = project["requires-python"].removeprefix(">=")
+    assert f"{oldest}.0" == lock.OLDEST
+
+
+@pytest.mark.defect
+def test_an_installed_command_in_another_checkout_says_whose_command_to_run(tmp_path, monkeypatch):
+    (tmp_path / "book" / "lab").mkdir(parents=True)
+    shutil.copytree(ROOT / "cmp" / "cli", tmp_path / "cmp")
+    monkeypatch.setattr("cmp.project.project_folder", lambda: tmp_path)
+    with pytest.raises(CmpError, match=r"package of its own.*\.venv/bin/cmpt"):
+        shared.import_lab("run")
 
 
 @pytest.mark.long

