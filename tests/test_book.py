@@ -223,6 +223,7 @@ def test_wrong_parameters_are_refused_with_the_valid_ones(tmp_path, name, text, 
         ("02", {"rank": "0"}, ["rank: 0", "at least 1"]),
         ("07", {"pool": "0.9"}, ["pool + update + buffer", "must be 1, not 1.65"]),
         ("01", {"stream_seed": "-1"}, ["stream_seed: -1", "from 0"]),
+        ("A1", {"pictures": "missing"}, ["/missing'", "a folder of class folders"]),
     ],
 )
 def test_a_value_that_no_run_takes_is_refused_before_a_chapter_begins(number, given, words):
@@ -231,6 +232,21 @@ def test_a_value_that_no_run_takes_is_refused_before_a_chapter_begins(number, gi
         chapters.check_parameters(source, given)
     assert all(word in str(caught.value) for word in words)
     assert chapters.check_parameters(source, {})
+
+
+def test_a_path_begins_where_the_command_runs_and_not_in_the_chapter_s_folder(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    mine = tmp_path / "mine"
+    (mine / "cat").mkdir(parents=True)
+    [source] = chapters.select(["A1"])
+    for text in ("mine", "~/mine", str(mine)):
+        assert chapters.check_parameters(source, {"pictures": text})["pictures"] == str(mine)
+    (mine / "cat").rmdir()
+    with pytest.raises(CmpError, match=f"pictures: '{mine}' must be a folder of class folders"):
+        chapters.check_parameters(source, {"pictures": "mine"})
 
 
 @pytest.mark.parametrize(

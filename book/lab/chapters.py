@@ -8,6 +8,7 @@ import ast
 import contextlib
 import hashlib
 import math
+import os
 import re
 import shutil
 from collections import Counter
@@ -57,8 +58,14 @@ RULES: dict[str, Rule] = {
     "method": _named("method"),
     "meta": _named("meta_schedule"),
     "order": _named("order"),
+    "pictures": (
+        "a folder of class folders; in a notebook, give an absolute path",
+        lambda path: not path or any(map(Path.is_dir, Path(os.path.expanduser(path)).glob("*"))),
+    ),
 }
 """Parameter -> the condition on its values, as text and as a test."""
+PATHS = ("pictures",)
+"""Parameters that are paths."""
 
 
 class Parameter(NamedTuple):
@@ -294,7 +301,8 @@ def convert_value(text: str, kind: str) -> object:
 
 
 def check_parameters(source: Path, given: dict[str, str]) -> dict[str, object]:
-    """Return the values of all of a chapter's parameters.
+    """Return the values of all of a chapter's parameters, with absolute paths: a chapter runs in
+    its own folder, not in the one where its parameters were given.
 
     Args:
         source: The chapter.
@@ -310,6 +318,8 @@ def check_parameters(source: Path, given: dict[str, str]) -> dict[str, object]:
     values = {name: parameter.default for name, parameter in valid.items()}
     for name, text in given.items():
         values[name] = convert_value(text, valid[name].type) if name in valid else text
+        if name in PATHS and text:
+            values[name] = os.path.abspath(os.path.expanduser(text))
     check_values(values, valid, f"{source.stem}: ")
     return values
 
