@@ -1,5 +1,6 @@
 """The book as a program: parameters refused early, runs that are whole or absent, stable files."""
 
+import ast
 import json
 import os
 import subprocess
@@ -522,6 +523,20 @@ def test_what_is_published_is_stable_and_goes_stale(tmp_path, monkeypatch):
 def test_every_chapter_of_the_book_declares_its_parameters():
     for source in chapters.select():
         assert {"profile", "seeds", "jobs", "device"} <= set(chapters.parameters(source))
+
+
+ON_A_DEVICE = ("cmp.update", "cmp.tune", "cmp.compare", "launch.run_one", "verify.verify_run",
+               "shop.run_as_stream", "chapter_setup.compute_live")  # fmt: skip
+
+
+def test_chapters_train_and_compare_on_the_device_that_a_reader_chose():
+    for source in chapters.select():
+        cells = [c.source for c in chapters.notebook(source).cells if c.cell_type == "code"]
+        trees = [ast.parse(cell.replace("await ", "")) for cell in cells]
+        for node in (node for tree in trees for node in ast.walk(tree)):
+            words = ast.unparse(node) if isinstance(node, ast.Call | ast.List) else ""
+            if words.startswith(ON_A_DEVICE) or "--threads" in words:
+                assert "device" in words, f"{source.name}: {words}"
 
 
 def test_the_committed_notebooks_are_current():
