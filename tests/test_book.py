@@ -24,6 +24,9 @@ device: str = "cpu"  # cpu or cuda
 rate: float = 0.5  # learning rate
 live: bool = False  # draw the live runs
 """
+EDITED = PARAMETERS.replace(
+    "seeds: int = 1  # replicates of the live settings", "seeds: int = 2 + 1"
+)
 GUARD = "from lab import chapters\n\nchapters.check_injected(globals())"
 WIDGET = """\
 import sys
@@ -304,6 +307,7 @@ def test_the_guard_takes_true_from_papermills_shell():
         (scope(seeds=-3), "at least 1"),
         (scope(profile="huge"), "one of quick"),
         ({"In": ["", GUARD]}, "run the parameters cell first"),
+        ({"In": ["", EDITED, GUARD]}, "cell: 'seeds: int = 2 .*': write name: type = value"),
     ],
 )
 def test_the_guard_refuses(kernel, words):

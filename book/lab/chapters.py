@@ -30,6 +30,8 @@ CHAPTER = re.compile(r"(\d\d|A\d)_[a-z0-9_]+\.md")
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 Rule = tuple[str, Callable[[Any], object]]
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+DECLARATION = re.compile(rf"^\w+ *: *({'|'.join(TYPES)})\b", re.M)
+"""The beginning of a line that declares a parameter."""
 _SHARE = ("from 0 to 1", lambda value: 0 <= value <= 1)
 _COUNT = ("at least 1", lambda value: value >= 1)
 
@@ -341,21 +343,26 @@ def check_injected(scope: dict[str, object]) -> dict[str, Parameter]:
 
     Raises:
         CmpError: A name is not declared, or a value has the wrong type; the message lists the
-            parameters.
+            parameters. Or the parameters cell has not run, or a line of it has another form.
     """
     if "In" not in scope:
         return {}
     valid: dict[str, Parameter] = {}
     injected: set[str] = set()
+    fault = CmpError("run the parameters cell first")
     for cell in scope["In"]:
-        with contextlib.suppress(CmpError, SyntaxError):
+        try:
             if cell.startswith("# Parameters\n"):
                 statements = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
                 injected |= {node.targets[0].id for node in statements}
             else:
                 valid = valid or declared_parameters(cell)
+        except SyntaxError:  # such as a cell with a magic
+            continue
+        except CmpError as error:  # another cell, or the parameters cell after a wrong edit
+            fault = error if DECLARATION.search(cell) else fault
     if not valid:
-        raise CmpError("run the parameters cell first")
+        raise fault
     for name in injected & valid.keys():
         if isinstance(scope[name], str):
             scope[name] = convert_value(scope[name], valid[name].type)
