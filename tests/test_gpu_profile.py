@@ -287,12 +287,11 @@ def test_other_profiles_take_a_study_as_it_is():
 
 
 @no_card
-def test_in_a_chapter_the_profile_decides_where_runs_are_computed(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    scope = {"profile": "gpu", "seeds": 1, "jobs": 2, "device": "cpu"}
-    with pytest.raises(CmpError, match="device 'cuda': cannot be used here"):
-        chapter_setup.begin_chapter(scope, studies.load_study("rates"))
-    assert (scope["device"], scope["jobs"]) == ("cuda", 4)
+def test_a_chapter_of_profile_gpu_needs_a_card(capsys):
+    given = {"profile": "gpu", "seeds": 1, "jobs": 2, "device": "cpu"}
+    with pytest.raises(CmpError, match="profile gpu: needs a GPU; choose quick or cpu"):
+        chapter_setup.begin_chapter(scope := dict(given), studies.load_study("rates"))
+    assert scope == given
     assert capsys.readouterr().out == ""
 
 

@@ -13,6 +13,7 @@ from IPython.display import display
 
 from cmp import budgets, config
 from cmp.config import RunConfig
+from cmp.errors import CmpError
 from cmp.experiments import forecast, results, studies, workers
 from cmp.runs import identity, logs, store
 from cmp.runs.checkpoints import StopRequest
@@ -52,6 +53,10 @@ def begin_chapter(
     torch.set_num_threads(1)
     profile, seeds = scope["profile"], scope["seeds"]
     if profile in config.FOREIGN_MODEL_PROFILES:  # a CPU would take months
+        try:
+            forecast.check_device("cuda")
+        except CmpError as error:
+            raise CmpError(f"profile {profile}: needs a GPU; choose quick or cpu") from error
         scope["device"] = "cuda"
         scope["jobs"] = workers.default_jobs("cuda")
     jobs, device = scope["jobs"], scope["device"]
