@@ -80,7 +80,7 @@ def begin_chapter(
     words = [f"{name}={value}" for name, value in own.items() if value != ""]
     print(f"Live: {', '.join([profile, *words])}. {said}".strip())
     if declared:
-        display(profile_control(scope))
+        display(profile_control(scope, "Its first line says how long they take." if status else ""))
     return live
 
 
@@ -88,11 +88,12 @@ SHARED_PARAMETERS = ("profile", "seeds", "jobs", "device", "stream_seed")
 """The parameters of all chapters."""
 
 
-def profile_control(scope: dict[str, Any]) -> widgets.Widget:
+def profile_control(scope: dict[str, Any], times: str) -> widgets.Widget:
     """Return a control that sets a chapter's profile for cells that are run afterwards.
 
     Args:
         scope: The chapter's `globals()`.
+        times: A sentence that says where to read how long the chapter's runs take, or "".
     """
     names = [name for name in config.PROFILES if name not in config.FOREIGN_MODEL_PROFILES]
     names += [scope["profile"]] * (scope["profile"] not in names)
@@ -101,7 +102,7 @@ def profile_control(scope: dict[str, Any]) -> widgets.Widget:
 
     def choose(change: dict[str, Any]) -> None:
         scope["profile"] = change["new"]
-        said.value = "Run this cell and those below again. Its first line says how long they take."
+        said.value = f"Run this cell and those below again. {times}".strip()
 
     choice.observe(choose, names="value")
     return widgets.HBox([choice, said])
