@@ -295,6 +295,18 @@ def test_a_chapter_of_profile_gpu_needs_a_card(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_the_profile_decides_where_runs_are_computed_until_the_menu_changes_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(forecast, "check_device", lambda device: None)
+    given = {"profile": "gpu", "seeds": 1, "jobs": 2, "device": "cpu"}
+    scope = dict(given)
+    for _ in range(2):  # the cell is run again
+        chapter_setup.begin_chapter(scope)
+        assert (scope["device"], scope["jobs"]) == ("cuda", 4)
+    chapter_setup.profile_control(scope, "").children[0].value = "quick"
+    assert scope == given | {"profile": "quick"}
+
+
 class PretendedWorker:
     """A worker without a process; it answers as soon as it is asked, or dies once on card 2."""
 

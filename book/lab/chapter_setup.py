@@ -22,6 +22,8 @@ from lab.live_runs import scores_on_way
 
 LOOK_SECONDS = 1.0
 """Seconds between a cell's looks at the logs of its runs."""
+GIVEN = "_given"
+"""Name in a chapter of the device and jobs that were given, while a profile sets its own."""
 ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
 
 
@@ -57,8 +59,13 @@ def begin_chapter(
             forecast.check_device("cuda")
         except CmpError as error:
             raise CmpError(f"profile {profile}: needs a GPU; choose quick or cpu") from error
-        scope["device"] = "cuda"
-        scope["jobs"] = workers.default_jobs("cuda")
+        cards = {"device": "cuda", "jobs": workers.default_jobs("cuda")}
+        given = {name: scope[name] for name in cards}
+        if given != cards:  # they are equal when this cell is run again
+            scope[GIVEN] = given
+        scope |= cards
+    else:
+        scope.pop(GIVEN, None)  # the parameters cell was run again
     jobs, device = scope["jobs"], scope["device"]
     said = ""
     if isinstance(runs, studies.Study):
@@ -102,6 +109,7 @@ def profile_control(scope: dict[str, Any], times: str) -> widgets.Widget:
 
     def choose(change: dict[str, Any]) -> None:
         scope["profile"] = change["new"]
+        scope.update(scope.pop(GIVEN, {}))  # a smaller profile uses what was given
         said.value = f"Run this cell and those below again. {times}".strip()
 
     choice.observe(choose, names="value")
