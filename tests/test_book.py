@@ -3,8 +3,10 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 
 import nbformat
 import pytest
@@ -541,6 +543,20 @@ def test_chapters_train_and_compare_on_the_device_that_a_reader_chose():
             words = ast.unparse(node) if isinstance(node, ast.Call | ast.List) else ""
             if words.startswith(ON_A_DEVICE) or "--threads" in words:
                 assert "device" in words, f"{source.name}: {words}"
+
+
+def test_a_name_that_other_cells_use_is_given_in_one_cell_of_its_chapter():
+    """So that cells can be run again in any order."""
+    for source in chapters.select():
+        given, used = Counter(), set()
+        for cell in (c for c in chapters.notebook(source).cells if c.cell_type == "code"):
+            tree = ast.parse(cell.source.replace("await ", ""))
+            names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+            own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+            own |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+            used |= {node.id for node in names} - own
+            given.update({*re.findall(r"^(\w+) = ", cell.source, re.M)})
+        assert [name for name in used if given[name] > 1] == [], source.name
 
 
 def test_the_committed_notebooks_are_current():
