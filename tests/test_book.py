@@ -1,9 +1,12 @@
 """The book as a program: parameters refused early, runs that are whole or absent, stable files."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 
 import nbformat
 import pytest
@@ -23,6 +26,9 @@ device: str = "cpu"  # cpu or cuda
 rate: float = 0.5  # learning rate
 live: bool = False  # draw the live runs
 """
+EDITED = PARAMETERS.replace(
+    "seeds: int = 1  # replicates of the live settings", "seeds: int = 2 + 1"
+)
 GUARD = "from lab import chapters\n\nchapters.check_injected(globals())"
 WIDGET = """\
 import sys
@@ -223,6 +229,7 @@ def test_wrong_parameters_are_refused_with_the_valid_ones(tmp_path, name, text, 
         ("02", {"rank": "0"}, ["rank: 0", "at least 1"]),
         ("07", {"pool": "0.9"}, ["pool + update + buffer", "must be 1, not 1.65"]),
         ("01", {"stream_seed": "-1"}, ["stream_seed: -1", "from 0"]),
+        ("A1", {"pictures": "missing"}, ["/missing'", "a folder of class folders"]),
     ],
 )
 def test_a_value_that_no_run_takes_is_refused_before_a_chapter_begins(number, given, words):
@@ -231,6 +238,21 @@ def test_a_value_that_no_run_takes_is_refused_before_a_chapter_begins(number, gi
         chapters.check_parameters(source, given)
     assert all(word in str(caught.value) for word in words)
     assert chapters.check_parameters(source, {})
+
+
+def test_a_path_begins_where_the_command_runs_and_not_in_the_chapter_s_folder(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    mine = tmp_path / "mine"
+    (mine / "cat").mkdir(parents=True)
+    [source] = chapters.select(["A1"])
+    for text in ("mine", "~/mine", str(mine)):
+        assert chapters.check_parameters(source, {"pictures": text})["pictures"] == str(mine)
+    (mine / "cat").rmdir()
+    with pytest.raises(CmpError, match=f"pictures: '{mine}' must be a folder of class folders"):
+        chapters.check_parameters(source, {"pictures": "mine"})
 
 
 @pytest.mark.parametrize(
@@ -287,6 +309,7 @@ def test_the_guard_takes_true_from_papermills_shell():
         (scope(seeds=-3), "at least 1"),
         (scope(profile="huge"), "one of quick"),
         ({"In": ["", GUARD]}, "run the parameters cell first"),
+        ({"In": ["", EDITED, GUARD]}, "cell: 'seeds: int = 2 .*': write name: type = value"),
     ],
 )
 def test_the_guard_refuses(kernel, words):
@@ -506,6 +529,34 @@ def test_what_is_published_is_stable_and_goes_stale(tmp_path, monkeypatch):
 def test_every_chapter_of_the_book_declares_its_parameters():
     for source in chapters.select():
         assert {"profile", "seeds", "jobs", "device"} <= set(chapters.parameters(source))
+
+
+ON_A_DEVICE = ("cmp.update", "cmp.tune", "cmp.compare", "launch.run_one", "verify.verify_run",
+               "shop.run_as_stream", "chapter_setup.compute_live")  # fmt: skip
+
+
+def test_chapters_train_and_compare_on_the_device_that_a_reader_chose():
+    for source in chapters.select():
+        cells = [c.source for c in chapters.notebook(source).cells if c.cell_type == "code"]
+        trees = [ast.parse(cell.replace("await ", "")) for cell in cells]
+        for node in (node for tree in trees for node in ast.walk(tree)):
+            words = ast.unparse(node) if isinstance(node, ast.Call | ast.List) else ""
+            if words.startswith(ON_A_DEVICE) or "--threads" in words:
+                assert "device" in words, f"{source.name}: {words}"
+
+
+def test_a_name_that_other_cells_use_is_given_in_one_cell_of_its_chapter():
+    """So that cells can be run again in any order."""
+    for source in chapters.select():
+        given, used = Counter(), set()
+        for cell in (c for c in chapters.notebook(source).cells if c.cell_type == "code"):
+            tree = ast.parse(cell.source.replace("await ", ""))
+            names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+            own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+            own |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+            used |= {node.id for node in names} - own
+            given.update({*re.findall(r"^(\w+) = ", cell.source, re.M)})
+        assert [name for name in used if given[name] > 1] == [], source.name
 
 
 def test_the_committed_notebooks_are_current():

@@ -287,13 +287,24 @@ def test_other_profiles_take_a_study_as_it_is():
 
 
 @no_card
-def test_in_a_chapter_the_profile_decides_where_runs_are_computed(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    scope = {"profile": "gpu", "seeds": 1, "jobs": 2, "device": "cpu"}
-    with pytest.raises(CmpError, match="device 'cuda': cannot be used here"):
-        chapter_setup.begin_chapter(scope, studies.load_study("rates"))
-    assert (scope["device"], scope["jobs"]) == ("cuda", 4)
+def test_a_chapter_of_profile_gpu_needs_a_card(capsys):
+    given = {"profile": "gpu", "seeds": 1, "jobs": 2, "device": "cpu"}
+    with pytest.raises(CmpError, match="profile gpu: needs a GPU; choose quick or cpu"):
+        chapter_setup.begin_chapter(scope := dict(given), studies.load_study("rates"))
+    assert scope == given
     assert capsys.readouterr().out == ""
+
+
+def test_the_profile_decides_where_runs_are_computed_until_the_menu_changes_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(forecast, "check_device", lambda device: None)
+    given = {"profile": "gpu", "seeds": 1, "jobs": 2, "device": "cpu"}
+    scope = dict(given)
+    for _ in range(2):  # the cell is run again
+        chapter_setup.begin_chapter(scope)
+        assert (scope["device"], scope["jobs"]) == ("cuda", 4)
+    chapter_setup.profile_control(scope, "").children[0].value = "quick"
+    assert scope == given | {"profile": "quick"}
 
 
 class PretendedWorker:

@@ -29,6 +29,7 @@ from cmp.training import (
     train_task,
     trainable_parameters,
 )
+from lab import chapters
 
 NAMES = options.choices()["method.name"]
 
@@ -493,3 +494,17 @@ def test_runs_whose_running_statistics_stay_have_ids_of_their_own_and_no_others(
     marked = {name for name in NAMES if is_marked(resnet, name)}
     assert marked == {"locked-image", "bitfit", "lnfit", "lora", "dora", "vera", "ewc"}
     assert not any(is_marked(model, name) for model in ("small", "ViT-B-32") for name in NAMES)
+
+
+def test_in_chapter_02_a_reader_s_method_has_its_usual_strength():
+    source = chapters.select(["02"])[0]
+    cells = chapters.notebook(source).cells
+    [code] = [cell.source for cell in cells if cell.source.startswith("dials = ")]
+    scope = {name: each.default for name, each in chapters.parameters(source).items()}
+    exec(code.partition("chosen = ")[0], scope)
+    found = {
+        name: given["strength"] for name, given in scope["dials"].items() if "rank" not in given
+    }
+    assert found == {
+        name: Method(name=name).get("strength") for name in ("ewc", "distillation", "si")
+    }

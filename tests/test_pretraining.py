@@ -145,6 +145,13 @@ def test_what_ships():
     assert overview == pretraining.bases_overview(*SHIPPED)
 
 
+def test_bases_of_a_checkout_are_found_from_any_folder(tmp_path, monkeypatch):
+    here = embedded_models.base_seeds("small")
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert embedded_models.base_seeds("small") == here != [0]
+
+
 @pytest.mark.parametrize("name", CARDS)
 def test_a_card_tells_of_this_config(name):
     found = config.parse(CARDS[name]["config"])

@@ -159,13 +159,17 @@ def test_an_edited_copy_survives_an_update_and_can_be_compared_and_reset(copies,
     assert reader.diff_chapter("04") == ""
 
 
-def test_a_damaged_or_missing_copy_is_named(copies):
+def test_a_damaged_copy_is_set_aside_and_a_missing_one_is_named(copies):
     [path] = copies.glob("04*.ipynb")
+    kept = path.with_name(f"{path.stem} (mine).ipynb")
     path.write_text("{")
     with pytest.raises(CmpError, match=r"04_learning_rates\.ipynb: cannot be read as a notebook"):
-        reader.prepare_copies()
-    assert path.read_text() == "{"
-    reader.reset_chapter("04")
+        reader.diff_chapter("04")
+    note = f"your copy was damaged and is now {kept.name}"
+    assert (
+        reader.prepare_copies()[path.stem] == note and note in (copies / reader.START).read_text()
+    )
+    assert kept.read_text() == "{" and reader.diff_chapter("04") == ""
     path.unlink()
     with pytest.raises(CmpError, match="you have no copy"):
         reader.diff_chapter("04")

@@ -6,12 +6,15 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from zlib import crc32
 
 import nbformat
 import numpy as np
 import pytest
 from forked import await_true
+from IPython.core.inputtransformer2 import TransformerManager
 from pictures import picture
 from scipy.io import savemat
 from torchvision import datasets
@@ -276,12 +279,34 @@ def test_texts_state_the_hours_that_are_predicted():
         assert all(words in text for text in texts), words
 
 
-def test_the_notebook_says_at_once_that_it_needs_an_address(monkeypatch):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("cloned"))
+@pytest.fixture
+def install():
+    """The first code cell of the study's notebook."""
     book = nbformat.read(studies.STUDIES / f"{real.STUDY}.ipynb", 4)
     [code] = [cell.source for cell in book.cells if cell.get("id") == "install"]
+    return code
+
+
+def test_the_notebook_says_at_once_that_it_needs_an_address(install, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("cloned"))
     with pytest.raises(AssertionError, match="set `repository`"):
-        exec(code.partition("%cd")[0], {})
+        exec(TransformerManager().transform_cell(install), {})
+
+
+def test_the_notebook_clones_once_however_often_its_cell_is_run(install, tmp_path, monkeypatch):
+    def clone(command, check):
+        Path(command[-1], "data_manifests").mkdir(parents=True)
+
+    def run_magic(name, line):
+        if name == "cd":
+            os.chdir(line)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", clone)
+    code = TransformerManager().transform_cell(install.replace('= ""', '= "address"'))
+    for _ in range(2):
+        exec(code, {"get_ipython": lambda: SimpleNamespace(run_line_magic=run_magic)})
+        assert Path.cwd() == tmp_path / "project"
 
 
 SCRIPT = """

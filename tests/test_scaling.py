@@ -23,7 +23,7 @@ from cmp.experiments.scores import (
 )
 from cmp.parsing import read_yaml
 from cmp.releases.sentences import signed
-from cmp.runs import store
+from cmp.runs import launch, store
 from lab import analyses, chapters, figures
 
 SIZES = {
@@ -216,3 +216,31 @@ def test_a_run_that_is_there_twice_is_no_second_replicate():
     twice = pd.concat([once, once.iloc[1:]])
     with pytest.raises(CmpError, match="replicate 0 of 'b' occurs twice"):
         by_replicate(twice)
+
+
+@pytest.fixture
+def turn():
+    """Steps per update -> what chapter 05 makes of them before it trains the reader's run."""
+    cells = chapters.notebook(chapters.select(["05"])[0]).cells
+    [code] = [cell.source for cell in cells if "mine = " in cell.source]
+
+    def cut(steps):
+        scope = {"launch": launch, "profile": "quick", "stream_seed": 3, "steps": steps}
+        exec(code.partition("# the weight")[0], scope)
+        return scope["cut"]
+
+    return cut
+
+
+@pytest.mark.parametrize("steps", [1, 2, 201, 300])
+def test_a_reader_s_steps_that_the_budget_cannot_buy_are_refused(turn, steps):
+    with pytest.raises(AssertionError, match="steps: choose 3 to 200"):
+        turn(steps)
+
+
+@pytest.mark.parametrize(("steps", "tasks"), [(3, 66), (50, 4), (110, 1), (200, 1)])
+def test_a_reader_is_told_which_part_of_the_budget_is_used(turn, capsys, corpus, steps, tasks):
+    run_config = launch.from_keywords("quick", turn(steps))
+    assert run_config.stream.tasks == tasks
+    assert f"{tasks * steps} of 200 steps are used" in capsys.readouterr().out
+    mixtures.task_pools(budgets.settle(run_config, corpus), corpus)  # every batch is filled

@@ -29,7 +29,7 @@ from cmp.files import SHORT_ID
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.parsing import read_yaml
-from cmp.project import project_folder
+from cmp.readers.manifest import MANIFESTS
 from cmp.runs import identity, store
 from cmp.runs.runner import Observer, execute
 from cmp.training import StepResult
@@ -552,7 +552,7 @@ def domain_table() -> pd.DataFrame:
     """
     domain = {images: name for name, kinds in DOMAINS.items() for images in kinds}
     rows = []
-    for path in sorted((project_folder() / "data_manifests" / "fomo").glob("*.yaml")):
+    for path in sorted((MANIFESTS / "fomo").glob("*.yaml")):
         about = read_yaml(path)
         counts, adapts = about["counts"], about["role"] == "adapt"
         row = {"title": about["title"], "role": ROLES[about["role"]]}

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import hashlib
 import math
+import os
 import re
 import shutil
 from collections import Counter
@@ -29,6 +30,8 @@ CHAPTER = re.compile(r"(\d\d|A\d)_[a-z0-9_]+\.md")
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 Rule = tuple[str, Callable[[Any], object]]
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+DECLARATION = re.compile(rf"^\w+ *: *({'|'.join(TYPES)})\b", re.M)
+"""The beginning of a line that declares a parameter."""
 _SHARE = ("from 0 to 1", lambda value: 0 <= value <= 1)
 _COUNT = ("at least 1", lambda value: value >= 1)
 
@@ -57,8 +60,14 @@ RULES: dict[str, Rule] = {
     "method": _named("method"),
     "meta": _named("meta_schedule"),
     "order": _named("order"),
+    "pictures": (
+        "a folder of class folders; in a notebook, give an absolute path",
+        lambda path: not path or any(map(Path.is_dir, Path(os.path.expanduser(path)).glob("*"))),
+    ),
 }
 """Parameter -> the condition on its values, as text and as a test."""
+PATHS = ("pictures",)
+"""Parameters that are paths."""
 
 
 class Parameter(NamedTuple):
@@ -294,7 +303,8 @@ def convert_value(text: str, kind: str) -> object:
 
 
 def check_parameters(source: Path, given: dict[str, str]) -> dict[str, object]:
-    """Return the values of all of a chapter's parameters.
+    """Return the values of all of a chapter's parameters, with absolute paths: a chapter runs in
+    its own folder, not in the one where its parameters were given.
 
     Args:
         source: The chapter.
@@ -310,6 +320,8 @@ def check_parameters(source: Path, given: dict[str, str]) -> dict[str, object]:
     values = {name: parameter.default for name, parameter in valid.items()}
     for name, text in given.items():
         values[name] = convert_value(text, valid[name].type) if name in valid else text
+        if name in PATHS and text:
+            values[name] = os.path.abspath(os.path.expanduser(text))
     check_values(values, valid, f"{source.stem}: ")
     return values
 
@@ -331,21 +343,26 @@ def check_injected(scope: dict[str, object]) -> dict[str, Parameter]:
 
     Raises:
         CmpError: A name is not declared, or a value has the wrong type; the message lists the
-            parameters.
+            parameters. Or the parameters cell has not run, or a line of it has another form.
     """
     if "In" not in scope:
         return {}
     valid: dict[str, Parameter] = {}
     injected: set[str] = set()
+    fault = CmpError("run the parameters cell first")
     for cell in scope["In"]:
-        with contextlib.suppress(CmpError, SyntaxError):
+        try:
             if cell.startswith("# Parameters\n"):
                 statements = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
                 injected |= {node.targets[0].id for node in statements}
             else:
                 valid = valid or declared_parameters(cell)
+        except SyntaxError:  # such as a cell with a magic
+            continue
+        except CmpError as error:  # another cell, or the parameters cell after a wrong edit
+            fault = error if DECLARATION.search(cell) else fault
     if not valid:
-        raise CmpError("run the parameters cell first")
+        raise fault
     for name in injected & valid.keys():
         if isinstance(scope[name], str):
             scope[name] = convert_value(scope[name], valid[name].type)

@@ -110,7 +110,8 @@ def plain_markdown(text: str) -> str:
 
 
 def prepare_copies() -> dict[str, str]:
-    """Copy chapters that a reader does not have, and replace copies that were not edited.
+    """Copy chapters that a reader does not have, and replace copies that were not edited. A damaged
+    copy is set aside first.
 
     Returns:
         Stem of each chapter -> a note on the copy, or "".
@@ -120,8 +121,12 @@ def prepare_copies() -> dict[str, str]:
     for number, source in chapters.chapters().items():
         target, fresh = copies_folder() / f"{source.stem}.ipynb", make_copy(source)
         notes[source.stem] = ""
-        if target.exists():
-            own = read_copy(target)
+        try:
+            own = read_copy(target) if target.exists() else None
+        except CmpError:
+            own, kept = None, set_aside(target)
+            notes[source.stem] = f"your copy was damaged and is now {kept.name}"
+        if own:
             copied = own.metadata.get("cmp", {}).get("copied")
             is_edited, is_newest = copied != cells_digest(own), copied == cells_digest(fresh)
             if is_edited and is_newest:

@@ -184,11 +184,12 @@ def describe_files(made: Release) -> dict[str, str]:
     return {(name if text else state): text or words for name, text in shown.items()}
 
 
-def run_as_stream(last: Release) -> RunResult:
+def run_as_stream(last: Release, device: str = "cpu") -> RunResult:
     """Train the months of a release in one simulated stream, with all data here from the start.
 
     Args:
         last: The release after the last month.
+        device: "cpu" or "cuda".
 
     Returns:
         Where the stream ends, and its scores on the way.
@@ -199,4 +200,5 @@ def run_as_stream(last: Release) -> RunResult:
         shares = [peak / max(peaks) for peak in peaks]
         changes["schedule"] = {"peak": max(peaks), "meta": "free", "peaks": shares}
     tree = config.overlay(last.config.to_dict(), changes)
-    return execute(config.parse(tree, "the months as one stream"), last.corpus())
+    run_config = config.parse(tree, "the months as one stream")
+    return execute(run_config, last.corpus(), device=device)
