@@ -95,6 +95,8 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["study", "99"], ["99.yaml", "no such study", "front"]),
         (["study", "front", "--device", "tpu", "--dry-run"], ["device 'tpu'", "choose cpu"]),
         (["study", "front", "--profile", "quick", "--publish"], ["cpu profile, not 'quick'"]),
+        (["study", "front", "--resume"], ["--resume", "alone", "repeat its command"]),
+        (["study", "--pause", "--resume"], ["--pause and --resume", "alone"]),
     ],
 )
 def test_misuse_is_refused_by_name(arguments, words):

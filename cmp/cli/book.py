@@ -9,7 +9,7 @@ from tqdm import tqdm
 from cmp import config, starts
 from cmp.cli import shared
 from cmp.errors import CmpError, ReportedFault
-from cmp.project import project_folder
+from cmp.project import build_folder, project_folder
 
 if TYPE_CHECKING:
     from cmp.experiments.studies import StudyPlan
@@ -48,7 +48,14 @@ def study(
     from cmp.experiments import preflight, real, results, studies, workers
 
     if pause or resume:
+        if names or (pause and resume):
+            raise CmpError(
+                "study: --pause and --resume are for all studies; give one of them alone. To "
+                "continue a study that was stopped, repeat its command without them"
+            )
         workers.pause_studies(pause)
+        words = "are paused; `cmpt study --resume` continues them" if pause else "go on"
+        typer.echo(f"the studies in {build_folder()} {words}")
         return
     if not names:
         raise CmpError("study: give the name of one or more studies, such as front")
