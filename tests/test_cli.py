@@ -64,6 +64,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
         ),
         (["run", "quick", "mixture.buffer=0.2"], ["must be 1, not"]),
         (["run", "quick", "foo=1"], ["foo: unknown key"]),
+        (["doctor", "model.name=tiny"], ["model.name=tiny", "settings need --profile"]),
         (["budget", "--total", "-5"], ["--total", "-5", "above 0"]),
         (["budget", "--total", "nan"], ["--total", "nan"]),
         (["budget", "--total", "inf"], ["--total", "inf"]),
