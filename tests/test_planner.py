@@ -154,6 +154,17 @@ def test_a_plan_of_an_embedded_model_is_a_file_that_run_accepts(tmp_path):
     assert "stream.tasks: 6" in dry.stdout
 
 
+@pytest.mark.parametrize("changes", [{}, {"buffer": 0}, {"other_pool": True}])
+def test_a_plan_of_many_small_updates_takes_no_more_than_the_smallest_holds(known, changes):
+    plan = planner.make_plan(core(gpu_hours=4 * HOURS, updates=99, **changes), known)
+    assert len(mixtures.task_pools(plan.run, packed.load_embedded())) == 99
+    batch = plan.run.training.batch
+    assert note(plan, f"With batches larger than {batch},")
+    larger = dataclasses.replace(plan.run.training, batch=batch + 4)
+    with pytest.raises(CmpError):
+        mixtures.task_pools(dataclasses.replace(plan.run, training=larger), packed.load_embedded())
+
+
 @pytest.mark.usefixtures("published")
 def test_a_plan_of_a_real_model_is_a_file_that_a_dry_run_accepts(tmp_path):
     result = invoke(cli.app, ["plan", "--model", "ViT-B-16", "--gpu-hours", "8", "--updates", "20"])

@@ -1,6 +1,7 @@
 """Plan a run (`cmpt plan`): turn a request into a file for `cmpt run`, with costs and reasons."""
 
 import bisect
+import functools
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import open_clip
 import pandas as pd
 import yaml
 
-from cmp import budgets, config, mixtures, models, starts, values
+from cmp import budgets, config, mixtures, models, starts, streams, values
+from cmp.embedded import packed
 from cmp.errors import CmpError, did_you_mean, name_choices
 from cmp.experiments import evidence, forecast, results
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
@@ -318,10 +320,22 @@ def _usual_batch(request: PlanRequest) -> int:
 def _largest_batch(request: PlanRequest, mixture: config.Mixture) -> int:
     """Return the largest batch, at most the usual one, that an update and the buffer can fill,
     assuming a large enough pool."""
-    usual = _usual_batch(request)
-    pool, update = np.empty(usual), np.empty(min(usual, int(request.arriving)))
-    pools = [mixtures.Pools(pool, update, update[:size]) for size in (0, request.buffer)]
+    usual, images = _usual_batch(request), int(request.arriving)
+    first, least = _update_sizes(request.updates) if request.embedded else (images, images)
+    pool, buffer = np.empty(usual), np.empty(min(usual, first))[: request.buffer]
+    pools = [
+        mixtures.Pools(pool, np.empty(min(usual, first)), buffer[:0]),
+        mixtures.Pools(pool, np.empty(min(usual, least)), buffer),
+    ]
     return min(mixtures.largest_batch(each, mixture, usual) for each in pools)
+
+
+@functools.cache
+def _update_sizes(updates: int) -> tuple[int, int]:
+    """Return the images of the first and of the smallest update of a plan's embedded stream."""
+    stream, seed = config.Stream(tasks=updates), config.Seeds().stream
+    sizes = [len(rows) for rows in streams.task_rows(packed.load_embedded(), stream, seed)]
+    return sizes[0], min(sizes)
 
 
 def _affordable_steps(request: PlanRequest, run: config.RunConfig) -> int:
