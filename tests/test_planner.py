@@ -426,6 +426,14 @@ def note(plan, words):
     return text
 
 
+def test_a_real_plan_that_keeps_old_knowledge_first_says_what_to_do_about_the_peak(known):
+    plan = planner.make_plan(real(keep="most"), known)
+    assert "the lowest of these peaks" in note(plan, "To keep old knowledge first")
+    others = [real(), core(keep="most")]
+    notes = [each for request in others for each in planner.make_plan(request, known).notes]
+    assert not [each for each in notes if each.startswith("To keep old knowledge first")]
+
+
 def test_a_pool_of_one_s_own_is_replayed_whole_and_a_public_one_stands_in(known):
     mixture = planner.make_plan(real(), known).run.mixture
     assert (mixture.replay, mixture.select) == (1, "random")

@@ -379,6 +379,7 @@ def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
         "keep all": request.keep == "all",
         "real data": not request.embedded,
         "real peak": not request.embedded,
+        "keep most": request.keep == "most" and not request.embedded,
         "forced lock": run.method.name == "locked-image",
         "small updates": _largest_batch(request, run.mixture) < _usual_batch(request),
         "always": True,
