@@ -487,6 +487,20 @@ def test_earlier_updates_of_a_stream_of_one_are_in_the_pool(known):
     assert embedded.run.mixture.shares == (0.5, 0.5, 0)
 
 
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (core(start="openai"), "start 'openai': no such file; for small there are annealed, una"),
+        (core(start="anealed"), "did you mean 'annealed'"),
+        (real(start="annealed"), "for ViT-B-16 there are random, openai, "),
+        (real(start="hub"), "start 'hub'"),
+    ],
+)
+def test_a_start_that_the_model_does_not_have_is_refused(known, request_, words):
+    with pytest.raises(ImpossibleRequest, match=words):
+        planner.make_plan(request_, known)
+
+
 @pytest.mark.long
 def test_a_plan_begins_with_the_weights_that_are_given(known):
     plan = planner.make_plan(real(start="ours.pt"), known)

@@ -2,6 +2,7 @@
 
 import bisect
 import functools
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,6 +123,13 @@ def _problems(request: PlanRequest) -> Iterator[str]:
         near = did_you_mean(request.model, names)
         words = f"the embedded models are {', '.join(starts.family_names())}{near}"
         yield f"model {request.model!r}: not an open_clip model; {words}"
+    # a path may name a file that is still to come, but a single word names weights
+    elif re.fullmatch(r"[\w-]+", start := request.start or "") and not Path(start).exists():
+        names = [*config.STARTS] if request.embedded else ["random"]
+        names += open_clip.list_pretrained_tags_by_model(request.model)
+        if start not in names and not starts.pretrained_tag(request.model, start):
+            there_are = f"for {request.model} there are"
+            yield f"start {start!r}: no such file{name_choices(start, names, there_are)}"
     if (request.gpu_hours is None) == (request.gmafs is None):
         yield "give the compute either in GPU hours or in memory-adjusted GFLOPs"
     compute = request.gmafs if request.gpu_hours is None else request.gpu_hours
