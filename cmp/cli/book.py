@@ -92,7 +92,7 @@ def study(
             typer.echo(f"{restored} published runs would be restored, not computed")
     if not dry_run:
         compute_programme(plans, jobs or workers.default_jobs(device), device, backend, publish)
-    if real.STUDY in plans and not shard:
+    if real.STUDY in plans and not shard and not dry_run:
         page = real.write_page(studies.load_study(real.STUDY).configs(profile))
         typer.echo(f"{page.read_text()}\nwritten: {page}, and the same as a table in CSV")
 
