@@ -162,8 +162,9 @@ def book(
         cmpt book --chapter 04 -P peak=0.0008,0.0016 --seeds 3
     """
     if publish:
-        if parameter or dry_run:
-            raise CmpError("--publish: uses the default parameters; leave out -P and --dry-run")
+        if parameter or dry_run or profile != "quick" or seeds > 1:
+            options = "--profile, --seeds, -P and --dry-run"
+            raise CmpError(f"--publish: uses the default parameters; leave out {options}")
         shared.import_lab("run").commit_notebooks(chapter, jobs)
         return
     given = parameter or []
@@ -225,6 +226,8 @@ def lab(
     Example:
         cmpt lab --diff 04
     """
+    if sum(map(bool, (diff, reset, prepare))) > 1:
+        raise CmpError("lab: give only one of --diff, --reset and --prepare")
     reader = shared.import_lab("reader")
     if diff:
         typer.echo(reader.diff_chapter(diff) or "your copy is the same as the book's")
