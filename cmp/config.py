@@ -640,8 +640,9 @@ def _near_key(key: str, tree: Mapping[str, Any]) -> str:
 def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """Return a copy of a tree with "key=value" assignments applied.
 
-    Values are read as YAML. A recipe overrides the tree, and the other assignments override the
-    recipe.
+    The value of a key whose type is text is taken as it stands, unless it begins with a quote;
+    other values are read as YAML. A recipe overrides the tree, and the other assignments override
+    the recipe.
 
     Raises:
         CmpError: An assignment is not "key=value", or its value cannot be read.
@@ -651,8 +652,10 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
         key, equals, text = assignment.partition("=")
         if not equals:
             raise CmpError(f"{assignment!r}: expected key=value, such as schedule.peak=0.0004")
+        # YAML would cut "my pictures #2", split "my: pictures" and make a number of "2026"
+        is_text = isinstance(defaults().get(key), str) and text[:1] not in ("'", '"')
         try:
-            value = parse_yaml(text)
+            value = text if is_text else parse_yaml(text)
         except ValueError as error:
             raise CmpError(f"{key}: {text!r} cannot be read: {error}") from error
         if key == "recipe":

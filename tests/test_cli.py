@@ -1,5 +1,6 @@
 """The command line: what a person sees, and what misuse gets."""
 
+import inspect
 import io
 import os
 import re
@@ -21,9 +22,12 @@ from tqdm import tqdm
 from typer.testing import CliRunner
 
 from cmp import cli, config, evaluation, models, starts
-from cmp.cli import runs, shared
+from cmp.cli import comparing, runs, shared
+from cmp.cli import streams as stream_commands
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
+from cmp.experiments import pretraining, statistics
+from cmp.runs import launch
 
 run = CliRunner().invoke
 
@@ -64,6 +68,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
         ),
         (["run", "quick", "mixture.buffer=0.2"], ["must be 1, not"]),
         (["run", "quick", "foo=1"], ["foo: unknown key"]),
+        (["doctor", "model.name=tiny"], ["model.name=tiny", "settings need --profile"]),
         (["budget", "--total", "-5"], ["--total", "-5", "above 0"]),
         (["budget", "--total", "nan"], ["--total", "nan"]),
         (["budget", "--total", "inf"], ["--total", "inf"]),
@@ -95,6 +100,12 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["study", "99"], ["99.yaml", "no such study", "front"]),
         (["study", "front", "--device", "tpu", "--dry-run"], ["device 'tpu'", "choose cpu"]),
         (["study", "front", "--profile", "quick", "--publish"], ["cpu profile, not 'quick'"]),
+        (["book", "--publish", "--profile", "cpu"], ["--publish", "leave out --profile"]),
+        (["book", "--publish", "--seeds", "2"], ["--publish", "--seeds"]),
+        (["lab", "--diff", "03", "--reset", "03"], ["only one of --diff, --reset"]),
+        (["lab", "--diff", "03", "--prepare"], ["only one of", "--prepare"]),
+        (["study", "front", "--resume"], ["--resume", "alone", "repeat its command"]),
+        (["study", "--pause", "--resume"], ["--pause and --resume", "alone"]),
     ],
 )
 def test_misuse_is_refused_by_name(arguments, words):
@@ -150,6 +161,72 @@ def test_eval_takes_the_start_that_a_run_takes(monkeypatch):
     cpu = ["--device", "cpu"]
     error = run(cli.app, ["eval", "ViT-B-32", "--start", "laion2b_s34b_b79q", *cpu]).exception
     assert isinstance(error, CmpError) and "laion2b_s34b_b79k" in str(error)
+
+
+COUNTED = "stream make mine --model tiny --seed 3 --counts COUNTS"
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "function", "arrives"),
+    [
+        ("eval tiny --split validation", evaluation, "evaluate", {"split": "validation"}),
+        (
+            "compare tiny:annealed tiny:annealed --split validation",
+            comparing, "compare_models", {"split": "validation", "arrived": None},
+        ),
+        (
+            "compare tiny:annealed tiny:annealed --new ''",
+            comparing, "compare_models", {"split": "test", "arrived": []},
+        ),
+        (
+            "run quick --tensorboard boards",
+            launch, "compute", {"boards": {"tensorboard": "boards"}},
+        ),
+        (COUNTED, models, "load_model", {"config": config.Model("tiny"), "seed": 3}),
+        (COUNTED, statistics, "measure_classes", {"name": "tiny", "counts": {"a cat": 2}}),
+    ],
+)  # fmt: skip
+def test_an_option_reaches_what_it_is_for(
+    tmp_path, monkeypatch, command, module, function, arrives
+):
+    arrived = {}
+    signature = inspect.signature(getattr(module, function))
+
+    def stop(*args, **kwargs):
+        arrived.update(signature.bind(*args, **kwargs).arguments)
+        raise typer.Exit
+
+    for each in (runs, comparing, stream_commands):
+        monkeypatch.setattr(each, "load_data", lambda source: None)
+    # the base that --seed names need not be on this machine
+    monkeypatch.setattr(models, "load_model", lambda *_: models.create_model("tiny"))
+    monkeypatch.setattr(module, function, stop)
+    (tmp_path / "counts.csv").write_text("class,count\na cat,2\n")
+    words = shlex.split(command.replace("COUNTS", str(tmp_path / "counts.csv")))
+    result = run(cli.app, words)
+    assert result.exit_code == 0, result.exception
+    assert {key: arrived.get(key) for key in arrives} == arrives
+
+
+@pytest.mark.parametrize(("options", "threads"), [([], 5), (["--threads", "3"], 3)])
+def test_a_resumed_run_has_the_threads_it_began_with_or_those_asked_for(
+    monkeypatch, options, threads
+):
+    begun = SimpleNamespace(run="3f2a", machine={"threads": 5}, launch={}, options={})
+    begun.config = pretraining.pretraining_config("tiny", 0).to_dict()
+    set_to = []
+    monkeypatch.setattr(runs, "find_unfinished", lambda prefix: begun)
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    error = run(cli.app, ["resume", "3f2a", *options]).exception
+    assert set_to == [threads]
+    assert isinstance(error, CmpError) and "continue it with its `cmpt pretrain`" in str(error)
+
+
+@pytest.mark.parametrize("peaks", ["0", "-0.1", "0.1,1000", "nan", "0.1,x"])
+def test_peaks_out_of_range_are_refused(tmp_path, peaks):
+    command = ["tune", "--start", "tiny", "--data", str(tmp_path), "-o", str(tmp_path / "x.yaml")]
+    error = run(cli.app, [*command, "--peaks", peaks]).exception
+    assert isinstance(error, CmpError) and str(error).startswith(f"--peaks: {peaks!r}")
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,12 @@ def test_numbers_may_be_written_as_people_write_them(text):
     assert config.parse(tree).schedule.peak == 0.001
 
 
+@pytest.mark.parametrize("text", ["/home/me/pics #2", "/x/my: pics", "2026", "[old]", "a # b: c"])
+def test_a_text_is_taken_as_it_stands(text):
+    run_config = config.parse(config.override({}, [f"data={text}", f"model.start='{text}'"]))
+    assert (run_config.data, run_config.model.start) == (text, text)
+
+
 @pytest.mark.parametrize("assignment", ["schedule.peak", "schedule.peak.x=1", "stream.tasks=[1"])
 def test_a_bad_assignment_is_refused(assignment):
     with pytest.raises(CmpError, match=assignment.split("=")[0].replace(".", r"\.")):

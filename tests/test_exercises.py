@@ -41,6 +41,8 @@ def test_the_right_answer_is_right_and_each_hint_is_said_of_its_mistake(number):
         ("05.1", float("nan"), "not yet"),
         ("03.2", (0.25, 0.4375), "right"), ("03.2", [0.25, 0.46], "near"),
         ("03.2", 0.25, "not yet"), ("03.2", np.array([0.5, 0.0]), "not yet"),
+        ("01.2", "Helps, size open.", "right"), ("01.2", "helps size open", "right"),
+        ("02.1", "locked_image", "right"), ("02.1", "Locked image tower.", "right"),
         ("02.1", " Locked-Image ", "right"), ("02.1", "bitfit", "not yet"), ("02.1", 3, "not yet"),
     ],
 )  # fmt: skip
@@ -48,6 +50,15 @@ def test_an_answer_is_right_near_or_wrong(number, answer, word):
     verdict = lab.check(number, answer)
     assert verdict.word == word and verdict.why
     assert f'class="verdict {word.replace(" ", "-")}"' in verdict._repr_html_()
+
+
+@pytest.mark.parametrize("answer", [None, ["locked-image"], 3])
+def test_what_is_no_text_is_told_from_a_wrong_one(answer):
+    assert lab.check("02.1", answer).why == "Expected words in quotes: the method's name."
+
+
+def test_a_number_that_is_no_float_is_wrong():
+    assert [lab.check("05.1", size).word for size in (10**400, -(10**400))] == ["not yet"] * 2
 
 
 def test_what_cannot_be_checked_is_refused_with_what_can():

@@ -9,7 +9,7 @@ import test_book
 from cmp.errors import CmpError
 from cmp.experiments import results, studies
 from cmp.project import build_folder
-from lab import grids, run
+from lab import chapters, grids, run
 
 PARAMETERS = """\
 profile: str = "quick"  # quick, cpu or gpu
@@ -33,25 +33,31 @@ def own_build(tmp_path, monkeypatch):
     (build_folder() / "data").symlink_to(data)
 
 
+KINDS = {"peak": "float", "stream_seed": "int", "name": "str"}
+VALID = {name: chapters.Parameter(name, kind, 7, "") for name, kind in KINDS.items()}
+
+
 def test_a_grid_is_the_product_of_its_lists():
-    points = grids.expand_grid({"peak": "0.1,0.2", "name": "a"}, seeds=3, first=7)
-    assert len(points) == 6
+    points = grids.expand_grid({"peak": "0.1,0.2", "name": "1,1.0"}, 3, VALID)
+    assert len(points) == 12
     pairs = {(point["peak"], point["stream_seed"]) for point in points}
     assert pairs == set(itertools.product(("0.1", "0.2"), ("7", "8", "9")))
-    assert {point["name"] for point in points} == {"a"}
+    assert {point["name"] for point in points} == {"1", "1.0"}
 
 
 @pytest.mark.parametrize(
     ("given", "seeds", "words"),
     [
         ({"peak": "1,1"}, 1, "-P peak: a value is given twice"),
+        ({"peak": "1e-3,0.001"}, 1, "-P peak: a value is given twice"),
+        ({"stream_seed": "1, 1"}, 1, "-P stream_seed: a value is given twice"),
         ({"stream_seed": "1,2"}, 2, "-P stream_seed already gives the seeds"),
         ({"a": ",".join(map(str, range(201)))}, 1, "201 points; use at most 200"),
     ],
 )
 def test_an_impossible_grid_is_refused(given, seeds, words):
     with pytest.raises(CmpError, match=words):
-        grids.expand_grid(given, seeds, 0)
+        grids.expand_grid(given, seeds, VALID)
 
 
 @pytest.mark.long

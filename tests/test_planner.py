@@ -154,6 +154,17 @@ def test_a_plan_of_an_embedded_model_is_a_file_that_run_accepts(tmp_path):
     assert "stream.tasks: 6" in dry.stdout
 
 
+@pytest.mark.parametrize("changes", [{}, {"buffer": 0}, {"other_pool": True}])
+def test_a_plan_of_many_small_updates_takes_no_more_than_the_smallest_holds(known, changes):
+    plan = planner.make_plan(core(gpu_hours=4 * HOURS, updates=99, **changes), known)
+    assert len(mixtures.task_pools(plan.run, packed.load_embedded())) == 99
+    batch = plan.run.training.batch
+    assert note(plan, f"With batches larger than {batch},")
+    larger = dataclasses.replace(plan.run.training, batch=batch + 4)
+    with pytest.raises(CmpError):
+        mixtures.task_pools(dataclasses.replace(plan.run, training=larger), packed.load_embedded())
+
+
 @pytest.mark.usefixtures("published")
 def test_a_plan_of_a_real_model_is_a_file_that_a_dry_run_accepts(tmp_path):
     result = invoke(cli.app, ["plan", "--model", "ViT-B-16", "--gpu-hours", "8", "--updates", "20"])
@@ -415,6 +426,14 @@ def note(plan, words):
     return text
 
 
+def test_a_real_plan_that_keeps_old_knowledge_first_says_what_to_do_about_the_peak(known):
+    plan = planner.make_plan(real(keep="most"), known)
+    assert "the lowest of these peaks" in note(plan, "To keep old knowledge first")
+    others = [real(), core(keep="most")]
+    notes = [each for request in others for each in planner.make_plan(request, known).notes]
+    assert not [each for each in notes if each.startswith("To keep old knowledge first")]
+
+
 def test_a_pool_of_one_s_own_is_replayed_whole_and_a_public_one_stands_in(known):
     mixture = planner.make_plan(real(), known).run.mixture
     assert (mixture.replay, mixture.select) == (1, "random")
@@ -466,6 +485,20 @@ def test_earlier_updates_of_a_stream_of_one_are_in_the_pool(known):
     assert not any("A stream of one update" in each for each in none.notes)
     embedded = planner.make_plan(core(updates=1), known)  # its pool has no earlier updates
     assert embedded.run.mixture.shares == (0.5, 0.5, 0)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (core(start="openai"), "start 'openai': no such file; for small there are annealed, una"),
+        (core(start="anealed"), "did you mean 'annealed'"),
+        (real(start="annealed"), "for ViT-B-16 there are random, openai, "),
+        (real(start="hub"), "start 'hub'"),
+    ],
+)
+def test_a_start_that_the_model_does_not_have_is_refused(known, request_, words):
+    with pytest.raises(ImpossibleRequest, match=words):
+        planner.make_plan(request_, known)
 
 
 @pytest.mark.long

@@ -30,6 +30,18 @@ def test_without_a_browser_printing_says_what_to_install(pages, monkeypatch):
         printing.print_book(pages)
 
 
+def test_a_browser_that_hangs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    hanging = tmp_path / "chromium"
+    hanging.write_text("#!/bin/sh\nexec sleep 60\n")
+    hanging.chmod(0o755)
+    monkeypatch.setattr(preflight, "find_browser", lambda: str(hanging))
+    monkeypatch.setattr(printing, "PATIENCE_SECONDS", 0.1)
+    with pytest.raises(CmpError, match=r"chromium did not end in 0\.1 seconds"):
+        printing.print_page(tmp_path, "card", "a page")
+    assert not (tmp_path / "print-card.html").exists()
+
+
 @pytest.fixture
 def browser():
     if not preflight.find_browser():

@@ -205,6 +205,14 @@ def test_the_study_is_written_for_a_card_and_planned_anywhere(tmp_path, monkeypa
     assert "predicted from decoding" in planned.output and "absent: data" in planned.output
 
 
+def test_a_dry_run_of_a_small_profile_writes_no_page(build, monkeypatch):
+    monkeypatch.setattr(studies, "plan_study", lambda runs, device: "some runs")
+    monkeypatch.setattr(real, "write_page", lambda configs: pytest.fail("a page was written"))
+    command = ["study", real.STUDY, "--profile", "cpu", "--dry-run"]
+    planned = CliRunner().invoke(cli.app, command)
+    assert planned.exit_code == 0 and "some runs" in planned.output
+
+
 @pytest.mark.parametrize("name", ["first-real", "first-h100"])
 def test_the_setting_named_recipe_is_the_recipe(name):
     """So that a result that is sent is a result of what chapter 08 recommends."""

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import forked
 import numpy as np
@@ -635,3 +636,16 @@ def test_checkpoints_of_the_longest_stream_and_task_are_found(tmp_path):
     name = f"task-{config.MAX_TASKS}-step-{MAX_COUNT}-{'a' * 64}.safetensors"
     (tmp_path / name).touch()
     assert checkpoints.checkpoint_files(tmp_path) == [tmp_path / name]
+
+
+def test_a_run_is_verified_with_its_own_threads(monkeypatch):
+    run, set_to = SimpleNamespace(config=None, provenance={"threads": 3}), []
+
+    def execute(*_, **__):
+        raise Interrupted("stopped", signal.SIGINT)
+
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(verify, "execute", execute)
+    with pytest.raises(Interrupted):
+        verify.verify_run(run, None)
+    assert set_to == [3, torch.get_num_threads()]

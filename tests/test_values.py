@@ -135,10 +135,10 @@ def test_sizes_are_words_without_a_sign(published):
     front = claims.load_claims().fronts["plain"]
     gain = verdicts.gain_of("merging", "EMA", front).values.mean()
     assert values.fill_values("{{points gain merging/EMA}}") == values.in_points(-gain)
-    sizes = [0.1, -0.4, 0.8, -1.3, 1.8, -11.2, 12.6, 18.8]
+    sizes = [0.1, 0.25, -0.4, 0.8, -1.3, 1.8, -11.2, 12.6, 18.8]
     assert [values.in_points(size) for size in sizes] == [
-        "a fraction of a point", "half a point", "one point", "one and a half points",
-        "two points", "eleven points", "13 points", "19 points",
+        "a fraction of a point", "half a point", "half a point", "one point",
+        "one and a half points", "two points", "eleven points", "13 points", "19 points",
     ]  # fmt: skip
 
 

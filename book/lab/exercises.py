@@ -2,6 +2,7 @@
 
 import html
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -82,9 +83,10 @@ def check(number: str, answer: Any) -> Verdict:
     exercise = _look_up("exercises", number)
     wanted = exercise["answer"]
     if isinstance(wanted, str):
-        given = str(answer).strip().casefold()
-        given = exercise.get("also", {}).get(given, given)
-        is_near = False
+        if not isinstance(answer, str):
+            return Verdict(WRONG, f"Expected words in quotes: {exercise['asks']}.")
+        also = {_words(key): name for key, name in exercise.get("also", {}).items()}
+        given, is_near = also.get(_words(answer), answer), False
     else:
         given, count = _numbers(answer), len(_numbers(wanted) or [])
         if given is None or len(given) != count:
@@ -101,19 +103,25 @@ def check(number: str, answer: Any) -> Verdict:
     return Verdict(WRONG, f"That is not it. The exercise asks for {exercise['asks']}.")
 
 
+def _words(text: str) -> str:
+    """Return a text in lower case, without the signs between its words."""
+    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
+
+
 def _numbers(value: Any) -> list[float] | None:
     """Return a number or numbers as a list of floats, or None for anything else."""
     values = value.tolist() if hasattr(value, "tolist") else value
     listed = list(values) if isinstance(values, list | tuple) else [values]
     if any(isinstance(each, bool) or not isinstance(each, Real) for each in listed):
         return None
-    return [float(each) for each in listed]
+    most = sys.float_info.max  # a larger integer has no float
+    return [float(max(-most, min(each, most))) for each in listed]
 
 
 def _fits(given: Any, wanted: Any, room: Any) -> bool:
     """Return whether an answer is the expected word, or numbers within the given tolerances."""
     if isinstance(wanted, str):
-        return given == wanted.casefold()
+        return _words(given) == _words(wanted)
     numbers, rooms = _numbers(wanted) or [], _numbers(room) or []
     return all(
         abs(one - other) <= most * (1 + 1e-9)

@@ -22,13 +22,15 @@ STREAM_SEED = "stream_seed"
 """The parameter for the seeds of a point."""
 
 
-def expand_grid(given: Mapping[str, str], seeds: int, first: int) -> list[dict[str, str]]:
+def expand_grid(
+    given: Mapping[str, str], seeds: int, valid: Mapping[str, chapters.Parameter]
+) -> list[dict[str, str]]:
     """Return the points of a grid.
 
     Args:
         given: Parameter -> its values, separated by commas.
         seeds: The number of streams per point.
-        first: The seed of the first stream.
+        valid: The chapter's parameters by name, with the seed of the first stream.
 
     Returns:
         For each point, parameter -> text of a value.
@@ -42,9 +44,11 @@ def expand_grid(given: Mapping[str, str], seeds: int, first: int) -> list[dict[s
             raise CmpError(
                 f"--seeds {seeds}: -P {STREAM_SEED} already gives the seeds; leave out one of them"
             )
+        first = valid[STREAM_SEED].default
         lists[STREAM_SEED] = [str(first + number) for number in range(seeds)]
-    for name, values in lists.items():
-        if len(set(values)) < len(values):
+    for name, texts in lists.items():
+        kind = valid[name].type if name in valid else "str"  # an unknown name is refused later
+        if len({chapters.convert_value(text, kind) for text in texts}) < len(texts):
             raise CmpError(f"-P {name}: a value is given twice; remove one")
     points = [dict(zip(lists, point, strict=True)) for point in itertools.product(*lists.values())]
     if len(points) > MAX_POINTS:
@@ -80,10 +84,10 @@ def run_grid(
     """
     run.check_profile(profile, given)
     [source] = chapters.select([number], folder)
-    first = chapters.parameters(source).get(STREAM_SEED)
-    if seeds > 1 and first is None:
+    valid = chapters.parameters(source)
+    if seeds > 1 and STREAM_SEED not in valid:
         raise CmpError(f"--seeds: {source.stem} has no runs of its own; leave it out")
-    points = expand_grid(given, seeds, first.default if first else 0)
+    points = expand_grid(given, seeds, valid)
     target = build_folder() / "grids" / f"{source.stem}, {profile}"
     places = {target / f"{point_name(point)}.ipynb": point for point in points}
     if len(places) < len(points):

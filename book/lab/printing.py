@@ -128,7 +128,7 @@ def print_page(pages: Path, name: str, text: str) -> Path:
         The PDF, in the build folder.
 
     Raises:
-        CmpError: There is no browser, or it failed.
+        CmpError: There is no browser, or it failed or hangs.
     """
     target, page = build_folder().absolute() / f"{name}.pdf", pages / f"print-{name}.html"
     if not (browser := preflight.find_browser()):
@@ -142,6 +142,11 @@ def print_page(pages: Path, name: str, text: str) -> Path:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
             )
+    except subprocess.TimeoutExpired as error:
+        raise CmpError(
+            f"{target} was not printed: {browser} did not end in {PATIENCE_SECONDS} seconds; "
+            "repeat the command, or try another version of chromium"
+        ) from error
     finally:
         page.unlink()
     if done.returncode or not target.exists():

@@ -195,7 +195,8 @@ def in_points(value: float) -> str:
     if size < 0.25:
         return "a fraction of a point"
     if size < 1.75:
-        return ("half a point", "one point", "one and a half points")[round(2 * size) - 1]
+        halves = max(round(2 * size), 1)  # the 0.5 of a quarter of a point is rounded to 0
+        return ("half a point", "one point", "one and a half points")[halves - 1]
     rounded = round(size)
     return f"{NUMBERS[rounded] if rounded < len(NUMBERS) else rounded} points"
 

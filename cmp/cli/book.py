@@ -9,7 +9,7 @@ from tqdm import tqdm
 from cmp import config, starts
 from cmp.cli import shared
 from cmp.errors import CmpError, ReportedFault
-from cmp.project import project_folder
+from cmp.project import build_folder, project_folder
 
 if TYPE_CHECKING:
     from cmp.experiments.studies import StudyPlan
@@ -48,7 +48,14 @@ def study(
     from cmp.experiments import preflight, real, results, studies, workers
 
     if pause or resume:
+        if names or (pause and resume):
+            raise CmpError(
+                "study: --pause and --resume are for all studies; give one of them alone. To "
+                "continue a study that was stopped, repeat its command without them"
+            )
         workers.pause_studies(pause)
+        words = "are paused; `cmpt study --resume` continues them" if pause else "go on"
+        typer.echo(f"the studies in {build_folder()} {words}")
         return
     if not names:
         raise CmpError("study: give the name of one or more studies, such as front")
@@ -85,7 +92,7 @@ def study(
             typer.echo(f"{restored} published runs would be restored, not computed")
     if not dry_run:
         compute_programme(plans, jobs or workers.default_jobs(device), device, backend, publish)
-    if real.STUDY in plans and not shard:
+    if real.STUDY in plans and not shard and not dry_run:
         page = real.write_page(studies.load_study(real.STUDY).configs(profile))
         typer.echo(f"{page.read_text()}\nwritten: {page}, and the same as a table in CSV")
 
@@ -155,8 +162,9 @@ def book(
         cmpt book --chapter 04 -P peak=0.0008,0.0016 --seeds 3
     """
     if publish:
-        if parameter or dry_run:
-            raise CmpError("--publish: uses the default parameters; leave out -P and --dry-run")
+        if parameter or dry_run or profile != "quick" or seeds > 1:
+            options = "--profile, --seeds, -P and --dry-run"
+            raise CmpError(f"--publish: uses the default parameters; leave out {options}")
         shared.import_lab("run").commit_notebooks(chapter, jobs)
         return
     given = parameter or []
@@ -218,6 +226,8 @@ def lab(
     Example:
         cmpt lab --diff 04
     """
+    if sum(map(bool, (diff, reset, prepare))) > 1:
+        raise CmpError("lab: give only one of --diff, --reset and --prepare")
     reader = shared.import_lab("reader")
     if diff:
         typer.echo(reader.diff_chapter(diff) or "your copy is the same as the book's")

@@ -276,6 +276,8 @@ def doctor(
     from cmp.scale.execution import ExecutionConfig
 
     if profile is None:
+        if settings:
+            raise CmpError(f"{settings[0]}: settings need --profile, such as --profile gpu")
         checks = preflight.check_setup()
     else:
         run_config = read_config(profile, settings or [])

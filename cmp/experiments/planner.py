@@ -1,6 +1,8 @@
 """Plan a run (`cmpt plan`): turn a request into a file for `cmpt run`, with costs and reasons."""
 
 import bisect
+import functools
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +14,8 @@ import open_clip
 import pandas as pd
 import yaml
 
-from cmp import budgets, config, mixtures, models, starts, values
+from cmp import budgets, config, mixtures, models, starts, streams, values
+from cmp.embedded import packed
 from cmp.errors import CmpError, did_you_mean, name_choices
 from cmp.experiments import evidence, forecast, results
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
@@ -120,6 +123,13 @@ def _problems(request: PlanRequest) -> Iterator[str]:
         near = did_you_mean(request.model, names)
         words = f"the embedded models are {', '.join(starts.family_names())}{near}"
         yield f"model {request.model!r}: not an open_clip model; {words}"
+    # a path may name a file that is still to come, but a single word names weights
+    elif re.fullmatch(r"[\w-]+", start := request.start or "") and not Path(start).exists():
+        names = [*config.STARTS] if request.embedded else ["random"]
+        names += open_clip.list_pretrained_tags_by_model(request.model)
+        if start not in names and not starts.pretrained_tag(request.model, start):
+            there_are = f"for {request.model} there are"
+            yield f"start {start!r}: no such file{name_choices(start, names, there_are)}"
     if (request.gpu_hours is None) == (request.gmafs is None):
         yield "give the compute either in GPU hours or in memory-adjusted GFLOPs"
     compute = request.gmafs if request.gpu_hours is None else request.gpu_hours
@@ -318,10 +328,22 @@ def _usual_batch(request: PlanRequest) -> int:
 def _largest_batch(request: PlanRequest, mixture: config.Mixture) -> int:
     """Return the largest batch, at most the usual one, that an update and the buffer can fill,
     assuming a large enough pool."""
-    usual = _usual_batch(request)
-    pool, update = np.empty(usual), np.empty(min(usual, int(request.arriving)))
-    pools = [mixtures.Pools(pool, update, update[:size]) for size in (0, request.buffer)]
+    usual, images = _usual_batch(request), int(request.arriving)
+    first, least = _update_sizes(request.updates) if request.embedded else (images, images)
+    pool, buffer = np.empty(usual), np.empty(min(usual, first))[: request.buffer]
+    pools = [
+        mixtures.Pools(pool, np.empty(min(usual, first)), buffer[:0]),
+        mixtures.Pools(pool, np.empty(min(usual, least)), buffer),
+    ]
     return min(mixtures.largest_batch(each, mixture, usual) for each in pools)
+
+
+@functools.cache
+def _update_sizes(updates: int) -> tuple[int, int]:
+    """Return the images of the first and of the smallest update of a plan's embedded stream."""
+    stream, seed = config.Stream(tasks=updates), config.Seeds().stream
+    sizes = [len(rows) for rows in streams.task_rows(packed.load_embedded(), stream, seed)]
+    return sizes[0], min(sizes)
 
 
 def _affordable_steps(request: PlanRequest, run: config.RunConfig) -> int:
@@ -365,6 +387,7 @@ def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
         "keep all": request.keep == "all",
         "real data": not request.embedded,
         "real peak": not request.embedded,
+        "keep most": request.keep == "most" and not request.embedded,
         "forced lock": run.method.name == "locked-image",
         "small updates": _largest_batch(request, run.mixture) < _usual_batch(request),
         "always": True,
