@@ -155,7 +155,7 @@ def test_what_is_advised_where_memory_is_short_can_be_done(monkeypatch, settings
     tree = config.override({"model": {"name": "ViT-B-32", "start": "openai"}}, settings)
     sizes = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int(memory)}
     monkeypatch.setattr(preflight.os, "sysconf", sizes.get)
-    found = preflight._check_memory(config.parse(tree), "cpu", ExecutionConfig())
+    found = preflight.check_memory(config.parse(tree), "cpu", ExecutionConfig())
     assert (found.state, words in found.sentence) == (preflight.MISSING, True), found.sentence
 
 
@@ -164,7 +164,7 @@ def test_recomputed_activations_are_counted_where_memory_is_checked(monkeypatch)
                         "training": {"batch": 256, "precision": "bf16"}})  # fmt: skip
     sizes = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int(8e9)}
     monkeypatch.setattr(preflight.os, "sysconf", sizes.get)
-    states = [preflight._check_memory(run, "cpu", ExecutionConfig(checkpoint_activations=each))
+    states = [preflight.check_memory(run, "cpu", ExecutionConfig(checkpoint_activations=each))
               for each in (False, True)]  # fmt: skip
     assert [check.state for check in states] == [preflight.MISSING, preflight.PRESENT]
     fixed, _, sample = card_table.step_parts("ViT-B-32")

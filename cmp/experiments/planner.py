@@ -1,6 +1,7 @@
 """Plan a run (`cmpt plan`): turn a request into a file for `cmpt run`, with costs and reasons."""
 
 import bisect
+import contextlib
 import functools
 import re
 import textwrap
@@ -328,8 +329,11 @@ def _usual_batch(request: PlanRequest) -> int:
 def _largest_batch(request: PlanRequest, mixture: config.Mixture) -> int:
     """Return the largest batch, at most the usual one, that an update and the buffer can fill,
     assuming a large enough pool."""
-    usual, images = _usual_batch(request), int(request.arriving)
-    first, least = _update_sizes(request.updates) if request.embedded else (images, images)
+    usual = _usual_batch(request)
+    first = least = int(request.arriving)
+    if request.embedded:
+        with contextlib.suppress(CmpError):  # a plan needs no data, and then counts on the mean
+            first, least = _update_sizes(request.updates)
     pool, buffer = np.empty(usual), np.empty(min(usual, first))[: request.buffer]
     pools = [
         mixtures.Pools(pool, np.empty(min(usual, first)), buffer[:0]),

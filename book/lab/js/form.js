@@ -144,18 +144,21 @@ export function form(place, change, warn) {
     });
     const typed = element("input", { type: "text", inputmode: "decimal", "aria-label": `${label}, as a number`, onchange: commit });
     typed.addEventListener("keydown", (event) => event.key === "Enter" && (event.preventDefault(), commit()));
+    let isTyping = false;
+    typed.addEventListener("input", () => (isTyping = true));
     function commit() {
+      isTyping = false;
       if (typed.value === format(current)) return; // as after Enter, when the field is left
       const words = typed.value.replace(field.percent ? /[%\s]/g : /\s/g, "").replaceAll(",", field.whole ? "" : ".");
       const asked = Number(words) / (field.percent ? 100 : 1);
       const known = words !== "" && Number.isFinite(asked);
       const value = known ? tidy(field, asked) : current;
-      change({ [key]: value });
       const became = `${typed.value || "nothing"} became ${format(value)}`;
+      typed.value = format(value);
+      change({ [key]: value }); // an explorer may settle on another value, and draw that
       if (!known || asked < low || asked > high)
         warn(`${label}: ${became}; it goes from ${format(low)} to ${format(high)}.`);
       else if (format(value) !== format(asked)) warn(`${label}: ${became}, the nearest that can be set here.`);
-      typed.value = format(value);
     }
     const after = element("span");
     shown.set(key, (value) => {
@@ -163,7 +166,7 @@ export function form(place, change, warn) {
       slider.value = to(value);
       after.textContent = unit(value);
       slider.setAttribute("aria-valuetext", `${format(value)} ${unit(value)}`.trim());
-      if (document.activeElement !== typed) typed.value = format(value);
+      if (!isTyping) typed.value = format(value);
     });
     return element("div", { class: "number" }, element("span", {}, label), slider, typed, after);
   }
