@@ -17,24 +17,6 @@ def features(count, seed=0, dim=64):
     )
 
 
-def test_a_perfect_model_scores_100_in_both_directions():
-    x = features(700)
-    to_text, to_image = retrieval_hits(x, x, torch.arange(700), k=1)
-    assert to_text.all()
-    assert to_image.all()
-
-
-def test_five_captions_an_image():
-    x = features(600)
-    owner = torch.arange(600).repeat_interleave(5)
-    text = F.normalize(x[owner] + 0.02 * features(3000, seed=1), dim=1)
-    to_text, to_image = retrieval_hits(x, text, owner, k=1)
-    assert to_text.shape == (600,)
-    assert to_image.shape == (3000,)
-    assert to_text.all()
-    assert to_image.all()
-
-
 def test_any_of_an_images_captions_counts():
     """Four of the five captions are far away; the fifth is enough for image to text only."""
     x = features(50)
@@ -53,13 +35,6 @@ def test_captions_in_any_order():
     to_text, to_image = retrieval_hits(x, x[owner], owner, k=2)
     assert to_text.all()
     assert to_image.all()
-
-
-def test_a_shifted_target_scores_nothing():
-    x = features(300)
-    to_text, to_image = retrieval_hits(x, x, (torch.arange(300) + 1) % 300, k=1)
-    assert to_text.mean() < 0.05
-    assert to_image.mean() < 0.05
 
 
 def test_recall_counts_the_k_nearest():
