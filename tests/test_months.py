@@ -247,15 +247,19 @@ def test_nothing_is_new_to_the_index_of_a_later_release_or_of_itself(made, root,
         assert set(index["content"]) == {"known"}
 
 
+def as_released(plan):
+    """What the release of an update says of its images, without one."""
+    updates = [*plan.earlier, SimpleNamespace(id=plan.id)]
+    record = SimpleNamespace(updates=updates, arrivals=plan.ledger.arrivals)
+    return SimpleNamespace(record=record, ledger=lambda: plan.ledger, corpus=lambda: plan.corpus)
+
+
 def test_updates_of_another_stream_are_new_if_their_images_are(made, later, root, tmp_path):
     """Whatever their numbers, and also where two streams part after an update in common."""
-    plan = plan_update(made, classes(tmp_path / "own"))
-    branch = update.compute_update(plan, tmp_path / "branch")
-    beside = {"pool": root / "pool"}
-    folder = classes(tmp_path / "other")
-    plan = plan_update(months.START, folder, months.SMALL, **beside)
-    other = update.compute_update(plan, tmp_path / "other-release")
-    again = first(root, tmp_path / "again", "seed=1")  # the images of `made`
+    branch = as_released(plan_update(made, classes(tmp_path / "own")))
+    folder, beside = classes(tmp_path / "other"), {"pool": root / "pool"}
+    other = as_released(plan_update(months.START, folder, months.SMALL, **beside))
+    again = as_released(months.plan_first(root, "seed=1"))  # the images of `made`
     assert made.record.updates[0].id != again.record.updates[0].id
     cases = [
         (made, later, {"2 y-month"}), (later, made, set()), (later, branch, {"2 own"}),
