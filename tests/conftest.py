@@ -1,5 +1,7 @@
 """Shared by all tests: the built benchmark, and one thread so that two runs agree to the bit."""
 
+import contextlib
+import fcntl
 import warnings
 from pathlib import Path
 
@@ -17,10 +19,10 @@ from lab import kernel_explorers, site
 from tests import options
 
 LONGEST = (
-    "test_site.py", "browser/test_explorers.py", "test_h100.py", "test_cluster.py", "test_book.py",
-    "test_foreign.py", "test_own_options.py", "test_parts.py", "test_loader.py",
-    "browser/test_site.py", "test_budgets.py", "test_fast.py", "test_explorers.py",
-    "test_studies.py", "test_kill.py", "test_groups.py", "test_merging.py",
+    "test_site.py", "browser/test_explorers.py", "test_months.py", "test_book.py",
+    "test_foreign.py", "test_parts.py", "test_resume.py", "test_runs.py", "browser/test_site.py",
+    "test_budgets.py", "test_fast.py", "test_explorers.py", "test_studies.py", "test_kill.py",
+    "test_groups.py", "test_cluster.py", "test_h100.py",
 )  # fmt: skip
 """The files that take longest, in the order in which they begin. Between the two that need the site
 built are others, so that no process waits for another to build it."""
@@ -59,18 +61,22 @@ def pytest_runtest_setup():
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionstart(session):
     """Before any process runs tests, the first of them writes the list that the tests of
-    `stream.order=listed` follow: flags, by name."""
+    `stream.order=listed` follow: flags, by name. A lock says that it is in use."""
     if is_first(session.config):
+        session.config.lock = open(__file__)  # noqa: SIM115 - until the last test
+        fcntl.flock(session.config.lock, fcntl.LOCK_SH)
         session.config.listed = options.write_list()
     return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(session):
-    """After the last test of all processes."""
+    """After the last test of all processes, unless another session of this checkout goes on."""
     result = yield
     if is_first(session.config):
-        session.config.listed.unlink(missing_ok=True)
+        with session.config.lock as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            session.config.listed.unlink(missing_ok=True)
     return result
 
 

@@ -275,7 +275,8 @@ def study(tell: Callable[[object], None], grids: Path, *arguments: str) -> None:
 
 def serve(pipe: Connection, device: str, environment: dict[str, str]) -> None:
     """A worker's life on the small corpus. It leaves a file of its process's number beside its
-    build folder, as `workers_of` reads, and one line in "resumed" for each run that goes on.
+    build folder, as `workers_of` reads, another one once it has computed a step, and one line in
+    "resumed" for each run that goes on.
 
     With a file "slow" there, every step takes a while; runs of some learning rates are lethal.
     """
@@ -285,8 +286,9 @@ def serve(pipe: Connection, device: str, environment: dict[str, str]) -> None:
 
     def watched(run_config: RunConfig, **options) -> store.StoredRun:
         def step(task: int, step: int, result: StepResult, model: nn.Module) -> None:
+            (place / f"step-{os.getpid()}").touch()
             if (place / "slow").exists():
-                time.sleep(0.2)
+                time.sleep(0.5)
             peak, mark = run_config.schedule.peak, place / "died"
             if task == 1 and peak == LETHAL and not mark.exists():
                 mark.touch()

@@ -1,9 +1,8 @@
-"""Studies on many machines: a lost node loses no run, and parts of a study make up the whole."""
+"""Studies on many machines: a lost node loses no run."""
 
 import collections
 import contextlib
 import importlib.util
-import itertools
 import os
 import pickle
 import re
@@ -17,8 +16,6 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cmp import config, models
 from cmp.bench import networks
@@ -360,19 +357,3 @@ def test_without_ray_its_installation_is_named(corpus, monkeypatch):
     with pytest.raises(ModuleNotFoundError) as caught:
         run_on_ray([small()], 1, "cpu", lambda run_config: None)
     assert "needs the package 'ray': pip install" in explain_failure(caught.value)
-
-
-@given(count=st.integers(0, 60), parts=st.integers(1, 70))
-def test_shards_are_disjoint_and_make_up_the_study(count, parts):
-    runs = list(range(count))
-    found = [studies.shard_runs(runs, f"{part}/{parts}") for part in range(1, parts + 1)]
-    assert sorted(itertools.chain(*found)) == runs
-    assert max(map(len, found)) - min(map(len, found)) <= 1
-
-
-@pytest.mark.parametrize(
-    "text", ["0/3", "4/3", "0/0", "x", "", "1", "1/", "-1/3", "1/3/5", "1.0/3"]
-)
-def test_no_part_is_refused(text):
-    with pytest.raises(CmpError, match="expected i/n"):
-        studies.shard_runs([small()], text)

@@ -82,6 +82,10 @@ def test_a_paired_interval_is_that_of_a_bootstrap_over_groups():
     assert mean == pytest.approx(value.mean())
     assert high - mean == pytest.approx(intervals.t_quantile(89) * draws.std(), rel=0.05)
     assert mean - low == pytest.approx(high - mean)
+    few = np.array([0.1, 0, -0.04])  # of few groups, it is that of Student's t
+    _, low, high = intervals.mean_interval(few, np.full(3, 1 / 3), np.zeros(3, int), np.arange(3))
+    known = stats.t.interval(0.95, 2, few.mean(), stats.sem(few))
+    assert (low, high) == pytest.approx(known, rel=0.02)
 
 
 def test_the_interval_of_a_share_is_wilsons_and_wider_where_groups_agree():
@@ -252,33 +256,52 @@ def encoded(corpus):
 def test_recall_across_versions_is_that_of_a_brute_force(encoded):
     some, (old, new) = encoded
     is_new = np.random.default_rng(0).random(len(old.image)) < 0.4
-    table = measure_index(some, old, new, is_new, fit_map(new.image, old.image))
+    index_map = fit_map(new.image, old.image)
+    mapped = dataclasses.replace(
+        new, image=index_map.apply(new.image), text=index_map.apply(new.text)
+    )
+    galleries = {
+        "before": (old, old), "reencoded": (new, new), "as_is": (old, new), "mapped": (old, mapped),
+        "new_first": (partly_new(old, new, is_new), new),
+        "new_first_mapped": (partly_new(old, mapped, is_new), mapped),
+    }  # fmt: skip
+    assert [*galleries] == [*GALLERIES]
+    table = measure_index(some, old, new, is_new, index_map)
     for row in table[table["query"] == "text"].itertuples():
-        score, count = brute_force(some, old, new, is_new, row.content, row.k)
-        assert (row.as_is, row.queries) == (pytest.approx(score), count)
-        assert row.before == pytest.approx(
-            brute_force(some, old, old, is_new, row.content, row.k)[0]
-        )
-        again = brute_force(some, new, new, is_new, row.content, row.k)[0]
-        assert row.reencoded == pytest.approx(again)
+        for name, (gallery, queries) in galleries.items():
+            score, count = brute_force(some, gallery, queries, is_new, row.content, row.k)
+            assert (getattr(row, name), row.queries) == (pytest.approx(score), count), name
         assert row.loses == pytest.approx(row.reencoded - row.as_is)
         assert row.low <= row.loses <= row.high
 
 
-def test_a_picture_finds_others_of_its_class_and_never_itself(encoded):
+def partly_new(old, new, is_new):
+    """An index in which only new images have been encoded again."""
+    image = old.image.clone()
+    image[torch.from_numpy(is_new)] = new.image[torch.from_numpy(is_new)]
+    return dataclasses.replace(old, image=image)
+
+
+@pytest.mark.parametrize("share", [0, 0.4])
+def test_a_picture_finds_others_of_its_class_and_never_itself(encoded, share):
+    """And of its part of the index, known or new."""
     some, (old, new) = encoded
-    none = np.zeros(len(old.image), bool)
-    table = measure_index(some, old, new, none, fit_map(new.image, old.image))
+    is_new = np.random.default_rng(0).random(len(old.image)) < share
+    table = measure_index(some, old, new, is_new, fit_map(new.image, old.image))
     labels = np.concatenate(
         [[f"{s.dataset.name}/{x}" for x in some.table["label"].iloc[s.rows]] for s in new.test_sets]
     )
-    asked = [n for n in range(len(labels)) if (labels == labels[n]).sum() > 1]
     similarity = (new.image @ old.image.T).numpy()
     np.fill_diagonal(similarity, -2)
-    hits = [(labels[np.argsort(-similarity[n])[:5]] == labels[n]).any() for n in asked]
-    [row] = table[(table["query"] == "picture") & (table["k"] == 5)].itertuples()
-    assert (row.queries, row.as_is) == (len(asked), pytest.approx(100 * np.mean(hits)))
-    assert set(table["content"]) == {"known"} and table["new_first"].isna().all()
+    rows = table[(table["query"] == "picture") & (table["k"] == 5)].set_index("content")
+    assert [*rows.index] == (["known", "new"] if share else ["known"])
+    for content, row in rows.iterrows():
+        part = is_new == (content == "new")
+        alike = (labels[:, None] == labels) & part & part[:, None]
+        asked = np.flatnonzero(alike.sum(1) > 1)
+        hits = [alike[n, np.argsort(-similarity[n])[:5]].any() for n in asked]
+        assert row["queries"] == len(asked) and row["as_is"] == pytest.approx(100 * np.mean(hits))
+    assert share or table["new_first"].isna().all()
 
 
 def rotated(features, matrix):
@@ -445,6 +468,8 @@ def test_a_limit_on_what_is_not_compared_is_refused(two):
     )
     with pytest.raises(CmpError, match="A_KA: no set of role adapt"):
         gate.apply_gate(Gate(A_KA=Limits(gain=1)), old_only)
+    with pytest.raises(CmpError, match="each_update: no images of updates are compared"):
+        gate.apply_gate(Gate(each_update=Limits(drop=1)), two)
 
 
 @pytest.mark.parametrize(
@@ -594,6 +619,21 @@ def test_the_page_shows_what_changed_with_both_names(two):
     alts = {x["alt"] for x in Page(report.report_page(two)).all("img")}
     for row in chosen.itertuples():
         assert f"{row.concept}; before: {row.said_old}; now: {row.said_new}" in alts
+
+
+def test_the_page_calls_clear_what_an_interval_shows(two):
+    named = two.sets[two.sets["metric"] == "top-1"]
+    lost, right = named["lost"].sum(), (named["old"] * named["questions"]).sum() / 100
+    words = f"named right, the new one gets {lost:,} wrong ({100 * lost / right:.0f}%)"
+    assert words in report.report_page(two)
+    sets = two.sets.assign(change=-1.0, low=-3.0, high=1.0)  # lower, but it could be either
+    sets.loc["shapes", ["change", "low", "high"]] = (-3.0, -5.0, -1.0)
+    sets.loc[["new-digits", "new-solids"], ["change", "low", "high"]] = (3.0, 1.0, 5.0)
+    page = report.report_page(dataclasses.replace(two, sets=sets))
+    assert f"<h2>1 set of {len(sets)} clearly worse, 2 clearly better</h2>" in page
+    for name, state in (("shapes", "down"), ("new-digits", "up"), ("emoji-living", "open")):
+        [line] = re.findall(rf'<li class=""><span>{name} .*', page)
+        assert line.count(f'class="{state}"') == 2  # the mark and its interval
 
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&\x00\u202e</style><script>"

@@ -88,7 +88,7 @@ def test_colours_are_what_happens_one_after_the_other():
 
 
 def test_steps_are_plain_open_clips(corpus, monkeypatch):
-    setting = nano(corpus, batch=8, steps=8)
+    setting = nano(corpus, batch=8, steps=4)
     assert setting.config.optimizer.weight_decay > 0
     plain, expected = plain_reference(setting)
     monkeypatch.setattr(training, "normalise", lambda *given: normalise(*given).double())

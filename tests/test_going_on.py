@@ -1,6 +1,7 @@
 """A run from the weights that another one ended in, and what becomes of one that was stopped."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -324,6 +325,14 @@ def test_a_resumed_run_takes_over_how_it_was_begun_and_says_so(build, monkeypatc
     run = store.load_run(progress.run)
     assert run.provenance["execution"] == f"micro-batches of {size}"
     assert store.weights_path(run.id).exists()
+
+
+def test_a_run_whose_data_have_changed_is_not_resumed(monkeypatch):
+    progress, corpus = stopped(), forked.small_corpus()
+    other = dataclasses.replace(corpus, hashes=corpus.hashes | {"new-flags": "0" * 64})
+    monkeypatch.setattr(packed, "load_embedded", lambda *roles: other)
+    said = refused("resume", progress.run[:6])
+    assert "began with different data or weights" in said and "`cmpt run` to start again" in said
 
 
 def stop_at_second(task, step, loss, model):

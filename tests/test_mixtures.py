@@ -411,6 +411,8 @@ def test_no_buffer_of_a_run_holds_the_present_or_the_future(policy, capacity):
     for task, pool in enumerate(pools):
         earlier = set().union(*[set(before.update) for before in pools[:task]])
         assert set(pool.buffer) <= earlier
+        size = len(earlier) if capacity == "null" else min(int(capacity), len(earlier))
+        assert len(pool.buffer) == size
         counts = batch_counts(run_config.mixture, 12, len(pool.buffer) == 0)
         for step in range(3):
             batch = batch_rows(dataclasses.replace(pool, counts=counts), 0, task, step)

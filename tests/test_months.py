@@ -110,9 +110,14 @@ def test_a_release_holds_what_serves_judges_and_goes_on(releases, made):
     assert all(file_digest(made.folder / n) == d for n, d in made.record.files.items())
     again = release.read_release(made.folder)
     assert again.record == made.record and again.config == made.config
-    assert release.read_release(releases / "2").record.parent == made.record.id
     [done] = made.record.updates
     assert done.name == "z-month" and done.id == made.record.id and done.steps >= 10
+    trained = [x for x in made.ledger().pictures if (x.set, x.split) == ("catalogue", "train")]
+    assert done.images == len(trained)
+    later = release.read_release(releases / "2")
+    first, second = (each.seconds for each in later.record.updates)
+    assert first == done.seconds and 0 < second < later.progress().seconds  # that of both
+    assert later.record.parent == made.record.id
     assert {x.name for x in releases.iterdir()} == {"1", "2"}  # nothing is left beside them
 
 
@@ -181,7 +186,8 @@ def test_the_code_of_a_card_names_a_picture(made, root, tmp_path, is_embedded):
     assert ("cmp" in code) == is_embedded and "in the folder of this card" in code
 
 
-def test_a_card_has_the_numbers_of_its_comparison(made, root, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_card_has_the_numbers_of_its_comparison(made, root, tmp_path, monkeypatch, precision):
     """To the bit of the features: what was just trained is computed as what is loaded."""
     seen, encode = [], evaluation.encode
 
@@ -190,7 +196,8 @@ def test_a_card_has_the_numbers_of_its_comparison(made, root, tmp_path, monkeypa
         return seen[-1]
 
     monkeypatch.setattr(evaluation, "encode", watch)
-    plan = plan_second(made, root, "evaluation.subset=null")
+    settings = "evaluation.subset=null", f"training.precision={precision}"
+    plan = plan_second(made, root, *settings)
     later = compute_second(plan, tmp_path)
     on_card = seen[-2:]
     found = compare.compare(made, later, later.corpus())
@@ -240,15 +247,19 @@ def test_nothing_is_new_to_the_index_of_a_later_release_or_of_itself(made, root,
         assert set(index["content"]) == {"known"}
 
 
+def as_released(plan):
+    """What the release of an update says of its images, without one."""
+    updates = [*plan.earlier, SimpleNamespace(id=plan.id)]
+    record = SimpleNamespace(updates=updates, arrivals=plan.ledger.arrivals)
+    return SimpleNamespace(record=record, ledger=lambda: plan.ledger, corpus=lambda: plan.corpus)
+
+
 def test_updates_of_another_stream_are_new_if_their_images_are(made, later, root, tmp_path):
     """Whatever their numbers, and also where two streams part after an update in common."""
-    plan = plan_update(made, classes(tmp_path / "own"))
-    branch = update.compute_update(plan, tmp_path / "branch")
-    beside = {"pool": root / "pool"}
-    folder = classes(tmp_path / "other")
-    plan = plan_update(months.START, folder, months.SMALL, **beside)
-    other = update.compute_update(plan, tmp_path / "other-release")
-    again = first(root, tmp_path / "again", "seed=1")  # the images of `made`
+    branch = as_released(plan_update(made, classes(tmp_path / "own")))
+    folder, beside = classes(tmp_path / "other"), {"pool": root / "pool"}
+    other = as_released(plan_update(months.START, folder, months.SMALL, **beside))
+    again = as_released(months.plan_first(root, "seed=1"))  # the images of `made`
     assert made.record.updates[0].id != again.record.updates[0].id
     cases = [
         (made, later, {"2 y-month"}), (later, made, set()), (later, branch, {"2 own"}),
@@ -382,6 +393,15 @@ def test_the_command_says_what_to_do_about_a_peak_and_repeats_nothing(made, root
     assert f"already there: {out}" in done.stdout and "written" not in done.stdout
     done = invoke(*month, "schedule.peak=0.001", "--dry-run")
     assert "cmpt tune" not in done.stdout
+
+
+def test_the_options_of_the_command_are_those_of_the_update(root, tmp_path):
+    kept = classes(tmp_path / "kept", ("red fox",))
+    begin = ("--start", months.START, "--data", root / "z-month", "--pool", root / "pool")
+    own = ("--retain", kept, "--name", "January", "--prompt", "my {}", "--dry-run")
+    done = invoke("update", *begin, *months.SMALL, "-o", tmp_path / "1", *own)
+    assert 'prompt: "my {}" for pool, kept, catalogue' in done.stdout, done.output
+    assert "update 1, January: " in done.stdout and "no pool is replayed" not in done.stdout
 
 
 def test_months_in_one_folder_are_not_taken_for_classes(tmp_path):
@@ -551,6 +571,10 @@ def test_a_pool_and_a_retention_set_have_the_splits_of_their_manifests(root, tmp
     plan = plan_update(months.START, root / "z-month", months.SMALL, **places)
     counts = collections.Counter((x.set, x.split) for x in plan.ledger.pictures)
     assert counts["kept", "test"] == 60 and 10 < counts["pool", "train"] < 50
+    manifest = {"name": "kept", "splits": {"train": 0.5, "test": 0.5}}  # of another role
+    write_manifest(tmp_path / "kept" / "manifest.yaml", role="adapt", **manifest)
+    _, report = arrivals.arrive(ledger.Ledger(), str(tmp_path / "kept"), "eval")
+    assert report.new["test"] > 40 and "train" not in report.new
 
 
 def test_pictures_outside_a_manifest_s_folder_can_move(root, tmp_path):
@@ -679,12 +703,17 @@ def test_pictures_that_are_gone_are_refused_or_skipped(own_root, tmp_path):
     made = first(own_root, tmp_path)
     known = [x for x in made.ledger().pictures if x.set == "catalogue"]
     (own_root / "z-month" / known[0].source).unlink()
+    before = plan_second(made, own_root, skip_gone=True).id
     (own_root / "z-month" / known[3].source).write_bytes(picture(77))  # another picture now
     with pytest.raises(CmpError) as error:
         plan_second(made, own_root)
     assert "2 images from earlier" in str(error.value) and "--gone skip" in str(error.value)
     assert known[0].source in str(error.value)
+    command = ("update", made.folder, "--data", own_root / "y-month", "-o", tmp_path / "2")
+    done = invoke(*command, "--gone", "skip", "--dry-run")
+    assert "left out: 2 images missing from earlier updates" in done.stdout, done.output
     plan = plan_second(made, own_root, skip_gone=True)
+    assert plan.id != before  # other images are left
     whole = made.ledger().pictures
     gone = [n for n, x in enumerate(whole) if x.source in (known[0].source, known[3].source)]
     gone = [n for n in gone if whole[n].set == "catalogue"]
@@ -909,13 +938,14 @@ def test_a_damaged_release_is_refused_before_anything_is_computed(made, root):
 
 @pytest.mark.defect
 @pytest.mark.parametrize("name", [release.WEIGHTS_FILE, release.CONFIG_FILE])
-def test_a_damaged_release_is_neither_exported_nor_scored_nor_compared(made, tmp_path, name):
+def test_a_damaged_release_is_neither_used_nor_called_intact(made, tmp_path, name):
     damage(made.folder / name)
     out = tmp_path / "bad.safetensors"
     for command in (
         ["export", made.folder, "-o", out],
         ["eval", f"local-dir:{made.folder}", "--device", "cpu"],
         ["compare", f"local-dir:{made.folder}", "small:annealed"],
+        ["release", "show", made.folder],
     ):
         said = invoke(*command)
         assert isinstance(said.exception, CmpError), said.output
@@ -1244,8 +1274,10 @@ def test_tuning_says_what_its_choice_rests_on_and_the_whole_command(
 ):
     plan = plan_second(made, root).on_validation()
     [scored] = evaluation.make_test_sets(plan.corpus, "validation", None)
+    seen = []
 
     def tune(*given, observer, **others):
+        seen.append(others)
         observer(plan)
         return pd.DataFrame({"peak": [0.001], "A_KA": [50.0], "is_best": [True]})
 
@@ -1261,8 +1293,15 @@ def test_tuning_says_what_its_choice_rests_on_and_the_whole_command(
     whole = f"cmpt update {' '.join(map(str, given))} -o NEW_RELEASE --settings '{tmp_path}/own"
     assert whole in done.stdout
     begin = ("--start", months.START, "--data", root / "z-month", "--pool", root / "pool")
+    begin += ("--retain", root / "pool", "--prompt", "my{}", "--moved", "a=b")
     done = invoke("tune", "schedule.peak=0.1", *begin, "-o", tmp_path / "own.yaml")
-    assert f"cmpt update {' '.join(map(str, begin))} -o NEW_RELEASE" in done.stdout, done.output
+    words = f"cmpt update {' '.join(map(str, begin))} -o NEW_RELEASE".replace("my{}", "'my{}'")
+    assert words in done.stdout, done.output
+    pool = str(root / "pool")
+    own = {"pool": pool, "retain": [Path(pool)], "prompt": "my{}", "moved": {"a": "b"}}
+    without = {"pool": None, "retain": [], "prompt": "", "moved": {}}
+    for others, pictures in zip(seen, (without | {"skip_gone": True}, own), strict=True):
+        assert others == others | pictures
 
 
 def test_an_update_of_which_nothing_could_be_scored_is_refused(tmp_path):

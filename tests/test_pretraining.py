@@ -19,6 +19,7 @@ from cmp.errors import CmpError, Interrupted
 from cmp.experiments import pretraining
 from cmp.files import DIGESTS, check_digest, file_digest
 from cmp.project import project_folder
+from cmp.readers.manifest import STATISTICS
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import NO_OBSERVER, Observer, execute
 
@@ -73,10 +74,13 @@ def test_a_card_that_is_not_what_was_written_is_refused(tmp_path, change):
 
 
 @pytest.mark.defect
-def test_every_card_of_the_project_is_in_the_list_beside_it():
-    for folder in SHIPPED:
-        for path in folder.glob("*.safetensors"):
-            check_digest(path.with_suffix(".json"), "list it")
+@pytest.mark.parametrize("folder", [*SHIPPED, STATISTICS], ids=["package", "project", "tables"])
+def test_every_file_that_ships_is_in_the_list_beside_it(folder):
+    """Bases, their cards, and tables of classes and images."""
+    bases, tables = ([*folder.glob(f"*.{kind}")] for kind in ("safetensors", "parquet"))
+    assert bases or tables
+    for path in [*bases, *(base.with_suffix(".json") for base in bases), *tables]:
+        check_digest(path, "list it")
 
 
 def test_a_rerun_gives_the_same_bits(pretrained):

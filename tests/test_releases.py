@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+from types import SimpleNamespace
 
 import months
 import numpy as np
@@ -192,6 +193,17 @@ def test_classes_and_captions_are_not_joined_into_one_set(tmp_path, is_caption_f
     arrivals.arrive(arrived, str(second), role)
 
 
+def test_several_updates_do_not_arrive_at_once(tmp_path):
+    month = tree(tmp_path / "month", {f"{n}.png": picture(n) for n in range(4)})
+    lines = [f"{n}.png,cup,{1 + n % 2}" for n in range(4)]
+    (month / "t.csv").write_text("\n".join(["filepath,label,update", *lines]))
+    about = "name: mine\ntitle: T\nrole: adapt\nlicence: own\nreader: "
+    reader = "{kind: csv, path: t.csv, label: label, update: update}\n"
+    (month / "m.yaml").write_text(about + reader)
+    with pytest.raises(CmpError, match=r"--data: .* contains several updates \(1, 2\); give one"):
+        arrivals.arrive(ledger.Ledger(), str(month), "adapt")
+
+
 def test_a_folder_that_brings_nothing_new_is_refused_or_left_out(tmp_path):
     kept, month = classes(tmp_path / "kept", each=8), tmp_path / "month"
     arrived, _ = arrivals.arrive(ledger.Ledger(), str(kept), "eval")
@@ -232,6 +244,35 @@ def test_every_peak_that_is_given_is_tried(first, root, tmp_path, monkeypatch):
     peaks = [0.001 * place for place in range(1, 13)]
     table = cmp.tune(first, root / "y-month", folder=tmp_path, peaks=peaks)
     assert table["peak"].round(4).tolist() == np.round(peaks, 4).tolist()
+
+
+def test_peaks_are_not_compared_without_validation_images(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "_scores_of", lambda *given: {"A_KA": 1.0})
+    month = tree(tmp_path / "month", {f"{n}.png": picture(n) for n in range(8)})
+    lines = [f"{n}.png,{('cup', 'pen')[n % 2]},{('train', 'test')[n > 5]}" for n in range(8)]
+    (month / "t.csv").write_text("\n".join(["filepath,label,split", *lines]))
+    given = months.START, month, months.SMALL
+    with pytest.raises(CmpError, match="no update has validation images to compare peaks on"):
+        cmp.tune(*given, folder=tmp_path / "tune", pool=root / "pool")
+
+
+def test_peaks_are_drawn_where_their_scores_are():
+    table = pd.DataFrame({"peak": [0.001, 0.003], "A_KA": [10.0, 50.0], "A_ZS": [60.0, 40.0]})
+    lines = tuning.draw_front(table).splitlines()
+    far = " " * (tuning.WIDTH - 1)
+    assert lines[0] == f"A_ZS |a{far}" and lines[tuning.HEIGHT - 1] == f"     |{far}b"
+
+
+def test_one_image_is_worth_most_in_the_smallest_set(monkeypatch):
+    sizes = {"adapt": (4, 10), "eval": (20,)}
+    sets = [
+        SimpleNamespace(rows=range(size), dataset=SimpleNamespace(role=role))
+        for role, own in sizes.items() for size in own
+    ]  # fmt: skip
+    monkeypatch.setattr(tuning, "make_test_sets", lambda *given: sets)
+    said = tuning.describe_evidence(SimpleNamespace(config=cmp.RunConfig(), corpus=None))
+    assert "A_KA rests on 14 images, where one is worth up to 12.5 points; A_ZS" in said
+    assert "A_ZS rests on 20 images, where one is worth 5.0 points; differences" in said
 
 
 def test_a_recipe_among_settings_is_taken(root):
@@ -281,9 +322,11 @@ def test_a_home_folder_is_expanded(first, root, monkeypatch):
     assert plan.parent and plan.parent.record == first.record
 
 
-def test_embedded_pictures_are_a_pool_only(root):
+def test_embedded_pictures_are_a_pool_only_and_from_the_first_update_on(first, root):
     with pytest.raises(CmpError, match="--retain: give a folder"):
         months.plan_first(root, retain=["embedded"])
+    with pytest.raises(CmpError, match=r"--pool: the embedded pool .* at the first update only"):
+        update_plan.plan_update(first, root / "y-month", pool="embedded")
 
 
 def test_a_pool_replaces_the_embedded_one(corpus, tmp_path):
@@ -302,14 +345,6 @@ def test_a_pool_replaces_the_embedded_one(corpus, tmp_path):
     start, kept = after.table.iloc[: len(before.table)], before.table["dataset"].isin(same)
     assert start["dataset"].tolist() == before.table["dataset"].tolist()
     assert start["split"][kept].tolist() == before.table["split"][kept].tolist()
-
-
-def test_a_set_is_named_whatever_it_is_called():
-    row = pd.Series({"old": 50.0, "new": 40.0, "change": -10.0})
-    [line] = gate._apply(gate.Limits(drop=5), "each_update", "update", row)
-    assert line.sentence.startswith("each_update.drop: update: 50.0 became 40.0 (−10.0)")
-    [line] = gate._apply(gate.Limits(drop=5), "updates.update", "update", row)
-    assert line.sentence.startswith("updates.update.drop: 50.0 became 40.0")
 
 
 def test_a_gate_is_a_path_in_any_form(tmp_path, monkeypatch):
@@ -332,6 +367,16 @@ def test_numbers_are_written_the_same_everywhere():
 def test_a_bar_in_a_name_does_not_break_a_table():
     table = card.markdown_table(pd.DataFrame({"set": ["a|b"], "score": [1.0]}))
     assert table.splitlines()[-1] == r"| a\|b | 1.0 |"
+
+
+def test_a_file_is_copied_where_it_cannot_be_linked(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    source, target = tree(tmp_path, {"state": b"weights"}) / "state", tmp_path / "new" / "state"
+    release.link_or_copy(source, target)
+    assert target.read_bytes() == b"weights" and source.stat().st_nlink == 1
 
 
 def test_a_slim_release_serves_and_ends_the_stream(first, root, tmp_path):

@@ -193,6 +193,7 @@ def test_hits_of_whole_test_sets_are_kept_through_a_resume_and_add_up_to_the_sco
     stored = store.load_run(identity.json_digest(content))
     full = stored.metrics.query("scope == 'full'")
     assert set(full["task"]) == {0, 2}
+    assert set(stored.metrics.query("scope == 'subset'")["task"]) == {0, 1, 2}
     assert stored.hits.keys() == {f"{row.task}/{row.dataset}" for row in full.itertuples()}
     questions = evaluate(result.model, "tiny", corpus, precision="fp32").hits
     for row in full.itertuples():

@@ -192,13 +192,6 @@ def test_every_key_of_the_config_moves_the_id(corpus):
     assert len(ids) == changes > 30
 
 
-def test_other_data_are_another_run(corpus):
-    hashes = corpus.hashes | {"new-flags": "0"}
-    assert identity.run_id_of(small(), corpus) != identity.run_id_of(
-        small(), dataclasses.replace(corpus, hashes=hashes)
-    )
-
-
 def test_joint_training_is_one_task_of_all_classes_and_as_many_steps(corpus):
     joint = joint_training(small())
     [pools] = mixtures.task_pools(joint, corpus)
@@ -212,20 +205,6 @@ def test_the_control_sees_no_new_data(corpus):
     control = small("mixture.pretraining=1", "mixture.update=0", "mixture.buffer=0")
     for pools in mixtures.task_pools(control, corpus):
         assert len(pools.update) == len(pools.buffer) == 0
-
-
-def test_the_buffer_holds_all_earlier_updates(corpus):
-    pools = mixtures.task_pools(small("stream.tasks=5"), corpus)
-    for task, pool in enumerate(pools):
-        earlier = [before.update for before in pools[:task]]
-        expected = np.sort(np.concatenate([np.array([], int), *earlier]))
-        np.testing.assert_array_equal(pool.buffer, expected)
-
-
-def test_full_tests_are_scored_at_both_ends():
-    metrics = execute(small("evaluation.full=true"), forked.small_corpus()).metrics
-    assert set(metrics[metrics["scope"] == "full"]["task"]) == {0, 2}
-    assert set(metrics[metrics["scope"] == "subset"]["task"]) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
