@@ -13,12 +13,15 @@ import torch
 from pictures import classes
 from typer.testing import CliRunner
 
+import cmp
 from cmp import budgets, cli, config, mixtures
 from cmp.embedded import packed
 from cmp.embedded.models import base_seeds
 from cmp.errors import CmpError
 from cmp.experiments import forecast, paper, preflight, studies, workers
 from cmp.project import build_folder
+from cmp.releases import tuning, update
+from cmp.runs import launch
 from cmp.runs.checkpoints import StopRequest
 from cmp.scale.execution import ExecutionConfig
 from lab import chapter_setup, chapters, run
@@ -296,6 +299,22 @@ def test_in_a_chapter_the_profile_decides_where_runs_are_computed(monkeypatch, c
     assert capsys.readouterr().out == ""
 
 
+@no_card
+def test_the_library_refuses_a_device_before_it_reads_or_downloads(monkeypatch, tmp_path):
+    def forbidden(*given, **named):
+        pytest.fail("read or downloaded")
+
+    for place, name in ((launch, "resolve_run"), (update, "plan_update"), (tuning, "plan_update")):
+        monkeypatch.setattr(place, name, forbidden)
+    for start in (
+        lambda: cmp.run("gpu"),
+        lambda: cmp.update("ViT-B-16:openai", tmp_path, tmp_path / "out"),
+        lambda: cmp.tune("small", tmp_path, folder=tmp_path, device="cuda"),
+    ):
+        with pytest.raises(CmpError, match="device 'cuda': cannot be used here"):
+            start()
+
+
 class PretendedWorker:
     """A worker without a process; it answers as soon as it is asked, or dies once on card 2."""
 
@@ -343,6 +362,7 @@ from types import SimpleNamespace
 import torch
 from cmp import config, training
 from cmp.experiments import forecast, workers
+from cmp.scale import devices
 
 made = []
 
@@ -365,7 +385,7 @@ def forbidden(*arguments, **named):
 workers._Worker = Worker
 torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 4
 torch.cuda.get_device_name = lambda *_: "NVIDIA H100 80GB HBM3"
-forecast.check_device = lambda device: None
+devices.check_device = lambda device: None
 training.train_step = forecast._measure_step = forbidden
 config.PROFILES["gpu"] |= {"data": DATA}
 config.PROFILES["gpu"]["model"] = {"name": "ViT-B-16", "start": "random"}

@@ -16,7 +16,7 @@ import torch
 from cmp import budgets, evaluation, mixtures, models, starts
 from cmp.config import Method, RunConfig
 from cmp.data import WHOLE_BATCH, Corpus, ImageFiles, load_data
-from cmp.errors import CmpError, first_line
+from cmp.errors import CmpError
 from cmp.registry import Option, get_option
 from cmp.runs import identity, logs, store
 from cmp.runs.runner import evaluation_sizes
@@ -59,16 +59,6 @@ MEASURED_STEPS = 4
 _IRRELEVANT = ("model.start", "stream.", "mixture.", "schedule.", "optimizer.", "seeds.")
 _IRRELEVANT += ("method.strength", "merging.weight")
 """Keys that do not affect the time of a step."""
-
-
-def check_device(device: str) -> None:
-    """Raise `CmpError` if torch cannot use a device, such as "cuda" without a GPU."""
-    starts.check_device_name(device)
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = first_line(error)
-        raise CmpError(f"device {device!r}: cannot be used here ({reason}); choose cpu") from error
 
 
 def device_facts(device: str) -> Device:

@@ -24,6 +24,7 @@ from cmp.project import DISTRIBUTION, build_folder, foreign_owners, foreign_sent
 from cmp.readers.collection import dataset_state
 from cmp.readers.manifest import load_manifests
 from cmp.runs import identity, lookup
+from cmp.scale import devices
 from cmp.scale.decoding import worker_count
 from cmp.scale.execution import ExecutionConfig
 from cmp.scale.micro_batches import check_divisible
@@ -79,7 +80,7 @@ def check_run(
         actually run, see `cmp.budgets.settle`, if there are data.
     """
     if device != "cpu" and torch.cuda.is_available():
-        forecast.check_device(device)  # such as cuda:7
+        devices.check_device(device)  # such as cuda:7
     memory = check_memory(run_config, device, execution)
     checks = [*check_needs(run_config, device), memory, _check_disk(run_config)]
     corpus, fitted = None, run_config
