@@ -19,6 +19,7 @@ from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError
 from cmp.experiments import forecast
 from cmp.merging.apply import merge
+from cmp.merging.policies import MergePolicy
 from cmp.registry import KINDS, get_option, load_plugin, option_names, register
 from cmp.runs import identity
 
@@ -322,6 +323,7 @@ def test_an_option_that_is_not_what_it_declares_is_refused(kind, function, facts
         ("order", lambda table, seed: np.random.default_rng(seed).permutation(len(table)), {}),
         ("buffer", everything, {}),
         ("merge_rule", doubled, {"idempotent": False}),
+        ("merge_policy", MergePolicy("last", "steps"), {"step_share": lambda *given: 0.5}),
     ],
 )
 def test_an_option_that_is_what_it_declares_is_taken(kind, function, facts):
