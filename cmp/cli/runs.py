@@ -367,7 +367,7 @@ def step_timer(
     if run.config.model.name in starts.family_names():
         return None
     try:
-        predicted = forecast.forecast_step(run.fitted, device, execution, run.corpus)
+        predicted = forecast.forecast_step(run.fitted, device, execution, run.corpus, run.id)
     except CmpError:
         return None
     return forecast.StepTimer(run.steps, predicted)
