@@ -388,7 +388,8 @@ def task_pools(config: RunConfig, corpus: Corpus, first: int = 0) -> list[Pools]
     for task, update in enumerate(updates):
         history = buffer_history(updates[:task], labels)
         kept, groups = keep(history, mixture.capacity, seed)
-        pools.append(Pools(replayed, update, history.rows[kept], groups))
+        groups = None if groups is None else np.asarray(groups)  # both may be lists
+        pools.append(Pools(replayed, update, history.rows[np.asarray(kept, np.int64)], groups))
     shares = [mixture.at(task, len(pools)) for task in range(len(pools))]
     # an update whose images are all gone cannot be trained again, so it needs no batches
     kept = [

@@ -282,6 +282,7 @@ def doubled(entries, block):
         ("buffer", lambda *given: ([3, 3], None), {}, "expected distinct positions"),
         ("buffer", lambda *given: ([12], None), {}, "expected distinct positions"),
         ("buffer", lambda *given: ([1, 2], np.array([0])), {}, "1 groups for 2 images"),
+        ("buffer", lambda *given: ([0], None), {}, r"keeps \[0\]: expected none of no images"),
         (
             "merge_rule", lambda x, _: x.mean(0)[:3], {"base": True},
             r"returned shape \[3\] for 3 models of 24 entries",
