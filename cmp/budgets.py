@@ -405,11 +405,17 @@ def apply_budget(run_config: RunConfig) -> RunConfig:
         raise CmpError(
             f"training.budget: {multiple:g} allows {budget.allowed:.4g} memory-adjusted "
             f"FLOPs per task; one step of {name!r} costs {budget.step:.4g} and the task's end "
-            f"{budget.end:.4g}; set it to {least:.4g} or more"
+            f"{budget.end:.4g}; set it to {_rounded_up(least):.4g} or more"
         )
     tree = run_config.to_dict()
     tree["training"] |= {"steps": budget.steps, "budget": None}
     return config.parse(tree, f"training.budget: {budget.steps} steps of {name!r}")
+
+
+def _rounded_up(number: float) -> float:
+    """Return a positive number rounded up to four digits."""
+    unit = 10.0 ** (math.floor(math.log10(number)) - 3)
+    return math.ceil(number / unit) * unit
 
 
 def settle(run_config: RunConfig, corpus: Corpus) -> RunConfig:
