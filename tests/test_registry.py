@@ -811,6 +811,21 @@ def test_a_plugin_and_a_cell_are_the_same_option(cell, tmp_path):
     assert get_option("schedule", "mine").digest == digest
 
 
+def test_an_edited_plugin_replaces_its_options(tmp_path):
+    path = tmp_path / "mine.py"
+    text = "import cmp\n@cmp.register('buffer', '{}')\n"
+    text += "def {}(history, capacity, seed): return range(len(history.rows)), None\n"
+    for name, function in (("mine", "first"), ("mine", "second"), ("other", "second")):
+        path.write_text(text.format(name, function))
+        load_plugin(path)
+        assert get_option("buffer", name).value.__name__ == function
+    assert "mine" not in option_names("buffer")
+    path.write_text(text.format("mine", "first") + "1 / 0")
+    with pytest.raises(CmpError, match="ZeroDivisionError"):
+        load_plugin(path)
+    assert "mine" not in option_names("buffer") and get_option("buffer", "other")
+
+
 def test_plugins_of_one_name_do_not_replace_each_other(tmp_path):
     plugin = IMPORTS + textwrap.dedent(SAWTOOTH)
     for folder in "ab":
