@@ -7,11 +7,12 @@ the data. As in the paper, matrix products and convolutions count, including tho
 elementwise work does not.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cmp import config, mixtures, models, training
 from cmp.config import Method, Model, RunConfig
 from cmp.data import Corpus, load_data
-from cmp.errors import CmpError
+from cmp.errors import CmpError, first_line
 from cmp.losses import model_loss
 from cmp.models import Network
 from cmp.registry import Option, get_option
@@ -203,15 +204,33 @@ def _clip_cost(model: Network, name: str, batch: int, method: Method, replayed: 
     """Return the cost of a method on a network on the meta device, which is modified."""
     spare = copy.deepcopy(model)
     state = shape_state(name, method, model)
-    with FlopCounterMode(display=False) as counter:  # one forward pass, for FLOPs and memory
-        loss, activations = _count_saved(
-            lambda: total_loss(state, forward_shapes(state, batch, replayed)), _held(state)
-        )
-        loss.backward()
-    optimizer_flops, optimizer_bytes = _optimizer_cost(state)
-    step = counter.get_total_flops() + optimizer_flops
-    memory = activations + sum(_fixed_account(state, optimizer_bytes).values())
-    return Cost(step, _end_flops(spare, name, method, batch), memory)
+    with _explain_uncounted(method):
+        with FlopCounterMode(display=False) as counter:  # one forward pass, for FLOPs and memory
+            loss, activations = _count_saved(
+                lambda: total_loss(state, forward_shapes(state, batch, replayed)), _held(state)
+            )
+            loss.backward()
+        optimizer_flops, optimizer_bytes = _optimizer_cost(state)
+        step = counter.get_total_flops() + optimizer_flops
+        memory = activations + sum(_fixed_account(state, optimizer_bytes).values())
+        return Cost(step, _end_flops(spare, name, method, batch), memory)
+
+
+@contextlib.contextmanager
+def _explain_uncounted(method: Method) -> Iterator[None]:
+    """Turn the errors of a method from outside the package that needs more than shapes into a
+    `CmpError`."""
+    try:
+        yield
+    except (AttributeError, TypeError, RuntimeError) as error:
+        if is_own(get_option("method", method.name).module):
+            raise
+        raise CmpError(
+            f"method.name: {method.name!r}: its cost cannot be counted without data "
+            f"({first_line(error)}); read `state.corpus` and `state.tokens` in a step, not in "
+            "`prepare` or `begin_task`, and no values of tensors, as by `.item()` or a boolean "
+            "index"
+        ) from error
 
 
 def shape_state(name: str, method: Method, model: Network) -> TrainState:
@@ -223,21 +242,14 @@ def shape_state(name: str, method: Method, model: Network) -> TrainState:
         model: The network, prepared in place.
 
     Raises:
-        CmpError: A method from outside the package reads the data when it is prepared.
+        CmpError: A method from outside the package reads data or values when it is prepared.
     """
     run_config = RunConfig(model=Model(name, "random"), method=method)
     no_data: Any = None  # a step on shapes never reads it
     state = TrainState(run_config, no_data, model.train(), torch.empty(0))
-    try:
+    with _explain_uncounted(method):
         state.method.prepare(state)
         state.method.begin_task(state, 0)
-    except (AttributeError, TypeError) as error:
-        if is_own(get_option("method", method.name).module):
-            raise
-        raise CmpError(
-            f"method.name: {method.name!r}: its cost cannot be counted without data ({error}); "
-            "read `state.corpus` and `state.tokens` in a step, not in `prepare` or `begin_task`"
-        ) from error
     return state
 
 
@@ -301,11 +313,15 @@ def memory_account(state: TrainState, batch: int, replayed: int = 0) -> dict[str
     """Return the bytes that a step needs at its peak, by purpose.
 
     The peak comes once the next loss is computed, while the previous step's gradients still exist.
+
+    Raises:
+        CmpError: A method from outside the package reads values in a step.
     """
-    activations = activation_bytes(
-        lambda: total_loss(state, forward_shapes(state, batch, replayed)), _held(state)
-    )
-    return _fixed_account(state, _optimizer_cost(state)[1]) | {"activations": activations}
+    with _explain_uncounted(state.config.method):
+        activations = activation_bytes(
+            lambda: total_loss(state, forward_shapes(state, batch, replayed)), _held(state)
+        )
+        return _fixed_account(state, _optimizer_cost(state)[1]) | {"activations": activations}
 
 
 def _weights(state: TrainState) -> list[Tensor]:
@@ -389,11 +405,17 @@ def apply_budget(run_config: RunConfig) -> RunConfig:
         raise CmpError(
             f"training.budget: {multiple:g} allows {budget.allowed:.4g} memory-adjusted "
             f"FLOPs per task; one step of {name!r} costs {budget.step:.4g} and the task's end "
-            f"{budget.end:.4g}; set it to {least:.4g} or more"
+            f"{budget.end:.4g}; set it to {_rounded_up(least):.4g} or more"
         )
     tree = run_config.to_dict()
     tree["training"] |= {"steps": budget.steps, "budget": None}
     return config.parse(tree, f"training.budget: {budget.steps} steps of {name!r}")
+
+
+def _rounded_up(number: float) -> float:
+    """Return a positive number rounded up to four digits."""
+    unit = 10.0 ** (math.floor(math.log10(number)) - 3)
+    return math.ceil(number / unit) * unit
 
 
 def settle(run_config: RunConfig, corpus: Corpus) -> RunConfig:

@@ -105,19 +105,24 @@ def _random_keys(name: str, seed: int, items: np.ndarray) -> np.ndarray:
 
 
 def check_option(option: Option) -> None:
-    """Check a buffer on a small history.
+    """Check a buffer on a small history, and on the empty one of a first task.
 
     Raises:
         CmpError: It keeps images that never arrived, keeps more than its capacity, or returns
             groups that do not match.
     """
-    history = BufferHistory(np.arange(0, 24, 2), np.arange(12) // 4, np.arange(12) % 5)
     capacity = None if option.facts["capacity"] == "none" else 6
-    kept, groups = option.value(history, capacity, 0)
-    kept = np.asarray(kept)
-    if len(np.setdiff1d(kept, np.arange(12))) or len(np.unique(kept)) < len(kept):
-        raise CmpError(f"buffer {option.name!r}: keeps {kept}: expected distinct positions 0 to 11")
-    if capacity is not None and len(kept) > capacity:
-        raise CmpError(f"buffer {option.name!r}: keeps {len(kept)} images, more than {capacity}")
-    if groups is not None and len(groups) != len(kept):
-        raise CmpError(f"buffer {option.name!r}: {len(groups)} groups for {len(kept)} images")
+    for size in (12, 0):
+        places = np.arange(size)
+        history = BufferHistory(2 * places, places // 4, places % 5)
+        kept, groups = option.value(history, capacity, 0)
+        kept = np.asarray(kept)
+        if len(np.setdiff1d(kept, places)) or len(np.unique(kept)) < len(kept):
+            wanted = f"distinct positions 0 to {size - 1}" if size else "none of no images"
+            raise CmpError(f"buffer {option.name!r}: keeps {kept}: expected {wanted}")
+        if capacity is not None and len(kept) > capacity:
+            raise CmpError(
+                f"buffer {option.name!r}: keeps {len(kept)} images, more than {capacity}"
+            )
+        if groups is not None and len(groups) != len(kept):
+            raise CmpError(f"buffer {option.name!r}: {len(groups)} groups for {len(kept)} images")

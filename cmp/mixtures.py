@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -384,12 +383,13 @@ def task_pools(config: RunConfig, corpus: Corpus, first: int = 0) -> list[Pools]
         updates = [replayed[:0]] * config.stream.tasks
     else:
         updates = streams.task_rows(corpus, config.stream, config.seeds.stream)
-    labels = pd.factorize(streams.class_names(corpus, np.arange(len(corpus.table))))[0]
+    labels = streams.class_numbers(corpus)
     keep, pools = get_option("buffer", mixture.policy).value, []
     for task, update in enumerate(updates):
         history = buffer_history(updates[:task], labels)
         kept, groups = keep(history, mixture.capacity, seed)
-        pools.append(Pools(replayed, update, history.rows[kept], groups))
+        groups = None if groups is None else np.asarray(groups)  # both may be lists
+        pools.append(Pools(replayed, update, history.rows[np.asarray(kept, np.int64)], groups))
     shares = [mixture.at(task, len(pools)) for task in range(len(pools))]
     # an update whose images are all gone cannot be trained again, so it needs no batches
     kept = [

@@ -250,7 +250,7 @@ def check_settings(kind: str, name: str, section: Any) -> None:
 def load_plugin(path: str | os.PathLike[str]) -> None:
     """Run a Python file that registers options.
 
-    If it was loaded before and fails now, its earlier options stay.
+    If it was loaded before, its options are replaced; if it fails now, they stay.
 
     Raises:
         CmpError: The file cannot be run.
@@ -274,17 +274,23 @@ def load_plugin(path: str | os.PathLike[str]) -> None:
         spec = spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise CmpError("the name of a plugin must end in .py")
+        _replace_options(name, {})  # an edited file may give an option another function
         module = sys.modules[name] = module_from_spec(spec)
         spec.loader.exec_module(module)
     except Exception as error:  # anything that the user's code raises
         sys.modules.pop(name, None)
         if before:
             sys.modules[name] = before
-        for each, options in _options.items():  # without those that it registered before it failed
-            others = {key: x for key, x in options.items() if x.module != name}
-            _options[each] = others | earlier[each]
+        _replace_options(name, earlier)  # without those that it registered before it failed
         kind = "" if isinstance(error, CmpError) else f"{type(error).__name__}: "
         raise CmpError(f"--plugin {path}: {kind}{error}") from error
+
+
+def _replace_options(module: str, options: Mapping[str, Mapping[str, Option]]) -> None:
+    """Replace a module's options with those given, by kind and name."""
+    for kind, known in _options.items():
+        others = {key: x for key, x in known.items() if x.module != module}
+        _options[kind] = {**others, **options.get(kind, {})}
 
 
 def entry_names(group: str) -> list[str]:

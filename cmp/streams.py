@@ -23,6 +23,11 @@ def class_names(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     return (table["dataset"].astype(str) + "+++" + table["label"].astype(str)).to_numpy()
 
 
+def class_numbers(corpus: Corpus) -> np.ndarray:
+    """Return the number of each image's class, by first appearance in the corpus, [N]."""
+    return pd.factorize(class_names(corpus, np.arange(len(corpus.table))))[0]
+
+
 def adaptation_rows(corpus: Corpus, *, gone: bool = False) -> np.ndarray:
     """Return the sorted corpus positions of all training images of adaptation datasets and, if
     `gone`, of their images that are gone, which have no split: an update whose images are all gone

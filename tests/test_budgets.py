@@ -284,10 +284,16 @@ def test_a_budget_too_small_is_refused_with_numbers():
         execute(run_config, forked.small_corpus())
     least = float(re.search(r"set it to (\S+) or more", str(caught.value))[1])
     assert "training.budget: 0.5 allows" in str(caught.value)
-    enough = dataclasses.replace(run_config.training, budget=1.001 * least)
-    assert (
-        budgets.apply_budget(dataclasses.replace(run_config, training=enough)).training.steps == 1
+    assert budgets.apply_budget(small("method.name=ewc", f"training.budget={least}")).steps == (
+        1,
+        1,
     )
+    for batch in range(9, 17):  # some of these round up, and some down
+        tiny = ("training.budget=1e-4", f"training.batch={batch}", "method.name=lora")
+        with pytest.raises(CmpError) as caught:
+            budgets.apply_budget(small(*tiny))
+        least = re.search(r"set it to (\S+) or more", str(caught.value))[1]
+        assert budgets.apply_budget(small(*tiny, f"training.budget={least}")).training.steps == 1
     message = "training.budget: 1 steps of 'full': .*warmup 1 [+] cooldown 1 steps in a task of 1"
     with pytest.raises(CmpError, match=message):
         budgets.apply_budget(

@@ -13,13 +13,17 @@ import torch
 from pictures import classes
 from typer.testing import CliRunner
 
+import cmp
 from cmp import budgets, cli, config, mixtures
 from cmp.embedded import packed
 from cmp.embedded.models import base_seeds
 from cmp.errors import CmpError
 from cmp.experiments import forecast, paper, preflight, studies, workers
 from cmp.project import build_folder
+from cmp.releases import tuning, update
+from cmp.runs import launch
 from cmp.runs.checkpoints import StopRequest
+from cmp.scale import devices
 from cmp.scale.execution import ExecutionConfig
 from lab import chapter_setup, chapters, run
 from tests import card_table
@@ -297,7 +301,7 @@ def test_a_chapter_of_profile_gpu_needs_a_card(capsys):
 
 def test_the_profile_decides_where_runs_are_computed_until_the_menu_changes_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(forecast, "check_device", lambda device: None)
+    monkeypatch.setattr(devices, "check_device", lambda device: None)
     given = {"profile": "gpu", "seeds": 1, "jobs": 2, "device": "cpu"}
     scope = dict(given)
     for _ in range(2):  # the cell is run again
@@ -305,6 +309,22 @@ def test_the_profile_decides_where_runs_are_computed_until_the_menu_changes_it(m
         assert (scope["device"], scope["jobs"]) == ("cuda", 4)
     chapter_setup.profile_control(scope, "").children[0].value = "quick"
     assert scope == given | {"profile": "quick"}
+
+
+@no_card
+def test_the_library_refuses_a_device_before_it_reads_or_downloads(monkeypatch, tmp_path):
+    def forbidden(*given, **named):
+        pytest.fail("read or downloaded")
+
+    for place, name in ((launch, "resolve_run"), (update, "plan_update"), (tuning, "plan_update")):
+        monkeypatch.setattr(place, name, forbidden)
+    for start in (
+        lambda: cmp.run("gpu"),
+        lambda: cmp.update("ViT-B-16:openai", tmp_path, tmp_path / "out"),
+        lambda: cmp.tune("small", tmp_path, folder=tmp_path, device="cuda"),
+    ):
+        with pytest.raises(CmpError, match="device 'cuda': cannot be used here"):
+            start()
 
 
 class PretendedWorker:
@@ -354,6 +374,7 @@ from types import SimpleNamespace
 import torch
 from cmp import config, training
 from cmp.experiments import forecast, workers
+from cmp.scale import devices
 
 made = []
 
@@ -376,7 +397,7 @@ def forbidden(*arguments, **named):
 workers._Worker = Worker
 torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 4
 torch.cuda.get_device_name = lambda *_: "NVIDIA H100 80GB HBM3"
-forecast.check_device = lambda device: None
+devices.check_device = lambda device: None
 training.train_step = forecast._measure_step = forbidden
 config.PROFILES["gpu"] |= {"data": DATA}
 config.PROFILES["gpu"]["model"] = {"name": "ViT-B-16", "start": "random"}

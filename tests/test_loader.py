@@ -14,7 +14,7 @@ from pictures import classes, fileset, picture, tar, tree, write_manifest
 from PIL import Image
 from typer.testing import CliRunner
 
-from cmp import cli, config, mixtures, models
+from cmp import cli, config, mixtures, models, streams
 from cmp.config import Model, RunConfig
 from cmp.data import Preprocessing, load_data, stored_images
 from cmp.embedded import packed
@@ -95,6 +95,32 @@ def test_an_id_counts_the_order_of_datasets(tmp_path):
     )  # fmt: skip
     assert by_name == same and not same[0]
     assert other[0] and other[1] != same[1] and other[2] == same[2][::-1]
+
+
+def test_an_id_counts_unused_images_that_shift_the_draws_of_a_full_buffer(tmp_path):
+    classes(tmp_path / "new", [f"oak {number}" for number in range(8)], 9)
+    classes(tmp_path / "spare", ("elm",), 7)
+    write_manifest(tmp_path / "b.yaml", name="new", reader={"path": "new"})
+    full = ("mixture.policy=reservoir", "mixture.capacity=8")
+
+    def identify(*settings, spare=""):
+        if spare:
+            write_manifest(tmp_path / spare, name="spare", role="substitute",
+                           reader={"path": "spare"})  # fmt: skip
+        run_config = small(tmp_path, "mixture.pretraining=0", "mixture.update=0.5",
+                           "mixture.buffer=0.5", "training.batch=8", *settings)  # fmt: skip
+        corpus = load_data(run_config.data)
+        first = streams.adaptation_rows(corpus)[0]
+        pools = mixtures.task_pools(run_config, corpus)
+        if spare:
+            (tmp_path / spare).unlink()
+        return identity.run_id_of(run_config, corpus), (pools[1].buffer - first).tolist()
+
+    alone = identify(*full)
+    assert identify(*full, spare="c.yaml") == alone
+    shifted = identify(*full, spare="a.yaml")
+    assert shifted[0] != alone[0] and shifted[1] != alone[1]
+    assert identify(spare="a.yaml") == identify()
 
 
 def overwrite(path, content):

@@ -23,7 +23,7 @@ from cmp.registry import register
 from cmp.runs import checkpoints, identity, launch, logs, lookup, store
 from cmp.runs.runner import Observer
 from cmp.scale import decoding
-from cmp.training import StepResult
+from cmp.training import StepResult, UpdateMethod
 from lab import chapter_setup
 
 RUN = ("model.start=random", "evaluation.full=false")
@@ -356,13 +356,17 @@ def test_rates_count_the_samples_of_steps_and_no_evaluation(build, monkeypatch):
     assert set(logs.read_log("a" * 64)["samples_per_second"].dropna()) == {2.0}
 
 
-def test_a_method_that_reads_the_data_at_first_is_logged_without_its_share(
-    build, monkeypatch, own_options
+@pytest.mark.parametrize("hook", ["prepare", "losses", "optimizer", "end_task"])
+def test_a_method_that_reads_data_or_values_is_logged_without_its_share(
+    build, monkeypatch, own_options, hook
 ):
-    @register("method", "reads")
-    def prepare(state):
-        state.method_state["classes"] = torch.tensor(len(state.corpus.classes))
-
+    reads = {
+        "prepare": lambda state: len(state.corpus.classes),
+        "losses": lambda state, output: {"new": output.image[output.image > 0].mean()},
+        "optimizer": lambda section: lambda groups, **_: groups[0]["params"][0].max().item(),
+        "end_task": lambda state, encode_further: state.model.logit_scale.item(),
+    }
+    register("method", "reads")(UpdateMethod(**{hook: reads[hook]}))
     run_config = small_config(*RUN, "method.name=reads")
     monkeypatch.setattr("cmp.scale.devices.device_name", lambda device: "NVIDIA H100")
     assert logs.RunLog(build / "log", "a" * 64, run_config, "cuda").share == 0.0

@@ -284,6 +284,19 @@ def test_ranks_count_within_groups(groups):
 # --- buffers
 
 
+@pytest.mark.usefixtures("own_options")
+def test_a_buffer_may_return_lists():
+    @registry.register("buffer", "mine")
+    def keep(history, capacity, seed):
+        return list(range(0, len(history.rows), 2)), (history.task[::2] % 2).tolist()
+
+    run_config, corpus = forked.small_config("mixture.policy=mine"), forked.small_corpus()
+    for pools in mixtures.task_pools(run_config, corpus):
+        if len(pools.buffer):
+            assert {*pools.buffer} <= {*itertools.chain(*pools.members)}
+        assert len(batch_rows(pools, 0, 0, 0)) == run_config.training.batch
+
+
 @st.composite
 def histories(draw):
     """Some updates of some classes each; a class arrives in one update, as in a stream."""

@@ -19,6 +19,7 @@ from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError
 from cmp.experiments import forecast
 from cmp.merging.apply import merge
+from cmp.merging.policies import MergePolicy
 from cmp.registry import KINDS, get_option, load_plugin, option_names, register
 from cmp.runs import identity
 
@@ -281,6 +282,7 @@ def doubled(entries, block):
         ("buffer", lambda *given: ([3, 3], None), {}, "expected distinct positions"),
         ("buffer", lambda *given: ([12], None), {}, "expected distinct positions"),
         ("buffer", lambda *given: ([1, 2], np.array([0])), {}, "1 groups for 2 images"),
+        ("buffer", lambda *given: ([0], None), {}, r"keeps \[0\]: expected none of no images"),
         (
             "merge_rule", lambda x, _: x.mean(0)[:3], {"base": True},
             r"returned shape \[3\] for 3 models of 24 entries",
@@ -322,6 +324,7 @@ def test_an_option_that_is_not_what_it_declares_is_refused(kind, function, facts
         ("order", lambda table, seed: np.random.default_rng(seed).permutation(len(table)), {}),
         ("buffer", everything, {}),
         ("merge_rule", doubled, {"idempotent": False}),
+        ("merge_policy", MergePolicy("last", "steps"), {"step_share": lambda *given: 0.5}),
     ],
 )
 def test_an_option_that_is_what_it_declares_is_taken(kind, function, facts):
@@ -806,6 +809,21 @@ def test_a_plugin_and_a_cell_are_the_same_option(cell, tmp_path):
     load_plugin(path)  # again, as a cell may be run again
     assert get_option("schedule", "mine") is not option
     assert get_option("schedule", "mine").digest == digest
+
+
+def test_an_edited_plugin_replaces_its_options(tmp_path):
+    path = tmp_path / "mine.py"
+    text = "import cmp\n@cmp.register('buffer', '{}')\n"
+    text += "def {}(history, capacity, seed): return range(len(history.rows)), None\n"
+    for name, function in (("mine", "first"), ("mine", "second"), ("other", "second")):
+        path.write_text(text.format(name, function))
+        load_plugin(path)
+        assert get_option("buffer", name).value.__name__ == function
+    assert "mine" not in option_names("buffer")
+    path.write_text(text.format("mine", "first") + "1 / 0")
+    with pytest.raises(CmpError, match="ZeroDivisionError"):
+        load_plugin(path)
+    assert "mine" not in option_names("buffer") and get_option("buffer", "other")
 
 
 def test_plugins_of_one_name_do_not_replace_each_other(tmp_path):

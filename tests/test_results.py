@@ -17,10 +17,11 @@ from cmp import NUMERICS, cli, config
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.evaluation import list_questions
-from cmp.experiments import forecast, results, studies
+from cmp.experiments import results, studies
 from cmp.files import DIGESTS, SHORT_ID, listed_file
 from cmp.mixtures import is_kept_concept
 from cmp.runs import identity, launch, lookup, store, verify
+from cmp.scale import devices
 from lab import analyses
 
 invoke = CliRunner().invoke
@@ -446,7 +447,7 @@ def test_a_run_is_verified_on_the_device_that_it_was_computed_on(place, monkeypa
         asked.append(device)
         raise CmpError("enough")
 
-    monkeypatch.setattr(forecast, "check_device", lambda device: None)
+    monkeypatch.setattr(devices, "check_device", lambda device: None)
     monkeypatch.setattr(verify, "execute", execute)
     invoke(cli.app, ["results", "verify", run.id])
     monkeypatch.setattr(lookup, "find_run", lambda name: on_card)

@@ -130,6 +130,19 @@ def test_a_loop_of_one_s_own_over_the_tasks_is_a_run_to_the_bit(small_corpus, bu
     assert tensors_digest(weights) == finished.weights
 
 
+def test_a_stored_run_is_loaded_where_its_device_is_missing(small_corpus, build, monkeypatch):
+    short = {"stream": {"tasks": 1}, "steps": 1, "batch": 9, "full": False, "subset": 1}
+    made = cmp.run("quick", progress=False, **short)
+
+    def check_device(device):
+        raise CmpError(f"device {device!r}: cannot be used here")
+
+    monkeypatch.setattr(launch, "check_device", check_device)
+    assert cmp.run("quick", "cuda", progress=False, **short).id == made.id
+    with pytest.raises(CmpError, match="cannot be used here"):
+        cmp.run("quick", "cuda", progress=False, **short | {"steps": 2})
+
+
 def test_the_shell_stores_the_same_run_as_the_library(small_corpus, build):
     result = CliRunner().invoke(cli.app, ["run", "quick", *SMALL])
     assert result.exit_code == 0, result.output

@@ -17,6 +17,7 @@ from cmp.errors import CmpError
 from cmp.experiments import forecast, results, studies, workers
 from cmp.runs import identity, logs, store
 from cmp.runs.checkpoints import StopRequest
+from cmp.scale import devices
 from lab import chapters
 from lab.live_runs import scores_on_way
 
@@ -56,7 +57,7 @@ def begin_chapter(
     profile, seeds = scope["profile"], scope["seeds"]
     if profile in config.FOREIGN_MODEL_PROFILES:  # a CPU would take months
         try:
-            forecast.check_device("cuda")
+            devices.check_device("cuda")
         except CmpError as error:
             raise CmpError(f"profile {profile}: needs a GPU; choose quick or cpu") from error
         cards = {"device": "cuda", "jobs": workers.default_jobs("cuda")}

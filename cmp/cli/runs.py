@@ -26,7 +26,7 @@ from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.launch import ResolvedRun, read_settings, resolve_run
 from cmp.runs.lookup import find_model, find_unfinished, recorded_threads
 from cmp.runs.runner import Observer
-from cmp.scale import processes
+from cmp.scale import devices, processes
 from cmp.scale.execution import ExecutionConfig, copy_to_host
 from cmp.training import StepResult, make_train_state
 
@@ -73,7 +73,7 @@ def run(
     if dry_run:
         return plan_run(run_config, device, execution)
     with processes.init_distributed(device) as local_device:
-        forecast.check_device(local_device)
+        devices.check_device(local_device)
         resolved = resolve_run(run_config)
         boards = shared.name_boards(tensorboard, wandb)
         try:
@@ -123,7 +123,7 @@ def resume(
     execution, keep, boards = launch.take_launch(options)
     device = shared.recorded_device(progress.machine, device)
     with processes.init_distributed(device) as local_device:
-        forecast.check_device(local_device)
+        devices.check_device(local_device)
         resolved = resolve_run(run_config)
         if resolved.id != progress.run:
             raise CmpError(
@@ -163,7 +163,7 @@ def evaluate(
         cmpt eval small --seed 3 --start unannealed
     """
     torch.set_num_threads(threads)
-    forecast.check_device(device := starts.default_device(model, device))
+    devices.check_device(device := starts.default_device(model, device))
     start = start or (starts.HUB if starts.is_hub(model) else config.Model().start)
     if weights and not weights.is_file():  # a pipe may never end
         raise CmpError(f"--weights {weights}: no such regular file")
@@ -367,7 +367,7 @@ def step_timer(
     if run.config.model.name in starts.family_names():
         return None
     try:
-        predicted = forecast.forecast_step(run.fitted, device, execution, run.corpus)
+        predicted = forecast.forecast_step(run.fitted, device, execution, run.corpus, run.id)
     except CmpError:
         return None
     return forecast.StepTimer(run.steps, predicted)

@@ -15,15 +15,13 @@ from cmp.errors import CmpError, did_you_mean
 from cmp.experiments import forecast, preflight
 from cmp.parsing import read_yaml
 from cmp.releases import release, tuning
-from cmp.releases.candidates import split_start
 from cmp.releases.ledger import came_from
 from cmp.releases.sentences import describe_release_retention
-from cmp.releases.update import check_folder, compute_update, working_folder
+from cmp.releases.update import check_folder, compute_update, update_device, working_folder
 from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs.checkpoints import latest_progress
 from cmp.runs.runner import Observer
-from cmp.scale import processes
-from cmp.scale.devices import device_name
+from cmp.scale import devices, processes
 from cmp.scale.execution import ExecutionConfig
 
 Folders = Annotated[list[Path] | None, typer.Option("--retain", metavar="FOLDER")]
@@ -94,7 +92,7 @@ def update(
         "pool": pool, "retain": retain or [], "name": name or "", "prompt": prompt or "",
         "skip_gone": gone == "skip", "moved": parse_moved(moved, given[0]),
     }  # fmt: skip
-    with processes.init_distributed(_device_of(given[0], device)) as local_device:
+    with processes.init_distributed(update_device(given[0], device)) as local_device:
         is_first = processes.rank() == 0
         with processes.first_process_first():
             plan = plan_update(*given, **pictures)
@@ -107,7 +105,7 @@ def update(
                 typer.echo("\n".join(_forecast_lines(plan, local_device, execution)))
                 typer.echo(_dry_run_lines(plan, given))
             return
-        forecast.check_device(local_device)
+        devices.check_device(local_device)
         is_there = release.is_release(out)
         if is_first and working_folder(out).exists() and not is_there:
             typer.echo(_stopped_line(plan, out))
@@ -129,7 +127,7 @@ def update(
 def _forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) -> list[str]:
     """Return how long an update may take, by the last one if it ran on such a device, and how much
     memory a step needs."""
-    here = {"device": device_name(device), "threads": torch.get_num_threads()}
+    here = {"device": devices.device_name(device), "threads": torch.get_num_threads()}
     if plan.parent and here.items() <= plan.parent.record.provenance.items():
         last = plan.earlier[-1]
         seconds = plan.steps * last.seconds / last.steps
@@ -190,14 +188,6 @@ def _no_release(folder: Path) -> str:
     near = did_you_mean(folder.name, [x.name for x in beside])
     there = ", ".join(str(x) for x in beside[-3:])
     return f"{folder}: there is no such release{near or (there and f'; there are {there}')}"
-
-
-def _device_of(start: str, device: str | None) -> str:
-    """Return the device of an update: the CPU for an embedded model, and otherwise a GPU."""
-    folder, name = Path(start), split_start(start)[0]
-    if release.is_release(folder):
-        name = release.read_release(folder).config.model.name
-    return starts.default_device(name, device)
 
 
 def parse_moved(moved: list[str] | None, start: str | Path) -> dict[str, str]:
@@ -303,8 +293,7 @@ def tune(
     first, folder, tree = _given(parent, start, data, settings, None)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     tried: list[UpdatePlan] = []
-    with processes.init_distributed(_device_of(first, device)) as local_device:
-        forecast.check_device(local_device)
+    with processes.init_distributed(update_device(first, device)) as local_device:
         is_first = processes.rank() == 0
         with tqdm(unit=" steps", disable=not is_first) as bar:
 

@@ -16,9 +16,9 @@ import torch
 from cmp import budgets, evaluation, mixtures, models, starts
 from cmp.config import Method, RunConfig
 from cmp.data import WHOLE_BATCH, Corpus, ImageFiles, load_data
-from cmp.errors import CmpError, first_line
+from cmp.errors import CmpError
 from cmp.registry import Option, get_option
-from cmp.runs import identity, logs, store
+from cmp.runs import logs, store
 from cmp.runs.runner import evaluation_sizes
 from cmp.scale import processes
 from cmp.scale.decoding import worker_count
@@ -59,16 +59,6 @@ MEASURED_STEPS = 4
 _IRRELEVANT = ("model.start", "stream.", "mixture.", "schedule.", "optimizer.", "seeds.")
 _IRRELEVANT += ("method.strength", "merging.weight")
 """Keys that do not affect the time of a step."""
-
-
-def check_device(device: str) -> None:
-    """Raise `CmpError` if torch cannot use a device, such as "cuda" without a GPU."""
-    starts.check_device_name(device)
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = first_line(error)
-        raise CmpError(f"device {device!r}: cannot be used here ({reason}); choose cpu") from error
 
 
 def device_facts(device: str) -> Device:
@@ -159,6 +149,7 @@ def forecast_step(
     device: str,
     execution: ExecutionConfig | None = None,
     corpus: Corpus | None = None,
+    run_id: str = "",
 ) -> StepForecast:
     """Return the time of a run's step: measured, if the run has a log of enough steps, or
     predicted.
@@ -170,9 +161,10 @@ def forecast_step(
         execution: How steps are computed.
         corpus: The run's data, if they are on this machine: some of the images are decoded to
             measure how long that takes. Otherwise, it is assumed.
+        run_id: The run's id, that of its config as given; "" if it is not known.
     """
-    if corpus and identity.has_start(run_config):
-        times = logs.read_log(identity.run_id_of(run_config, corpus))
+    if run_id:
+        times = logs.read_log(run_id)
         if measured := measured_step_seconds(times):
             return StepForecast(measured, f"measured over {MEASURED} steps of this run")
     is_here = device == "cpu" or torch.cuda.is_available()

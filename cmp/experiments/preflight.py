@@ -24,6 +24,7 @@ from cmp.project import DISTRIBUTION, build_folder, foreign_owners, foreign_sent
 from cmp.readers.collection import dataset_state
 from cmp.readers.manifest import load_manifests
 from cmp.runs import identity, lookup
+from cmp.scale import devices
 from cmp.scale.decoding import worker_count
 from cmp.scale.execution import ExecutionConfig
 from cmp.scale.micro_batches import check_divisible
@@ -79,7 +80,7 @@ def check_run(
         actually run, see `cmp.budgets.settle`, if there are data.
     """
     if device != "cpu" and torch.cuda.is_available():
-        forecast.check_device(device)  # such as cuda:7
+        devices.check_device(device)  # such as cuda:7
     memory = check_memory(run_config, device, execution)
     checks = [*check_needs(run_config, device), memory, _check_disk(run_config)]
     corpus, fitted = None, run_config
@@ -87,18 +88,32 @@ def check_run(
         corpus = load_run_data(run_config)
         checks.insert(1, _check_batches(run_config, corpus))
         fitted = budgets.settle(run_config, corpus)
-    time = _describe_time(fitted, device, execution, corpus)
+    time = _describe_time(run_config, fitted, device, execution, corpus)
     if run_config.model.name not in starts.family_names():
         checks.append(_check_shared_memory(run_config, device))
     return [*checks, Check("time", PRESENT, time)], corpus, fitted
 
 
 def _describe_time(
-    run_config: RunConfig, device: str, execution: ExecutionConfig, corpus: Corpus | None
+    run_config: RunConfig,
+    fitted: RunConfig,
+    device: str,
+    execution: ExecutionConfig,
+    corpus: Corpus | None,
 ) -> str:
-    """Return how long all steps of a run may take, and how that was found."""
-    step = forecast.forecast_step(run_config, device, execution, corpus)
-    return forecast.describe_forecast(step, sum(budgets.apply_budget(run_config).steps))
+    """Return how long all steps of a run may take, and how that was found.
+
+    Args:
+        run_config: The config as given, on which the run's id depends.
+        fitted: The config that is actually run.
+        device: "cpu" or "cuda".
+        execution: How steps are computed.
+        corpus: The run's data, or None if they cannot be loaded.
+    """
+    is_known = corpus is not None and identity.has_start(run_config)
+    run_id = identity.run_id_of(run_config, corpus) if is_known else ""
+    step = forecast.forecast_step(fitted, device, execution, corpus, run_id)
+    return forecast.describe_forecast(step, sum(budgets.apply_budget(fitted).steps))
 
 
 def check_needs(run_config: RunConfig, device: str) -> list[Check]:
@@ -377,7 +392,7 @@ def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> li
         fitted = budgets.settle(run_config, corpus) if corpus else run_config
         lines += [f"  {line}" for line in describe_run(run_config, fitted)]
         if run_config.model.name not in starts.family_names():
-            sentence = _describe_time(fitted, device, ExecutionConfig(), corpus)
+            sentence = _describe_time(run_config, fitted, device, ExecutionConfig(), corpus)
             lines.append(f"  forecast: {sentence}")
         missing |= dict.fromkeys(missing_needs(needs))
     return [*lines, *missing]

@@ -22,7 +22,7 @@ from cmp import config
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES, list_questions
-from cmp.experiments import forecast, studies
+from cmp.experiments import studies
 from cmp.files import SHORT_ID, check_digest, child_path, delete_folder, listed_file
 from cmp.mixtures import is_kept_concept
 from cmp.parsing import read_table
@@ -32,6 +32,7 @@ from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import NO_OBSERVER, Observer
 from cmp.runs.store import METRIC_COLUMNS, METRIC_KEYS, RUN_KEYS, StoredRun
 from cmp.runs.verify import Verdict
+from cmp.scale import devices
 from cmp.seeds import numpy_generator
 
 RESULTS = book_folder() / "results"
@@ -282,7 +283,7 @@ def verify_published(
 ) -> Verdict:
     """Compute a run again and compare. A run with another `NUMERICS` or other data counts as
     different."""
-    forecast.check_device(device)
+    devices.check_device(device)
     store.check_sources(run.id, run.provenance.get("options", {}))
     corpus = load_data(run.config.data)
     if identity.run_id_of(run.config, corpus) != run.id:

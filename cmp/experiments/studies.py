@@ -41,6 +41,7 @@ from cmp.parsing import check_record, read_yaml
 from cmp.project import book_folder
 from cmp.runs import identity, lookup, store
 from cmp.runs.checkpoints import StopRequest
+from cmp.scale import devices
 from cmp.values import STRICT
 
 STUDIES = book_folder() / "studies"
@@ -266,7 +267,7 @@ class StudyPlan(NamedTuple):
 def plan_study(configs: list[RunConfig], device: str = "cpu") -> StudyPlan:
     """Return the work that computing runs takes; raise `CmpError` if the device is not
     available."""
-    forecast.check_device(device)
+    devices.check_device(device)
     todo = missing_runs(configs)
     seconds = forecast.forecast_seconds(todo, device)
     return StudyPlan(len(set(configs)), dict(zip(todo, seconds, strict=True)))

@@ -323,7 +323,10 @@ def check_option(option: Option) -> None:
         CmpError: The policy does not return `MergedWeights` with the model's tensors.
     """
     zero = {"x": torch.zeros(3)}
-    end = TaskEnd(Merging(option.name), {"zero": zero}, {"x": torch.ones(3)}, 1, 0)
+    memory = {"zero": zero}
+    if option.facts["step_share"]:  # see `update_step_average`
+        memory["average"] = {"x": torch.full((3,), 0.5)}
+    end = TaskEnd(Merging(option.name), memory, {"x": torch.ones(3)}, 1, 0)
     output = option.value(end)
     is_merged = isinstance(output, MergedWeights)
     if not is_merged or not output.start.keys() == output.deployed.keys() == zero.keys():

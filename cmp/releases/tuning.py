@@ -20,6 +20,7 @@ from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs import store
 from cmp.runs.runner import NO_OBSERVER, Observer
 from cmp.scale import processes
+from cmp.scale.devices import check_device
 from cmp.scale.execution import ExecutionConfig
 
 FACTOR = 3.0
@@ -73,6 +74,7 @@ def tune(
         >>> table.loc[table["is_best"], "peak"].item()  # doctest: +SKIP
         0.0024
     """
+    check_device(device)
     with processes.first_process_first():
         middle = plan_update(start, data, settings, **pictures).on_validation()
     arrived = middle.corpus.by_role("adapt")

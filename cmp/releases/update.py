@@ -23,7 +23,7 @@ from cmp.errors import CmpError, Interrupted
 from cmp.files import atomic_folder, check_new
 from cmp.releases import ledger as ledgers
 from cmp.releases import release, sentences
-from cmp.releases.candidates import Candidate
+from cmp.releases.candidates import Candidate, split_start
 from cmp.releases.card import release_card
 from cmp.releases.compare import Comparison, compare
 from cmp.releases.release import Release, ReleaseRecord, UpdateRecord
@@ -39,6 +39,7 @@ from cmp.runs.checkpoints import (
 from cmp.runs.logs import RunLog, check_log, sparkline
 from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, advance_bar, execute
 from cmp.scale import processes
+from cmp.scale.devices import check_device
 from cmp.scale.execution import ExecutionConfig
 
 STATE_COPIES = 5
@@ -318,6 +319,20 @@ def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Com
     )  # fmt: skip
 
 
+def update_device(start: str | os.PathLike[str], device: str | None = None) -> str:
+    """Return the device of an update: by default the CPU for an embedded model, otherwise a GPU.
+
+    Args:
+        start: As for `update`.
+        device: The device, if one is given.
+    """
+    start = os.path.expanduser(start)
+    name = split_start(start)[0]
+    if release.is_release(Path(start)):
+        name = release.read_release(start).config.model.name
+    return starts.default_device(name, device)
+
+
 def update(
     start: str | os.PathLike[str],
     data: str | os.PathLike[str],
@@ -360,12 +375,14 @@ def update(
     Example:
         >>> cmp.update("releases/2026-01", "pictures/2026-02", "releases/2026-02")  # doctest: +SKIP
     """
+    device, folder = update_device(start, device), Path(os.path.expanduser(out))
+    if not release.is_release(folder):
+        check_device(device)
     plan = plan_update(
         start, data, settings, pool=pool, retain=retain, name=name, prompt=prompt,
         skip_gone=skip_gone, moved=moved,
     )  # fmt: skip
-    device = starts.default_device(plan.config.model.name, device)
     with tqdm(total=plan.steps, unit=" steps", disable=not progress) as bar:
         for note in plan.notes if progress else ():
             bar.write(note)
-        return compute_update(plan, Path(os.path.expanduser(out)), advance_bar(bar), device)
+        return compute_update(plan, folder, advance_bar(bar), device)

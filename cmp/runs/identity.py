@@ -81,6 +81,8 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
         content["rows"] = "by arrival"  # in 0.2 datasets were ordered by name
     if order := _unusual_order(corpus, unused):
         content["datasets"] = order  # a batch is drawn by the positions of images
+    if run_config.mixture.capacity is not None and (places := _shifted_places(corpus, unused)):
+        content["buffer"] = places  # a full buffer draws by the positions of images
     if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
         content["scaled"] = scaled  # datasets with images that used to be read as white
     converted_last = [
@@ -123,6 +125,18 @@ def _unusual_order(corpus: Corpus, unused: Collection[str]) -> list[list[str]]:
     order = parts.drop_duplicates().to_numpy(str).tolist()
     usual = sorted(order, key=lambda part: (streams.update_key(part[0]), f"{part[1]}.yaml"))
     return order if order != usual else []
+
+
+def _shifted_places(corpus: Corpus, unused: Collection[str]) -> str:
+    """Return a digest of the positions and class numbers of all images that arrive; "" if no image
+    of an unused dataset of files comes before them and shifts both."""
+    own = [name for name in unused if hasattr(corpus.datasets[name], "reader")]
+    arriving = streams.adaptation_rows(corpus)
+    is_unused = corpus.table["dataset"].isin(own).to_numpy()
+    if not is_unused[: arriving.max(initial=0)].any():
+        return ""
+    places = np.stack([arriving, streams.class_numbers(corpus)[arriving]])
+    return hashlib.sha256(places.astype("<i8").tobytes()).hexdigest()
 
 
 @functools.cache

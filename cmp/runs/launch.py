@@ -24,6 +24,7 @@ from cmp.runs.checkpoints import CheckpointManager, checkpoint_folder
 from cmp.runs.logs import RunLog, log_path
 from cmp.runs.runner import NO_OBSERVER, Observer, advance_bar, execute
 from cmp.scale import processes
+from cmp.scale.devices import check_device
 from cmp.scale.execution import ExecutionConfig
 
 
@@ -57,10 +58,23 @@ def run(
     """
     run_config = from_keywords(os.fspath(profile), settings)
     device = starts.default_device(run_config.model.name, device)
+    try:
+        check_device(device)
+    except CmpError:
+        if not _is_stored(run_config):
+            raise
     resolved = resolve_run(run_config)
     is_stored = store.is_stored(resolved.id)
     with tqdm(total=resolved.steps, unit=" steps", disable=is_stored or not progress) as bar:
         return compute(resolved, advance_bar(bar), device)
+
+
+def _is_stored(run_config: RunConfig) -> bool:
+    """Return whether a run is stored, without downloading anything; False if that is unknown."""
+    try:
+        return store.is_stored(identity.known_id(run_config))
+    except CmpError:  # such as for missing data
+        return False
 
 
 def read_settings(what: str) -> dict[str, Any]:

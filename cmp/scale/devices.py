@@ -6,6 +6,9 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
+from cmp import starts
+from cmp.errors import CmpError, first_line
+
 
 class Device(NamedTuple):
     """The assumed properties of a device.
@@ -35,6 +38,16 @@ _CSV = pd.read_csv(Path(__file__).with_name("devices.csv"), index_col="name")
 DEVICES = {row[0]: Device(*row[1:]) for row in _CSV.itertuples()}
 """Devices by name. 40% of an H100 is 4e14 FLOP/s, the rate for which the paper states its budget in
 hours."""
+
+
+def check_device(device: str) -> None:
+    """Raise `CmpError` if torch cannot use a device, such as "cuda" without a GPU."""
+    starts.check_device_name(device)
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = first_line(error)
+        raise CmpError(f"device {device!r}: cannot be used here ({reason}); choose cpu") from error
 
 
 def device_name(device: str) -> str:
