@@ -560,7 +560,7 @@ def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarr
             keys.append(-statistics["alignment"].to_numpy())
     if size == 0:
         raise CmpError(
-            "mixture.select: 'concepts': all images of the pool have one class name; choose "
-            "another selection"
+            "mixture.select: 'concepts': no class name of the pool is in the half that may be "
+            "replayed; choose another selection or seeds.data"
         )
     return pool, choose_lowest(keys, size)
