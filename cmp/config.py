@@ -232,6 +232,18 @@ class Stream:
     tasks: Annotated[int, Field(ge=1, le=MAX_TASKS)] = 8
     traits: Name = "embedded"
 
+    def __post_init__(self) -> None:
+        facts = registry.get_option("order", self.order).facts
+        if self.traits != "embedded" and not facts["statistics"]:
+            raise ValueError(
+                f"traits {self.traits!r}: order {self.order!r} reads no statistics; choose an "
+                "order that does, such as 'similarity'"
+            )
+        if self.equal != "classes" and facts["updates"]:
+            raise ValueError(
+                f"equal {self.equal!r}: order {self.order!r} takes the updates that the data define"
+            )
+
 
 @dataclass(frozen=True, config=STRICT)
 class Mixture:
