@@ -134,8 +134,8 @@ def step_cost(
         **settings: Settings of the method, such as `rank=8`.
 
     Raises:
-        CmpError: The network or the method cannot be created, or `batch` is not a valid number of
-            samples.
+        CmpError: The network or the method cannot be created, `batch` is not a valid number of
+            samples, or `inputs` are given with a name.
 
     Example:
         >>> full = cmp.step_cost("small", batch=64)
@@ -148,6 +148,10 @@ def step_cost(
         raise CmpError(f"step_cost: batch: {batch!r}: give a whole number from 1 to {MAX_BATCH:,}")
     replayed = max(1, batch // 3)
     if isinstance(model, str):
+        if inputs is not None:
+            raise CmpError(
+                f"step_cost: inputs: not used for {model!r}, whose inputs are known; leave them out"
+            )
         return _named_cost(model, batch, section, replayed)
     meta: Any = copy.deepcopy(model).to("meta")
     if inputs is None:
