@@ -69,7 +69,7 @@ class Method:
         rank: Rank of an adapter or of a projected gradient.
         scale: Factor applied to the output of an adapter or to a projected gradient's step.
         targets: Layers that get adapters, as parts of their names such as "q_proj"; if empty, those
-            of `cmp.methods.adapters.DEFAULT_TARGETS`.
+            of `cmp.methods.adapters.DEFAULT_TARGETS` and all convolutions.
         fold: Whether adapters are folded into the weights after each task and then start afresh.
         gap: Steps between new projections in "galore". [steps]
         strength: Weight of the term that the method adds to the loss.

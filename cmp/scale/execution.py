@@ -98,8 +98,8 @@ class ExecutionConfig(Execution):
         return encode_in_parts(state, batch, task, step, own, size)
 
     def loss(self, model: Network, seen: Features) -> Tensor:
-        """Return the loss that the network was pretrained with; for a large batch and for several
-        processes, computed in parts."""
+        """Return the loss that the network was pretrained with. It is computed in parts for several
+        processes, and for a large batch in micro-batches; otherwise, all logits exist at once."""
         batch = len(seen.image)
         if self.sees_whole_batch or not is_large(batch):
             return super().loss(model, seen)
