@@ -146,7 +146,7 @@ def step_cost(
     section = config.parse({"method": {"name": method, **settings}}, "step_cost").method
     if not isinstance(batch, int | np.integer) or not 1 <= batch <= MAX_BATCH:
         raise CmpError(f"step_cost: batch: {batch!r}: give a whole number from 1 to {MAX_BATCH:,}")
-    replayed = max(1, batch // 3)
+    replayed = max(1, batch // 3) * get_option("method", method).facts["needs_pool"]
     if isinstance(model, str):
         if inputs is not None:
             raise CmpError(
@@ -192,8 +192,6 @@ def replayed_samples(run_config: RunConfig) -> int:
 
 def _named_cost(name: str, batch: int, method: Method, replayed: int) -> Cost:
     option = get_option("method", method.name)
-    # the mixture matters only to a method that needs the pool
-    replayed *= option.facts["needs_pool"]
     return _cached_cost(name, batch, method, replayed, option, option.digest)
 
 
