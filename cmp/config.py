@@ -564,7 +564,7 @@ def explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str = "
     return CmpError(": ".join(filter(None, (source, key, message))))
 
 
-def _refuse_in_words(kind: Any) -> None:
+def _raise_cmp_errors(kind: Any) -> None:
     """Make a section that is created in Python raise `CmpError` for bad values, as `parse` does."""
     init, names = kind.__init__, [*kind.__dataclass_fields__]
 
@@ -583,7 +583,7 @@ def _refuse_in_words(kind: Any) -> None:
 
 for _kind in (RunConfig, *(each.type for each in dataclasses.fields(RunConfig))):
     if isinstance(_kind, type) and dataclasses.is_dataclass(_kind):
-        _refuse_in_words(_kind)
+        _raise_cmp_errors(_kind)
 _ADAPTER = TypeAdapter(RunConfig)
 
 

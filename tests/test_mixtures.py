@@ -590,7 +590,7 @@ def test_small_updates_fill_no_batch(parts, batch, sizes, passes):
     mixture = Mixture(*(part / total for part in parts))
     held_p, held_d, held_b = sizes[0], sizes[1] + 1, sizes[2]
     usual = mixtures.batch_counts(mixture, batch, empty_buffer=held_b == 0)
-    p, d, b = mixtures.small_counts(mixture, batch, (held_p, held_d, held_b), passes)
+    p, d, b = mixtures.counts_for_passes(mixture, batch, (held_p, held_d, held_b), passes)
     assert 0 <= p <= held_p and 0 <= b <= held_b and 0 < d <= held_d
     assert p + d + b <= batch
     assert (p == 0) or mixture.pretraining > 0

@@ -275,8 +275,8 @@ class Run:
         return progress.task, progress.step
 
     def evaluate(self, done: int) -> None:
-        """Score the model after a number of tasks: on the subset, and at both ends on the full
-        test."""
+        """Score the model after a number of tasks: on the subset, and on the full test before and
+        after the stream."""
         scored: list[Scores] = []
         for size in evaluation_sizes(self.fitted, done):
             with adapters.merged(self.model), self.state.execution.outside_steps():
