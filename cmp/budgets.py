@@ -134,8 +134,8 @@ def step_cost(
         **settings: Settings of the method, such as `rank=8`.
 
     Raises:
-        CmpError: The network or the method cannot be created, or `batch` is not a valid number of
-            samples.
+        CmpError: The network or the method cannot be created, `batch` is not a valid number of
+            samples, or `inputs` are given with a name.
 
     Example:
         >>> full = cmp.step_cost("small", batch=64)
@@ -146,8 +146,12 @@ def step_cost(
     section = config.parse({"method": {"name": method, **settings}}, "step_cost").method
     if not isinstance(batch, int | np.integer) or not 1 <= batch <= MAX_BATCH:
         raise CmpError(f"step_cost: batch: {batch!r}: give a whole number from 1 to {MAX_BATCH:,}")
-    replayed = max(1, batch // 3)
+    replayed = max(1, batch // 3) * get_option("method", method).facts["needs_pool"]
     if isinstance(model, str):
+        if inputs is not None:
+            raise CmpError(
+                f"step_cost: inputs: not used for {model!r}, whose inputs are known; leave them out"
+            )
         return _named_cost(model, batch, section, replayed)
     meta: Any = copy.deepcopy(model).to("meta")
     if inputs is None:
@@ -188,8 +192,6 @@ def replayed_samples(run_config: RunConfig) -> int:
 
 def _named_cost(name: str, batch: int, method: Method, replayed: int) -> Cost:
     option = get_option("method", method.name)
-    # the mixture matters only to a method that needs the pool
-    replayed *= option.facts["needs_pool"]
     return _cached_cost(name, batch, method, replayed, option, option.digest)
 
 

@@ -69,7 +69,7 @@ class Method:
         rank: Rank of an adapter or of a projected gradient.
         scale: Factor applied to the output of an adapter or to a projected gradient's step.
         targets: Layers that get adapters, as parts of their names such as "q_proj"; if empty, those
-            of `cmp.methods.adapters.DEFAULT_TARGETS`.
+            of `cmp.methods.adapters.DEFAULT_TARGETS` and all convolutions.
         fold: Whether adapters are folded into the weights after each task and then start afresh.
         gap: Steps between new projections in "galore". [steps]
         strength: Weight of the term that the method adds to the loss.
@@ -231,6 +231,18 @@ class Stream:
     equal: Literal["classes", "images"] = "classes"
     tasks: Annotated[int, Field(ge=1, le=MAX_TASKS)] = 8
     traits: Name = "embedded"
+
+    def __post_init__(self) -> None:
+        facts = registry.get_option("order", self.order).facts
+        if self.traits != "embedded" and not facts["statistics"]:
+            raise ValueError(
+                f"traits {self.traits!r}: order {self.order!r} reads no statistics; choose an "
+                "order that does, such as 'similarity'"
+            )
+        if self.equal != "classes" and facts["updates"]:
+            raise ValueError(
+                f"equal {self.equal!r}: order {self.order!r} takes the updates that the data define"
+            )
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -552,7 +564,7 @@ def explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str = "
     return CmpError(": ".join(filter(None, (source, key, message))))
 
 
-def _refuse_in_words(kind: Any) -> None:
+def _raise_cmp_errors(kind: Any) -> None:
     """Make a section that is created in Python raise `CmpError` for bad values, as `parse` does."""
     init, names = kind.__init__, [*kind.__dataclass_fields__]
 
@@ -571,7 +583,7 @@ def _refuse_in_words(kind: Any) -> None:
 
 for _kind in (RunConfig, *(each.type for each in dataclasses.fields(RunConfig))):
     if isinstance(_kind, type) and dataclasses.is_dataclass(_kind):
-        _refuse_in_words(_kind)
+        _raise_cmp_errors(_kind)
 _ADAPTER = TypeAdapter(RunConfig)
 
 

@@ -423,8 +423,8 @@ def _score(
     name, rows, owner = test_set.dataset.name, test_set.rows, test_set.owner
     if owner is None:
         metric, chance = "top-1", 1 / len(test_set.texts)
-        nearest = (image @ text.T).argmax(dim=1)
-        answer = np.array(corpus.classes[name])[nearest.cpu().numpy()]
+        best = (image @ text.T).argmax(dim=1)
+        answer = np.array(corpus.classes[name])[best.cpu().numpy()]
         hits = answer == corpus.table["label"].iloc[rows].to_numpy().astype(str)
     else:
         metric, chance, answer = f"R@{RETRIEVAL_K}", chance_of_recall(owner), ""

@@ -315,7 +315,7 @@ def fit_mixture(config: RunConfig, corpus: Corpus) -> RunConfig:
     return parse(tree, "data without a dataset of role pool")
 
 
-def small_counts(
+def counts_for_passes(
     mixture: Mixture, batch: int, sizes: tuple[int, int, int], passes: float
 ) -> tuple[int, int, int]:
     """Return how many samples of a batch come from (P, D, B) when `training.passes` sets the steps.
@@ -413,7 +413,7 @@ def _task_counts(
     check_shares(batch, zip(shares, has_none, strict=True), "training.batch", is_changing)
     if passes is not None:
         counts = [
-            small_counts(mixture, batch, each.sizes, passes)
+            counts_for_passes(mixture, batch, each.sizes, passes)
             for mixture, each in zip(shares, pools, strict=True)
         ]
         if (least := min(map(sum, counts), default=MIN_BATCH)) < MIN_BATCH:
@@ -560,7 +560,7 @@ def choose_replay(corpus: Corpus, mixture: Mixture, seed: int) -> tuple[np.ndarr
             keys.append(-statistics["alignment"].to_numpy())
     if size == 0:
         raise CmpError(
-            "mixture.select: 'concepts': all images of the pool have one class name; choose "
-            "another selection"
+            "mixture.select: 'concepts': no class name of the pool is in the half that may be "
+            "replayed; choose another selection or seeds.data"
         )
     return pool, choose_lowest(keys, size)

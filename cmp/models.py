@@ -31,6 +31,8 @@ from cmp.files import tensors_digest, write_tensors
 
 MAX_LOGIT_SCALE = math.log(100)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+PREPROCESSING = "preprocess_cfg"
+"""Key in the metadata of a file of weights: how images are prepared, as JSON."""
 MAX_LAYERS = 999
 """The most layers of a part of a foreign network; a config that asks for 10**9 would be built
 without end."""
@@ -198,7 +200,7 @@ def saved_preprocessing(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, framework="pt") as file:
-        return dict(json.loads((file.metadata() or {}).get("preprocess_cfg", "{}")))
+        return dict(json.loads((file.metadata() or {}).get(PREPROCESSING, "{}")))
 
 
 def other_preprocessing(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -531,7 +533,7 @@ def export_weights(model: Network, path: Path) -> None:
             for part in PROJECTIONS:
                 del weights[f"{name}.{part}.weight"], weights[f"{name}.{part}.bias"]
             weights |= {f"{name}.{key}": x for key, x in module.joined().items()}
-    metadata = {"preprocess_cfg": json.dumps(model.visual.preprocess_cfg)}
+    metadata = {PREPROCESSING: json.dumps(model.visual.preprocess_cfg)}
     save_file({name: x.detach().cpu().contiguous() for name, x in weights.items()}, path, metadata)
 
 

@@ -463,9 +463,11 @@ def lr_scheduler(
         )
     tasks, peaks = [int(each) for each in tasks], schedule.peaks
     if "peaks" in get_option("meta_schedule", schedule.meta).settings:
+        if not peaks:
+            raise CmpError("lr_scheduler: schedule.peaks: is empty; give one per task")
         if is_endless:
             tasks, is_endless = tasks * len(peaks), False
-        if not 0 < len(tasks) <= len(peaks):
+        if len(tasks) > len(peaks):
             raise CmpError(
                 f"lr_scheduler: schedule.peaks: {len(peaks)} peaks for {len(tasks)} tasks; give "
                 "one per task"

@@ -114,7 +114,7 @@ def is_hub(name: str) -> bool:
 
 
 def usual_prompt(name: str) -> str:
-    """Return the prompt of a class that a model is used to: its family's, or else CLIP's usual one.
+    """Return the class prompt that a model expects: its family's, or else CLIP's usual one.
 
     Args:
         name: The model.

@@ -60,12 +60,12 @@ def train_step(
     """
     model, method, execution = state.model, state.method, state.execution
     optimizer.zero_grad()
-    seen = execution.encode(state, batch, task, step)  # unit features of both towers, [B, E]
-    terms = {"contrastive": execution.loss(model, seen)} | method.losses(state, seen)
+    features = execution.encode(state, batch, task, step)  # unit features of both towers, [B, E]
+    terms = {"contrastive": execution.loss(model, features)} | method.losses(state, features)
     loss = functools.reduce(torch.add, terms.values())
     with bf16_products(state.config.training.precision, loss.device):
         loss.backward()
-        seen.finish_backward()
+        features.finish_backward()
     method.after_backward(state)
     norm = execution.clip(optimizer, model.parameters(), state.config.optimizer.clip)
     report = functools.partial(divergence_error, batch, task, step, terms, norm, rate)
@@ -226,9 +226,9 @@ class Execution:
         """Return the features of a batch."""
         return encode_batch(state, batch, task, step)
 
-    def loss(self, model: Network, seen: Features) -> Tensor:
+    def loss(self, model: Network, features: Features) -> Tensor:
         """Return the loss that the network was pretrained with."""
-        return model_loss(model, seen.image, seen.text)
+        return model_loss(model, features.image, features.text)
 
     def clip(
         self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], most: float

@@ -380,6 +380,8 @@ def test_a_module_of_one_s_own_is_counted_by_its_inputs_for_full_alone():
     assert budgets.step_cost(layer, batch=2, inputs=inputs).step == 2 * (2 * 2 * 8 * 4)
     with pytest.raises(CmpError, match="inputs work only with method 'full', not with 'lora'"):
         budgets.step_cost(layer, batch=2, inputs=inputs, method="lora")
+    with pytest.raises(CmpError, match="inputs: not used for 'small'"):
+        budgets.step_cost("small", batch=2, inputs=inputs)
 
 
 @pytest.mark.defect

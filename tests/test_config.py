@@ -166,6 +166,8 @@ def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path):
         (lambda: config.Method("lorra"), ["Method: name", "'lorra'", "'lora'"]),
         (lambda: config.Merging(rule="ties"), ["rule 'ties'", "merging.policy=ema"]),
         (lambda: config.Training(steps="3"), ["Training: steps", "'3'"]),
+        (lambda: config.Stream(traits="nowhere"), ["traits 'nowhere'", "'random' reads no stat"]),
+        (lambda: config.Stream("given", equal="images"), ["equal 'images'", "the updates that"]),
     ],
 )
 def test_a_section_made_in_python_is_refused_by_key(make, words):

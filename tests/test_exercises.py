@@ -196,6 +196,6 @@ def test_the_answer_about_a_night_of_training():
 
 def test_the_answers_about_months():
     mixture = cmp.Mixture(pretraining=0.25, update=0.25, buffer=0.5)
-    _, places, _ = mixtures.small_counts(mixture, 64, (1000, 25, 100), 2.0)
+    _, places, _ = mixtures.counts_for_passes(mixture, 64, (1000, 25, 100), 2.0)
     steps = max(mixtures.MIN_STEPS, -(-2 * 25 // places))
     assert answer("09.2") == [places, steps * places / 25]

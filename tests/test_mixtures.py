@@ -471,7 +471,7 @@ def test_a_pool_of_one_class_name_that_is_left_out_is_refused(corpus):
     mixture = Mixture(pretraining=1.0, update=0.0, buffer=0.0, replay=1.0, select="concepts")
     one = corpus.table.assign(label="one name")
     seed = next(seed for seed in range(20) if not is_kept_concept(["one name"], seed)[0])
-    with pytest.raises(CmpError, match=r"mixture\.select: 'concepts'"):
+    with pytest.raises(CmpError, match="'concepts': no class name of the pool is in the half"):
         replay_pool(dataclasses.replace(corpus, table=one), mixture, seed)
 
 
@@ -592,7 +592,7 @@ def test_small_updates_fill_no_batch(parts, batch, sizes, passes):
     mixture = Mixture(*(part / total for part in parts))
     held_p, held_d, held_b = sizes[0], sizes[1] + 1, sizes[2]
     usual = mixtures.batch_counts(mixture, batch, empty_buffer=held_b == 0)
-    p, d, b = mixtures.small_counts(mixture, batch, (held_p, held_d, held_b), passes)
+    p, d, b = mixtures.counts_for_passes(mixture, batch, (held_p, held_d, held_b), passes)
     assert 0 <= p <= held_p and 0 <= b <= held_b and 0 < d <= held_d
     assert p + d + b <= batch
     assert (p == 0) or mixture.pretraining > 0

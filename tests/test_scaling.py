@@ -78,6 +78,9 @@ def test_a_run_ends_after_its_own_last_task_on_the_widest_test():
         ["a", 2, "full"],
         ["joint", 1, "full"],
     ]
+    is_scored = (table["setting"] == "a") | (table["scope"] == "subset")
+    with pytest.raises(CmpError, match="trajectory: setting 'joint': scored on a subset"):
+        store.final_scores(table[is_scored].assign(replicate=0))
     of_one = table[table["setting"] == "a"].drop(columns="setting")  # as of a single run
     assert store.after_last_task(of_one)["scope"].tolist() == ["subset", "full"]
 

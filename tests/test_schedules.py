@@ -419,7 +419,7 @@ def test_a_task_is_called_idle_where_it_learns_nothing(case):
         (Schedule(), None, ["steps", "None", "whole number"]),
         (Schedule("wsd", warmup_steps=9), [20, 9], ["steps", "in a task of 9", "more steps"]),
         (Schedule("constant", "free", peaks=(1.0, 0.5)), [2, 2, 2], ["peaks", "2", "3"]),
-        (Schedule("constant", "free"), 2, ["peaks", "0"]),
+        (Schedule("constant", "free"), 2, ["schedule.peaks: is empty; give one per task"]),
     ],
 )
 def test_steps_that_no_task_can_have_are_refused(schedule, steps, words):

@@ -43,7 +43,8 @@ quantised weights, which a rule would mistake for counters."""
 RUNNING_STATISTICS = ("running_mean", "running_var")
 """Name endings of tensors that every rule averages."""
 BLOCK_SIZES = {"linear": 1 << 20, "entries": 1 << 16}
-"""Entries per block, by the bytes of cache that a rule needs per entry."""
+"""Entries per block: for "linear" rules, whose sums need little cache per entry, and for rules that
+compute with the entries of all models at once."""
 
 
 @torch.no_grad()

@@ -15,12 +15,11 @@ from cmp.errors import CmpError, explain_errors
 from cmp.files import atomic_file, check_target, file_digest
 from cmp.merging.apply import DTYPE_NAMES, check_models, iter_merged
 from cmp.merging.rules import MERGE_SETTINGS, MergeOptions, NotFiniteError
+from cmp.models import PREPROCESSING
 from cmp.registry import get_option
 
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 ByteCounter = Callable[[int], object]
-PREPROCESSING = "preprocess_cfg"
-"""The metadata key that `cmp.models.export_weights` writes and `load_from_file` reads."""
 
 
 class TensorFile(Mapping[str, Tensor]):

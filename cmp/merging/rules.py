@@ -26,11 +26,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmp.config import STRICT, Merging, explain_fault
+from cmp.config import Merging, explain_fault
 from cmp.errors import CmpError
 from cmp.parsing import first_fault
 from cmp.registry import Option, get_option, option_names, register
 from cmp.seeds import torch_generator
+from cmp.values import STRICT
 
 Weights = dict[str, Tensor]
 Factors = list[float]

@@ -34,6 +34,7 @@ from torch.optim import Optimizer
 from cmp import files, parsing, project
 from cmp.errors import CmpError, Interrupted, explain_errors
 from cmp.files import write_tensors
+from cmp.models import PREPROCESSING
 from cmp.scale import processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -505,7 +506,7 @@ class CheckpointManager:
 
     def _write_model(self, done: int, weights: dict[str, Tensor], preprocessing: str) -> None:
         with files.report_disk_errors(f"{self.folder}: the model after task {done}"):
-            before, header = files_beside(self.folder, "model"), {"preprocess_cfg": preprocessing}
+            before, header = files_beside(self.folder, "model"), {PREPROCESSING: preprocessing}
             path = write_tensors(weights, header, self.folder, f"model-{done}")
             for other in before:  # the run went back and computed this task again
                 if file_number(other) == done and other != path:

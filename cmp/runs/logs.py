@@ -43,7 +43,7 @@ FLUSH_SECONDS = 5.0
 written."""
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
-MOST = 2**63
+NUMBER_LIMIT = 2**63
 """A bound far above any number in a log."""
 _TYPES = dict.fromkeys(("task", "step", "done"), (int,)) | dict.fromkeys(
     (
@@ -89,7 +89,7 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
         row = parse_json(line.decode())
         check = row.pop("check", None)
         is_row = all(type(x) in _TYPES[name] for name, x in row.items())
-        is_row &= not any(MOST <= abs(x) < math.inf for x in row.values())
+        is_row &= not any(NUMBER_LIMIT <= abs(x) < math.inf for x in row.values())
     except (ValueError, LookupError, AttributeError, TypeError):
         return None
     is_row &= "done" in row or {"task", "step"} <= row.keys()
@@ -137,7 +137,7 @@ class RunLog:
         self.flushed, self.waited = time.monotonic(), decoding.seconds_waited()
         self.sinks: dict[str, Any] = {}  # boards, and "file", which is opened last
         for name, place in (boards or {}).items():
-            with self._or_without(name):
+            with self._drop_if_failing(name):
                 self.sinks[name] = open_board(name, place, run_id, run_config.to_dict())
         self.share = 0.0  # of the GPU's peak, at one sample per second; 0 if it is unknown
         if device != "cpu" and (card := find_device(device)):
@@ -148,7 +148,7 @@ class RunLog:
     def __enter__(self) -> Self:
         if self.device != "cpu":  # the memory of an earlier run in this process does not count
             torch.cuda.reset_peak_memory_stats(self.device)
-        with self._or_without("file"):
+        with self._drop_if_failing("file"):
             make_folder(self.path.parent)
             self.sinks["file"] = self.path.open("ab")
         return self
@@ -156,14 +156,14 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.flush()
         for name, sink in list(self.sinks.items()):
-            with self._or_without(name):
+            with self._drop_if_failing(name):
                 sink.close()
-        with self._or_without("file"):
+        with self._drop_if_failing("file"):
             if "file" in self.sinks and not self.path.stat().st_size:  # it failed before it began
                 self.path.unlink()
 
     @contextlib.contextmanager
-    def _or_without(self, what: str) -> Iterator[None]:
+    def _drop_if_failing(self, what: str) -> Iterator[None]:
         """If the "file" or one of the boards fails, warn and continue without it."""
         try:
             yield
@@ -181,7 +181,7 @@ class RunLog:
 
         def task(done: int, scores: Scores) -> None:
             observer.task(done, scores)
-            with self._or_without("file"):
+            with self._drop_if_failing("file"):
                 if done == 0 and (file := self.sinks.get("file")):
                     file.truncate(0)  # lines of an earlier process that saved nothing
             self.flush()
@@ -222,7 +222,7 @@ class RunLog:
                 row |= {"rate": result.rate, "time": round(when, 3)} | common
                 self._write(row)
         self.pending, self.flushed = [], now
-        with self._or_without("file"):
+        with self._drop_if_failing("file"):
             if file := self.sinks.get("file"):
                 file.flush()
 
@@ -231,7 +231,7 @@ class RunLog:
         line = json.dumps(row | {"check": _checksum(row)}).encode() + b"\n"
         numbers = {name: row[name] for name in row.keys() - {"task", "step", "time", "done"}}
         for name, sink in list(self.sinks.items()):
-            with self._or_without(name):
+            with self._drop_if_failing(name):
                 if name == "file":
                     sink.write(line)
                 else:
@@ -247,7 +247,7 @@ class RunLog:
                 if not is_known or self._place(row) + ("step" in row) > steps:
                     break
                 kept = position
-        with self._or_without("file"):
+        with self._drop_if_failing("file"):
             if file := self.sinks.get("file"):
                 file.truncate(kept)
 

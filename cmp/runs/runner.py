@@ -162,7 +162,9 @@ def execute(
             raise CmpError(f"{where}: is not a state of this run{checkpoints.REMEDY}")
         for task_pools in pools[saved.progress.task if saved else 0 :]:
             execution.own_samples(sum(task_pools.counts))  # can every batch be split?
-        first_task, first_step = run.resume(saved) if saved else run.begin()
+        first_task, first_step = run.resume(saved) if saved else (0, 0)
+        if not saved:
+            run.begin()
         if resumed and first_task < len(pools):
             run.stop_if_asked(first_task, first_step)
         for task in range(first_task, len(pools)):
@@ -236,12 +238,11 @@ class Run:
         """Return a copy of the network's weights on the CPU, with adapters merged in."""
         return {name: x.cpu() for name, x in adapters.merged_state_dict(self.model).items()}
 
-    def begin(self) -> tuple[int, int]:
-        """Evaluate and save the starting weights, and return (0, 0), the first task and step."""
+    def begin(self) -> None:
+        """Evaluate and save the starting weights."""
         self.evaluate(0)
         self.save(0, 0)
         self.stop_if_asked(0, 0)
-        return 0, 0
 
     def resume(self, saved: RunState) -> tuple[int, int]:
         """Restore a state, and return the next task and step.
@@ -274,8 +275,8 @@ class Run:
         return progress.task, progress.step
 
     def evaluate(self, done: int) -> None:
-        """Score the model after a number of tasks: on the subset, and at both ends on the full
-        test."""
+        """Score the model after a number of tasks: on the subset, and on the full test before and
+        after the stream."""
         scored: list[Scores] = []
         for size in evaluation_sizes(self.fitted, done):
             with adapters.merged(self.model), self.state.execution.outside_steps():

@@ -322,7 +322,21 @@ def after_last_task(table: pd.DataFrame) -> pd.DataFrame:
 
 def final_scores(trajectory: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of a `trajectory` after each run's last task, on the largest test that was
-    scored then."""
+    scored then.
+
+    Raises:
+        CmpError: Only some of the runs were scored on the full test, so they cannot be compared.
+    """
     last = after_last_task(trajectory)  # first, as an update may score less than those before it
-    wide = "full" if (last["scope"] == "full").any() else "subset"
-    return last[last["scope"] == wide]
+    is_full = last["scope"] == "full"
+    if not is_full.any():
+        return last[last["scope"] == "subset"]
+    if keys := [key for key in RUN_KEYS if key in last]:
+        has_full = is_full.groupby([last[key] for key in keys]).transform("any")
+        if not has_full.all():
+            names = ", ".join(map(repr, last.loc[~has_full, keys[0]].unique()))
+            raise CmpError(
+                f"trajectory: {keys[0]} {names}: scored on a subset, and others on the full test; "
+                "compare them by themselves, or compute them again with evaluation.full=true"
+            )
+    return last[is_full]

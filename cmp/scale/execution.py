@@ -97,13 +97,13 @@ class ExecutionConfig(Execution):
         size = self.micro_batch or own.stop - own.start
         return encode_in_parts(state, batch, task, step, own, size)
 
-    def loss(self, model: Network, seen: Features) -> Tensor:
-        """Return the loss that the network was pretrained with; for a large batch and for several
-        processes, computed in parts."""
-        batch = len(seen.image)
+    def loss(self, model: Network, features: Features) -> Tensor:
+        """Return the loss that the network was pretrained with. It is computed in parts for several
+        processes, and for a large batch in micro-batches; otherwise, all logits exist at once."""
+        batch = len(features.image)
         if self.sees_whole_batch or not is_large(batch):
-            return super().loss(model, seen)
-        return shared_loss(model, seen.image, seen.text, self.own_samples(batch))
+            return super().loss(model, features)
+        return shared_loss(model, features.image, features.text, self.own_samples(batch))
 
     def clip(
         self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], most: float

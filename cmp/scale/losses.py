@@ -1,4 +1,5 @@
-"""Compute the loss of a large batch in parts, each process for its own samples.
+"""Compute the loss of a batch in parts, each process for its own samples: with several processes,
+or for a large batch in micro-batches.
 
 The losses of `cmp.losses` need the logits of every image with every text, which take 4.3 GB in fp32
 for a batch of 32,768. Here each process computes only the rows of its own images and of its own

@@ -19,12 +19,12 @@ from cmp.models import Network, is_random
 from cmp.scale import processes
 from cmp.training import Features, TrainState, encode_batch
 
-Towers = tuple[Tensor, Tensor]
+FeaturePair = tuple[Tensor, Tensor]
 """The features of images and of texts."""
 
 
 @dataclass(frozen=True)
-class CutFeatures(Features):
+class DetachedFeatures(Features):
     """The features of a whole batch, detached from the graphs of its parts.
 
     Attributes:
@@ -38,8 +38,8 @@ class CutFeatures(Features):
 
     model: Network
     parts: list[slice]
-    encode: Callable[[slice], Towers]
-    whole: Towers | None
+    encode: Callable[[slice], FeaturePair]
+    whole: FeaturePair | None
 
     def finish_backward(self) -> None:
         """Backpropagate the gradients of the features through each part, and sum the gradients of
@@ -61,7 +61,7 @@ class CutFeatures(Features):
 
 def encode_in_parts(
     state: TrainState, batch: Batch, task: int, step: int, own: slice, size: int
-) -> CutFeatures:
+) -> DetachedFeatures:
     """Return the features of a batch, computed part by part.
 
     Args:
@@ -75,7 +75,7 @@ def encode_in_parts(
     starts = range(own.start, own.stop, size)
     parts = [slice(start, min(start + size, own.stop)) for start in starts]
 
-    def encode(rows: slice) -> Towers:
+    def encode(rows: slice) -> FeaturePair:
         """Return the features of a part, augmented as in the whole batch."""
         images = batch.images[rows.start - own.start : rows.stop - own.start]
         part = Batch(batch.rows[rows], images, batch.texts[rows])
@@ -89,7 +89,7 @@ def encode_in_parts(
         for tower in zip(*outputs, strict=True)
     )
     whole = outputs[0] if len(parts) == 1 else None
-    return CutFeatures(image, text, state.model, parts, encode, whole)
+    return DetachedFeatures(image, text, state.model, parts, encode, whole)
 
 
 def check_divisible(model: nn.Module, name: str) -> None:

@@ -21,9 +21,9 @@ from cmp.errors import CmpError, first_line
 
 BUCKET_BYTES = 25 * 2**20
 """Bytes of gradients that are sent together."""
-PATIENCE = datetime.timedelta(hours=12)
+HOST_TIMEOUT = datetime.timedelta(hours=12)
 """How long processes wait for each other on the host, as when the first one reads data or saves."""
-STEP_PATIENCE = datetime.timedelta(minutes=10)
+STEP_TIMEOUT = datetime.timedelta(minutes=10)
 """How long processes wait for features and gradients of a step, where a long wait means that
 another process is lost."""
 _host_group: dist.ProcessGroup | None = None
@@ -66,8 +66,8 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
     # gloo sends messages between processes without waiting for a GPU
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
     with _explain_absence():
-        dist.init_process_group(backend, timeout=STEP_PATIENCE)
-        _host_group = cast(Any, dist.new_group(backend="gloo", timeout=PATIENCE))
+        dist.init_process_group(backend, timeout=STEP_TIMEOUT)
+        _host_group = cast(Any, dist.new_group(backend="gloo", timeout=HOST_TIMEOUT))
     yield device
     _host_group = None
     dist.destroy_process_group()  # after an error, the others may never get here
