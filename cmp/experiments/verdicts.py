@@ -76,8 +76,7 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
         One row per (setting, replicate): final `A_KA`, `A_ZS` and `GM` on the whole test; A_ZS on
         the names that replay `kept` and was `lacking`; `start A_KA` and `start A_ZS`, those of the
         base; `way`, the mean A_KA over the middle half of the updates, NaN if the whole test was
-        scored only at the ends; `peak` and `base`; and `kind`, the network, the number of updates
-        and the batch size as text.
+        scored only at the ends; `peak` and `base`.
     """
     table = store.trajectory(published)
     table["progress"] = table["task"] / table.groupby(RUN_KEYS)["task"].transform("max")
@@ -89,15 +88,9 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
     on_way = table[(table["scope"] == "full") & table["progress"].between(0.25, 0.75)]
     middle = on_way.groupby(RUN_KEYS)["A_KA"]
     scores["way"] = middle.mean()[middle.size() > 1]
-    trees = published.groupby(RUN_KEYS)["config"].first().astype(str).map(json.loads)
+    trees = published.groupby(RUN_KEYS)["config"].first()
     scores["base"] = run_bases(published)
-    scores["peak"] = trees.map(lambda tree: tree["schedule"]["peak"])
-    scores["kind"] = trees.map(
-        lambda tree: (
-            f"{tree['model']['name']}, {tree['stream']['tasks']} updates, "
-            f"batches of {tree['training']['batch']}"
-        )
-    )
+    scores["peak"] = trees.astype(str).map(lambda tree: json.loads(tree)["schedule"]["peak"])
     return scores
 
 
@@ -106,6 +99,19 @@ def _published(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the metrics in a file of published results and their `run_scores`."""
     published = results.published_metrics(path.stem)
     return published, run_scores(published)
+
+
+@cached_by_file
+def _run_kinds(path: Path) -> dict[str, str]:
+    """Return, for each setting in a file of published results, what runs must share for a gain: the
+    network, the number of updates and the batch size, as text."""
+    trees = results.published_metrics(path.stem).groupby("setting")["config"].first()
+    kinds = {}
+    for setting, text in trees.astype(str).items():
+        tree = json.loads(text)
+        updates, batch = tree["stream"]["tasks"], tree["training"]["batch"]
+        kinds[setting] = f"{tree['model']['name']}, {updates} updates, batches of {batch}"
+    return kinds
 
 
 def published_scores(study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -158,8 +164,8 @@ def gain_of(
         NotComputed: Runs of the setting or of the front are not published yet.
         CmpError: The front does not cover the setting.
     """
-    scored = setting_scores(study, setting)
-    own = _compared_scores(scored, names, from_start)
+    own = _compared_scores(setting_scores(study, setting), names, from_start)
+    kind = _run_kinds(results.results_file(study))[setting]
     own["A_KA"] -= less
     if replicates is not None:
         own = own.loc[replicates]
@@ -168,11 +174,11 @@ def gain_of(
         scores = setting_scores(front.study, each)
         if not own.index.isin(scores.index).all():
             raise NotComputed(f"{each!r} of study {front.study} has fewer streams than {setting!r}")
-        kinds = scored["kind"].iloc[0], scores["kind"].iloc[0]
-        if kinds[0] != kinds[1] and not from_start:
+        other = _run_kinds(results.results_file(front.study))[each]
+        if kind != other and not from_start:
             raise CmpError(
-                f"{setting!r} of study {study} ({kinds[0]}) has no gain over {each!r} of study "
-                f"{front.study} ({kinds[1]}); choose a front of the same kind"
+                f"{setting!r} of study {study} ({kind}) has no gain over {each!r} of study "
+                f"{front.study} ({other}); choose a front of the same kind"
             )
         peaks[each] = float(scores["peak"].iloc[0])
         tables[each] = _compared_scores(scores, names, from_start)
