@@ -420,7 +420,7 @@ def test_doctor_works_in_an_empty_folder(outside):
     assert (status, errors) == (1, "")
     lines = {line.split()[0]: line for line in said.splitlines()}
     assert "missing" in lines["data"] and "cmpt data build" in lines["data"]
-    assert "1 of small" in lines["bases"]
+    assert "12 of small" in lines["bases"]  # those of the checkout
 
 
 @pytest.fixture
