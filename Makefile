@@ -82,7 +82,9 @@ $(READY): constraints.txt pyproject.toml setup.py
 	$(PIP_INSTALL) --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-# a reader's copies of chapters, runs and checkpoints stay
+# a reader's copies of chapters, runs, checkpoints, models and lists stay
 clean:
-	find _build -mindepth 1 -maxdepth 1 ! -name lab ! -name runs ! -name checkpoints -exec rm -rf {} +
+	mkdir -p _build
+	find _build -mindepth 1 -maxdepth 1 ! -name lab ! -name runs ! -name checkpoints ! -name models \
+	  ! -name traits -exec rm -rf {} +
 	rm -rf .venv $(addprefix book/_theme/,data vendor public/explorers public/vendor)

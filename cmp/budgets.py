@@ -229,9 +229,9 @@ def _explain_uncounted(method: Method) -> Iterator[None]:
             raise
         raise CmpError(
             f"method.name: {method.name!r}: its cost cannot be counted without data "
-            f"({first_line(error)}); read `state.corpus` and `state.tokens` in a step, not in "
-            "`prepare` or `begin_task`, and no values of tensors, as by `.item()` or a boolean "
-            "index"
+            f"({first_line(error)}); if it reads `state.corpus` or `state.tokens`, let it do so in "
+            "a step, not in `prepare` or `begin_task`, and read no values of tensors, as by "
+            "`.item()` or a boolean index"
         ) from error
 
 

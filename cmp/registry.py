@@ -277,11 +277,13 @@ def load_plugin(path: str | os.PathLike[str]) -> None:
         _replace_options(name, {})  # an edited file may give an option another function
         module = sys.modules[name] = module_from_spec(spec)
         spec.loader.exec_module(module)
-    except Exception as error:  # anything that the user's code raises
+    except BaseException as error:  # anything that the user's code raises, or Ctrl-C
         sys.modules.pop(name, None)
         if before:
             sys.modules[name] = before
         _replace_options(name, earlier)  # without those that it registered before it failed
+        if not isinstance(error, Exception):
+            raise
         kind = "" if isinstance(error, CmpError) else f"{type(error).__name__}: "
         raise CmpError(f"--plugin {path}: {kind}{error}") from error
 

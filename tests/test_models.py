@@ -177,6 +177,11 @@ def test_a_base_that_is_not_what_was_written_is_refused(tmp_path, monkeypatch, c
     assert CliRunner().invoke(cli.app, ["doctor"]).exit_code == 1
 
 
+def test_a_missing_base_is_refused_with_the_way_to_make_it():
+    with pytest.raises(CmpError, match="cmpt pretrain tiny --seed 99"):
+        models.load_model(config.Model("tiny", "annealed"), 99)
+
+
 @pytest.mark.parametrize("name", options.families())
 def test_weights_are_a_function_of_the_seed(name):
     torch.rand(3)  # the global stream must not matter

@@ -30,8 +30,6 @@ CHAPTER = re.compile(r"(\d\d|A\d)_[a-z0-9_]+\.md")
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 Rule = tuple[str, Callable[[Any], object]]
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
-DECLARATION = re.compile(rf"^\w+ *: *({'|'.join(TYPES)})\b", re.M)
-"""The beginning of a line that declares a parameter."""
 _SHARE = ("from 0 to 1", lambda value: 0 <= value <= 1)
 _COUNT = ("at least 1", lambda value: value >= 1)
 
@@ -360,7 +358,7 @@ def check_injected(scope: dict[str, object]) -> dict[str, Parameter]:
         except SyntaxError:  # such as a cell with a magic
             continue
         except CmpError as error:  # another cell, or the parameters cell after a wrong edit
-            fault = error if DECLARATION.search(cell) else fault
+            fault = error if re.search(r"^profile *:", cell, re.M) else fault
     if not valid:
         raise fault
     for name in injected & valid.keys():

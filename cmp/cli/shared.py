@@ -156,7 +156,7 @@ def import_lab(name: str) -> ModuleType:
     if not (book / "lab").is_dir():
         raise CmpError(f"{book / 'lab'}: no such folder; run this in a checkout of the project")
     installed = Path(__file__).parents[1]
-    if not installed.samefile(checkout / "cmp"):
+    if not (checkout / "cmp").is_dir() or not installed.samefile(checkout / "cmp"):
         raise CmpError(
             f"{checkout}: this checkout has a package of its own, and cmpt is that of {installed}; "
             f"run {checkout / '.venv' / 'bin' / 'cmpt'}, which `make env` installs"

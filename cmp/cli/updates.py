@@ -125,21 +125,38 @@ def update(
 
 
 def _forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) -> list[str]:
-    """Return how long an update may take, by the last one if it ran on such a device, and how much
+    """Return how long an update may take, by the last one if it was computed alike, and how much
     memory a step needs."""
+    try:
+        memory = preflight.check_memory(plan.fitted, device, execution).sentence
+        if _is_like_last(plan, device, execution):
+            last = plan.earlier[-1]
+            seconds = plan.steps * last.seconds / last.steps
+            time = (
+                f"about {forecast.time_in_words(seconds)} with the evaluations, at the speed of "
+                f"{last.name}, whose {last.steps} steps took {forecast.time_in_words(last.seconds)}"
+            )
+        else:
+            step = forecast.forecast_step(plan.fitted, device, execution, plan.corpus)
+            time = forecast.describe_forecast(step, plan.steps)
+    except CmpError as error:  # a method of one's own whose cost cannot be counted
+        return [f"forecast: unknown: {error}"]
+    return [f"forecast: {time}", f"memory: {memory}"]
+
+
+def _is_like_last(plan: UpdatePlan, device: str, execution: ExecutionConfig) -> bool:
+    """Return whether a step takes as long as in the last update: the same method, batch, precision
+    and kind of device, and no other way to compute it."""
+    is_here = device == "cpu" or torch.cuda.is_available()
+    if not (is_here and plan.parent and execution == ExecutionConfig()):
+        return False
     here = {"device": devices.device_name(device), "threads": torch.get_num_threads()}
-    if plan.parent and here.items() <= plan.parent.record.provenance.items():
-        last = plan.earlier[-1]
-        seconds = plan.steps * last.seconds / last.steps
-        time = (
-            f"about {forecast.time_in_words(seconds)} with the evaluations, at the speed of "
-            f"{last.name}, whose {last.steps} steps took {forecast.time_in_words(last.seconds)}"
-        )
-    else:
-        step = forecast.forecast_step(plan.fitted, device, execution, plan.corpus)
-        time = forecast.describe_forecast(step, plan.steps)
-    memory = preflight.check_memory(plan.fitted, device, execution)
-    return [f"forecast: {time}", f"memory: {memory.sentence}"]
+    machine, last = plan.parent.record.provenance, plan.parent.config
+    own = plan.config
+    return here.items() <= machine.items() and (
+        (own.method, own.training.batch, own.training.precision)
+        == (last.method, last.training.batch, last.training.precision)
+    )
 
 
 def _dry_run_lines(plan: UpdatePlan, given: tuple[str, Path, dict[str, Any]]) -> str:

@@ -192,7 +192,8 @@ def base_folders() -> list[Path]:
     The project is found from the current folder, which may be outside the package's checkout.
     """
     project = project_folder() / "weights"
-    return [WEIGHTS, project, CHECKOUT_WEIGHTS, build_folder() / "models"]
+    beside = [CHECKOUT_WEIGHTS] if (CHECKOUT_WEIGHTS.parent / "pyproject.toml").exists() else []
+    return [WEIGHTS, project, *beside, build_folder() / "models"]
 
 
 def base_path(name: str, start: str, seed: int) -> Path:
@@ -239,9 +240,9 @@ def find_base(name: str, start: str, seed: int) -> Path:
     bases = ", ".join(map(str, base_seeds(name, start))) or "none"
     family = "" if start in OF_RECIPE else f" schedule.name={start}"
     raise CmpError(
-        f"seeds.init: no {start} base {seed} of {name!r} in {project_folder() / 'weights'} "
-        f"(available {start} bases: {bases}); a checkout of the project has more, and "
-        f"`cmpt pretrain {name}{family} --seed {seed}` makes this one"
+        f"seeds.init: no {start} base {seed} of {name!r} here (available {start} bases: {bases}); "
+        f"a checkout of the project has twelve of `small`, and `cmpt pretrain {name}{family} "
+        f"--seed {seed}` makes this one"
     )
 
 

@@ -162,7 +162,8 @@ def gain_of(
 
     Raises:
         NotComputed: Runs of the setting or of the front are not published yet.
-        CmpError: The front does not cover the setting.
+        CmpError: The front does not cover the setting, or its runs have another network, number of
+            updates or size of batches.
     """
     own = _compared_scores(setting_scores(study, setting), names, from_start)
     kind = _run_kinds(results.results_file(study))[setting]

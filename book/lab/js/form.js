@@ -146,6 +146,7 @@ export function form(place, change, warn) {
     typed.addEventListener("keydown", (event) => event.key === "Enter" && (event.preventDefault(), commit()));
     let isTyping = false;
     typed.addEventListener("input", () => (isTyping = true));
+    typed.addEventListener("blur", () => ((isTyping = false), (typed.value = format(current)))); // after a change
     function commit() {
       isTyping = false;
       if (typed.value === format(current)) return; // as after Enter, when the field is left

@@ -79,8 +79,10 @@ export function explore(el, { table, kernel, start }) {
   const ways = d3.range(stops.length).filter(isShare);
   const others = d3.range(stops.length).filter((n) => !isShare(n));
   const share = slide("Share of replay in each batch", ways.length - 1, (n) => choose(ways[n]));
-  // after "the recipe", the slider stands at 0% already, and a click there is no input
-  share.addEventListener("click", () => ways.includes(bench.model.state.stop) || choose(ways[Number(share.value)]));
+  // after "the recipe", the slider stands at 0% already, and neither a click there nor a key is an input
+  const chooseShown = () => ways.includes(bench.model.state.stop) || choose(ways[Number(share.value)]);
+  share.addEventListener("click", chooseShown);
+  share.addEventListener("keyup", ({ key }) => ["ArrowLeft", "ArrowDown", "Home"].includes(key) && chooseShown());
   if (isFirst) {
     const row = (all) => element("div", { class: "ticks" }, ...all.map((n) => ticks[n]));
     const [shares, besides] = [row(ways), row(others)];
