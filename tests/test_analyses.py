@@ -26,6 +26,6 @@ def test_images_that_one_of_two_models_names_rightly():
 
 
 def test_the_table_of_domains_needs_no_project_around_the_kernel(tmp_path, monkeypatch):
-    here = analyses.domain_table()
+    table = analyses.domain_table()
     monkeypatch.chdir(tmp_path)  # such as a build folder outside the checkout
-    pd.testing.assert_frame_equal(analyses.domain_table(), here)
+    pd.testing.assert_frame_equal(analyses.domain_table(), table)

@@ -385,7 +385,8 @@ def test_the_command_says_what_to_do_about_a_peak_and_repeats_nothing(made, root
     assert f"cmpt tune {made.folder} --data {root / 'y-month'} -o" in done.stdout, done.output
     assert done.stdout.startswith(f"from {made.folder}: {release.describe(made)}\n")
     assert f"at the speed of {made.record.updates[-1].name}, whose" in done.stdout
-    assert "of training" in invoke(*month, "--threads", 2, "--dry-run").stdout  # another speed
+    for other in (("--threads", 2), ("training.batch=32",), ("--device", "cuda")):  # another speed
+        assert "of training" in invoke(*month, *other, "--dry-run").stdout, other
     done = invoke(*month)
     assert f"written: {out}" in done.stdout, done.output
     assert f"cmpt tune {out} --data FOLDER_OF_NEXT_MONTH" in done.stdout

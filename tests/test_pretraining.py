@@ -150,10 +150,10 @@ def test_what_ships():
 
 
 def test_bases_of_a_checkout_are_found_from_any_folder(tmp_path, monkeypatch):
-    here = embedded_models.base_seeds("small")
+    seeds = embedded_models.base_seeds("small")
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert embedded_models.base_seeds("small") == here != [0]
+    assert embedded_models.base_seeds("small") == seeds != [0]
 
 
 @pytest.mark.parametrize("name", CARDS)

@@ -147,16 +147,16 @@ def _forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) -
 def _is_like_last(plan: UpdatePlan, device: str, execution: ExecutionConfig) -> bool:
     """Return whether a step takes as long as in the last update: the same method, batch, precision
     and kind of device, and no other way to compute it."""
-    is_here = device == "cpu" or torch.cuda.is_available()
-    if not (is_here and plan.parent and execution == ExecutionConfig()):
+    if not (devices.is_present(device) and plan.parent and execution == ExecutionConfig()):
         return False
-    here = {"device": devices.device_name(device), "threads": torch.get_num_threads()}
-    machine, last = plan.parent.record.provenance, plan.parent.config
-    own = plan.config
-    return here.items() <= machine.items() and (
-        (own.method, own.training.batch, own.training.precision)
-        == (last.method, last.training.batch, last.training.precision)
-    )
+    machine = {"device": devices.device_name(device), "threads": torch.get_num_threads()}
+    if not machine.items() <= plan.parent.record.provenance.items():
+        return False
+    ways = [
+        (x.method, x.training.batch, x.training.precision)
+        for x in (plan.parent.config, plan.config)
+    ]
+    return ways[0] == ways[1]
 
 
 def _dry_run_lines(plan: UpdatePlan, given: tuple[str, Path, dict[str, Any]]) -> str:

@@ -22,7 +22,7 @@ from cmp.runs import logs, store
 from cmp.runs.runner import evaluation_sizes
 from cmp.scale import processes
 from cmp.scale.decoding import worker_count
-from cmp.scale.devices import DEVICES, Device, device_name, find_device
+from cmp.scale.devices import DEVICES, Device, device_name, find_device, is_present
 from cmp.scale.execution import ExecutionConfig
 from cmp.scale.kernels import traced_share
 from cmp.schedules import Schedule
@@ -167,7 +167,7 @@ def forecast_step(
         times = logs.read_log(run_id)
         if measured := measured_step_seconds(times):
             return StepForecast(measured, f"measured over {MEASURED} steps of this run")
-    is_here = device == "cpu" or torch.cuda.is_available()
+    is_here = is_present(device)
     facts = device_facts(device) if is_here else DEVICES["h100"]
     images = math.inf
     if device != "cpu" and run_config.model.name not in starts.family_names():

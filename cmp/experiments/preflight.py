@@ -110,8 +110,7 @@ def _describe_time(
         execution: How steps are computed.
         corpus: The run's data, or None if they cannot be loaded.
     """
-    is_known = corpus is not None and identity.has_start(run_config)
-    run_id = identity.run_id_of(run_config, corpus) if is_known else ""
+    run_id = identity.known_id(run_config, corpus) if corpus else ""
     step = forecast.forecast_step(fitted, device, execution, corpus, run_id)
     return forecast.describe_forecast(step, sum(budgets.apply_budget(fitted).steps))
 
@@ -193,7 +192,7 @@ def _check_card(device: str) -> Check:
 def check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig) -> Check:
     """Compare the memory of a step with that of the GPU or machine, and find what would fit, also
     with recomputed activations."""
-    is_here = device == "cpu" or torch.cuda.is_available()
+    is_here = devices.is_present(device)
     if not is_here:
         card, memory = "an H100", DEVICES["h100"].memory
     elif device == "cpu":

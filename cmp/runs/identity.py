@@ -39,9 +39,9 @@ def run_id_of(run_config: RunConfig, corpus: Corpus | None = None) -> str:
     return json_digest(run_identity(run_config, corpus))
 
 
-def known_id(run_config: RunConfig) -> str:
+def known_id(run_config: RunConfig, corpus: Corpus | None = None) -> str:
     """Return a run's id, or "" if its starting weights are not on this machine."""
-    return run_id_of(run_config) if has_start(run_config) else ""
+    return run_id_of(run_config, corpus) if has_start(run_config) else ""
 
 
 def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[str, Any]:

@@ -50,6 +50,11 @@ def check_device(device: str) -> None:
         raise CmpError(f"device {device!r}: cannot be used here ({reason}); choose cpu") from error
 
 
+def is_present(device: str) -> bool:
+    """Return whether this machine has such a device."""
+    return device == "cpu" or torch.cuda.is_available()
+
+
 def device_name(device: str) -> str:
     """Return the name of a device in a run's provenance: "cpu", or the name of the GPU."""
     return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
