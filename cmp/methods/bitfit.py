@@ -1,4 +1,4 @@
-"""BitFit: only biases train, those of norms in both towers and SigLIP's `logit_bias` among them
+"""BitFit: in both towers, only biases train, those of norms and SigLIP's `logit_bias` included
 (Ben Zaken et al. 2022)."""
 
 from cmp.methods.parameters import train_only
