@@ -108,10 +108,14 @@ def check_option(option: Option) -> None:
     """Check a buffer on a small history, and on the empty one of a first task.
 
     Raises:
-        CmpError: It keeps images that never arrived, keeps more than its capacity, or returns
-            groups that do not match.
+        CmpError: Its `capacity` is unknown, it keeps images that never arrived, keeps more than its
+            capacity, or returns groups that do not match.
     """
-    capacity = None if option.facts["capacity"] == "none" else 6
+    if (declared := option.facts["capacity"]) not in ("none", "optional", "required"):
+        raise CmpError(
+            f"buffer {option.name!r}: capacity={declared!r}: choose none, optional or required"
+        )
+    capacity = None if declared == "none" else 6
     for size in (12, 0):
         places = np.arange(size)
         history = BufferHistory(2 * places, places // 4, places % 5)

@@ -180,9 +180,11 @@ class Merging:
                 "merges all: choose another"
             )
         if self.weight != 0.5 and "two" not in merges and self.shares != "newest":
+            fix = "use shares 'newest' to weight the newest model"
+            if "all" not in merges:
+                fix = "leave it out, or choose policy 'ema' or another that does"
             raise ValueError(
-                f"weight {self.weight:g}: policy {self.policy!r} does not merge two models; use "
-                "shares 'newest' to weight the newest model"
+                f"weight {self.weight:g}: policy {self.policy!r} does not merge two models; {fix}"
             )
         if self.power != 1 and self.shares != "power":
             raise ValueError(f"power {self.power:g}: only shares 'power' uses it")

@@ -501,9 +501,12 @@ def is_random(layer: nn.Module) -> bool:
     return any(getattr(layer, key, 0) for key, word in _RANDOM_LAYERS.items() if word in kind)
 
 
-def load_weights(
-    model: nn.Module, path: Path, read: Callable[[Path], dict[str, Tensor]] = load_file
-) -> None:
+def has_random_layers(model: nn.Module) -> bool:
+    """Return whether layers of a network are random in training."""
+    return any(map(is_random, model.modules()))
+
+
+def load_weights(model: nn.Module, path: Path, read: Callable[[Path], dict[str, Tensor]]) -> None:
     """Load a safetensors file with all tensors of an fp32 network into it.
 
     Args:

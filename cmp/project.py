@@ -10,9 +10,12 @@ DISTRIBUTION = "continual-multimodal-pretraining"
 """The name of this package's distribution."""
 PROJECT_MARKERS = ("_build", "data_manifests")
 """Folders that mark a project."""
-_IN_WHEEL = Path(__file__).resolve().parent / "book"
-SHIPPED_BOOK = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "book"
-"""The studies and results shipped with this package, inside a wheel or beside it in a checkout."""
+
+
+def shipped_folder(name: str) -> Path:
+    """Return a folder shipped with this package, inside a wheel or beside it in a checkout."""
+    in_wheel = Path(__file__).resolve().parent / name
+    return in_wheel if in_wheel.is_dir() else in_wheel.parents[1] / name
 
 
 def project_folder() -> Path:
@@ -41,7 +44,7 @@ def book_folder() -> Path:
         The folder `book` of the project, or else that of the installed package.
     """
     folder = project_folder() / "book"
-    return folder if (folder / "studies").is_dir() else SHIPPED_BOOK
+    return folder if (folder / "studies").is_dir() else shipped_folder("book")
 
 
 def build_folder() -> Path:

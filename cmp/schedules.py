@@ -401,7 +401,7 @@ def learning_rate(schedule: Schedule, steps: int | Sequence[int], task: int, ste
     return schedule.peak * task_curve(schedule, tasks, task)(step)
 
 
-def idle_task(schedule: Schedule, steps: tuple[int, ...], first: int = 0) -> int | None:
+def idle_task(schedule: Schedule, steps: tuple[int, ...], first: int) -> int | None:
     """Return the first task with a learning rate of zero at every step, or None.
 
     Args:
@@ -496,7 +496,7 @@ def check_option(option: Option) -> None:
 
     Raises:
         CmpError: A rate is not a number from 0 to 1, or a curve declared continuous jumps by more
-            than a tenth of the peak within 100 steps.
+            than a tenth of the peak from one step to the next, in a task of 100 steps.
     """
     meta = option.kind == "meta_schedule"
     names = (option.facts["curve"] or "constant", option.name) if meta else (option.name, "none")
@@ -516,6 +516,6 @@ def check_option(option: Option) -> None:
         jumps = [abs(b - a) for a, b in itertools.pairwise(rates)]
         if not meta and option.facts["continuous"] and max(jumps) > 0.1:
             raise CmpError(
-                f"schedule {option.name!r}: jumps by {max(jumps):.2f} within 100 steps; declare "
-                "continuous=False if that is intended"
+                f"schedule {option.name!r}: jumps by {max(jumps):.2f} from one step to the next, "
+                "in a task of 100 steps; declare continuous=False if that is intended"
             )

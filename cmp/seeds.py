@@ -19,7 +19,7 @@ def digest(*parts: str | int) -> bytes:
 
 
 def unit_interval(*parts: str | int) -> float:
-    """Return a number in [0, 1) that depends only on the parts, for splits by concept."""
+    """Return a number in [0, 1) that depends only on the parts."""
     return int.from_bytes(digest(*parts)[:8], "big") / 2**64
 
 

@@ -125,16 +125,21 @@ def usual_prompt(name: str) -> str:
 def default_device(name: str, device: str | None = None) -> str:
     """Return the given device, or by default the CPU for an embedded model and a GPU for any other.
 
-    A run of the paper's size would take months on a CPU. An unknown model gets the CPU, and loading
-    it then raises an error that names it.
+    A run of the paper's size would take months on a CPU. An unknown model, or one whose config
+    cannot be read, gets the CPU, and loading it then raises an error that names it.
 
     Raises:
         CmpError: This kind of device is not supported.
     """
     if device:
         check_device_name(device)
+        return device
+    try:
+        name = known_name(name)
+    except CmpError:
+        return "cpu"
     others = {*open_clip.list_models()} - {*family_names()}
-    return device or ("cuda" if name in others or is_hub(name) else "cpu")
+    return "cuda" if name in others or is_hub(name) else "cpu"
 
 
 def check_device_name(device: str) -> None:

@@ -356,7 +356,7 @@ class TrainState:
     @functools.cached_property
     def has_random_layers(self) -> bool:
         """Whether layers of the network are random in training, such as DropPath."""
-        return any(map(models.is_random, self.model.modules()))
+        return models.has_random_layers(self.model)
 
     def layer_noise(self, task: int, step: int | str) -> contextlib.AbstractContextManager:
         """Return the context in which random layers draw what belongs to (task, step)."""

@@ -82,7 +82,7 @@ def test_show_writes_a_contact_sheet(tmp_path):
             ["training.batch", "training.batch="],
         ),
         (
-            ["run", "quick", "model.name=local-dir:/no", "model.start=hub", "--device", "cpu"],
+            ["run", "quick", "model.name=local-dir:/no", "model.start=hub"],
             ["model.name", "no weights"],
         ),
         (

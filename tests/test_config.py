@@ -165,6 +165,11 @@ def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path):
         (lambda: config.Schedule(peak=-1.0), ["Schedule: peak", "greater than 0", "-1.0"]),
         (lambda: config.Method("lorra"), ["Method: name", "'lorra'", "'lora'"]),
         (lambda: config.Merging(rule="ties"), ["rule 'ties'", "merging.policy=ema"]),
+        (
+            lambda: config.Merging(weight=0.3),
+            ["weight 0.3", "leave it out, or choose policy 'ema'"],
+        ),
+        (lambda: config.Merging("zero-all", weight=0.3), ["weight 0.3", "use shares 'newest'"]),
         (lambda: config.Training(steps="3"), ["Training: steps", "'3'"]),
         (lambda: config.Stream(traits="nowhere"), ["traits 'nowhere'", "'random' reads no stat"]),
         (lambda: config.Stream("given", equal="images"), ["equal 'images'", "the updates that"]),

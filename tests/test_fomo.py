@@ -73,6 +73,14 @@ def test_all_sets_have_a_manifest():
     assert all(each.licence and each.reader.folder == each.name for each in sets.values())
 
 
+@pytest.mark.defect
+@pytest.mark.parametrize("source", ["embedded", "shop"])
+def test_a_source_that_is_not_read_from_manifests_is_told_so(monkeypatch, source):
+    monkeypatch.setattr("cmp.data.named_sources", lambda: ["embedded", "fomo", "shop"])
+    with pytest.raises(CmpError, match=f"'{source}' is not read from manifests; give fomo or"):
+        load_manifests(source)
+
+
 def test_captions_labels_and_splits(root):
     small(root, "DTD")
     index = collection.read_index(with_counts("DTD"), root)

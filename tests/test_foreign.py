@@ -176,6 +176,17 @@ def test_a_folder_with_a_config_is_a_model(theirs, tmp_path):
 
 
 @pytest.mark.defect
+def test_the_device_of_a_folder_s_model_follows_from_its_config(tmp_path):
+    name = write_config(tmp_path, open_clip.get_model_config("small"))
+    assert starts.default_device(name) == "cpu"
+    assert starts.default_device(name, "cuda:1") == "cuda:1"
+    write_config(tmp_path)
+    assert starts.default_device(name) == "cuda"
+    (tmp_path / "open_clip_config.json").unlink()
+    assert starts.default_device(name) == "cpu"  # loading it then names the config
+
+
+@pytest.mark.defect
 def test_a_folder_s_model_takes_the_weights_of_another_file(theirs, corpus, tmp_path):
     """As the dry run says: both look at the file, not at the weights beside the config."""
     own = models.create_fused_model(NANO, 1)

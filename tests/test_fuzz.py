@@ -27,7 +27,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from cmp import NUMERICS, config, models
 from cmp.cli.runs import read_config
@@ -300,7 +300,7 @@ read_run_config = of_file(
 )
 read_study = of_file("studies/77.yaml", lambda _: studies.load_study("77").configs("quick"))
 read_weights = of_file(
-    "x.safetensors", lambda path: models.load_weights(torch.nn.Linear(3, 2), path)
+    "x.safetensors", lambda path: models.load_weights(torch.nn.Linear(3, 2), path, load_file)
 )
 read_chapter = of_file("00_x.md", lambda path: chapters.check_parameters(path, {"seeds": "2"}))
 read_archive = of_file("x.tgz", lambda path: list(packages.archive_members(path)))

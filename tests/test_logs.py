@@ -283,7 +283,8 @@ def test_the_real_wandb_takes_a_run_offline(build, monkeypatch, tmp_path):
 
 
 def test_the_time_spent_waiting_for_images_is_logged(build, monkeypatch):
-    """A quarter of the time, by the clocks of a test."""
+    """A quarter of the time of the steps, and all of that of the evaluations between them, by the
+    clocks of a test."""
     now = {"seconds": 0.0, "waited": 0.0}
     monkeypatch.setattr(logs.time, "monotonic", lambda: now["seconds"])
     monkeypatch.setattr(logs.decoding, "seconds_waited", lambda: now["waited"])
@@ -292,7 +293,11 @@ def test_the_time_spent_waiting_for_images_is_logged(build, monkeypatch):
         now["seconds"] += 2.0
         now["waited"] += 0.5
 
-    run = launch.run_one(small_config(*RUN), Observer(step))
+    def task(*_):
+        now["seconds"] += 10.0
+        now["waited"] += 10.0
+
+    run = launch.run_one(small_config(*RUN), Observer(step, task))
     assert set(logs.read_log(run.id)["waiting"].dropna()) == {0.25}
     shown = CliRunner().invoke(cli.app, ["results", "show", run.id[:8]]).output
     assert "waiting            0.25" in shown

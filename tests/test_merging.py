@@ -445,7 +445,7 @@ def test_the_threshold_is_that_of_kthvalue(sizes, seed, density, kind):
     model = {str(i): torch.tensor(draw(n), dtype=torch.float32) for i, n in enumerate(sizes)}
     base = {name: torch.zeros_like(x) for name, x in model.items()}
     kept = flat(model).abs()
-    [(least, most)] = ranks.magnitude_thresholds([model], base, model, density)
+    [(least, most)] = ranks.magnitude_thresholds([model], base, model, density, 0.0)
     rank = len(kept) - max(1, round(density * len(kept)))
     assert most == math.inf
     if rank == 0:
@@ -462,7 +462,7 @@ def test_a_sample_that_misleads_costs_time_but_no_truth(low, monkeypatch):
     tau[::2] = low
     base = {"x": torch.zeros(1000)}
     for density in (0.1, 0.3, 0.7, 0.9):
-        [(least, _)] = ranks.magnitude_thresholds([{"x": tau}], base, base, density)
+        [(least, _)] = ranks.magnitude_thresholds([{"x": tau}], base, base, density, 0.0)
         assert least == tau.sort().values[1000 - round(1000 * density)].item()
 
 

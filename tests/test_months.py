@@ -17,6 +17,7 @@ import numpy as np
 import options
 import pandas as pd
 import pytest
+import torch
 from pictures import classes, picture, tree, write_manifest
 from PIL import Image
 from tqdm import tqdm
@@ -394,6 +395,15 @@ def test_the_command_says_what_to_do_about_a_peak_and_repeats_nothing(made, root
     assert f"already there: {out}" in done.stdout and "written" not in done.stdout
     done = invoke(*month, "schedule.peak=0.001", "--dry-run")
     assert "cmpt tune" not in done.stdout
+
+
+@pytest.mark.defect
+def test_a_dry_run_refuses_a_gpu_that_is_not_there(made, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    month = ("update", made.folder, "--data", root / "y-month", "-o", tmp_path / "2")
+    error = invoke(*month, "--device", "cuda:2", "--dry-run").exception
+    assert isinstance(error, CmpError) and "'cuda:2'" in str(error)
 
 
 def test_the_options_of_the_command_are_those_of_the_update(root, tmp_path):
@@ -944,7 +954,7 @@ def test_a_damaged_release_is_neither_used_nor_called_intact(made, tmp_path, nam
     out = tmp_path / "bad.safetensors"
     for command in (
         ["export", made.folder, "-o", out],
-        ["eval", f"local-dir:{made.folder}", "--device", "cpu"],
+        ["eval", f"local-dir:{made.folder}"],
         ["compare", f"local-dir:{made.folder}", "small:annealed"],
         ["release", "show", made.folder],
     ):

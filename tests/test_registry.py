@@ -273,11 +273,12 @@ def doubled(entries, block):
 @pytest.mark.parametrize(
     ("kind", "function", "facts", "words"),
     [
-        ("schedule", stairs, {}, "jumps by 0.50 within 100 steps; declare continuous=False"),
+        ("schedule", stairs, {}, "jumps by 0.50 from one step .* continuous=False"),
         ("order", lambda table, seed: np.zeros(len(table), int), {}, "permutation of 0 to 11"),
         ("order", lambda table, seed: np.arange(len(table) - 1), {}, "permutation of 0 to 11"),
         ("order", lambda table, seed: list(table.index), {}, "permutation of 0 to 11"),
         ("order", as_listed, {}, "the seed makes no difference; declare seeded=False"),
+        ("buffer", everything, {"capacity": "requird"}, "'requird': choose none, optional or"),
         ("buffer", everything, {"capacity": "required"}, "keeps 12 images, more than 6"),
         ("buffer", lambda *given: ([3, 3], None), {}, "expected distinct positions"),
         ("buffer", lambda *given: ([12], None), {}, "expected distinct positions"),
@@ -293,6 +294,7 @@ def doubled(entries, block):
             "merge_rule", lambda x, _: x.mean(0).reshape(-1), {"matrix": True},
             r"returned shape \[24\] for 3 models.*shape \[4, 6\]",
         ),
+        ("merge_rule", doubled, {"running": "mean"}, "'mean': choose sum, maximum or None"),
         ("merge_rule", doubled, {"keeps_norm": True}, "needs base=True and matrix=True"),
         ("merge_rule", doubled, {"matrix": True, "linear": True}, "declare only one of them"),
         (
@@ -308,6 +310,7 @@ def doubled(entries, block):
             "merge_rule", lambda models, *given: [0.5] * len(models), {"linear": True},
             "changes models that are all equal",
         ),
+        ("merge_policy", MergePolicy("last", "last"), {"merges": ("too",)}, "give a tuple of"),
         ("merge_policy", lambda end: end.trained, {}, "must return MergedWeights"),
         ("method", 3, {}, "must be a function of the train state or an UpdateMethod, not int"),
     ],

@@ -404,7 +404,7 @@ def test_a_task_is_called_idle_where_it_learns_nothing(case):
     schedule, steps = case
     rates = analyses.learning_rates(schedule, TASKS, steps)
     idle = [task for task in range(TASKS) if not rates[task].any()]
-    assert schedules.idle_task(schedule, (steps,) * TASKS) == (idle[0] if idle else None)
+    assert schedules.idle_task(schedule, (steps,) * TASKS, 0) == (idle[0] if idle else None)
 
 
 @pytest.mark.defect

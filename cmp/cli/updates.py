@@ -126,10 +126,15 @@ def update(
 
 def _forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) -> list[str]:
     """Return how long an update may take, by the last one if it was computed alike, and how much
-    memory a step needs."""
+    memory a step needs.
+
+    Raises:
+        CmpError: This machine has GPUs, but not this one.
+    """
+    is_like_last = _is_like_last(plan, device, execution)
     try:
         memory = preflight.check_memory(plan.fitted, device, execution).sentence
-        if _is_like_last(plan, device, execution):
+        if is_like_last:
             last = plan.earlier[-1]
             seconds = plan.steps * last.seconds / last.steps
             time = (

@@ -24,16 +24,16 @@ from cmp.readers.manifest import (
     Prompt,
     SetManifest,
     Split,
-    SplitShare,
     StrictModel,
     Text,
     read_manifest,
 )
+from cmp.values import Share
 
 DatasetName = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=LONGEST_NAME)
 ]
-Interval = Annotated[tuple[SplitShare, SplitShare], Field(description="half-open part of [0, 1)")]
+Interval = Annotated[tuple[Share, Share], Field(description="half-open part of [0, 1)")]
 Caption = Literal["name", "name-tags", "name-all", "subgroup-name", "tags"]
 ImagesPerClass = Annotated[int, Field(ge=1)]
 Names = Annotated[list[DatasetName], Field(min_length=1)]

@@ -79,8 +79,6 @@ def check_run(
         The checks; the run's data, or None if they cannot be loaded; and the config that is
         actually run, see `cmp.budgets.settle`, if there are data.
     """
-    if device != "cpu" and torch.cuda.is_available():
-        devices.check_device(device)  # such as cuda:7
     memory = check_memory(run_config, device, execution)
     checks = [*check_needs(run_config, device), memory, _check_disk(run_config)]
     corpus, fitted = None, run_config
@@ -178,7 +176,7 @@ def _check_weights(run_config: RunConfig) -> Check:
 def _check_card(device: str) -> Check:
     if device == "cpu":
         return Check("device", PRESENT, f"the CPU, {torch.get_num_threads()} threads")
-    if not torch.cuda.is_available():
+    if not devices.is_present(device):
         return Check("device", MISSING, "torch finds no GPU, or was built without CUDA")
     count, card = torch.cuda.device_count(), torch.cuda.get_device_properties(device)
     kinds = {torch.cuda.get_device_name(number) for number in range(count)}

@@ -25,8 +25,8 @@ from cmp.files import write_atomic
 from cmp.project import build_folder
 from cmp.registry import load_plugin
 from cmp.runs import launch
-from cmp.runs.checkpoints import SIGNALS, StopRequest
-from cmp.scale.decoding import JOBS
+from cmp.runs.checkpoints import StopRequest
+from cmp.scale.decoding import JOBS, STOPS
 
 ATTEMPTS = 5
 """How often a run is started or resumed before the loss of its worker is a failure."""
@@ -297,7 +297,7 @@ def stop_gently(wait_for_parent: Callable[[], Any]) -> None:
         wait_for_parent: Returns once the parent has died. From then on, the process is repeatedly
             asked to stop and save, since it may be between two runs.
     """
-    for number in SIGNALS:
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
 
     def stop() -> None:

@@ -371,10 +371,15 @@ def check_option(option: Option) -> None:
     """Check a merge rule on two small tensors.
 
     Raises:
-        CmpError: Its properties contradict each other, its result has the wrong shape or is not
-            finite, or it is declared idempotent but changes models that are all equal.
+        CmpError: Its properties are unknown or contradict each other, its result has the wrong
+            shape or is not finite, or it is declared idempotent but changes models that are all
+            equal.
     """
     facts = option.facts
+    if (running := facts["running"]) not in (None, "sum", "maximum"):
+        raise CmpError(
+            f"merge_rule {option.name!r}: running={running!r}: choose sum, maximum or None"
+        )
     if facts["keeps_norm"] and not (facts["base"] and facts["matrix"]):
         raise CmpError(
             f"merge_rule {option.name!r}: keeps_norm=True needs base=True and matrix=True"

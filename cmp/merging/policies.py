@@ -320,8 +320,14 @@ def check_option(option: Option) -> None:
     """Check a merge policy after one task of a small model.
 
     Raises:
-        CmpError: The policy does not return `MergedWeights` with the model's tensors.
+        CmpError: Its `merges` is unknown, or the policy does not return `MergedWeights` with the
+            model's tensors.
     """
+    merges = option.facts["merges"]
+    if {*merges} - {"two", "all"}:
+        raise CmpError(
+            f"merge_policy {option.name!r}: merges={merges!r}: give a tuple of 'two', 'all' or both"
+        )
     zero = {"x": torch.zeros(3)}
     memory = {"zero": zero}
     if option.facts["step_share"]:  # see `update_step_average`

@@ -27,7 +27,7 @@ def magnitude_thresholds(
     base: Mapping[str, Tensor],
     outline: Mapping[str, Tensor],
     density: float,
-    outliers: float = 0.0,
+    outliers: float,
 ) -> list[MagnitudeBounds]:
     """Return bounds on the entries of each task vector to keep, by exact rank of magnitude.
 

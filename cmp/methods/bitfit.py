@@ -1,4 +1,5 @@
-"""BitFit: only biases train, including those of norms, in both towers (Ben Zaken et al. 2022)."""
+"""BitFit: in both towers, only biases train, those of norms and SigLIP's `logit_bias` included
+(Ben Zaken et al. 2022)."""
 
 from cmp.methods.parameters import train_only
 from cmp.registry import register

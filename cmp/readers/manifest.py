@@ -26,12 +26,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringCo
 from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError, check_line, name_choices
 from cmp.parsing import MAX_YAML_BYTES, first_fault, read_text, read_yaml
-from cmp.project import build_folder
+from cmp.project import build_folder, shipped_folder
 from cmp.readers.files import is_inside, note_folder, note_path
+from cmp.values import Share
 
-_IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
-MANIFESTS = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "data_manifests"
-"""The manifests shipped with this package, inside a wheel or beside it in a checkout."""
+MANIFESTS = shipped_folder("data_manifests")
+"""The manifests shipped with this package."""
 STATISTICS = MANIFESTS / "traits"
 """Tables of class statistics shipped with this package."""
 
@@ -70,7 +70,6 @@ Line = Annotated[Text, AfterValidator(check_line)]
 UpdateName = Annotated[Line, BeforeValidator(lambda x: str(x) if type(x) is int else x)]
 """The month, the day or the number of an update."""
 Prompt = Annotated[Text, AfterValidator(check_prompt)]
-SplitShare = Annotated[float, Field(ge=0, le=1)]
 Split = Literal["train", "validation", "test"]
 Role = Literal["pool", "substitute", "adapt", "eval", "transfer"]
 Year = Annotated[int, Field(ge=1900, le=2100)]
@@ -253,7 +252,7 @@ class FileSet(SetManifest):
     prompt: Prompt = "a photo of a {}"
     licence: Line
     reader: Reader
-    splits: dict[Split, SplitShare] = Field(default_factory=dict)
+    splits: dict[Split, Share] = Field(default_factory=dict)
     update: UpdateName | None = None
     faults: Literal["refuse", "skip"] = "refuse"
     beside: Literal["embedded"] | None = None
@@ -331,8 +330,8 @@ def manifest_folders(source: str) -> list[tuple[Path, Path]]:
     """Return the folders of a collection's manifests and data.
 
     Args:
-        source: A collection of this package, such as "fomo", or the path of a folder. The data of
-            "fomo" are in `fomo` in the build folder, which may contain more manifests.
+        source: "fomo", or the path of a folder. The data of "fomo" are in `fomo` in the build
+            folder, which may contain more manifests.
 
     Returns:
         (folder of manifests, folder of data) pairs.
@@ -340,15 +339,20 @@ def manifest_folders(source: str) -> list[tuple[Path, Path]]:
     Raises:
         CmpError: If `source` is neither.
     """
-    from cmp.data import named_sources  # imports torch
-
-    if source in named_sources() and source != "embedded":
+    if source == "fomo":
         data = build_folder() / source
         return [(MANIFESTS / source, data), (data, data)]
     folder = Path(os.path.expanduser(source))
     if not os.path.isdir(folder):  # works for any text
-        names = ", ".join(named_sources())
-        raise CmpError(f"data: {source!r:.200} is neither a folder of manifests nor one of {names}")
+        from cmp.data import named_sources  # imports torch
+
+        if source in (names := named_sources()):
+            raise CmpError(
+                f"data: {source!r} is not read from manifests; give fomo or a folder of manifests"
+            )
+        raise CmpError(
+            f"data: {source!r:.200} is neither a folder of manifests nor one of {', '.join(names)}"
+        )
     return [(folder, folder)]
 
 

@@ -36,8 +36,8 @@ from cmp.errors import CmpError, Interrupted, explain_errors
 from cmp.files import write_tensors
 from cmp.models import PREPROCESSING
 from cmp.scale import processes
+from cmp.scale.decoding import STOPS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SCHEMA = 2
 INTERVAL, MAX_SHARE = 120.0, 0.02
 """Seconds between checkpoints within a task, and the largest share of the time that saving may
@@ -66,7 +66,7 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             is_kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-            caught = [number for number in SIGNALS if number != signal.SIGHUP or not is_kept]
+            caught = [number for number in STOPS if number != signal.SIGHUP or not is_kept]
             self._before = {number: signal.signal(number, self._note) for number in caught}
         return self
 

@@ -168,7 +168,7 @@ def _special_layers(name: str) -> tuple[bool, bool]:
     """Return whether layers of a network keep running statistics, and whether layers are random in
     training."""
     model = models.create_on_meta(name)
-    return bool(batch_norms(model)), any(map(models.is_random, model.modules()))
+    return bool(batch_norms(model)), models.has_random_layers(model)
 
 
 def start_identity(run_config: RunConfig) -> tuple[dict[str, str], dict[str, Any]]:

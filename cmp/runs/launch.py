@@ -182,7 +182,7 @@ def run_one(
     device: str = "cpu",
     **options: Any,
 ) -> store.StoredRun:
-    """Resolve a run and return it; `compute` explains the arguments."""
+    """Resolve a run, and load or compute it; `compute` explains the arguments."""
     return compute(resolve_run(run_config), observer, device, **options)
 
 

@@ -204,14 +204,13 @@ class RunLog:
 
     def flush(self) -> None:
         """Write the pending steps, waiting for the device once."""
-        now = time.monotonic()
+        now, waited = time.monotonic(), decoding.seconds_waited()
         if self.pending:
             numbers = torch.stack([torch.stack(result[:2]) for _, _, result, _ in self.pending])
-            seconds, waited = max(now - self.flushed, 1e-9), decoding.seconds_waited()
+            seconds = max(now - self.flushed, 1e-9)
             rate = sum(result.samples for _, _, result, _ in self.pending) / seconds
             common: dict[str, Any] = {"samples_per_second": float(f"{rate:.4g}")}
             common["waiting"] = float(f"{min(1, (waited - self.waited) / seconds):.3g}")
-            self.waited = waited
             if self.share:
                 common["peak_share"] = float(f"{rate * self.share:.3g}")
             if self.device != "cpu":
@@ -221,7 +220,7 @@ class RunLog:
                 row = {"task": task, "step": step, "loss": loss, "gradient_norm": norm}
                 row |= {"rate": result.rate, "time": round(when, 3)} | common
                 self._write(row)
-        self.pending, self.flushed = [], now
+        self.pending, self.flushed, self.waited = [], now, waited
         with self._drop_if_failing("file"):
             if file := self.sinks.get("file"):
                 file.flush()

@@ -252,7 +252,6 @@ class Run:
         progress = saved.progress
         checkpoints.restore(saved.tensors, self.model, self.state.optimizer)
         self.trunk = saved.part("trunk")
-        self.deployed = {}
         if progress.task == self.fitted.stream.tasks:  # otherwise left by a shorter run
             self.deployed = saved.part("deployed")
         for name, x in saved.part("method").items():

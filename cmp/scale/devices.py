@@ -51,8 +51,20 @@ def check_device(device: str) -> None:
 
 
 def is_present(device: str) -> bool:
-    """Return whether this machine has such a device."""
-    return device == "cpu" or torch.cuda.is_available()
+    """Return whether this machine has a device of this kind.
+
+    Raises:
+        CmpError: It has GPUs, but fewer than the device's number says.
+    """
+    if device == "cpu" or not torch.cuda.is_available():
+        return device == "cpu"
+    count, number = torch.cuda.device_count(), torch.device(device).index
+    if number is not None and number >= count:
+        raise CmpError(
+            f"device {device!r}: the GPUs here have numbers below {count}; choose one of them, "
+            "or cuda"
+        )
+    return True
 
 
 def device_name(device: str) -> str:
