@@ -618,6 +618,22 @@ def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(
         first(root, tmp_path / "none", prompt="a photo")
 
 
+def test_what_a_manifest_skips_is_said(root, tmp_path):
+    """Also of a pool and of a retention set."""
+    given = {}
+    for role in ("adapt", "pool", "eval"):
+        folder = classes(tmp_path / role, [f"{role} {n}" for n in range(3)], each=20)
+        tree(folder, {f"{role} 0/bad.png": b"none"})
+        write_manifest(folder / "manifest.yaml", name=role, role=role, faults="skip")
+        given[role] = folder
+    plan = plan_update(
+        months.START, given["adapt"], months.SMALL, pool=given["pool"], retain=[given["eval"]]
+    )
+    words = "left out by `faults: skip`: 1 (corrupt image: {} 0/bad.png)"
+    for option, role in (("", "adapt"), ("--pool: ", "pool"), ("--retain: ", "eval")):
+        assert option + words.format(role) in plan.notes
+
+
 @pytest.mark.parametrize("start", [months.START, "ViT-B-32:random"])
 def test_the_first_update_of_any_model_replays_the_whole_pool(root, start):
     plan = plan_update(start, root / "z-month", pool=root / "pool")
@@ -984,6 +1000,10 @@ def test_what_the_next_update_needs_is_shown_until_the_release_is_slimmed(own_ro
     assert words.format(needed) in shown() and "all files are intact" in shown()
     (own_root / "z-month" / made.ledger().pictures[-1].source).unlink()
     assert words.format(needed - 1) in shown() and "--moved OLD=NEW" in shown()
+    table = own_root / "z-month" / "months.csv"
+    table.write_text(table.read_text().replace("filepath", "place", 1))
+    reason = f"  {own_root / 'z-month'}: its images cannot be looked for: reader.image: no column"
+    assert reason in shown() and words.format(0) not in shown()
     shutil.rmtree(own_root / "z-month")
     assert words.format(0) in shown()
     error = invoke("release", "slim", made.folder).exception

@@ -757,6 +757,32 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     assert "Permission denied" in state_of(root).reason
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [("folder", "stat"), ("csv", "stat"), ("csv", "lstat"), ("tars", "stat"), ("tars", "scandir"),
+     ("pairs", "scandir"), ("pairs", "lstat")],
+)  # fmt: skip
+def test_files_on_a_disk_that_fails_are_not_called_missing(
+    tmp_path, monkeypatch, kind, call, number
+):
+    root, real = tree(tmp_path / "p", {"a/1.png": picture(1), "a/1.txt": b"one"}), getattr(os, call)
+    (root / "t.csv").write_text("filepath,title\na/1.png,one\n")
+    tar(root / "t.tar", [("1.png", picture(1)), ("1.txt", b"one")])
+    reader = {"csv": {"path": "t.csv"}, "tars": {"path": "*.tar"}}.get(kind, {})
+    assert len(read_set(root, kind, **reader).table) == 1
+
+    def fail(path=".", **other):
+        if str(path).startswith(f"{root}/a" if call == "lstat" else str(root)):
+            raise OSError(number, "failed", str(path))
+        return real(path, **other)
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(CmpError, match=r"mine: .*cannot be read \(.*failed") as error:
+        read_set(root, kind, **reader)
+    assert not isinstance(error.value, files.NoFilesError)
+
+
 def test_each_part_of_a_collection_may_lie_beside_its_own_manifest(tmp_path):
     for name, role in (("updates", "adapt"), ("kept", "eval")):
         write_manifest(tmp_path / name / "manifest.yaml", name=name, role=role)

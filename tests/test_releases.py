@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -93,6 +94,70 @@ def test_an_image_on_a_disk_that_fails_is_not_gone(tmp_path, monkeypatch, skip_g
             arrivals.locate(arrived, skip_gone)
     located, _, gone = arrivals.locate(arrived, skip_gone)
     assert located.pictures == arrived.pictures and gone == 0
+
+
+def test_a_month_that_cannot_be_listed_is_not_gone(tmp_path, monkeypatch):
+    """Nor is it called so: JPEGs that are there were named as gone."""
+    month, scan = classes(tmp_path / "month"), os.scandir
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
+
+    def fail(path="."):
+        if str(path).startswith(str(month)):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", fail)
+        refuse_to_look(arrived, month, "cannot be read .*Input/output error")
+    assert arrivals.locate(arrived)[2] == 0
+    assert arrivals.count_present(arrived) == {str(month): (18, 18, "")}
+
+
+def refuse_to_look(arrived, month, words):
+    """See that nothing is left out of a month whose images cannot be looked for."""
+    reason = rf"^{month}: its images cannot be looked for: {words}"
+    for skip_gone in (False, True):
+        with pytest.raises(CmpError, match=f"{reason}.*; nothing was left out$"):
+            arrivals.locate(arrived, skip_gone)
+    [(_, there, why)] = arrivals.count_present(arrived).values()
+    assert there == 0 and re.match(reason, why)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("filepath,", "file,"), "reader.image: no column 'filepath'; did you mean 'file'"),
+        (("cat,", "caf\u00e9,"), "t.csv: cannot be read"), (("filepath", "\n"), "reader.*column"),
+    ],
+)  # fmt: skip
+def test_the_images_of_a_table_that_is_broken_are_not_gone(tmp_path, change, words):
+    month = tree(tmp_path / "month", {f"i/{n}.png": picture(n) for n in range(4)})
+    text = "filepath,label\n" + "".join(f"i/{n}.png,cat, \n" for n in range(4)).replace(" ", "")
+    (month / "t.csv").write_text(text)
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
+    (month / "t.csv").write_text(text.replace(*change), encoding="latin-1")
+    refuse_to_look(arrived, month, f".*{words}")
+    (month / "t.csv").unlink()  # on purpose, like images in a folder
+    assert arrivals.locate(arrived, True)[2] == 4
+    (month / "t.csv").write_text(text)
+    shutil.rmtree(month / "i")
+    assert arrivals.locate(arrived, True)[2] == 4
+
+
+def test_images_in_folders_that_are_no_classes_any_more_are_not_gone(tmp_path):
+    month = classes(tmp_path / "month")
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
+    for name in ("train", "test"):
+        (month / name).mkdir()
+    refuse_to_look(arrived, month, "oak/0.png is there, .*; undo what has changed, such as new fol")
+    for name in ("train", "test"):
+        (month / name).rmdir()
+    (month / "oak").rename(tmp_path / "oak")
+    (month / "oak").symlink_to(tmp_path / "oak")
+    refuse_to_look(arrived, month, "oak/0.png is there, .* links to folders")
+    (month / "oak").unlink()
+    with pytest.raises(CmpError, match=r"6 images .* gone .*\(a renamed class folder counts as"):
+        arrivals.locate(arrived)
 
 
 def test_a_copy_of_a_test_image_in_an_old_month_s_training_folder_changes_nothing(tmp_path):

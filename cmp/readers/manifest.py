@@ -27,7 +27,7 @@ from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError, check_line, name_choices
 from cmp.parsing import MAX_YAML_BYTES, first_fault, read_text, read_yaml
 from cmp.project import build_folder
-from cmp.readers.files import is_inside, note_folder, note_path
+from cmp.readers.files import NoFilesError, exists, is_inside, note_folder, note_path
 
 _IN_WHEEL = Path(__file__).resolve().parent.parent / "data_manifests"
 MANIFESTS = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_WHEEL.parents[1] / "data_manifests"
@@ -284,9 +284,11 @@ class FileSet(SetManifest):
             root: The folder that the pattern starts from, unless it is absolute.
 
         Raises:
-            CmpError: There are none, the pattern would search folders outside the root, or
-                it matches links that lead out of the root or files outside it without the reader's
-                endings.
+            NoFilesError: There are none.
+            CmpError: The path is not that of a regular file, the pattern would search folders
+                outside the root, or it matches links that lead out of the root or files outside it
+                without the reader's endings.
+            OSError: A folder or file cannot be looked at.
         """
         pattern, parts = self.reader.path, Path(self.reader.path).parts
         if "**" in parts and (os.path.isabs(pattern) or ".." in parts):
@@ -295,12 +297,14 @@ class FileSet(SetManifest):
             )
         pattern = os.path.join(glob.escape(str(root)), pattern)
         paths = map(Path, glob.iglob(pattern, recursive=True, include_hidden=True))
-        files = sorted(path for path in paths if path.is_file())
+        files = sorted(path for path in paths if exists(path) and path.is_file())
         for path in files:
             note_path(path)
-        self._note_searched(root)
+        self._note_searched(root, bool(files))
         if not files:
-            raise CmpError(f"{self.name}: reader.path: no file matches {pattern:.200}")
+            # glob passes over a disk that fails
+            kind = CmpError if exists(os.path.join(root, self.reader.path)) else NoFilesError
+            raise kind(f"{self.name}: reader.path: no file matches {pattern:.200}")
         endings, what = FILE_ENDINGS[self.reader.kind], f"{self.name}: reader.path: {pattern:.200}"
         for path in [path for path in files if not is_inside(path, root)]:
             if is_inside(path.parent, root):
@@ -315,8 +319,13 @@ class FileSet(SetManifest):
                 )
         return files
 
-    def _note_searched(self, root: Path) -> None:
-        """Note the folders in which the reader's pattern looks, where other files may arrive."""
+    def _note_searched(self, root: Path, has_found: bool) -> None:
+        """Note the folders in which the reader's pattern looks, where other files may arrive.
+
+        Raises:
+            OSError: One of them cannot be listed, which glob passes over. A lack of permission
+                counts only if nothing was found, as disks have folders of the system.
+        """
         parts = Path(self.reader.path).parts
         first = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
         last = len(parts) if parts[-1:] == ("**",) else len(parts) - 1  # ** also looks inside
@@ -325,6 +334,12 @@ class FileSet(SetManifest):
             matches = glob.iglob(above, recursive=True, include_hidden=True)
             for folder in filter(os.path.isdir, matches):
                 note_folder(folder)
+                try:
+                    with os.scandir(folder) as entries:
+                        next(entries, None)
+                except PermissionError:
+                    if not has_found:
+                        raise
 
 
 def manifest_folders(source: str) -> list[tuple[Path, Path]]:

@@ -16,6 +16,7 @@ from cmp.errors import CmpError, did_you_mean, explain_errors
 from cmp.readers.files import (
     NO_FILE,
     OUTSIDE,
+    NoFilesError,
     ReadImage,
     Stamp,
     file_stamp,
@@ -165,7 +166,7 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path) -> ImageIndex:
     known: dict[str, bool] = {}
     stamps = [_path_stamp(root, name, known) for name in names]
     if names and all(stamp == NO_FILE for stamp in stamps):
-        raise CmpError(
+        raise NoFilesError(
             f"{dataset.name}: reader.image: none of the {len(names)} files in the column "
             f"{dataset.reader.image!r} exists, such as {', '.join(names[:3])}; paths must be "
             f"relative to the table's folder, and all files inside {root}"

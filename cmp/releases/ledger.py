@@ -178,6 +178,8 @@ class ArrivalReport:
         new_names: Class names that were not known before.
         old_names: Class names that were known.
         untested_names: Those of `new_names` without a test image.
+        skipped: How many things that cannot be used were left out, as the manifest says.
+        skipped_faults: Their kinds, and names of some of them.
     """
 
     new: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -191,6 +193,8 @@ class ArrivalReport:
     new_names: tuple[str, ...] = ()
     old_names: tuple[str, ...] = ()
     untested_names: tuple[str, ...] = ()
+    skipped: int = 0
+    skipped_faults: str = ""
 
 
 def manifest_of(tree: Mapping[str, Any]) -> FileSet:
