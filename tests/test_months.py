@@ -307,7 +307,7 @@ def test_retention_is_compared_on_the_same_images_only(root, tmp_path, change):
     """A subset has as many images when more have arrived, or some are gone, but other ones."""
     classes(tmp_path / "kept", ("mug", "shirt"))
     made = first(root, tmp_path, retain=[tmp_path / "kept"])
-    more = [classes(tmp_path / "more", ("mug", "shirt"), prefix="x-")] * (change == "more")
+    more = [classes(tmp_path / "kept", ("mug", "shirt"), prefix="x-")] * (change == "more")
     if change == "gone":
         test = next(x for x in made.ledger().pictures if (x.set, x.split) == ("kept", "test"))
         (tmp_path / "kept" / test.source).unlink()
@@ -449,7 +449,8 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
         plan_update(months.START, month)
     for words in (done.stdout, str(error.value)):
         words = " ".join(words.split())
-        assert "oak/bad.png" in words and "2026-01" in words and "catalogue" not in words
+        assert "oak/bad.png" in words and "2026-01" in words and "catalogue: " not in words
+        assert "put `faults: skip` and `name: catalogue` into it" in words  # or it is another set
         assert "oak/notes.pdf" in words and "loose.png" in words  # all of them at once
         assert "cmpt data init" in words
 
@@ -669,6 +670,12 @@ def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, 
     plan = plan_second(made, own_root)
     assert "the new images belong to hats" in plan.notes
     assert any('"a hat, {}" for hats' in note for note in plan.notes)
+    apart = [note for note in plan.notes if "set of its own" in note]
+    assert len(apart) == 1 and apart[0].startswith("hats is a set of its own, scored apart from sh")
+    assert apart[0].endswith("with `name: shoes`")
+    assert not any(
+        "set of its own" in note for note in plan_update(made, own_root / "x-month").notes
+    )
 
 
 @pytest.mark.parametrize("scope", ["full", "subset"])

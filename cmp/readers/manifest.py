@@ -117,10 +117,10 @@ class FolderReader(PictureReader):
 
 
 class TableReader(PictureReader):
-    """A table with one row per image: CSV, TSV (tabs) or Parquet.
+    """A table with one row per image: CSV, TSV (tabs), JSON lines or Parquet.
 
     Attributes:
-        kind: "csv" (also for TSV) or "parquet".
+        kind: "csv" (also for TSV), "jsonl" or "parquet".
         path: The file, or a pattern for several.
         image: The column of the image: a path relative to the table's folder, or the bytes of the
             file.
@@ -130,7 +130,7 @@ class TableReader(PictureReader):
         update: The column of the update in which an image arrives, see `FileSet.update`.
     """
 
-    kind: Literal["csv", "parquet"]
+    kind: Literal["csv", "jsonl", "parquet"]
     path: Text = "."
     image: Text = "filepath"
     caption: Text | None = "title"
@@ -181,7 +181,9 @@ class FomoReader(PictureReader):
     resized: bool = False
 
 
-FILE_ENDINGS = {"csv": (".csv", ".tsv"), "parquet": (".parquet",), "tars": (".tar",)}
+FILE_ENDINGS = {
+    "csv": (".csv", ".tsv"), "jsonl": (".jsonl",), "parquet": (".parquet",), "tars": (".tar",)
+}  # fmt: skip
 """`reader.kind` -> the endings that files outside the manifest's folder must have."""
 Reader = Annotated[
     FolderReader | TableReader | TarReader | PairReader | FomoReader, Field(discriminator="kind")

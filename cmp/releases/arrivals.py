@@ -49,9 +49,9 @@ def has_manifests(folder: Path) -> bool:
     return bool(find_manifests(folder, "*.yaml") or find_manifests(folder, "*/*.yaml"))
 
 
-def _refuse_deep_folders(folder: Path, option: str) -> None:
+def _refuse_deep_folders(folder: Path, option: str, how: str) -> None:
     """Raise `CmpError` if images are in folders within class folders: the upper ones are then
-    more likely months than classes."""
+    more likely months than classes. `how` says how to write a manifest."""
     parts = 3 if folders.split_folders(folder) else 2
     deep = [
         path for path in folders.walk_files(folder)
@@ -63,8 +63,7 @@ def _refuse_deep_folders(folder: Path, option: str) -> None:
         raise CmpError(
             f"{option}: {folder}: images are in folders of folders, such as {deep[0]} and "
             f"{other}, so it is not clear which folders are classes; give one month's folder, such "
-            f"as {folder / top}, or if {top} is a class, write a manifest with `cmpt data init "
-            f"{folder}`"
+            f"as {folder / top}, or if {top} is a class, {how}"
         )
 
 
@@ -122,9 +121,24 @@ def check_pictures(dataset: FileSet, root: Path, folder: Path) -> ImageIndex:
 
 
 def without_manifest(fault: str, name: str, folder: Path) -> str:
-    """Return a fault without the set's name and its manifest's keys, which no user wrote."""
-    how = f"fix or remove them, or set `faults: skip` in a manifest (`cmpt data init {folder}`)"
+    """Return a fault without the set's name and its manifest's keys, which no user wrote.
+
+    Args:
+        fault: The fault.
+        name: The name of the set that the images belong to.
+        folder: Their folder.
+    """
+    how = f"fix or remove them, or {_how_to_join(folder, name, 'faults: skip')}"
     return fault.removeprefix(f"{name}: ").replace(MEND_FAULTS, how)
+
+
+def _how_to_join(folder: Path, name: str, *keys: str) -> str:
+    """Return how to write a manifest, with keys, that does not make a folder a set of its own."""
+    written = " and ".join(f"`{key}`" for key in (*keys, f"name: {name}"))
+    return (
+        f"write a manifest (`cmpt data init {folder}`) and put {written} into it; with another "
+        "name, the folder is a set of its own"
+    )
 
 
 def read_sets(
@@ -144,8 +158,8 @@ def read_sets(
         (manifest, folder that its paths start from) pairs.
 
     Raises:
-        CmpError: The folder contains no images, datasets with another role, or a known set with
-            another role or prompt.
+        CmpError: The folder contains no images, a table beside class folders that cannot be used,
+            datasets with another role, or a known set with another role or prompt.
     """
     ledger = ledger or Ledger()
     known, option = known_sets(ledger), OPTIONS[role]
@@ -160,12 +174,15 @@ def read_sets(
                 f"{option}: {folder}: {alien[0].name!r} has role {alien[0].role!r}; use {names}"
             )
     else:
-        text, _ = infer.describe_folder(folder, role)
-        tree = parse_yaml(text)
+        text, _, passed_over = infer.describe_folder(folder, role)
+        tree = parse_yaml(text) | {"licence": "not given"}
+        tree["name"] = joined_set(ledger, role, str(folder), tree["name"])
+        how = _how_to_join(folder, tree["name"])
         if tree["reader"]["kind"] == "folder":
-            _refuse_deep_folders(folder, option)
-        tree = tree | {"licence": "not given"}
-        tree["name"] = joined_set(ledger, role)
+            _refuse_deep_folders(folder, option, how)
+        if passed_over:  # it may have the captions, and the folders may not be classes
+            unused = f"to leave it unused, move it elsewhere, or {how}"
+            raise CmpError(f"{option}: {'; '.join(passed_over)}; {unused}")
         del tree["prompt"]
         with explain_errors(f"{option}: {folder}: has a name that is not UTF-8", "; rename it"):
             located = [(FileSet.model_validate(tree), folder)]

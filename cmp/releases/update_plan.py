@@ -149,7 +149,8 @@ def plan_update(
         settings: Keys of the config to change, as nested dicts or as "key=value" texts.
         pool: A folder of images to replay in this and all later updates, in place of an earlier
             one; for the first update also "embedded".
-        retain: Folders of images that A_ZS is scored on from this update on, besides earlier ones.
+        retain: Folders of images that A_ZS is scored on from this update on, besides earlier ones;
+            each is a set of its own, named after the folder unless it has a manifest.
         name: The name of the update; by default, the folder's.
         prompt: For the first update: the prompt for sets whose manifest has none, such as "a photo
             of a {}"; by default, the model's usual one.
@@ -431,6 +432,13 @@ def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:
         yield f"the {word} {', '.join(sets)}: the images of all updates"
     else:
         yield f"the new images belong to {', '.join(sets)}"
+    earlier = [*ledgers.set_names(Ledger(ledger.arrivals[:-1]), "adapt")]
+    for name in sets if earlier else ():
+        if name not in earlier:
+            yield (
+                f"{name} is a set of its own, scored apart from {', '.join(earlier)}; to join "
+                f"{earlier[0]}, give the folder a manifest with `name: {earlier[0]}`"
+            )
     by_prompt: dict[str, list[str]] = {}
     for name, tree in ledgers.known_sets(ledger).items():
         by_prompt.setdefault(tree.get("prompt", starts.USUAL_PROMPT), []).append(name)
