@@ -140,10 +140,13 @@ MANIFESTS = {
     "folder": manifest("folder", path="."),
     "csv": manifest("csv", path="t.csv", **COLUMNS),
     "tsv": manifest("csv", path="t.tsv", **COLUMNS),
+    "jsonl": manifest("jsonl", path="t.jsonl", **COLUMNS),
     "parquet": manifest("parquet", path="t.parquet", **COLUMNS | {"image": "image"}),
     "tars": manifest("tars", path="*.tar"),
 }
-LAYOUT = {"csv": "t.csv", "tsv": "t.tsv", "parquet": "t.parquet", "tars": "t.tar"}
+LAYOUT = {
+    "csv": "t.csv", "tsv": "t.tsv", "jsonl": "t.jsonl", "parquet": "t.parquet", "tars": "t.tar"
+}  # fmt: skip
 
 
 def good_files(folder: Path) -> dict[str, bytes]:
@@ -159,6 +162,7 @@ def good_files(folder: Path) -> dict[str, bytes]:
     files = {
         "t.csv": table().to_csv(index=False).encode(),
         "t.tsv": table().to_csv(index=False, sep="\t").encode(),
+        "t.jsonl": table().to_json(orient="records", lines=True).encode(),
         "t.parquet": small.to_parquet(table().assign(image=bytes_)),
         "t.tar": (folder / "t.tar").read_bytes(),
     }

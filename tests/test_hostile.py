@@ -514,12 +514,13 @@ def test_a_plan_is_what_its_model_is_called(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "endless link", "link out"])
-@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_only_a_file_of_the_folder_is_looked_at_as_a_table(tmp_path, kind, ending, monkeypatch):
     def read(path, **_):
         raise AssertionError(path)  # it would never end
 
     monkeypatch.setattr(infer, "read_csv", read)
+    monkeypatch.setattr(infer, "read_jsonl", read)
     monkeypatch.setattr(infer.pq, "read_schema", read)
     root, path = classes(tmp_path / "p"), tmp_path / "p" / f"t.{ending}"
     (tmp_path / "t").write_text("filepath,label")
@@ -527,7 +528,8 @@ def test_only_a_file_of_the_folder_is_looked_at_as_a_table(tmp_path, kind, endin
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero" if kind == "endless link" else tmp_path / "t")
-    assert '"kind": "folder"' in infer.describe_folder(root, "adapt")[0]
+    text, _, [sentence] = infer.describe_folder(root, "adapt")
+    assert '"kind": "folder"' in text and sentence.startswith(f"{path}: not used: ")
 
 
 def test_very_deep_folders_are_listed_in_order(tmp_path, monkeypatch):

@@ -308,7 +308,7 @@ def test_retention_is_compared_on_the_same_images_only(root, tmp_path, change):
     """A subset has as many images when more have arrived, or some are gone, but other ones."""
     classes(tmp_path / "kept", ("mug", "shirt"))
     made = first(root, tmp_path, retain=[tmp_path / "kept"])
-    more = [classes(tmp_path / "more", ("mug", "shirt"), prefix="x-")] * (change == "more")
+    more = [classes(tmp_path / "kept", ("mug", "shirt"), prefix="x-")] * (change == "more")
     if change == "gone":
         test = next(x for x in made.ledger().pictures if (x.set, x.split) == ("kept", "test"))
         (tmp_path / "kept" / test.source).unlink()
@@ -459,7 +459,8 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
         plan_update(months.START, month)
     for words in (done.stdout, str(error.value)):
         words = " ".join(words.split())
-        assert "oak/bad.png" in words and "2026-01" in words and "catalogue" not in words
+        assert "oak/bad.png" in words and "2026-01" in words and "catalogue: " not in words
+        assert "put `faults: skip` and `name: catalogue` into it" in words  # or it is another set
         assert "oak/notes.pdf" in words and "loose.png" in words  # all of them at once
         assert "cmpt data init" in words
 
@@ -628,6 +629,22 @@ def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(
         first(root, tmp_path / "none", prompt="a photo")
 
 
+def test_what_a_manifest_skips_is_said(root, tmp_path):
+    """Also of a pool and of a retention set."""
+    given = {}
+    for role in ("adapt", "pool", "eval"):
+        folder = classes(tmp_path / role, [f"{role} {n}" for n in range(3)], each=20)
+        tree(folder, {f"{role} 0/bad.png": b"none"})
+        write_manifest(folder / "manifest.yaml", name=role, role=role, faults="skip")
+        given[role] = folder
+    plan = plan_update(
+        months.START, given["adapt"], months.SMALL, pool=given["pool"], retain=[given["eval"]]
+    )
+    words = "left out by `faults: skip`: 1 (corrupt image: {} 0/bad.png)"
+    for option, role in (("", "adapt"), ("--pool: ", "pool"), ("--retain: ", "eval")):
+        assert option + words.format(role) in plan.notes
+
+
 @pytest.mark.parametrize("start", [months.START, "ViT-B-32:random"])
 def test_the_first_update_of_any_model_replays_the_whole_pool(root, start):
     plan = plan_update(start, root / "z-month", pool=root / "pool")
@@ -663,6 +680,12 @@ def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, 
     plan = plan_second(made, own_root)
     assert "the new images belong to hats" in plan.notes
     assert any('"a hat, {}" for hats' in note for note in plan.notes)
+    apart = [note for note in plan.notes if "set of its own" in note]
+    assert len(apart) == 1 and apart[0].startswith("hats is a set of its own, scored apart from sh")
+    assert apart[0].endswith("with `name: shoes`")
+    assert not any(
+        "set of its own" in note for note in plan_update(made, own_root / "x-month").notes
+    )
 
 
 @pytest.mark.parametrize("scope", ["full", "subset"])
@@ -994,6 +1017,10 @@ def test_what_the_next_update_needs_is_shown_until_the_release_is_slimmed(own_ro
     assert words.format(needed) in shown() and "all files are intact" in shown()
     (own_root / "z-month" / made.ledger().pictures[-1].source).unlink()
     assert words.format(needed - 1) in shown() and "--moved OLD=NEW" in shown()
+    table = own_root / "z-month" / "months.csv"
+    table.write_text(table.read_text().replace("filepath", "place", 1))
+    reason = f"  {own_root / 'z-month'}: its images cannot be looked for: reader.image: no column"
+    assert reason in shown() and words.format(0) not in shown()
     shutil.rmtree(own_root / "z-month")
     assert words.format(0) in shown()
     error = invoke("release", "slim", made.folder).exception

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 import tarfile
 import time
@@ -757,6 +758,32 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     assert "Permission denied" in state_of(root).reason
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize(
+    ("kind", "call"),
+    [("folder", "stat"), ("csv", "stat"), ("csv", "lstat"), ("tars", "stat"), ("tars", "scandir"),
+     ("pairs", "scandir"), ("pairs", "lstat")],
+)  # fmt: skip
+def test_files_on_a_disk_that_fails_are_not_called_missing(
+    tmp_path, monkeypatch, kind, call, number
+):
+    root, real = tree(tmp_path / "p", {"a/1.png": picture(1), "a/1.txt": b"one"}), getattr(os, call)
+    (root / "t.csv").write_text("filepath,title\na/1.png,one\n")
+    tar(root / "t.tar", [("1.png", picture(1)), ("1.txt", b"one")])
+    reader = {"csv": {"path": "t.csv"}, "tars": {"path": "*.tar"}}.get(kind, {})
+    assert len(read_set(root, kind, **reader).table) == 1
+
+    def fail(path=".", **other):
+        if str(path).startswith(f"{root}/a" if call == "lstat" else str(root)):
+            raise OSError(number, "failed", str(path))
+        return real(path, **other)
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(CmpError, match=r"mine: .*cannot be read \(.*failed") as error:
+        read_set(root, kind, **reader)
+    assert not isinstance(error.value, files.NoFilesError)
+
+
 def test_each_part_of_a_collection_may_lie_beside_its_own_manifest(tmp_path):
     for name, role in (("updates", "adapt"), ("kept", "eval")):
         write_manifest(tmp_path / name / "manifest.yaml", name=name, role=role)
@@ -1016,14 +1043,16 @@ def test_data_init_writes_a_manifest_of_each_role(tmp_path, role):
     assert state.state == "present" and len(state.index.table) == 60
 
 
-@pytest.mark.parametrize("form", ["csv", "tars", "parquet"])
+@pytest.mark.parametrize("form", ["csv", "CSV", "jsonl", "tars", "parquet"])
 def test_data_init_knows_tars_and_tables(tmp_path, form):
     frame = pd.DataFrame({"image": ["a.png"], "caption": ["an a"], "label": ["a"]})
     tree(tmp_path, {"a.png": picture()})
     with pytest.raises(CmpError, match="1 images are not in a class folder"):
         infer.infer_manifest(tmp_path)
-    if form == "csv":
-        frame.to_csv(tmp_path / "t.csv", index=False)
+    if form.lower() == "csv":
+        frame.to_csv(tmp_path / f"t.{form}", index=False)
+    elif form == "jsonl":
+        frame.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
     elif form == "parquet":
         frame.to_parquet(tmp_path / "t.parquet")
     else:
@@ -1098,10 +1127,81 @@ def test_a_table_that_is_passed_over_is_named_with_the_reason(tmp_path, separato
     [sentence] = [str(each.message) for each in said]
     assert sentence.startswith(f"{path}: not used: {why}")
     assert "save it as UTF-8 with commas" in sentence
-    with pytest.warns(UserWarning, match="save it as UTF-8 with commas"):
-        arrivals.arrive(ledger.Ledger(), str(path.parent), "adapt")
+    for role in ("adapt", "pool"):  # nothing is trained on "a photo of a i"
+        with pytest.raises(CmpError, match="save it as UTF-8 with commas") as error:
+            arrivals.arrive(ledger.Ledger(), str(path.parent), role)
+        ways = "move it elsewhere", "cmpt data init", f"name: {ledger.SET_NAMES[role]}"
+        assert all(way in str(error.value) for way in (f"{path}: not used: {why}", *ways))
     path.write_bytes("\n".join(map(",".join, rows)).encode("utf-8"))
     assert "t.csv with the columns" in infer.infer_manifest(path.parent)[2]
+
+
+def described(folder, *lines, **extra):
+    """Pictures in a folder `images`, and `metadata.jsonl` with lines about them."""
+    tree(folder, {f"images/{n}.png": picture(n) for n in range(len(lines))})
+    rows = [{"file_name": f"images/{n}.png"} | line for n, line in enumerate(lines)]
+    (folder / "metadata.jsonl").write_text("\n\n".join(map(json.dumps, rows)) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("role", ["adapt", "pool"])
+def test_an_image_folder_of_hugging_face_has_its_captions(tmp_path, role):
+    """All its images were of one class, `images`."""
+    texts = [*(f"a café, {n}" for n in range(6)), ["a cup", "a mug"]]
+    root = described(tmp_path / "month", *({"text": text, "price": 3} for text in texts))
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(root), role)
+    captions = {x.source: list(x.captions) for x in arrived.pictures}
+    expected = [[text] if isinstance(text, str) else text for text in texts]
+    assert captions == {f"images/{n}.png": text for n, text in enumerate(expected)}
+    assert "not used: price" in infer.infer_manifest(root)[2]
+
+
+def test_json_lines_are_read_as_any_table(tmp_path):
+    labels, splits = (3, "oak", None, 2.5), ("train", "test", None, "dev")
+    lines = [{"label": x, "split": y} for x, y in zip(labels, splits, strict=True)]
+    keys = {"path": "metadata.jsonl", "image": "file_name", "label": "label", "split": "split"}
+    index = read_set(described(tmp_path / "p", *lines), "jsonl", **keys)
+    assert index.classes == ["3", "oak"] and contents(index) == [picture(0), picture(1)]
+    assert [fault.where for fault in index.faults] == ["images/2.png", "images/3.png"]
+    assert index.table["split"].tolist() == ["train", "test"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"file_name": "a.png", "text": "a"}\n{"file_name": "b.png"}', "line 2: must .* the keys"),
+        ('{"file_name": "a.png", "text": "a"}\n\n[1]', "line 3: must be a JSON object"),
+        ('["a.png"]', "line 1: must be a JSON object"),
+        ('{"text": "a", "text": "b"}', "'text' is given twice"), ("[" * 100_000, "recursion"),
+        ("{", "Expecting property name"), ("\xff", "codec can't decode"), ("", "no column 'filepa"),
+        (json.dumps(dict.fromkeys(map(str, range(11_000)))), "11,000 columns"),
+    ],
+)  # fmt: skip
+def test_json_lines_that_are_no_table_are_refused(tmp_path, text, words):
+    (tmp_path / "t.jsonl").write_text(text, encoding="latin-1")
+    with pytest.raises(CmpError, match=rf"(t\.jsonl|reader\.image).*{words}"):
+        read_set(tmp_path, "jsonl", path="t.jsonl", image="filepath")
+
+
+@pytest.mark.parametrize(
+    "name", ["captions.json", "train/metadata.jsonl", "test/metadata.csv", "train/x.JSON"]
+)
+def test_a_list_beside_a_single_class_may_have_captions(tmp_path, name):
+    """A folder per class has several; of these, none is called images."""
+    tops = ("train", "test") if "/" in name else (".",)
+    root = tree(
+        tmp_path / "p", {f"{top}/images/{n}.png": picture(n) for top in tops for n in (1, 2)}
+    )
+    (root / name).write_text("[]")
+    with pytest.warns(UserWarning, match="not used"):
+        assert "images of 1 classes" in infer.infer_manifest(root)[2]
+    with pytest.raises(CmpError, match=rf"--data: {root}/{name}: .*'images'") as error:
+        arrivals.read_sets(root, "adapt", "{}")
+    line = json.loads(re.search(r"{.*?}", str(error.value))[0])
+    assert f"{root}/metadata.jsonl" in str(error.value) and (root / line["file_name"]).exists()
+    assert line.get("split", ".") in tops
+    tree(root, {f"{top}/more/3.png": picture(3) for top in tops})
+    assert arrivals.read_sets(root, "adapt", "{}")
 
 
 SHAPES = [(64, 48), (48, 64), (640, 480), (37, 37), (20, 33), (23, 20), (20, 20), (9, 7), (40, 3)]

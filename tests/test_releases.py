@@ -1,8 +1,10 @@
 """Releases where folders, names, settings and devices are unusual."""
 
+import dataclasses
 import errno
 import hashlib
 import os
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ from pictures import classes, picture, tar, tree
 import cmp
 from cmp import mixtures
 from cmp.errors import CmpError
-from cmp.readers import images
+from cmp.readers import images, infer
 from cmp.releases import (
     arrivals,
     card,
@@ -95,6 +97,70 @@ def test_an_image_on_a_disk_that_fails_is_not_gone(tmp_path, monkeypatch, skip_g
     assert located.pictures == arrived.pictures and gone == 0
 
 
+def test_a_month_that_cannot_be_listed_is_not_gone(tmp_path, monkeypatch):
+    """Nor is it called so: JPEGs that are there were named as gone."""
+    month, scan = classes(tmp_path / "month"), os.scandir
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
+
+    def fail(path="."):
+        if str(path).startswith(str(month)):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scan(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", fail)
+        refuse_to_look(arrived, month, "cannot be read .*Input/output error")
+    assert arrivals.locate(arrived)[2] == 0
+    assert arrivals.count_present(arrived) == {str(month): (18, 18, "")}
+
+
+def refuse_to_look(arrived, month, words):
+    """See that nothing is left out of a month whose images cannot be looked for."""
+    reason = rf"^{month}: its images cannot be looked for: {words}"
+    for skip_gone in (False, True):
+        with pytest.raises(CmpError, match=f"{reason}.*; nothing was left out$"):
+            arrivals.locate(arrived, skip_gone)
+    [(_, there, why)] = arrivals.count_present(arrived).values()
+    assert there == 0 and re.match(reason, why)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("filepath,", "file,"), "reader.image: no column 'filepath'; did you mean 'file'"),
+        (("cat,", "caf\u00e9,"), "t.csv: cannot be read"), (("filepath", "\n"), "reader.*column"),
+    ],
+)  # fmt: skip
+def test_the_images_of_a_table_that_is_broken_are_not_gone(tmp_path, change, words):
+    month = tree(tmp_path / "month", {f"i/{n}.png": picture(n) for n in range(4)})
+    text = "filepath,label\n" + "".join(f"i/{n}.png,cat, \n" for n in range(4)).replace(" ", "")
+    (month / "t.csv").write_text(text)
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
+    (month / "t.csv").write_text(text.replace(*change), encoding="latin-1")
+    refuse_to_look(arrived, month, f".*{words}")
+    (month / "t.csv").unlink()  # on purpose, like images in a folder
+    assert arrivals.locate(arrived, True)[2] == 4
+    (month / "t.csv").write_text(text)
+    shutil.rmtree(month / "i")
+    assert arrivals.locate(arrived, True)[2] == 4
+
+
+def test_images_in_folders_that_are_no_classes_any_more_are_not_gone(tmp_path):
+    month = classes(tmp_path / "month")
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
+    for name in ("train", "test"):
+        (month / name).mkdir()
+    refuse_to_look(arrived, month, "oak/0.png is there, .*; undo what has changed, such as new fol")
+    for name in ("train", "test"):
+        (month / name).rmdir()
+    (month / "oak").rename(tmp_path / "oak")
+    (month / "oak").symlink_to(tmp_path / "oak")
+    refuse_to_look(arrived, month, "oak/0.png is there, .* links to folders")
+    (month / "oak").unlink()
+    with pytest.raises(CmpError, match=r"6 images .* gone .*\(a renamed class folder counts as"):
+        arrivals.locate(arrived)
+
+
 def test_a_copy_of_a_test_image_in_an_old_month_s_training_folder_changes_nothing(tmp_path):
     """It was taken for gone, and `--gone skip` would leave out the image for ever."""
     month = classes(tmp_path / "month", ["cat", "dog"], 3, "train/")
@@ -172,6 +238,53 @@ def test_a_stream_keeps_its_task_when_its_first_folder_is_gone(tmp_path, kind, i
 
 
 @pytest.mark.parametrize("role", ["adapt", "eval"])
+def test_what_cannot_be_used_joins_the_set_if_its_manifest_says_so(tmp_path, role):
+    """A manifest of `cmpt data init` made it a set of its own; and nothing said what it skips."""
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(classes(tmp_path / "jan")), role)
+    month = tree(classes(tmp_path / "feb", prefix="x"), {"xoak/0.png": b"x", "xoak/1.png": b"x"})
+    with pytest.raises(CmpError, match=r"corrupt image: xoak/0\.png") as error:
+        arrivals.arrive(arrived, str(month), role)
+    name = {"adapt": "catalogue", "eval": "feb"}[role]
+    assert f"put `faults: skip` and `name: {name}` into it" in str(error.value)
+    path, text, _ = infer.infer_manifest(month, role)
+    text = text.replace("faults: refuse", "faults: skip").replace("name: feb", f"name: {name}")
+    path.write_text(text)
+    arrived, report = arrivals.arrive(arrived, str(month), role)
+    sets = {"adapt": ["catalogue"], "eval": ["jan", "feb"]}[role]
+    assert [*ledger.set_names(arrived, role)] == sets and report.skipped == 2
+    assert sentences.describe_skipped(report) == (
+        "left out by `faults: skip`: 2 (corrupt image: xoak/0.png, xoak/1.png)"
+    )
+
+
+def test_each_retention_folder_is_a_set_of_its_own(tmp_path):
+    """A_ZS is the mean over sets; all folders were one set, with one classifier."""
+    arrived, names = ledger.Ledger(), []
+    places = "birds", "My shoes", "a/test", "b/test", "pool"
+    for number, place in enumerate(places):
+        folder = classes(tmp_path / place, prefix=f"{number}")
+        arrived, _ = arrivals.arrive(arrived, str(folder), "eval")
+        names.append(arrived.arrivals[-1].sets[0]["name"])
+    assert names == ["birds", "my-shoes", "test", "test-2", "pool-2"]
+    arrived, _ = arrivals.arrive(arrived, str(classes(tmp_path / "new", prefix="x")), "adapt")
+    assert [*ledger.set_names(arrived, "adapt")] == ["catalogue"]
+
+
+def test_a_retention_folder_that_is_given_again_stays_in_its_set(tmp_path):
+    """Also in a stream from before each folder was a set, when all were called `kept`."""
+    folder, new = classes(tmp_path / "birds"), classes(tmp_path / "shoes", prefix="x")
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(folder), "eval")
+    [first] = arrived.arrivals
+    first = dataclasses.replace(first, sets=({**first.sets[0], "name": "kept"},))
+    pictures = tuple(x._replace(set="kept") for x in arrived.pictures)
+    arrived, _ = arrivals.arrive(ledger.Ledger((first,), pictures), str(new), "eval")
+    arrived, report = arrivals.arrive(arrived, str(classes(folder, prefix="more ")), "eval")
+    assert [*ledger.set_names(arrived, "eval")] == ["kept", "shoes"]
+    assert arrived.arrivals[-1].sets[0]["name"] == "kept"
+    assert report.again == 18 and sum(report.new.values()) == 18
+
+
+@pytest.mark.parametrize("role", ["adapt", "eval"])
 @pytest.mark.parametrize("is_caption_first", [False, True])
 def test_classes_and_captions_are_not_joined_into_one_set(tmp_path, is_caption_first, role):
     labelled, captioned = classes(tmp_path / "a"), captions(tmp_path / "b", range(8))
@@ -182,9 +295,10 @@ def test_classes_and_captions_are_not_joined_into_one_set(tmp_path, is_caption_f
     arrived, _ = arrivals.arrive(ledger.Ledger(), str(first), role)
     tasks = "classification", "retrieval"
     words = [f"{second}: its images have no", *map(repr, tasks), f"`cmpt data init {second}`"]
-    with pytest.raises(CmpError) as error:
-        arrivals.arrive(arrived, str(second), role)
-    assert all(word in str(error.value) for word in [ledger.OPTIONS[role], *words])
+    if role == "adapt":
+        with pytest.raises(CmpError) as error:
+            arrivals.arrive(arrived, str(second), role)
+        assert all(word in str(error.value) for word in [ledger.OPTIONS[role], *words])
     arrivals.arrive(arrived, str(table), role)  # has both
     arrivals.arrive(arrived, str(second), "pool")  # is not scored
     manifest = f"name: own\ntitle: T\nrole: {role}\nlicence: own\nreader: "

@@ -96,6 +96,7 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     from cmp.embedded import packed
     from cmp.readers import collection, index, notes
     from cmp.releases import arrivals
+    from cmp.releases.ledger import SET_NAMES
     from cmp.starts import USUAL_PROMPT
 
     if name == "embedded":
@@ -125,7 +126,7 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
         mendable = s.index is not None and s.state in ("partial", "faulty")
         reason = f"{s.reason}; {index.MEND_FAULTS}" if mendable else s.reason
         if is_plain:
-            reason = arrivals.without_manifest(reason, s.dataset.name, folder)
+            reason = arrivals.without_manifest(reason, SET_NAMES["adapt"], folder)
         named.setdefault(reason, []).append(s.dataset.name)
     for reason in filter(None, named):
         typer.echo(f"{', '.join(named[reason])}: {reason}")

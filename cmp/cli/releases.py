@@ -44,8 +44,8 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
 def _needs(made: release.Release) -> Iterable[str]:
     """Yield lines on what the next update needs, and whether it is there."""
     yield "the next update needs this folder, and each earlier image where it was:"
-    for folder, (needed, there) in arrivals.count_present(made.ledger()).items():
-        yield f"  {folder}: {there:,} of {needed:,} images are there"
+    for folder, (needed, there, reason) in arrivals.count_present(made.ledger()).items():
+        yield f"  {reason or f'{folder}: {there:,} of {needed:,} images are there'}"
     yield "if a folder has moved, give the update --moved OLD=NEW"
 
 

@@ -69,7 +69,7 @@ def update(
             It replaces an earlier pool. The first update also takes `embedded`, this book's pool,
             with this book's own scored sets. Default: none.
         retain: A folder of images not to be forgotten, scored as A_ZS from this update on, besides
-            earlier ones; repeat for more. Default: none.
+            earlier ones; repeat for more. Each is a set, named after the folder. Default: none.
         prompt: For the first update: how a class is named in a folder without a manifest, such as
             "a photo of a {}". Default: "{}" for this book's own models, and otherwise that example.
         chosen: A file of settings, such as one written by `cmpt tune`. Default: none.

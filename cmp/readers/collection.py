@@ -22,6 +22,7 @@ from cmp.readers.manifest import FileSet, load_manifests, manifest_files
 READERS: dict[str, Callable[[FileSet, Path], ImageIndex]] = {
     "folder": folders.read_folder,
     "csv": tables.read_table_files,
+    "jsonl": tables.read_table_files,
     "parquet": tables.read_table_files,
     "tars": tars.read_tars,
     "pairs": pairs.read_pairs,

@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -9,6 +10,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from cmp.errors import CmpError
+
+FILE_ERRORS = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+"""Errors of the system about the file itself. Errors of the disk or the network may pass, and a
+lack of permission may be another user's."""
+
+
+class NoFilesError(CmpError):
+    """An error for a dataset without any files: its folder, table or tars do not exist, or no image
+    that it lists does."""
 
 
 class Stamp(NamedTuple):
@@ -78,6 +90,21 @@ def have_changed(noted: FileTimes) -> bool:
     return False
 
 
+def exists(path: Path | str) -> bool:
+    """Return whether there is a file or folder at a path.
+
+    Raises:
+        OSError: This cannot be known, as where the disk fails.
+    """
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return False
+    return True
+
+
 NO_FILE = Stamp(-1, problem="missing file")
 OUTSIDE = Stamp(-1, problem="path outside the folder")
 LINK = Stamp(-1, problem="link to a file outside the dataset's folder; copy the file into it")
@@ -99,6 +126,9 @@ def file_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
         name: The file's path, relative to the folder or including it.
         known: A cache, filled in here: whether subfolders are inside the folder after following
             links.
+
+    Raises:
+        OSError: Nothing is known, as where the disk fails.
     """
     inside = name.removeprefix(f"{root}/") if os.path.isabs(name) else name
     if inside.startswith("/") or ".." in inside.split("/"):
@@ -113,7 +143,9 @@ def file_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
             _note_absence(root, path)
             return LINK
         status = os.stat(path) if is_link else status
-    except (OSError, ValueError):  # a NUL or a surrogate in the name
+    except (OSError, ValueError) as error:  # a NUL or a surrogate in the name
+        if isinstance(error, OSError) and error.errno not in FILE_ERRORS:
+            raise
         _note_absence(root, path)
         return NO_FILE
     if not stat.S_ISREG(status.st_mode):

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cmp.errors import CmpError
-from cmp.readers.files import file_stamp, is_inside, note_folder, read_file
+from cmp.readers.files import (
+    NoFilesError,
+    exists,
+    file_stamp,
+    is_inside,
+    note_folder,
+    read_file,
+)
 from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 
@@ -17,6 +24,7 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 """Files that Windows puts into folders of images, in lower case. Those of macOS are hidden."""
 BESIDE_PICTURE = "text beside an image; use `kind: pairs` to read it as a caption"
 """The kind of fault for img2dataset's format read as one folder per class."""
+NO_CLASS = "image outside a class folder"
 
 
 def walk_files(folder: Path | str) -> Iterator[str]:
@@ -73,11 +81,12 @@ def pictures_folder(
         companions: Endings of files that may be beside images.
 
     Raises:
-        CmpError: There is no such folder, or it is elsewhere and does not contain mostly images.
+        NoFilesError: There is no such folder, or it is elsewhere and contains no images.
+        CmpError: It is elsewhere and does not contain mostly images.
     """
     folder = root / dataset.reader.path
-    if not folder.is_dir():
-        raise CmpError(f"{dataset.name}: reader.path: {folder} is not a folder")
+    if not exists(folder) or not folder.is_dir():
+        raise NoFilesError(f"{dataset.name}: reader.path: {folder} is not a folder")
     if is_inside(folder, root):
         return folder, False
     pictures = strangers = 0
@@ -90,7 +99,8 @@ def pictures_folder(
     except OSError as error:  # its message would name a file
         raise CmpError(f"{what} and cannot be read ({error.strerror})") from None
     if not pictures or strangers > pictures:
-        raise CmpError(
+        kind = CmpError if pictures else NoFilesError
+        raise kind(
             f"{what}, and only {pictures} of its first {pictures + strangers} files have names of "
             "images; give a folder that contains only images"
         )
@@ -138,7 +148,7 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
                 name = " ".join(label.replace("_", " ").split())
                 rows.append(Row(source, file_stamp(folder, source, known), split, name, None))
             elif is_picture:
-                faults.append(Fault("image outside a class folder", source))
+                faults.append(Fault(NO_CLASS, source))
             elif slash:
                 is_text = path.endswith((".txt", ".json")) and os.path.splitext(path)[0] in stems
                 kind = BESIDE_PICTURE if is_text else "not an image file name"

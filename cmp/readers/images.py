@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import hashlib
 import io
@@ -28,7 +27,7 @@ from cmp.data import IMAGE_SIZE, Preprocessing
 from cmp.errors import CmpError, explain_errors
 from cmp.files import keep_value
 from cmp.project import build_folder
-from cmp.readers.files import ReadImage
+from cmp.readers.files import FILE_ERRORS, ReadImage
 from cmp.readers.index import TRAITS, Fault, ImageIndex
 from cmp.readers.manifest import PictureReader, Split
 from cmp.scale import decoding
@@ -45,8 +44,6 @@ ratio (width / height)."""
 DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, MemoryError, OverflowError,
                  LookupError, TypeError, Image.DecompressionBombError)  # fmt: skip
 """Errors that Pillow raises for damaged files and decompression bombs."""
-FILE_ERRORS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
-"""Errors of the system about the file itself. Disk or network errors may pass."""
 MAX_RATIO = 16
 """The aspect ratio above which the ends of an image are cut off."""
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from cmp.readers.manifest import (
     find_manifests,
     refuse_two_levels,
 )
-from cmp.readers.tables import check_width, list_columns, read_csv
+from cmp.readers.tables import check_width, list_columns, read_csv, read_jsonl
 
 MAX_FILES = 100_000
 """Most files to inspect."""
@@ -34,6 +35,8 @@ LOOKED_AT = 20
 _WORDS = read_yaml(Path(__file__).with_name("infer.yaml"))
 COLUMN_NAMES: dict[str, list[str]] = _WORDS["columns"]
 """Key of the manifest -> recognised column names."""
+TABLE_KINDS = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tsv": "csv"}
+"""Ending of a table -> `reader.kind`."""
 ROLES: dict[str, str] = _WORDS["roles"]
 """Role -> the purpose of a dataset with this role."""
 
@@ -50,7 +53,8 @@ def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
             which data can be scored and replayed with them.
 
     Returns:
-        The path for the manifest, its text, and a description of what was found.
+        The path for the manifest, its text, and a description of what was found. A warning names
+        each table that cannot be used.
 
     Raises:
         CmpError: The folder contains none of these, or manifests would be at two levels.
@@ -60,27 +64,28 @@ def infer_manifest(folder: Path, role: Role = "adapt") -> tuple[Path, str, str]:
     path = folder / "manifest.yaml"
     refuse_two_levels(find_manifests(Path(os.path.abspath(folder)).parent, "*.yaml"), [path])
     refuse_two_levels([path], find_manifests(folder, "*/*.yaml"))
-    return path, *describe_folder(folder, role)
+    text, words, passed_over = describe_folder(folder, role)
+    for sentence in passed_over:
+        warnings.warn(sentence, stacklevel=2)
+    return path, text, words
 
 
-def describe_folder(folder: Path, role: Role) -> tuple[str, str]:
-    """Return the text of a manifest for a folder, and a description of what was found; see
-    `infer_manifest`. A warning names each table that cannot be used."""
+def describe_folder(folder: Path, role: Role) -> tuple[str, str, list[str]]:
+    """Return the text of a manifest for a folder, a description of what was found, and a sentence
+    on each table beside class folders that cannot be used; see `infer_manifest`."""
     passed_over: list[str] = []
     inference = (
         _infer_tars(folder)
         or _infer_pairs(folder)
         or _infer_table(folder, passed_over)
-        or _infer_folder(folder)
+        or _infer_folder(folder, passed_over)
     )
-    for sentence in passed_over if not inference or inference[0]["kind"] == "folder" else ():
-        warnings.warn(sentence, stacklevel=2)
     if not inference:
         loose = sum(is_picture_name(path.name) for path in folder.iterdir())
-        also = f"; {loose} images are not in a class folder" if loose else ""
+        also = [f"{loose} images are not in a class folder"] if loose else []
         raise CmpError(
             f"{folder}: contains no tars, no table with a column of images, and no folders of "
-            f"images{also}"
+            f"{'; '.join(['images', *also, *passed_over])}"
         )
     reader, words, unused = inference
     labelled = reader["kind"] == "folder" or "label" in reader
@@ -94,7 +99,8 @@ def describe_folder(folder: Path, role: Role) -> tuple[str, str]:
     cells = {key: json.dumps(part) for key, part in parts.items()}
     text = _WORDS["template"].format(name=name, role=role, meaning=ROLES[role], **cells)
     text += _WORDS["beside"] if role == "adapt" else ""
-    return text, f"found: {words}{_describe_unused(reader, unused)}"
+    found = f"found: {words}{_describe_unused(reader, unused)}"
+    return text, found, passed_over if reader["kind"] == "folder" else []
 
 
 def _describe_unused(reader: dict[str, str], unused: list[str]) -> str:
@@ -125,7 +131,7 @@ def write_manifest(path: Path, text: str) -> None:
 def _infer_tars(folder: Path) -> Inference | None:
     for pattern in ("*.tar", "*/*.tar"):
         if tars := sorted(folder.glob(pattern)):
-            if beside := _infer_folder(folder):
+            if beside := _infer_folder(folder, []):
                 raise CmpError(
                     f"{folder}: contains tars, such as {tars[0].name}, and beside them {beside[1]}"
                     "; move either elsewhere, or write a manifest whose reader names what to read"
@@ -155,21 +161,28 @@ def _infer_table(folder: Path, passed_over: list[str]) -> Inference | None:
         CmpError: There are several.
     """
     usable: list[Inference] = []
-    tables = [path for suffix in ("parquet", "tsv", "csv") for path in folder.glob(f"*.{suffix}")]
-    for path in sorted(tables):
-        if file_stamp(folder, path.name, {}).size < 0:  # a pipe or a link elsewhere may not end
+    for path in _visible_files(folder, TABLE_KINDS):
+        stamp, kind = file_stamp(folder, path.name, {}), TABLE_KINDS[path.suffix.lower()]
+        if stamp.size < 0:  # a pipe or a link elsewhere may not end
+            passed_over.append(f"{path}: not used: {stamp.problem}")
             continue
-        is_parquet = path.suffix == ".parquet"
-        fix = "; to use it, " if is_parquet else "; to use it, save it as UTF-8 with commas, and "
+        fix = (
+            "; to use it, save it as UTF-8 with commas, and " if kind == "csv" else "; to use it, "
+        )
         fix += "name its column of images filepath"
         try:
-            columns = pq.read_schema(path).names if is_parquet else list(read_csv(path, rows=0))
+            if kind == "parquet":
+                columns = pq.read_schema(path).names
+            else:
+                columns = list(
+                    read_csv(path, rows=0) if kind == "csv" else read_jsonl(path, rows=1)
+                )
             check_width(path, len(columns))
         except (OSError, ValueError, pa.ArrowException) as error:
             passed_over.append(f"{path}: not used: cannot be read ({first_line(error):.200}){fix}")
             continue
         lower = {column.lower(): column for column in columns}
-        reader = {"kind": "parquet" if is_parquet else "csv", "path": glob.escape(path.name)}
+        reader = {"kind": kind, "path": glob.escape(path.name)}
         for key, names in COLUMN_NAMES.items():
             matches = [lower[name] for name in names if name in lower]
             reader |= {key: matches[0]} if matches else {}
@@ -188,14 +201,34 @@ def _infer_table(folder: Path, passed_over: list[str]) -> Inference | None:
     return usable[0] if usable else None
 
 
-def _infer_folder(folder: Path) -> Inference | None:
-    splits = [SPLIT_NAMES.get(path.name.lower(), path.name) for path in split_folders(folder)]
+def _visible_files(folder: Path, endings: Collection[str]) -> list[Path]:
+    """Return the files directly inside a folder with one of some endings, in any case, sorted."""
+    inside = (path for path in folder.iterdir() if path.suffix.lower() in endings)
+    return sorted(path for path in inside if path.name[0] != "." and not path.is_dir())
+
+
+def _infer_folder(folder: Path, passed_over: list[str]) -> Inference | None:
+    """Recognise class folders; `passed_over` gets a sentence on each list beside a single one,
+    which is then more likely a folder of captioned images than a class."""
+    inside = split_folders(folder)
+    splits = [SPLIT_NAMES.get(path.name.lower(), path.name) for path in inside]
     depth = 1 if splits else 0
     paths = itertools.islice(walk_files(folder), MAX_FILES)
     parts = [path.split("/") for path in paths if is_picture_name(path)]
-    classes = [names[depth] for names in parts if len(names) > depth + 1]
+    parts = [names for names in parts if len(names) > depth + 1]
+    classes = [names[depth] for names in parts]
     if not classes:
         return None
+    if len(set(classes)) == 1:
+        lists = _visible_files(folder, [".json"])  # tables have been looked at
+        lists += [path for top in inside for path in _visible_files(top, [".json", *TABLE_KINDS])]
+        line = {"file_name": "/".join(parts[0]), "text": "a red shoe"}
+        line |= {"split": parts[0][0]} if splits else {}
+        passed_over += [
+            f"{path}: not used: all images would be of one class, {classes[0]!r}; if it lists "
+            f"their captions, write them to {folder / 'metadata.jsonl'}, with a line for each "
+            f"image, such as {json.dumps(line)}" for path in lists
+        ]  # fmt: skip
     words = f"{len(classes)} images of {len(set(classes))} classes"
     words += f", split into {', '.join(splits)}" if splits else ""
     return {"kind": "folder", "path": "."}, words, []

@@ -27,7 +27,7 @@ from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError, check_line, name_choices
 from cmp.parsing import MAX_YAML_BYTES, first_fault, read_text, read_yaml
 from cmp.project import build_folder, shipped_folder
-from cmp.readers.files import is_inside, note_folder, note_path
+from cmp.readers.files import NoFilesError, exists, is_inside, note_folder, note_path
 from cmp.values import Share
 
 MANIFESTS = shipped_folder("data_manifests")
@@ -116,10 +116,10 @@ class FolderReader(PictureReader):
 
 
 class TableReader(PictureReader):
-    """A table with one row per image: CSV, TSV (tabs) or Parquet.
+    """A table with one row per image: CSV, TSV (tabs), JSON lines or Parquet.
 
     Attributes:
-        kind: "csv" (also for TSV) or "parquet".
+        kind: "csv" (also for TSV), "jsonl" or "parquet".
         path: The file, or a pattern for several.
         image: The column of the image: a path relative to the table's folder, or the bytes of the
             file.
@@ -129,7 +129,7 @@ class TableReader(PictureReader):
         update: The column of the update in which an image arrives, see `FileSet.update`.
     """
 
-    kind: Literal["csv", "parquet"]
+    kind: Literal["csv", "jsonl", "parquet"]
     path: Text = "."
     image: Text = "filepath"
     caption: Text | None = "title"
@@ -180,7 +180,9 @@ class FomoReader(PictureReader):
     resized: bool = False
 
 
-FILE_ENDINGS = {"csv": (".csv", ".tsv"), "parquet": (".parquet",), "tars": (".tar",)}
+FILE_ENDINGS = {
+    "csv": (".csv", ".tsv"), "jsonl": (".jsonl",), "parquet": (".parquet",), "tars": (".tar",)
+}  # fmt: skip
 """`reader.kind` -> the endings that files outside the manifest's folder must have."""
 Reader = Annotated[
     FolderReader | TableReader | TarReader | PairReader | FomoReader, Field(discriminator="kind")
@@ -283,9 +285,11 @@ class FileSet(SetManifest):
             root: The folder that the pattern starts from, unless it is absolute.
 
         Raises:
-            CmpError: There are none, the pattern would search folders outside the root, or
-                it matches links that lead out of the root or files outside it without the reader's
-                endings.
+            NoFilesError: There are none.
+            CmpError: The path is not that of a regular file, the pattern would search folders
+                outside the root, or it matches links that lead out of the root or files outside it
+                without the reader's endings.
+            OSError: A folder or file cannot be looked at.
         """
         pattern, parts = self.reader.path, Path(self.reader.path).parts
         if "**" in parts and (os.path.isabs(pattern) or ".." in parts):
@@ -294,12 +298,14 @@ class FileSet(SetManifest):
             )
         pattern = os.path.join(glob.escape(str(root)), pattern)
         paths = map(Path, glob.iglob(pattern, recursive=True, include_hidden=True))
-        files = sorted(path for path in paths if path.is_file())
+        files = sorted(path for path in paths if exists(path) and path.is_file())
         for path in files:
             note_path(path)
-        self._note_searched(root)
+        self._note_searched(root, bool(files))
         if not files:
-            raise CmpError(f"{self.name}: reader.path: no file matches {pattern:.200}")
+            # glob passes over a disk that fails
+            kind = CmpError if exists(os.path.join(root, self.reader.path)) else NoFilesError
+            raise kind(f"{self.name}: reader.path: no file matches {pattern:.200}")
         endings, what = FILE_ENDINGS[self.reader.kind], f"{self.name}: reader.path: {pattern:.200}"
         for path in [path for path in files if not is_inside(path, root)]:
             if is_inside(path.parent, root):
@@ -314,8 +320,13 @@ class FileSet(SetManifest):
                 )
         return files
 
-    def _note_searched(self, root: Path) -> None:
-        """Note the folders in which the reader's pattern looks, where other files may arrive."""
+    def _note_searched(self, root: Path, has_found: bool) -> None:
+        """Note the folders in which the reader's pattern looks, where other files may arrive.
+
+        Raises:
+            OSError: One of them cannot be listed, which glob passes over. A lack of permission
+                counts only if nothing was found, as disks have folders of the system.
+        """
         parts = Path(self.reader.path).parts
         first = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
         last = len(parts) if parts[-1:] == ("**",) else len(parts) - 1  # ** also looks inside
@@ -324,6 +335,12 @@ class FileSet(SetManifest):
             matches = glob.iglob(above, recursive=True, include_hidden=True)
             for folder in filter(os.path.isdir, matches):
                 note_folder(folder)
+                try:
+                    with os.scandir(folder) as entries:
+                        next(entries, None)
+                except PermissionError:
+                    if not has_found:
+                        raise
 
 
 def manifest_folders(source: str) -> list[tuple[Path, Path]]:

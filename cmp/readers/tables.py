@@ -1,6 +1,7 @@
-"""Read images that tables list: CSV, TSV and Parquet files."""
+"""Read images that tables list: CSV, TSV, JSON lines and Parquet files."""
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Collection, Sequence
@@ -13,9 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmp.errors import CmpError, did_you_mean, explain_errors
+from cmp.parsing import parse_json
 from cmp.readers.files import (
     NO_FILE,
     OUTSIDE,
+    NoFilesError,
     ReadImage,
     Stamp,
     file_stamp,
@@ -39,7 +42,7 @@ ABOVE_PICTURES = " (put the manifest and its table into a folder above all image
 
 
 def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
-    """Index the images in one or more CSV, TSV or Parquet files.
+    """Index the images in one or more CSV, TSV, JSON lines or Parquet files.
 
     Args:
         dataset: A manifest whose reader is a `TableReader`.
@@ -59,7 +62,8 @@ def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
     with explain_errors(what, "", pa.ArrowException, LookupError):
         if dataset.reader.kind == "parquet":
             return _read_parquet(dataset, files, root)
-        frames = [_join_folder(dataset, read_csv(file), file, root) for file in files]
+        read = read_jsonl if dataset.reader.kind == "jsonl" else read_csv
+        frames = [_join_folder(dataset, read(file), file, root) for file in files]
         return read_frame(dataset, pd.concat(frames), root)
 
 
@@ -99,6 +103,33 @@ def read_csv(file: Path, rows: int | None = None) -> pd.DataFrame:
     if extra and (table.iloc[:, -extra:] == "").all(axis=None):  # rows end with a separator
         return read(index_col=False, usecols=range(len(table.columns)))
     return table
+
+
+def read_jsonl(file: Path, rows: int | None = None) -> pd.DataFrame:
+    """Read a file of JSON lines, such as `metadata.jsonl` of Hugging Face's image folders: on each
+    line an object, whose keys are the columns.
+
+    Args:
+        file: The file.
+        rows: The number of rows to read; all by default.
+
+    Raises:
+        CmpError: The file has more than `MAX_COLUMNS` columns.
+        OSError: The file cannot be read.
+        ValueError: A line is not an object, or has other keys than the first.
+    """
+    with file.open(encoding="utf-8-sig") as lines:
+        filled = ((n, line) for n, line in enumerate(lines, 1) if line.strip())
+        items = [(n, parse_json(line)) for n, line in itertools.islice(filled, rows)]
+    keys = items[0][1].keys() if items and isinstance(items[0][1], dict) else ()
+    check_width(file, len(keys))
+    for n, item in items:
+        if not isinstance(item, dict) or item.keys() != keys:
+            raise ValueError(
+                f"line {n}: must be a JSON object with the keys of the first line, which may be "
+                "null"
+            )
+    return pd.DataFrame({key: [item[key] for _, item in items] for key in keys}, dtype=object)
 
 
 def check_width(file: Path, count: int) -> None:
@@ -165,7 +196,7 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path) -> ImageIndex:
     known: dict[str, bool] = {}
     stamps = [_path_stamp(root, name, known) for name in names]
     if names and all(stamp == NO_FILE for stamp in stamps):
-        raise CmpError(
+        raise NoFilesError(
             f"{dataset.name}: reader.image: none of the {len(names)} files in the column "
             f"{dataset.reader.image!r} exists, such as {', '.join(names[:3])}; paths must be "
             f"relative to the table's folder, and all files inside {root}"

@@ -1,12 +1,11 @@
 """Read the images of arrivals: when they arrive, and again for every later update."""
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
 from cmp.parsing import parse_yaml
 from cmp.readers import collection, folders, images, infer
-from cmp.readers.files import ReadImage
-from cmp.readers.index import HALF_CHARACTER, MEND_FAULTS, ImageIndex
+from cmp.readers.files import NoFilesError, ReadImage, exists
+from cmp.readers.index import HALF_CHARACTER, MEND_FAULTS, ImageIndex, summarise_faults
 from cmp.readers.manifest import FileSet, find_manifests, load_manifests
 from cmp.releases.ledger import (
     EMBEDDED,
@@ -50,9 +49,9 @@ def has_manifests(folder: Path) -> bool:
     return bool(find_manifests(folder, "*.yaml") or find_manifests(folder, "*/*.yaml"))
 
 
-def _refuse_deep_folders(folder: Path, option: str) -> None:
+def _refuse_deep_folders(folder: Path, option: str, how: str) -> None:
     """Raise `CmpError` if images are in folders within class folders: the upper ones are then
-    more likely months than classes."""
+    more likely months than classes. `how` says how to write a manifest."""
     parts = 3 if folders.split_folders(folder) else 2
     deep = [
         path for path in folders.walk_files(folder)
@@ -64,8 +63,7 @@ def _refuse_deep_folders(folder: Path, option: str) -> None:
         raise CmpError(
             f"{option}: {folder}: images are in folders of folders, such as {deep[0]} and "
             f"{other}, so it is not clear which folders are classes; give one month's folder, such "
-            f"as {folder / top}, or if {top} is a class, write a manifest with `cmpt data init "
-            f"{folder}`"
+            f"as {folder / top}, or if {top} is a class, {how}"
         )
 
 
@@ -123,9 +121,24 @@ def check_pictures(dataset: FileSet, root: Path, folder: Path) -> ImageIndex:
 
 
 def without_manifest(fault: str, name: str, folder: Path) -> str:
-    """Return a fault without the set's name and its manifest's keys, which no user wrote."""
-    how = f"fix or remove them, or set `faults: skip` in a manifest (`cmpt data init {folder}`)"
+    """Return a fault without the set's name and its manifest's keys, which no user wrote.
+
+    Args:
+        fault: The fault.
+        name: The name of the set that the images belong to.
+        folder: Their folder.
+    """
+    how = f"fix or remove them, or {_how_to_join(folder, name, 'faults: skip')}"
     return fault.removeprefix(f"{name}: ").replace(MEND_FAULTS, how)
+
+
+def _how_to_join(folder: Path, name: str, *keys: str) -> str:
+    """Return how to write a manifest, with keys, that does not make a folder a set of its own."""
+    written = " and ".join(f"`{key}`" for key in (*keys, f"name: {name}"))
+    return (
+        f"write a manifest (`cmpt data init {folder}`) and put {written} into it; with another "
+        "name, the folder is a set of its own"
+    )
 
 
 def read_sets(
@@ -145,8 +158,8 @@ def read_sets(
         (manifest, folder that its paths start from) pairs.
 
     Raises:
-        CmpError: The folder contains no images, datasets with another role, or a known set with
-            another role or prompt.
+        CmpError: The folder contains no images, a table beside class folders that cannot be used,
+            datasets with another role, or a known set with another role or prompt.
     """
     ledger = ledger or Ledger()
     known, option = known_sets(ledger), OPTIONS[role]
@@ -161,12 +174,15 @@ def read_sets(
                 f"{option}: {folder}: {alien[0].name!r} has role {alien[0].role!r}; use {names}"
             )
     else:
-        text, _ = infer.describe_folder(folder, role)
-        tree = parse_yaml(text)
+        text, _, passed_over = infer.describe_folder(folder, role)
+        tree = parse_yaml(text) | {"licence": "not given"}
+        tree["name"] = joined_set(ledger, role, str(folder), tree["name"])
+        how = _how_to_join(folder, tree["name"])
         if tree["reader"]["kind"] == "folder":
-            _refuse_deep_folders(folder, option)
-        tree = tree | {"licence": "not given"}
-        tree["name"] = joined_set(ledger, role)
+            _refuse_deep_folders(folder, option, how)
+        if passed_over:  # it may have the captions, and the folders may not be classes
+            unused = f"to leave it unused, move it elsewhere, or {how}"
+            raise CmpError(f"{option}: {'; '.join(passed_over)}; {unused}")
         del tree["prompt"]
         with explain_errors(f"{option}: {folder}: has a name that is not UTF-8", "; rename it"):
             located = [(FileSet.model_validate(tree), folder)]
@@ -260,7 +276,10 @@ def arrive(
             arriving.append(Picture(*about, tuple(row.captions), row.digest, row.pixels, row.look))
             if not row.given:
                 free.add((index.dataset.name, row.source))
-    return append(ledger, arrival, arriving, free)
+    ledger, report = append(ledger, arrival, arriving, free)
+    faults = [fault for index in indexes for fault in index.faults]
+    skipped = {"skipped": len(faults), "skipped_faults": summarise_faults(faults)}
+    return ledger, dataclasses.replace(report, **skipped)
 
 
 def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageIndex], int]:
@@ -275,7 +294,8 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
         images are gone.
 
     Raises:
-        CmpError: Images are gone, and `skip_gone` is not set; or the disk fails.
+        CmpError: Images are gone, and `skip_gone` is not set; or images cannot be looked for, since
+            the disk fails or a table is broken.
     """
     parts, gone = [], set()
     places_of = collections.defaultdict(list)
@@ -294,47 +314,82 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
         names = ", ".join(f"{ledger.arrivals[x.arrival].folder}/{x.source}" for x in some)
         raise CmpError(
             f"{len(gone)} images from earlier updates are gone or have changed, such as {names}; "
-            "put them back, or pass --moved OLD=NEW, or --gone skip to continue without them"
+            "put them back (a renamed class folder counts as gone: rename it back), or pass "
+            "--moved OLD=NEW, or --gone skip to continue without them"
         )
     kept = (x._replace(split="") if n in gone else x for n, x in enumerate(ledger.pictures))
     return Ledger(ledger.arrivals, tuple(kept)), parts, len(gone)
 
 
-def count_present(ledger: Ledger) -> dict[str, tuple[int, int]]:
+def count_present(ledger: Ledger) -> dict[str, tuple[int, int, str]]:
     """Return how many images of each folder the next update needs, and how many are there.
 
     Only names are compared, so a file that has changed counts as there.
 
     Returns:
-        Folder -> (needed, there), in the order of arrival.
+        Folder -> (needed, there, why they cannot be looked for or ""), in the order of arrival.
     """
     needed = collections.defaultdict(list)
     for picture in ledger.pictures:
         if picture.split:
             needed[picture.arrival, picture.set].append(picture.source)
-    counts: dict[str, tuple[int, int]] = {}
+    counts: dict[str, tuple[int, int, str]] = {}
     for number, arrival in enumerate(ledger.arrivals):
         for tree in arrival.sets:
-            sources, names = needed[number, tree["name"]], frozenset()
-            with contextlib.suppress(CmpError):  # the folder itself may be gone
-                index = collection.read_index(manifest_of(tree), Path(arrival.folder, tree["root"]))
-                names = frozenset(index.table["source"])
-            if sources:
-                before = counts.get(arrival.folder, (0, 0))
+            if sources := needed[number, tree["name"]]:
+                index, reason = _read_again(arrival, tree, sources)
+                names = frozenset(() if index is None else index.table["source"])
                 there = sum(source in names for source in sources)
-                counts[arrival.folder] = before[0] + len(sources), before[1] + there
+                before = counts.get(arrival.folder, (0, 0, ""))
+                counts[arrival.folder] = (
+                    before[0] + len(sources), before[1] + there, before[2] or reason
+                )  # fmt: skip
     return counts
+
+
+def _read_again(
+    arrival: Arrival, tree: Mapping[str, Any], sources: Collection[str]
+) -> tuple[ImageIndex | None, str]:
+    """Return the images of an arrival's set as they are now, or None if all of its files are gone
+    or cannot be looked for; and in that case why, or "".
+
+    Args:
+        arrival: The arrival.
+        tree: The set.
+        sources: The names of the images that are needed.
+    """
+    dataset, root = manifest_of(tree), Path(arrival.folder, tree["root"])
+    try:
+        index = collection.read_index(dataset, root)
+        if dataset.reader.kind == "folder":
+            place, read = root / dataset.reader.path, {*index.table["source"]}
+            read |= {fault.where for fault in index.faults if fault.kind != folders.NO_CLASS}
+            if found := next((x for x in sources if x not in read and exists(place / x)), None):
+                raise CmpError(  # folders called train and test change which ones are classes
+                    f"{found} is there, but in no folder that is now read as a class; undo what "
+                    "has changed, such as new folders with names of splits, or links to folders"
+                )
+    except NoFilesError:
+        return None, ""
+    except (CmpError, OSError) as error:
+        reason = str(error).removeprefix(f"{dataset.name}: ")
+        return None, f"{arrival.folder}: its images cannot be looked for: {reason}"
+    return index, ""
 
 
 def _locate_set(
     arrival: Arrival, tree: Mapping[str, Any], pictures: list[Picture]
 ) -> tuple[ImageIndex, list[int]]:
-    """Return the images of an arrival's set, and the positions of those that are gone."""
+    """Return the images of an arrival's set, and the positions of those that are gone.
+
+    Raises:
+        CmpError: They cannot be looked for.
+    """
     dataset = manifest_of(tree)
     files: dict[tuple[str, int], dict[str, Any]] = {}
-    index = None
-    with contextlib.suppress(CmpError):  # the folder itself may be gone
-        index = collection.read_index(dataset, Path(arrival.folder, tree["root"]))
+    index, reason = _read_again(arrival, tree, [x.source for x in pictures if x.split])
+    if reason:
+        raise CmpError(f"{reason}; nothing was left out")
     if index is not None:
         found, _ = images.examine_images(index)  # raises if the disk fails, as nothing is gone then
         # a copy in another split, added since, changes nothing: the ledger has the splits

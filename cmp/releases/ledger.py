@@ -7,6 +7,7 @@ updates still draw the same samples.
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +19,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp import starts
 from cmp.errors import CmpError
 from cmp.parsing import parse_record
-from cmp.readers.manifest import FileSet, PictureReader
+from cmp.readers.manifest import LONGEST_NAME, FileSet, PictureReader
 from cmp.values import STRICT
 
 EMBEDDED = "embedded"
@@ -31,8 +32,9 @@ NAMED = 3
 """How many images a message names."""
 
 Role = Literal["adapt", "pool", "eval"]
-SET_NAMES: dict[Role, str] = {"adapt": "catalogue", "pool": "pool", "eval": "kept"}
-"""The names of sets without a manifest. Everything that arrives joins one catalogue."""
+SET_NAMES: dict[Role, str] = {"adapt": "catalogue", "pool": "pool"}
+"""The names of sets without a manifest. Everything that arrives joins one catalogue; each retention
+set is called like its folder, see `joined_set`."""
 OPTIONS: dict[Role, str] = {"adapt": "--data", "pool": "--pool", "eval": "--retain"}
 
 
@@ -178,6 +180,8 @@ class ArrivalReport:
         new_names: Class names that were not known before.
         old_names: Class names that were known.
         untested_names: Those of `new_names` without a test image.
+        skipped: How many things that cannot be used were left out, as the manifest says.
+        skipped_faults: Their kinds, and names of some of them.
     """
 
     new: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -191,6 +195,8 @@ class ArrivalReport:
     new_names: tuple[str, ...] = ()
     old_names: tuple[str, ...] = ()
     untested_names: tuple[str, ...] = ()
+    skipped: int = 0
+    skipped_faults: str = ""
 
 
 def manifest_of(tree: Mapping[str, Any]) -> FileSet:
@@ -243,14 +249,30 @@ def changed_retention(ledger: Ledger) -> set[str]:
     }  # fmt: skip
 
 
-def joined_set(ledger: Ledger, role: Role) -> str:
+def joined_set(ledger: Ledger, role: Role, folder: str, own: str) -> str:
     """Return the name of the set that a folder without a manifest belongs to.
 
     An update joins the only set of the earlier updates, so that a repeated name is one class. If
     there are several sets or none, it is the one in `SET_NAMES`.
+
+    A retention folder is a set of its own, since A_ZS is the mean over sets. Given again with more
+    images, it stays in its set, which streams from before that rule share among all folders.
+
+    Args:
+        ledger: The images so far.
+        role: The role of the folder.
+        folder: Its path.
+        own: A name made from the folder's; a number follows if another set is called so.
     """
-    names = [*set_names(ledger, role)]
-    return names[0] if role == "adapt" and len(names) == 1 else SET_NAMES[role]
+    if role != "eval":
+        names = [*set_names(ledger, role)]
+        return names[0] if role == "adapt" and len(names) == 1 else SET_NAMES[role]
+    for arrival in ledger.arrivals:
+        if (arrival.role, arrival.folder) == (role, folder) and len(arrival.sets) == 1:
+            return arrival.sets[0]["name"]
+    taken = {*known_sets(ledger), *SET_NAMES.values()}
+    numbered = (f"{own[: LONGEST_NAME - 9]}-{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([own], numbered) if name not in taken)
 
 
 def append(

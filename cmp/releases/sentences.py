@@ -81,6 +81,13 @@ def describe_unscored(report: ArrivalReport) -> str:
     )
 
 
+def describe_skipped(report: ArrivalReport) -> str:
+    """Return a sentence on what was left out as it cannot be used, or ""."""
+    if not report.skipped:
+        return ""
+    return f"left out by `faults: skip`: {report.skipped:,} ({report.skipped_faults})"
+
+
 def describe_peak(is_given: bool, earlier: Sequence[UpdateRecord]) -> str:
     """Return where the peak of an update comes from, or "" for the recipe's.
 

@@ -356,7 +356,8 @@ def update(
         out: The folder of the release.
         pool: A folder of images to replay in this and all later updates, in place of an earlier
             one; for the first update also "embedded".
-        retain: Folders of images that A_ZS is scored on from this update on, besides earlier ones.
+        retain: Folders of images that A_ZS is scored on from this update on, besides earlier ones;
+            each is a set of its own, named after the folder unless it has a manifest.
         name: The name of the update; by default, the folder's.
         prompt: For the first update: the prompt of a class in folders without a manifest, such as
             "a photo of a {}"; by default, the model's usual one.

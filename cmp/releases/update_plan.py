@@ -149,7 +149,8 @@ def plan_update(
         settings: Keys of the config to change, as nested dicts or as "key=value" texts.
         pool: A folder of images to replay in this and all later updates, in place of an earlier
             one; for the first update also "embedded".
-        retain: Folders of images that A_ZS is scored on from this update on, besides earlier ones.
+        retain: Folders of images that A_ZS is scored on from this update on, besides earlier ones;
+            each is a set of its own, named after the folder unless it has a manifest.
         name: The name of the update; by default, the folder's.
         prompt: For the first update: the prompt for sets whose manifest has none, such as "a photo
             of a {}"; by default, the model's usual one.
@@ -170,8 +171,8 @@ def plan_update(
     unscored = []
     for folder, role in [(pool, "pool"), *((each, "eval") for each in retain)]:
         if folder is not None:
-            ledger, sentences = _arrive_beside(ledger, str(folder), role, prompt)
-            unscored += sentences
+            ledger, said = _arrive_beside(ledger, str(folder), role, prompt)
+            unscored += said
     ledger, report = arrivals.arrive(ledger, os.fspath(data), "adapt", name, prompt)
     if not report.new.get("train"):
         some = f", such as {report.held_from[0]}" if report.held_from else ""
@@ -262,7 +263,7 @@ def _check_name(start: str, name: str) -> None:
 
 def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple[Ledger, list[str]]:
     """Return the ledger with a retention set added, or with a pool in place of the earlier one; and
-    sentences on images that are not scored, or look like one on the other side."""
+    sentences on images that are left out, are not scored, or look like one on the other side."""
     option = "--pool" if role == "pool" else "--retain"
     if not folder.strip():
         raise CmpError(f"{option}: is empty; give a folder, or leave the option out")
@@ -273,10 +274,11 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple
     if role == "pool":
         ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
     ledger, report = arrivals.arrive(ledger, folder, role, prompt=prompt)
-    sentences = [f"{option}: {_similar_line('its', report)}"] if report.similar else []
+    said = [_similar_line("its", report)] if report.similar else []
+    said = [f"{option}: {x}" for x in (*said, sentences.describe_skipped(report)) if x]
     trained = report.new.get("train", 0)
     if role != "eval" or not trained:
-        return ledger, sentences
+        return ledger, said
     reason = (
         "each is in a training split, the pool or an earlier folder; take these out of the pool, "
         "or give others"
@@ -286,10 +288,10 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple
     name, last = ledger.arrivals[-1].name, len(ledger.arrivals) - 1
     some = next(x.source for x in ledger.pictures if x.arrival == last and x.split == "train")
     count = count_of(sum(report.new.values()), "image")
-    sentences.append(
+    said.append(
         f"--retain: {name}: {trained:,} of {count}, such as {some}, are not scored: {reason}"
     )
-    return ledger, sentences
+    return ledger, said
 
 
 def _similar_line(whose: str, report: ArrivalReport) -> str:
@@ -372,6 +374,8 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
     yield from _describe_twins(plan.corpus)
     if report.again:
         yield f"left out: {count_of(report.again, 'image')} already known under the same name"
+    if sentence := sentences.describe_skipped(report):
+        yield sentence
     if report.held_out:
         some = ", ".join(report.held_from)
         count = count_of(report.held_out, "image")
@@ -428,6 +432,13 @@ def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:
         yield f"the {word} {', '.join(sets)}: the images of all updates"
     else:
         yield f"the new images belong to {', '.join(sets)}"
+    earlier = [*ledgers.set_names(Ledger(ledger.arrivals[:-1]), "adapt")]
+    for name in sets if earlier else ():
+        if name not in earlier:
+            yield (
+                f"{name} is a set of its own, scored apart from {', '.join(earlier)}; to join "
+                f"{earlier[0]}, give the folder a manifest with `name: {earlier[0]}`"
+            )
     by_prompt: dict[str, list[str]] = {}
     for name, tree in ledgers.known_sets(ledger).items():
         by_prompt.setdefault(tree.get("prompt", starts.USUAL_PROMPT), []).append(name)
