@@ -15,6 +15,7 @@ from cmp.parsing import read_yaml
 from cmp.readers import notes
 from cmp.releases.card import code_span, markdown_table
 from cmp.releases.exports import export_folder
+from cmp.releases.hugging_face import TOKENIZER_FILES
 from cmp.releases.release import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_served_model
 from cmp.runs import store
 
@@ -25,7 +26,7 @@ CARD = read_yaml(Path(__file__).with_name("model_card.yaml"))["card"]
 def write_hub_folder(
     run: store.StoredRun, model: models.Network, corpus: Corpus, folder: Path
 ) -> None:
-    """Write a run's model, its config and its card atomically.
+    """Write a run's model, its config, its tokenizer and its card atomically.
 
     Args:
         run: The run.
@@ -36,7 +37,8 @@ def write_hub_folder(
     Raises:
         CmpError: The folder contains other or changed files, or cannot be written.
     """
-    with export_folder(folder, {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}) as partial:
+    names = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, *TOKENIZER_FILES}
+    with export_folder(folder, names) as partial:
         write_served_model(model, run.config.model.name, partial)
         card = model_card(run, corpus, folder.name)
         (partial / CARD_FILE).write_text(card, encoding="utf-8")

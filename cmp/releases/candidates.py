@@ -128,7 +128,9 @@ def folder_candidate(folder: Path) -> Candidate:
                 f"{folder}: contains no {name}; it is neither a release nor a folder written by "
                 "`cmpt export --to hf` or open_clip"
             )
-        if made:
+    if made:
+        own = [x for x in made.record.files if any(map(Path(x).match, starts.TOKENIZER_FILES))]
+        for name in (CONFIG_FILE, WEIGHTS_FILE, *own):
             made.path(name)  # checks its hash
     name = starts.known_name(f"local-dir:{folder}")
     if starts.family_of(name):
