@@ -209,6 +209,21 @@ def test_a_card_has_the_numbers_of_its_comparison(made, root, tmp_path, monkeypa
         assert f"| {name} |" in card
 
 
+def test_a_card_is_of_the_whole_test_sets_where_these_are_scored(root, tmp_path):
+    """And not of the subsets, which are scored after each update as well."""
+    made = first(root, tmp_path, "evaluation.full=true")
+    later = compute_second(plan_second(made, root), tmp_path)
+    scores = pd.read_parquet(later.path(release.SCORES_FILE)).query("role == 'adapt'")
+    assert {*scores.loc[scores["scope"] == "subset", "images"]} == {2}
+    whole = scores[scores["scope"] == "full"].set_index("task")
+    for number, each in enumerate((made, later), 1):
+        card = each.path(release.CARD_FILE).read_text()
+        images, score = whole.loc[number, "images"], f"{whole.loc[number, 'score']:.1f}"
+        assert re.search(rf"\| catalogue \| {images} \| [\d.]+ \| {score} \|", card)
+        matrix = pd.read_parquet(each.path(release.MATRIX_FILE)).query("after == @number")
+        assert matrix["images"].sum() == images
+
+
 def test_each_update_has_a_row_and_a_gate(made, later):
     """Its own pictures, beside those of all updates together."""
     found = compare.compare(made, later, later.corpus())
