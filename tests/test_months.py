@@ -121,6 +121,19 @@ def test_a_release_holds_what_serves_judges_and_goes_on(releases, made):
     assert {x.name for x in releases.iterdir()} == {"1", "2"}  # nothing is left beside them
 
 
+def test_a_model_is_found_beside_a_folder_of_its_name(made, root, tmp_path, monkeypatch):
+    """As `cmpt compare` finds it; but a release in this folder comes first."""
+    monkeypatch.chdir(tree(tmp_path / "here", {"tiny/notes.txt": b""}))
+    first = plan_update("tiny", root / "z-month", months.SMALL, pool=root / "pool")
+    assert first.parent is None
+    with pytest.raises(CmpError, match="here: not a release"):
+        plan_update(tmp_path / "here", root / "y-month")
+    shutil.rmtree("tiny")
+    shutil.copytree(made.folder, "tiny")
+    plan = plan_update("tiny", root / "y-month")
+    assert plan.parent and plan.parent.record == made.record
+
+
 def test_a_release_stands_for_its_folder_and_has_its_data(made, root):
     plan = plan_second(made, root)
     assert plan.parent and plan.parent.record == made.record

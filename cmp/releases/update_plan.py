@@ -162,7 +162,10 @@ def plan_update(
     tree = config.override({}, settings) if not isinstance(settings, Mapping) else dict(settings)
     tree = config.with_recipe(tree)
     start = os.path.expanduser(start)
-    parent = release.read_release(start) if Path(start).is_dir() else None
+    # another folder may have the name of a model
+    is_other = Path(start).is_dir() and not starts.family_of(start)
+    is_folder = release.is_release(Path(start)) or is_other
+    parent = release.read_release(start) if is_folder else None
     _refuse_settings(tree, is_first=parent is None)
     base = parent.config.to_dict() if parent else _first_tree(start)
     prompt = _stream_prompt(prompt, parent, base["model"]["name"])
