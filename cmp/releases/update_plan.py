@@ -25,7 +25,7 @@ from cmp.registry import get_option
 from cmp.releases import arrivals, release, sentences
 from cmp.releases import ledger as ledgers
 from cmp.releases.candidates import split_start
-from cmp.releases.ledger import EMBEDDED, ArrivalReport, Ledger
+from cmp.releases.ledger import EMBEDDED, OPTIONS, ArrivalReport, Ledger, Role
 from cmp.releases.release import Release, UpdateRecord
 from cmp.releases.sentences import count_of
 from cmp.runs import identity, store
@@ -173,8 +173,8 @@ def plan_update(
     unscored = []
     for folder, role in [(pool, "pool"), *((each, "eval") for each in retain)]:
         if folder is not None:
-            ledger, sentences = _arrive_beside(ledger, str(folder), role, prompt)
-            unscored += sentences
+            ledger, lines = _arrive_beside(ledger, str(folder), role, prompt)
+            unscored += lines
     ledger, report = arrivals.arrive(ledger, os.fspath(data), "adapt", name, prompt)
     if not report.new.get("train"):
         some = f", such as {report.held_from[0]}" if report.held_from else ""
@@ -263,10 +263,12 @@ def _check_name(start: str, name: str) -> None:
     )
 
 
-def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple[Ledger, list[str]]:
+def _arrive_beside(
+    ledger: Ledger, folder: str, role: Role, prompt: str
+) -> tuple[Ledger, list[str]]:
     """Return the ledger with a retention set added, or with a pool in place of the earlier one; and
     sentences on images that are not scored, or look like one on the other side."""
-    option = "--pool" if role == "pool" else "--retain"
+    option = OPTIONS[role]
     if not folder.strip():
         raise CmpError(f"{option}: is empty; give a folder, or leave the option out")
     if folder == EMBEDDED and role != "pool":
@@ -276,10 +278,10 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple
     if role == "pool":
         ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
     ledger, report = arrivals.arrive(ledger, folder, role, prompt=prompt)
-    sentences = [f"{option}: {_similar_line('its', report)}"] if report.similar else []
+    lines = [f"{option}: {_similar_line('its', report)}"] if report.similar else []
     trained = report.new.get("train", 0)
     if role != "eval" or not trained:
-        return ledger, sentences
+        return ledger, lines
     reason = (
         "each is in a training split, the pool or an earlier folder; take these out of the pool, "
         "or give others"
@@ -289,10 +291,10 @@ def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple
     name, last = ledger.arrivals[-1].name, len(ledger.arrivals) - 1
     some = next(x.source for x in ledger.pictures if x.arrival == last and x.split == "train")
     count = count_of(sum(report.new.values()), "image")
-    sentences.append(
+    lines.append(
         f"--retain: {name}: {trained:,} of {count}, such as {some}, are not scored: {reason}"
     )
-    return ledger, sentences
+    return ledger, lines
 
 
 def _similar_line(whose: str, report: ArrivalReport) -> str:
