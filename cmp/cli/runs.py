@@ -246,8 +246,8 @@ def export(
         with atomic_file(out) as partial:
             models.export_weights(network, partial)
         typer.echo(f"written: {out}\n{loading_code(name, network, out)}")
-    if name in starts.family_names() and to not in EXPORTERS:
-        typer.echo("import cmp.embedded.models first, so that open_clip knows this model")
+    if (family := starts.family_of(name)) and to not in EXPORTERS:
+        typer.echo(f"import {family.__name__} first, so that open_clip knows this model")
     if found:
         sentences = hub.read_differently(found)
     else:

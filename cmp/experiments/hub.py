@@ -73,9 +73,10 @@ def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
     tasks = run.metrics["task"].max()  # those done, of a run that is not finished
     steps = budgets.settle(about, corpus).steps[:tasks]
     name, tokenizer = about.model.name, f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")'
-    if name in starts.family_names():  # with the package's own networks and tokens
-        tokenizer = "import cmp.embedded.models\n\n"
-        tokenizer += f'tokenizer = cmp.models.tokenizer("{name}")'
+    known = starts.known_name(name)
+    if family := starts.family_of(known):  # with its package's own networks and tokens
+        tokenizer = f"from {family.__name__} import tokenizer as own_tokenizer\n\n"
+        tokenizer += f'tokenizer = own_tokenizer("{known}")'
     return CARD.format(
         name=code_span(name), tokenizer=tokenizer, start=f"`{code_span(about.model.start)}`",
         tasks=tasks, steps=preflight.steps_in_words(steps),
