@@ -1,7 +1,6 @@
 """The commands `run`, `resume`, `eval` and `export`, which train, score and export models."""
 
 import math
-import re
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -20,7 +19,7 @@ from cmp.experiments import forecast, hub, preflight, pretraining, statistics
 from cmp.files import SHORT_ID, atomic_file
 from cmp.readers import notes
 from cmp.releases import hugging_face, onnx_files
-from cmp.releases.candidates import find_candidate
+from cmp.releases.candidates import find_candidate, is_run
 from cmp.releases.release import is_release, read_release
 from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.launch import ResolvedRun, read_settings, resolve_run
@@ -223,8 +222,7 @@ def export(
             "by it"
         )
     folder = Path(model.removeprefix("local-dir:"))
-    is_run = model.startswith(starts.RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", model)
-    if is_run and not Path(model).exists():
+    if is_run(model) and not Path(model).exists():
         found, network = find_model(model.removeprefix(starts.RUN_PREFIX))
         name = found.config.model.name
         report_unfinished(found)

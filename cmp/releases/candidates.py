@@ -50,6 +50,12 @@ def split_start(text: str) -> tuple[str, str]:
     return name, start
 
 
+def is_run(text: str) -> bool:
+    """Return whether a text has the form of a run's id, or of its first digits, with `RUN_PREFIX`
+    or without."""
+    return text.startswith(RUN_PREFIX) or bool(re.fullmatch(r"[0-9a-f]{4,64}", text))
+
+
 def find_candidate(text: str) -> Candidate:
     """Return the model that a text names.
 
@@ -74,7 +80,7 @@ def find_candidate(text: str) -> Candidate:
     exists = text and Path(text).exists()
     if exists and Path(text).is_dir():
         return folder_candidate(Path(text))
-    if text.startswith(RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", text):
+    if is_run(text):
         return _run_candidate(text.removeprefix(RUN_PREFIX))
     if exists:
         raise CmpError(
