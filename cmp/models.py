@@ -220,10 +220,26 @@ def other_preprocessing(settings: dict[str, Any], own: dict[str, Any]) -> dict[s
 
 @functools.cache
 def tokenizer(name: str) -> Callable[[list[str]], Tensor]:
-    """Return the tokenizer of a model: n texts -> int64 [n, context_length]."""
+    """Return the tokenizer of a model: n texts -> int64 [n, context_length].
+
+    Raises:
+        CmpError: Its files are missing or damaged.
+    """
     name = starts.known_name(name)
-    family = starts.family_of(name)
-    return family.tokenizer(name) if family else open_clip.get_tokenizer(name)
+    if family := starts.family_of(name):
+        return family.tokenizer(name)
+    try:
+        return open_clip.get_tokenizer(name)
+    except ModuleNotFoundError:  # the message of `cmp.faults` names the extra
+        raise
+    except Exception as error:  # transformers raises all kinds of errors
+        remedy = "check the name and the connection"
+        if name.startswith("local-dir:"):
+            remedy = "write its files into this folder with the tokenizer's `save_pretrained`"
+        raise CmpError(
+            f"model.name: {name:.200}: its tokenizer cannot be read ({first_line(error):.200}); "
+            f"{remedy}"
+        ) from error
 
 
 @functools.lru_cache(maxsize=256)

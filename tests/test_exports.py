@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from pictures import fileset, picture, tree
+from pictures import classes, fileset, picture, tree, write_manifest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from siglip import SIGLIP_VISION
@@ -27,7 +28,8 @@ from cmp.cli import budget
 from cmp.config import Model
 from cmp.errors import CmpError
 from cmp.methods import galore
-from cmp.releases import exports, hugging_face, onnx_files
+from cmp.releases import exports, hugging_face, onnx_files, update, update_plan
+from cmp.runs import store
 
 CLIP_VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 2, "head_width": 16}
 CLIP_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
@@ -42,6 +44,7 @@ SIGLIP = {
     "embed_dim": 48, "init_logit_bias": -10, "custom_text": True,
     "vision_cfg": SIGLIP_VISION, "text_cfg": SIGLIP_TEXT,
 }  # fmt: skip
+WORDED = {"embed_dim": 24, "custom_text": True, "vision_cfg": CLIP_VISION, "text_cfg": SIGLIP_TEXT}
 SQUASHED = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
 WORDS = "a cat photo of two dogs running the shops 3 red shoes size 42 an octopus very long"
 
@@ -363,6 +366,37 @@ def test_a_hub_s_model_is_scored_with_its_own_weights(tmp_path):
     common = ("eval", name, "--data", tmp_path / "data", "--device", "cpu")
     said = [invoke(*common, *given) for given in ((), ("--start", "hub"))]
     assert said[0] == said[1] and "A_ZS" in said[0]
+
+
+@pytest.mark.usefixtures("build")
+def test_a_model_takes_its_tokenizer_along(tmp_path):
+    """A release and a folder for the hub need nothing of the folder that the model came from."""
+    name = make_folder(tmp_path / "words", WORDED)
+    add_tokenizer(tmp_path / "words")
+    data = classes(tmp_path / "month", names=("red shoes", "octopus"), each=16)
+    write_manifest(data / "manifest.yaml")
+    one_step = ["training.batch=8", "evaluation.subset=4", "mixture.pretraining=0"]
+    one_step += ["mixture.update=0.5", "mixture.buffer=0.5", "training.passes=null"]
+    plan = update_plan.plan_update(name, data, [*one_step, "training.task_steps=[1]"])
+    made, hub = update.compute_update(plan, tmp_path / "release"), tmp_path / "hub"
+    given = *one_step, f"model.name={name}", "model.start=hub", "stream.tasks=1", f"data={data}"
+    invoke("run", "quick", *given, "training.steps=1", "--keep-weights", "--device", "cpu")
+    [run] = store.stored_ids()
+    for _ in range(2):  # its own files are replaced
+        invoke("export", run, "--to", "hf", "-o", hub)
+    texts = ["a cat", "A photo of two Dogs, running!"]
+    expected = open_clip.get_tokenizer(name)(texts)
+    shutil.rmtree(tmp_path / "words")
+    for folder in (made.folder, hub):
+        assert torch.equal(open_clip.get_tokenizer(f"local-dir:{folder}")(texts), expected)
+        invoke("eval", f"local-dir:{folder}", "--data", data, "--device", "cpu")
+    assert "A_KA" in invoke("compare", made.folder, hub, "--data", data, "--device", "cpu")
+    (made.folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(CmpError, match=r"tokenizer\.json: damaged"):
+        invoke("compare", made.folder, hub, "--data", data, "--device", "cpu")
+    (hub / "tokenizer.json").unlink()
+    with pytest.raises(CmpError, match=r"hub: its tokenizer cannot be read .*save_pretrained"):
+        models.tokenizer.__wrapped__(f"local-dir:{hub}")
 
 
 def test_an_embedded_model_in_a_folder_keeps_its_tokens(tmp_path):

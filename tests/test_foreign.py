@@ -441,7 +441,7 @@ def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, name):
     last = store.trajectory(run.metrics).query("scope == 'full'")["A_ZS"].round(1)
     assert f"| A_ZS |  | {last.iloc[0]} | {last.iloc[-1]} |" in card
     assert "| new-flags | adapt | " in card
-    assert ("cmp.models.tokenizer" in card) == (name == "small")
+    assert ("from cmp.embedded.models import tokenizer" in card) == (name == "small")
     shell(*export, out)  # its own files are replaced
     mine = tree(tmp_path / "mine", {"thesis.tex": b"all of it"})
     refused = CliRunner().invoke(cli.app, [*export, str(mine)]).exception

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import budgets, cli, config, evaluation, models
+from cmp import budgets, cli, config, evaluation, models, starts
 from cmp.cli import runs
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
@@ -256,6 +256,25 @@ def test_of_a_stopped_run_the_model_after_its_last_task_is_exported(build, polic
     assert invoke(cli.app, ["export", progress.run[:6], *out]).exit_code == 0
 
 
+def test_an_export_names_the_package_of_its_model(build, monkeypatch):
+    """Which any package may bring."""
+    monkeypatch.setattr(starts.family_of("small"), "__name__", "theirs.networks")
+    said = invoke(cli.app, ["export", "small:annealed", "-o", str(build / "x.safetensors")]).output
+    assert "import theirs.networks first, so that open_clip knows this model" in said
+    card = hub.model_card(
+        stored(config.parse({"stream": {"tasks": 1}}), 1), forked.small_corpus(), "folder"
+    )
+    assert "from theirs.networks import tokenizer as own_tokenizer" in card
+
+
+def stored(run_config, tasks):
+    """A stored run whose scores are all 1."""
+    about = {"scope": "subset", "dataset": "a", "role": "adapt", "score": 1.0}
+    metrics = pd.DataFrame([about | {"task": task} for task in range(tasks + 1)])
+    provenance = {"seconds": 1.0} | dict.fromkeys(("device", "torch", "open_clip"), "-")
+    return store.StoredRun("a", run_config, provenance, metrics, "w")
+
+
 @pytest.mark.defect
 @pytest.mark.parametrize(
     ("setting", "done", "words"),
@@ -273,10 +292,7 @@ def test_a_model_card_says_how_many_steps_were_computed(setting, done, words):
         first, second = budgets.settle(run_config, corpus).steps
         words = f"2 updates of {min(first, second)} to {max(first, second)} steps"
         assert first != second
-    about = {"scope": "subset", "dataset": "a", "role": "adapt", "score": 1.0}
-    metrics = pd.DataFrame([about | {"task": task} for task in range(done + 1)])
-    provenance = {"seconds": 1.0} | dict.fromkeys(("device", "torch", "open_clip"), "-")
-    run = store.StoredRun("a", run_config, provenance, metrics, "w")
+    run = stored(run_config, done)
     assert words in " ".join(hub.model_card(run, corpus, "folder").split())
 
 

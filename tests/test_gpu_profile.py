@@ -336,6 +336,7 @@ def test_the_library_refuses_a_device_before_it_reads_or_downloads(monkeypatch, 
         lambda: cmp.run("gpu"),
         lambda: cmp.update("ViT-B-16:openai", tmp_path, tmp_path / "out"),
         lambda: cmp.tune("small", tmp_path, folder=tmp_path, device="cuda"),
+        lambda: cmp.compare(("ViT-B-16", None), ("small", None), None),
     ):
         with pytest.raises(CmpError, match="device 'cuda': cannot be used here"):
             start()

@@ -363,6 +363,10 @@ def test_candidates_are_combined():
         (["--try", "weight=0.5,x", "--model", "tiny"], ["--try weight=0.5,x", "numbers"]),
         (["--try", "density=0.5", "--model", "tiny"], ["interpolation", "not 'density'"]),
         (["--try", "weight=0.5", "--model", "tinny"], ["tinny"]),
+        (
+            ["--try", "weight=0.5", "--model", "tiny", "--device", "cuda:999"],
+            ["device 'cuda:999'", "choose cpu"],
+        ),
     ],
 )
 def test_candidates_that_make_no_sense_are_refused(

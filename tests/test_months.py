@@ -122,6 +122,19 @@ def test_a_release_holds_what_serves_judges_and_goes_on(releases, made):
     assert {x.name for x in releases.iterdir()} == {"1", "2"}  # nothing is left beside them
 
 
+def test_a_model_is_found_beside_a_folder_of_its_name(made, root, tmp_path, monkeypatch):
+    """As `cmpt compare` finds it; but a release in this folder comes first."""
+    monkeypatch.chdir(tree(tmp_path / "here", {"tiny/notes.txt": b""}))
+    first = plan_update("tiny", root / "z-month", months.SMALL, pool=root / "pool")
+    assert first.parent is None
+    with pytest.raises(CmpError, match="here: not a release"):
+        plan_update(tmp_path / "here", root / "y-month")
+    shutil.rmtree("tiny")
+    shutil.copytree(made.folder, "tiny")
+    plan = plan_update("tiny", root / "y-month")
+    assert plan.parent and plan.parent.record == made.record
+
+
 def test_a_release_stands_for_its_folder_and_has_its_data(made, root):
     plan = plan_second(made, root)
     assert plan.parent and plan.parent.record == made.record
@@ -208,6 +221,21 @@ def test_a_card_has_the_numbers_of_its_comparison(made, root, tmp_path, monkeypa
     for name, row in pd.concat([found.summary, found.sets, found.updates]).iterrows():
         assert f"| {row['old']:.1f} | {row['new']:.1f} |" in card
         assert f"| {name} |" in card
+
+
+def test_a_card_is_of_the_whole_test_sets_where_these_are_scored(root, tmp_path):
+    """And not of the subsets, which are scored after each update as well."""
+    made = first(root, tmp_path, "evaluation.full=true")
+    later = compute_second(plan_second(made, root), tmp_path)
+    scores = pd.read_parquet(later.path(release.SCORES_FILE)).query("role == 'adapt'")
+    assert {*scores.loc[scores["scope"] == "subset", "images"]} == {2}
+    whole = scores[scores["scope"] == "full"].set_index("task")
+    for number, each in enumerate((made, later), 1):
+        card = each.path(release.CARD_FILE).read_text()
+        images, score = whole.loc[number, "images"], f"{whole.loc[number, 'score']:.1f}"
+        assert re.search(rf"\| catalogue \| {images} \| [\d.]+ \| {score} \|", card)
+        matrix = pd.read_parquet(each.path(release.MATRIX_FILE)).query("after == @number")
+        assert matrix["images"].sum() == images
 
 
 def test_each_update_has_a_row_and_a_gate(made, later):

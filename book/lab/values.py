@@ -138,8 +138,8 @@ def fill_values(text: str, source: str = "") -> str:
     how many bases they start from, `{{peak study/setting}}` the peak of its learning rate.
     `{{points gain study/setting}}` is the size of an estimate in words, such as "four points",
     without its sign and its interval; any value that has an interval can stand there.
-    `{{verdict claim}}` is the sentence of a primary claim, and `{{spread row, column}}` a value of
-    `lab.analyses.order_spreads`. Values that are not published yet are marked as such.
+    `{{verdict claim}}` is the sentence of a primary claim, and `{{spread name, when}}` an estimate
+    of `lab.analyses.order_estimates`. Values that are not published yet are marked as such.
 
     Args:
         text: The text.

@@ -18,7 +18,6 @@ from cmp.releases import candidates, gate, release, report, sentences
 from cmp.releases.compare import Comparison, common_device, shown_updates
 from cmp.releases.compare import compare as compare_models
 from cmp.releases.index import RECALL_AT
-from cmp.scale import devices
 
 WORST = 8
 """Number of concepts to print."""
@@ -84,7 +83,7 @@ def compare(
     ]
     releases = [x for x in pair if isinstance(x, release.Release)]
     names = [x.config.model.name if isinstance(x, release.Release) else x.name for x in pair]
-    devices.check_device(device := common_device(names, device))
+    device = common_device(names, device)
     if releases and not data:
         owner = releases[-1]
         corpus = owner.corpus(gone == "skip", parse_moved(moved, owner.folder))

@@ -1,7 +1,6 @@
 """The commands `run`, `resume`, `eval` and `export`, which train, score and export models."""
 
 import math
-import re
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -20,7 +19,7 @@ from cmp.experiments import forecast, hub, preflight, pretraining, statistics
 from cmp.files import SHORT_ID, atomic_file
 from cmp.readers import notes
 from cmp.releases import hugging_face, onnx_files
-from cmp.releases.candidates import find_candidate
+from cmp.releases.candidates import find_candidate, is_run
 from cmp.releases.release import is_release, read_release
 from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.launch import ResolvedRun, read_settings, resolve_run
@@ -223,8 +222,7 @@ def export(
             "by it"
         )
     folder = Path(model.removeprefix("local-dir:"))
-    is_run = model.startswith(starts.RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", model)
-    if is_run and not Path(model).exists():
+    if is_run(model) and not Path(model).exists():
         found, network = find_model(model.removeprefix(starts.RUN_PREFIX))
         name = found.config.model.name
         report_unfinished(found)
@@ -246,8 +244,8 @@ def export(
         with atomic_file(out) as partial:
             models.export_weights(network, partial)
         typer.echo(f"written: {out}\n{loading_code(name, network, out)}")
-    if name in starts.family_names() and to not in EXPORTERS:
-        typer.echo("import cmp.embedded.models first, so that open_clip knows this model")
+    if (family := starts.family_of(name)) and to not in EXPORTERS:
+        typer.echo(f"import {family.__name__} first, so that open_clip knows this model")
     if found:
         sentences = hub.read_differently(found)
     else:

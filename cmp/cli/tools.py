@@ -115,16 +115,19 @@ def try_settings(
         device: The device for scoring.
 
     Raises:
-        CmpError: A candidate cannot be read, or the rule does not take it.
+        CmpError: A candidate cannot be read, the rule does not take it, or torch cannot use the
+            device.
     """
     from cmp import evaluation, models
     from cmp.data import load_data
+    from cmp.scale import devices
 
     option, trials = get_option("merge_rule", rule), candidate_settings(candidates, len(paths))
     merged_bytes([*paths, *([base] if base else [])])
     for trial in trials.values():  # before computing anything
         MergeOptions.make(option, len(paths), **given | trial)
-    device, corpus, rows = starts.default_device(model, device), load_data(data), []
+    devices.check_device(device := starts.default_device(model, device))
+    corpus, rows = load_data(data), []
 
     def score(label: str, path: Path) -> None:
         network = models.load_from_file(model, path).to(device)

@@ -15,6 +15,7 @@ from cmp.parsing import read_yaml
 from cmp.readers import notes
 from cmp.releases.card import code_span, markdown_table
 from cmp.releases.exports import export_folder
+from cmp.releases.hugging_face import TOKENIZER_FILES
 from cmp.releases.release import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_served_model
 from cmp.runs import store
 
@@ -25,7 +26,7 @@ CARD = read_yaml(Path(__file__).with_name("model_card.yaml"))["card"]
 def write_hub_folder(
     run: store.StoredRun, model: models.Network, corpus: Corpus, folder: Path
 ) -> None:
-    """Write a run's model, its config and its card atomically.
+    """Write a run's model, its config, its tokenizer and its card atomically.
 
     Args:
         run: The run.
@@ -36,7 +37,8 @@ def write_hub_folder(
     Raises:
         CmpError: The folder contains other or changed files, or cannot be written.
     """
-    with export_folder(folder, {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE}) as partial:
+    names = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, *TOKENIZER_FILES}
+    with export_folder(folder, names) as partial:
         write_served_model(model, run.config.model.name, partial)
         card = model_card(run, corpus, folder.name)
         (partial / CARD_FILE).write_text(card, encoding="utf-8")
@@ -71,9 +73,10 @@ def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
     tasks = run.metrics["task"].max()  # those done, of a run that is not finished
     steps = budgets.settle(about, corpus).steps[:tasks]
     name, tokenizer = about.model.name, f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")'
-    if name in starts.family_names():  # with the package's own networks and tokens
-        tokenizer = "import cmp.embedded.models\n\n"
-        tokenizer += f'tokenizer = cmp.models.tokenizer("{name}")'
+    known = starts.known_name(name)
+    if family := starts.family_of(known):  # with its package's own networks and tokens
+        tokenizer = f"from {family.__name__} import tokenizer as own_tokenizer\n\n"
+        tokenizer += f'tokenizer = own_tokenizer("{known}")'
     return CARD.format(
         name=code_span(name), tokenizer=tokenizer, start=f"`{code_span(about.model.start)}`",
         tasks=tasks, steps=preflight.steps_in_words(steps),

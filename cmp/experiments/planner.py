@@ -37,7 +37,7 @@ CLASSES, ARRIVING = 522, 6375
 """The classes of the embedded stream, and the images of all its updates."""
 FOMO = 1_760_000
 """The images of all updates of FoMo-in-Flux."""
-MERGED_PEAK = 0.0024
+MERGED_PEAK: float = config.UPDATES["embedded"]["schedule"]["peak"]
 """The peak of the recipe for an embedded model (study `recipe-tuning-3`)."""
 MAX_PASSES = 20
 """How often a plan for a real model may show an image in its own update: about twice the measured

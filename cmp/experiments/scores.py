@@ -75,7 +75,6 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: The estimate.
-        error: The standard error.
         half: The half-width of the interval, or NaN if there is none.
         streams: The number of streams.
         planned: The number of planned streams.
@@ -83,7 +82,6 @@ class Estimate(NamedTuple):
     """
 
     value: float
-    error: float
     half: float
     streams: int
     planned: int
@@ -139,10 +137,10 @@ def estimate_mean(values: pd.Series, bases: pd.Series, planned: int) -> Estimate
 
 def estimate_from_bases(value: float, by_base: pd.Series, streams: int, planned: int) -> Estimate:
     """Return an estimate with the interval of the mean of one value per base."""
-    _, error, half = t_interval(by_base.to_numpy(float), claims_level())
+    _, _, half = t_interval(by_base.to_numpy(float), claims_level())
     if streams < planned:
-        error = half = float("nan")
-    return Estimate(value, error, half, streams, planned, len(by_base))
+        half = float("nan")
+    return Estimate(value, half, streams, planned, len(by_base))
 
 
 def planned_streams(study: str, setting: str) -> int:

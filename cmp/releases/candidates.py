@@ -50,6 +50,12 @@ def split_start(text: str) -> tuple[str, str]:
     return name, start
 
 
+def is_run(text: str) -> bool:
+    """Return whether a text has the form of a run's id, or of its first digits, with `RUN_PREFIX`
+    or without."""
+    return text.startswith(RUN_PREFIX) or bool(re.fullmatch(r"[0-9a-f]{4,64}", text))
+
+
 def find_candidate(text: str) -> Candidate:
     """Return the model that a text names.
 
@@ -74,7 +80,7 @@ def find_candidate(text: str) -> Candidate:
     exists = text and Path(text).exists()
     if exists and Path(text).is_dir():
         return folder_candidate(Path(text))
-    if text.startswith(RUN_PREFIX) or re.fullmatch(r"[0-9a-f]{4,64}", text):
+    if is_run(text):
         return _run_candidate(text.removeprefix(RUN_PREFIX))
     if exists:
         raise CmpError(
@@ -128,7 +134,9 @@ def folder_candidate(folder: Path) -> Candidate:
                 f"{folder}: contains no {name}; it is neither a release nor a folder written by "
                 "`cmpt export --to hf` or open_clip"
             )
-        if made:
+    if made:
+        own = [x for x in made.record.files if any(map(Path(x).match, starts.TOKENIZER_FILES))]
+        for name in (CONFIG_FILE, WEIGHTS_FILE, *own):
             made.path(name)  # checks its hash
     name = starts.known_name(f"local-dir:{folder}")
     if starts.family_of(name):

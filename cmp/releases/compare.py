@@ -24,6 +24,7 @@ from cmp.releases.index import RECALL_AT, IndexMap, fit_map, measure_index
 from cmp.releases.intervals import mean_interval, share_interval
 from cmp.releases.ledger import update_label
 from cmp.releases.release import Release
+from cmp.scale.devices import check_device
 
 FIT_PICTURES, FIT_PER_SCORED = 2000, 5
 """The number of unscored images that the map to an old index is fitted on; with a subset, the
@@ -143,8 +144,8 @@ def compare(
         `concepts`, `retrieval`, and `index` (what the old model's index is worth to the new one).
 
     Raises:
-        CmpError: A model cannot be loaded or does not take images of this size, or nothing is
-            scored.
+        CmpError: A model cannot be loaded or does not take images of this size, torch cannot use
+            the device, or nothing is scored.
 
     Example:
         >>> corpus = cmp.load_data("embedded")
@@ -153,6 +154,7 @@ def compare(
         ['sets', 'questions', 'old', 'new']
     """
     candidates = [as_candidate(model) for model in (old, new)]
+    target = common_device([candidate.name for candidate in candidates], device)
     if arrived is None and isinstance(old, Release) and isinstance(new, Release):
         arrived = _updates_between(old, new, corpus)
     if precision is None:
@@ -162,7 +164,6 @@ def compare(
         fit_pictures = min(FIT_PICTURES, FIT_PER_SCORED * (subset or FIT_PICTURES))
     kept = _unscored_rows(corpus, split, fit_pictures)
     features, fitted = [], []
-    target = common_device([candidate.name for candidate in candidates], device)
     # the new one first, which is the one that may be faulty
     for candidate, role in [(candidates[1], "new"), (candidates[0], "old")]:
         encode = functools.partial(_encode, candidate, corpus, split, subset, kept, precision)
@@ -232,9 +233,14 @@ def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str] | N
 
 def common_device(names: Collection[str], device: str | None) -> str:
     """Return the given device or, by default, the one on which both models are encoded: a GPU if
-    one of the models of these names would be computed there."""
+    one of the models of these names would be computed there.
+
+    Raises:
+        CmpError: torch cannot use this device.
+    """
     usual = {starts.default_device(name, device) for name in names}
-    return device or ("cuda" if "cuda" in usual else "cpu")
+    check_device(device := device or ("cuda" if "cuda" in usual else "cpu"))
+    return device
 
 
 def arrived_images(corpus: Corpus, arrived: Collection[str] | np.ndarray | None) -> np.ndarray:

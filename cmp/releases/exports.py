@@ -82,8 +82,9 @@ def make_probe(name: str, model: Network) -> Probe:
     try:
         with starts.quiet_logging():
             tokens = models.tokenizer(name)([*TEXTS])
-    except (ImportError, OSError, ValueError) as error:  # a package or a file of a hub is missing
-        reason, size = first_line(error), (len(TEXTS), model.context_length)
+    except (ModuleNotFoundError, CmpError) as error:  # a package or a file of a hub is missing
+        reason = first_line(error.__cause__ or error)
+        size = len(TEXTS), model.context_length
         tokens = torch.randint(text_tower(model).vocab_size, size, generator=generator)
     features = models.encode_image(model, pixels), models.encode_text(model, tokens)
     return Probe(pixels, tokens, *features, reason)

@@ -84,16 +84,12 @@ class GateLine(NamedTuple):
     Attributes:
         key: Its key in the gate, such as "each.drop".
         scope: What it limits: the name of a dataset or an update, or "A_KA", "A_ZS" or "all".
-        limit: The limit, in points or percent.
-        value: What was compared with it; NaN where no interval can be formed.
         passed: Whether it is kept.
         sentence: All of this in a sentence.
     """
 
     key: str
     scope: str
-    limit: float
-    value: float
     passed: bool
     sentence: str
 
@@ -249,5 +245,5 @@ def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLin
         is_named = key not in ("each", "each_update")  # "A_ZS", or "sets.NAME"
         place = f"{key}.{name}" if is_named else f"{key}.{name}: {scope}"
         sentence = f"{place}: {sentence}"
-        lines.append(GateLine(f"{key}.{name}", scope, limit, float(value), bool(passed), sentence))
+        lines.append(GateLine(f"{key}.{name}", scope, bool(passed), sentence))
     return lines

@@ -40,10 +40,12 @@ from cmp.releases.exports import (
 CLIP, SIGLIP = "clip", "siglip"
 CLASSES = {CLIP: "CLIPModel", SIGLIP: "SiglipModel"}
 """The class in `transformers` by kind of network, which is the `model_type` there."""
-FILES = {
-    "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer_config.json",
-    "tokenizer.json", "special_tokens_map.json", "vocab.json", "merges.txt",
+TOKENIZER_FILES = {
+    "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
 }  # fmt: skip
+"""The files that tokenizers of `transformers` may have."""
+FILES = {"config.json", "model.safetensors", "preprocessor_config.json", *TOKENIZER_FILES}
 """All files that an export may have, besides the record of their hashes."""
 
 TENSORS = {

@@ -17,6 +17,7 @@ import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
+from open_clip.tokenizer import HFTokenizer
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError
@@ -261,7 +262,8 @@ def write_ledger(ledger: Ledger, path: Path) -> None:
 
 
 def write_served_model(model: models.Network, name: str, folder: Path) -> None:
-    """Write a network and its config so that open_clip loads them as `local-dir:FOLDER`.
+    """Write a network, its config and its tokenizer so that open_clip loads them as
+    `local-dir:FOLDER`.
 
     Args:
         model: The network.
@@ -274,6 +276,9 @@ def write_served_model(model: models.Network, name: str, folder: Path) -> None:
     }
     models.export_weights(model, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    tokenizer = models.tokenizer(name)
+    if isinstance(tokenizer, HFTokenizer):  # open_clip looks for its files in the folder
+        tokenizer.save_pretrained(folder)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -25,7 +25,7 @@ from cmp.registry import get_option
 from cmp.releases import arrivals, release, sentences
 from cmp.releases import ledger as ledgers
 from cmp.releases.candidates import split_start
-from cmp.releases.ledger import EMBEDDED, ArrivalReport, Ledger
+from cmp.releases.ledger import EMBEDDED, OPTIONS, ArrivalReport, Ledger, Role
 from cmp.releases.release import Release, UpdateRecord
 from cmp.releases.sentences import count_of
 from cmp.runs import identity, store
@@ -163,7 +163,10 @@ def plan_update(
     tree = config.override({}, settings) if not isinstance(settings, Mapping) else dict(settings)
     tree = config.with_recipe(tree)
     start = os.path.expanduser(start)
-    parent = release.read_release(start) if Path(start).is_dir() else None
+    # another folder may have the name of a model
+    is_other = Path(start).is_dir() and not starts.family_of(start)
+    is_folder = release.is_release(Path(start)) or is_other
+    parent = release.read_release(start) if is_folder else None
     _refuse_settings(tree, is_first=parent is None)
     base = parent.config.to_dict() if parent else _first_tree(start)
     prompt = _stream_prompt(prompt, parent, base["model"]["name"])
@@ -261,10 +264,12 @@ def _check_name(start: str, name: str) -> None:
     )
 
 
-def _arrive_beside(ledger: Ledger, folder: str, role: Any, prompt: str) -> tuple[Ledger, list[str]]:
+def _arrive_beside(
+    ledger: Ledger, folder: str, role: Role, prompt: str
+) -> tuple[Ledger, list[str]]:
     """Return the ledger with a retention set added, or with a pool in place of the earlier one; and
     sentences on images that are left out, are not scored, or look like one on the other side."""
-    option = "--pool" if role == "pool" else "--retain"
+    option = OPTIONS[role]
     if not folder.strip():
         raise CmpError(f"{option}: is empty; give a folder, or leave the option out")
     if folder == EMBEDDED and role != "pool":
