@@ -686,6 +686,13 @@ def test_a_page_of_captions_alone_says_nothing_of_names(two):
     captions = dataclasses.replace(two, sets=two.sets[two.sets["metric"] != "top-1"])
     page = report.report_page(captions)
     assert "only searches by caption are compared" in page and "named none of them" not in page
+    for word in ("lost a name", "gained a name", "Names lost", "The upper name", "a name counts"):
+        assert word.lower() not in page.lower()
+    asked = two.flips[two.flips["asked"] == "text to image"]
+    assert len(asked)
+    for kind, words in (("lost", "no longer finds"), ("gained", "finds only now")):
+        images = asked.loc[asked["kind"] == kind, "row"].nunique()
+        assert f">{images:,}</b><span>images that a caption {words}</span>" in page
 
 
 def test_a_model_against_itself_has_a_page(itself, tmp_path):

@@ -658,11 +658,15 @@ def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, 
 @pytest.mark.parametrize("scope", ["full", "subset"])
 def test_a_subset_does_not_say_how_many_images_are_new(scope):
     columns = {"scope": scope, "role": "adapt", "dataset": "catalogue", "score": 40.0}
+    columns["metric"] = "top-1"
     sizes = [{"task": 1, "classes": 3, "images": 6}, {"task": 2, "classes": 4, "images": 8}]
     metrics = pd.DataFrame([columns | size for size in sizes])
     said = sentences.describe_names(metrics, ["may", "june"])
     new = "1 name and 2 test images are new" if scope == "full" else "1 name is new"
     assert said.startswith("The card of may gives A_KA 40.0") and f"but {new}, and" in said
+    said = sentences.describe_names(metrics.assign(metric="R@5"), ["may", "june"])
+    assert said.endswith("but 2 test images are new." if scope == "full" else "")
+    assert "name" not in said
 
 
 def test_the_id_of_an_update_counts_how_its_manifest_reads_images(root, tmp_path):

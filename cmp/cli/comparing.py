@@ -126,8 +126,8 @@ def _release_notes(releases: list[release.Release]) -> list[str]:
     if len(counts) < 2 or counts[0] >= counts[1]:
         return []
     return [
-        "A_KA before can be lower than on the old release's card: here the old model also chooses "
-        "among the names of later updates, and is tested on their images"
+        "A_KA before can be lower than on the old release's card: here the old model is also "
+        "tested on the images of later updates, and chooses among their names or captions, too"
     ]
 
 
