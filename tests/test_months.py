@@ -1303,10 +1303,34 @@ def test_tuning_says_what_its_choice_rests_on_and_the_whole_command(
     words = f"cmpt update {' '.join(map(str, begin))} -o NEW_RELEASE".replace("my{}", "'my{}'")
     assert words in done.stdout, done.output
     pool = str(root / "pool")
+    assert read_yaml(tmp_path / "own.yaml") == {"schedule": {"peak": 0.001}}
     own = {"pool": pool, "retain": [Path(pool)], "prompt": "my{}", "moved": {"a": "b"}}
     without = {"pool": None, "retain": [], "prompt": "", "moved": {}}
     for others, pictures in zip(seen, (without | {"skip_gone": True}, own), strict=True):
         assert others == others | pictures
+    (tmp_path / "team.yaml").write_text("{mixture: {update: 0.5}, training: {passes: 3}}")
+    given = ("training.passes=4", "--settings", tmp_path / "team.yaml", *begin)
+    done = invoke("tune", *given, "-o", tmp_path / "own.yaml")
+    chosen = {"mixture": {"update": 0.5}, "training": {"passes": 4}, "schedule": {"peak": 0.001}}
+    assert read_yaml(tmp_path / "own.yaml") == chosen
+    assert "team.yaml" not in done.stdout  # the choice has its settings
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("kind", ["gate", "link"])
+def test_tuning_replaces_only_a_file_of_its_own(made, root, tmp_path, monkeypatch, kind):
+    """Known before hours of computing."""
+    monkeypatch.setattr(tuning, "tune", lambda *_, **__: pytest.fail("was begun"))
+    out = tmp_path / "gate.yaml"
+    if kind == "gate":
+        out.write_text("A_ZS: {drop: 2}\n")
+    else:
+        tuning.write_choice(pd.DataFrame({"peak": [0.1], "is_best": [True]}), tmp_path / "x.yaml")
+        out.symlink_to(tmp_path / "x.yaml")
+    before = out.read_bytes()
+    error = invoke("tune", made.folder, "--data", root / "y-month", "-o", out).exception
+    assert isinstance(error, CmpError) and str(error).startswith(f"{out}: already exists")
+    assert out.read_bytes() == before
 
 
 def test_an_update_of_which_nothing_could_be_scored_is_refused(tmp_path):

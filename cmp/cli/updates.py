@@ -24,6 +24,7 @@ from cmp.runs.runner import Observer
 from cmp.scale import devices, processes
 from cmp.scale.execution import ExecutionConfig
 
+Chosen = Annotated[Path | None, typer.Option("--settings", metavar="FILE")]
 Folders = Annotated[list[Path] | None, typer.Option("--retain", metavar="FOLDER")]
 Gone = Literal["refuse", "skip"]
 Moved = Annotated[list[str] | None, typer.Option("--moved", metavar="OLD=NEW")]
@@ -40,7 +41,7 @@ def update(
     pool: str | None = None,
     retain: Folders = None,
     prompt: Prompt = None,
-    chosen: Annotated[Path | None, typer.Option("--settings", metavar="FILE")] = None,
+    chosen: Chosen = None,
     name: str | None = None,
     gone: Gone = "refuse",
     moved: Moved = None,
@@ -271,6 +272,7 @@ def tune(
     pool: str | None = None,
     retain: Folders = None,
     prompt: Prompt = None,
+    chosen: Chosen = None,
     gone: Gone = "refuse",
     moved: Moved = None,
     peaks: Annotated[str | None, typer.Option(metavar="PEAK,...")] = None,
@@ -290,11 +292,12 @@ def tune(
     Args:
         parent: The release that the update starts from.
         data: The folder of the new images.
-        out: The file for the result, NAME.yaml.
+        out: The file for the result, NAME.yaml. Only a file from `cmpt tune` is replaced.
         start: The model of the first update, as for `cmpt update`.
         pool: As for `cmpt update`. Default: none.
         retain: As for `cmpt update`. Default: none.
         prompt: As for `cmpt update`, with the same default.
+        chosen: A file of settings, such as your team's. Default: none.
         gone: As for `cmpt update`.
         moved: As for `cmpt update`.
         peaks: The first peaks to try. Default: the update's own, a third of it, and three times as
@@ -306,8 +309,9 @@ def tune(
     if out is None or out.suffix != ".yaml":
         raise CmpError("-o: give the file for the result, NAME.yaml")
     shared.check_out(out)
+    tuning.check_choice(out)
     torch.set_num_threads(threads)
-    first, folder, tree = _given(parent, start, data, settings, None)
+    first, folder, tree = _given(parent, start, data, settings, chosen)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     tried: list[UpdatePlan] = []
     with processes.init_distributed(update_device(first, device)) as local_device:
