@@ -950,7 +950,6 @@ def test_a_damaged_release_is_neither_used_nor_called_intact(made, tmp_path, nam
         ["export", made.folder, "-o", out],
         ["eval", f"local-dir:{made.folder}", "--device", "cpu"],
         ["compare", f"local-dir:{made.folder}", "small:annealed"],
-        ["release", "show", made.folder],
     ):
         said = invoke(*command)
         assert isinstance(said.exception, CmpError), said.output
@@ -958,6 +957,21 @@ def test_a_damaged_release_is_neither_used_nor_called_intact(made, tmp_path, nam
     with pytest.raises(CmpError, match=f"{name}: damaged"):
         compare.as_candidate(made)
     assert not out.exists()
+    said = invoke("release", "show", made.folder)
+    assert said.exit_code == 1 and f"{name}: damaged" in said.stdout
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("name", [release.REPORT_FILE, release.LEDGER_FILE])
+def test_a_release_without_a_file_is_shown_with_what_the_next_update_needs(made, name):
+    """A report is deleted to delete the pictures in it for good."""
+    (made.folder / name).unlink()
+    (made.folder / release.CONFIG_FILE).write_text("{}")
+    said = invoke("release", "show", made.folder)
+    assert said.exit_code == 1 and "all files but 2 are intact" in said.stdout, said.output
+    assert f"{name}: is missing" in said.stdout
+    assert f"{release.CONFIG_FILE}: damaged" in said.stdout
+    assert ("images are there" in said.stdout) == (name == release.REPORT_FILE)
 
 
 @pytest.mark.defect
@@ -1052,7 +1066,19 @@ def test_a_full_disk_is_said_before_anything_is_computed(root, tmp_path, monkeyp
     weights = models.create_on_meta(plan.config.model.name).state_dict().values()
     free = 12 * sum(x.nbytes for x in weights) - 1000
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
-    update._check_room(plan, out)
+    said = update.check_room(plan, out)
+    assert re.fullmatch(r"about [\d.e-]+ GB until the release .*, of [\d.e-]+ GB free", said)
+
+
+@pytest.mark.defect
+def test_a_dry_run_says_how_much_disk_space_is_needed(root, tmp_path, monkeypatch):
+    given = ("--start", months.START, "--data", root / "z-month", "--pool", root / "pool")
+    command = ("update", *given, *months.SMALL, "-o", tmp_path / "1", "--dry-run")
+    done = invoke(*command)
+    assert "\ndisk: about " in done.stdout and "nothing was computed" in done.stdout, done.output
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    done = invoke(*command)
+    assert "the update needs about" in str(done.exception) and "memory: " in done.stdout
 
 
 def test_the_report_draws_the_loss(made):

@@ -62,7 +62,8 @@ def compare(
             have no eval or transfer set.
         gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
         page: Write an HTML page to this file, with the images that lost or gained their name.
-        gone: If images of a release are missing: refuse, or skip them.
+        gone: If images of a release are missing: refuse, or skip them; changed files count as
+            missing.
         moved: A folder of a release's images that has moved, as OLD=NEW; repeat for others.
             Default: none.
         split: Images to score: test, or validation.

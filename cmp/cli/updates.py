@@ -17,7 +17,13 @@ from cmp.parsing import read_yaml
 from cmp.releases import release, tuning
 from cmp.releases.ledger import came_from
 from cmp.releases.sentences import describe_release_retention
-from cmp.releases.update import check_folder, compute_update, update_device, working_folder
+from cmp.releases.update import (
+    check_folder,
+    check_room,
+    compute_update,
+    update_device,
+    working_folder,
+)
 from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs.checkpoints import latest_progress
 from cmp.runs.runner import Observer
@@ -75,7 +81,8 @@ def update(
             "a photo of a {}". Default: "{}" for this book's own models, and otherwise that example.
         chosen: A file of settings, such as one written by `cmpt tune`. Default: none.
         name: Name of the update. Default: the folder's name.
-        gone: If images of earlier updates are missing: refuse, or skip them.
+        gone: If images of earlier updates are missing: refuse, or skip them for good; changed files
+            count as missing.
         moved: A folder of earlier images that has moved, as OLD=NEW; repeat for others.
             Default: none.
         tensorboard: Write TensorBoard files to this folder, in addition to the log. Default: none.
@@ -104,6 +111,8 @@ def update(
         if dry_run:
             if is_first:
                 typer.echo("\n".join(_forecast_lines(plan, local_device, execution)))
+                if not release.is_release(out):
+                    typer.echo(f"disk: {check_room(plan, out)}")
                 typer.echo(_dry_run_lines(plan, given))
             return
         devices.check_device(local_device)
