@@ -824,7 +824,7 @@ def test_the_command_prints_writes_and_exits_by_the_gate(tmp_path, monkeypatch):
     result = call(*common, "--gate", path)
     assert result.exit_code == 1 and "broken: each.drop" in result.output
     assert page.stat().st_size > 10_000 and f"written: {page}" in result.output
-    for words in ("A_ZS", "recall@5 on the old index", "new-digits", "as_is", "reencoded"):
+    for words in ("A_ZS", "by what is in the index", "new-digits", "as_is: new model, old index"):
         assert words in result.output
     assert "-%" not in result.output
     assert re.search(r"count answers, of which there are \d+ for \d+ images: ", result.output)

@@ -154,13 +154,15 @@ def print_comparison(comparison: Comparison) -> None:
         shown = [tuple(getattr(row, cell) for cell in cells) for row in worst.itertuples()]
         shared.print_table(cells, shown, "concepts that lost most")
     index = comparison.index[comparison.index["k"] == max(comparison.index["k"])]
-    cells = ("before", "as_is", "mapped", "new_first", "reencoded")  # as in `Comparison.index`
+    cells = [cell for cell in report.INDEX_COLUMNS if cell != "new_first_mapped"]
     shown = [
         (row.content, row.query, *(shared.score_text(getattr(row, cell)) for cell in cells))
         for row in index.itertuples()
     ]
     columns = ("content", "query", *cells)
-    shared.print_table(columns, shown, f"recall@{max(RECALL_AT)} on the old index, in percent")
+    title = f"recall@{max(RECALL_AT)}, in percent, by what is in the index"
+    shared.print_table(columns, shown, title)
+    typer.echo("; ".join(f"{cell}: {report.INDEX_COLUMNS[cell]}" for cell in cells))
     typer.echo(f"map: {comparison.index_map.sentence}")
 
 
