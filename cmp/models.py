@@ -203,6 +203,14 @@ def saved_preprocessing(path: Path) -> dict[str, Any]:
         return dict(json.loads((file.metadata() or {}).get(PREPROCESSING, "{}")))
 
 
+def is_exported(path: Path) -> bool:
+    """Return whether `export_weights` wrote a file: its metadata are only those that it writes,
+    which other programs leave out or add to."""
+    with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+        return {*(file.metadata() or {})} == {PREPROCESSING}
+    return False
+
+
 def other_preprocessing(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Return those settings of preprocessing that change how a model prepares images.
 

@@ -688,6 +688,13 @@ def test_a_page_of_captions_alone_says_nothing_of_names(two):
     captions = dataclasses.replace(two, sets=two.sets[two.sets["metric"] != "top-1"])
     page = report.report_page(captions)
     assert "only searches by caption are compared" in page and "named none of them" not in page
+    for word in ("lost a name", "gained a name", "Names lost", "The upper name", "a name counts"):
+        assert word.lower() not in page.lower()
+    asked = two.flips[two.flips["asked"] == "text to image"]
+    assert len(asked)
+    for kind, words in (("lost", "no longer finds"), ("gained", "finds only now")):
+        images = asked.loc[asked["kind"] == kind, "row"].nunique()
+        assert f">{images:,}</b><span>images that a caption {words}</span>" in page
 
 
 def test_a_model_against_itself_has_a_page(itself, tmp_path):
@@ -820,7 +827,7 @@ def test_the_command_prints_writes_and_exits_by_the_gate(tmp_path, monkeypatch):
     result = call(*common, "--gate", path)
     assert result.exit_code == 1 and "broken: each.drop" in result.output
     assert page.stat().st_size > 10_000 and f"written: {page}" in result.output
-    for words in ("A_ZS", "recall@5 on the old index", "new-digits", "as_is", "reencoded"):
+    for words in ("A_ZS", "by what is in the index", "new-digits", "as_is: new model, old index"):
         assert words in result.output
     assert "-%" not in result.output
     assert re.search(r"count answers, of which there are \d+ for \d+ images: ", result.output)

@@ -344,12 +344,23 @@ def test_a_hub_s_model_is_exported_as_a_file_of_open_clip(tmp_path, monkeypatch)
     ours = load_file(out)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    folder, again = tmp_path / "saved", tmp_path / "mine.safetensors"
+    save_file(ours, again)  # as other programs save it again
+    tree(folder, {"open_clip_model.safetensors": b"mine"})
     with monkeypatch.context() as patch:  # what cannot be written is not loaded first
         patch.setattr(models, "load_model", lambda *_: pytest.fail("the network was loaded"))
         with pytest.raises(CmpError, match=r"--to hf: .*give the id of a run"):
             invoke("export", name, "--to", "hf", "-o", tmp_path / "hub")
         with pytest.raises(CmpError, match=r"a name that ends in \.safetensors"):
             invoke("export", name, "-o", tmp_path / "out")
+        with pytest.raises(CmpError, match=r"mine\.safetensors: has changed since `cmpt export`"):
+            invoke("export", name, "-o", again)
+        for to in ("transformers", "onnx"):
+            with pytest.raises(CmpError, match=r"contains 'open_clip_model\.safetensors'"):
+                invoke("export", name, "--to", to, "-o", folder)
+        with pytest.raises(CmpError, match=r"'model\.safetensors' has changed since"):
+            (folder / "open_clip_model.safetensors").rename(folder / "model.safetensors")
+            invoke("export", name, "--to", "transformers", "-o", folder)
     with pytest.raises(CmpError, match=r"open_clip_model\.safetensors"):
         (tmp_path / "clip" / "open_clip_model.safetensors").unlink()
         invoke("export", name, "-o", out)

@@ -719,11 +719,15 @@ def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, 
 @pytest.mark.parametrize("scope", ["full", "subset"])
 def test_a_subset_does_not_say_how_many_images_are_new(scope):
     columns = {"scope": scope, "role": "adapt", "dataset": "catalogue", "score": 40.0}
+    columns["metric"] = "top-1"
     sizes = [{"task": 1, "classes": 3, "images": 6}, {"task": 2, "classes": 4, "images": 8}]
     metrics = pd.DataFrame([columns | size for size in sizes])
     said = sentences.describe_names(metrics, ["may", "june"])
     new = "1 name and 2 test images are new" if scope == "full" else "1 name is new"
     assert said.startswith("The card of may gives A_KA 40.0") and f"but {new}, and" in said
+    said = sentences.describe_names(metrics.assign(metric="R@5"), ["may", "june"])
+    assert said.endswith("but 2 test images are new." if scope == "full" else "")
+    assert "name" not in said
 
 
 def test_the_id_of_an_update_counts_how_its_manifest_reads_images(root, tmp_path):
@@ -1007,7 +1011,6 @@ def test_a_damaged_release_is_neither_used_nor_called_intact(made, tmp_path, nam
         ["export", made.folder, "-o", out],
         ["eval", f"local-dir:{made.folder}"],
         ["compare", f"local-dir:{made.folder}", "small:annealed"],
-        ["release", "show", made.folder],
     ):
         said = invoke(*command)
         assert isinstance(said.exception, CmpError), said.output
@@ -1015,6 +1018,21 @@ def test_a_damaged_release_is_neither_used_nor_called_intact(made, tmp_path, nam
     with pytest.raises(CmpError, match=f"{name}: damaged"):
         compare.as_candidate(made)
     assert not out.exists()
+    said = invoke("release", "show", made.folder)
+    assert said.exit_code == 1 and f"{name}: damaged" in said.stdout
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("name", [release.REPORT_FILE, release.LEDGER_FILE])
+def test_a_release_without_a_file_is_shown_with_what_the_next_update_needs(made, name):
+    """A report is deleted to delete the pictures in it for good."""
+    (made.folder / name).unlink()
+    (made.folder / release.CONFIG_FILE).write_text("{}")
+    said = invoke("release", "show", made.folder)
+    assert said.exit_code == 1 and "all files but 2 are intact" in said.stdout, said.output
+    assert f"{name}: is missing" in said.stdout
+    assert f"{release.CONFIG_FILE}: damaged" in said.stdout
+    assert ("images are there" in said.stdout) == (name == release.REPORT_FILE)
 
 
 @pytest.mark.defect
@@ -1113,7 +1131,19 @@ def test_a_full_disk_is_said_before_anything_is_computed(root, tmp_path, monkeyp
     weights = models.create_on_meta(plan.config.model.name).state_dict().values()
     free = 12 * sum(x.nbytes for x in weights) - 1000
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
-    update._check_room(plan, out)
+    said = update.check_room(plan, out)
+    assert re.fullmatch(r"about [\d.e-]+ GB until the release .*, of [\d.e-]+ GB free", said)
+
+
+@pytest.mark.defect
+def test_a_dry_run_says_how_much_disk_space_is_needed(root, tmp_path, monkeypatch):
+    given = ("--start", months.START, "--data", root / "z-month", "--pool", root / "pool")
+    command = ("update", *given, *months.SMALL, "-o", tmp_path / "1", "--dry-run")
+    done = invoke(*command)
+    assert "\ndisk: about " in done.stdout and "nothing was computed" in done.stdout, done.output
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    done = invoke(*command)
+    assert "the update needs about" in str(done.exception) and "memory: " in done.stdout
 
 
 def test_the_report_draws_the_loss(made):
@@ -1364,10 +1394,34 @@ def test_tuning_says_what_its_choice_rests_on_and_the_whole_command(
     words = f"cmpt update {' '.join(map(str, begin))} -o NEW_RELEASE".replace("my{}", "'my{}'")
     assert words in done.stdout, done.output
     pool = str(root / "pool")
+    assert read_yaml(tmp_path / "own.yaml") == {"schedule": {"peak": 0.001}}
     own = {"pool": pool, "retain": [Path(pool)], "prompt": "my{}", "moved": {"a": "b"}}
     without = {"pool": None, "retain": [], "prompt": "", "moved": {}}
     for others, pictures in zip(seen, (without | {"skip_gone": True}, own), strict=True):
         assert others == others | pictures
+    (tmp_path / "team.yaml").write_text("{mixture: {update: 0.5}, training: {passes: 3}}")
+    given = ("training.passes=4", "--settings", tmp_path / "team.yaml", *begin)
+    done = invoke("tune", *given, "-o", tmp_path / "own.yaml")
+    chosen = {"mixture": {"update": 0.5}, "training": {"passes": 4}, "schedule": {"peak": 0.001}}
+    assert read_yaml(tmp_path / "own.yaml") == chosen
+    assert "team.yaml" not in done.stdout  # the choice has its settings
+
+
+@pytest.mark.defect
+@pytest.mark.parametrize("kind", ["gate", "link"])
+def test_tuning_replaces_only_a_file_of_its_own(made, root, tmp_path, monkeypatch, kind):
+    """Known before hours of computing."""
+    monkeypatch.setattr(tuning, "tune", lambda *_, **__: pytest.fail("was begun"))
+    out = tmp_path / "gate.yaml"
+    if kind == "gate":
+        out.write_text("A_ZS: {drop: 2}\n")
+    else:
+        tuning.write_choice(pd.DataFrame({"peak": [0.1], "is_best": [True]}), tmp_path / "x.yaml")
+        out.symlink_to(tmp_path / "x.yaml")
+    before = out.read_bytes()
+    error = invoke("tune", made.folder, "--data", root / "y-month", "-o", out).exception
+    assert isinstance(error, CmpError) and str(error).startswith(f"{out}: already exists")
+    assert out.read_bytes() == before
 
 
 def test_an_update_of_which_nothing_could_be_scored_is_refused(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 
 from cmp.errors import CmpError
 from cmp.experiments import preflight
-from lab import printing
+from cmp.releases import tuning
+from lab import printing, values
 
 PAGE = re.compile(rb"/Type\s*/Page[^s]")
 
@@ -56,6 +57,12 @@ def test_the_card_fits_one_sheet_and_has_its_numbers(browser, pages, tmp_path, m
     assert content.startswith(b"%PDF") and len(PAGE.findall(content)) == 1
     assert "{{" not in printing.card_page() and "<td" in printing.card_page()
     assert not (pages / "print-card.html").exists()
+
+
+@pytest.mark.defect
+def test_the_card_gives_the_peaks_that_tuning_tries():
+    said = re.findall(r"three peaks, a factor of (\w+) apart", printing.card_page())
+    assert [values.NUMBERS[int(tuning.FACTOR)]] == said
 
 
 @pytest.mark.long

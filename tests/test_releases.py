@@ -1,5 +1,6 @@
 """Releases where folders, names, settings and devices are unusual."""
 
+import ast
 import dataclasses
 import errno
 import hashlib
@@ -210,6 +211,20 @@ def captions(folder, seeds):
     """Pictures with a text beside each."""
     files = {f"{seed}.png": picture(seed) for seed in seeds}
     return tree(folder, files | {f"{seed}.txt": b"the number %d" % seed for seed in seeds})
+
+
+@pytest.mark.defect
+def test_a_stream_of_captions_is_not_said_to_have_names(tmp_path):
+    data, pool = captions(tmp_path / "1", range(30)), captions(tmp_path / "2", range(30, 40))
+    plan = update_plan.plan_update("tiny:random", data, months.SMALL, pool=pool)
+    assert not [note for note in plan.notes if " name" in note]
+    lines = card.snippet("tiny", plan.corpus).splitlines()
+    [names] = [line.partition(" = ")[2] for line in lines if line.startswith("names = ")]
+    assert ast.literal_eval(names.partition("  #")[0]) == [
+        f"the number {n}" for n in (0, 1, 10, 11)
+    ]
+    assert any("'{}'.format(name)" in line for line in lines)
+    assert card._where_names_are(plan.corpus).startswith("These are 4 of the 30 captions.")
 
 
 @pytest.mark.parametrize("is_empty", [False, True])

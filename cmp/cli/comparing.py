@@ -61,7 +61,8 @@ def compare(
             have no eval or transfer set.
         gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
         page: Write an HTML page to this file, with the images that lost or gained their name.
-        gone: If images of a release are missing: refuse, or skip them.
+        gone: If images of a release are missing: refuse, or skip them; changed files count as
+            missing.
         moved: A folder of a release's images that has moved, as OLD=NEW; repeat for others.
             Default: none.
         split: Images to score: test, or validation.
@@ -125,8 +126,8 @@ def _release_notes(releases: list[release.Release]) -> list[str]:
     if len(counts) < 2 or counts[0] >= counts[1]:
         return []
     return [
-        "A_KA before can be lower than on the old release's card: here the old model also chooses "
-        "among the names of later updates, and is tested on their images"
+        "A_KA before can be lower than on the old release's card: here the old model is also "
+        "tested on the images of later updates, and chooses among their names or captions, too"
     ]
 
 
@@ -152,13 +153,15 @@ def print_comparison(comparison: Comparison) -> None:
         shown = [tuple(getattr(row, cell) for cell in cells) for row in worst.itertuples()]
         shared.print_table(cells, shown, "concepts that lost most")
     index = comparison.index[comparison.index["k"] == max(comparison.index["k"])]
-    cells = ("before", "as_is", "mapped", "new_first", "reencoded")  # as in `Comparison.index`
+    cells = [cell for cell in report.INDEX_COLUMNS if cell != "new_first_mapped"]
     shown = [
         (row.content, row.query, *(shared.score_text(getattr(row, cell)) for cell in cells))
         for row in index.itertuples()
     ]
     columns = ("content", "query", *cells)
-    shared.print_table(columns, shown, f"recall@{max(RECALL_AT)} on the old index, in percent")
+    title = f"recall@{max(RECALL_AT)}, in percent, by what is in the index"
+    shared.print_table(columns, shown, title)
+    typer.echo("; ".join(f"{cell}: {report.INDEX_COLUMNS[cell]}" for cell in cells))
     typer.echo(f"map: {comparison.index_map.sentence}")
 
 

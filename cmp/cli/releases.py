@@ -16,6 +16,8 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
     """Print the updates in a release and the log of the last one, check all of its files, and say
     what the next update needs.
 
+    If a file is missing or damaged, the exit status is 1.
+
     Args:
         folder: The folder of the release.
 
@@ -23,10 +25,13 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
         cmpt release show releases/2026-02
     """
     made = release.read_release(folder)
-    removed = made.slimmable()
+    removed, faults = made.slimmable(), {}
     for name in made.record.files:
         if name not in removed or (folder / name).exists():
-            made.path(name)
+            try:
+                made.path(name)
+            except CmpError as error:
+                faults[name] = str(error)
     rows = [
         (n, x.name, x.images, x.steps, sum(x.counts), f"{x.peak:g}", f"{x.seconds:.0f}")
         for n, x in enumerate(made.record.updates, 1)
@@ -34,11 +39,15 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
     columns = ("", "update", "images", "steps", "batch", "peak", "seconds")
     shared.print_table(columns, rows, release.describe(made))
     print_log(folder / release.LOG_FILE)
-    if all((folder / name).exists() for name in removed):
-        typer.echo("all files are intact")
+    is_whole = all((folder / name).exists() for name in removed)
+    others = "all files" if is_whole else "slimmed, so no update can start from it; all other files"
+    typer.echo(f"{others}{f' but {len(faults)}' if faults else ''} are intact")
+    for fault in faults.values():
+        typer.echo(fault)
+    if is_whole and release.LEDGER_FILE not in faults:
         typer.echo("\n".join(_needs(made)))
-    else:
-        typer.echo("slimmed, so no update can start from it; all other files are intact")
+    if faults:
+        raise typer.Exit(1)
 
 
 def _needs(made: release.Release) -> Iterable[str]:

@@ -18,7 +18,7 @@ from cmp.errors import CmpError, Interrupted
 from cmp.experiments import forecast, hub, preflight, pretraining, statistics
 from cmp.files import SHORT_ID, atomic_file
 from cmp.readers import notes
-from cmp.releases import hugging_face, onnx_files
+from cmp.releases import exports, hugging_face, onnx_files
 from cmp.releases.candidates import find_candidate, is_run
 from cmp.releases.release import is_release, read_release
 from cmp.runs import checkpoints, identity, launch, lookup, store
@@ -31,6 +31,8 @@ from cmp.training import StepResult, make_train_state
 
 EXPORTERS = {"transformers": hugging_face.export_transformers, "onnx": onnx_files.export_onnx}
 """Format -> the function that writes a network in this format and checks it."""
+EXPORTED = {"hf": hub.FILES, "transformers": hugging_face.FILES, "onnx": onnx_files.FILES}
+"""Format that is a folder -> the files in it."""
 
 
 def run(
@@ -202,7 +204,7 @@ def export(
 
     For an unfinished run, the model after its last finished task is exported. Exports for
     transformers and ONNX are compared with the network, and kept only if the features agree to
-    1e-5.
+    1e-5. An earlier export is replaced, unless it has changed.
 
     Args:
         model: Id of a run or its first digits, or a model with weights: NAME:START,
@@ -221,6 +223,10 @@ def export(
             f"{out}: use a name that ends in .safetensors, since open_clip recognises the format "
             "by it"
         )
+    if to == "open_clip":
+        exports.check_file(out)
+    else:
+        exports.check_folder(out, EXPORTED[to])
     folder = Path(model.removeprefix("local-dir:"))
     if is_run(model) and not Path(model).exists():
         found, network = find_model(model.removeprefix(starts.RUN_PREFIX))

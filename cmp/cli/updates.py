@@ -17,13 +17,20 @@ from cmp.parsing import read_yaml
 from cmp.releases import release, tuning
 from cmp.releases.ledger import came_from
 from cmp.releases.sentences import describe_release_retention
-from cmp.releases.update import check_folder, compute_update, update_device, working_folder
+from cmp.releases.update import (
+    check_folder,
+    check_room,
+    compute_update,
+    update_device,
+    working_folder,
+)
 from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs.checkpoints import latest_progress
 from cmp.runs.runner import Observer
 from cmp.scale import devices, processes
 from cmp.scale.execution import ExecutionConfig
 
+Chosen = Annotated[Path | None, typer.Option("--settings", metavar="FILE")]
 Folders = Annotated[list[Path] | None, typer.Option("--retain", metavar="FOLDER")]
 Gone = Literal["refuse", "skip"]
 Moved = Annotated[list[str] | None, typer.Option("--moved", metavar="OLD=NEW")]
@@ -40,7 +47,7 @@ def update(
     pool: str | None = None,
     retain: Folders = None,
     prompt: Prompt = None,
-    chosen: Annotated[Path | None, typer.Option("--settings", metavar="FILE")] = None,
+    chosen: Chosen = None,
     name: str | None = None,
     gone: Gone = "refuse",
     moved: Moved = None,
@@ -74,7 +81,8 @@ def update(
             "a photo of a {}". Default: "{}" for this book's own models, and otherwise that example.
         chosen: A file of settings, such as one written by `cmpt tune`. Default: none.
         name: Name of the update. Default: the folder's name.
-        gone: If images of earlier updates are missing: refuse, or skip them.
+        gone: If images of earlier updates are missing: refuse, or skip them for good; changed files
+            count as missing.
         moved: A folder of earlier images that has moved, as OLD=NEW; repeat for others.
             Default: none.
         tensorboard: Write TensorBoard files to this folder, in addition to the log. Default: none.
@@ -103,6 +111,8 @@ def update(
         if dry_run:
             if is_first:
                 typer.echo("\n".join(_forecast_lines(plan, local_device, execution)))
+                if not release.is_release(out):
+                    typer.echo(f"disk: {check_room(plan, out)}")
                 typer.echo(_dry_run_lines(plan, given))
             return
         devices.check_device(local_device)
@@ -276,6 +286,7 @@ def tune(
     pool: str | None = None,
     retain: Folders = None,
     prompt: Prompt = None,
+    chosen: Chosen = None,
     gone: Gone = "refuse",
     moved: Moved = None,
     peaks: Annotated[str | None, typer.Option(metavar="PEAK,...")] = None,
@@ -295,11 +306,12 @@ def tune(
     Args:
         parent: The release that the update starts from.
         data: The folder of the new images.
-        out: The file for the result, NAME.yaml.
+        out: The file for the result, NAME.yaml. Only a file from `cmpt tune` is replaced.
         start: The model of the first update, as for `cmpt update`.
         pool: As for `cmpt update`. Default: none.
         retain: As for `cmpt update`. Default: none.
         prompt: As for `cmpt update`, with the same default.
+        chosen: A file of settings, such as your team's. Default: none.
         gone: As for `cmpt update`.
         moved: As for `cmpt update`.
         peaks: The first peaks to try. Default: the update's own, a third of it, and three times as
@@ -311,8 +323,9 @@ def tune(
     if out is None or out.suffix != ".yaml":
         raise CmpError("-o: give the file for the result, NAME.yaml")
     shared.check_out(out)
+    tuning.check_choice(out)
     torch.set_num_threads(threads)
-    first, folder, tree = _given(parent, start, data, settings, None)
+    first, folder, tree = _given(parent, start, data, settings, chosen)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     tried: list[UpdatePlan] = []
     with processes.init_distributed(update_device(first, device)) as local_device:

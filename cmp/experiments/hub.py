@@ -21,6 +21,8 @@ from cmp.runs import store
 
 CARD = read_yaml(Path(__file__).with_name("model_card.yaml"))["card"]
 """The template of the card in Markdown."""
+FILES = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, *TOKENIZER_FILES}
+"""All files of an export, besides the record of their hashes."""
 
 
 def write_hub_folder(
@@ -37,8 +39,7 @@ def write_hub_folder(
     Raises:
         CmpError: The folder contains other or changed files, or cannot be written.
     """
-    names = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, *TOKENIZER_FILES}
-    with export_folder(folder, names) as partial:
+    with export_folder(folder, FILES) as partial:
         write_served_model(model, run.config.model.name, partial)
         card = model_card(run, corpus, folder.name)
         (partial / CARD_FILE).write_text(card, encoding="utf-8")

@@ -83,10 +83,11 @@ def snippet(name: str, corpus: Corpus) -> str:
 
     Args:
         name: The model.
-        corpus: The data so far; its last set of updates gives names and the prompt.
+        corpus: The data so far; its last set of updates gives names and the prompt, or captions.
     """
     dataset = corpus.by_role("adapt")[-1]
-    prompt, names = corpus.datasets[dataset].prompt, corpus.classes[dataset][:SHOWN_NAMES]
+    prompt = corpus.datasets[dataset].prompt if _is_named(corpus, dataset) else "{}"
+    names = _known_texts(corpus, dataset)[:SHOWN_NAMES]
     name = starts.known_name(name)
     family = starts.family_of(name)
     how = CARD["usual"]
@@ -95,15 +96,31 @@ def snippet(name: str, corpus: Corpus) -> str:
     return CARD["snippet"].format(how=how.rstrip(), names=names, prompt=prompt)
 
 
+def _is_named(corpus: Corpus, dataset: str) -> bool:
+    """Return whether a set has names; otherwise it has captions."""
+    return corpus.datasets[dataset].task == "classification"
+
+
+def _known_texts(corpus: Corpus, dataset: str) -> list[str]:
+    """Return the names of a set or, without names, the captions of its images."""
+    if _is_named(corpus, dataset):
+        return corpus.classes[dataset]
+    rows = np.flatnonzero((corpus.table["dataset"] == dataset) & (corpus.table["split"] != ""))
+    return [*dict.fromkeys(text for row in rows for text in corpus.captions(row))]
+
+
 def _where_names_are(corpus: Corpus) -> str:
-    """Return where all names are of which the snippet has the first, or "" if it has all."""
+    """Return where all names or captions are of which the snippet has the first, or "" if it has
+    all."""
     dataset = corpus.by_role("adapt")[-1]
-    if (count := len(corpus.classes[dataset])) <= SHOWN_NAMES:
+    if (count := len(_known_texts(corpus, dataset))) <= SHOWN_NAMES:
         return ""
+    words, column = "names that were taught", "label"
+    if not _is_named(corpus, dataset):
+        words, column = "captions", "captions"
     return (
-        f"These are {SHOWN_NAMES} of the {count:,} names that were taught. The table "
-        f"`{LEDGER_FILE}` of the release has all, as the `label` of each image of the set "
-        f"{code_span(dataset)}."
+        f"These are {SHOWN_NAMES} of the {count:,} {words}. The table `{LEDGER_FILE}` of the "
+        f"release has all, as the `{column}` of each image of the set {code_span(dataset)}."
     )
 
 

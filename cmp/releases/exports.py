@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cmp import models, starts
 from cmp.errors import CmpError, first_line
-from cmp.files import atomic_folder, check_held_files, file_digest
+from cmp.files import atomic_folder, check_held_files, check_target, file_digest
 from cmp.models import Network
 from cmp.parsing import parse_json
 from cmp.seeds import torch_generator
@@ -138,19 +138,44 @@ def export_folder(folder: Path, names: set[str]) -> Iterator[Path]:
         CmpError: The folder contains other files, files of these names that no export wrote, or
             files that have changed since; or it cannot be written.
     """
-    _check_replaced(folder, names)
+    check_folder(folder, names)
     with atomic_folder(folder) as partial:
         yield partial
         record = partial / EXPORT_FILE
         tree = parse_json(record.read_text(encoding="utf-8")) if record.exists() else {}
         files = {path.name: file_digest(path) for path in partial.iterdir() if path != record}
         write_json(record, tree | {"files": files})
-        _check_replaced(folder, names)  # files may have been added meanwhile
+        check_folder(folder, names)  # files may have been added meanwhile
 
 
-def _check_replaced(folder: Path, names: set[str]) -> None:
-    """Raise `CmpError` if replacing a folder would delete something that no export wrote, or that
-    has changed since, such as a model that was trained further and saved in its place."""
+def check_file(file: Path) -> None:
+    """Check that an export as a file replaces nothing but an earlier one.
+
+    Args:
+        file: The file of weights.
+
+    Raises:
+        CmpError: It exists, and no export wrote it, or a program has saved it again since.
+    """
+    check_target(file)
+    if file.exists() and not models.is_exported(file):
+        raise CmpError(
+            f"{file}: has changed since `cmpt export`, or is not from it, and would be lost; name "
+            "another file"
+        )
+
+
+def check_folder(folder: Path, names: set[str]) -> None:
+    """Check that an export as a folder replaces nothing but an earlier one.
+
+    Args:
+        folder: The folder.
+        names: As for `export_folder`.
+
+    Raises:
+        CmpError: The folder contains something that no export wrote, or that has changed since,
+            such as a model that was trained further and saved in its place.
+    """
     check_held_files(folder, {*names, EXPORT_FILE})
     record, written = folder / EXPORT_FILE, {}
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no export wrote it

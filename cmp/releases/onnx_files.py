@@ -29,6 +29,8 @@ OPSET = 18
 IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
 DATA_SUFFIX = ".data"
 """The suffix of a separate file of weights, added to the name of its ONNX file."""
+FILES = {file + suffix for file in (IMAGE_FILE, TEXT_FILE) for suffix in ("", DATA_SUFFIX)}
+"""All files that an export may have, besides the description of its inputs."""
 MAX_INLINE_BYTES = 2_000_000_000
 """Larger weights go to a separate file, since a file of protocol buffers has at most 2 GiB."""
 BATCHES = (1, 3, 4)
@@ -86,8 +88,7 @@ def export_onnx(name: str, model: Network, folder: Path) -> Export:
         IMAGE_FILE: (ImageTower(model), "pixels", probe.pixels),
         TEXT_FILE: (TextTower(model), "tokens", probe.tokens),
     }
-    files = {*towers, *(file + DATA_SUFFIX for file in towers)}
-    with export_folder(folder, files) as partial:
+    with export_folder(folder, FILES) as partial:
         features = []
         for file, (tower, key, values) in towers.items():
             write_tower(tower.eval(), key, values, partial / file)

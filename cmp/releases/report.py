@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from cmp import evaluation
+from cmp.evaluation import RETRIEVAL_K
 from cmp.files import write_atomic
 from cmp.releases import sentences
 from cmp.releases.compare import ALL, NAMING, TO_IMAGE, Comparison
@@ -34,6 +35,22 @@ LONGEST = 90
 ROLES = {"adapt": "New content (A_KA)", "eval": "Old content (A_ZS)", "transfer": "Transfer"}
 MEANS = {role: name for name, role in evaluation.ROLES.items()}
 QUERIES = {"text": "words", "picture": "an image"}
+NAME_WALLS = {
+    "lost": ("Names lost", "images that lost a name", "No correct name became wrong."),
+    "gained": ("Names gained", "images that gained a name", "No wrong name became correct."),
+}
+"""Of each wall: its heading, what it counts, and what it says if it is empty."""
+CAPTION_WALLS = {
+    "lost": (
+        "Images that captions no longer find", "images that a caption no longer finds",
+        "Each caption that found its image still does.",
+    ),
+    "gained": (
+        "Images that captions find now", "images that a caption finds only now",
+        "No caption finds its image that did not before.",
+    ),
+}  # fmt: skip
+"""The same where no set has names."""
 INDEX_COLUMNS = {
     "before": "old model on its own index",
     "as_is": "new model, old index",
@@ -132,9 +149,18 @@ def choose_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
 def _shown_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
     """Return the images that lost or gained their name or, if no set has names, those that a
     caption no longer finds, or finds now."""
-    flips, has_names = comparison.flips, (comparison.sets["metric"] == "top-1").any()
-    chosen = (flips["kind"] == kind) & (flips["asked"] == (NAMING if has_names else TO_IMAGE))
+    flips, asked = comparison.flips, NAMING if _has_names(comparison) else TO_IMAGE
+    chosen = (flips["kind"] == kind) & (flips["asked"] == asked)
     return flips[chosen].drop_duplicates(["dataset", "row"])
+
+
+def _has_names(comparison: Comparison) -> bool:
+    """Return whether any set has names; the others have captions."""
+    return bool((comparison.sets["metric"] == "top-1").any())
+
+
+def _wall_words(comparison: Comparison, kind: str) -> tuple[str, str, str]:
+    return (NAME_WALLS if _has_names(comparison) else CAPTION_WALLS)[kind]
 
 
 def _choose_shots(comparison: Comparison) -> dict[tuple[str, str], list[int]]:
@@ -193,11 +219,11 @@ def _head(
                 f"{count_of(int(row['sets']), 'set')}, {signed(row['change'])} "
                 f"({interval_in_words(row['low'], row['high'])})</span></li>"
             )
-    for kind, words in (("lost", "lost a name"), ("gained", "gained a name")):
-        count = _named(comparison, kind)
+    for kind in ON_WALL:
         tiles.append(
-            f'<li><b class="{"lost" if kind == "lost" else "found"}">{count:,}</b>'
-            f"<span>images that {words}</span></li>"
+            f'<li><b class="{"lost" if kind == "lost" else "found"}">'
+            f"{len(_shown_flips(comparison, kind)):,}</b>"
+            f"<span>{_wall_words(comparison, kind)[1]}</span></li>"
         )
     verdict = ""
     if gate:
@@ -223,11 +249,6 @@ def _fold(background: Sequence[str]) -> str:
     return f"<details>{summary}<ul>{lines}</ul></details>\n" if lines else ""
 
 
-def _named(comparison: Comparison, kind: str) -> int:
-    flips = comparison.flips
-    return int(((flips["kind"] == kind) & (flips["asked"] == NAMING)).sum())
-
-
 def _finding(comparison: Comparison) -> str:
     """Return the main result in a sentence or two."""
     if comparison.is_same:
@@ -236,7 +257,7 @@ def _finding(comparison: Comparison) -> str:
     if named.empty:
         return "No set has names, so only searches by caption are compared; see below."
     right = round(float((named["old"] * named["questions"]).sum() / 100))
-    lost, gained = (_named(comparison, kind) for kind in ON_WALL)
+    lost, gained = (len(_shown_flips(comparison, kind)) for kind in ON_WALL)
     if not right:
         return f"{count_of(gained, 'image')} gained a name; the old model named none of them right."
     words = (
@@ -262,24 +283,22 @@ def _image(comparison: Comparison, uri: str, alt: str) -> str:
 
 
 def _wall(comparison: Comparison, kind: str, flips: pd.DataFrame, uris: dict[int, str]) -> str:
-    heading = "Names lost" if kind == "lost" else "Names gained"
+    heading, _, nothing = _wall_words(comparison, kind)
     if flips.empty:
-        words = "No correct name became wrong."
-        if kind == "gained":
-            words = "No wrong name became correct."
-        return f'<section id="{kind}">\n<h2>{heading}</h2>\n<p>{words}</p>\n</section>'
+        return f'<section id="{kind}">\n<h2>{heading}</h2>\n<p>{nothing}</p>\n</section>'
     cards = "\n".join(_card(comparison, row, uris) for row in flips.itertuples())
     total = len(_shown_flips(comparison, kind))
     shown = f"{len(flips)} of {count_of(total, 'image')}" if total > len(flips) else "All of them"
-    words = (
-        f"{shown}, at most {PER_CONCEPT} per concept, from each set in turn. The upper name is the "
-        "old model's answer, the lower one the new model's."
-    )
+    asked, answers = "caption", ""
+    if _has_names(comparison):
+        asked = "name"
+        answers = " The upper name is the old model's answer, the lower one the new model's."
+    words = f"{shown}, at most {PER_CONCEPT} per {asked}, from each set in turn.{answers}"
     options = "".join(f"<option>{_text(name)}</option>" for name in flips["dataset"].unique())
     controls = (
         f'<div class="filter" data-wall="wall-{kind}"><select aria-label="Set"><option value="">'
-        f'all sets</option>{options}</select><input type="search" placeholder="a name" '
-        'aria-label="Show only names with these letters"><output></output></div>'
+        f'all sets</option>{options}</select><input type="search" placeholder="a '
+        f'{asked}" aria-label="Show only {asked}s with these letters"><output></output></div>'
     )
     gains = " gains" if kind == "gained" else ""
     return (
@@ -355,10 +374,8 @@ def _explain_answers(comparison: Comparison) -> str:
     """Return why more answers than images can be lost, or "" if no set has captions."""
     if (comparison.sets["metric"] == "top-1").all():
         return ""
-    return (
-        " A set with captions asks in both directions, so it has more answers than images; they "
-        "are not among the images that lost a name."
-    )
+    words = " A set with captions asks in both directions, so it has more answers than images"
+    return words + "; they are not among the images that lost a name" * _has_names(comparison) + "."
 
 
 def _score_line(name: str, row: pd.Series, scale: tuple[float, float], kind: str = "") -> str:
@@ -573,6 +590,16 @@ def _gate_list(lines: list[GateLine]) -> str:
     return f'<ul class="gate">\n{items}\n</ul>' if lines else ""
 
 
+def _what_is_lost(comparison: Comparison) -> str:
+    """Return a sentence on when a wall says that something was lost."""
+    if _has_names(comparison):
+        return "A name counts as lost when another one comes first, however close it was."
+    return (
+        f"A caption no longer finds its image when {RETRIEVAL_K} others come first, however close "
+        "it was."
+    )
+
+
 def _caveats(comparison: Comparison) -> str:
     sets = len(comparison.sets)
     lines = [
@@ -583,7 +610,7 @@ def _caveats(comparison: Comparison) -> str:
         "Each interval is right about 19 times in 20, by itself. "
         f"Among {count_of(sets, 'set')}, about {max(1, round(sets / 20))} may look clearly changed "
         "by chance, and a concept with few images changes by chance alone.",
-        "A name counts as lost when another one comes first, however close it was.",
+        _what_is_lost(comparison),
     ]
     body = "".join(f"<li>{line}</li>" for line in lines)
     return f'<section id="limits">\n<h2>What this does not show</h2>\n<ul>{body}</ul>\n</section>'

@@ -13,7 +13,7 @@ import pandas as pd
 from cmp import config
 from cmp.errors import CmpError, Diverged
 from cmp.evaluation import ROLES, make_test_sets
-from cmp.files import SHORT_ID, child_path, read_kept, write_atomic, write_kept
+from cmp.files import SHORT_ID, check_target, child_path, read_kept, write_atomic, write_kept
 from cmp.releases.sentences import count_of
 from cmp.releases.update import train_update, update_manager
 from cmp.releases.update_plan import UpdatePlan, plan_update
@@ -28,6 +28,8 @@ FACTOR = 3.0
 MOST_PEAKS = 9
 """The most peaks that are tried."""
 SCORES = ("A_KA", "A_ZS", "GM")
+CHOSEN = "# Chosen by `cmpt tune` on the validation split:"
+"""The first line of the file with the best peak."""
 WIDTH, HEIGHT = 48, 12
 """Width and height, in characters, of the drawing of the peaks."""
 
@@ -183,6 +185,20 @@ def _known_scores(path: Path) -> str:
     return "null"
 
 
+def check_choice(path: Path) -> None:
+    """Check, before hours of computing, that `write_choice` can write a file.
+
+    Args:
+        path: The file, NAME.yaml.
+
+    Raises:
+        CmpError: It exists, and `cmpt tune` did not write it.
+    """
+    check_target(path)
+    if path.exists() and not path.read_bytes().startswith(CHOSEN.encode()):
+        raise CmpError(f"{path}: already exists, and is not from `cmpt tune`; name another file")
+
+
 def write_choice(
     table: pd.DataFrame, path: Path, settings: Mapping[str, Any] | None = None
 ) -> float:
@@ -195,7 +211,7 @@ def write_choice(
         settings: The settings that were given to `tune`.
     """
     peak = float(table.loc[table["is_best"], "peak"].iloc[0])
-    lines = ["# Chosen by `cmpt tune` on the validation split:"]
+    lines = [CHOSEN]
     rounded = table.round(dict.fromkeys(SCORES, 2))
     lines += [f"# {line}" for line in rounded.to_string(index=False).splitlines()]
     tree = config.overlay(dict(settings or {}), {"schedule": {"peak": peak}})

@@ -133,7 +133,7 @@ def compute_update(
         return release.read_release(folder)
     _check_tensorboard(folder, (boards or {}).get("tensorboard", ""))
     if not processes.rank():
-        _check_room(plan, folder)
+        check_room(plan, folder)
     with update_manager(plan, work, device) as manager:
         if not manager:
             train_update(plan, device, execution)
@@ -154,19 +154,31 @@ def compute_update(
     return release.read_release(folder)
 
 
-def _check_room(plan: UpdatePlan, folder: Path) -> None:
-    """Raise `CmpError` unless the disk has room for two checkpoints and two models, less the
-    checkpoints that are there if the update was stopped."""
+def check_room(plan: UpdatePlan, folder: Path) -> str:
+    """Check that the disk has room for two checkpoints and two models, less the checkpoints that
+    are there if the update was stopped. The release keeps one of each, and shares others.
+
+    Args:
+        plan: The update.
+        folder: The folder of the release.
+
+    Returns:
+        How much room it needs, and how much there is.
+
+    Raises:
+        CmpError: There is too little.
+    """
     network = models.create_on_meta(plan.config.model.name)
     weights = sum(x.nbytes for x in network.state_dict().values())
     saved = sum(path.stat().st_size for path in checkpoint_files(working_folder(folder)))
-    needed = (2 * STATE_COPIES + 2) * weights - saved
+    needed = max((2 * STATE_COPIES + 2) * weights - saved, 0)
     place = next(path for path in folder.absolute().parents if path.exists())
     if (free := shutil.disk_usage(place).free) < needed:
         raise CmpError(
             f"{folder}: the update needs about {needed / 1e9:.2g} GB of its disk, which has "
             f"{free / 1e9:.2g} GB free; make room, or name a folder on another disk"
         )
+    return f"about {needed / 1e9:.2g} GB until the release is written, of {free / 1e9:.3g} GB free"
 
 
 def _check_tensorboard(folder: Path, tensorboard: str) -> None:

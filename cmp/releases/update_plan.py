@@ -371,8 +371,11 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         f"{new.get('train', 0):,} to train on, {new.get('validation', 0):,} for tuning, "
         f"{new.get('test', 0):,} for tests"
     )
-    new_names, old_names = len(report.new_names), len(report.old_names)
-    yield f"{count_of(new_names, 'new name')}, {count_of(old_names, 'known name')}"
+    # the images of a set with captions have no names: their label is that of the set
+    captioned = {x["name"] for x in plan.ledger.arrivals[-1].sets if x["task"] == "retrieval"}
+    new_names, old_names = (len({*x} - captioned) for x in (report.new_names, report.old_names))
+    if new_names or old_names:
+        yield f"{count_of(new_names, 'new name')}, {count_of(old_names, 'known name')}"
     if sentence := sentences.describe_unscored(report):
         yield sentence
     yield from _describe_sets(plan.ledger, plan.config.model.name)
