@@ -178,7 +178,9 @@ def test_a_note_on_the_pictures_of_two_releases_is_printed_only_with_them(
     monkeypatch.setattr("cmp.cli.comparing.compare_models", lambda *given, **others: None)
     monkeypatch.setattr("cmp.cli.comparing.print_comparison", lambda comparison: None)
     done = invoke("compare", made.folder, later.folder, *data)
-    assert done.exit_code == 0 and ("is tested on their images" in done.stdout) == (not data)
+    assert done.exit_code == 0 and (
+        "also tested on the images of later updates" in done.stdout
+    ) == (not data)
 
 
 @pytest.mark.parametrize("is_embedded", options.one_in(2, [True, False]))
