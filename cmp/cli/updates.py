@@ -141,7 +141,7 @@ def _forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) -
     Raises:
         CmpError: This machine has GPUs, but not this one.
     """
-    is_like_last = _is_like_last(plan, device, execution)
+    is_like_last = _is_like_last(plan, device, execution)  # raises if this GPU is not there
     try:
         memory = preflight.check_memory(plan.fitted, device, execution).sentence
         if is_like_last:

@@ -91,7 +91,8 @@ def have_changed(noted: FileTimes) -> bool:
 
 
 def exists(path: Path | str) -> bool:
-    """Return whether there is a file or folder at a path.
+    """Return whether there is a file or folder at a path. `os.path.exists` also returns False where
+    the disk fails.
 
     Raises:
         OSError: This cannot be known, as where the disk fails.

@@ -20,6 +20,7 @@ from cmp.readers.files import file_stamp
 from cmp.readers.folders import is_picture_name, split_folders, walk_files
 from cmp.readers.index import SPLIT_NAMES
 from cmp.readers.manifest import (
+    FILE_ENDINGS,
     LONGEST_NAME,
     SPLIT_SHARES,
     Role,
@@ -35,7 +36,9 @@ LOOKED_AT = 20
 _WORDS = read_yaml(Path(__file__).with_name("infer.yaml"))
 COLUMN_NAMES: dict[str, list[str]] = _WORDS["columns"]
 """Key of the manifest -> recognised column names."""
-TABLE_KINDS = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tsv": "csv"}
+TABLE_KINDS = {
+    ending: kind for kind, endings in FILE_ENDINGS.items() if kind != "tars" for ending in endings
+}
 """Ending of a table -> `reader.kind`."""
 ROLES: dict[str, str] = _WORDS["roles"]
 """Role -> the purpose of a dataset with this role."""
@@ -173,10 +176,10 @@ def _infer_table(folder: Path, passed_over: list[str]) -> Inference | None:
         try:
             if kind == "parquet":
                 columns = pq.read_schema(path).names
+            elif kind == "jsonl":
+                columns = list(read_jsonl(path, rows=1))
             else:
-                columns = list(
-                    read_csv(path, rows=0) if kind == "csv" else read_jsonl(path, rows=1)
-                )
+                columns = list(read_csv(path, rows=0))
             check_width(path, len(columns))
         except (OSError, ValueError, pa.ArrowException) as error:
             passed_over.append(f"{path}: not used: cannot be read ({first_line(error):.200}){fix}")

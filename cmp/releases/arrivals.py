@@ -364,9 +364,9 @@ def _read_again(
         if dataset.reader.kind == "folder":
             place, read = root / dataset.reader.path, {*index.table["source"]}
             read |= {fault.where for fault in index.faults if fault.kind != folders.NO_CLASS}
-            if found := next((x for x in sources if x not in read and exists(place / x)), None):
+            if unread := next((x for x in sources if x not in read and exists(place / x)), None):
                 raise CmpError(  # folders called train and test change which ones are classes
-                    f"{found} is there, but in no folder that is now read as a class; undo what "
+                    f"{unread} is there, but in no folder that is now read as a class; undo what "
                     "has changed, such as new folders with names of splits, or links to folders"
                 )
     except NoFilesError:

@@ -271,7 +271,8 @@ def joined_set(ledger: Ledger, role: Role, folder: str, own: str) -> str:
         if (arrival.role, arrival.folder) == (role, folder) and len(arrival.sets) == 1:
             return arrival.sets[0]["name"]
     taken = {*known_sets(ledger), *SET_NAMES.values()}
-    numbered = (f"{own[: LONGEST_NAME - 9]}-{number}" for number in itertools.count(2))
+    short = own[: LONGEST_NAME - len("-99999999")]
+    numbered = (f"{short}-{number}" for number in itertools.count(2))
     return next(name for name in itertools.chain([own], numbered) if name not in taken)
 
 

@@ -149,8 +149,8 @@ def choose_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
 def _shown_flips(comparison: Comparison, kind: str) -> pd.DataFrame:
     """Return the images that lost or gained their name or, if no set has names, those that a
     caption no longer finds, or finds now."""
-    flips, asked = comparison.flips, NAMING if _has_names(comparison) else TO_IMAGE
-    chosen = (flips["kind"] == kind) & (flips["asked"] == asked)
+    flips, question = comparison.flips, NAMING if _has_names(comparison) else TO_IMAGE
+    chosen = (flips["kind"] == kind) & (flips["asked"] == question)
     return flips[chosen].drop_duplicates(["dataset", "row"])
 
 
@@ -160,6 +160,7 @@ def _has_names(comparison: Comparison) -> bool:
 
 
 def _wall_words(comparison: Comparison, kind: str) -> tuple[str, str, str]:
+    """Return the heading of a wall, what it counts, and what it says if it is empty."""
     return (NAME_WALLS if _has_names(comparison) else CAPTION_WALLS)[kind]
 
 
@@ -220,10 +221,10 @@ def _head(
                 f"({interval_in_words(row['low'], row['high'])})</span></li>"
             )
     for kind in ON_WALL:
+        _, counted, _ = _wall_words(comparison, kind)
         tiles.append(
             f'<li><b class="{"lost" if kind == "lost" else "found"}">'
-            f"{len(_shown_flips(comparison, kind)):,}</b>"
-            f"<span>{_wall_words(comparison, kind)[1]}</span></li>"
+            f"{len(_shown_flips(comparison, kind)):,}</b><span>{counted}</span></li>"
         )
     verdict = ""
     if gate:
@@ -289,16 +290,16 @@ def _wall(comparison: Comparison, kind: str, flips: pd.DataFrame, uris: dict[int
     cards = "\n".join(_card(comparison, row, uris) for row in flips.itertuples())
     total = len(_shown_flips(comparison, kind))
     shown = f"{len(flips)} of {count_of(total, 'image')}" if total > len(flips) else "All of them"
-    asked, answers = "caption", ""
+    text, answers = "caption", ""
     if _has_names(comparison):
-        asked = "name"
+        text = "name"
         answers = " The upper name is the old model's answer, the lower one the new model's."
-    words = f"{shown}, at most {PER_CONCEPT} per {asked}, from each set in turn.{answers}"
+    words = f"{shown}, at most {PER_CONCEPT} per {text}, from each set in turn.{answers}"
     options = "".join(f"<option>{_text(name)}</option>" for name in flips["dataset"].unique())
     controls = (
         f'<div class="filter" data-wall="wall-{kind}"><select aria-label="Set"><option value="">'
         f'all sets</option>{options}</select><input type="search" placeholder="a '
-        f'{asked}" aria-label="Show only {asked}s with these letters"><output></output></div>'
+        f'{text}" aria-label="Show only {text}s with these letters"><output></output></div>'
     )
     gains = " gains" if kind == "gained" else ""
     return (
@@ -375,7 +376,9 @@ def _explain_answers(comparison: Comparison) -> str:
     if (comparison.sets["metric"] == "top-1").all():
         return ""
     words = " A set with captions asks in both directions, so it has more answers than images"
-    return words + "; they are not among the images that lost a name" * _has_names(comparison) + "."
+    if _has_names(comparison):
+        words += "; they are not among the images that lost a name"
+    return f"{words}."
 
 
 def _score_line(name: str, row: pd.Series, scale: tuple[float, float], kind: str = "") -> str:

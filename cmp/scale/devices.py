@@ -56,8 +56,10 @@ def is_present(device: str) -> bool:
     Raises:
         CmpError: It has GPUs, but fewer than the device's number says.
     """
-    if device == "cpu" or not torch.cuda.is_available():
-        return device == "cpu"
+    if device == "cpu":
+        return True
+    if not torch.cuda.is_available():
+        return False
     count, number = torch.cuda.device_count(), torch.device(device).index
     if number is not None and number >= count:
         raise CmpError(
