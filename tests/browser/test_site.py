@@ -343,6 +343,29 @@ def test_shares_that_are_typed_sum_to_one(watched, address, pages):
         expect(place.locator(".warned")).not_to_be_empty() if text != "45" else None
 
 
+def test_a_number_typed_before_the_page_is_drawn_again_replaces_the_old_one(
+    watched, address, pages
+):
+    """On a busy machine, a reader's Enter and Tab come before the next drawing."""
+    place = page_with(watched, address, pages, "mixture")
+    first, second = (
+        place.get_by_label(f"Share of {name}, as a number") for name in ("pool P", "update D")
+    )
+    first.fill("45")
+    second.evaluate(
+        """async (second, first) => {
+            first.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", cancelable: true }));
+            second.select();
+            await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+        }""",
+        first.element_handle(),
+    )
+    expect(second).to_have_value("27.5%")
+    watched.keyboard.insert_text("101")
+    second.press("Enter")
+    expect(place.locator(".warned")).to_contain_text("101 became 100")
+
+
 def test_a_schedule_that_cannot_be_run_is_not_handed_out(watched, address, pages):
     place = page_with(watched, address, pages, "schedule")
     place.get_by_role("button", name="plain, tuned").click()

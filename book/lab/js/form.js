@@ -167,7 +167,9 @@ export function form(place, change, warn) {
       slider.value = to(value);
       after.textContent = unit(value);
       slider.setAttribute("aria-valuetext", `${format(value)} ${unit(value)}`.trim());
-      if (!isTyping) typed.value = format(value);
+      if (isTyping || typed.value === format(value)) return;
+      typed.value = format(value);
+      if (typed.matches(":focus")) typed.select(); // as it was when Tab led here, before this drawing
     });
     return element("div", { class: "number" }, element("span", {}, label), slider, typed, after);
   }
