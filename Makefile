@@ -82,9 +82,7 @@ $(READY): constraints.txt pyproject.toml setup.py
 	$(PIP_INSTALL) --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-# a reader's copies of chapters, runs, checkpoints, models and lists stay
+# what a reader made or downloaded stays: copies of chapters, runs and their logs, models, lists, pictures
 clean:
-	mkdir -p _build
-	find _build -mindepth 1 -maxdepth 1 ! -name lab ! -name runs ! -name checkpoints ! -name models \
-	  ! -name traits -exec rm -rf {} +
+	rm -rf $(addprefix _build/,checked data grids html html-tested node packages published site tokens quick cpu gpu)
 	rm -rf .venv $(addprefix book/_theme/,data vendor public/explorers public/vendor)

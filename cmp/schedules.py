@@ -51,7 +51,8 @@ class Schedule:
         cooldown: The fraction of a task for cooldown; a quarter if neither this nor
             `cooldown_steps` is given.
         cooldown_steps: Length of the cooldown, instead of `cooldown`. [steps]
-        shift: Steps between the warmup and the decay of "rsqrt". [steps]
+        shift: By how many steps the decay of "rsqrt" has begun before the warmup ends: after W
+            steps of warmup, the rate reaches sqrt(W / (W + shift)) of the peak. [steps]
         level: The constant phase of "infinite", as a multiple of the peak.
         decay: The factor per task of meta schedule "geometric".
         peaks: The peak of each task in meta schedule "free", as a multiple of `peak`.

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import shutil
 import warnings
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def pytest_collection_modifyitems(config, items):
     """Select a part of the tests, and begin with the files that take longest, so that no process
     works on one of them alone at the end; the order within a file stays."""
     number, parts = map(int, config.getoption("part").split("/"))
-    items[:] = items[number - 1 :: parts]
+    chosen = {*sorted(item.nodeid for item in items)[number - 1 :: parts]}
+    items[:] = [item for item in items if item.nodeid in chosen]  # they were shuffled before
     place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
@@ -123,7 +125,8 @@ def clean_drawing():
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory, request):
     """The folder of the built site; of several processes the first that asks builds it. Its
-    explorers count no network but ours, as to count the FLOPs of a ViT-B/16 takes half a minute."""
+    explorers count no network but ours, as to count the FLOPs of a ViT-B/16 takes half a minute.
+    The site that a reader has built stays."""
     shared = tmp_path_factory.getbasetemp()
     if not is_first(request.config):
         shared = shared.parent
@@ -133,7 +136,18 @@ def pages(tmp_path_factory, request):
             with pytest.MonkeyPatch.context() as patch:
                 for explorer in ("budget", "planner"):
                     patch.setitem(kernel_explorers.SHEET[explorer]["site"], "model", ["small"])
-                told.write_text(str(site.make_site()))
+                build = Path(__file__).parents[1] / "_build"
+                built, kept, tested = (build / f"html{part}" for part in ("", "-kept", "-tested"))
+                if built.exists() and not kept.exists():
+                    built.rename(kept)
+                shutil.rmtree(tested, ignore_errors=True)
+                try:
+                    site.make_site().rename(tested)
+                finally:
+                    if kept.exists():
+                        shutil.rmtree(built, ignore_errors=True)
+                        kept.rename(built)
+                told.write_text(str(tested))
     return Path(told.read_text())
 
 

@@ -326,7 +326,7 @@ def by_hand(tmp_path_factory):
 
     def papermill(*arguments):
         command = [sys.executable, "-m", "papermill", "a.ipynb", "out.ipynb", *arguments]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
         return done.returncode, done.stderr, folder / "out.ipynb"
 
     return papermill

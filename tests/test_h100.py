@@ -46,9 +46,8 @@ def test_all_stages_run_whole_on_a_cpu(tmp_path):
         capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
-    # two processes share it, so it is less than two minutes on two free cores; a busy machine
-    # makes each second longer
-    assert cpu_seconds() - used < 160
+    # about 100 s on two free cores; a busy machine makes each second longer
+    assert cpu_seconds() - used < 400
     for stage, names in SECTIONS.items():
         results = json.loads((tmp_path / "out" / f"stage-{stage}.json").read_text())
         assert list(results) == names

@@ -728,7 +728,7 @@ def test_a_subset_does_not_say_how_many_images_are_new(scope):
     new = "1 name and 2 test images are new" if scope == "full" else "1 name is new"
     assert said.startswith("The card of may gives A_KA 40.0") and f"but {new}, and" in said
     said = sentences.describe_names(metrics.assign(metric="R@5"), ["may", "june"])
-    assert said.endswith("but 2 test images are new." if scope == "full" else "")
+    assert said.endswith("but 2 test images are new.") if scope == "full" else said == ""
     assert "name" not in said
 
 

@@ -423,7 +423,9 @@ def refuse(*_):
 
 def test_a_thread_writes_the_model_after_a_task_too(manager, monkeypatch):
     gate, write = threading.Event(), checkpoints.write_tensors
-    monkeypatch.setattr(checkpoints, "write_tensors", lambda *x: gate.wait(5) and write(*x))
+    monkeypatch.setattr(
+        checkpoints, "write_tensors", lambda *x: gate.wait(forked.TIMEOUT) and write(*x)
+    )
     manager.save(some_state())
     keep(manager, 1)
     assert not gate.is_set() and models_of(manager) == []

@@ -121,7 +121,7 @@ def test_a_joint_or_a_draw_that_cannot_be_is_named(write, key, value):
         write({"a": {"product": {key: [value]}}})
 
 
-@pytest.mark.parametrize(("key", "values"), [("joint", [True, False]), ("draw", [0, 2])])
+@pytest.mark.parametrize(("key", "values"), [("joint", [True, False]), ("draw", [0, 20])])
 def test_a_joint_or_a_draw_that_can_be_is_taken(write, key, values):
     grids = [write({"a": {key: value}}) for value in values]
     assert configs_of(grids[0]) != configs_of(grids[1])

@@ -92,8 +92,13 @@ def node_path() -> str:
         # npm in the package is a copy of its script, which does not find its files.
         parts = {"node": "bin/node", "npm": "lib/node_modules/npm/bin/npm-cli.js"}
         for name, target in parts.items():
-            (folder / name).unlink(missing_ok=True)
-            (folder / name).symlink_to(home / target)
+            link = folder / name
+            if link.is_symlink() and link.readlink() == home / target:
+                continue
+            part = folder / f".{name}-{os.getpid()}"  # another process may use the old link
+            part.unlink(missing_ok=True)
+            part.symlink_to(home / target)
+            os.replace(part, link)
         return os.pathsep.join([str(folder), os.environ["PATH"]])
     if shutil.which("node") and shutil.which("npm"):
         return os.environ["PATH"]

@@ -1,9 +1,9 @@
 """Define and compute studies: grids of settings and replicates, with each run computed once.
 
 `book/studies/NAME.yaml` defines the grid: what each setting changes in the profile (`joint: true`
-makes it the joint upper bound, `replicates: n` gives a sweep fewer replicates, `draw: k` uses
-another stream of the same data), the number of replicates, and which settings are `live`, that is,
-recomputed in `quick`. Settings are paired: replicate r of each uses the same base and stream. A
+makes it joint training on all updates, `replicates: n` gives a sweep fewer replicates, `draw: k`
+uses another stream of the same data), the number of replicates, and which settings are `live`, that
+is, recomputed in `quick`. Settings are paired: replicate r of each uses the same base and stream. A
 study that `explores` or tunes uses bases 0 and 1 and separate streams. All others use bases 2 to 11
 in turn.
 
@@ -378,7 +378,7 @@ def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def joint_training(run_config: RunConfig) -> RunConfig:
-    """Return the upper bound of a run: all its classes in one task with as many steps in total.
+    """Return joint training for a run: all its classes in one task with as many steps in total.
 
     Raises:
         CmpError: The task would have too many steps.

@@ -113,7 +113,7 @@ def compare(
     device: str | None = None,
     progress: bool = False,
 ) -> Comparison:
-    """Compare two models on the same images: what the new one gains, and what it gets wrong now.
+    """Compare two models on the same images: which the new one gets right now, and which wrong.
 
     Every image is decoded and encoded once for each model, by its own preprocessing; only
     features are kept. One model is in memory at a time, unless networks are given. Right-to-wrong

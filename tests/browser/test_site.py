@@ -274,6 +274,7 @@ def test_roundtrip_of_every_copied_form_in_the_page(watched, address, pages, exp
     preset, changes = CHOSEN[explorer]
     if preset:
         place.get_by_role("button", name=preset, exact=True).click()
+        watched.evaluate(NEXT_FRAME)
     if explorer == "atlas":
         first = place.locator(".list tbody button").first
         first.click()
@@ -334,11 +335,15 @@ def check_path(_, forms, folder):
 
 def test_shares_that_are_typed_sum_to_one(watched, address, pages):
     place = page_with(watched, address, pages, "mixture")
-    for name, text in (("pool P", "45"), ("update D", "101"), ("buffer B", "-3"), ("pool P", "x")):
+    typing = ("pool P", "45", "45%"), ("update D", "101", "100%"), ("buffer B", "-3", "0%")
+    for name, text, share in (*typing, ("pool P", "x", "0%")):
         typed = place.get_by_label(f"Share of {name}, as a number")
         typed.fill(text)
         typed.press("Enter")
+        expect(typed).to_have_value(share)
+        watched.evaluate(NEXT_FRAME)
         shares = re.findall(r"([\d.]+)%", place.locator(".said").text_content())[:3]
+        assert f"{float(share[:-1]):g}" in [f"{float(each):g}" for each in shares]
         assert sum(map(float, shares)) == pytest.approx(100, abs=0.15)
         expect(place.locator(".warned")).not_to_be_empty() if text != "45" else None
 
