@@ -25,6 +25,15 @@ def explain_failure(error: BaseException) -> str:
             f"the device has too little memory ({first_line(error):.300}); use --micro-batch or a "
             "smaller training.batch"
         )
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+        return (
+            f"a process that decodes images was killed ({first_line(error):.300}); memory or "
+            "/dev/shm may be full: set CMP_WORKERS to a smaller number, or to 0"
+        )
+    dynamo = sys.modules.get("torch._dynamo.exc")
+    if isinstance(error, getattr(dynamo, "TorchDynamoException", ())):  # such as without Triton
+        reason = first_line(getattr(error, "inner_exception", error))
+        return f"the towers cannot be compiled here ({reason:.300}); leave out --compile"
     if isinstance(error, OSError):  # such as a full disk
         return f"cannot read or write: {error}"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name[:3] != "cmp":

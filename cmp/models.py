@@ -86,7 +86,7 @@ def create_model(name: str, seed: int = 0) -> Network:
 def create_fused_model(name: str, seed: int = 0) -> nn.Module:
     """Return the network of `create_model` as open_clip builds it, with fused attention."""
     with torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(seed)  # noqa: TID251 - the fork puts the state back
+        torch.default_generator.manual_seed(seed)  # not those of GPUs, which are not forked
         return _open_clip_model(name)
 
 

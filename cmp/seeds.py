@@ -46,5 +46,8 @@ def seed_layers(device: torch.device, *parts: str | int) -> Iterator[None]:
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         seed = int.from_bytes(digest(*parts)[:8], "big") >> 1
-        torch.random.manual_seed(seed)  # noqa: TID251 - the fork puts the state back
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

@@ -79,12 +79,12 @@ def step_parts(name: str) -> tuple[float, float, float | None]:
     """
     tree = config.override(config.profile("gpu"), [f"model.name={name}", "model.start=random"])
     runs = [config.parse(config.override(tree, [f"training.batch={n}"]), name) for n in (2, 4)]
-    accounts = [forecast.memory_account(run) for run in runs]
-    fixed = float(sum(accounts[0].values()) - accounts[0]["activations"])
-    one, two = (account["activations"] for account in accounts)
-    few, more = map(forecast.recomputed_activations, runs)
-    recomputed = None if few is None or more is None else (more - few) / 4
-    return fixed, (two - one) / 4, recomputed  # of two samples in fp32, so of one in bf16 by 4
+    few, more = map(forecast.step_memory, runs)
+    sample, recomputed = (more - few) / 2, None
+    if forecast.recomputed_activations(runs[0]) is not None:
+        few_again, more_again = (forecast.step_memory(run, recomputed=True) for run in runs)
+        recomputed = (more_again - few_again) / 2
+    return few - 2 * sample, sample, recomputed
 
 
 def fitting_table(names: tuple[str, ...] = MODELS) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from cmp import budgets, cli, config, models
 from cmp.budgets import Budget, Cost
 from cmp.config import Method
 from cmp.errors import CmpError
-from cmp.experiments import paper
+from cmp.experiments import forecast, paper
 from cmp.runs import store
 from cmp.runs.runner import Observer, execute
 from cmp.training import create_optimizer
@@ -148,7 +148,7 @@ def test_why_ours_differ_from_table_4_is_counted(ranks):
         assert whole[rank] + image + text == pytest.approx(printed[f"LoRA r={rank}"], abs=0.02)
 
 
-def peak(name, method, batch):
+def peak(name, method, batch, precision="fp32"):
     """Bytes that two real steps on the CPU hold at most."""
     state = budgets.shape_state(name, Method(name=method), models.create_model(name))
     optimizer = create_optimizer(state)
@@ -158,7 +158,8 @@ def peak(name, method, batch):
     replayed = batch // 3 if method == "distillation" else 0
     with held:
         for _ in range(2):
-            loss = budgets.total_loss(state, budgets.forward_shapes(state, batch, replayed))
+            with torch.autocast("cpu", enabled=precision == "bf16"):
+                loss = budgets.total_loss(state, budgets.forward_shapes(state, batch, replayed))
             optimizer.zero_grad()
             loss.backward()
             state.method.step(state, optimizer)
@@ -191,6 +192,12 @@ def test_memory_accounted_for_is_what_a_real_step_holds(name, method):
 @pytest.mark.long
 def test_memory_of_a_larger_network_is_closer():
     assert budgets.method_cost(config_of("ViT-S-32", 4)).memory / peak("ViT-S-32", "full", 4) > 0.97
+
+
+def test_a_step_in_bf16_holds_a_copy_of_the_weights():
+    tree = {"model": {"name": "ViT-S-32", "start": "random"}}
+    run = config.parse(tree | {"training": {"batch": 4, "precision": "bf16"}})
+    assert 0.97 < forecast.step_memory(run) / peak("ViT-S-32", "full", 4, "bf16") < 1.05
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "galore", "distillation", "vera"])
@@ -364,6 +371,13 @@ def test_the_command_prints_every_method():
 )
 def test_the_command_refuses_by_name(arguments, words):
     assert words in str(shell(*arguments).exception)
+
+
+def test_the_command_counts_the_same_beside_a_gpu(monkeypatch):
+    arguments = ("--model", "tiny", "--batch", "16", "--method", "full")
+    without = shell(*arguments).output
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert shell(*arguments).output == without
 
 
 def test_methods_of_the_command_take_settings():

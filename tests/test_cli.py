@@ -407,12 +407,12 @@ def test_doctor_takes_the_options_that_it_advises():
     large = ["doctor", "--profile", "gpu", "training.batch=1024", "model.start=laion2b"]
     said = run(cli.app, large).output
     assert "--micro-batch 512 needs 47 GB, and with --checkpoint-activations the same" in said
-    assert "batch needs 15 GB" in said
+    assert "batch needs 16 GB" in said
     assert "nor a tag of 'ViT-B-16'; open_clip's tags for it: openai, " in said
     said = run(cli.app, [*large, "--micro-batch", "512"]).output
     assert "memory    here      a step needs 47 GB" in said
     said = run(cli.app, [*large, "--checkpoint-activations"]).output
-    assert "memory    here      a step needs 15 GB" in said
+    assert "memory    here      a step needs 16 GB" in said
 
 
 def test_doctor_works_in_an_empty_folder(outside):

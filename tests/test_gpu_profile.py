@@ -112,6 +112,9 @@ def test_shared_memory_that_is_too_small_is_missing_and_what_fits_is_said(monkey
     )
     free["free"] = 8e9
     assert preflight._check_shared_memory(GPU, "cuda").state == preflight.PRESENT
+    few = dataclasses.replace(GPU, training=dataclasses.replace(GPU.training, batch=8))
+    free["free"] = 1e9  # what is scored comes in blocks of 256
+    assert "need 1.2 GB" in preflight._check_shared_memory(few, "cuda").sentence
 
 
 def test_cards_of_different_kinds_are_named(monkeypatch):
@@ -175,6 +178,19 @@ def test_what_is_advised_where_memory_is_short_can_be_done(monkeypatch, settings
     monkeypatch.setattr(preflight.os, "sysconf", sizes.get)
     found = preflight.check_memory(config.parse(tree), "cpu", ExecutionConfig())
     assert (found.state, words in found.sentence) == (preflight.MISSING, True), found.sentence
+
+
+def test_processes_share_the_memory_of_a_batch(monkeypatch):
+    tree = {"model": {"name": "ViT-B-32", "start": "openai"}}
+
+    def sentence(batch, micro_batch=None):
+        run = config.parse(tree | {"training": {"batch": batch}})
+        return preflight.check_memory(run, "cpu", ExecutionConfig(micro_batch)).sentence
+
+    alone = sentence(64), sentence(64, 16)
+    monkeypatch.setattr("cmp.scale.processes.world_size", lambda: 4)
+    assert (sentence(254), sentence(254, 16)) == alone
+    assert sentence(254, 128) == alone[0]
 
 
 def test_recomputed_activations_are_counted_where_memory_is_checked(monkeypatch):

@@ -111,6 +111,16 @@ def test_processes_that_decode_end_when_their_parent_does(build):
     assert child.outcome().status == 0, child.said()
 
 
+def test_processes_that_decode_do_not_hold_a_run(build):
+    """As they outlive their parent by some seconds if it is killed."""
+    with checkpoints.CheckpointManager("a" * 64):
+        items = prefetch(number_of, range(30), 1, torch.device("cpu"))
+        assert next(items) == 0
+    with checkpoints.CheckpointManager("a" * 64):
+        assert next(items) == 1
+    items.close()
+
+
 @pytest.mark.defect
 def test_a_second_sigterm_is_the_same_request_and_a_second_ctrl_c_is_not():
     told, numbers = [], (signal.SIGTERM, signal.SIGINT)

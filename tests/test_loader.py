@@ -1,6 +1,8 @@
 """Data that stay in files: the same batches from any process, and runs that resume exactly."""
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError, Interrupted
 from cmp.evaluation import evaluate
+from cmp.faults import explain_failure
 from cmp.project import project_folder
 from cmp.readers import collection
 from cmp.runs import identity, store
@@ -251,6 +254,22 @@ def test_some_of_a_batch_are_decoded_as_they_are_in_the_whole(folder, monkeypatc
     np.testing.assert_array_equal(some.rows, batch.rows)
     if not count:
         assert sorted(read) == sorted(some.rows[3:6])  # and no others
+
+
+def without_shared_memory(key):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    return torch.zeros(9)
+
+
+def killed(key):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("make", [without_shared_memory, killed])
+def test_decoding_processes_that_lack_memory_are_explained(make):
+    with pytest.raises((CmpError, RuntimeError)) as caught:
+        list(decoding.prefetch(make, range(3), 2, CPU))
+    assert "CMP_WORKERS to a smaller number" in explain_failure(caught.value)
 
 
 def watched(read, rows):

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from options import small
 from safetensors.torch import save_file
+from test_budgets import Held
 from test_resume import BOUNDARY, MemoryManager
 
 from cmp import config, models, registry, towers
@@ -466,24 +467,21 @@ def test_a_sample_that_misleads_costs_time_but_no_truth(low, monkeypatch):
         assert least == tau.sort().values[1000 - round(1000 * density)].item()
 
 
-class Elsewhere(torch.Tensor):
-    """A tensor that says it is on another device, as those of a GPU do."""
-
-    @property
-    def device(self):
-        return torch.device("meta")
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("density", "outliers"), [(0.2, 0.0), (0.3, 0.01), (0.01, 0.5)])
-def test_thresholds_are_the_same_on_every_device(dtype, density, outliers, monkeypatch):
-    model, base = ({"x": weights(seed, {"x": (9999,)})["x"].to(dtype)} for seed in (0, 1))
-    expected = ranks.magnitude_thresholds([model], base, model, density, outliers)
-    tau = model["x"].to(rules.compute_dtype([base["x"]])) - base["x"]
-    model["x"] = model["x"].as_subclass(Elsewhere)
-    blocks = [(0, block) for block in tau.abs().split(4096)]
-    monkeypatch.setattr(ranks, "iter_magnitudes", lambda *arguments: iter(blocks))
-    assert ranks.magnitude_thresholds([model], base, model, density, outliers) == expected
+def test_thresholds_are_the_same_on_every_device(dtype, density, outliers):
+    """On a GPU, with memory for only one task vector at a time, and some blocks."""
+    shapes = {"x": (299, 299), "y": (99,)}
+    *models, base = (weights(seed, shapes) for seed in range(7))
+    models[2]["x"] = models[2]["x"].to(dtype)
+    expected = ranks.magnitude_thresholds(models, base, base, density, outliers)
+    elsewhere = {name: x.to("meta") for name, x in base.items()}
+    held = Held([x for model in (*models, base) for x in model.values()])
+    before = held.now
+    with held:
+        found = ranks.magnitude_thresholds(models, base, elsewhere, density, outliers)
+    assert found == expected
+    assert held.peak - before < 4 * 8 * 299**2
 
 
 # Model stock, LiNeS, kinds of tensors.

@@ -309,14 +309,16 @@ def test_shares_differ_by_one_at_most(monkeypatch, count, shares):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 9])
 def test_rows_are_shared_whatever_their_number(monkeypatch, count):
-    rows, parts = torch.arange(2.0 * count).view(count, 2), []
+    rows, parts, waits = torch.arange(2.0 * count).view(count, 2), [], []
     monkeypatch.setattr(processes, "world_size", lambda: 3)
     for number in range(3):
         monkeypatch.setattr(processes, "rank", lambda n=number: n)
         monkeypatch.setattr(processes, "all_gather", lambda x: parts.append(x) or x)
+        monkeypatch.setattr(processes, "barrier", lambda: waits.append(len(parts)))
         processes.share_rows(rows, lambda part: part)
     assert len({len(part) for part in parts}) == 1  # as a gather needs it
     assert torch.equal(torch.cat(parts)[:count], rows)
+    assert waits == [0, 1, 2]  # before each gather, which waits for minutes alone
 
 
 class Reducer:
@@ -409,7 +411,8 @@ def test_processes_without_a_checkpoint_know_that_the_first_one_has_it(corpus, m
 
 
 def test_processes_of_slurm_find_each_other(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR",
+                 "MASTER_PORT"):  # fmt: skip
         monkeypatch.setenv(name, "")  # so that it is gone again after the test
         monkeypatch.delenv(name)
     for name, value in (("PROCID", "3"), ("NTASKS", "8"), ("LOCALID", "1")):
@@ -420,6 +423,9 @@ def test_processes_of_slurm_find_each_other(monkeypatch):
     with pytest.raises(CmpError, match="MASTER_ADDR is not set"):
         processes._follow_slurm()
     monkeypatch.setenv("MASTER_ADDR", "node-1")
+    with pytest.raises(CmpError, match="MASTER_PORT is not set"):
+        processes._follow_slurm()
+    monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2(x2),3,1")
     monkeypatch.setenv("SLURM_NODEID", "2")
     processes._follow_slurm()
@@ -488,25 +494,55 @@ with processes.init_distributed():
 """
 
 
-@pytest.mark.defect
-@pytest.mark.long
-def test_a_process_that_is_left_alone_says_so():
+def two_processes(script, *own):
+    """Start two processes that find each other, with some variables of their own."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    own = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    own["PYTHONPATH"] = str(project_folder())
-    command = [sys.executable, "-c", LEFT_ALONE]
-    first, second = (
-        subprocess.Popen(command, env=os.environ | own | {"RANK": rank}, stdout=subprocess.PIPE)
-        for rank in ("0", "1")
-    )
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    shared["PYTHONPATH"] = str(project_folder())
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=os.environ | shared | {"RANK": str(rank)} | variables,
+            stdout=subprocess.PIPE,
+        )
+        for rank, variables in enumerate(own)
+    ]
+
+
+@pytest.mark.defect
+@pytest.mark.long
+def test_a_process_that_is_left_alone_says_so():
+    first, second = two_processes(LEFT_ALONE, {}, {})
     said, _ = first.communicate(timeout=120)
     assert second.wait(60) == -signal.SIGKILL
     second.stdout.close()
     lines = said.decode().splitlines()
     assert len(lines) == 5
     assert all("another process" in line and "restart all processes" in line for line in lines)
+
+
+MEET = """
+from cmp.errors import CmpError
+from cmp.scale import processes
+
+try:
+    with processes.init_distributed():
+        print("met")
+except CmpError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("folders", [("a", "b"), pytest.param(("a", "a"), marks=pytest.mark.long)])
+def test_machines_without_a_common_folder_are_refused_at_once(tmp_path, folders):
+    own = [{"LOCAL_WORLD_SIZE": "1", "CMP_BUILD": str(tmp_path / folder)} for folder in folders]
+    said = [child.communicate(timeout=120)[0].decode() for child in two_processes(MEET, *own)]
+    if folders == ("a", "a"):
+        assert said == ["met\n"] * 2 and not any((tmp_path / "a").iterdir())
+    else:
+        assert all("not all machines of this run see this folder" in words for words in said)
 
 
 def test_a_batch_that_processes_cannot_share_is_refused_before_anything_is_computed(monkeypatch):

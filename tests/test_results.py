@@ -443,8 +443,8 @@ def test_what_the_book_publishes_is_of_its_studies_and_of_these_numerics():
 def test_a_run_is_verified_on_the_device_that_it_was_computed_on(place, monkeypatch):
     run, asked = stored_runs()[0], []
 
-    def execute(*_, device):
-        asked.append(device)
+    def execute(*_, device, execution):
+        asked.append((device, execution.micro_batch, execution.checkpoint_activations))
         raise CmpError("enough")
 
     monkeypatch.setattr(devices, "check_device", lambda device: None)
@@ -453,5 +453,6 @@ def test_a_run_is_verified_on_the_device_that_it_was_computed_on(place, monkeypa
     monkeypatch.setattr(lookup, "find_run", lambda name: on_card)
     on_card = dataclasses.replace(run, provenance=run.provenance | {"device": "NVIDIA H100"})
     invoke(cli.app, ["results", "verify", run.id])
-    invoke(cli.app, ["results", "verify", run.id, "--device", "cpu"])
-    assert asked == ["cpu", "cuda", "cpu"]
+    parts = ("--micro-batch", "8", "--checkpoint-activations")
+    invoke(cli.app, ["results", "verify", run.id, "--device", "cpu", *parts])
+    assert asked == [("cpu", None, False), ("cuda", None, False), ("cpu", 8, True)]

@@ -336,6 +336,17 @@ def test_where_two_processes_differ():
     assert differences == f"threads 7 and {machine['threads']}"
 
 
+def test_tf32_is_recorded_whichever_setting_of_torch_allows_it(monkeypatch):
+    monkeypatch.setattr("cmp.runs.machine.device_name", lambda device: "NVIDIA H100")
+    assert machine_record("cuda")["tf32"] == "convolutions"
+    products = torch.backends.cuda.matmul
+    before, products.fp32_precision = products.fp32_precision, "tf32"
+    try:
+        assert machine_record("cuda")["tf32"] == "products, convolutions"
+    finally:
+        products.fp32_precision = before
+
+
 class Slow(CheckpointManager):
     """A manager whose clock goes on by a second a step, and by a while for each save."""
 

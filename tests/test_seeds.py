@@ -10,7 +10,7 @@ from cmp.experiments import studies
 from cmp.project import build_folder
 from cmp.runs import identity, store
 from cmp.runs.runner import execute
-from cmp.seeds import torch_generator
+from cmp.seeds import digest, seed_layers, torch_generator
 
 SMALL = ["stream.tasks=2", "training.steps=2", "training.batch=12", "evaluation.subset=2"]
 
@@ -65,6 +65,15 @@ def test_the_init_seed_moves_the_weights_and_no_sample(corpus):
     assert starts[0] != starts[1]
     for a, b in zip(batches(one, corpus), batches(two, corpus), strict=True):
         np.testing.assert_array_equal(a.rows, b.rows)
+
+
+def test_gpus_that_are_not_used_keep_their_generators(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("was seeded"))
+    models.create_model("tiny", 1)
+    with seed_layers(torch.device("cpu"), "layers", 1):
+        drawn = torch.rand(3)
+    generator = torch.Generator().manual_seed(int.from_bytes(digest("layers", 1)[:8], "big") >> 1)
+    assert torch.equal(drawn, torch.rand(3, generator=generator))
 
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.long)])

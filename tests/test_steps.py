@@ -12,6 +12,7 @@ import torch
 import cmp
 from cmp import arithmetic, config, mixtures, models, training
 from cmp.errors import CmpError, Diverged
+from cmp.faults import explain_failure
 from cmp.runs.runner import execute
 from cmp.scale import compiling, execution
 from cmp.scale.execution import ExecutionConfig
@@ -106,6 +107,19 @@ def test_a_hook_that_cannot_be_compiled_ends_no_run(traced):
         m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)
     ).register_forward_pre_hook(hook)
     assert models.encode_image(network, torch.zeros(2, 3, 32, 32)).isfinite().all()
+
+
+def test_what_a_compiler_lacks_is_explained(traced, monkeypatch):
+    def lacks_triton(graph, inputs):
+        raise RuntimeError("Cannot find a working triton installation")
+
+    monkeypatch.setattr(compiling, "BACKEND", lacks_triton)
+    network = models.load_model(config.Model("small", "random"), 0)
+    compiling.compile_towers(network, replay=False)
+    with pytest.raises(RuntimeError) as caught:
+        models.encode_image(network, torch.zeros(2, 3, 32, 32))
+    words = "cannot be compiled here (Cannot find a working triton installation); leave out"
+    assert words in explain_failure(caught.value)
 
 
 def test_tracing_a_network_moves_no_running_statistic(traced, tmp_path):

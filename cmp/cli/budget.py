@@ -1,6 +1,5 @@
 """The command `budget`, which computes the cost of methods from shapes."""
 
-import torch
 import typer
 
 from cmp import config, values
@@ -42,15 +41,13 @@ def budget(
     full = paper.method_cost(model, batch, "full").step / GIGA
     if total is None:
         total = tasks * config.parse(config.profile("cpu")).training.steps * full
-    has_card = torch.cuda.is_available()
     names, left_out = (method, None) if method else (option_names("method"), refused)
     steps = total / tasks / full
-    table = paper.budget_table(model, batch, steps, names, has_card, left_out)
+    table = paper.budget_table(model, batch, steps, names, left_out)
     title = f"{model}, batch {batch}: {total:,.4g} memory-adjusted GFLOPs over {tasks} tasks"
     shared.print_table(("method", *table.columns), table.itertuples(), title)
-    kind = "measured on this GPU" if has_card else "computed"
     typer.echo(
-        f"per step: GFLOPs, memory ({kind}, fp32), GMAFs = GFLOPs x memory relative to full\nper "
+        "per step: GFLOPs, memory (computed, fp32), GMAFs = GFLOPs x memory relative to full\nper "
         "task: end GMAFs, charged once; steps; samples"
     )
     for name, reason in refused.items():

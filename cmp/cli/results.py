@@ -17,6 +17,7 @@ from cmp.experiments import results
 from cmp.files import SHORT_ID
 from cmp.project import build_folder
 from cmp.runs import launch, logs, lookup, store
+from cmp.scale.execution import ExecutionConfig
 
 
 def ls() -> None:
@@ -100,6 +101,8 @@ def verify(
     sample: shared.Positive = 1,
     seed: shared.NotNegative = 0,
     device: str | None = None,
+    micro_batch: shared.OptionalPositive = None,
+    checkpoint_activations: bool = False,
 ) -> None:
     """Compute a run again and compare it with the stored one.
 
@@ -121,13 +124,13 @@ def verify(
             f"{results.RESULTS}: nothing is published; run this in a checkout of the project, or "
             "publish a study with `cmpt study NAME --publish`"
         )
-    answers = set()
+    answers, execution = set(), ExecutionConfig(micro_batch, checkpoint_activations)
     for run in chosen:
         total = budgets.total_steps(run.config)
         with tqdm(total=total, desc="verify", unit=" steps") as bar:
             place = shared.recorded_device(run.provenance, device)
             observer = progress_observer(bar)
-            verdict = results.verify_published(run, observer, place)
+            verdict = results.verify_published(run, observer, place, execution)
         typer.echo(f"{run.id[:SHORT_ID]}: {verdict.answer}: {verdict.sentence}")
         answers.add(verdict.answer)
     if "different" in answers:

@@ -5,7 +5,6 @@ Table 4 is for ViT-B/16 with batch 512 and 1.8e9 memory-adjusted GFLOPs over 20 
 step, although they are measured once per task.
 """
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ import pandas as pd
 
 from cmp import budgets, config, models
 from cmp.errors import CmpError
-from cmp.experiments.forecast import GIGA, measured_memory
+from cmp.experiments.forecast import GIGA
 
 TABLE4_MODEL, TABLE4_BATCH, TABLE4_TOTAL, TABLE4_TASKS = "ViT-B-16", 512, 1.8e9, 20
 FISHER_BATCHES = 98
@@ -101,20 +100,18 @@ def model_catalogue(names: tuple[str, ...] = CATALOGUE_MODELS) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def method_cost(model: str, batch: int, text: str, measured: bool = False) -> budgets.Cost:
+def method_cost(model: str, batch: int, text: str) -> budgets.Cost:
     """Return the cost of a method.
 
     Args:
         model: The network's name.
         batch: Samples per step.
         text: The method in the form of `cmpt budget --method`, such as "lora,rank=64".
-        measured: Whether to measure its memory on this machine's GPU.
     """
     tree = {"model": {"name": model, "start": "random"}, "training": {"batch": batch}}
     assignments = [f"method.{setting}" for setting in f"name={text}".split(",")]
     run_config = config.parse(config.override(tree, assignments), f"--method {text}")
-    cost = budgets.method_cost(run_config)
-    return dataclasses.replace(cost, memory=measured_memory(run_config)) if measured else cost
+    return budgets.method_cost(run_config)
 
 
 def budget_table(
@@ -122,7 +119,6 @@ def budget_table(
     batch: int,
     full_steps: float,
     methods: Iterable[str],
-    measured: bool = False,
     refused: dict[str, str] | None = None,
 ) -> pd.DataFrame:
     """Return how many steps each method gets for the cost of a number of full fine-tuning steps.
@@ -132,7 +128,6 @@ def budget_table(
         batch: Samples per step.
         full_steps: Steps of full fine-tuning per task that the budget pays for.
         methods: The methods, in the form of `method_cost`.
-        measured: Whether to measure memory on this machine's GPU.
         refused: Receives the reasons why methods do not work with the network, which are then left
             out. If None, they raise an error.
 
@@ -141,10 +136,10 @@ def budget_table(
         fine-tuning), `GMAFs` (memory-adjusted GFLOPs of a step), `at end` (GMAFs at the end of a
         task), and `steps` and `samples` per task.
     """
-    full, rows = method_cost(model, batch, "full", measured), {}
+    full, rows = method_cost(model, batch, "full"), {}
     for text in methods:
         try:
-            cost = method_cost(model, batch, text, measured)
+            cost = method_cost(model, batch, text)
         except CmpError as error:
             if refused is None:
                 raise

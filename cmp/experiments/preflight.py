@@ -18,13 +18,14 @@ from cmp.config import STARTS, RunConfig
 from cmp.data import Corpus, load_data, named_sources
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
+from cmp.evaluation import ENCODE_BLOCK
 from cmp.experiments import forecast, paper
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.project import DISTRIBUTION, build_folder, foreign_owners, foreign_sentence
 from cmp.readers.collection import dataset_state
 from cmp.readers.manifest import load_manifests
 from cmp.runs import identity, lookup
-from cmp.scale import devices
+from cmp.scale import devices, processes
 from cmp.scale.decoding import worker_count
 from cmp.scale.execution import ExecutionConfig
 from cmp.scale.micro_batches import check_divisible
@@ -188,8 +189,8 @@ def _check_card(device: str) -> Check:
 
 
 def check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig) -> Check:
-    """Compare the memory of a step with that of the GPU or machine, and find what would fit, also
-    with recomputed activations."""
+    """Compare the memory of a step in one process with that of the GPU or machine, and find what
+    would fit, also with recomputed activations."""
     is_here = devices.is_present(device)
     if not is_here:
         card, memory = "an H100", DEVICES["h100"].memory
@@ -197,7 +198,8 @@ def check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig)
         card, memory = "the machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     else:
         card, memory = "the card", torch.cuda.get_device_properties(device).total_memory
-    usable, batch = USABLE_MEMORY * memory, execution.micro_batch or run_config.training.batch
+    usable, batch = USABLE_MEMORY * memory, -(-run_config.training.batch // processes.world_size())
+    batch = min(execution.micro_batch or batch, batch)
     is_recomputed = execution.checkpoint_activations
     needed = _step_bytes(run_config, batch, is_recomputed)
     size = f"{needed / GIGA:.0f} GB" if needed >= GIGA else "less than 1 GB"
@@ -245,10 +247,10 @@ def _can_split(run_config: RunConfig) -> bool:
 
 
 def _check_shared_memory(run_config: RunConfig, device: str) -> Check:
-    """Check that images decoded ahead fit into shared memory."""
+    """Check that images decoded ahead, of batches or for scoring, fit into shared memory."""
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.exists() else math.inf
     side = models.preprocessing(models.create_on_meta(run_config.model.name)).size
-    batch = 3 * side * side * run_config.training.batch
+    batch = 3 * side * side * max(run_config.training.batch, ENCODE_BLOCK)
     workers = worker_count(torch.device(device))
     needed = AHEAD * workers * batch
     words = f"{workers} decoding processes need {needed / GIGA:.1f} GB in {SHARED_MEMORY}"

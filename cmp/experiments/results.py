@@ -33,6 +33,7 @@ from cmp.runs.runner import NO_OBSERVER, Observer
 from cmp.runs.store import METRIC_COLUMNS, METRIC_KEYS, RUN_KEYS, StoredRun
 from cmp.runs.verify import Verdict
 from cmp.scale import devices
+from cmp.scale.execution import ExecutionConfig
 from cmp.seeds import numpy_generator
 
 RESULTS = book_folder() / "results"
@@ -279,7 +280,10 @@ def sample_published(count: int, seed: int) -> list[StoredRun]:
 
 
 def verify_published(
-    run: StoredRun, observer: Observer = NO_OBSERVER, device: str = "cpu"
+    run: StoredRun,
+    observer: Observer = NO_OBSERVER,
+    device: str = "cpu",
+    execution: ExecutionConfig | None = None,
 ) -> Verdict:
     """Compute a run again and compare. A run with another `NUMERICS` or other data counts as
     different."""
@@ -289,7 +293,7 @@ def verify_published(
     if identity.run_id_of(run.config, corpus) != run.id:
         reason = "it is stale: its NUMERICS, data or starting weights have changed"
         return Verdict("different", reason)
-    return verify.verify_run(run, corpus, observer, device)
+    return verify.verify_run(run, corpus, observer, device, execution)
 
 
 def delete_run(prefix: str) -> tuple[str, int]:

@@ -3,7 +3,7 @@
 A policy is a function of a `TaskEnd` that returns `MergedWeights`. The package's own policies are
 pairs of choices: what the next task starts from, and what is deployed. Weights are on the CPU,
 except for a per-step average, which is on the network's device. They are merged on that device, one
-tensor at a time.
+tensor at a time, beside one whole task vector for a rule that trims.
 """
 
 import math

@@ -5,6 +5,7 @@ the first tensor. On a CPU, a sample gives a range that very likely contains the
 pass over all entries then selects it among those within the range.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -76,11 +77,7 @@ def entries_at_ranks(
         count: The number of entries of a task vector.
     """
     if next(iter(outline.values())).device.type != "cpu":
-        whole: list[list[Tensor]] = [[] for _ in models]
-        for number, block in iter_magnitudes(models, base, outline):
-            whole[number].append(block.clone())
-        vectors = [torch.cat(each) for each in whole]
-        return [[x.kthvalue(r + 1).values.cpu().view(1).numpy()[0] for r in ranks] for x in vectors]
+        return select_on_gpu(models, base, outline, ranks, count)
     # on a CPU, numpy counts and selects several times as fast as torch
     parts: list[list[np.ndarray]] = [[] for _ in models]
     for number, block in iter_magnitudes(models, base, outline, max(1, count // SAMPLE)):
@@ -92,6 +89,28 @@ def entries_at_ranks(
         everything = [[EVERYTHING] * len(ranks)] * len(models)
         selected = select_within(iter_magnitudes(models, base, outline), ranks, everything)
     assert selected is not None
+    return selected
+
+
+def select_on_gpu(
+    models: Sequence[Mapping[str, Tensor]],
+    base: Mapping[str, Tensor],
+    names: Iterable[str],
+    ranks: Sequence[int],
+    count: int,
+) -> list[list[np.floating]]:
+    """Return the result of `entries_at_ranks` by torch, with one whole task vector in memory at a
+    time."""
+    dtypes = {name: compute_dtype(weights[name] for weights in (*models, base)) for name in names}
+    widest = functools.reduce(torch.promote_types, dtypes.values())
+    vector, selected = base[next(iter(dtypes))].new_empty(count, dtype=widest), []
+    for model in models:
+        at = 0
+        for name, dtype in dtypes.items():
+            for block in tensor_magnitudes(name, model[name], base[name], dtype):
+                vector[at : at + len(block)] = block
+                at += len(block)
+        selected.append([vector.kthvalue(r + 1).values.cpu().view(1).numpy()[0] for r in ranks])
     return selected
 
 
@@ -149,14 +168,20 @@ def iter_magnitudes(
     """
     for name in names:
         tensors, start = [model[name] for model in models], base[name]
-        dtype, size = compute_dtype([*tensors, start]), THRESHOLD_BLOCK
-        start = start.reshape(-1)[::stride].contiguous()
+        dtype = compute_dtype([*tensors, start])
         for number, tensor in enumerate(tensors):
-            end = tensor.reshape(-1)[::stride].contiguous()
-            out = torch.empty(min(size, end.numel()), dtype=dtype, device=end.device)
-            for at in range(0, end.numel(), size):
-                block = out[: min(size, end.numel() - at)]
-                torch.sub(end[at : at + size].to(dtype), start[at : at + size].to(dtype), out=block)
-                if not math.isfinite(block.abs_().sum().item()) and not block.isfinite().all():
-                    raise NotFiniteError(name)
+            for block in tensor_magnitudes(name, tensor, start, dtype, stride):
                 yield number, block
+
+
+def tensor_magnitudes(
+    name: str, end: Tensor, start: Tensor, dtype: torch.dtype, stride: int = 1
+) -> Iterator[Tensor]:
+    """Yield the magnitudes of `end - start` in blocks, as in `iter_magnitudes`."""
+    end, start = (x.reshape(-1)[::stride].contiguous() for x in (end, start))
+    out = torch.empty(min(THRESHOLD_BLOCK, end.numel()), dtype=dtype, device=end.device)
+    for x, y in zip(end.split(THRESHOLD_BLOCK), start.split(THRESHOLD_BLOCK), strict=True):
+        block = torch.sub(x.to(dtype), y.to(dtype), out=out[: len(x)])
+        if not math.isfinite(block.abs_().sum().item()) and not block.isfinite().all():
+            raise NotFiniteError(name)
+        yield block

@@ -136,11 +136,19 @@ def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear | AdaptedConv2d]
 
 
 @torch.no_grad()
-def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of the weights under their original names, with adapters merged in."""
-    weights = {name: x.detach().clone() for name, x in model.state_dict().items()}
+def merged_state_dict(
+    model: nn.Module, device: torch.device | str | None = None
+) -> dict[str, Tensor]:
+    """Return a copy of the weights under their original names, with adapters merged in.
+
+    Args:
+        model: The network.
+        device: The device of the copy. Default: that of the network.
+    """
+    weights = {name: x.detach().to(device, copy=True) for name, x in model.state_dict().items()}
     for name, layer in adapted_layers(model).items():
-        weights[f"{name}.weight"] = layer.adapter.merged_weight(layer.weight).clone()
+        merged_weight = layer.adapter.merged_weight(layer.weight)
+        weights[f"{name}.weight"] = merged_weight.to(device, copy=True)
         for key in layer.adapter.state_dict():
             del weights[f"{name}.adapter.{key}"]
     return weights

@@ -17,11 +17,12 @@ import signal
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from concurrent import futures
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import torch
 from pydantic import ConfigDict, Field
@@ -48,6 +49,11 @@ _GROUP_KEYS = ("lr", "multiple", "weight_decay")
 """Keys of an optimiser's groups that follow from the config."""
 _FILE_NAME = re.compile(r"task-(\d{1,7})-step-(\d{1,10})-([0-9a-f]{64})\.safetensors")
 _BESIDE_NAME = re.compile(r"(model|base)-(\d{1,10})-([0-9a-f]{64})\.safetensors")
+
+_locks: weakref.WeakSet[IO] = weakref.WeakSet()
+"""The files by which this process holds locks. Processes that it forks, such as those that decode
+images, close them, since they may outlive it by seconds."""
+os.register_at_fork(after_in_child=lambda: [lock.close() for lock in _locks])
 
 
 class StopRequest:
@@ -414,6 +420,7 @@ class CheckpointManager:
                 files.make_folder(self.folder)
                 try:
                     lock = self._lock.enter_context(path.open("ab"))
+                    _locks.add(lock)
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                         break

@@ -32,11 +32,19 @@ def machine_record(device: str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
     }
     if device != "cpu":
-        backends = {"products": torch.backends.cuda.matmul, "convolutions": torch.backends.cudnn}
-        record["tf32"] = ", ".join(name for name, part in backends.items() if part.allow_tf32)
+        convolutions = getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)
+        backends = {"products": torch.backends.cuda.matmul, "convolutions": convolutions}
+        record["tf32"] = ", ".join(name for name, part in backends.items() if _uses_tf32(part))
     elif lacks_bf16_kernels("cpu"):
         record["bf16"] = "products in fp32"
     return record
+
+
+def _uses_tf32(backend: Any) -> bool:
+    """Return whether a part of torch may compute in TF32."""
+    # from torch 2.9 on; if it was set, reading `allow_tf32` is an error
+    precision = getattr(backend, "fp32_precision", None)
+    return backend.allow_tf32 if precision is None else precision == "tf32"
 
 
 def machine_differences(one: dict[str, Any], other: dict[str, Any]) -> str:

@@ -236,7 +236,7 @@ class Run:
 
     def weights(self) -> Weights:
         """Return a copy of the network's weights on the CPU, with adapters merged in."""
-        return {name: x.cpu() for name, x in adapters.merged_state_dict(self.model).items()}
+        return adapters.merged_state_dict(self.model, "cpu")
 
     def begin(self) -> None:
         """Evaluate and save the starting weights."""

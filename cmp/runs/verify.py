@@ -10,6 +10,7 @@ from cmp.evaluation import ROLES
 from cmp.runs.machine import machine_differences
 from cmp.runs.runner import NO_OBSERVER, Observer, execute
 from cmp.runs.store import METRIC_KEYS, StoredRun, make_stored_run
+from cmp.scale.execution import ExecutionConfig
 
 TOLERANCE, TOLERATED_QUESTIONS = 4.0, 2000
 """Points by which A_KA or A_ZS of at least so many questions may differ on another machine,
@@ -32,13 +33,17 @@ class Verdict(NamedTuple):
 
 
 def verify_run(
-    run: StoredRun, corpus: Corpus, observer: Observer = NO_OBSERVER, device: str = "cpu"
+    run: StoredRun,
+    corpus: Corpus,
+    observer: Observer = NO_OBSERVER,
+    device: str = "cpu",
+    execution: ExecutionConfig | None = None,
 ) -> Verdict:
     """Compute a run again with the same number of threads, and compare the results."""
     threads = torch.get_num_threads()
     torch.set_num_threads(run.provenance["threads"])
     try:
-        result = execute(run.config, corpus, observer, device=device)
+        result = execute(run.config, corpus, observer, device=device, execution=execution)
     finally:
         torch.set_num_threads(threads)
     return compare_runs(run, make_stored_run(run.config, result, run.identity))

@@ -1,6 +1,7 @@
 """Decode images ahead of training, in separate processes."""
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, first_line
 from cmp.scale import processes
 
 STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
@@ -73,15 +75,16 @@ def prefetch(
     step.
 
     Args:
-        make: Returns the item for a key.
+        make: Returns the item for a key: a tensor, or a tuple with tensors.
         keys: The keys in order.
         workers: The number of processes; with 0, this process prepares the items.
         device: The device that will use the items.
 
     Raises:
-        CmpError: The error that `make` raised.
+        CmpError: The error that `make` raised, or shared memory is full.
     """
     workers = min(workers, len(keys))
+    make = functools.partial(_make_shared, make) if workers else make
     context = "fork" if workers and sys.platform == "linux" else None  # 3.14 does not
     options: Any = {"batch_size": None, "num_workers": workers, "collate_fn": make}
     options |= {"multiprocessing_context": context, "worker_init_fn": _await_parent}
@@ -91,6 +94,25 @@ def prefetch(
         )
     except CmpError as error:  # torch puts the worker's traceback before the message
         raise CmpError(str(error).rpartition("CmpError: ")[2].strip()) from error
+
+
+def _make_shared(make: Callable[[Any], Any], key: Any) -> Any:
+    """Return an item with its tensors in shared memory.
+
+    Otherwise torch would move them there in a thread, and drop an error, so that a run would wait
+    forever.
+    """
+    item = make(key)
+    try:
+        for part in item if isinstance(item, tuple) else (item,):
+            if isinstance(part, Tensor):
+                part.share_memory_()
+    except RuntimeError as error:
+        raise CmpError(
+            f"decoded images do not fit into shared memory ({first_line(error):.200}); set "
+            "CMP_WORKERS to a smaller number, or to 0, or enlarge /dev/shm (docker run --shm-size)"
+        ) from error
+    return item
 
 
 def _start(loader: DataLoader) -> Iterator[Any]:

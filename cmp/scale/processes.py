@@ -9,6 +9,7 @@ import contextlib
 import datetime
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from cmp.errors import CmpError, first_line
+from cmp.files import make_folder
+from cmp.project import build_folder
 
 BUCKET_BYTES = 25 * 2**20
 """Bytes of gradients that are sent together."""
@@ -41,7 +44,7 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
         The device of this process.
 
     Raises:
-        CmpError: Several processes cannot share this device.
+        CmpError: Several processes cannot share this device, or do not share the build folder.
     """
     _follow_slurm()
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -68,6 +71,7 @@ def init_distributed(device: str = "cpu") -> Iterator[str]:
     with _explain_absence():
         dist.init_process_group(backend, timeout=STEP_TIMEOUT)
         _host_group = cast(Any, dist.new_group(backend="gloo", timeout=HOST_TIMEOUT))
+    _check_build_folder()
     yield device
     _host_group = None
     dist.destroy_process_group()  # after an error, the others may never get here
@@ -92,13 +96,35 @@ def _follow_slurm() -> None:
     names["WORLD_SIZE"] = "SLURM_STEP_NUM_TASKS"  # a batch script's own commands also have NTASKS
     if "RANK" in os.environ or not all(name in os.environ for name in names.values()):
         return
-    if int(os.environ["SLURM_STEP_NUM_TASKS"]) > 1 and "MASTER_ADDR" not in os.environ:
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if int(os.environ["SLURM_STEP_NUM_TASKS"]) > 1 and missing:
         raise CmpError(
-            "srun: MASTER_ADDR is not set; run `export MASTER_PORT=29500 MASTER_ADDR=$(scontrol "
+            f"srun: {missing[0]} is not set; run `export MASTER_PORT=29500 MASTER_ADDR=$(scontrol "
             "show hostnames | head -n 1)` before srun"
         )
     os.environ.update({name: os.environ[other] for name, other in names.items()})
     os.environ["LOCAL_WORLD_SIZE"] = str(srun_tasks())
+
+
+def _check_build_folder() -> None:
+    """Check that all machines see the first one's build folder, where it leaves checkpoints and
+    results."""
+    if local_world_size() == world_size():
+        return
+    folder = build_folder().absolute()
+    name = broadcast("" if rank() else f"seen-by-all-{uuid.uuid4().hex}")
+    if not rank():
+        make_folder(folder)
+        (folder / name).touch()
+    barrier()
+    [is_missing] = all_reduce_max(not (folder / name).exists())
+    if not rank():
+        (folder / name).unlink()
+    if is_missing:
+        raise CmpError(
+            f"{folder}: not all machines of this run see this folder; set CMP_BUILD to a folder on "
+            "a disk that they share"
+        )
 
 
 def srun_tasks() -> int:
@@ -182,6 +208,7 @@ def share_rows(items: Any, compute: Callable[[Any], Tensor]) -> Tensor:
     size = -(-count // world_size())
     start = min(rank() * size, count - 1)  # if there are too few items, repeat the last one
     own = compute(items[start : start + size])
+    barrier()  # some items take longer, and a gather waits no longer than a step may
     return all_gather(F.pad(own, (0, 0, 0, size - len(own))))[:count]
 
 
