@@ -382,6 +382,35 @@ def test_what_a_reader_can_set_can_be_run_or_is_refused(published, explorer, ref
     assert bool(refused) == refuses
 
 
+STEPS = """import fs from "node:fs";
+import { model } from "./mixture.js";
+const table = JSON.parse(fs.readFileSync(0, "utf-8"));
+const { settle } = model(table);
+const KEYS = ["pretraining", "update", "buffer"];
+const inParts = (share) => Math.round(share * table.parts);
+const wrong = [];
+for (const from of [...table.grid.map(({ at }) => at), [1, 1, 1]]) {
+  const state = settle({ ...table.defaults, shares: from }, {});
+  for (const key of KEYS)
+    for (const step of [-1, 1]) {
+      const to = inParts(state[key]) + step;
+      if (to < 0 || to > table.parts) continue;
+      const changes = { [key]: to / table.parts };
+      const { shares, ...next } = settle({ ...state, ...changes }, changes);
+      const sum = shares.reduce((one, other) => one + other);
+      if (inParts(next[key]) !== to || Math.min(...shares) < 0 || Math.abs(sum - 1) > 1e-9)
+        wrong.push([from, changes, shares]);
+    }
+}
+console.log(JSON.stringify(wrong));
+"""
+
+
+def test_a_step_of_a_share_s_slider_moves_it_by_one_part(published, tmp_path):
+    """From every mixture of the grid, and from thirds."""
+    assert node(STEPS, explorers.mixture_table(), tmp_path) == []
+
+
 FAULTY = """import fs from "node:fs";
 import { linked } from "./state.js";
 import { model } from "./schedule.js";

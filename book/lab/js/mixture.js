@@ -51,13 +51,14 @@ export function model(table) {
   );
   const third = [1 / 3, 1 / 3, 1 / 3];
 
-  // Whole parts that sum to one: what rounding leaves over goes to the largest share. Thirds stay.
-  function rounded(shares) {
+  // Whole parts that sum to one: what rounding leaves over goes to the largest share, but not to that which
+  // `moved`, for it is as it was set. Thirds stay.
+  function rounded(shares, moved = -1) {
     const positive = shares.map((share) => Math.max(0, share));
     const total = d3.sum(positive);
     if (d3.max(positive, (share) => Math.abs(share / total - 1 / 3)) < 0.5 / parts) return third;
     const whole = positive.map((share) => Math.round((share / total) * parts));
-    whole[d3.maxIndex(whole)] += parts - d3.sum(whole);
+    whole[d3.maxIndex(whole, (share, k) => (k === moved ? -1 : share))] += parts - d3.sum(whole);
     return whole.map((share) => share / parts);
   }
 
@@ -68,16 +69,15 @@ export function model(table) {
   // A slider that moves takes from the two others, or gives to them, in their proportion.
   function settle(state, changes) {
     const next = { ...state };
-    const moved = KEYS.find((key) => key in changes && !("shares" in changes));
-    if (moved) {
-      const k = KEYS.indexOf(moved);
-      const rest = 1 - changes[moved];
-      const others = d3.sum(next.shares) - next.shares[k];
-      next.shares = next.shares.map((share, n) =>
-        n === k ? changes[moved] : others ? (share / others) * rest : rest / 2,
+    const moved = KEYS.findIndex((key) => key in changes && !("shares" in changes));
+    if (moved >= 0) {
+      const share = changes[KEYS[moved]];
+      const others = d3.sum(next.shares) - next.shares[moved];
+      next.shares = next.shares.map((each, k) =>
+        k === moved ? share : others ? (each / others) * (1 - share) : (1 - share) / 2,
       );
     }
-    next.shares = rounded(next.shares);
+    next.shares = rounded(next.shares, moved);
     next.last = next.varies ? rounded(next.last ?? apart(next.shares)) : null;
     KEYS.forEach((key, k) => (next[key] = next.shares[k]));
     return next;
