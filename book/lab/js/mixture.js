@@ -26,14 +26,16 @@ export function batchCounts(shares, batch, isBufferEmpty) {
   return shares[0] > 0 ? [p + b, 0, 0] : [0, d + b, 0];
 }
 
+// The shares of an update, on the way to those of the last one where they change.
+function sharesAt({ shares, last }, update, updates) {
+  const passed = update / Math.max(updates - 1, 1);
+  return last ? shares.map((share, k) => (1 - passed) * share + passed * last[k]) : shares;
+}
+
 // How often images are seen over all updates, in one decimal: one of the `pool`, one of the first update as
 // `fresh` and when it is `replayed` from the buffer, and one of the `last` update.
-export function timesSeen({ shares, last }, { batch, steps, tasks, pool, update }) {
-  const counts = d3.range(tasks).map((task) => {
-    const passed = task / Math.max(tasks - 1, 1);
-    const now = last ? shares.map((share, k) => (1 - passed) * share + passed * last[k]) : shares;
-    return batchCounts(now, batch, task === 0);
-  });
+export function timesSeen(mixture, { batch, steps, tasks, pool, update }) {
+  const counts = d3.range(tasks).map((task) => batchCounts(sharesAt(mixture, task, tasks), batch, task === 0));
   const times = {
     pool: d3.sum(counts, ([p]) => p) / pool,
     fresh: counts[0][1] / update,
@@ -105,7 +107,19 @@ export function model(table) {
     presets.find(({ state }) => d3.every(shares, (share, k) => Math.abs(share - state.shares[k]) < 1e-6))?.label ??
     `P/D/B ${shares.map((share) => short(100 * share)).join("/")}`;
 
-  function describe(state) {
+  // The first update in whose batches a source has a share and yet no sample, as `cmp.mixtures.check_shares` has it.
+  function starved(mixture, size) {
+    const { tasks, batch } = table.streams[size];
+    for (const task of d3.range(tasks)) {
+      const now = sharesAt(mixture, task, tasks);
+      const counts = batchCounts(now, batch, task === 0);
+      const k = now.findIndex((share, n) => share > 0 && !counts[n] && !(task === 0 && KEYS[n] === "buffer"));
+      if (k >= 0) return `update ${task + 1} would have no sample of ${NAMES[k]} in a batch`;
+    }
+    return null;
+  }
+
+  function describe(state, size = "cpu") {
     const { shares } = state;
     const last = state.varies && d3.some(shares, (share, k) => Math.abs(share - state.last[k]) > 1e-6) ? state.last : null;
     const changes = isThirds(shares) ? {} : Object.fromEntries(KEYS.map((key, k) => [`mixture.${key}`, shares[k]]));
@@ -124,6 +138,7 @@ export function model(table) {
       parameters: [...["pool", "update", "buffer"].map((key, k) => [key, shares[k]]), ["stream_seed", 0]],
       lacks: last ? ["a change over the updates"] : [],
       predicted,
+      refused: starved({ shares, last }, size),
     };
   }
 
