@@ -19,7 +19,7 @@ import synthetic
 from copied import computed_by
 from scipy import stats
 
-from cmp import config
+from cmp import config, mixtures
 from cmp.config import Mixture, Schedule
 from cmp.errors import CmpError
 from cmp.experiments import claims, planner
@@ -205,8 +205,6 @@ CHANGING = [
 
 def test_images_are_seen_as_often_as_batches_have_them(published, corpus, tmp_path):
     """For stored mixtures and for changing ones; the first update has no buffer."""
-    from cmp import mixtures
-
     table = explorers.mixture_table()
     stored = [{"shares": row["shares"], "last": None} for row in table["runs"]]
     assert len(stored) >= 4
@@ -339,7 +337,7 @@ def test_settings_that_differ_have_labels_and_keys_that_differ(published, tmp_pa
 WALKS = """import fs from "node:fs";
 import { FORMS } from "./export.js";
 import { tidy } from "./form.js";
-const { explorer, table, walks } = JSON.parse(fs.readFileSync(0, "utf-8"));
+const { explorer, table, walks, sizes } = JSON.parse(fs.readFileSync(0, "utf-8"));
 const { model } = await import(`./${explorer}.js`);
 const { settle, fields, describe } = model(table);
 let seed = 7;
@@ -357,29 +355,81 @@ console.log(JSON.stringify(Array.from({ length: walks }, () => {
     const field = one(fields(state).filter(({ off }) => !off));
     const changes = state.meta === "free" && draw() < 0.3
       ? { peaks: state.peaks.map(() => one([0, 1, draw()])) }
+      : state.varies && draw() < 0.5
+      ? { last: one(table.grid).at }
       : { [field.key]: value(field, state[field.key]) };
     state = settle({ ...state, ...changes }, changes);
   }
-  const { refused, changes } = describe(state);
+  const { changes } = describe(state);
+  const why = (size) => describe(state, size).refused || "";
+  const refused = Object.fromEntries(sizes.map((size) => [size, why(size)]));
   return { refused, changes, command: FORMS.command({ profile: "cpu", changes }) };
 })));
 """
 
 
-@pytest.mark.parametrize("explorer, refuses", [("schedule", True), ("mixture", False)])
-def test_what_a_reader_can_set_can_be_run_or_is_refused(published, explorer, refuses, tmp_path):
+def runnable(size, changes):
+    """The run of some changes, if each of its batches can be made."""
+    run = explorers.changed_run(size, changes)
+    tasks = run.stream.tasks
+    shares = [(run.mixture.at(task, tasks), task == 0) for task in range(tasks)]
+    mixtures.check_shares(run.training.batch, shares, "training.batch")
+    return run
+
+
+@pytest.mark.parametrize(
+    "explorer, sizes, why",
+    [
+        ("schedule", ["cpu"], "learning rate is zero"),
+        ("mixture", ["cpu", "quick"], "no sample of mixture"),
+    ],
+)
+def test_what_a_reader_can_set_can_be_run_or_is_refused(published, explorer, sizes, why, tmp_path):
     """Walk through the form at random: every command that is handed out is one that runs."""
-    given = {"explorer": explorer, "table": explorers.TABLES[explorer](), "walks": 150}
-    refused = []
+    table = explorers.TABLES[explorer]()
+    given = {"explorer": explorer, "table": table, "walks": 150, "sizes": sizes}
+    refused = set()
     for shown in node(WALKS, given, tmp_path):
-        if shown.get("refused"):
-            refused.append(shown["changes"])
-            with pytest.raises(CmpError, match="learning rate is zero"):
-                explorers.changed_run("cpu", shown["changes"])
-        else:
+        for size, words in shown["refused"].items():
+            if words:
+                refused.add(size)
+                with pytest.raises(CmpError, match=why):
+                    runnable(size, shown["changes"])
+            else:
+                assert runnable(size, shown["changes"])
+        if not shown["refused"]["cpu"]:
             found = computed_by("command", shown["command"], "cpu", tmp_path, None)
             assert found == explorers.changed_run("cpu", shown["changes"])
-    assert bool(refused) == refuses
+    assert refused == {*sizes}
+
+
+STEPS = """import fs from "node:fs";
+import { model } from "./mixture.js";
+const table = JSON.parse(fs.readFileSync(0, "utf-8"));
+const { settle } = model(table);
+const KEYS = ["pretraining", "update", "buffer"];
+const inParts = (share) => Math.round(share * table.parts);
+const wrong = [];
+for (const from of [...table.grid.map(({ at }) => at), [1, 1, 1]]) {
+  const state = settle({ ...table.defaults, shares: from }, {});
+  for (const key of KEYS)
+    for (const step of [-1, 1]) {
+      const to = inParts(state[key]) + step;
+      if (to < 0 || to > table.parts) continue;
+      const changes = { [key]: to / table.parts };
+      const { shares, ...next } = settle({ ...state, ...changes }, changes);
+      const sum = shares.reduce((one, other) => one + other);
+      if (inParts(next[key]) !== to || Math.min(...shares) < 0 || Math.abs(sum - 1) > 1e-9)
+        wrong.push([from, changes, shares]);
+    }
+}
+console.log(JSON.stringify(wrong));
+"""
+
+
+def test_a_step_of_a_share_s_slider_moves_it_by_one_part(published, tmp_path):
+    """From every mixture of the grid, and from thirds."""
+    assert node(STEPS, explorers.mixture_table(), tmp_path) == []
 
 
 FAULTY = """import fs from "node:fs";

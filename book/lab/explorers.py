@@ -353,7 +353,8 @@ def mixture_table() -> dict[str, Any]:
     `grid` has one row per point of the triangle: `at`, in parts of `parts`; `value`, the
     interpolated A_KA and A_ZS and the A_ZS beyond plain fine-tuning's front at that A_KA. From
     `batch`, `steps`, `tasks` and the images in the `pool` and in an `update` (all of the same
-    size), the script counts how often an image is seen.
+    size), the script counts how often an image is seen. `streams` has the `tasks` and the `batch`
+    of each size of runs.
     """
     published = analyses.published_settings(*analyses.MIXTURES)
     table = common_table("mixture", "mixtures", published)
@@ -377,7 +378,8 @@ def mixture_table() -> dict[str, Any]:
             covered = gained >= front.accumulation[0]
             beyond = round(kept - front.retention_at(gained), 2) if covered else None
             row["value"] = [*np.round([gained, kept], 2).tolist(), beyond]
-    run = config.parse(config.profile("cpu"), "cpu")
+    runs = {size: config.parse(config.profile(size), size) for size in SHEET["sizes"]}
+    run = runs["cpu"]
     return table | {
         "parts": PARTS,
         "grid": rows[:-1],
@@ -386,6 +388,10 @@ def mixture_table() -> dict[str, Any]:
         "batch": run.training.batch,
         "steps": run.training.steps,
         "tasks": run.stream.tasks,
+        "streams": {
+            size: {"tasks": each.stream.tasks, "batch": each.training.batch}
+            for size, each in runs.items()
+        },
         "pool": run.mixture.replay * analyses.POOL,
         "update": planner.ARRIVING / run.stream.tasks,
     }

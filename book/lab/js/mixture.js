@@ -26,14 +26,16 @@ export function batchCounts(shares, batch, isBufferEmpty) {
   return shares[0] > 0 ? [p + b, 0, 0] : [0, d + b, 0];
 }
 
+// The shares of an update, on the way to those of the last one where they change.
+function sharesAt({ shares, last }, update, updates) {
+  const passed = update / Math.max(updates - 1, 1);
+  return last ? shares.map((share, k) => (1 - passed) * share + passed * last[k]) : shares;
+}
+
 // How often images are seen over all updates, in one decimal: one of the `pool`, one of the first update as
 // `fresh` and when it is `replayed` from the buffer, and one of the `last` update.
-export function timesSeen({ shares, last }, { batch, steps, tasks, pool, update }) {
-  const counts = d3.range(tasks).map((task) => {
-    const passed = task / Math.max(tasks - 1, 1);
-    const now = last ? shares.map((share, k) => (1 - passed) * share + passed * last[k]) : shares;
-    return batchCounts(now, batch, task === 0);
-  });
+export function timesSeen(mixture, { batch, steps, tasks, pool, update }) {
+  const counts = d3.range(tasks).map((task) => batchCounts(sharesAt(mixture, task, tasks), batch, task === 0));
   const times = {
     pool: d3.sum(counts, ([p]) => p) / pool,
     fresh: counts[0][1] / update,
@@ -51,13 +53,14 @@ export function model(table) {
   );
   const third = [1 / 3, 1 / 3, 1 / 3];
 
-  // Whole parts that sum to one: what rounding leaves over goes to the largest share. Thirds stay.
-  function rounded(shares) {
+  // Whole parts that sum to one: what rounding leaves over goes to the largest share, but not to that which
+  // `moved`, for it is as it was set. Thirds stay.
+  function rounded(shares, moved = -1) {
     const positive = shares.map((share) => Math.max(0, share));
     const total = d3.sum(positive);
     if (d3.max(positive, (share) => Math.abs(share / total - 1 / 3)) < 0.5 / parts) return third;
     const whole = positive.map((share) => Math.round((share / total) * parts));
-    whole[d3.maxIndex(whole)] += parts - d3.sum(whole);
+    whole[d3.maxIndex(whole, (share, k) => (k === moved ? -1 : share))] += parts - d3.sum(whole);
     return whole.map((share) => share / parts);
   }
 
@@ -68,16 +71,15 @@ export function model(table) {
   // A slider that moves takes from the two others, or gives to them, in their proportion.
   function settle(state, changes) {
     const next = { ...state };
-    const moved = KEYS.find((key) => key in changes && !("shares" in changes));
-    if (moved) {
-      const k = KEYS.indexOf(moved);
-      const rest = 1 - changes[moved];
-      const others = d3.sum(next.shares) - next.shares[k];
-      next.shares = next.shares.map((share, n) =>
-        n === k ? changes[moved] : others ? (share / others) * rest : rest / 2,
+    const moved = KEYS.findIndex((key) => key in changes && !("shares" in changes));
+    if (moved >= 0) {
+      const share = changes[KEYS[moved]];
+      const others = d3.sum(next.shares) - next.shares[moved];
+      next.shares = next.shares.map((each, k) =>
+        k === moved ? share : others ? (each / others) * (1 - share) : (1 - share) / 2,
       );
     }
-    next.shares = rounded(next.shares);
+    next.shares = rounded(next.shares, moved);
     next.last = next.varies ? rounded(next.last ?? apart(next.shares)) : null;
     KEYS.forEach((key, k) => (next[key] = next.shares[k]));
     return next;
@@ -105,7 +107,19 @@ export function model(table) {
     presets.find(({ state }) => d3.every(shares, (share, k) => Math.abs(share - state.shares[k]) < 1e-6))?.label ??
     `P/D/B ${shares.map((share) => short(100 * share)).join("/")}`;
 
-  function describe(state) {
+  // The first update in whose batches a source has a share and yet no sample, as `cmp.mixtures.check_shares` has it.
+  function starved(mixture, size) {
+    const { tasks, batch } = table.streams[size];
+    for (const task of d3.range(tasks)) {
+      const now = sharesAt(mixture, task, tasks);
+      const counts = batchCounts(now, batch, task === 0);
+      const k = now.findIndex((share, n) => share > 0 && !counts[n] && !(task === 0 && KEYS[n] === "buffer"));
+      if (k >= 0) return `update ${task + 1} would have no sample of ${NAMES[k]} in a batch`;
+    }
+    return null;
+  }
+
+  function describe(state, size = "cpu") {
     const { shares } = state;
     const last = state.varies && d3.some(shares, (share, k) => Math.abs(share - state.last[k]) > 1e-6) ? state.last : null;
     const changes = isThirds(shares) ? {} : Object.fromEntries(KEYS.map((key, k) => [`mixture.${key}`, shares[k]]));
@@ -124,6 +138,7 @@ export function model(table) {
       parameters: [...["pool", "update", "buffer"].map((key, k) => [key, shares[k]]), ["stream_seed", 0]],
       lacks: last ? ["a change over the updates"] : [],
       predicted,
+      refused: starved({ shares, last }, size),
     };
   }
 

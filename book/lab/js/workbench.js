@@ -113,10 +113,10 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, sizes = [], 
 
 // A bench for settings of runs. The explorer gives `fields(state)`, `picture(place, state, change, pins,
 // {anew, passes})`, where `anew` is whether all begins again, and `passes` whether the state is shown only
-// while a pointer rests on it, `describe(state)` -> {label, sentence, changes, parameters, lacks,
-// predicted, refused}, where `refused` says why it cannot be run, `settle(state, changes)`, which makes a state possible, `note(before, after, changes)`, what to
-// say of a change that changed more than was asked, `kinds`, what each key may be, and `misses`, the points of
-// A_KA and A_ZS by which predictions err.
+// while a pointer rests on it, `describe(state, size)` -> {label, sentence, changes, parameters, lacks,
+// predicted, refused}, where `refused` says why it cannot be run at a size of runs, `settle(state, changes)`, which
+// makes a state possible, `note(before, after, changes)`, what to say of a change that changed more than was asked,
+// `kinds`, what each key may be, and `misses`, the points of A_KA and A_ZS by which predictions err.
 export function workbench(el, { table: data, kernel, start, name, model: about, picture, hint, actions = [], views = [] }) {
   const { fields, describe, settle, kinds, misses, note = () => "" } = about;
   const place = places(el, ["presets", "controls", "picture", "plane", "said", "warned", "guesses", "runs", "pins", "difference", "away"]);
@@ -172,7 +172,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   const away = takeAway(place.away, Object.keys(FORMS), () => {
     const { state, size } = bench.model;
     const link = kernel ? cellOf(name, differing(state, data.defaults), size) : bench.address();
-    const shown = describe(state);
+    const shown = describe(state, size);
     return { profile: size, profiles: data.profiles, ...shown, chapter: data.chapter, link, missing: refusal(shown) };
   });
 
@@ -180,8 +180,8 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   const refusal = ({ refused }) => refused && `This cannot be run: ${refused}.`;
   const tell = (verb, { size, key }, more = {}) => kernel.send({ verb, size, key, ...more });
   function launch(states) {
-    const before = bench.model.runs;
-    act({ run: states.filter((state) => !refusal(describe(state))) });
+    const { runs: before, size } = bench.model;
+    act({ run: states.filter((state) => !refusal(describe(state, size))) });
     for (const run of bench.model.runs.filter((each) => !before.includes(each))) {
       const { label, changes } = describe(run.state);
       tell("run", run, { label, changes });
@@ -284,7 +284,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
     const { pins, runs, size } = bench.model;
     const own = (key) => runs.find((run) => run.key === key && run.done && run.size === size)?.trail.at(-1);
     const rows = pins.map(({ key, state }) => {
-      const shown = describe(state);
+      const shown = describe(state, size);
       const known = ended(key, shown);
       const scored = (axis) => (known ? score(known, axis) : "–");
       const mine = own(key);
@@ -318,7 +318,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   function draw(everything) {
     const { pins, runs, size, colours } = bench.model;
     const state = shownState();
-    const shown = describe(state);
+    const shown = describe(state, size);
     const key = canonical(shown.changes);
     const found = stored.get(key);
     const end = ended(key, shown);
