@@ -287,6 +287,24 @@ def test_two_clicks_make_one_run_and_runs_have_their_own_numbers(small):
 
 
 @pytest.mark.long
+def test_a_pin_is_unpinned_while_a_run_trains(small):
+    """However slow the click."""
+    watched, explorer = small
+    explorer.run("cpu")
+    explorer.press("Pin to compare")
+    name = explorer.place.locator(".pins tbody .name")
+    explorer.shows("step", 2 * SECONDS)
+    explorer.place.get_by_role("button", name="Unpin").hover()
+    watched.page.mouse.down()
+    words = explorer.runs.text_content()
+    expect(explorer.runs).not_to_have_text(words)  # the kernel told of the run
+    watched.page.mouse.up()
+    expect(name).to_have_count(0)
+    explorer.runs.get_by_role("button", name="Stop").click()
+    explorer.shows("stopped")
+
+
+@pytest.mark.long
 def test_reopen_with_a_kernel_finds_state_pins_and_runs(served):
     with lab.opened(*served, "small.ipynb") as watched:
         page = watched.page

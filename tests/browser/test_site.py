@@ -237,6 +237,25 @@ def test_a_schedule_is_dragged_copied_and_restored_from_its_link(watched, addres
     expect(place.locator("pre")).to_contain_text("peak: 0.01")
 
 
+REFUSE = """copies => {
+    navigator.clipboard.writeText = () => Promise.reject(new DOMException("refused"));
+    if (!copies) document.execCommand = () => false;
+}"""
+
+
+@pytest.mark.parametrize("copies, said", [(True, "Copied"), (False, "Press Ctrl+C")])
+def test_what_the_clipboard_refuses_is_copied_or_selected(watched, address, pages, copies, said):
+    place = page_with(watched, address, pages, "schedule")
+    watched.evaluate(REFUSE, copies)
+    for shown in (place.locator(".away"), watched.locator(".code:visible").first):
+        shown.scroll_into_view_if_needed()
+        shown.hover()
+        shown.get_by_role("button", name="Copy").click()
+        expect(shown.get_by_role("button", name=said)).to_be_visible()
+        text = shown.locator("pre").text_content()
+        assert watched.evaluate("String(getSelection())").split() == text.split()
+
+
 # what edition 0.2 got wrong, a test for each
 
 
@@ -371,6 +390,76 @@ def test_a_number_typed_before_the_page_is_drawn_again_replaces_the_old_one(
     expect(place.locator(".warned")).to_contain_text("101 became 100")
 
 
+TEXTS = """async place => {
+    const texts = new Set();
+    for (let left = 30; left; left--) {
+        await new Promise((next) => requestAnimationFrame(next));
+        texts.add(place.textContent);
+    }
+    return [...texts];
+}"""
+"""What a place says in the next half second."""
+LONELY = re.compile("^cosine, meta cosine, peak 0.004:")
+"""The name of a stored setting near which no other one ended."""
+
+
+def test_a_dot_that_the_pointer_passes_leaves_what_is_typed_alone(watched, address, pages):
+    place = page_with(watched, address, pages, "schedule")
+    typed, said = place.get_by_label("Peak, as a number"), place.locator(".said")
+    place.get_by_role("button", name="infinite", exact=True).click()
+    typed.fill("0.00")
+    before = said.text_content()
+    place.get_by_role("button", name=LONELY).hover()
+    expect(said).not_to_have_text(before)
+    assert len(said.evaluate(TEXTS)) == 1  # what shows where it ended does not hide it
+    expect(typed).to_be_focused()
+    expect(typed).to_have_value("0.00")
+
+
+def test_choices_are_undone_one_by_one_and_a_slider_moved_by_keys_as_one(watched, address, pages):
+    place = page_with(watched, address, pages, "schedule")
+    place.get_by_role("button", name="plain, tuned").click()
+    curve, warmup = (
+        place.get_by_label("Curve of an update"),
+        place.get_by_label("Warmup, as a number"),
+    )
+    for name in ("cosine", "rsqrt"):
+        curve.select_option(name)
+    place.get_by_label("Warmup", exact=True).focus()
+    for _ in range(3):
+        watched.keyboard.press("ArrowRight")
+    expect(warmup).to_have_value("17.5%")
+    for text in ("50%", "60%"):
+        warmup.fill(text)
+        warmup.press("Enter")
+    for value in ("50%", "17.5%", "10%"):
+        watched.keyboard.press("Shift+Tab")  # where the keys of Undo are not those of a text
+        watched.keyboard.press("Control+z")
+        expect(warmup).to_have_value(value)
+        warmup.focus()
+    expect(curve).to_have_value('"rsqrt"')
+    for value in ("cosine", "wsd"):
+        place.get_by_role("button", name="Undo", exact=True).click()
+        expect(curve).to_have_value(f'"{value}"')
+
+
+def test_arrow_keys_move_a_whole_number_from_its_smallest_value(watched, address, pages):
+    place = page_with(watched, address, pages, "budget")
+    label = "Budget, in steps of full fine-tuning"
+    typed, slider = (
+        place.get_by_label(f"{label}, as a number"),
+        place.get_by_label(label, exact=True),
+    )
+    typed.fill("10")
+    typed.press("Enter")
+    slider.focus()
+    for key, value in (("ArrowRight", "11"), ("ArrowLeft", "10")):
+        for _ in range(5):
+            watched.keyboard.press(key)
+            watched.evaluate(NEXT_FRAME)
+        expect(typed).to_have_value(value)
+
+
 def test_a_schedule_that_cannot_be_run_is_not_handed_out(watched, address, pages):
     place = page_with(watched, address, pages, "schedule")
     place.get_by_role("button", name="plain, tuned").click()
@@ -387,16 +476,33 @@ def test_a_schedule_that_cannot_be_run_is_not_handed_out(watched, address, pages
     expect(place.get_by_role("button", name="Copy")).to_be_enabled()
 
 
-def test_a_malformed_link_says_so_and_shows_the_defaults(watched, address, pages):
+@pytest.mark.parametrize(
+    "explorer, state, field, value",
+    [
+        ("schedule", '{"peak":7}', "Curve of an update", '"wsd"'),
+        ("atlas", '{"box":{"at":"ab","half":"cd"}}', "Colour by", '"merging"'),
+    ],
+)
+def test_a_malformed_link_says_so_and_shows_the_defaults(
+    watched, address, pages, explorer, state, field, value
+):
     """`tests/js/state.test.mjs` has all forms of such links."""
-    page_with(watched, address, pages, "schedule")
+    place = page_with(watched, address, pages, explorer)
     page = watched.url.split("#")[0]
     watched.goto("about:blank")
-    state = quote('{"peak":7}')
-    watched.goto(f"{page}#explorer=schedule&state={state}")
-    place = watched.locator('[data-explorer="schedule"]')
+    watched.goto(f"{page}#explorer={explorer}&state={quote(state)}")
     expect(place.locator(".warned")).to_contain_text("This link cannot be read")
-    expect(place.get_by_label("Curve of an update")).to_have_value('"wsd"')
+    expect(place.get_by_label(field)).to_have_value(value)
+
+
+def test_an_explorer_that_fails_leaves_its_still_and_the_others(browser, address):
+    page = browser.new_page(viewport=DESK)
+    page.route("**/data/planner.json", lambda route: route.fulfill(json={}))
+    page.goto(f"{address}/the-guide")
+    page.locator('[data-explorer="atlas"][data-ready]').wait_for()
+    planner = page.locator('[data-explorer="planner"]')
+    expect(planner).to_contain_text("This is a still picture")
+    page.close()
 
 
 @pytest.mark.parametrize("path", ["learning-rates", "glossary"])
@@ -464,9 +570,18 @@ def test_a_link_lands_at_its_explorer_and_the_address_follows(watched, address, 
     expect(place.get_by_label("Curve of an update")).to_have_value('"infinite"')
     seen = "each => Math.abs(each.getBoundingClientRect().top) < innerHeight / 2"
     watched.wait_for_function(f"({seen})(document.querySelector('[data-explorer=schedule]'))")
-    # a link in the text of the same page
+    # a link in the text of the same page; its pins take the place of those that are here
     watched.evaluate("location.hash = 'explorer=schedule&state={\"warmup\":0.6}'")
     expect(place.get_by_label("Warmup, as a number")).to_have_value("60%")
+    place.get_by_role("button", name="Pin to compare").click()
+    watched.evaluate('location.hash = \'explorer=schedule&pins=[{"peak":0.002},{"peak":0.003}]\'')
+    names = place.locator(".pins tbody .name")
+    expect(names).to_have_text(["wsd, peak 0.002", "wsd, peak 0.003"])
+    names.last.focus()
+    watched.keyboard.press("Enter")
+    expect(place.get_by_label("Peak, as a number")).to_have_value("0.003")
+    watched.evaluate(NEXT_FRAME)
+    expect(names.last).to_be_focused()
 
 
 @pytest.fixture
@@ -569,6 +684,14 @@ def test_touch_drags_to_where_the_finger_goes(phone, address, pages, explorer, h
     assert min(before["width"], before["height"]) >= 24
 
 
+def test_a_click_in_the_box_picks_a_dot(watched, address, pages):
+    place = page_with(watched, address, pages, "atlas")
+    place.locator(".brush").focus()
+    watched.keyboard.press("ArrowRight")  # where most runs are
+    place.locator(".brush .selection").click()
+    expect(place.locator(".about")).to_contain_text("the command computes")
+
+
 STOPS = """place => [...place.querySelectorAll('*')].filter((each) => each.tabIndex >= 0
     && !each.disabled && each.checkVisibility()).length"""
 
@@ -651,6 +774,60 @@ def test_a_guess_gives_nothing_away_and_is_revealed_scored_and_remembered(watche
         place.get_by_role("button", name=way_out, exact=True).click()
         expect(place.locator(".stored")).to_be_visible()
     expect(place.locator(".pins")).to_be_empty()  # after Reset
+
+
+ENDS_TOGETHER = """plane => {
+    const place = (which) => plane.querySelector(which).getBoundingClientRect();
+    const [dot, way] = [place(".walker circle"), place(".guess path")];
+    return Math.abs(dot.x + dot.width / 2 - way.right) < 2;
+}"""
+"""Whether the dot that walked is at the end of its way, which leads to the right."""
+
+
+def test_a_guess_and_its_answer_stay_where_they_are(watched, address, pages):
+    """When the ring is let go, when the pointer passes a dot, and when the plane gets narrower."""
+    place = page_with(watched, address, pages, "schedule")
+    plane = place.locator(".plane svg")
+    dot = place.get_by_role("button", name=LONELY)
+    place.locator(".asks").click()
+    plane.scroll_into_view_if_needed()
+    box, ring = plane.bounding_box(), place.locator(".handle.mine .knob")
+    watched.mouse.click(box["x"] + 60, box["y"] + 150)
+    x, y = middle(ring)
+    watched.mouse.move(x + 6, y + 6)  # not at its middle
+    watched.mouse.down()
+    watched.mouse.move(x + 26, y + 6, steps=4)
+    watched.evaluate(NEXT_FRAME)
+    moved = middle(ring)
+    assert moved == pytest.approx((x + 20, y), abs=1)
+    watched.mouse.up()
+    watched.evaluate(NEXT_FRAME)
+    assert middle(ring) == pytest.approx(moved, abs=1)
+    place.get_by_role("button", name="Reveal").click()
+    way, said = place.locator(".guess path"), place.locator(".said")
+    revealed, words = way.get_attribute("d"), said.text_content()
+    dot.hover()
+    expect(said).not_to_have_text(words)
+    expect(way).to_have_attribute("d", revealed)
+    watched.set_viewport_size({"width": 700, "height": 900})
+    expect(plane).not_to_have_attribute("width", str(box["width"]))
+    watched.wait_for_function(
+        f"plane => ({ENDS_TOGETHER})(plane)", arg=plane.element_handle(), timeout=5000
+    )
+
+
+def test_a_guess_that_nothing_can_check_shows_no_other_setting(watched, address, pages):
+    place = page_with(watched, address, pages, "schedule")
+    peak = place.get_by_label("Peak, as a number")
+    peak.fill("0.00001")
+    peak.press("Enter")
+    place.locator(".asks").click()
+    expect(place.locator(".guesses")).to_contain_text("No stored run is near")
+    said = place.locator(".said")
+    words = said.text_content()
+    place.get_by_role("button", name=LONELY).hover()
+    assert said.evaluate(TEXTS) == [words]
+    expect(place.locator(".stored")).to_be_visible()
 
 
 def test_the_axis_of_rates_stays_and_pairs_are_compared(watched, address, pages):

@@ -54,6 +54,13 @@ test("a drag is undone as one, two controls are undone one by one, and the first
   assert.equal(state.reduce(twice, { undo: true }, RULES).state, twice.state);
 });
 
+test("after a drag has ended, another one of the same control is undone alone", () => {
+  const twice = after({ change: { peak: 2 } }, { change: { peak: 3 } }, { ended: true }, { change: { peak: 4 } });
+  const once = state.reduce(twice, { undo: true }, RULES);
+  assert.equal(once.state.peak, 3);
+  assert.equal(state.reduce(once, { undo: true }, RULES).state.peak, 1);
+});
+
 test("settings that differ in one key are two pins, and one setting is one pin", () => {
   const model = after({ pin: run(0.1) }, { pin: run(0.6) }, { pin: run(0.6) });
   assert.equal(model.pins.length, 2);
@@ -92,6 +99,15 @@ test("what the kernel tells is told of the run that it names, and cancelled runs
   const late = state.reduce(cancelled, { told: [{ ...one, words: "starting" }] }, RULES);
   assert.equal(late.runs[0].words, "cancelled");
   assert.equal(state.reduce(late, { drop: one }, RULES).runs.length, 1);
+});
+
+test("a run that the kernel has forgotten goes, and one of which it has not heard stays", () => {
+  const [one, other] = after({ run: [run(0.2), run(0.3)] }).runs;
+  const asked = { run: [run(0.2), run(0.3)] };
+  const heard = { told: [{ ...one, heard: true, words: "done", over: true }] };
+  const late = after(asked, heard, { drop: one }, heard); // what was told before the kernel heard of the drop
+  assert.equal(late.runs.length, 2);
+  assert.deepEqual(state.reduce(late, { told: [] }, RULES).runs.map(({ key }) => key), [other.key]);
 });
 
 test("runs of which this page knows nothing are shown, as after it was opened again", () => {

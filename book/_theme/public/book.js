@@ -102,7 +102,16 @@ document.addEventListener("click", (event) => {
   if (!event.target.closest(".search")) close();
 });
 
-// Copying code.
+// Copying code. A page over plain HTTP has no clipboard, and a browser may refuse it.
+async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text.textContent);
+    return "Copied";
+  } catch {
+    getSelection().selectAllChildren(text);
+    return document.execCommand("copy") ? "Copied" : "Press Ctrl+C";
+  }
+}
 for (const code of document.querySelectorAll(".code")) {
   const button = Object.assign(document.createElement("button"), {
     className: "copy",
@@ -110,8 +119,7 @@ for (const code of document.querySelectorAll(".code")) {
     textContent: "Copy",
   });
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(code.querySelector("pre").textContent);
-    button.textContent = "Copied";
+    button.textContent = await copied(code.querySelector("pre"));
     setTimeout(() => (button.textContent = "Copy"), 1500);
   });
   code.append(button);

@@ -3,7 +3,7 @@ import { keywords, takeAway } from "./export.js";
 import { ARROWS, button, element, form, picture, places, points, roving, say, table } from "./form.js";
 import { axes, d3, drawing, group } from "./plane.js";
 import { SILENT } from "./runs.js";
-import { among, canonical, COLOURS, differing, within } from "./state.js";
+import { among, canonical, COLOURS, differing, listOf, within } from "./state.js";
 import { frame } from "./workbench.js";
 
 const PALETTE = COLOURS.slice(0, 4);
@@ -17,6 +17,7 @@ const FADED = 0.2; // opacity of dots outside the box
 const ROWS = 25; // of the list; more would neither be read nor drawn within a frame
 const SHARE = 0.05; // of the plane: half a new box, and what a key moves it by
 const NEAR = 6; // pixels from a click to the dot that it means
+const STILL = 3; // pixels that a click may move
 const GROWTHS = { "+": 1.25, "=": 1.25, "-": 0.8 };
 
 // A dot of each class as a picture, whose copies are drawn faster than paths.
@@ -60,7 +61,8 @@ export function explore(el, { table: data, kernel, start }) {
   const nameOf = ({ study, name }) => `${study}: ${name}`; // in links, which outlive places in the table
   const every = Object.fromEntries(keys.map((key) => [key, ALL]));
   const defaults = { ...every, ...data.defaults, box: null, picked: "" };
-  const isBox = (value) => value === null || [value?.at, value?.half].every((pair) => pair?.length === 2 && pair.every(within([0, 100])));
+  const isPair = (value) => listOf(within([0, 100]))(value) && value.length === 2;
+  const isBox = (value) => value === null || [value?.at, value?.half].every(isPair);
   const kinds = {
     ...Object.fromEntries(keys.map((key) => [key, among([ALL, ...values.get(key).map(([value]) => value)])])),
     colour: among(keys),
@@ -124,14 +126,17 @@ export function explore(el, { table: data, kernel, start }) {
     const sizes = [x, y].map((scale) => SHARE * (scale.domain()[1] - scale.domain()[0]));
     const boxOf = (...at) => ({ at, half: sizes });
     const inverted = ([px, py]) => [x.invert(px), y.invert(py)];
+    let began = null; // where the pointer went down
     const ends = [[x.range()[0], y.range()[1]], [x.range()[1], y.range()[0]]];
     const d3Brush = d3
       .brush()
       .extent(ends)
-      .on("brush end", ({ sourceEvent, selection }) => {
+      .on("start brush end", ({ type, sourceEvent, selection }) => {
         if (!sourceEvent) return;
-        if (!selection) {
-          const [px, py] = d3.pointer(sourceEvent.changedTouches?.[0] ?? sourceEvent, svg.node()); // a finger's, or a mouse's
+        const [px, py] = d3.pointer(sourceEvent.changedTouches?.[0] ?? sourceEvent, svg.node()); // a finger's, or a mouse's
+        if (type === "start") return (began = [px, py]);
+        const isClick = type === "end" && Math.hypot(px - began[0], py - began[1]) < STILL;
+        if (isClick || !selection) {
           const hit = view.order.findLast((n) => Math.hypot(view.px[n] - px, view.py[n] - py) < NEAR);
           const picked = hit === undefined ? {} : { picked: nameOf(settings[setting[hit]]) };
           return change({ box: boxOf(...inverted([px, py])), ...picked });

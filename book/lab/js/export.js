@@ -58,6 +58,17 @@ export const FORMS = {
   link: ({ link }) => link,
 };
 
+// Copies a text, and says so. A page over plain HTTP has no clipboard, and a browser may refuse it.
+async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text.textContent);
+    return "Copied";
+  } catch {
+    getSelection().selectAllChildren(text);
+    return document.execCommand("copy") ? "Copied" : "Press Ctrl+C";
+  }
+}
+
 // A menu of forms, the text of the chosen one, and a button that copies it. Where nothing can be taken away,
 // `given()` is {missing}, which says why.
 export function takeAway(place, names, given) {
@@ -65,9 +76,7 @@ export function takeAway(place, names, given) {
   const kind = element("select", { "aria-label": "Copy as", oninput: show }, ...options);
   const text = element("pre", { tabindex: 0 });
   const copy = button("Copy", async () => {
-    if (navigator.clipboard) await navigator.clipboard.writeText(text.textContent);
-    else (getSelection().selectAllChildren(text), document.execCommand("copy")); // a page over plain HTTP
-    copy.textContent = "Copied";
+    copy.textContent = await copied(text);
     setTimeout(() => (copy.textContent = "Copy"), 1500);
   });
   place.append(element("div", { class: "tools" }, element("span", {}, "Take it away as"), kind, copy), text);

@@ -143,7 +143,11 @@ export function form(place, change, warn) {
       oninput: () => set(from(Number(slider.value))),
     });
     const typed = element("input", { type: "text", inputmode: "decimal", "aria-label": `${label}, as a number`, onchange: commit });
-    typed.addEventListener("keydown", (event) => event.key === "Enter" && (event.preventDefault(), commit()));
+    typed.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter") return;
+      event.preventDefault();
+      typed.dispatchEvent(new Event("change", { bubbles: true }));
+    });
     let isTyping = false;
     typed.addEventListener("input", () => (isTyping = true));
     typed.addEventListener("blur", () => ((isTyping = false), (typed.value = format(current)))); // after a change
@@ -164,7 +168,8 @@ export function form(place, change, warn) {
     const after = element("span");
     shown.set(key, (value) => {
       current = value;
-      slider.value = to(value);
+      // one that keys move on in steps too small for a whole number keeps its place
+      if (tidy(field, from(Number(slider.value))) !== value) slider.value = to(value);
       after.textContent = unit(value);
       slider.setAttribute("aria-valuetext", `${format(value)} ${unit(value)}`.trim());
       if (isTyping || typed.value === format(value)) return;

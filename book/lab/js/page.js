@@ -6,19 +6,29 @@ style.rel = "stylesheet";
 style.href = new URL("explorers.css", import.meta.url);
 document.head.append(style);
 
-for (const place of document.querySelectorAll("[data-explorer]")) {
+async function begin(place) {
   const { explorer: name } = place.dataset;
   const own = place.querySelector("script[type='application/json']"); // of what only the notebook has
   const found = own
     ? new Response(own.textContent)
     : await fetch(new URL(`data/${name}.json`, import.meta.url));
-  if (!found.ok) continue; // the still stays
+  if (!found.ok) return; // the still stays
   const table = await found.json();
   const { explore } = await import(`./${table.script ?? name}.js`);
   const made = document.createElement("div");
   place.replaceChildren(made);
   explore(made, { table, kernel: null, start: JSON.parse(place.dataset.start ?? "{}") });
   place.dataset.ready = "";
+}
+
+for (const place of document.querySelectorAll("[data-explorer]")) {
+  const still = [...place.childNodes];
+  try {
+    await begin(place);
+  } catch (error) {
+    place.replaceChildren(...still); // and the others begin
+    reportError(error);
+  }
 }
 
 // Once the explorers have their heights, a reader who comes back to a page is where she was, and one who

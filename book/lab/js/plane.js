@@ -222,6 +222,7 @@ export function plane(place, { preview, choose, pick, miss = () => {}, key = {} 
     const inside = (place) => [x, y].map((scale, k) => Math.min(scale.domain()[1], Math.max(scale.domain()[0], place[k])));
     const put = (px, py) => pick(inside([x.invert(px), y.invert(py)]));
     svg.classed("guessing", Boolean(guessing)).on("click", (event) => {
+      if (guessing?.at && event.target.closest(".handle")) return; // the end of a drag
       const [px, py] = d3.pointer(event, svg.node());
       if (guessing) return put(px, py);
       const near = d3.least(stored, (d) => Math.hypot(x(d.at[0]) - px, y(d.at[1]) - py));
@@ -270,22 +271,20 @@ export function plane(place, { preview, choose, pick, miss = () => {}, key = {} 
   };
 }
 
-// A dot walks once from the reader's guess to where the run ended.
+// A dot walks once from the reader's guess to where the run ended; each drawing goes on with it.
 const WALK = 1000; // milliseconds
 function walk(svg, guess, at) {
   const layer = group(svg, "walker");
   const dot = join(layer, "circle", guess ? [guess] : []).attr("r", 4);
-  const isNew = guess && layer.property("walked") !== guess.key;
+  if (layer.property("walked") !== guess?.key) layer.property("begun", performance.now());
   layer.property("walked", guess?.key);
-  if (!isNew) return;
+  if (!guess) return;
   const way = d3.interpolateArray(guess.at, guess.to);
-  dot.attr("transform", at(guess.to));
-  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
-  const begun = performance.now();
+  const isStill = matchMedia("(prefers-reduced-motion: reduce)").matches;
   (function step() {
-    const share = Math.min(1, (performance.now() - begun) / WALK);
+    const share = isStill ? 1 : Math.min(1, (performance.now() - layer.property("begun")) / WALK);
     dot.attr("transform", at(way(d3.easeCubicInOut(share))));
-    if (share < 1 && layer.property("walked") === guess.key) requestAnimationFrame(step);
+    if (share < 1 && dot.datum() === guess) requestAnimationFrame(step); // until the next drawing
   })();
 }
 

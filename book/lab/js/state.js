@@ -88,8 +88,8 @@ export const kept = ({ state, pins, size, guesses }, { defaults }) => ({
 });
 
 // The model after an action, which is one of
-//   {change}: some keys of the state; {begin}: the defaults with some changes; {reset}, which
-//   takes the pins away, too; {undo};
+//   {change}: some keys of the state, which are undone as one until {ended}; {begin}: the defaults with some
+//   changes; {reset}, which takes the pins away, too; {undo};
 //   {pin}: a state; {unpin}: a key; {size}: of runs;
 //   {run}: states, each asked for once while it goes on; {told}: runs as the kernel has them; {cancel} and
 //   {drop}: a run; {guess}: {key, at}, where the reader expects a setting to end, which counts once.
@@ -101,7 +101,6 @@ export function reduce(model, action, rules) {
 
 const settings = (model, state, touched) => {
   if (same(state, model.state)) return {};
-  // a drag, or a slider that moves on, is undone as one
   const goesOn = touched === model.touched;
   const past = goesOn ? model.past : [...model.past, model.state].slice(-MOST_UNDONE);
   return { state, past, touched };
@@ -110,6 +109,7 @@ const settings = (model, state, touched) => {
 const ACTIONS = {
   change: (model, changes, rules) =>
     settings(model, rules.settle({ ...model.state, ...changes }, changes), Object.keys(changes).sort().join()),
+  ended: () => ({ touched: "" }),
   begin: (model, changes, rules) =>
     settings(model, rules.settle({ ...rules.defaults, ...changes }, {}), `begin ${canonical(changes)}`),
   reset: (model, _, rules) => ({
@@ -131,10 +131,12 @@ const ACTIONS = {
     const others = model.runs.filter((each) => !fresh.some((run) => isRun(each, run)));
     return { runs: [...others, ...fresh.map((run) => ({ ...run, words: "asked", progress: 0, trail: [] }))] };
   },
-  // What the kernel knows of a run stands over what was asked; what it has not heard of stays as it is.
+  // The kernel tells of all its runs. What it knows of one stands over what was asked; a run of which it has not
+  // heard stays as it is, and one that it has forgotten goes.
   told(model, told) {
     const known = (run) => told.find((each) => isRun(each, run));
-    const runs = model.runs.map((run) => (run.cancelled ? run : { ...run, ...known(run) }));
+    const left = model.runs.filter((run) => !run.heard || known(run));
+    const runs = left.map((run) => (run.cancelled ? run : { ...run, ...known(run) }));
     return { runs: [...runs, ...told.filter((each) => !model.runs.some((run) => isRun(each, run)))] };
   },
   cancel: ({ runs }, chosen) => {

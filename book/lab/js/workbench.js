@@ -81,6 +81,7 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, sizes = [], 
     if (!found) return;
     const [state, , pins] = found;
     model = reduce(model, { begin: state }, rules);
+    if (pins.length) for (const { key } of model.pins) model = reduce(model, { unpin: key }, rules);
     for (const pin of pins) model = reduce(model, { pin: rules.settle({ ...rules.defaults, ...pin }, {}) }, rules);
     acted({ begin: state });
     whole();
@@ -90,6 +91,10 @@ export function frame(el, { name, rules, kinds, kernel, start = {}, sizes = [], 
   bench.warn(warned);
   new ResizeObserver(whole).observe(el);
   if (!kernel) addEventListener("hashchange", follows);
+  // A drag, or a slider that keys move on, is undone as one; every press, and every other choice, begins anew.
+  const end = () => (model = reduce(model, { ended: true }, rules));
+  for (const kind of ["pointerdown", "focusout"]) el.addEventListener(kind, end, true);
+  el.addEventListener("change", ({ target }) => target.type !== "range" && end());
   el.addEventListener("keydown", (event) => {
     if (event.key !== "z" || !(event.ctrlKey || event.metaKey) || event.target.matches("input[type='text']")) return;
     event.preventDefault();
@@ -133,7 +138,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   const { guess: guesses = false, ...given } = start ?? {};
   let seen = null; // a stored setting that the pointer is over
   let guess = guesses ? { at: null } : null; // while the reader guesses: the place of the ring, once it has one
-  let revealed = null; // the guess that is shown beside its answer: {key, at, counts}
+  let revealed = null; // the guess that is shown beside its answer: {key, at, end, counts}
   let anew = true; // whether all begins again with the next drawing
   const bench = frame(el, { name, rules, kinds, kernel, start: given, sizes: Object.keys(data.sizes), presets: data.presets, place, draw, acted });
   const { act } = bench;
@@ -158,6 +163,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   const drawForm = form(place.controls, change, bench.warn);
   const drawPlane = plane(place.plane, {
     preview(run) {
+      if (guess) run = null; // a guess is about the setting that was chosen
       if (seen === run) return;
       seen = run;
       requestAnimationFrame(() => draw(false));
@@ -239,13 +245,14 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   // guesses
   function toggleGuess() {
     guess = guess ? null : { at: null };
-    revealed = null;
+    seen = revealed = null;
     draw(true);
   }
   const ended = (key, shown) => stored.get(key) ?? shown.predicted;
   function reveal(key) {
     const { at } = guess;
-    revealed = { key, at, counts: !(key in bench.model.guesses) };
+    const end = ended(key, describe(bench.model.state));
+    revealed = { key, at, end, counts: !(key in bench.model.guesses) };
     guess = null;
     act({ guess: { key, at } });
   }
@@ -256,7 +263,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
   place.guesses.append(guessSaid, revealButton);
   function drawGuess(key, end) {
     const words = revealed
-      ? revealedWords(end)
+      ? revealedWords()
       : !guess
         ? ""
         : end
@@ -269,8 +276,8 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
     ask.textContent = guess ? "Stop guessing" : revealed ? "Guess again" : "Guess where it ends";
     ask.setAttribute("aria-pressed", String(Boolean(guess)));
   }
-  function revealedWords(end) {
-    const { key, at, counts } = revealed;
+  function revealedWords() {
+    const { key, at, end, counts } = revealed;
     const all = Object.entries(bench.model.guesses).map(([each, guessed]) => [guessed, stored.get(each)?.at]);
     const known = all.filter(([, to]) => to).map(([guessed, to]) => miss(guessed, to));
     const mean = known.reduce((sum, each) => sum + each, 0) / known.length;
@@ -280,9 +287,15 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
     return `You guessed ${where(at)}. ${ending}${counts ? "" : " Only the first guess at a setting counts."}${past}`;
   }
 
+  // Pins are drawn anew only when they change: a click on what is replaced while the button is down is lost.
+  let pinsDrawn = "";
   function drawPins(colours) {
     const { pins, runs, size } = bench.model;
     const own = (key) => runs.find((run) => run.key === key && run.done && run.size === size)?.trail.at(-1);
+    const looks = pins.map(({ key }) => [colours[key], own(key)]);
+    const signature = canonical([pins, looks, size, place.difference.clientWidth]);
+    if (signature === pinsDrawn) return;
+    pinsDrawn = signature;
     const rows = pins.map(({ key, state }) => {
       const shown = describe(state, size);
       const known = ended(key, shown);
@@ -300,7 +313,10 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
     });
     const head = ["pinned", "A_KA", "A_ZS", "from", kernel && `your run (${size})`, ""];
     const shownOf = (cells) => cells.filter((_, n) => head[n] != null); // no runs of one's own on the site
+    const inPins = () => [...place.pins.querySelectorAll("button")];
+    const focused = inPins().findIndex((each) => each.matches(":focus"));
     place.pins.replaceChildren(...(rows.length ? [table(shownOf(head), rows.map(shownOf))] : []));
+    if (focused >= 0) (inPins()[focused] ?? inPins().at(-1))?.focus();
     if (pins.length < 2) return place.difference.replaceChildren();
     const compared = pins.map(({ key, state }) => {
       const shown = describe(state);
@@ -324,7 +340,9 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
     const end = ended(key, shown);
     const hides = Boolean(guess && end);
     el.classList.toggle("veiled", hides);
-    drawForm(fields(state), state);
+    // a reader in the form must not lose her place, or what she types, to a dot that the pointer passes
+    const formed = place.controls.matches(":focus-within") ? bench.model.state : state;
+    drawForm(fields(formed), formed);
     const pinned = pins.map((pin) => ({ ...pin, colour: colours[pin.key] }));
     picture(place.picture, state, change, pinned, { anew, passes: Boolean(seen) });
     anew = false;
@@ -340,7 +358,7 @@ export function workbench(el, { table: data, kernel, start, name, model: about, 
       predicted: quick || hides || found ? null : shown.predicted,
       own: own.map((run) => ({ ...run, colour: colours[run.key] })),
       pinned: quick || hides ? [] : [...rings, here].filter((each) => each?.at),
-      guess: revealed && end ? { key: canonical(revealed), at: revealed.at, to: end.at } : null,
+      guess: revealed && { key: canonical([revealed.key, revealed.at]), at: revealed.at, to: revealed.end.at },
       guessing: hides ? guess : null,
     });
     revealButton.disabled = !guess?.at;
