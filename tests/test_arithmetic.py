@@ -71,9 +71,19 @@ def test_only_bf16_pays_for_missing_kernels(monkeypatch, precision, is_watched):
 
 
 def test_steps_without_kernels_are_those_with_them_but_for_rounding(monkeypatch):
-    with_kernels, without = (losses(monkeypatch, lacks) for lacks in (False, True))
+    with_kernels = losses(monkeypatch, False)
+    seen = set()
+
+    class Watched(arithmetic.ProductsInFp32):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.add(func)
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    monkeypatch.setattr(arithmetic, "ProductsInFp32", Watched)
+    without = losses(monkeypatch, True)
     torch.testing.assert_close(without, with_kernels, atol=0, rtol=0.02)
-    assert not torch.equal(without, with_kernels)  # so the mode was there
+    # the mode was there; on some processors, its losses are the same to the bit
+    assert {torch.ops.aten.mm.default, torch.ops.aten.convolution.default} <= seen
 
 
 @pytest.mark.parametrize("lacks", [True, False])

@@ -152,10 +152,10 @@ def test_a_card_that_is_not_there_is_refused(monkeypatch):
         pytest.param(
             ["method.name=distillation", "training.batch=256"],
             4e9,
-            "training.batch=16 needs 4",
+            "training.batch=8 needs 4",
             marks=pytest.mark.long,
         ),
-        (["training.batch=256"], 4e9, "--micro-batch 32 needs 3"),
+        (["training.batch=256"], 4e9, "--micro-batch 16 needs 3"),
         (
             ["training.batch=256"],
             8e9,

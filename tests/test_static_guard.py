@@ -75,10 +75,10 @@ def test_every_seed_is_set_within_a_fork_that_puts_the_state_back():
     seeds, inside = 0, 0
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        seeds += ast.unparse(tree).count(".random.manual_seed(")
+        seeds += ast.unparse(tree).count("default_generator.manual_seed(")
         for node in ast.walk(tree):
             if isinstance(node, ast.With) and "fork_rng" in ast.unparse(node.items[0]):
-                inside += ast.unparse(node).count(".random.manual_seed(")
+                inside += ast.unparse(node).count("default_generator.manual_seed(")
     assert inside == seeds > 0
 
 
