@@ -198,7 +198,8 @@ def check_memory(run_config: RunConfig, device: str, execution: ExecutionConfig)
         card, memory = "the machine", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     else:
         card, memory = "the card", torch.cuda.get_device_properties(device).total_memory
-    usable, batch = USABLE_MEMORY * memory, -(-run_config.training.batch // processes.world_size())
+    usable = USABLE_MEMORY * memory
+    batch = math.ceil(run_config.training.batch / processes.world_size())
     batch = min(execution.micro_batch or batch, batch)
     is_recomputed = execution.checkpoint_activations
     needed = _step_bytes(run_config, batch, is_recomputed)

@@ -102,16 +102,8 @@ document.addEventListener("click", (event) => {
   if (!event.target.closest(".search")) close();
 });
 
-// Copying code. A page over plain HTTP has no clipboard, and a browser may refuse it.
-async function copied(text) {
-  try {
-    await navigator.clipboard.writeText(text.textContent);
-    return "Copied";
-  } catch {
-    getSelection().selectAllChildren(text);
-    return document.execCommand("copy") ? "Copied" : "Press Ctrl+C";
-  }
-}
+// Copying code, as the explorers copy their forms.
+const copying = document.querySelector(".code") && import("./explorers/form.js");
 for (const code of document.querySelectorAll(".code")) {
   const button = Object.assign(document.createElement("button"), {
     className: "copy",
@@ -119,7 +111,8 @@ for (const code of document.querySelectorAll(".code")) {
     textContent: "Copy",
   });
   button.addEventListener("click", async () => {
-    button.textContent = await copied(code.querySelector("pre"));
+    const { copyText } = await copying;
+    button.textContent = await copyText(code.querySelector("pre"));
     setTimeout(() => (button.textContent = "Copy"), 1500);
   });
   code.append(button);

@@ -1,5 +1,5 @@
 // What a reader takes away of a setting: commands, files, calls and links that compute the same run.
-import { button, element } from "./form.js";
+import { button, copyText, element } from "./form.js";
 
 // Changes by dotted key as [section, rows of [key, value]]; keys outside sections come first, as rows of "".
 function sections(changes) {
@@ -58,17 +58,6 @@ export const FORMS = {
   link: ({ link }) => link,
 };
 
-// Copies a text, and says so. A page over plain HTTP has no clipboard, and a browser may refuse it.
-async function copied(text) {
-  try {
-    await navigator.clipboard.writeText(text.textContent);
-    return "Copied";
-  } catch {
-    getSelection().selectAllChildren(text);
-    return document.execCommand("copy") ? "Copied" : "Press Ctrl+C";
-  }
-}
-
 // A menu of forms, the text of the chosen one, and a button that copies it. Where nothing can be taken away,
 // `given()` is {missing}, which says why.
 export function takeAway(place, names, given) {
@@ -76,7 +65,7 @@ export function takeAway(place, names, given) {
   const kind = element("select", { "aria-label": "Copy as", oninput: show }, ...options);
   const text = element("pre", { tabindex: 0 });
   const copy = button("Copy", async () => {
-    copy.textContent = await copied(text);
+    copy.textContent = await copyText(text);
     setTimeout(() => (copy.textContent = "Copy"), 1500);
   });
   place.append(element("div", { class: "tools" }, element("span", {}, "Take it away as"), kind, copy), text);

@@ -94,6 +94,18 @@ export function toolbar(label, ...inner) {
   return made;
 }
 
+// Copy the text of an element, and return what the button then says. A page over plain HTTP has no clipboard,
+// and a browser may refuse it.
+export async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text.textContent);
+    return "Copied";
+  } catch {
+    getSelection().selectAllChildren(text);
+    return document.execCommand("copy") ? "Copied" : "Press Ctrl+C";
+  }
+}
+
 // A column of numbers stands at the right.
 const NUMBER = /^([+−]?[\d,.]+( ± [\d.]+)?|–|…)$/;
 export function table(head, rows) {
@@ -168,7 +180,7 @@ export function form(place, change, warn) {
     const after = element("span");
     shown.set(key, (value) => {
       current = value;
-      // one that keys move on in steps too small for a whole number keeps its place
+      // a slider stays where it is if that rounds to the value, so that keys can move it on in small steps
       if (tidy(field, from(Number(slider.value))) !== value) slider.value = to(value);
       after.textContent = unit(value);
       slider.setAttribute("aria-valuetext", `${format(value)} ${unit(value)}`.trim());

@@ -53,8 +53,8 @@ export function model(table) {
   );
   const third = [1 / 3, 1 / 3, 1 / 3];
 
-  // Whole parts that sum to one: what rounding leaves over goes to the largest share, but not to that which
-  // `moved`, for it is as it was set. Thirds stay.
+  // Whole parts that sum to one: what rounding leaves over goes to the largest share, except for the one that
+  // `moved`, which stays as it was set. Thirds stay.
   function rounded(shares, moved = -1) {
     const positive = shares.map((share) => Math.max(0, share));
     const total = d3.sum(positive);
