@@ -563,6 +563,42 @@ def test_what_is_no_parameter(rule):
     torch.testing.assert_close(merged["double"], base["double"])
 
 
+def test_statistics_of_batch_norm_have_the_weights_of_the_models():
+    def model(value):
+        return {"w": torch.tensor([value]), "bn.running_mean": torch.tensor([value])}
+
+    pair = [model(10.0), model(0.0)]
+    for rule in ("interpolation", "slerp"):
+        merged = merge(rule, pair, weights=(0.75, 0.25))
+        assert merged["bn.running_mean"].item() == pytest.approx(7.5)
+    beyond = merge("interpolation", pair, weights=(1.5, -0.5))
+    assert beyond["w"].item() == 15 and beyond["bn.running_mean"].item() == 5
+
+
+@pytest.mark.parametrize("rule", ["interpolation", "task-arithmetic", "magmax", "ties"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_the_mean_of_all_tasks_is_also_that_of_statistics(rule, zero):
+    memory = {"zero": {"w": torch.zeros(3), "bn.running_var": torch.full((1,), 9.0)}}
+    merging = Merging(policy="all-all", rule=rule, shares="equal", zero=zero)
+    for done in range(1, 5):
+        trained = {"w": torch.randn(3), "bn.running_var": torch.full((1,), float(done))}
+        result = policies.apply_policy(policies.TaskEnd(merging, memory, trained, done, 0))
+        memory = result.memory
+    mean = (1 + 2 + 3 + 4 + 9 * zero) / (4 + zero)
+    assert result.deployed["bn.running_var"].item() == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("rule", ["breadcrumbs", "breadcrumbs-ties", "ties"])
+def test_frozen_tensors_do_not_count_where_a_rule_trims(rule):
+    """A few biases changed, fewer than the share of all entries that are dropped as outliers."""
+    base = {"frozen": torch.randn(10_000), "bias": torch.zeros(50)}
+    tuned = [base | {"bias": torch.arange(50.0) + 1}, base | {"bias": torch.arange(50.0) + 51}]
+    merged = merge(rule, tuned, base, density=0.5)
+    alone = merge(rule, [{"bias": x["bias"]} for x in tuned], {"bias": base["bias"]}, density=0.5)
+    assert merged["bias"].any() and (merged["bias"] == alone["bias"]).all()
+    assert (merged["frozen"] == base["frozen"]).all()
+
+
 def test_doubles_are_merged_as_doubles():
     pair = [{"x": torch.tensor([1 + 2e-12], dtype=torch.float64)},
             {"x": torch.tensor([1.0], dtype=torch.float64)}]  # fmt: skip
@@ -607,6 +643,16 @@ def test_equal_models_merge_into_their_leading_part(seed, count):
         torch.testing.assert_close(
             merged[name], u[:, :rank] * s[:rank] @ vh[:rank], rtol=1e-3, atol=1e-4
         )
+
+
+def test_opcm_with_protect_1_protects_everything():
+    """Whichever way the sums of singular values are rounded."""
+    for seed in range(30):
+        (newer, older), base = drawn(2, seed, {"square": (16, 16)})
+        merged = merge("opcm", [newer, older], base, protect=1.0)["square"]
+        u, _, vh = torch.linalg.svd(older["square"])
+        off = u.T @ merged @ vh.T
+        assert (off - off.diag().diag()).abs().max() < 1e-4 * off.abs().max()
 
 
 @pytest.mark.parametrize("protect", [0.0, 0.5, 1.0])

@@ -26,6 +26,7 @@ import yaml
 from open_clip.transform import image_transform
 from pictures import classes, fileset, picture, tar, tree, write_manifest
 from PIL import Image, ImageOps
+from torchvision.transforms import RandomResizedCrop
 from typer.testing import CliRunner
 
 from cmp import cli, models, parsing
@@ -1230,8 +1231,27 @@ def test_a_very_long_picture_takes_little_memory():
     tracemalloc.stop()
 
 
+def test_boxes_of_crops_are_like_those_of_torchvision():
+    draw = np.random.default_rng(3)
+    for width, height in ((400, 400), (400, 300), (300, 410), (420, 300), (500, 333), (30, 900)):
+        boxes = np.array([images.crop_box(width, height, draw.random(4)) for _ in range(4000)])
+        assert (boxes >= 0).all() and (boxes[:, 2:] <= [width + 1e-9, height + 1e-9]).all()
+        sides = boxes[:, 2:] - boxes[:, :2]
+        theirs = RandomResizedCrop(1, scale=images.CROP_AREA, ratio=images.CROP_RATIO)
+        picture = torch.zeros(1, height, width)
+        found = [theirs.get_params(picture, theirs.scale, theirs.ratio) for _ in range(4000)]
+        expected = np.array([[w, h] for _, _, h, w in found])
+        for measure in (lambda x: x.prod(1), lambda x: x[:, 0] / x[:, 1]):
+            ours, reference = np.sort(measure(sides)), np.sort(measure(expected))
+            ours, reference = ours / reference.mean(), reference / reference.mean()
+            assert ours.min() >= reference.min() * 0.98 and ours.max() <= reference.max() * 1.02
+            assert abs(ours - reference).mean() < 0.02
+        if width == 500:  # no crop fits: always the same box in the middle
+            np.testing.assert_allclose(boxes, [[28, 0, 472, 333]] * 4000, atol=1e-9)
+
+
 def test_parts_and_middles():
-    content = picture(5, size=(64, 40), kind="JPEG")
+    content = picture(5, size=(60, 48), kind="JPEG")
     left = images.random_crop(content, np.array([0.0, 0.0, 0.0, 0.0]), 20)
     right = images.random_crop(content, np.array([0.0, 0.0, 0.999, 0.999]), 20)
     assert left.shape == right.shape == (3, 20, 20) and (left != right).any()

@@ -6,9 +6,9 @@ time on the device of the newest model. A tensor is merged in blocks that fit th
 allocates almost no memory.
 
 Rules apply to parameters. Other tensors are recognised by type and name. Integers and booleans are
-taken from the newest model. Running means and variances are averaged under every rule, since
-selecting entries or adding differences could give invalid values. `logit_scale` is merged like any
-parameter.
+taken from the newest model. Running means and variances are averaged under every rule, with the
+models' weights if the rule has some, since selecting entries or adding differences could give
+invalid values. `logit_scale` is merged like any parameter.
 """
 
 import math
@@ -185,6 +185,7 @@ def iter_merged(
         top = options.outliers if "outliers" in rule.settings else 0.0
         bounds = magnitude_thresholds(models, base, parameters, options.density, top)
     depth = layer_depth(tuple(parameters)) if rule.facts["linear"] else {}
+    shares = statistics_shares(rule, options, len(models))
     task_vectors: Weights = {}
     if rule.facts["keeps_norm"] and base is not None:
         task_vectors = merge_task_vectors(rule, models, base, parameters, options, finite)
@@ -197,7 +198,7 @@ def iter_merged(
         if not newest.is_floating_point():
             target.copy_(newest)
         elif name not in parameters:
-            write_weighted_sum(versions, [1 / len(tensors)] * len(tensors))
+            write_weighted_sum(versions, shares)
         elif rule.facts["linear"]:
             factors = rule.value(tensors, start, options, depth.get(name, 0.0))
             write_weighted_sum(versions, factors)
@@ -209,6 +210,17 @@ def iter_merged(
         else:
             write_entries(rule, versions, options, bounds)
         yield name, target
+
+
+def statistics_shares(rule: Option, options: MergeOptions, count: int) -> list[float]:
+    """Return each model's share of the merged statistics of batch norm.
+
+    They are the models' weights if the rule has some. Otherwise, and where a negative weight could
+    make a variance negative, the statistics are a plain mean.
+    """
+    has_weights = options.weights is not None or "weight" in rule.settings
+    weights = options.weights_of(count) if has_weights else []
+    return weights if weights and min(weights) >= 0 else [1 / count] * count
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ tensor at a time, beside one whole task vector for a rule that trims.
 import math
 from collections import UserDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -163,7 +163,10 @@ def merge_everything(end: TaskEnd) -> ChoiceOutput:
         return memory, end.merge([mean], "all", scale=scale)
     if end.rule.facts["running"] == "maximum":
         before = end.memory.get("all", end.memory["zero"])
-        largest = end.merge([end.trained, before], "all", scale=1.0)
+        options = MergeOptions.make(end.rule, 2, merging, scale=1.0)
+        # the rule takes no weights, but statistics of batch norm are a mean over all tasks
+        options = replace(options, weights=(1 / count, 1 - 1 / count))
+        largest = _merge_by(end, end.rule, [end.trained, before], options)
         return {"all": largest}, end.merge([largest], "all")
     memory = {f"task-{end.done}": copy_weights(end.trained)}
     past = [end.memory[f"task-{task}"] for task in range(end.done - 1, 0, -1)]

@@ -35,15 +35,21 @@ def magnitude_thresholds(
     Args:
         models: The weights after training.
         base: The weights before training.
-        outline: The tensors to include, on the models' device; their values are not read.
-        density: The fraction of all entries to keep: at least one entry, and all that tie with the
+        outline: The tensors to include, on the models' device; their values are not read. Those
+            that no model changed are left out.
+        density: The fraction of entries to keep: at least one entry, and all that tie with the
             smallest one kept.
         outliers: The fraction of the largest entries to drop first.
 
     Raises:
         NotFiniteError: An entry is NaN or infinite.
     """
-    outline = {name: x for name, x in outline.items() if x.numel()}
+    # with frozen tensors, all that was learned could be smaller than the share of outliers
+    outline = {
+        name: x
+        for name, x in outline.items()
+        if any(bool((model[name] != base[name]).any()) for model in models)
+    }
     count = sum(x.numel() for x in outline.values())
     top = round(outliers * count)
     bottom = count - top - max(1, round(density * count))

@@ -351,7 +351,8 @@ def remove_known(tau: Tensor, merged: Tensor, block: BlockContext) -> Tensor:
     Thin matrices suffice, since only directions of the other, [m, n], can be removed.
     """
     u, s, vh = decompose(merged)
-    first = s.cumsum(0) <= block.options.protect * s.sum()
+    sums = s.cumsum(0)
+    first = sums <= block.options.protect * sums[-1:]
     known = torch.outer(first, first) | torch.eye(len(s), dtype=torch.bool, device=s.device)
     exists = is_present(s, merged.shape)
     known &= torch.outer(exists, exists)

@@ -218,19 +218,42 @@ def random_crop(
         uint8 [3, side, side].
     """
     image = open_upright(content, reader, side if reader.draft == "side" else 2 * side)
-    area, shape, across, down = map(float, numbers)
-    ratio = math.exp(math.log(CROP_RATIO[0]) + shape * math.log(CROP_RATIO[1] / CROP_RATIO[0]))
-    pixels = (CROP_AREA[0] + area * (CROP_AREA[1] - CROP_AREA[0])) * image.width * image.height
-    width = min(image.width, math.sqrt(pixels * ratio))
-    height = min(image.height, math.sqrt(pixels / ratio))
-    left, top = across * (image.width - width), down * (image.height - height)
-    box = (left, top, left + width, top + height)
+    box = crop_box(image.width, image.height, numbers)
     if reader.resize == "torch":
         return _resize_by_torch(_decode_to_tensor(content, image, reader), box, side)
     if reader.transparency != "as-open-clip":
         image = convert_to_rgb(image)
     crop = image.resize((side, side), Resampling.BICUBIC, box=box).convert("RGB")
     return np.asarray(crop).transpose(2, 0, 1)
+
+
+def crop_box(width: int, height: int, numbers: np.ndarray) -> tuple[float, float, float, float]:
+    """Return the box of a training crop: (left, top, right, bottom) in pixels.
+
+    Its area and shape are drawn from the ranges, among those that fit into the image. If none fits,
+    it is the largest box in the middle whose shape is in its range, as in torchvision's
+    `RandomResizedCrop`.
+
+    Args:
+        width: The width of the image.
+        height: Its height.
+        numbers: As in `random_crop`.
+    """
+    area, shape, across, down = map(float, numbers)
+    aspect = width / height
+    largest = min(CROP_AREA[1], CROP_RATIO[1] / aspect, aspect / CROP_RATIO[0])
+    if largest < CROP_AREA[0]:
+        share, ratio = largest, min(max(aspect, CROP_RATIO[0]), CROP_RATIO[1])
+        across = down = 0.5
+    else:
+        share = CROP_AREA[0] + area * (largest - CROP_AREA[0])
+        narrowest, widest = max(CROP_RATIO[0], share * aspect), min(CROP_RATIO[1], aspect / share)
+        ratio = narrowest * (widest / narrowest) ** shape
+    pixels = share * width * height
+    box_width = min(width, math.sqrt(pixels * ratio))
+    box_height = min(height, math.sqrt(pixels / ratio))
+    left, top = across * (width - box_width), down * (height - box_height)
+    return left, top, left + box_width, top + box_height
 
 
 def _decode_to_tensor(content: bytes, image: Image.Image, reader: PictureReader) -> Tensor:

@@ -25,8 +25,6 @@ from cmp.training import UpdateMethod
 
 PLACEHOLDERS = {"data": "a folder", "model.start": "file"}
 """Placeholder for a path in an id, since the content counts and not the location."""
-CONVERTED_LAST = {"values32", "transparent", "palette", "colours"}
-"""Traits of images that change if they are resized before they are converted to RGB."""
 
 
 def json_digest(tree: dict[str, Any]) -> str:
@@ -74,24 +72,17 @@ def run_identity(run_config: RunConfig, corpus: Corpus | None = None) -> dict[st
     option = registry.get_option("method", run_config.method.name)
     if _holds_statistics(run_config.model.name, run_config.method, option, option.digest):
         content["batch_norm"] = "held"  # in 0.2 these statistics changed
-    _, has_random_layers = _special_layers(run_config.model.name)
+    keeps_statistics, has_random_layers = _special_layers(run_config.model.name)
+    policy = registry.get_option("merge_policy", run_config.merging.policy)
+    if keeps_statistics and policy.facts["merges"]:
+        content["merged_statistics"] = "weighted"  # in 0.2 each model counted alike
     if has_random_layers:
         content["random_layers"] = "seeded"  # in 0.2 no seed determined their noise
-    if (corpus.table["update"] != "").any():
-        content["rows"] = "by arrival"  # in 0.2 datasets were ordered by name
-    if order := _unusual_order(corpus, unused):
-        content["datasets"] = order  # a batch is drawn by the positions of images
+    if own := _own_datasets(corpus, unused):
+        content["datasets"] = own  # a batch is drawn by the positions of images
+        content["crops"] = "within range"  # in 0.2 crops that did not fit were cut to the image
     if run_config.mixture.capacity is not None and (places := _shifted_places(corpus, unused)):
         content["buffer"] = places  # a full buffer draws by the positions of images
-    if scaled := [n for n, x in corpus.noted.items() if "grey16" in x and n not in unused]:
-        content["scaled"] = scaled  # datasets with images that used to be read as white
-    converted_last = [
-        name
-        for name, noted in corpus.noted.items()
-        if noted["transparency"] == "as-open-clip" and CONVERTED_LAST & {*noted}
-    ]
-    if converted := [name for name in converted_last if name not in unused]:
-        content["converted"] = converted  # datasets with images that used to be converted first
     return content
 
 
@@ -117,14 +108,11 @@ def config_identity(run_config: RunConfig, with_start: bool = True) -> dict[str,
     return content
 
 
-def _unusual_order(corpus: Corpus, unused: Collection[str]) -> list[list[str]]:
-    """Return the update and name of each dataset of files, in the order of their images; [] if each
-    update has them in the order of manifests called NAME.yaml."""
+def _own_datasets(corpus: Corpus, unused: Collection[str]) -> list[list[str]]:
+    """Return the update and name of each dataset of files, in the order of their images."""
     own = [n for n, x in corpus.datasets.items() if hasattr(x, "reader") and n not in unused]
     parts = corpus.table.loc[corpus.table["dataset"].isin(own), ["update", "dataset"]]
-    order = parts.drop_duplicates().to_numpy(str).tolist()
-    usual = sorted(order, key=lambda part: (streams.update_key(part[0]), f"{part[1]}.yaml"))
-    return order if order != usual else []
+    return parts.drop_duplicates().to_numpy(str).tolist()
 
 
 def _shifted_places(corpus: Corpus, unused: Collection[str]) -> str:
