@@ -1,4 +1,4 @@
-# Both commands set everything up by themselves in .venv, from Python 3.11 or newer.
+# Both commands set everything up by themselves in .venv, from Python 3.11 to 3.14.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -67,9 +67,12 @@ endef
 export NEEDS
 
 $(READY): constraints.txt pyproject.toml setup.py
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "cmp needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
-	$(PYTHON) -m venv .venv || { \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || { \
+	  echo "cmp needs Python 3.11 to 3.14: make PYTHON=/path/to/python3.13 ..."; exit 1; }
+	@version='import sys; print(sys.version)'; clear=; \
+	test "$$(.venv/bin/python -c "$$version" 2> /dev/null)" = "$$($(PYTHON) -c "$$version")" || \
+	  clear=--clear; \
+	$(PYTHON) -m venv $$clear .venv || { \
 	  echo "python3 cannot make virtual environments: on Debian, install python3-venv"; exit 1; }
 	sed -n '/^pip==/,/[^\\]$$/p; /^setuptools==/,/[^\\]$$/p' constraints.txt > .venv/tools.txt
 	$(PIP_INSTALL) --require-hashes -r .venv/tools.txt

@@ -36,6 +36,8 @@ def explain_failure(error: BaseException) -> str:
         return f"the towers cannot be compiled here ({reason:.300}); leave out --compile"
     if isinstance(error, OSError):  # such as a full disk
         return f"cannot read or write: {error}"
+    if isinstance(error, ModuleNotFoundError) and error.name in sys.stdlib_module_names:
+        return "cmpt runs on Linux and macOS; on Windows, use WSL"
     if isinstance(error, ModuleNotFoundError) and error.name and error.name[:3] != "cmp":
         install = f"pip install '{DISTRIBUTION}{extras_with(error.name)}'"
         return f"this command needs the package {error.name!r}: {install}"

@@ -1,6 +1,7 @@
 """Atomic writing, locks and hashes of files and folders."""
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -55,10 +56,14 @@ def child_path(folder: Path, name: str, suffix: str = "") -> Path:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Wait until the content of a file or folder is on the disk."""
+    """Wait until the content of a file or folder is on the disk, if its file system can do so for
+    folders."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 
@@ -118,7 +123,8 @@ def check_held_files(folder: Path, names: Collection[str]) -> None:
     held = folder.iterdir() if folder.is_dir() else ()
     others = [
         path.name for path in held
-        if path.name not in names or path.is_symlink() or not path.is_file()
+        if (path.name not in names or path.is_symlink() or not path.is_file())
+        and path.name != ".DS_Store"  # which a Mac adds to folders that are looked at
     ]  # fmt: skip
     if others:
         raise CmpError(

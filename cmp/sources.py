@@ -161,6 +161,8 @@ def _class_members(part: type) -> list[Part]:
     """Return a class's own functions and constants, and its base classes and metaclass."""
     members: dict[str, Any] = {base.__name__: base for base in part.__bases__}
     for key, member in vars(part).items():
+        if key in ("__replace__", "__annotate_func__"):  # which newer versions of Python add
+            continue
         if isinstance(member, functools.cached_property):
             member = member.func
         member = getattr(member, "__func__", getattr(member, "fget", member))

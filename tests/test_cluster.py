@@ -357,3 +357,5 @@ def test_without_ray_its_installation_is_named(corpus, monkeypatch):
     with pytest.raises(ModuleNotFoundError) as caught:
         run_on_ray([small()], 1, "cpu", lambda run_config: None)
     assert "needs the package 'ray': pip install" in explain_failure(caught.value)
+    no_windows = ModuleNotFoundError("No module named 'fcntl'", name="fcntl")
+    assert explain_failure(no_windows) == "cmpt runs on Linux and macOS; on Windows, use WSL"

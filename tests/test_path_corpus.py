@@ -211,6 +211,25 @@ def write(whole, target: Path) -> None:
         (partial / "x" if partial.is_dir() else partial).write_text("new")
 
 
+def test_a_file_system_that_cannot_flush_folders_is_written_to(tmp_path, monkeypatch):
+    """Such as a folder that VirtualBox shares; a file that cannot be flushed is still an error."""
+    flush = os.fsync
+
+    def refuse(handle):
+        if refused(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    refused = stat.S_ISDIR
+    files.write_atomic(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    refused = stat.S_ISREG
+    with pytest.raises(CmpError, match="nothing was changed"):
+        files.write_atomic(tmp_path / "a.txt", "newer")
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
 @pytest.mark.parametrize("whole", [atomic_folder, atomic_file])
 def test_writing_over_a_link_changes_nothing_behind_it(place, whole):
     before = content_of(place / "outside")

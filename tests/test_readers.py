@@ -283,6 +283,17 @@ def test_tars(tmp_path):
     assert index.table["source"].tolist() == ["0.tar/x/1", "0.tar/x/3", "1.tar/x/1"]
 
 
+def test_files_that_a_mac_writes_beside_others_are_passed_over(tmp_path):
+    one = [("1.png", picture(1)), ("1.txt", b"a fox"), ("1.cls", b"fox")]
+    tar(tmp_path / "tars/000.tar", one)
+    (tmp_path / "tars/._000.tar").write_bytes(b"\x00\x05\x16\x07")
+    assert len(read_set(tmp_path, "tars", path="tars/*.tar").table) == 1
+    assert "1 tars" in " ".join(infer.infer_manifest(tmp_path / "tars")[1:])
+    write_manifest(tmp_path / "mine.yaml", "tars", reader={"path": "tars/*.tar"})
+    (tmp_path / "._mine.yaml").write_bytes(b"\x00\x05\x16\x07\xff role: reader:")
+    assert [*load_data(str(tmp_path)).datasets] == ["mine"]
+
+
 def test_of_a_photo_and_its_masks_a_tar_gives_the_photo_in_any_order(tmp_path):
     photo = picture(1, kind="JPEG")
     members = [("1.jpg", photo), ("1.seg.png", picture(2)), ("1.depth.png", picture(3)),

@@ -132,7 +132,9 @@ def print_page(pages: Path, name: str, text: str) -> Path:
     """
     target, page = build_folder().absolute() / f"{name}.pdf", pages / f"print-{name}.html"
     if not (browser := preflight.find_browser()):
-        raise CmpError("no browser to print with: install chromium (apt-get install chromium)")
+        raise CmpError(
+            "no browser to print with: install chromium (on Debian: apt-get install chromium)"
+        )
     write_atomic(page, text)
     options = ["--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-pdf-header-footer"]
     options += ["--no-sandbox"] * (os.geteuid() == 0)  # it does not start as root otherwise

@@ -36,7 +36,11 @@ TO_FETCH = "to fetch"
 """The state of something that a run downloads itself."""
 SHARED_MEMORY, AHEAD = Path("/dev/shm"), 2
 """Where decoding processes pass on images, and the number of batches that each prepares."""
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSERS = (
+    "chromium", "chromium-browser", "google-chrome",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+)  # fmt: skip
 
 
 class Check(NamedTuple):

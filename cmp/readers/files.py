@@ -18,6 +18,11 @@ FILE_ERRORS = {errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENA
 lack of permission may be another user's."""
 
 
+APPLE_DOUBLE = "._"
+"""How the names of files begin that a Mac writes beside others, for their metadata, on file systems
+of other kinds."""
+
+
 class NoFilesError(CmpError):
     """An error for a dataset without any files: its folder, table or tars do not exist, or no image
     that it lists does."""

@@ -16,7 +16,7 @@ from cmp.errors import CmpError, clean_text, first_line
 from cmp.files import write_atomic
 from cmp.parsing import parse_yaml, read_yaml
 from cmp.readers import pairs
-from cmp.readers.files import file_stamp
+from cmp.readers.files import APPLE_DOUBLE, file_stamp
 from cmp.readers.folders import is_picture_name, split_folders, walk_files
 from cmp.readers.index import SPLIT_NAMES
 from cmp.readers.manifest import (
@@ -133,7 +133,8 @@ def write_manifest(path: Path, text: str) -> None:
 
 def _infer_tars(folder: Path) -> Inference | None:
     for pattern in ("*.tar", "*/*.tar"):
-        if tars := sorted(folder.glob(pattern)):
+        found = [path for path in folder.glob(pattern) if not path.name.startswith(APPLE_DOUBLE)]
+        if tars := sorted(found):
             if beside := _infer_folder(folder, []):
                 raise CmpError(
                     f"{folder}: contains tars, such as {tars[0].name}, and beside them {beside[1]}"

@@ -27,7 +27,14 @@ from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError, check_line, name_choices
 from cmp.parsing import MAX_YAML_BYTES, first_fault, read_text, read_yaml
 from cmp.project import build_folder, shipped_folder
-from cmp.readers.files import NoFilesError, exists, is_inside, note_folder, note_path
+from cmp.readers.files import (
+    APPLE_DOUBLE,
+    NoFilesError,
+    exists,
+    is_inside,
+    note_folder,
+    note_path,
+)
 from cmp.values import Share
 
 MANIFESTS = shipped_folder("data_manifests")
@@ -299,6 +306,7 @@ class FileSet(SetManifest):
         pattern = os.path.join(glob.escape(str(root)), pattern)
         paths = map(Path, glob.iglob(pattern, recursive=True, include_hidden=True))
         files = sorted(path for path in paths if exists(path) and path.is_file())
+        files = [path for path in files if not path.name.startswith(APPLE_DOUBLE)]
         for path in files:
             note_path(path)
         self._note_searched(root, bool(files))
@@ -414,7 +422,7 @@ def manifest_files(source: str) -> list[tuple[Path, Path]]:
     for folder, data in manifest_folders(source):
         paths = [(path, data) for path in sorted(folder.glob("*.yaml"))]
         files += paths or [(path, path.parent) for path in sorted(folder.glob("*/*.yaml"))]
-    return files
+    return [(path, data) for path, data in files if not path.name.startswith(APPLE_DOUBLE)]
 
 
 def find_manifests(folder: Path, pattern: str) -> list[Path]:
