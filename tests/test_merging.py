@@ -539,6 +539,19 @@ def test_blocks_of_other_models():
     assert towers.layer_depth(("a.0.weight", "b")) == {"a.0.weight": 0, "b": 0}
 
 
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        ("module.visual.transformer.resblocks", "module.transformer.resblocks"),
+        ("_orig_mod.module.visual.trunk.blocks", "_orig_mod.module.transformer.resblocks"),
+        ("vision_model.encoder.layers", "text_model.encoder.layers"),
+    ],
+)
+def test_both_towers_have_blocks_under_wrappers_and_in_transformers(image, text):
+    names = [f"{image}.{n}.weight" for n in range(3)] + [f"{text}.{n}.weight" for n in range(2)]
+    assert [*towers.layer_depth(tuple(names)).values()] == [0, 0.5, 1, 0, 1]
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_what_is_no_parameter(rule):
     """Counts are the newest's, running statistics a mean, whatever the rule; halves stay halves."""
