@@ -18,6 +18,7 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from cmp.errors import CmpError
+from cmp.parsing import raise_cmp_errors
 from cmp.registry import Option, check_name, check_settings, get_option, register
 from cmp.values import STRICT, Positive, Share, Steps
 
@@ -37,6 +38,7 @@ DEFAULT_SHARES = {"warmup": 0.1, "cooldown": 0.25}
 """Default fractions of a task for warmup and cooldown."""
 
 
+@raise_cmp_errors
 @dataclass(frozen=True, config=STRICT)
 class Schedule:
     """The learning rate at (task, step); see `cmp.schedules` for the formulas.
