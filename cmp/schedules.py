@@ -442,13 +442,14 @@ def lr_scheduler(
 
     Args:
         optimizer: The optimiser; the learning rates of its groups are the peaks.
-        schedule: The schedule. With "infinite", your loop must return to each `branch_step` itself.
+        schedule: The schedule. With "infinite", your loop itself must return to the step that
+            `cmp.schedules.branch_step` gives, after each task.
         steps: Steps of each task. One number means an endless stream of equal tasks or, with meta
             schedule "free", one task per peak.
 
     Raises:
-        CmpError: A task has no steps, or fewer than its warmup and cooldown; or there are more
-            tasks than peaks.
+        CmpError: A task has no steps, or fewer than its warmup and cooldown; there are more tasks
+            than peaks; or the learning rates of all groups are 0.
 
     Example:
         >>> optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-3)
@@ -463,6 +464,11 @@ def lr_scheduler(
         raise CmpError(
             f"lr_scheduler: steps: {steps!r}: give the steps of a task, a whole number from 1, or "
             "a list with one number per task"
+        )
+    if not any(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups):
+        raise CmpError(
+            "lr_scheduler: optimizer: all of its learning rates are 0; give it the peaks. One from "
+            "cmp.create_optimizer needs no scheduler, since cmp.train_step sets its rate"
         )
     tasks, peaks = [int(each) for each in tasks], schedule.peaks
     if "peaks" in get_option("meta_schedule", schedule.meta).settings:
