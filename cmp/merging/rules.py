@@ -55,8 +55,11 @@ class NotFiniteError(CmpError):
     """
 
     def __init__(self, name: str):
-        super().__init__(f"{name}: contains NaN or infinite values; fix that model first")
+        super().__init__(name)  # alone, so that processes can send the error
         self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name}: contains NaN or infinite values; fix that model first"
 
 
 @dataclass(frozen=True, config=STRICT)
