@@ -122,8 +122,8 @@ def register(
             "buffer".
         name: The name in configs, such as "sawtooth".
         settings: Config keys of the same section that only some options of the kind read, this
-            one among them, such as "warmup". A key that every option may read is not listed. For a
-            method, perhaps a mapping from keys to its own defaults.
+            one among them, such as "warmup". A key that every option may read is not listed.
+            Methods may give a mapping from keys to defaults of their own.
         **facts: Declared properties, see `KINDS`.
 
     Raises:
