@@ -12,7 +12,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,23 +119,25 @@ def step_cost(
     model: str | nn.Module,
     batch: int,
     method: str = "full",
-    inputs: tuple[Tensor, ...] | None = None,
+    inputs: Tensor | tuple[Tensor, ...] | None = None,
     **settings: Any,
 ) -> Cost:
     """Return the cost of a training step, computed from shapes alone.
 
     Args:
-        model: An open_clip name, or a network, which is not changed. A network from open_clip is
-            counted with split attention, as `cmp.create_model` builds it and runs train it.
+        model: An open_clip name, or a network, which is not changed and is counted in fp32. A
+            network from open_clip is counted with split attention, as `cmp.create_model` builds it
+            and runs train it.
         batch: Samples per step.
         method: The update method.
         inputs: For a network other than CLIP, the arguments of its forward pass, with `batch`
-            samples. The sum of its outputs replaces the loss, and `method` must be "full".
+            samples. The sum of all tensors in its output replaces the loss, and `method` must be
+            "full".
         **settings: Settings of the method, such as `rank=8`.
 
     Raises:
         CmpError: The network or the method cannot be created, `batch` is not a valid number of
-            samples, or `inputs` are given with a name.
+            samples, `inputs` are given with a name, or nothing trains.
 
     Example:
         >>> full = cmp.step_cost("small", batch=64)
@@ -153,7 +155,9 @@ def step_cost(
                 f"step_cost: inputs: not used for {model!r}, whose inputs are known; leave them out"
             )
         return _named_cost(model, batch, section, replayed)
-    meta: Any = copy.deepcopy(model).to("meta")
+    meta: Any = _on_meta(model)
+    if method == "full" and not training.trainable_parameters(meta):
+        raise CmpError("step_cost: model: all of its parameters are frozen; unfreeze what trains")
     if inputs is None:
         if missing := [name for name in CLIP_PARTS if not hasattr(meta, name)]:
             raise CmpError(
@@ -163,17 +167,46 @@ def step_cost(
         return _clip_cost(models.split_attention(meta), "small", batch, section, replayed)
     if method != "full":
         raise CmpError(f"step_cost: inputs work only with method 'full', not with {method!r}")
-    arguments = [x.to("meta") for x in inputs]
+    arguments = [_like_on_meta(x) for x in ([inputs] if isinstance(inputs, Tensor) else inputs)]
 
     def loss() -> Tensor:
-        output = meta(*arguments)
-        outputs = output if isinstance(output, tuple) else (output,)
+        outputs = [x for x in _list_tensors(meta(*arguments)) if x.requires_grad]
+        if not outputs:
+            raise CmpError("step_cost: model: its output does not depend on what trains in it")
         return torch.stack([x.sum() for x in outputs]).sum()
 
     parameters = [*meta.parameters(), *meta.buffers()]
     gradients = storage_bytes(training.trainable_parameters(meta).values())
     memory = storage_bytes(parameters) + 3 * gradients + activation_bytes(loss, parameters)
     return Cost(count_flops(lambda: loss().backward()), 0.0, memory)
+
+
+def _on_meta(model: nn.Module) -> nn.Module:
+    """Return a copy of a network on the meta device in fp32. Unlike `nn.Module.to`, it keeps tied
+    weights tied."""
+    copies: dict[int, Any] = {}
+    for x in (*model.parameters(), *model.buffers()):
+        y = _like_on_meta(x)
+        copies[id(x)] = nn.Parameter(y, x.requires_grad) if isinstance(x, nn.Parameter) else y
+    return copy.deepcopy(model, copies)
+
+
+def _like_on_meta(x: Tensor) -> Tensor:
+    """Return a tensor of the same shape on the meta device, in fp32 unless it holds integers or
+    booleans."""
+    return torch.empty_like(
+        x, device="meta", dtype=torch.float32 if x.is_floating_point() else None
+    )
+
+
+def _list_tensors(output: Any) -> list[Tensor]:
+    """Return the tensors in the output of a network, however they are nested."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = [*output.values()]
+    is_nested = isinstance(output, tuple | list)
+    return [x for part in output for x in _list_tensors(part)] if is_nested else []
 
 
 def method_cost(run_config: RunConfig) -> Cost:

@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from cmp import registry, schedules
 from cmp.errors import CmpError, did_you_mean
-from cmp.parsing import first_fault, parse_yaml
+from cmp.parsing import explain_fault, first_fault, parse_yaml, raise_cmp_errors
 from cmp.registry import check_name
 from cmp.schedules import Schedule
 from cmp.sources import sources_digest
@@ -58,6 +58,7 @@ NAMING_KEYS |= dict.fromkeys(("model", "method", "schedule"), "name")
 """For each section, the key that names its option."""
 
 
+@raise_cmp_errors
 @dataclass(frozen=True, config=STRICT)
 class Method:
     """The update method: what trains, and what is added to the loss; see `cmp.methods`.
@@ -117,6 +118,7 @@ class Method:
         return registry.get_option("method", self.name).facts["adapters"]
 
 
+@raise_cmp_errors
 @dataclass(frozen=True, config=STRICT)
 class Merging:
     """Which weights the next task starts from, which are deployed, and how they are merged.
@@ -193,6 +195,7 @@ class Merging:
             raise ValueError(f"reverse: shares {self.shares!r} cannot be reversed")
 
 
+@raise_cmp_errors
 @dataclass(frozen=True, config=STRICT)
 class Model:
     """The network, and the weights that it starts from.
@@ -213,6 +216,7 @@ class Model:
     start: Location = "annealed"
 
 
+@raise_cmp_errors
 @dataclass(frozen=True, config=STRICT)
 class Stream:
     """The order of the adaptation classes, and how they are split into tasks; see `cmp.streams`.
@@ -248,6 +252,7 @@ class Stream:
             )
 
 
+@raise_cmp_errors
 @dataclass(frozen=True, config=STRICT)
 class Mixture:
     """How much of a batch comes from the pretraining pool, the update and the buffer, summing to
@@ -312,6 +317,7 @@ class Mixture:
         return dataclasses.replace(self, pretraining=p, update=d, buffer=b, last=None)
 
 
+@raise_cmp_errors
 @dataclass(frozen=True, config=STRICT)
 class Optimizer:
     """AdamW. Weight decay applies to matrices only, and gradients are clipped by their global norm.
@@ -339,6 +345,7 @@ class Optimizer:
     clip: Positive = 1.0
 
 
+@raise_cmp_errors
 @dataclass(frozen=True, config=STRICT)
 class Training:
     """How long each task is trained, and in which precision.
@@ -372,6 +379,7 @@ class Training:
             raise ValueError(f"budget and {key} both set the number of steps; give one")
 
 
+@raise_cmp_errors
 @dataclass(frozen=True, config=STRICT)
 class Evaluation:
     """What is scored, and on which images.
@@ -392,6 +400,7 @@ class Evaluation:
     full: bool = True
 
 
+@raise_cmp_errors
 @dataclass(frozen=True, config=STRICT)
 class Seeds:
     """One seed per source of randomness.
@@ -414,6 +423,7 @@ class Seeds:
     augment: Seed = 0
 
 
+@raise_cmp_errors
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """The config of one run, which trains a model through a stream of tasks.
@@ -548,45 +558,6 @@ def _check_method(config: RunConfig) -> None:
         )
 
 
-def explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str = "") -> CmpError:
-    """Return pydantic's finding at a key as a sentence.
-
-    Args:
-        source: What was rejected.
-        key: The dotted key, or "" for the whole config.
-        fault: See `cmp.parsing.first_fault`.
-        hint: A suggestion for an unknown key.
-    """
-    message = fault["msg"]
-    if fault["type"] == "unexpected_keyword_argument":
-        message += hint
-    elif fault["type"] != "value_error":  # which names the keys and their values already
-        message += f" (found {fault['input']!r:.80})"
-    if fault["type"] == "dataclass_exact_type":
-        message += f"; give cmp.{fault['ctx']['class_name']}(...)"
-    return CmpError(": ".join(filter(None, (source, key, message))))
-
-
-def _raise_cmp_errors(kind: Any) -> None:
-    """Make a section that is created in Python raise `CmpError` for bad values, as `parse` does."""
-    init, names = kind.__init__, [*kind.__dataclass_fields__]
-
-    @functools.wraps(init)
-    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
-        try:
-            init(self, *args, **kwargs)
-        except ValidationError as error:
-            key, fault = first_fault(error)
-            if key.isdigit() and int(key) < len(names):  # a positional argument
-                key = names[int(key)]
-            raise explain_fault(kind.__name__, key, fault, did_you_mean(key, names)) from error
-
-    kind.__init__ = checked
-
-
-for _kind in (RunConfig, *(each.type for each in dataclasses.fields(RunConfig))):
-    if isinstance(_kind, type) and dataclasses.is_dataclass(_kind):
-        _raise_cmp_errors(_kind)
 _ADAPTER = TypeAdapter(RunConfig)
 
 

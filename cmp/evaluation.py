@@ -138,8 +138,9 @@ def evaluate(
             encode a share each (`cmp.scale.processes.share_rows`).
 
     Raises:
-        CmpError: There is nothing to score, or features are not finite, which would make the
-            nearest prompt arbitrary.
+        CmpError: There is nothing to score, the network does not take images of this size or is not
+            in fp32 (bf16 works with precision "bf16", too), or features are not finite, which would
+            make the nearest prompt arbitrary.
 
     Example:
         >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)
@@ -171,9 +172,12 @@ def encode(
         share_rows: As in `evaluate`.
 
     Raises:
-        CmpError: There is nothing to score, or features are not finite, which would make the
-            nearest prompt arbitrary.
+        CmpError: There is nothing to score, the network does not take images of this size or is not
+            in fp32 (bf16 works with precision "bf16", too), or features are not finite, which would
+            make the nearest prompt arbitrary.
     """
+    corpus.check_side(models.preprocessing(model).size, name)
+    _check_types(model, precision)
     test_sets = make_test_sets(corpus, split, subset)
     texts = list(dict.fromkeys(text for test_set in test_sets for text in test_set.texts))
     rows = np.concatenate([test_set.rows for test_set in test_sets])
@@ -185,6 +189,15 @@ def encode(
             "evaluation: features are not finite; check that the weights belong to this model"
         )
     return EncodedSets(test_sets, image, texts, text)
+
+
+def _check_types(model: Network, precision: str) -> None:
+    """Raise `CmpError` if a network has parameters of a type that does not fit the images, which
+    are in fp32, or in bf16 with autocast."""
+    accepted = {torch.float32, *([torch.bfloat16] if precision == "bf16" else [])}
+    if others := {x.dtype for x in model.parameters()} - accepted:
+        name = str(others.pop()).removeprefix("torch.")
+        raise CmpError(f"evaluation: the network is in {name}; call .float() first")
 
 
 def score(corpus: Corpus, features: EncodedSets) -> Scores:
@@ -264,7 +277,7 @@ def evaluation_rows(
     rows = corpus.rows(split, dataset=dataset)
     if size is None or size >= len(rows):
         return rows
-    label = corpus.table["label"].cat.codes.to_numpy()[rows]
+    label = pd.factorize(corpus.table["label"].array[rows])[0]
     key = np.array(_subset_keys(dataset, split, len(rows)))
     turn = pd.Series(key).groupby(label).rank()
     return np.sort(rows[np.lexsort((key, turn))[:size]])

@@ -219,7 +219,8 @@ class MixtureSampler(Sampler[list[int]]):
     """A torch batch sampler that mixes three datasets in fixed shares.
 
     It yields lists of indices into `ConcatDataset([pool, update, buffer])`, for the `batch_sampler`
-    of a `DataLoader`. Every item of a dataset is used once before any is used again.
+    of a `DataLoader`. Every item of a dataset is used once before any is used again. Each pass
+    repeats the same batches; another `task` gives new ones.
 
     Example:
         >>> pool, update, buffer = range(100), range(40), range(60)

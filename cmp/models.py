@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -85,8 +86,9 @@ def create_model(name: str, seed: int = 0) -> Network:
 
 def create_fused_model(name: str, seed: int = 0) -> nn.Module:
     """Return the network of `create_model` as open_clip builds it, with fused attention."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not those of GPUs, which are not forked
+    number = operator.index(seed)  # torch does not take numpy's integers
+    with starts.PROCESS_LOCK, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(number)  # not those of GPUs, which are not forked
         return _open_clip_model(name)
 
 
@@ -231,8 +233,9 @@ def tokenizer(name: str) -> Callable[[list[str]], Tensor]:
     """Return the tokenizer of a model: n texts -> int64 [n, context_length].
 
     Raises:
-        CmpError: Its files are missing or damaged.
+        CmpError: There is no such model, or its tokenizer's files are missing or damaged.
     """
+    starts.check_name(name)
     name = starts.known_name(name)
     if family := starts.family_of(name):
         return family.tokenizer(name)

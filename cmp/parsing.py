@@ -1,5 +1,6 @@
 """Strict reading of YAML, JSON, records and tables."""
 
+import functools
 import json
 import re
 import stat
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import yaml
 
-from cmp.errors import CmpError, clean_text
+from cmp.errors import CmpError, clean_text, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,6 +135,47 @@ def first_fault(error: Any) -> tuple[str, dict[str, Any]]:
     message = fault["msg"].removeprefix("Value error, ")
     fault = {**fault, "msg": "unknown key" if fault["type"] in unknown else message}
     return ".".join(map(str, fault["loc"])), fault
+
+
+def explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str = "") -> CmpError:
+    """Return pydantic's finding at a key as a sentence.
+
+    Args:
+        source: What was rejected.
+        key: The dotted key, or "" for the whole config.
+        fault: See `first_fault`.
+        hint: A suggestion for an unknown key.
+    """
+    message = fault["msg"]
+    if fault["type"] == "unexpected_keyword_argument":
+        message += hint
+    elif fault["type"] != "value_error":  # which names the keys and their values already
+        message += f" (found {fault['input']!r:.80})"
+    if fault["type"] == "dataclass_exact_type":
+        message += f"; give cmp.{fault['ctx']['class_name']}(...)"
+    return CmpError(": ".join(filter(None, (source, key, message))))
+
+
+def raise_cmp_errors(kind: type[T]) -> type[T]:
+    """Make a pydantic dataclass that is created in Python raise `CmpError` for bad values, as
+    `cmp.config.parse` does."""
+    from pydantic import ValidationError
+
+    record: Any = kind
+    init, names = record.__init__, [*record.__dataclass_fields__]
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, *args, **kwargs)
+        except ValidationError as error:
+            key, fault = first_fault(error)
+            if key.isdigit() and int(key) < len(names):  # a positional argument
+                key = names[int(key)]
+            raise explain_fault(kind.__name__, key, fault, did_you_mean(key, names)) from error
+
+    record.__init__ = checked
+    return kind
 
 
 def check_record(tree: Any, kind: type[T], source: str, remedy: str = "") -> T:

@@ -123,11 +123,13 @@ def register(
         name: The name in configs, such as "sawtooth".
         settings: Config keys of the same section that only some options of the kind read, this
             one among them, such as "warmup". A key that every option may read is not listed.
+            Methods may give a mapping from keys to defaults of their own.
         **facts: Declared properties, see `KINDS`.
 
     Raises:
         CmpError: The kind, a property or a setting is unknown, the name is taken, a setting is one
-            that every option of the kind may read, or a declared property does not hold.
+            that every option of the kind may read or has a default though the kind is not "method",
+            or a declared property does not hold.
 
     Example:
         >>> @cmp.register("schedule", "sawtooth", continuous=False)
@@ -140,6 +142,12 @@ def register(
         raise CmpError(_unknown("kind of option", kind, KINDS))
     _check_facts(kind, facts)
     declared = dict(settings) if isinstance(settings, Mapping) else dict.fromkeys(settings)
+    given = [key for key, default in declared.items() if default is not None]
+    if given and kind != "method":
+        raise CmpError(
+            f"{kind} {name!r}: settings: {given[0]!r}: only a method may have defaults of its own; "
+            "list the keys alone"
+        )
     module = sys._getframe(1).f_globals.get("__name__", "__main__")
 
     def decorate(value: T) -> T:

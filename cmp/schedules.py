@@ -18,6 +18,7 @@ from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from cmp.errors import CmpError
+from cmp.parsing import raise_cmp_errors
 from cmp.registry import Option, check_name, check_settings, get_option, register
 from cmp.values import STRICT, Positive, Share, Steps
 
@@ -37,6 +38,7 @@ DEFAULT_SHARES = {"warmup": 0.1, "cooldown": 0.25}
 """Default fractions of a task for warmup and cooldown."""
 
 
+@raise_cmp_errors
 @dataclass(frozen=True, config=STRICT)
 class Schedule:
     """The learning rate at (task, step); see `cmp.schedules` for the formulas.
@@ -440,13 +442,14 @@ def lr_scheduler(
 
     Args:
         optimizer: The optimiser; the learning rates of its groups are the peaks.
-        schedule: The schedule. With "infinite", your loop must return to each `branch_step` itself.
+        schedule: The schedule. With "infinite", your loop itself must return to the step that
+            `cmp.schedules.branch_step` gives, after each task.
         steps: Steps of each task. One number means an endless stream of equal tasks or, with meta
             schedule "free", one task per peak.
 
     Raises:
-        CmpError: A task has no steps, or fewer than its warmup and cooldown; or there are more
-            tasks than peaks.
+        CmpError: A task has no steps, or fewer than its warmup and cooldown; there are more tasks
+            than peaks; or the learning rates of all groups are 0.
 
     Example:
         >>> optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1e-3)
@@ -461,6 +464,11 @@ def lr_scheduler(
         raise CmpError(
             f"lr_scheduler: steps: {steps!r}: give the steps of a task, a whole number from 1, or "
             "a list with one number per task"
+        )
+    if not any(group.get("initial_lr", group["lr"]) for group in optimizer.param_groups):
+        raise CmpError(
+            "lr_scheduler: optimizer: all of its learning rates are 0; give it the peaks. One from "
+            "cmp.create_optimizer needs no scheduler, since cmp.train_step sets its rate"
         )
     tasks, peaks = [int(each) for each in tasks], schedule.peaks
     if "peaks" in get_option("meta_schedule", schedule.meta).settings:

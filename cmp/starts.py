@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ RUN_PREFIX = "run:"
 """Prefix of `model.start` for the weights of a finished run; its id follows."""
 USUAL_PROMPT = "a photo of a {}"
 """The prompt of a class for models whose family has none of its own."""
+PROCESS_LOCK = threading.RLock()
+"""Held while settings of the whole process are changed for a while: the level of logging, and the
+state of torch's generator. Otherwise threads would restore each other's changes."""
 
 
 def family_of(name: str) -> Any:
@@ -289,9 +293,10 @@ def quiet_logging() -> Iterator[None]:
     It warns that weights are random, which is intended here, and hubs warn about each failed
     attempt.
     """
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
+    with PROCESS_LOCK:
+        previous = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(previous)

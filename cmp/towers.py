@@ -13,6 +13,9 @@ _LAST += ("head", "fc_norm", "attn_pool", "attnpool", "pooler", "final_norm")
 """Names of what follows the blocks of a tower, in open_clip and timm."""
 _TOWERS = ("visual", "trunk", "text", "transformer")
 """Names of towers, as prefixes of their parts."""
+_IMAGE_TOWER = re.compile(r"((module|_orig_mod)\.)*(visual|vision_model)\.")
+"""How names of the image tower begin in open_clip and transformers; torch's wrappers of networks
+put their own names before them."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -39,7 +42,7 @@ def tower_blocks(names: Iterable[str]) -> dict[str, tuple[int, int]]:
     towers: dict[bool, dict[str, dict[str, tuple[int, ...]]]] = {True: {}, False: {}}
     for name in names:
         if match := _BLOCK_NUMBER.match(re.sub(r"\blayer(?=\d)", "layer.", name)):
-            stack = towers[name.startswith("visual.")].setdefault(match[1], {})
+            stack = towers[_is_image(name)].setdefault(match[1], {})
             stack[name] = tuple(map(int, match[2].split(".")))
     for stacks in towers.values():
         ordered = [stacks[stack] for stack in sorted(stacks)]
@@ -57,7 +60,7 @@ def layers_from_top(model: nn.Module) -> dict[str, int]:
     """
     names = [name for name, _ in model.named_parameters()]
     blocks, distances = tower_blocks(names), {}
-    counts = {name.startswith("visual."): count for name, (_, count) in blocks.items()}
+    counts = {_is_image(name): count for name, (_, count) in blocks.items()}
     for name in names:
         parts = [part for part in name.split(".") if part not in _TOWERS]
         if name in blocks:
@@ -65,5 +68,10 @@ def layers_from_top(model: nn.Module) -> dict[str, int]:
             distances[name] = count - number
         else:
             is_last = parts[0] in _LAST
-            distances[name] = 0 if is_last else counts.get(name.startswith("visual."), 0) + 1
+            distances[name] = 0 if is_last else counts.get(_is_image(name), 0) + 1
     return distances
+
+
+def _is_image(name: str) -> bool:
+    """Return whether a parameter belongs to the image tower."""
+    return bool(_IMAGE_TOWER.match(name))

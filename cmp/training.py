@@ -453,7 +453,8 @@ def encode_batch(
 
 def create_optimizer(state: TrainState) -> torch.optim.Optimizer:
     """Return a new optimiser over the trainable parameters: AdamW, or the method's own. It decays
-    only matrices, and not biases, norms or the logit scale.
+    only matrices, and not biases, norms or the logit scale. Its learning rate is 0 until
+    `train_step` sets it at each step.
 
     Example:
         >>> state = cmp.make_train_state(cmp.RunConfig(), cmp.load_data("embedded"))

@@ -209,7 +209,7 @@ def test_one_model_is_in_memory_at_a_time(few, monkeypatch):
 def test_a_new_model_that_cannot_be_compared_is_refused_before_the_old_is_encoded(
     few, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(evaluation, "encode", None)
+    monkeypatch.setattr(evaluation, "image_features", None)
     path = tmp_path / "other.safetensors"
     models.export_weights(base()[1], path)
     with pytest.raises(CmpError, match="the weights belong to another architecture"):
@@ -753,7 +753,7 @@ def test_an_embedded_model_in_a_folder_keeps_its_own_tokens(few, tmp_path):
     tables = compare(str(folder), "small:annealed:1", few, subset=10, precision="fp32")
     assert find_candidate(str(folder)).name == "small" and tables.flips.empty
     in_file = f"small:{folder / 'open_clip_model.safetensors'}"
-    assert compare(in_file, str(folder), few, subset=10).is_same
+    assert compare(in_file, folder, few, subset=10).is_same
 
 
 @pytest.mark.parametrize(

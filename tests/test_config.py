@@ -1,6 +1,8 @@
 """Configs: strict, canonical, and errors that name the key."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -180,6 +182,13 @@ def test_a_section_made_in_python_is_refused_by_key(make, words):
         make()
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words)
+
+
+def test_a_schedule_alone_is_refused_like_every_section():
+    """In a process that has imported nothing else."""
+    code = "import cmp\ntry: cmp.Schedule(peak=-1.0)\nexcept cmp.CmpError as error: print(error)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Schedule: peak: ")
 
 
 @pytest.mark.defect

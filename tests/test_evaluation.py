@@ -1,5 +1,7 @@
 """Scores on hand-made cases, where the right answer is known."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -121,7 +123,8 @@ def test_fixed_subsets(corpus):
         subset = evaluation_rows(corpus, name, size=64)
         assert len(subset) == min(64, len(rows))
         assert set(subset) <= set(rows)
-        np.testing.assert_array_equal(subset, evaluation_rows(corpus, name, size=64))
+        for again in (corpus, dataclasses.replace(corpus, table=corpus.table.astype(str))):
+            np.testing.assert_array_equal(subset, evaluation_rows(again, name, size=64))
         if dataset.role != "pool":
             labels = corpus.table["label"].iloc[subset]
             assert labels.nunique() == min(len(subset), corpus.table["label"].iloc[rows].nunique())
@@ -133,6 +136,17 @@ def test_fixed_subsets(corpus):
 def test_a_subset_without_images_is_refused(corpus, subset):
     with pytest.raises(CmpError, match=f"subset: {subset}: give a positive number, or None"):
         evaluation.make_test_sets(corpus, "test", subset)
+
+
+def test_a_network_that_does_not_fit_images_or_precision_is_refused(corpus):
+    model = models.create_model("tiny", 0)
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        with pytest.raises(CmpError, match=rf"in {str(dtype)[6:]}; call \.float\(\) first"):
+            evaluation.evaluate(model.to(dtype), "tiny", corpus, subset=1, precision="fp32")
+    assert evaluation.evaluate(model.bfloat16(), "tiny", corpus, subset=1).summary()
+    large = models.create_on_meta("ViT-B-32")
+    with pytest.raises(CmpError, match="takes images of 224 pixels, but the data have 32"):
+        evaluation.evaluate(large, "ViT-B-32", corpus, subset=1)
 
 
 def test_both_towers_are_in_evaluation_mode_while_they_are_scored(corpus):

@@ -539,6 +539,19 @@ def test_blocks_of_other_models():
     assert towers.layer_depth(("a.0.weight", "b")) == {"a.0.weight": 0, "b": 0}
 
 
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        ("module.visual.transformer.resblocks", "module.transformer.resblocks"),
+        ("_orig_mod.module.visual.trunk.blocks", "_orig_mod.module.transformer.resblocks"),
+        ("vision_model.encoder.layers", "text_model.encoder.layers"),
+    ],
+)
+def test_both_towers_have_blocks_under_wrappers_and_in_transformers(image, text):
+    names = [f"{image}.{n}.weight" for n in range(3)] + [f"{text}.{n}.weight" for n in range(2)]
+    assert [*towers.layer_depth(tuple(names)).values()] == [0, 0.5, 1, 0, 1]
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_what_is_no_parameter(rule):
     """Counts are the newest's, running statistics a mean, whatever the rule; halves stay halves."""
@@ -777,8 +790,14 @@ def test_what_is_not_finite_is_refused(rule, bad, place):
     for weights_ in (
         [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)] if rule not in TASK_VECTOR_RULES else [None]
     ):
-        with pytest.raises(CmpError, match=r"b\.weight: contains NaN or infinite"):
+        label = ["model 1", "model 2", "base"][place]
+        with pytest.raises(CmpError, match=rf"^{label}: b\.weight: contains NaN or infinite"):
             merge(rule, tuned, base_for(rule, base), weights=weights_)
+
+
+def test_a_copy_of_an_error_about_a_tensor_says_the_same():
+    error = rules.NotFiniteError("a")
+    assert str(copy.copy(error)) == str(error)
 
 
 def test_an_overflow_is_refused():
@@ -1092,6 +1111,17 @@ def test_what_is_no_state_dict_is_refused_by_name(model, words):
         with pytest.raises(CmpError) as error:
             merge("interpolation" if base is None else "ties", chosen, base)
         assert all(word in str(error.value) for word in [which, *words])
+
+
+def test_fused_and_split_attention_are_told_apart_and_can_be_made_alike():
+    fused, split = models.create_fused_model("tiny", 1), models.create_model("tiny", 0)
+    pair = [split.state_dict(), fused.state_dict()]
+    for number, chosen in ((2, pair), (1, pair[::-1])):
+        words = f"attention of model {number} is fused.*cmp.models.split_attention"
+        with pytest.raises(CmpError, match=words):
+            merge("interpolation", chosen)
+    merged = merge("interpolation", [pair[0], models.split_attention(fused).state_dict()])
+    split.load_state_dict(merged)
 
 
 def test_weights_that_a_model_trains_are_merged_without_a_graph():

@@ -1,11 +1,14 @@
 """Models: ordinary open_clip, with split attention, a compact vocabulary and safe weights."""
 
 import copy
+import functools
 import gzip
+import logging
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import open_clip
@@ -149,8 +152,9 @@ def test_other_open_clip_models_are_built_too():
 
 
 def test_an_unknown_model_is_refused():
-    with pytest.raises(CmpError, match=r"model\.name.*tiny"):
-        models.create_model("tinny")
+    for function in (models.create_model, models.tokenizer):  # open_clip has one for any name
+        with pytest.raises(CmpError, match=r"model\.name.*tiny"):
+            function("tinny")
 
 
 @pytest.mark.parametrize("change", ["a bit", "the list", "no list"])
@@ -185,9 +189,20 @@ def test_a_missing_base_is_refused_with_the_way_to_make_it():
 @pytest.mark.parametrize("name", options.families())
 def test_weights_are_a_function_of_the_seed(name):
     torch.rand(3)  # the global stream must not matter
-    one, two, other = (models.create_model(name, seed).state_dict() for seed in (0, 0, 1))
+    one, two, other = (models.create_model(name, n).state_dict() for n in (0, np.int64(0), 1))
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_networks_may_be_created_in_threads():
+    alone = [models.create_model("tiny", seed) for seed in range(4)]
+    before = logging.root.manager.disable, torch.random.get_rng_state()
+    with ThreadPoolExecutor(4) as threads:
+        together = [*threads.map(functools.partial(models.create_model, "tiny"), range(4))]
+    for one, two in zip(alone, together, strict=True):
+        assert models.weights_digest(one) == models.weights_digest(two)
+    assert logging.root.manager.disable == before[0]
+    assert torch.equal(torch.random.get_rng_state(), before[1])
 
 
 def test_weights_survive_the_disk(tmp_path):

@@ -97,6 +97,12 @@ def test_a_setting_that_the_config_does_not_have_is_refused():
     config.parse({"schedule": {"name": "cosine"}})
 
 
+def test_only_a_method_may_have_defaults_of_its_own():
+    """Those of other kinds would never be read."""
+    words = "'warmup': only a method may have defaults"
+    refuse("schedule", stairs, words, continuous=False, settings={"warmup": 0.3})
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_option_of_the_package_is_found_by_its_facts(kind):
     for name in option_names(kind):

@@ -429,6 +429,13 @@ def test_steps_that_no_task_can_have_are_refused(schedule, steps, words):
     assert all(word in str(error.value) for word in words)
 
 
+def test_an_optimizer_that_would_never_learn_is_refused():
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": rate} for rate in (0.0, 0.1)]
+    schedules.lr_scheduler(torch.optim.SGD(groups), Schedule(), 10)  # one part stays as it is
+    with pytest.raises(CmpError, match="learning rates are 0; give it the peaks"):
+        schedules.lr_scheduler(torch.optim.SGD(groups[:1]), Schedule(), 10)
+
+
 @pytest.mark.defect
 def test_past_the_last_of_free_peaks_the_rate_stays():
     free = Schedule("constant", "free", 1.0, peaks=(1.0, 0.25))

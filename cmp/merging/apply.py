@@ -11,8 +11,9 @@ models' weights if the rule has some, since selecting entries or adding differen
 invalid values. `logit_scale` is merged like any parameter.
 """
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,30 @@ def merge(
     option = get_option("merge_rule", rule)
     options = MergeOptions.make(option, len(models), **settings)
     check_models(option, models, base)
-    return dict(iter_merged(option, models, base, options))
+    everything = [*models, *([] if base is None else [base])]
+    with name_faulty_model(zip(_labels(models), everything, strict=False)):
+        return dict(iter_merged(option, models, base, options))
+
+
+def _labels(models: Sequence[Any]) -> list[str]:
+    """Return what errors call the models and, last, the base."""
+    return [f"model {number}" for number in range(1, len(models) + 1)] + ["base"]
+
+
+@contextlib.contextmanager
+def name_faulty_model(models: Iterable[tuple[object, StateDict]]) -> Iterator[None]:
+    """Begin an error about a tensor that is not finite with the label of its model.
+
+    Args:
+        models: (label, model) of all models and the base.
+    """
+    try:
+        yield
+    except NotFiniteError as error:
+        for label, model in models:
+            if not model[error.name].isfinite().all():
+                raise CmpError(f"{label}: {error}") from error
+        raise
 
 
 def check_models(
@@ -105,7 +129,7 @@ def check_models(
         wants = "needs a base, the weights before the stream: --base FILE, or base= in Python"
         raise CmpError(f"{rule.name}: {wants if base is None else 'takes no base; leave it out'}")
     everything = [*models, *([] if base is None else [base])]
-    names = labels or [f"model {number}" for number in range(1, len(models) + 1)] + ["base"]
+    names = labels or _labels(models)
     for label, model in zip(names, everything, strict=False):
         if not isinstance(model, Mapping):
             raise CmpError(
@@ -136,6 +160,13 @@ def check_same_tensors(first: str, one: StateDict, second: str, other: StateDict
         CmpError: They differ; the message names the tensor and both models.
     """
     if different := sorted(one.keys() ^ other.keys()):
+        for label, fused, split in ((first, one, other), (second, other, one)):
+            if any(name.replace("in_proj_", "q_proj.") in split for name in fused.keys() - split):
+                raise CmpError(
+                    f"the attention of {label} is fused, so it has in_proj_weight where the other "
+                    "model has q_proj.weight, k_proj.weight and v_proj.weight; apply "
+                    "cmp.models.split_attention to its network first"
+                )
         name = different[0]
         has, lacks = (first, second) if name in one else (second, first)
         raise CmpError(

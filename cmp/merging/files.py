@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cmp.errors import CmpError, explain_errors
 from cmp.files import atomic_file, check_target, file_digest
-from cmp.merging.apply import DTYPE_NAMES, check_models, iter_merged
-from cmp.merging.rules import MERGE_SETTINGS, MergeOptions, NotFiniteError
+from cmp.merging.apply import DTYPE_NAMES, check_models, iter_merged, name_faulty_model
+from cmp.merging.rules import MERGE_SETTINGS, MergeOptions
 from cmp.models import PREPROCESSING
 from cmp.registry import get_option
 
@@ -99,6 +99,10 @@ def merge_files(
         ...     save_file({"w": torch.ones(2)}, path)
         >>> cmp.merge_files("interpolation", paths, folder / "merged.safetensors")
     """
+    if isinstance(paths, str | os.PathLike):
+        raise CmpError(
+            f"merge_files: paths: {os.fspath(paths)!r:.200}: give a list of files, newest first"
+        )
     parents = [Path(path) for path in (*paths, *([] if base is None else [base]))]
     check_target(out := Path(out))
     if out.exists() and any(path.exists() and out.samefile(path) for path in parents):
@@ -119,15 +123,13 @@ def merge_files(
         used |= {"seed": options.draw[0]} if option.facts["draws"] else {}
         record = {"rule": rule, **family, "settings": used}
         metadata = {"format": "pt", "merge": json.dumps(record)} | shared_preprocessing(models)
-        try:
-            with atomic_file(out) as partial, open(partial, "wb") as file:
-                tensors = iter_merged(option, models, start, options, outline=outlines[0])
-                write_safetensors(file, models[0].outline, metadata, tensors, progress)
-        except NotFiniteError as error:
-            for model in files:
-                if not model[error.name].isfinite().all():
-                    raise CmpError(f"{model.path}: {error}") from error
-            raise
+        with (
+            name_faulty_model(zip(parents, files, strict=True)),
+            atomic_file(out) as partial,
+            open(partial, "wb") as file,
+        ):
+            tensors = iter_merged(option, models, start, options, outline=outlines[0])
+            write_safetensors(file, models[0].outline, metadata, tensors, progress)
 
 
 def shared_preprocessing(models: Sequence[TensorFile]) -> dict[str, str]:

@@ -26,9 +26,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from cmp.config import Merging, explain_fault
+from cmp.config import Merging
 from cmp.errors import CmpError
-from cmp.parsing import first_fault
+from cmp.parsing import explain_fault, first_fault
 from cmp.registry import Option, get_option, option_names, register
 from cmp.seeds import torch_generator
 from cmp.values import STRICT
@@ -55,8 +55,11 @@ class NotFiniteError(CmpError):
     """
 
     def __init__(self, name: str):
-        super().__init__(f"{name}: contains NaN or infinite values; fix that model first")
+        super().__init__(name)  # alone, so that processes can send the error
         self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name}: contains NaN or infinite values; fix that model first"
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -101,8 +101,8 @@ class Comparison:
 
 
 def compare(
-    old: str | Release | Candidate | tuple[str, Network],
-    new: str | Release | Candidate | tuple[str, Network],
+    old: str | os.PathLike[str] | Release | Candidate | tuple[str, Network],
+    new: str | os.PathLike[str] | Release | Candidate | tuple[str, Network],
     corpus: Corpus,
     *,
     arrived: Collection[str] | np.ndarray | None = None,
@@ -122,7 +122,8 @@ def compare(
 
     Args:
         old: The model that is served: "NAME:START", "run:ID", "hf-hub:ORG/NAME" or a folder in
-            open_clip's layout; or a release, or a name and a network.
+            open_clip's layout; or a release; or the name of an open_clip model, which chooses the
+            tokenizer, and a network.
         new: The model that may replace it.
         corpus: The data.
         arrived: What an index of the old model lacks: names of datasets or of updates, or a bool
@@ -144,8 +145,8 @@ def compare(
         `concepts`, `retrieval`, and `index` (what the old model's index is worth to the new one).
 
     Raises:
-        CmpError: A model cannot be loaded or does not take images of this size, torch cannot use
-            the device, or nothing is scored.
+        CmpError: A model cannot be loaded, does not take images of this size or is of another type
+            than `cmp.evaluate` takes; torch cannot use the device; or nothing is scored.
 
     Example:
         >>> corpus = cmp.load_data("embedded")
@@ -196,13 +197,15 @@ def compare(
     )
 
 
-def as_candidate(model: str | Release | Candidate | tuple[str, Network]) -> Candidate:
+def as_candidate(
+    model: str | os.PathLike[str] | Release | Candidate | tuple[str, Network],
+) -> Candidate:
     """Return a model in the form that `compare` uses, to be loaded when needed."""
-    if isinstance(model, str):
-        return find_candidate(model)
     if isinstance(model, Release):
         title = os.path.basename(os.path.abspath(model.folder))  # the folder may be "."
         return dataclasses.replace(folder_candidate(model.folder), title=title)
+    if isinstance(model, str | os.PathLike):
+        return find_candidate(os.fspath(model))
     if isinstance(model, Candidate):
         return model
     name, network = model
@@ -216,7 +219,7 @@ def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str] | N
     Updates of another stream, or after a branch, are new if they have an image that the old release
     lacks.
     """
-    known = set(corpus.table["update"].cat.categories)
+    known = set(corpus.table["update"].unique())
     arrivals = new.record.arrivals
     labels = [update_label(arrival) for arrival in arrivals]
     if known.isdisjoint({*labels} - {""}):
@@ -305,7 +308,6 @@ def _encode(
     progress bar, "" for none."""
     network = candidate.load()
     side = models.preprocessing(network).size
-    corpus.check_side(side, candidate.name)
     network, corpus = network.to(device), corpus.on(device)
     sets = evaluation.make_test_sets(corpus, split, subset)
     total = sum(len(each.rows) for each in sets) + len(others)
