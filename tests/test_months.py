@@ -122,6 +122,13 @@ def test_a_release_holds_what_serves_judges_and_goes_on(releases, made):
     assert {x.name for x in releases.iterdir()} == {"1", "2"}  # nothing is left beside them
 
 
+def test_other_users_may_read_a_release_as_any_new_file(made, tmp_path):
+    (tmp_path / "plain").touch()
+    files = [path for path in made.folder.rglob("*") if path.is_file()]
+    modes = {path.name: path.stat().st_mode for path in files}
+    assert modes == dict.fromkeys(modes, (tmp_path / "plain").stat().st_mode)
+
+
 def test_a_model_is_found_beside_a_folder_of_its_name(made, root, tmp_path, monkeypatch):
     """As `cmpt compare` finds it; but a release in this folder comes first."""
     monkeypatch.chdir(tree(tmp_path / "here", {"tiny/notes.txt": b""}))

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import save_file
 from torch import from_numpy
 from tqdm.auto import tqdm
 
 from cmp import models, starts
 from cmp.errors import CmpError, Interrupted
-from cmp.files import atomic_folder, check_new
+from cmp.files import atomic_folder, check_new, save_tensors
 from cmp.releases import ledger as ledgers
 from cmp.releases import release, sentences
 from cmp.releases.candidates import Candidate, split_start
@@ -272,7 +271,7 @@ def write_release(
         result.metrics.to_parquet(partial / release.SCORES_FILE, index=False)
         matrix.to_parquet(partial / release.MATRIX_FILE, index=False)
         hits = {name: from_numpy(x) for name, x in result.hits.items()}
-        save_file(hits, partial / release.HITS_FILE)
+        save_tensors(hits, partial / release.HITS_FILE)
         score_sentences = _sentences(plan, result)
         card = release_card(
             record, plan.config, plan.corpus, comparison, plan.notes, score_sentences
