@@ -44,6 +44,7 @@ from cmp.runs.checkpoints import CheckpointManager, latest_progress
 from cmp.runs.identity import json_digest
 from cmp.runs.runner import Observer
 
+ONE_STEP = ("training.task_steps=[1]",)
 QUICK = ("EMA",)
 """Settings that every test run compares; `make test-long` compares the others."""
 
@@ -1000,15 +1001,20 @@ def damage(path):
     return content
 
 
-def test_a_damaged_release_is_refused_before_anything_is_computed(made, root):
-    for name in (made.record.state, release.LEDGER_FILE, release.RECORD_FILE):
+def test_a_damaged_release_is_refused_before_anything_is_computed(made, root, tmp_path):
+    needed = (release.WEIGHTS_FILE, release.MATRIX_FILE, release.LEDGER_FILE, *made.slimmable())
+    for name in (*needed, release.RECORD_FILE):
         path = made.folder / name
         content = damage(path)
         with pytest.raises(CmpError) as error:
-            plan_second(made, root)
+            update.check_folder(plan_second(made, root), tmp_path / "2")
         assert path.name in str(error.value)
+        if name in needed:
+            path.unlink()
+            with pytest.raises(CmpError, match=rf"{path.name}: is missing; .*copy the release"):
+                update.check_folder(plan_second(made, root), tmp_path / "2")
         path.write_bytes(content)
-    plan_second(made, root)
+    update.check_folder(plan_second(made, root), tmp_path / "2")
 
 
 @pytest.mark.defect
@@ -1090,6 +1096,44 @@ def test_a_release_that_another_goes_on_from_is_slimmed_at_once(made, later):
     assert invoke("release", "slim", made.folder).exit_code == 0
     (made.folder / release.RECORD_FILE).write_text("{}")  # a damaged one says nothing
     assert "add --newest" in str(invoke("release", "slim", later.folder).exception)
+
+
+def test_the_last_state_of_a_stream_is_not_slimmed(made, later, root, tmp_path):
+    def refused():
+        return str(invoke("release", "slim", made.folder).exception)
+
+    (later.folder / release.START_FILE).rename(tmp_path / "start")
+    assert "no release beside it goes on from it and has its own state" in refused()
+    (tmp_path / "start").rename(later.folder / release.START_FILE)
+
+    def stop(task, step, result, model):
+        signal.raise_signal(signal.SIGINT)
+
+    for parent in (later, made):
+        out = made.folder.with_name(f"after {parent.folder.name}")
+        with pytest.raises(Interrupted):
+            plan = plan_update(parent, root / "x-month", ONE_STEP)
+            update.compute_update(plan, out, Observer(step=stop))
+    work = update.working_folder(out)
+    assert f"the unfinished update in {work} may start from it" in refused()
+    shutil.rmtree(work)
+    assert invoke("release", "slim", made.folder).exit_code == 0  # the other goes on from `later`
+
+
+def test_a_finished_month_is_found_again_after_the_one_before_is_slimmed(made, later, root):
+    release.slim(made.folder)
+    month = ("update", made.folder, "--data", root / "y-month", "-o")
+    done = invoke(*month, later.folder)
+    assert done.exit_code == 0 and f"already there: {later.folder}" in done.stdout, done.output
+    error = invoke(*month, made.folder.with_name("3")).exception
+    assert "`cmpt release slim` removed it" in str(error)
+
+
+def test_a_release_whose_state_is_lost_is_not_called_slimmed(made, root, tmp_path):
+    (made.folder / made.record.state).unlink()
+    said = invoke("release", "show", made.folder)
+    assert said.exit_code == 1 and "all files but 1 are intact" in said.stdout, said.output
+    assert "is missing; slimmed, or not copied whole: copy the release again" in said.stdout
 
 
 def test_a_release_is_never_changed(made, root, tmp_path):

@@ -517,5 +517,6 @@ def test_a_slim_release_serves_and_ends_the_stream(first, root, tmp_path):
     assert release.slim(made.folder) == size
     assert not start.exists() and not state.exists() and first.path(release.START_FILE)
     assert release.read_release(made.folder).ledger().pictures
+    plan = update_plan.plan_update(made, root / "x-month")
     with pytest.raises(CmpError, match="slim"):
-        update_plan.plan_update(made, root / "x-month")
+        update.compute_update(plan, tmp_path / "3")

@@ -79,6 +79,7 @@ def tune(
     check_device(device)
     with processes.first_process_first():
         middle = plan_update(start, data, settings, **pictures).on_validation()
+    middle.check_parent()
     arrived = middle.corpus.by_role("adapt")
     if not any(len(middle.corpus.rows("validation", dataset=name)) for name in arrived):
         raise CmpError(

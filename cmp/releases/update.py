@@ -64,8 +64,23 @@ def working_folder(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.update"
 
 
+def find_unfinished(parent: Release) -> Path | None:
+    """Return the folder of an unfinished update, beside a release, that may start from it.
+
+    Args:
+        parent: The release.
+    """
+    for work in sorted(parent.folder.absolute().parent.glob(".*.update")):
+        progress = latest_progress(work)
+        # it does not name its parent, but has one update more
+        if not progress or progress.config["stream"]["tasks"] == len(parent.record.updates) + 1:
+            return work
+    return None
+
+
 def check_folder(plan: UpdatePlan, folder: Path) -> None:
-    """Check that the release of an update can be written to a folder, or is there already.
+    """Check that an update can start, and that its release can be written to a folder; or that the
+    release is there already.
 
     Args:
         plan: The update.
@@ -80,6 +95,7 @@ def check_folder(plan: UpdatePlan, folder: Path) -> None:
         raise CmpError(
             f"{folder}: contains another release, and releases are never changed; name a new folder"
         )
+    plan.check_parent()
     release.refuse_inside(folder, str(folder))
     check_new(folder)
     above = next(each for each in folder.absolute().parents if each.exists())

@@ -97,6 +97,18 @@ class UpdatePlan:
         update_id = _update_id(run_config, self.parent, self.ledger, self.prompt, self.gone)
         return dataclasses.replace(self, id=update_id, config=run_config, fitted=fitted)
 
+    def check_parent(self) -> None:
+        """Check what training reads of the release that it starts from. Until then, that release
+        may be slimmed: the release of this update may be there already.
+
+        Raises:
+            CmpError: A file is missing or damaged, or an option has another source than before.
+        """
+        if self.parent:
+            for name in (release.WEIGHTS_FILE, release.MATRIX_FILE, *self.parent.slimmable()):
+                self.parent.path(name)
+            store.check_sources(self.parent.record.id, self.parent.progress().options)
+
     @property
     def name(self) -> str:
         """The update's name."""
@@ -338,7 +350,6 @@ def _update_config(
                     f"{key}: {after[key]!r}, but this stream has {before[key]!r}, which cannot "
                     "change; start a new stream with --start"
                 )
-        store.check_sources(parent.record.id, parent.progress().options)
     return result
 
 
