@@ -130,6 +130,27 @@ def test_other_users_may_read_a_release_as_any_new_file(made, tmp_path):
     assert modes == dict.fromkeys(modes, (tmp_path / "plain").stat().st_mode)
 
 
+def test_a_model_in_a_folder_is_found_by_later_updates(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base, place = forked.clip_folder(tmp_path / "clip", 0), tmp_path / "elsewhere"
+    settings = [*months.SMALL, *ONE_STEP]
+    plan = plan_update("local-dir:clip", root / "z-month", settings, pool=root / "pool")
+    made = update.compute_update(plan, tmp_path / "1")
+    words = f"the config and tokenizer in {base}, so leave"
+    assert words in made.path(release.CARD_FILE).read_text()
+    place.mkdir()
+    monkeypatch.chdir(place)
+    plan_second(made, root)
+    words = f"{base}: the config and tokenizer of the model are read from there"
+    assert f"{words}\n" in invoke("release", "show", made.folder).stdout
+    base.rename(place / "clip")
+    assert f"{words}, but that is not there\n" in invoke("release", "show", made.folder).stdout
+    with pytest.raises(CmpError, match=r"clip: is not there, .*put it back, or a link"):
+        plan_second(made, root)
+    base.symlink_to(place / "clip")
+    plan_second(made, root)
+
+
 def test_a_model_is_found_beside_a_folder_of_its_name(made, root, tmp_path, monkeypatch):
     """As `cmpt compare` finds it; but a release in this folder comes first."""
     monkeypatch.chdir(tree(tmp_path / "here", {"tiny/notes.txt": b""}))

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cmp import starts
 from cmp.cli import shared
 from cmp.cli.results import print_log
 from cmp.errors import CmpError
@@ -56,7 +57,10 @@ def _needs(made: release.Release) -> Iterable[str]:
     yield "the next update needs this folder, and each earlier image where it was:"
     for folder, (needed, there, reason) in arrivals.count_present(made.ledger()).items():
         yield f"  {reason or f'{folder}: {there:,} of {needed:,} images are there'}"
-    yield "if a folder has moved, give the update --moved OLD=NEW"
+    if folder := starts.model_folder(made.config.model.name):
+        is_gone = "" if folder.is_dir() else ", but that is not there"
+        yield f"  {folder}: the config and tokenizer of the model are read from there{is_gone}"
+    yield "if a folder of images has moved, give the update --moved OLD=NEW"
 
 
 def slim(folder: Annotated[Path, typer.Argument(metavar="RELEASE")], newest: bool = False) -> None:

@@ -179,6 +179,8 @@ def plan_update(
     is_other = Path(start).is_dir() and not starts.family_of(start)
     is_folder = release.is_release(Path(start)) or is_other
     parent = release.read_release(start) if is_folder else None
+    if parent:
+        _check_base(parent)
     _refuse_settings(tree, is_first=parent is None)
     base = parent.config.to_dict() if parent else _first_tree(start)
     prompt = _stream_prompt(prompt, parent, base["model"]["name"])
@@ -230,11 +232,23 @@ def _refuse_settings(tree: Mapping[str, Any], is_first: bool) -> None:
         raise CmpError(f"schedule.meta: {meta!r}: {FIXED_KEYS['schedule.peaks']}")
 
 
+def _check_base(parent: Release) -> None:
+    """Raise `CmpError` if the model that a stream began with was in a folder that is gone."""
+    folder = starts.model_folder(parent.config.model.name)
+    if folder and not folder.is_dir():
+        raise CmpError(
+            f"{folder}: is not there, but this stream began with the model in this folder, and "
+            "each update reads its config and tokenizer; put it back, or a link to its new place"
+        )
+
+
 def _first_tree(start: str) -> dict[str, Any]:
     """Return the config of a model's first update before the user's settings, as a tree."""
     name, weights = split_start(start)
     _check_name(start, name)
     family = starts.family_of(name)
+    if folder := starts.model_folder(name):  # later updates may be called from elsewhere
+        name = f"local-dir:{folder.absolute()}"
     section = {"name": name} | ({"start": weights} if weights else {})
     if not weights and not family:
         raise CmpError(
@@ -389,6 +403,8 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         yield f"{count_of(new_names, 'new name')}, {count_of(old_names, 'known name')}"
     if sentence := sentences.describe_unscored(report):
         yield sentence
+    if folder := starts.model_folder(plan.config.model.name):
+        yield f"each update reads the config and tokenizer in {folder}, so leave that in its place"
     yield from _describe_sets(plan.ledger, plan.config.model.name)
     yield from _describe_twins(plan.corpus)
     if report.again:
