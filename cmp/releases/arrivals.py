@@ -387,7 +387,8 @@ def _locate_set(
     """
     dataset = manifest_of(tree)
     files: dict[tuple[str, int], dict[str, Any]] = {}
-    index, reason = _read_again(arrival, tree, [x.source for x in pictures if x.split])
+    wanted = [picture.source for picture in pictures if picture.split]
+    index, reason = _read_again(arrival, tree, wanted) if wanted else (None, "")
     if reason:
         raise CmpError(f"{reason}; nothing was left out")
     if index is not None:

@@ -302,9 +302,13 @@ def _arrive_beside(
         raise CmpError("--retain: give a folder; embedded images can only be a pool")
     if folder == EMBEDDED and ledger.updates:
         raise CmpError("--pool: the embedded pool can be named at the first update only")
+    before, pools = ledger, []
     if role == "pool":
-        ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
+        pools = [n for n, x in enumerate(ledger.arrivals) if x.role == role]
+        ledger = ledger.without(pools)
     ledger, report = arrivals.arrive(ledger, folder, role, prompt=prompt)
+    if pools and _brought_same(before, pools[-1], ledger):
+        return before, [f"--pool: {folder} is the pool of this stream already; leave it out"]
     said = [_similar_line("its", report)] if report.similar else []
     said = [f"{option}: {x}" for x in (*said, sentences.describe_skipped(report)) if x]
     trained = report.new.get("train", 0)
@@ -323,6 +327,16 @@ def _arrive_beside(
         f"--retain: {name}: {trained:,} of {count}, such as {some}, are not scored: {reason}"
     )
     return ledger, said
+
+
+def _brought_same(before: Ledger, number: int, after: Ledger) -> bool:
+    """Return whether an arrival in a ledger and the last one in another are the same folder with
+    the same images."""
+    brought = [
+        (ledger.arrivals[n], [x._replace(arrival=0) for x in ledger.pictures if x.arrival == n])
+        for ledger, n in ((before, number), (after, len(after.arrivals) - 1))
+    ]
+    return brought[0] == brought[1]
 
 
 def _similar_line(whose: str, report: ArrivalReport) -> str:
