@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import cli, config, evaluation, models, starts
+from cmp import __version__, cli, config, evaluation, models, starts
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.files import file_digest
 from cmp.parsing import read_yaml
@@ -40,7 +40,7 @@ from cmp.releases import (
 )
 from cmp.releases.update_plan import plan_update
 from cmp.runs import launch, logs
-from cmp.runs.checkpoints import CheckpointManager, latest_progress
+from cmp.runs.checkpoints import CheckpointManager, latest_progress, write_checkpoint
 from cmp.runs.identity import json_digest
 from cmp.runs.runner import Observer
 
@@ -916,6 +916,13 @@ def test_a_warmup_that_an_earlier_month_was_too_short_for_is_taken(root, tmp_pat
         launch.resolve_run(config.parse(whole))
 
 
+def test_a_link_that_leads_to_the_newest_month_is_followed(own_root):
+    (own_root / "latest").symlink_to("z-month")
+    plan = plan_update(months.START, own_root / "latest", months.SMALL, pool=own_root / "pool")
+    assert plan.ledger.arrivals[-1].folder == str(own_root.resolve() / "z-month")
+    assert plan.name == "z-month" and plan.id == months.plan_first(own_root).id
+
+
 def test_moved_folders_are_found_and_checked(own_root, tmp_path):
     made = first(own_root, tmp_path)
     (own_root / "z-month").rename(tmp_path / "elsewhere")
@@ -1234,6 +1241,34 @@ def test_two_at_once_are_one_too_many(root, tmp_path):
         update.compute_update(plan, out)
 
 
+def test_of_two_that_began_at_once_one_trains(root, tmp_path, monkeypatch):
+    """The other passes the first check while the release is not there, and then gets the lock."""
+    plan, out, check = months.plan_first(root, *ONE_STEP), tmp_path / "1", update.check_room
+    made = []
+
+    def write_meanwhile(*given):
+        monkeypatch.setattr(update, "check_room", check)
+        made.append(update.compute_update(plan, out))
+        monkeypatch.setattr(update, "train_update", lambda *_: pytest.fail("trained again"))
+        return check(*given)
+
+    monkeypatch.setattr(update, "check_room", write_meanwhile)
+    assert update.compute_update(plan, out).record == made[0].record
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
+
+
+def test_what_another_version_computed_is_not_called_another_update_only(
+    made, root, tmp_path, monkeypatch
+):
+    plan, out = plan_second(made, root), tmp_path / "stopped"
+    write_checkpoint(made.state(), update.working_folder(out))
+    monkeypatch.setattr(update, "__version__", "99.0")
+    for folder in (out, made.folder):
+        words = rf"\(or the same, by cmp {__version__}, while this is cmp 99\.0: install cmp"
+        with pytest.raises(CmpError, match=words):
+            update.check_folder(plan, folder)
+
+
 def test_another_update_that_was_stopped_is_not_overwritten(made, root, tmp_path):
     settings, whole = [*months.SMALL, "evaluation.subset=null"], made
     plan = plan_update(months.START, root / "z-month", settings, pool=root / "pool")
@@ -1382,6 +1417,20 @@ def test_tuning_that_was_stopped_says_where_it_goes_on(made, root, tmp_path, mon
     done = invoke("tune", made.folder, *given)
     steps = plan_update(made.folder, root / "y-month").steps
     assert f"peak 0.001: it was stopped, and goes on after step 1 of {steps}" in done.output
+
+
+def test_tuning_needs_room_and_names_what_others_left(made, root, tmp_path, monkeypatch):
+    left = tmp_path / "tune" / "checkpoints" / "other" / "task.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(2_000_000))
+    tune = functools.partial(tuning.tune, made, root / "y-month", folder=tmp_path / "tune")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+        with pytest.raises(CmpError, match=r"tune: the update needs about .* make room"):
+            tune()
+    monkeypatch.setattr(tuning, "_scores_of", lambda *_: {"A_KA": 50.0})
+    with pytest.warns(UserWarning, match=r"tune/checkpoints: has 0\.002 GB .* or delete this"):
+        tune()
 
 
 @pytest.mark.defect

@@ -243,6 +243,8 @@ def arrive(
         arrival = Arrival(number, name, role, EMBEDDED)
         return Ledger((*ledger.arrivals, arrival), ledger.pictures), ArrivalReport()
     path = Path(os.path.abspath(os.path.expanduser(folder)))
+    if role == "adapt" and path.is_symlink():  # such as "latest", which soon leads elsewhere
+        path = path.resolve()
     for option, text in ((OPTIONS[role], str(path)), ("--name", name)):
         if HALF_CHARACTER.search(text):
             raise CmpError(f"{option}: {text!r}: name is not UTF-8; choose another")

@@ -17,7 +17,7 @@ import pandas as pd
 from torch import from_numpy
 from tqdm.auto import tqdm
 
-from cmp import models, starts
+from cmp import __version__, models, starts
 from cmp.errors import CmpError, Interrupted
 from cmp.files import atomic_folder, check_new, save_tensors
 from cmp.releases import ledger as ledgers
@@ -90,10 +90,12 @@ def check_folder(plan: UpdatePlan, folder: Path) -> None:
         CmpError: It cannot; the message says why.
     """
     if release.is_release(folder):
-        if release.read_release(folder).record.id == plan.id:
+        record = release.read_release(folder).record
+        if record.id == plan.id:
             return
         raise CmpError(
-            f"{folder}: contains another release, and releases are never changed; name a new folder"
+            f"{folder}: contains another release{_by_other_version(record.provenance)}, and "
+            "releases are never changed; name a new folder"
         )
     plan.check_parent()
     release.refuse_inside(folder, str(folder))
@@ -105,9 +107,19 @@ def check_folder(plan: UpdatePlan, folder: Path) -> None:
     unfinished = latest_progress(work)
     if unfinished and unfinished.run != plan.id and not _diverged_early(work, unfinished):
         raise CmpError(
-            f"{folder}: an update with other images or settings was stopped here; repeat its "
-            f"command, or delete {work}"
+            f"{folder}: an update with other images or settings"
+            f"{_by_other_version(unfinished.machine)} was stopped here; repeat its command, or "
+            f"delete {work}"
         )
+
+
+def _by_other_version(machine: Mapping[str, Any]) -> str:
+    """Return words on the version of this package that computed something, if it is another one:
+    the same update may have another id there."""
+    made = machine.get("cmp", __version__)
+    if made == __version__:
+        return ""
+    return f" (or the same, by cmp {made}, while this is cmp {__version__}: install cmp {made})"
 
 
 def _diverged_early(work: Path, unfinished: Progress) -> bool:
@@ -150,7 +162,10 @@ def compute_update(
     if not processes.rank():
         check_room(plan, folder)
     with update_manager(plan, work, device) as manager:
-        if not manager:
+        [is_written] = processes.all_reduce_max(bool(manager) and release.is_release(folder))
+        if is_written:  # by another command, which had the lock until now
+            check_folder(plan, folder)
+        elif not manager:
             train_update(plan, device, execution)
         else:
             unfinished = latest_progress(work)
@@ -169,13 +184,14 @@ def compute_update(
     return release.read_release(folder)
 
 
-def check_room(plan: UpdatePlan, folder: Path) -> str:
+def check_room(plan: UpdatePlan, folder: Path, work: Path | None = None) -> str:
     """Check that the disk has room for two checkpoints and two models, less the checkpoints that
     are there if the update was stopped. The release keeps one of each, and shares others.
 
     Args:
         plan: The update.
-        folder: The folder of the release.
+        folder: The folder of the release, or of what tuning keeps.
+        work: The folder of the checkpoints; if None, `working_folder`.
 
     Returns:
         How much room it needs, and how much there is.
@@ -185,7 +201,8 @@ def check_room(plan: UpdatePlan, folder: Path) -> str:
     """
     network = models.create_on_meta(plan.config.model.name)
     weights = sum(x.nbytes for x in network.state_dict().values())
-    saved = sum(path.stat().st_size for path in checkpoint_files(working_folder(folder)))
+    work = work or working_folder(folder)
+    saved = sum(path.stat().st_size for path in checkpoint_files(work))
     needed = max((2 * STATE_COPIES + 2) * weights - saved, 0)
     place = next(path for path in folder.absolute().parents if path.exists())
     if (free := shutil.disk_usage(place).free) < needed:
