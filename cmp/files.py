@@ -416,6 +416,25 @@ def tensors_digest(tensors: "Mapping[str, Tensor]") -> str:
     return digest.hexdigest()
 
 
+def save_tensors(
+    tensors: "dict[str, Tensor]", path: Path, header: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file with the permissions of any other new file; the library's own keep
+    it from other users, whatever the umask.
+
+    Args:
+        tensors: The tensors, none of which share memory.
+        path: The file.
+        header: Texts for its header.
+    """
+    from safetensors.torch import save_file  # imports torch, which most commands do not need
+
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, header)
+    path.chmod(mode)
+
+
 def write_tensors(tensors: "dict[str, Tensor]", header: dict, folder: Path, name: str) -> Path:
     """Write NAME-HASH.safetensors, where HASH is that of its content, and return its path.
 
@@ -427,8 +446,6 @@ def write_tensors(tensors: "dict[str, Tensor]", header: dict, folder: Path, name
         folder: The folder of the file, created if it is missing.
         name: The first part of the file's name.
     """
-    from safetensors.torch import save_file  # imports torch, which most commands do not need
-
     places, own = set(), {}
     for key, x in tensors.items():
         x = x.detach().contiguous()
@@ -437,7 +454,7 @@ def write_tensors(tensors: "dict[str, Tensor]", header: dict, folder: Path, name
         places.add(x.data_ptr())
     with partial_folder(folder) as place:
         partial = place / "tensors"
-        save_file(own, partial, header)
+        save_tensors(own, partial, header)
         path = folder / f"{name}-{file_digest(partial)}.safetensors"
         sync_to_disk(partial)
         os.replace(partial, path)

@@ -20,7 +20,7 @@ import open_clip
 import torch
 from open_clip import factory
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +28,7 @@ from cmp import files, parsing, project, starts
 from cmp.config import Model
 from cmp.data import Preprocessing, to_device
 from cmp.errors import CmpError, explain_errors, first_line
-from cmp.files import tensors_digest, write_tensors
+from cmp.files import save_tensors, tensors_digest, write_tensors
 
 MAX_LOGIT_SCALE = math.log(100)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
@@ -564,7 +564,8 @@ def export_weights(model: Network, path: Path) -> None:
                 del weights[f"{name}.{part}.weight"], weights[f"{name}.{part}.bias"]
             weights |= {f"{name}.{key}": x for key, x in module.joined().items()}
     metadata = {PREPROCESSING: json.dumps(model.visual.preprocess_cfg)}
-    save_file({name: x.detach().cpu().contiguous() for name, x in weights.items()}, path, metadata)
+    own = {name: x.detach().cpu().contiguous() for name, x in weights.items()}
+    save_tensors(own, path, metadata)
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -62,9 +62,8 @@ def hub_config(name: str) -> dict[str, Any]:
         CmpError: The config cannot be read.
     """
     try:
-        if name.startswith("local-dir:"):
-            path = Path(name.removeprefix("local-dir:"), "open_clip_config.json")
-            about = parsing.parse_json(parsing.read_text(path))
+        if folder := model_folder(name):
+            about = parsing.parse_json(parsing.read_text(folder / "open_clip_config.json"))
         else:
             about = _downloaded_config(name.removeprefix("hf-hub:"))
         about = {"preprocess_cfg": {}} | about
@@ -90,9 +89,9 @@ def tokenizer_digests(name: str) -> dict[str, str]:
         CmpError: The config of a hub's or folder's model cannot be read.
     """
     text_config = hub_config(name)["model_cfg"].get("text_cfg", {})
-    if not name.startswith("local-dir:") or not text_config.get("hf_tokenizer_name"):
+    folder = model_folder(name)
+    if not folder or not text_config.get("hf_tokenizer_name"):
         return {}  # open_clip takes CLIP's own, or that of another model
-    folder = Path(name.removeprefix("local-dir:"))
     paths = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
     return {path.name: files.file_digest(path) for path in paths}
 
@@ -115,6 +114,11 @@ def known_name(name: str) -> str:
 def is_hub(name: str) -> bool:
     """Return whether a model's name is the location of its config and weights."""
     return name.startswith(HUB_PREFIXES)
+
+
+def model_folder(name: str) -> Path | None:
+    """Return the folder of a model that is named by it, or None."""
+    return Path(name.removeprefix("local-dir:")) if name.startswith("local-dir:") else None
 
 
 def usual_prompt(name: str) -> str:

@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import cli, config, evaluation, models, starts
+from cmp import __version__, cli, config, evaluation, models, starts
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.files import file_digest
 from cmp.parsing import read_yaml
@@ -41,10 +41,11 @@ from cmp.releases import (
 )
 from cmp.releases.update_plan import plan_update
 from cmp.runs import launch, logs
-from cmp.runs.checkpoints import CheckpointManager, latest_progress
+from cmp.runs.checkpoints import CheckpointManager, latest_progress, write_checkpoint
 from cmp.runs.identity import json_digest
 from cmp.runs.runner import Observer
 
+ONE_STEP = ("training.task_steps=[1]",)
 QUICK = ("EMA",)
 """Settings that every test run compares; `make test-long` compares the others."""
 
@@ -121,6 +122,34 @@ def test_a_release_holds_what_serves_judges_and_goes_on(releases, made):
     assert first == done.seconds and 0 < second < later.progress().seconds  # that of both
     assert later.record.parent == made.record.id
     assert {x.name for x in releases.iterdir()} == {"1", "2"}  # nothing is left beside them
+
+
+def test_other_users_may_read_a_release_as_any_new_file(made, tmp_path):
+    (tmp_path / "plain").touch()
+    files = [path for path in made.folder.rglob("*") if path.is_file()]
+    modes = {path.name: path.stat().st_mode for path in files}
+    assert modes == dict.fromkeys(modes, (tmp_path / "plain").stat().st_mode)
+
+
+def test_a_model_in_a_folder_is_found_by_later_updates(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base, place = forked.clip_folder(tmp_path / "clip", 0), tmp_path / "elsewhere"
+    settings = [*months.SMALL, *ONE_STEP]
+    plan = plan_update("local-dir:clip", root / "z-month", settings, pool=root / "pool")
+    made = update.compute_update(plan, tmp_path / "1")
+    words = f"the config and tokenizer in {base}, so leave"
+    assert words in made.path(release.CARD_FILE).read_text()
+    place.mkdir()
+    monkeypatch.chdir(place)
+    plan_second(made, root)
+    words = f"{base}: the config and tokenizer of the model are read from there"
+    assert f"{words}\n" in invoke("release", "show", made.folder).stdout
+    base.rename(place / "clip")
+    assert f"{words}, but that is not there\n" in invoke("release", "show", made.folder).stdout
+    with pytest.raises(CmpError, match=r"clip: is not there, .*put it back, or a link"):
+        plan_second(made, root)
+    base.symlink_to(place / "clip")
+    plan_second(made, root)
 
 
 def test_a_model_is_found_beside_a_folder_of_its_name(made, root, tmp_path, monkeypatch):
@@ -891,6 +920,13 @@ def test_a_warmup_that_an_earlier_month_was_too_short_for_is_taken(root, tmp_pat
         launch.resolve_run(config.parse(whole))
 
 
+def test_a_link_that_leads_to_the_newest_month_is_followed(own_root):
+    (own_root / "latest").symlink_to("z-month")
+    plan = plan_update(months.START, own_root / "latest", months.SMALL, pool=own_root / "pool")
+    assert plan.ledger.arrivals[-1].folder == str(own_root.resolve() / "z-month")
+    assert plan.name == "z-month" and plan.id == months.plan_first(own_root).id
+
+
 def test_moved_folders_are_found_and_checked(own_root, tmp_path):
     made = first(own_root, tmp_path)
     (own_root / "z-month").rename(tmp_path / "elsewhere")
@@ -997,15 +1033,20 @@ def damage(path):
     return content
 
 
-def test_a_damaged_release_is_refused_before_anything_is_computed(made, root):
-    for name in (made.record.state, release.LEDGER_FILE, release.RECORD_FILE):
+def test_a_damaged_release_is_refused_before_anything_is_computed(made, root, tmp_path):
+    needed = (release.WEIGHTS_FILE, release.MATRIX_FILE, release.LEDGER_FILE, *made.slimmable())
+    for name in (*needed, release.RECORD_FILE):
         path = made.folder / name
         content = damage(path)
         with pytest.raises(CmpError) as error:
-            plan_second(made, root)
+            update.check_folder(plan_second(made, root), tmp_path / "2")
         assert path.name in str(error.value)
+        if name in needed:
+            path.unlink()
+            with pytest.raises(CmpError, match=rf"{path.name}: is missing; .*copy the release"):
+                update.check_folder(plan_second(made, root), tmp_path / "2")
         path.write_bytes(content)
-    plan_second(made, root)
+    update.check_folder(plan_second(made, root), tmp_path / "2")
 
 
 @pytest.mark.defect
@@ -1089,6 +1130,44 @@ def test_a_release_that_another_goes_on_from_is_slimmed_at_once(made, later):
     assert "add --newest" in str(invoke("release", "slim", later.folder).exception)
 
 
+def test_the_last_state_of_a_stream_is_not_slimmed(made, later, root, tmp_path):
+    def refused():
+        return str(invoke("release", "slim", made.folder).exception)
+
+    (later.folder / release.START_FILE).rename(tmp_path / "start")
+    assert "no release beside it goes on from it and has its own state" in refused()
+    (tmp_path / "start").rename(later.folder / release.START_FILE)
+
+    def stop(task, step, result, model):
+        signal.raise_signal(signal.SIGINT)
+
+    for parent in (later, made):
+        out = made.folder.with_name(f"after {parent.folder.name}")
+        with pytest.raises(Interrupted):
+            plan = plan_update(parent, root / "x-month", ONE_STEP)
+            update.compute_update(plan, out, Observer(step=stop))
+    work = update.working_folder(out)
+    assert f"the unfinished update in {work} may start from it" in refused()
+    shutil.rmtree(work)
+    assert invoke("release", "slim", made.folder).exit_code == 0  # the other goes on from `later`
+
+
+def test_a_finished_month_is_found_again_after_the_one_before_is_slimmed(made, later, root):
+    release.slim(made.folder)
+    month = ("update", made.folder, "--data", root / "y-month", "-o")
+    done = invoke(*month, later.folder)
+    assert done.exit_code == 0 and f"already there: {later.folder}" in done.stdout, done.output
+    error = invoke(*month, made.folder.with_name("3")).exception
+    assert "`cmpt release slim` removed it" in str(error)
+
+
+def test_a_release_whose_state_is_lost_is_not_called_slimmed(made, root, tmp_path):
+    (made.folder / made.record.state).unlink()
+    said = invoke("release", "show", made.folder)
+    assert said.exit_code == 1 and "all files but 1 are intact" in said.stdout, said.output
+    assert "is missing; slimmed, or not copied whole: copy the release again" in said.stdout
+
+
 def test_a_release_is_never_changed(made, root, tmp_path):
     again = first(root, tmp_path, "evaluation.subset=null")
     assert again.record == made.record  # the same command finds it
@@ -1164,6 +1243,34 @@ def test_two_at_once_are_one_too_many(root, tmp_path):
     computing = CheckpointManager(plan.id, folder=place)
     with computing, pytest.raises(CmpError, match="another process"):
         update.compute_update(plan, out)
+
+
+def test_of_two_that_began_at_once_one_trains(root, tmp_path, monkeypatch):
+    """The other passes the first check while the release is not there, and then gets the lock."""
+    plan, out, check = months.plan_first(root, *ONE_STEP), tmp_path / "1", update.check_room
+    made = []
+
+    def write_meanwhile(*given):
+        monkeypatch.setattr(update, "check_room", check)
+        made.append(update.compute_update(plan, out))
+        monkeypatch.setattr(update, "train_update", lambda *_: pytest.fail("trained again"))
+        return check(*given)
+
+    monkeypatch.setattr(update, "check_room", write_meanwhile)
+    assert update.compute_update(plan, out).record == made[0].record
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] == "."] == []
+
+
+def test_what_another_version_computed_is_not_called_another_update_only(
+    made, root, tmp_path, monkeypatch
+):
+    plan, out = plan_second(made, root), tmp_path / "stopped"
+    write_checkpoint(made.state(), update.working_folder(out))
+    monkeypatch.setattr(update, "__version__", "99.0")
+    for folder in (out, made.folder):
+        words = rf"\(or the same, by cmp {__version__}, while this is cmp 99\.0: install cmp"
+        with pytest.raises(CmpError, match=words):
+            update.check_folder(plan, folder)
 
 
 def test_another_update_that_was_stopped_is_not_overwritten(made, root, tmp_path):
@@ -1314,6 +1421,20 @@ def test_tuning_that_was_stopped_says_where_it_goes_on(made, root, tmp_path, mon
     done = invoke("tune", made.folder, *given)
     steps = plan_update(made.folder, root / "y-month").steps
     assert f"peak 0.001: it was stopped, and goes on after step 1 of {steps}" in done.output
+
+
+def test_tuning_needs_room_and_names_what_others_left(made, root, tmp_path, monkeypatch):
+    left = tmp_path / "tune" / "checkpoints" / "other" / "task.safetensors"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(2_000_000))
+    tune = functools.partial(tuning.tune, made, root / "y-month", folder=tmp_path / "tune")
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+        with pytest.raises(CmpError, match=r"tune: the update needs about .* make room"):
+            tune()
+    monkeypatch.setattr(tuning, "_scores_of", lambda *_: {"A_KA": 50.0})
+    with pytest.warns(UserWarning, match=r"tune/checkpoints: has 0\.002 GB .* or delete this"):
+        tune()
 
 
 @pytest.mark.defect

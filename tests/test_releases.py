@@ -139,6 +139,7 @@ def test_the_images_of_a_table_that_is_broken_are_not_gone(tmp_path, change, wor
     arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
     (month / "t.csv").write_text(text.replace(*change), encoding="latin-1")
     refuse_to_look(arrived, month, f".*{words}")
+    assert arrivals.locate(arrived.without([0]))[2] == 0  # a pool that was replaced is not read
     (month / "t.csv").unlink()  # on purpose, like images in a folder
     assert arrivals.locate(arrived, True)[2] == 4
     (month / "t.csv").write_text(text)
@@ -476,6 +477,19 @@ def test_a_pool_replaces_the_embedded_one(corpus, tmp_path):
     assert start["split"][kept].tolist() == before.table["split"][kept].tolist()
 
 
+def test_a_pool_that_is_given_again_is_kept_as_it_is(first, root, tmp_path):
+    plan = update_plan.plan_update(first, root / "y-month", pool=root / "pool")
+    assert plan.id == update_plan.plan_update(first, root / "y-month").id
+    own, prompt = classes(tmp_path / "own"), "a photo of a {}"
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(own), "pool")
+    arrived, _ = arrivals.arrive(arrived, str(classes(tmp_path / "month", prefix="x")), "adapt")
+    same, [said] = update_plan._arrive_beside(arrived, str(own), "pool", prompt)
+    assert same is arrived and said.startswith(f"--pool: {own} is the pool of this stream already")
+    (own / "oak" / "5.png").unlink()
+    changed, said = update_plan._arrive_beside(arrived, str(own), "pool", prompt)
+    assert len(changed.arrivals) == 3 and not said
+
+
 def test_a_gate_is_a_path_in_any_form(tmp_path, monkeypatch):
     (tmp_path / "gate.yaml").write_text("A_ZS: {drop: 1}")
     seen = []
@@ -517,5 +531,6 @@ def test_a_slim_release_serves_and_ends_the_stream(first, root, tmp_path):
     assert release.slim(made.folder) == size
     assert not start.exists() and not state.exists() and first.path(release.START_FILE)
     assert release.read_release(made.folder).ledger().pictures
+    plan = update_plan.plan_update(made, root / "x-month")
     with pytest.raises(CmpError, match="slim"):
-        update_plan.plan_update(made, root / "x-month")
+        update.compute_update(plan, tmp_path / "3")

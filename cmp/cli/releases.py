@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
+from cmp import starts
 from cmp.cli import shared
 from cmp.cli.results import print_log
 from cmp.errors import CmpError
 from cmp.releases import arrivals, release
+from cmp.releases.update import find_unfinished
 
 
 def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
@@ -25,7 +27,7 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
         cmpt release show releases/2026-02
     """
     made = release.read_release(folder)
-    removed, faults = made.slimmable(), {}
+    removed, faults = made.slimmable() if made.is_slimmed else (), {}
     for name in made.record.files:
         if name not in removed or (folder / name).exists():
             try:
@@ -39,12 +41,12 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
     columns = ("", "update", "images", "steps", "batch", "peak", "seconds")
     shared.print_table(columns, rows, release.describe(made))
     print_log(folder / release.LOG_FILE)
-    is_whole = all((folder / name).exists() for name in removed)
-    others = "all files" if is_whole else "slimmed, so no update can start from it; all other files"
+    is_slim = made.is_slimmed and not made.has_state
+    others = "slimmed, so no update can start from it; all other files" if is_slim else "all files"
     typer.echo(f"{others}{f' but {len(faults)}' if faults else ''} are intact")
     for fault in faults.values():
         typer.echo(fault)
-    if is_whole and release.LEDGER_FILE not in faults:
+    if made.has_state and release.LEDGER_FILE not in faults:
         typer.echo("\n".join(_needs(made)))
     if faults:
         raise typer.Exit(1)
@@ -55,7 +57,10 @@ def _needs(made: release.Release) -> Iterable[str]:
     yield "the next update needs this folder, and each earlier image where it was:"
     for folder, (needed, there, reason) in arrivals.count_present(made.ledger()).items():
         yield f"  {reason or f'{folder}: {there:,} of {needed:,} images are there'}"
-    yield "if a folder has moved, give the update --moved OLD=NEW"
+    if folder := starts.model_folder(made.config.model.name):
+        is_gone = "" if folder.is_dir() else ", but that is not there"
+        yield f"  {folder}: the config and tokenizer of the model are read from there{is_gone}"
+    yield "if a folder of images has moved, give the update --moved OLD=NEW"
 
 
 def slim(folder: Annotated[Path, typer.Argument(metavar="RELEASE")], newest: bool = False) -> None:
@@ -66,17 +71,22 @@ def slim(folder: Annotated[Path, typer.Argument(metavar="RELEASE")], newest: boo
 
     Args:
         folder: The folder of the release.
-        newest: Slim it even if no release in the same folder continues from it.
+        newest: Slim it even if your next update, or an unfinished one, may start from it.
 
     Example:
         cmpt release slim releases/2026-01
     """
     made = release.read_release(folder)
     beside = release.releases_beside(made)
-    if not newest and made.record.id not in [each.record.parent for each in beside]:
+    if not newest and not any(_goes_on_from(made, each) for each in beside):
         raise CmpError(
-            f"{folder}: no release beside it goes on from it, so your next update may need it; "
-            "to slim it all the same, add --newest"
+            f"{folder}: no release beside it goes on from it and has its own state, so your next "
+            "update may need it; to slim it all the same, add --newest"
+        )
+    if not newest and (work := find_unfinished(made)):
+        raise CmpError(
+            f"{folder}: the unfinished update in {work} may start from it; finish that, or delete "
+            "its folder; to slim the release all the same, add --newest"
         )
     freed = release.slim(folder)
     parents = [each.folder for each in beside if each.record.id == made.record.parent]
@@ -85,6 +95,11 @@ def slim(folder: Annotated[Path, typer.Argument(metavar="RELEASE")], newest: boo
         f"{folder}: {freed / 2**20:,.0f} MiB freed; no update can start from it any more, unless "
         f"you repeat its own update{start} with another -o"
     )
+
+
+def _goes_on_from(made: release.Release, later: release.Release) -> bool:
+    """Return whether another release has the state of the same stream after more updates."""
+    return later.has_state and made.record.id in [x.id for x in later.record.updates[:-1]]
 
 
 app = shared.make_group(__doc__, show, slim)

@@ -8,13 +8,12 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
-from safetensors.torch import save_file
 
 from cmp import budgets, config, evaluation, models, starts
 from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError, explain_errors
-from cmp.files import check_digest, listed_file, make_folder, write_atomic
+from cmp.files import check_digest, listed_file, make_folder, save_tensors, write_atomic
 from cmp.parsing import parse_json, parse_record, read_yaml
 from cmp.runs import identity, verify
 from cmp.runs.checkpoints import CheckpointManager
@@ -132,7 +131,7 @@ def pretrain(
 def save_base(weights: dict[str, torch.Tensor], path: Path) -> None:
     """Write a base in 8 bits, and its sha256 beside it."""
     with listed_file(path) as partial:
-        save_file(embedded_models.quantize(weights), partial)
+        save_tensors(embedded_models.quantize(weights), partial)
 
 
 def make_card(

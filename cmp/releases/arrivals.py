@@ -243,6 +243,8 @@ def arrive(
         arrival = Arrival(number, name, role, EMBEDDED)
         return Ledger((*ledger.arrivals, arrival), ledger.pictures), ArrivalReport()
     path = Path(os.path.abspath(os.path.expanduser(folder)))
+    if role == "adapt" and path.is_symlink():  # such as "latest", which soon leads elsewhere
+        path = path.resolve()
     for option, text in ((OPTIONS[role], str(path)), ("--name", name)):
         if HALF_CHARACTER.search(text):
             raise CmpError(f"{option}: {text!r}: name is not UTF-8; choose another")
@@ -387,7 +389,8 @@ def _locate_set(
     """
     dataset = manifest_of(tree)
     files: dict[tuple[str, int], dict[str, Any]] = {}
-    index, reason = _read_again(arrival, tree, [x.source for x in pictures if x.split])
+    wanted = [picture.source for picture in pictures if picture.split]
+    index, reason = _read_again(arrival, tree, wanted) if wanted else (None, "")
     if reason:
         raise CmpError(f"{reason}; nothing was left out")
     if index is not None:

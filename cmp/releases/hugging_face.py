@@ -17,7 +17,6 @@ import torch
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
 from open_clip.transformer import TextTransformer, VisionTransformer
-from safetensors.torch import save_file
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 from cmp import models, starts
 from cmp.data import Preprocessing
 from cmp.errors import CmpError
+from cmp.files import save_tensors
 from cmp.models import Network
 from cmp.releases.exports import (
     TEXTS,
@@ -145,7 +145,7 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
         )
     tokenizer = None if probe.no_tokenizer else models.tokenizer(name)
     with export_folder(folder, FILES) as partial, quiet_transformers():
-        save_file(tensors, partial / "model.safetensors", {"format": "pt"})
+        save_tensors(tensors, partial / "model.safetensors", {"format": "pt"})
         write_json(partial / "preprocessor_config.json", settings)
         write_json(partial / "config.json", describe_network(model, kind, probe, tokenizer))
         notes = [PIXELS, *write_tokenizer(name, tokenizer, probe, partial)]

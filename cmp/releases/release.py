@@ -44,6 +44,8 @@ CARD_FILE, REPORT_FILE = "README.md", "report.html"
 SCORES_FILE, MATRIX_FILE, HITS_FILE = "scores.parquet", "matrix.parquet", "hits.safetensors"
 LOG_FILE = "log.jsonl"
 LEDGER_FILE, START_FILE = "state/pictures.parquet", "state/start.safetensors"
+SLIMMED_FILE = "state/slimmed"
+"""An empty file that `slim` leaves, so that what it removed is not taken for lost."""
 REMEDY = "; get the release again from its source"
 RECORD_ERRORS = LookupError, TypeError
 """Errors of a record or a table with other keys or types, besides `ValueError`."""
@@ -135,11 +137,14 @@ class Release:
         if name not in self.record.files:
             raise CmpError(f"{self.folder / RECORD_FILE}: files: lacks {name}; copy it again")
         if not path.is_file():
-            removed = (
-                "; `cmpt release slim` removed it, so no update can start from this release; "
-                "repeat its update with another -o"
-            )
-            raise CmpError(f"{path}: is missing{removed if name in self.slimmable() else ''}")
+            again = "repeat the update that made this release with another -o"
+            if name not in self.slimmable():
+                why = "copy the release again"
+            elif self.is_slimmed:
+                why = f"`cmpt release slim` removed it, so no update can start from here; {again}"
+            else:
+                why = f"slimmed, or not copied whole: copy the release again, or {again}"
+            raise CmpError(f"{path}: is missing; {why}")
         if _digest_at(path) != self.record.files[name]:
             raise CmpError(f"{path}: damaged: its hash differs from the one in {RECORD_FILE}")
         return path
@@ -147,6 +152,16 @@ class Release:
     def slimmable(self) -> tuple[str, str]:
         """Return the files that only a further update needs."""
         return self.record.state, START_FILE
+
+    @property
+    def is_slimmed(self) -> bool:
+        """Whether `cmpt release slim` removed these files."""
+        return (self.folder / SLIMMED_FILE).exists()
+
+    @property
+    def has_state(self) -> bool:
+        """Whether these files are there, so that an update can start from the release."""
+        return all((self.folder / name).exists() for name in self.slimmable())
 
     def ledger(self) -> Ledger:
         """Return the images that arrived so far.
@@ -310,6 +325,9 @@ def slim(folder: str | Path) -> int:
     # releases of one stream may share a file by hard links; then deleting one link frees nothing
     stats = [path.stat() for path in paths if path.exists()]
     freed = sum(stat.st_size for stat in stats if stat.st_nlink == 1)
+    if stats:
+        with contextlib.suppress(OSError):  # it is there already, or the disk is full
+            (release.folder / SLIMMED_FILE).touch(exist_ok=False)
     for path in paths:
         path.unlink(missing_ok=True)
     return freed

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cmp.errors import CmpError, Diverged
 from cmp.evaluation import ROLES, make_test_sets
 from cmp.files import SHORT_ID, check_target, child_path, read_kept, write_atomic, write_kept
 from cmp.releases.sentences import count_of
-from cmp.releases.update import train_update, update_manager
+from cmp.releases.update import check_room, train_update, update_manager
 from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs import store
 from cmp.runs.runner import NO_OBSERVER, Observer
@@ -79,6 +80,7 @@ def tune(
     check_device(device)
     with processes.first_process_first():
         middle = plan_update(start, data, settings, **pictures).on_validation()
+    middle.check_parent()
     arrived = middle.corpus.by_role("adapt")
     if not any(len(middle.corpus.rows("validation", dataset=name)) for name in arrived):
         raise CmpError(
@@ -107,8 +109,20 @@ def tune(
     if not processes.rank():
         with contextlib.suppress(OSError):  # it has other checkpoints, or is gone
             (folder / "checkpoints").rmdir()
+        _warn_of_others(folder / "checkpoints")
     table = pd.DataFrame([{"peak": peak} | rows[peak] for peak in sorted(rows)])
     return table.assign(is_best=table["peak"] == best)
+
+
+def _warn_of_others(checkpoints: Path) -> None:
+    """Warn if checkpoints of other updates remain, since nothing else names their folder."""
+    sizes = [path.stat().st_size for path in checkpoints.rglob("*.safetensors")]
+    if sizes:
+        warnings.warn(
+            f"{checkpoints}: has {sum(sizes) / 1e9:.2g} GB of checkpoints of other updates, whose "
+            "tuning was stopped; repeat their commands, or delete this folder",
+            stacklevel=3,
+        )
 
 
 def describe_evidence(plan: UpdatePlan) -> str:
@@ -160,6 +174,8 @@ def _scores_of(
     work = folder / "checkpoints" / plan.id[:SHORT_ID]
     if known is not None and not work.exists():
         return known
+    if known is None and not processes.rank():
+        check_room(plan, folder, work)
     with update_manager(plan, work, device) as manager:
         if known is not None:  # killed before it had deleted the checkpoints
             return known

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import save_file
 from torch import from_numpy
 from tqdm.auto import tqdm
 
-from cmp import models, starts
+from cmp import __version__, models, starts
 from cmp.errors import CmpError, Interrupted
-from cmp.files import atomic_folder, check_new
+from cmp.files import atomic_folder, check_new, save_tensors
 from cmp.releases import ledger as ledgers
 from cmp.releases import release, sentences
 from cmp.releases.candidates import Candidate, split_start
@@ -65,8 +64,23 @@ def working_folder(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.update"
 
 
+def find_unfinished(parent: Release) -> Path | None:
+    """Return the folder of an unfinished update, beside a release, that may start from it.
+
+    Args:
+        parent: The release.
+    """
+    for work in sorted(parent.folder.absolute().parent.glob(".*.update")):
+        progress = latest_progress(work)
+        # it does not name its parent, but has one update more
+        if not progress or progress.config["stream"]["tasks"] == len(parent.record.updates) + 1:
+            return work
+    return None
+
+
 def check_folder(plan: UpdatePlan, folder: Path) -> None:
-    """Check that the release of an update can be written to a folder, or is there already.
+    """Check that an update can start, and that its release can be written to a folder; or that the
+    release is there already.
 
     Args:
         plan: The update.
@@ -76,11 +90,14 @@ def check_folder(plan: UpdatePlan, folder: Path) -> None:
         CmpError: It cannot; the message says why.
     """
     if release.is_release(folder):
-        if release.read_release(folder).record.id == plan.id:
+        record = release.read_release(folder).record
+        if record.id == plan.id:
             return
         raise CmpError(
-            f"{folder}: contains another release, and releases are never changed; name a new folder"
+            f"{folder}: contains another release{_by_other_version(record.provenance)}, and "
+            "releases are never changed; name a new folder"
         )
+    plan.check_parent()
     release.refuse_inside(folder, str(folder))
     check_new(folder)
     above = next(each for each in folder.absolute().parents if each.exists())
@@ -90,9 +107,19 @@ def check_folder(plan: UpdatePlan, folder: Path) -> None:
     unfinished = latest_progress(work)
     if unfinished and unfinished.run != plan.id and not _diverged_early(work, unfinished):
         raise CmpError(
-            f"{folder}: an update with other images or settings was stopped here; repeat its "
-            f"command, or delete {work}"
+            f"{folder}: an update with other images or settings"
+            f"{_by_other_version(unfinished.machine)} was stopped here; repeat its command, or "
+            f"delete {work}"
         )
+
+
+def _by_other_version(machine: Mapping[str, Any]) -> str:
+    """Return words on the version of this package that computed something, if it is another one:
+    the same update may have another id there."""
+    made = machine.get("cmp", __version__)
+    if made == __version__:
+        return ""
+    return f" (or the same, by cmp {made}, while this is cmp {__version__}: install cmp {made})"
 
 
 def _diverged_early(work: Path, unfinished: Progress) -> bool:
@@ -135,7 +162,10 @@ def compute_update(
     if not processes.rank():
         check_room(plan, folder)
     with update_manager(plan, work, device) as manager:
-        if not manager:
+        [is_written] = processes.all_reduce_max(bool(manager) and release.is_release(folder))
+        if is_written:  # by another command, which had the lock until now
+            check_folder(plan, folder)
+        elif not manager:
             train_update(plan, device, execution)
         else:
             unfinished = latest_progress(work)
@@ -154,13 +184,14 @@ def compute_update(
     return release.read_release(folder)
 
 
-def check_room(plan: UpdatePlan, folder: Path) -> str:
+def check_room(plan: UpdatePlan, folder: Path, work: Path | None = None) -> str:
     """Check that the disk has room for two checkpoints and two models, less the checkpoints that
     are there if the update was stopped. The release keeps one of each, and shares others.
 
     Args:
         plan: The update.
-        folder: The folder of the release.
+        folder: The folder of the release, or of what tuning keeps.
+        work: The folder of the checkpoints; if None, `working_folder`.
 
     Returns:
         How much room it needs, and how much there is.
@@ -170,7 +201,8 @@ def check_room(plan: UpdatePlan, folder: Path) -> str:
     """
     network = models.create_on_meta(plan.config.model.name)
     weights = sum(x.nbytes for x in network.state_dict().values())
-    saved = sum(path.stat().st_size for path in checkpoint_files(working_folder(folder)))
+    work = work or working_folder(folder)
+    saved = sum(path.stat().st_size for path in checkpoint_files(work))
     needed = max((2 * STATE_COPIES + 2) * weights - saved, 0)
     place = next(path for path in folder.absolute().parents if path.exists())
     if (free := shutil.disk_usage(place).free) < needed:
@@ -272,7 +304,7 @@ def write_release(
         result.metrics.to_parquet(partial / release.SCORES_FILE, index=False)
         matrix.to_parquet(partial / release.MATRIX_FILE, index=False)
         hits = {name: from_numpy(x) for name, x in result.hits.items()}
-        save_file(hits, partial / release.HITS_FILE)
+        save_tensors(hits, partial / release.HITS_FILE)
         score_sentences = _sentences(plan, result)
         card = release_card(
             record, plan.config, plan.corpus, comparison, plan.notes, score_sentences

@@ -97,6 +97,18 @@ class UpdatePlan:
         update_id = _update_id(run_config, self.parent, self.ledger, self.prompt, self.gone)
         return dataclasses.replace(self, id=update_id, config=run_config, fitted=fitted)
 
+    def check_parent(self) -> None:
+        """Check what training reads of the release that it starts from. Until then, that release
+        may be slimmed: the release of this update may be there already.
+
+        Raises:
+            CmpError: A file is missing or damaged, or an option has another source than before.
+        """
+        if self.parent:
+            for name in (release.WEIGHTS_FILE, release.MATRIX_FILE, *self.parent.slimmable()):
+                self.parent.path(name)
+            store.check_sources(self.parent.record.id, self.parent.progress().options)
+
     @property
     def name(self) -> str:
         """The update's name."""
@@ -167,6 +179,8 @@ def plan_update(
     is_other = Path(start).is_dir() and not starts.family_of(start)
     is_folder = release.is_release(Path(start)) or is_other
     parent = release.read_release(start) if is_folder else None
+    if parent:
+        _check_base(parent)
     _refuse_settings(tree, is_first=parent is None)
     base = parent.config.to_dict() if parent else _first_tree(start)
     prompt = _stream_prompt(prompt, parent, base["model"]["name"])
@@ -218,11 +232,23 @@ def _refuse_settings(tree: Mapping[str, Any], is_first: bool) -> None:
         raise CmpError(f"schedule.meta: {meta!r}: {FIXED_KEYS['schedule.peaks']}")
 
 
+def _check_base(parent: Release) -> None:
+    """Raise `CmpError` if the model that a stream began with was in a folder that is gone."""
+    folder = starts.model_folder(parent.config.model.name)
+    if folder and not folder.is_dir():
+        raise CmpError(
+            f"{folder}: is not there, but this stream began with the model in this folder, and "
+            "each update reads its config and tokenizer; put it back, or a link to its new place"
+        )
+
+
 def _first_tree(start: str) -> dict[str, Any]:
     """Return the config of a model's first update before the user's settings, as a tree."""
     name, weights = split_start(start)
     _check_name(start, name)
     family = starts.family_of(name)
+    if folder := starts.model_folder(name):  # later updates may be called from elsewhere
+        name = f"local-dir:{folder.absolute()}"
     section = {"name": name} | ({"start": weights} if weights else {})
     if not weights and not family:
         raise CmpError(
@@ -276,9 +302,13 @@ def _arrive_beside(
         raise CmpError("--retain: give a folder; embedded images can only be a pool")
     if folder == EMBEDDED and ledger.updates:
         raise CmpError("--pool: the embedded pool can be named at the first update only")
+    before, pools = ledger, []
     if role == "pool":
-        ledger = ledger.without([n for n, x in enumerate(ledger.arrivals) if x.role == role])
+        pools = [n for n, x in enumerate(ledger.arrivals) if x.role == role]
+        ledger = ledger.without(pools)
     ledger, report = arrivals.arrive(ledger, folder, role, prompt=prompt)
+    if pools and _brought_same(before, pools[-1], ledger):
+        return before, [f"--pool: {folder} is the pool of this stream already; leave it out"]
     said = [_similar_line("its", report)] if report.similar else []
     said = [f"{option}: {x}" for x in (*said, sentences.describe_skipped(report)) if x]
     trained = report.new.get("train", 0)
@@ -297,6 +327,16 @@ def _arrive_beside(
         f"--retain: {name}: {trained:,} of {count}, such as {some}, are not scored: {reason}"
     )
     return ledger, said
+
+
+def _brought_same(before: Ledger, number: int, after: Ledger) -> bool:
+    """Return whether an arrival in a ledger and the last one in another are the same folder with
+    the same images."""
+    brought = [
+        (ledger.arrivals[n], [x._replace(arrival=0) for x in ledger.pictures if x.arrival == n])
+        for ledger, n in ((before, number), (after, len(after.arrivals) - 1))
+    ]
+    return brought[0] == brought[1]
 
 
 def _similar_line(whose: str, report: ArrivalReport) -> str:
@@ -338,7 +378,6 @@ def _update_config(
                     f"{key}: {after[key]!r}, but this stream has {before[key]!r}, which cannot "
                     "change; start a new stream with --start"
                 )
-        store.check_sources(parent.record.id, parent.progress().options)
     return result
 
 
@@ -378,6 +417,8 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         yield f"{count_of(new_names, 'new name')}, {count_of(old_names, 'known name')}"
     if sentence := sentences.describe_unscored(report):
         yield sentence
+    if folder := starts.model_folder(plan.config.model.name):
+        yield f"each update reads the config and tokenizer in {folder}, so leave that in its place"
     yield from _describe_sets(plan.ledger, plan.config.model.name)
     yield from _describe_twins(plan.corpus)
     if report.again:

@@ -23,13 +23,12 @@ import pandas as pd
 import torch
 from pydantic.dataclasses import dataclass as checked_dataclass
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from cmp import config, models, registry
 from cmp.config import RunConfig
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES
-from cmp.files import SHORT_ID, WEIGHTS, atomic_folder, child_path, file_digest
+from cmp.files import SHORT_ID, WEIGHTS, atomic_folder, child_path, file_digest, save_tensors
 from cmp.parsing import parse_json, parse_record, read_table, refuse_later
 from cmp.project import build_folder
 from cmp.runs.identity import PLACEHOLDERS, json_digest
@@ -146,7 +145,7 @@ def save_run(run: StoredRun, model: models.Network | None = None) -> None:
             bits = {name: torch.from_numpy(np.packbits(hits)) for name, hits in run.hits.items()}
             counts = {name: len(hits) for name, hits in run.hits.items()}
             # a single key, since safetensors writes several in random order
-            save_file(bits, folder / HITS, {COUNTS: json.dumps(counts, sort_keys=True)})
+            save_tensors(bits, folder / HITS, {COUNTS: json.dumps(counts, sort_keys=True)})
         if model is not None:
             models.export_weights(model, folder / WEIGHTS)
         files = {path.name: file_digest(path) for path in folder.iterdir()}
