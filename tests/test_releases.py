@@ -163,6 +163,18 @@ def test_images_in_folders_that_are_no_classes_any_more_are_not_gone(tmp_path):
         arrivals.locate(arrived)
 
 
+def test_a_folder_with_new_capitals_counts_as_renamed_on_a_disk_that_ignores_case(
+    tmp_path, monkeypatch
+):
+    month = classes(tmp_path / "month")
+    arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
+    (month / "oak").rename(month / "Oak")
+    monkeypatch.setattr(arrivals, "exists", lambda path: True)
+    with pytest.raises(CmpError, match=r"6 images .* gone .*\(a renamed class folder counts as"):
+        arrivals.locate(arrived)
+    assert arrivals.locate(arrived, True)[2] == 6
+
+
 def test_a_copy_of_a_test_image_in_an_old_month_s_training_folder_changes_nothing(tmp_path):
     """It was taken for gone, and `--gone skip` would leave out the image for ever."""
     month = classes(tmp_path / "month", ["cat", "dog"], 3, "train/")

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import os
+import unicodedata
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -366,9 +367,13 @@ def _read_again(
         if dataset.reader.kind == "folder":
             place, read = root / dataset.reader.path, {*index.table["source"]}
             read |= {fault.where for fault in index.faults if fault.kind != folders.NO_CLASS}
-            if unread := next((x for x in sources if x not in read and exists(place / x)), None):
+            unread = [x for x in sources if x not in read and exists(place / x)]
+            if unread:  # a disk that ignores case has a renamed folder under both names
+                known = {*map(_fold, read)}
+                unread = [x for x in unread if _fold(x) not in known]
+            if unread:
                 raise CmpError(  # folders called train and test change which ones are classes
-                    f"{unread} is there, but in no folder that is now read as a class; undo what "
+                    f"{unread[0]} is there, but in no folder that is now read as a class; undo what "
                     "has changed, such as new folders with names of splits, or links to folders"
                 )
     except NoFilesError:
@@ -377,6 +382,12 @@ def _read_again(
         reason = str(error).removeprefix(f"{dataset.name}: ")
         return None, f"{arrival.folder}: its images cannot be looked for: {reason}"
     return index, ""
+
+
+def _fold(name: str) -> str:
+    """Return a name as disks compare it that ignore the case of letters and how accents are
+    encoded."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _locate_set(
