@@ -373,8 +373,9 @@ def _read_again(
                 unread = [x for x in unread if _fold(x) not in known]
             if unread:
                 raise CmpError(  # folders called train and test change which ones are classes
-                    f"{unread[0]} is there, but in no folder that is now read as a class; undo what "
-                    "has changed, such as new folders with names of splits, or links to folders"
+                    f"{unread[0]} is there, but in no folder that is now read as a class; undo "
+                    "what has changed, such as new folders with names of splits, or links to "
+                    "folders"
                 )
     except NoFilesError:
         return None, ""
