@@ -138,9 +138,9 @@ def evaluate(
             encode a share each (`cmp.scale.processes.share_rows`).
 
     Raises:
-        CmpError: There is nothing to score, the network does not take images of this size or is not
-            in fp32 (bf16 works with precision "bf16", too), or features are not finite, which would
-            make the nearest prompt arbitrary.
+        CmpError: There is nothing to score, or features are not finite, which would make the
+            nearest prompt arbitrary. The network does not take images of this size, or is neither
+            in fp32 nor, with precision "bf16", in bf16.
 
     Example:
         >>> model = cmp.load_model(cmp.RunConfig().model, seed=0)
@@ -172,9 +172,9 @@ def encode(
         share_rows: As in `evaluate`.
 
     Raises:
-        CmpError: There is nothing to score, the network does not take images of this size or is not
-            in fp32 (bf16 works with precision "bf16", too), or features are not finite, which would
-            make the nearest prompt arbitrary.
+        CmpError: There is nothing to score, or features are not finite, which would make the
+            nearest prompt arbitrary. The network does not take images of this size, or is neither
+            in fp32 nor, with precision "bf16", in bf16.
     """
     corpus.check_side(models.preprocessing(model).size, name)
     _check_types(model, precision)

@@ -127,9 +127,9 @@ def register(
         **facts: Declared properties, see `KINDS`.
 
     Raises:
-        CmpError: The kind, a property or a setting is unknown, the name is taken, a setting is one
-            that every option of the kind may read or has a default though the kind is not "method",
-            or a declared property does not hold.
+        CmpError: The kind, a property or a setting is unknown, the name is taken, or a declared
+            property does not hold. A setting is one that every option of the kind may read, or has
+            a default and the kind is not "method".
 
     Example:
         >>> @cmp.register("schedule", "sawtooth", continuous=False)
