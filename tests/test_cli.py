@@ -467,6 +467,27 @@ def test_a_fault_on_a_full_disk_says_how_to_see_it(fault, capsys, monkeypatch):
 
 
 @pytest.mark.defect
+def test_a_long_name_does_not_cut_off_the_numbers_beside_it(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    cells = ("12.3", "45.6", "−10.1", "−12.4 to 3.4", 12, "1.5", 1234)
+    others = ("–", "–", "–", "no interval", 0, "-", 0)
+    columns = ("", "before", "now", "change", "95%", "lost", "% lost", "gained")
+    shared.print_table(columns, [("a-set-" * 9, *cells), ("b", *others)])
+    said = capsys.readouterr().out
+    assert "−10.1 −12.4 to 3.4   12    1.5  1,234" in said and "no interval" in said
+    assert "a-set-" * 9 in "".join(line.split(" ")[1] for line in said.splitlines() if line)
+
+
+@pytest.mark.defect
+def test_a_locale_in_which_names_would_be_misread_is_refused(fault, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-1")
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert "not UTF-8 but iso8859-1, so names of files would be misread" in capsys.readouterr().err
+
+
+@pytest.mark.defect
 def test_a_terminal_without_all_letters_stops_nothing(fault, monkeypatch):
     streams = [io.TextIOWrapper(io.BytesIO(), "latin-1") for _ in "ab"]
     monkeypatch.setattr(sys, "stdout", streams[0])

@@ -6,6 +6,7 @@ import functools
 import html.parser
 import json
 import math
+import os
 import re
 
 import forked
@@ -853,6 +854,24 @@ def test_what_cannot_be_is_refused_before_anything_is_encoded(
     monkeypatch.setattr(evaluation, "encode", None)
     result = call("small", "small", *arguments)
     assert words in str(result.exception) and isinstance(result.exception, CmpError)
+
+
+def test_the_gate_is_judged_before_the_page_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "cmp.cli.comparing.compare_models", functools.partial(compare, fit_pictures=9)
+    )
+    (tmp_path / "gate.yaml").write_text("each: {drop: 0}")
+    common = ("small", "small", "--subset", 2, "--gate", tmp_path / "gate.yaml", "--threads", 1)
+    common += ("--report", tmp_path / "report.html")
+
+    def fail(*_, **__):
+        raise CmpError("report.html: no space left")
+
+    monkeypatch.setattr("cmp.releases.report.write_report", fail)
+    result = call(*common)
+    assert "limits kept" in result.output and "no space" in str(result.exception)
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    assert f"nothing can be written to the folder {tmp_path}" in str(call(*common).exception)
 
 
 def test_features_are_kept_by_set():

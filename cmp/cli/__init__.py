@@ -100,6 +100,12 @@ def main() -> None:
     if not hasattr(cmp, "__version__"):  # another package's `__init__.py`
         complain(foreign_sentence(foreign_owners()))
         sys.exit(2)
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        complain(
+            f"this locale is not UTF-8 but {encoding}, so names of files would be misread; set "
+            "PYTHONUTF8=1 or LANG=C.UTF-8"
+        )
+        sys.exit(2)
     output, errors = Output(sys.stdout), Output(sys.stderr)
     warnings.showwarning = lambda message, *_: complain(message)
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):

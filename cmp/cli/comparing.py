@@ -108,14 +108,14 @@ def compare(
     lines = gate.apply_gate(limits, comparison) if limits else []
     notes = [] if data else _release_notes(releases)
     typer.echo("\n".join(notes), nl=bool(notes))
-    if page:
-        report.write_report(comparison, page, gate=lines, notes=notes)
-        typer.echo(f"written: {page}")
     broken = [line for line in lines if not line.passed]
     for line in sorted(lines, key=lambda line: not line.passed):
         typer.echo(f"{'passed' if line.passed else 'broken'}: {line.sentence}")
     if lines:
         typer.echo(f"gate: {len(lines) - len(broken)} of {len(lines)} limits kept")
+    if page:  # last, since it may fail
+        report.write_report(comparison, page, gate=lines, notes=notes)
+        typer.echo(f"written: {page}")
     if broken:
         raise typer.Exit(1)
 

@@ -8,6 +8,7 @@ import copy
 import importlib
 import inspect
 import math
+import os
 import re
 import sys
 import textwrap
@@ -57,6 +58,8 @@ ROLE_NAMES = {
     "transfer": "transfer (reported separately)",
 }
 """The names of dataset roles in tables, in order."""
+NUMBERS = r"([-+−]?[\d.,/]*|–)( to [-−]?[\d.,]+)?|no interval"
+"""A pattern of cells that are numbers, or intervals as `interval_in_words` writes them."""
 
 
 def make_group(docstring: str, *functions: Callable[..., None]) -> typer.Typer:
@@ -121,11 +124,14 @@ def _split_sections(docstring: str) -> tuple[str, dict[str, str]]:
 
 
 def check_out(out: Path, option: str = "--out") -> None:
-    """Raise `CmpError` if the folder for an output does not exist, or is inside a release."""
+    """Raise `CmpError` if the folder for an output does not exist, is inside a release, or cannot
+    be written to."""
     from cmp.releases.release import refuse_inside
 
     if not out.parent.is_dir():
         raise CmpError(f"{option} {out}: the folder {out.parent} does not exist; create it first")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise CmpError(f"{option} {out}: nothing can be written to the folder {out.parent}")
     refuse_inside(out, f"{option} {out}")
 
 
@@ -172,7 +178,7 @@ def print_table(
     """Print a table that fits into 80 characters, without truncating numbers.
 
     Args:
-        columns: The headers. Columns of numbers are right-aligned.
+        columns: The headers. Columns of numbers and intervals are right-aligned.
         rows: The cells, as text or numbers; None draws a line.
         title: The heading.
     """
@@ -182,9 +188,9 @@ def print_table(
     title = title and clean_text(title)
     shown = table.Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for number, column in enumerate(columns):
-        is_number = all(re.fullmatch(r"[-+]?[\d.,/]*", row[number]) for row in rows if row)
-        justify = "right" if is_number else "left"
-        shown.add_column(column, justify=justify, no_wrap=is_number or not number)
+        is_number = all(re.fullmatch(NUMBERS, row[number]) for row in rows if row)
+        justify, overflow = ("right", "ellipsis") if is_number else ("left", "fold")
+        shown.add_column(column, justify=justify, overflow=overflow, no_wrap=is_number)
     for row in rows:
         shown.add_row(*row) if row else shown.add_section()
     console.Console(highlight=False, markup=False).print(shown)
