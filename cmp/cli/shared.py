@@ -58,6 +58,8 @@ ROLE_NAMES = {
     "transfer": "transfer (reported separately)",
 }
 """The names of dataset roles in tables, in order."""
+NUMBERS = r"([-+−]?[\d.,/]*|–)( to [-−]?[\d.,]+)?|no interval"
+"""A pattern of cells that are numbers, or intervals as `interval_in_words` writes them."""
 
 
 NUMBERS = r"([-+−]?[\d.,/]*|–)( to [-−]?[\d.,]+)?|no interval"
