@@ -527,7 +527,7 @@ class Disk:
         self.refused = set()
         for place, name in (
             *((os, name) for name in ("mkdir", "open", "fsync", "rename", "replace", "unlink")),
-            *((place, "save_file") for place in (safetensors.torch, models, store, pretraining)),
+            (safetensors.torch, "save_file"),
             (builtins, "open"), (io, "open"), (pd.DataFrame, "to_parquet"), (Image.Image, "save"),
         ):  # fmt: skip
             patch.setattr(place, name, self.watch(name, getattr(place, name)))
