@@ -123,7 +123,7 @@ def register(
         name: The name in configs, such as "sawtooth".
         settings: Config keys of the same section that only some options of the kind read, this
             one among them, such as "warmup". A key that every option may read is not listed.
-        **facts: Declared properties, see `KINDS`.
+        **facts: Declared properties, see the table in `CONTRIBUTING.md`.
 
     Raises:
         CmpError: The kind, a property or a setting is unknown, the name is taken, a setting is one
@@ -202,7 +202,7 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
     """Return the registered names of a kind.
 
     Args:
-        kind: One of `KINDS`.
+        kind: See `register`.
         setting: Return only options that read this config key.
         **facts: Return only options that declare these properties.
 
