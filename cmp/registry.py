@@ -207,8 +207,8 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
         **facts: Return only options that declare these properties.
 
     Example:
-        >>> cmp.option_names("merge_rule", base=False)
-        ['interpolation', 'slerp']
+        >>> cmp.option_names("merge_rule", count=2)
+        ['slerp']
     """
     options = options_of(kind)
     _check_facts(kind, facts)
@@ -236,12 +236,18 @@ def check_settings(kind: str, name: str, section: Any) -> None:
         section: A dataclass of `cmp.config`.
 
     Raises:
+        CmpError: An option declares a setting that the section does not have.
         ValueError: A key that belongs to other options of this kind is not at its default.
     """
-    options = options_of(kind)
-    read, fields = options[name].settings, type(section).__dataclass_fields__
+    options, of = options_of(kind), type(section)
+    read, fields = options[name].settings, of.__dataclass_fields__
     for option in options.values():
         for key in option.settings:
+            if key not in fields:
+                raise CmpError(
+                    f"{kind} {option.name!r}: settings: {key!r} is no field of "
+                    f"{of.__module__}.{of.__name__}; add it there with its default"
+                )
             if key not in read and getattr(section, key) != fields[key].default:
                 users = ", ".join(option_names(kind, key))
                 raise ValueError(f"{key}: not used by {name!r}, only by {users}")

@@ -265,8 +265,8 @@ def reading(low: float, high: float) -> str:
     return "hurts, size open" if high < 0 else "open"
 
 
-CAME_LATER = {"window": 0.25, "protect": 0.5, "task_steps": []}
-"""Keys that older tables lack, with their defaults. Other later keys have no value by default."""
+DEFAULTS = json.loads(Path(__file__).with_name("golden.json").read_text())["defaults"]
+"""The value of each key in a config that does not set it; older tables lack later keys."""
 
 
 def row_of(tree: dict) -> str:
@@ -279,7 +279,7 @@ def row_of(tree: dict) -> str:
         kept["mixture"] = tree["mixture"] | third | {"replay": 0.5, "select": "concepts"}
         kept["training"] = tree["training"] | {"batch": 64}
     said = {
-        key: {k: x for k, x in part.items() if x is not None and x != CAME_LATER.get(k)}
+        key: {k: x for k, x in part.items() if x != DEFAULTS.get(f"{key}.{k}")}
         if isinstance(part, dict)
         else part
         for key, part in kept.items()

@@ -108,6 +108,16 @@ def test_every_option_of_the_package_is_found_by_its_facts(kind):
             assert name in option_names(kind, setting)
 
 
+def test_a_setting_of_the_package_that_the_config_lacks_is_named(notebook):
+    cell = (
+        'import cmp\ncmp.register("merge_rule", "mine", ("scale", "radius"))(lambda *given: None)'
+    )
+    notebook(cell, module="cmp.merging.mine")
+    words = "merge_rule 'mine': settings: 'radius' is no field of cmp.config.Merging; add it there"
+    with pytest.raises(CmpError, match=words):
+        config.parse({})
+
+
 # --- what is registered twice
 
 

@@ -60,8 +60,8 @@ def merge(
         rule: A registered rule, such as "ties".
         models: State dicts with the same names and shapes, newest first, all on one device.
         base: The weights before the stream, for rules on task vectors.
-        **settings: `weights`, `draw`, and the settings in `cmp.merging.rules.MERGE_SETTINGS` that
-            the rule reads, such as `density`.
+        **settings: `weights`, `draw`, and settings of `cmp.Merging` that the rule reads for each
+            tensor, such as `density`.
 
     Returns:
         New tensors by name, with the newest model's types. The arguments are not changed.
