@@ -64,6 +64,8 @@ KINDS = {
     ),
     "buffer": Kind("cmp.buffers", "mixture.policy", {"capacity": "none"}),
 }  # fmt: skip
+FUNCTIONS = ("warmup_target", "step_share", "check")
+"""The facts that are functions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +141,9 @@ def register(
     if kind not in KINDS:
         raise CmpError(_unknown("kind of option", kind, KINDS))
     _check_facts(kind, facts)
+    for fact in FUNCTIONS:
+        if facts.get(fact) is not None and not callable(facts[fact]):
+            raise CmpError(f"{kind} {name!r}: {fact}={facts[fact]!r:.80}: give a function")
     declared = dict(settings) if isinstance(settings, Mapping) else dict.fromkeys(settings)
     module = sys._getframe(1).f_globals.get("__name__", "__main__")
 
@@ -194,7 +199,7 @@ def get_option(kind: str, name: str) -> Option:
     """Return a registered option; raise `CmpError` if the name is unknown."""
     options = options_of(kind)
     if name not in options:
-        raise CmpError(f"{KINDS[kind].key}: {_unknown(kind.replace('_', ' '), name, options)}")
+        raise CmpError(f"{KINDS[kind].key}: {_unknown_option(kind, name)}")
     return options[name]
 
 
@@ -221,9 +226,8 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
 
 def check_name(kind: str, name: str) -> str:
     """Return a name if it is registered; otherwise raise `ValueError` with the valid names."""
-    options = options_of(kind)
-    if name not in options:
-        raise ValueError(_unknown(kind.replace("_", " "), name, options))
+    if name not in options_of(kind):
+        raise ValueError(_unknown_option(kind, name))
     return name
 
 
@@ -329,6 +333,11 @@ def _check_facts(kind: str, facts: Mapping[str, Any]) -> None:
     """Raise `CmpError` if options of a kind have no such property."""
     if unknown := sorted(facts.keys() - KINDS[kind].facts.keys()):
         raise CmpError(_unknown(f"property of a {kind}", unknown[0], KINDS[kind].facts))
+
+
+def _unknown_option(kind: str, name: str) -> str:
+    known = _unknown(kind.replace("_", " "), name, options_of(kind))
+    return f"{known}; `cmpt --plugin FILE` loads others"
 
 
 def _unknown(what: str, name: str, names: Collection[str]) -> str:

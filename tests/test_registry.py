@@ -63,6 +63,7 @@ def notebook():
 def test_an_unknown_name_gets_a_near_one_and_the_list(kind, name, near):
     key, names = KINDS[kind].key, ", ".join(option_names(kind))
     begins = f"{key}: no {kind.replace('_', ' ')} is called"
+    names += "; `cmpt --plugin FILE` loads others"
     with pytest.raises(CmpError) as error:
         get_option(kind, name)
     assert str(error.value) == f"{begins} {name!r}; did you mean {near!r}? There are {names}"
@@ -338,6 +339,8 @@ def squared(entries, block):
             "changes models that are all equal",
         ),
         ("merge_policy", MergePolicy("last", "last"), {"merges": ("too",)}, "give a tuple of"),
+        ("merge_policy", MergePolicy("last", "last"), {"merges": True}, "give a tuple of"),
+        ("schedule", stairs, {"warmup_target": 0.5}, "warmup_target=0.5: give a function"),
         ("merge_policy", lambda end: end.trained, {}, "must return MergedWeights"),
         ("method", 3, {}, "must be a function of the train state or an UpdateMethod, not int"),
     ],
