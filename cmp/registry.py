@@ -1,8 +1,8 @@
 """Register options by name, from this package, a notebook or a file.
 
 A schedule, meta schedule, merge rule, merge policy, method, order or buffer is one decorated
-function (or object). Once it is registered, its name works in configs, on the command line, in the
-explorers and when a run is resumed.
+function (or object). Once it is registered, its name works in configs, on the command line, in
+explorers that compute in the kernel, and when a run is resumed.
 """
 
 import functools

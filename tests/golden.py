@@ -53,7 +53,7 @@ ENOUGH = {
     "method.name=ewc": ("method.strength=100",),
     "method.name=si": ("method.strength=1000000",),
 }
-"""What a key or a row needs besides, for its choices to give results of their own."""
+"""What the golden runs of a key or a row need besides, to differ from each other."""
 WHOLE = ("stream", "mixture")
 """Sections whose rows take the whole benchmark; the others do with a small part of it."""
 

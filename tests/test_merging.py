@@ -918,7 +918,9 @@ def test_named_points_are_the_table_of_the_specification(name):
 
 def test_facts_of_policies():
     shipped = {n for n in POLICIES if not registry.get_option("merge_policy", n).sources}
-    assert set(TABLE) == shipped, "give each policy its row in TABLE"
+    assert set(TABLE) == shipped, (
+        "give each policy its row in TABLE: what the next task starts from, and what is deployed"
+    )
     for name, pair in TABLE.items():
         merges = merges_of(name)
         assert ("all" in merges) == ("all" in pair)
