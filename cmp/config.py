@@ -664,8 +664,12 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
 _TREES = parse_yaml(Path(__file__).with_name("profiles.yaml").read_text(encoding="utf-8"))
 PROFILES: dict[str, dict[str, Any]] = _TREES["profiles"]
 """Sizes of a run, by name."""
-FOREIGN_MODEL_PROFILES = ("gpu",)
-"""Profiles whose model is not embedded."""
+FOREIGN_MODEL_PROFILES = tuple(
+    name
+    for name, tree in PROFILES.items()
+    if tree.get("model", {}).get("start", STARTS[0]) not in STARTS
+)
+"""Profiles whose model is not embedded, as it starts from other weights."""
 RECIPES: dict[str, dict[str, Any]] = _TREES["recipes"]
 """Named settings that can be added to any profile."""
 

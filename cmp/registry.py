@@ -1,8 +1,8 @@
 """Register options by name, from this package, a notebook or a file.
 
 A schedule, meta schedule, merge rule, merge policy, method, order or buffer is one decorated
-function (or object). Once it is registered, its name works in configs, on the command line, in the
-explorers and when a run is resumed.
+function (or object). Once it is registered, its name works in configs, on the command line, in
+explorers that compute in the kernel, and when a run is resumed.
 """
 
 import functools
@@ -64,6 +64,8 @@ KINDS = {
     ),
     "buffer": Kind("cmp.buffers", "mixture.policy", {"capacity": "none"}),
 }  # fmt: skip
+FUNCTIONS = ("warmup_target", "step_share", "check")
+"""The facts that are functions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +126,7 @@ def register(
         settings: Config keys of the same section that only some options of the kind read, this
             one among them, such as "warmup". A key that every option may read is not listed.
             Methods may give a mapping from keys to defaults of their own.
-        **facts: Declared properties, see `KINDS`.
+        **facts: Declared properties, see the table in `CONTRIBUTING.md`.
 
     Raises:
         CmpError: The kind, a property or a setting is unknown, the name is taken, or a declared
@@ -141,6 +143,9 @@ def register(
     if kind not in KINDS:
         raise CmpError(_unknown("kind of option", kind, KINDS))
     _check_facts(kind, facts)
+    for fact in FUNCTIONS:
+        if facts.get(fact) is not None and not callable(facts[fact]):
+            raise CmpError(f"{kind} {name!r}: {fact}={facts[fact]!r:.80}: give a function")
     declared = dict(settings) if isinstance(settings, Mapping) else dict.fromkeys(settings)
     given = [key for key, default in declared.items() if default is not None]
     if given and kind != "method":
@@ -202,7 +207,7 @@ def get_option(kind: str, name: str) -> Option:
     """Return a registered option; raise `CmpError` if the name is unknown."""
     options = options_of(kind)
     if name not in options:
-        raise CmpError(f"{KINDS[kind].key}: {_unknown(kind.replace('_', ' '), name, options)}")
+        raise CmpError(f"{KINDS[kind].key}: {_unknown_option(kind, name)}")
     return options[name]
 
 
@@ -210,13 +215,13 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
     """Return the registered names of a kind.
 
     Args:
-        kind: One of `KINDS`.
+        kind: See `register`.
         setting: Return only options that read this config key.
         **facts: Return only options that declare these properties.
 
     Example:
-        >>> cmp.option_names("merge_rule", base=False)
-        ['interpolation', 'slerp']
+        >>> cmp.option_names("merge_rule", count=2)
+        ['slerp']
     """
     options = options_of(kind)
     _check_facts(kind, facts)
@@ -229,9 +234,8 @@ def option_names(kind: str, setting: str | None = None, **facts: Any) -> list[st
 
 def check_name(kind: str, name: str) -> str:
     """Return a name if it is registered; otherwise raise `ValueError` with the valid names."""
-    options = options_of(kind)
-    if name not in options:
-        raise ValueError(_unknown(kind.replace("_", " "), name, options))
+    if name not in options_of(kind):
+        raise ValueError(_unknown_option(kind, name))
     return name
 
 
@@ -244,12 +248,18 @@ def check_settings(kind: str, name: str, section: Any) -> None:
         section: A dataclass of `cmp.config`.
 
     Raises:
+        CmpError: An option declares a setting that the section does not have.
         ValueError: A key that belongs to other options of this kind is not at its default.
     """
-    options = options_of(kind)
-    read, fields = options[name].settings, type(section).__dataclass_fields__
+    options, of = options_of(kind), type(section)
+    read, fields = options[name].settings, of.__dataclass_fields__
     for option in options.values():
         for key in option.settings:
+            if key not in fields:
+                raise CmpError(
+                    f"{kind} {option.name!r}: settings: {key!r} is no field of "
+                    f"{of.__module__}.{of.__name__}; add it there with its default"
+                )
             if key not in read and getattr(section, key) != fields[key].default:
                 users = ", ".join(option_names(kind, key))
                 raise ValueError(f"{key}: not used by {name!r}, only by {users}")
@@ -331,6 +341,11 @@ def _check_facts(kind: str, facts: Mapping[str, Any]) -> None:
     """Raise `CmpError` if options of a kind have no such property."""
     if unknown := sorted(facts.keys() - KINDS[kind].facts.keys()):
         raise CmpError(_unknown(f"property of a {kind}", unknown[0], KINDS[kind].facts))
+
+
+def _unknown_option(kind: str, name: str) -> str:
+    known = _unknown(kind.replace("_", " "), name, options_of(kind))
+    return f"{known}; `cmpt --plugin FILE` loads others"
 
 
 def _unknown(what: str, name: str, names: Collection[str]) -> str:

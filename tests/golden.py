@@ -53,7 +53,7 @@ ENOUGH = {
     "method.name=ewc": ("method.strength=100",),
     "method.name=si": ("method.strength=1000000",),
 }
-"""What a key or a row needs besides, for its choices to give results of their own."""
+"""What the golden runs of a key or a row need besides, to differ from each other."""
 WHOLE = ("stream", "mixture")
 """Sections whose rows take the whole benchmark; the others do with a small part of it."""
 
@@ -123,15 +123,13 @@ def compute_run(case: Case) -> dict[str, Any]:
 
 def compute_rule(rule: str, dtype: torch.dtype) -> dict[str, Any]:
     """Hash, and sum and norm of each tensor, of what a rule makes of fixed models."""
-    base = synthetic("base", dtype)
-    count = len(WEIGHTS.get(rule, range(3)))
-    made = []
-    for number in range(count):
+    base, facts, made = synthetic("base", dtype), get_option("merge_rule", rule).facts, []
+    for number in range(facts["count"] or 3):
         step = synthetic(f"model {number}", dtype)
         made.append({name: x + (step[name] / 8).to(x.dtype) for name, x in base.items()})
     made[0][UNMOVED] = base[UNMOVED].clone()
     settings = {"weights": WEIGHTS.get(rule), "draw": (0, 1, "golden")}
-    found = merge(rule, made, None if rule in WEIGHTS else base, **settings)
+    found = merge(rule, made, base if facts["base"] else None, **settings)
     digest = hashlib.sha256()
     for name, x in found.items():
         digest.update(f"{name} {x.dtype} {list(x.shape)}\n".encode())

@@ -265,8 +265,8 @@ def reading(low: float, high: float) -> str:
     return "hurts, size open" if high < 0 else "open"
 
 
-CAME_LATER = {"window": 0.25, "protect": 0.5, "task_steps": []}
-"""Keys that older tables lack, with their defaults. Other later keys have no value by default."""
+DEFAULTS = json.loads(Path(__file__).with_name("golden.json").read_text())["defaults"]
+"""The value of each key in a config that does not set it; older tables lack later keys."""
 
 
 def row_of(tree: dict) -> str:
@@ -279,7 +279,7 @@ def row_of(tree: dict) -> str:
         kept["mixture"] = tree["mixture"] | third | {"replay": 0.5, "select": "concepts"}
         kept["training"] = tree["training"] | {"batch": 64}
     said = {
-        key: {k: x for k, x in part.items() if x is not None and x != CAME_LATER.get(k)}
+        key: {k: x for k, x in part.items() if x != DEFAULTS.get(f"{key}.{k}")}
         if isinstance(part, dict)
         else part
         for key, part in kept.items()
@@ -332,10 +332,13 @@ def fault_of_peak(chosen: float, tried: dict[float, list[float]], needed: int) -
 
 if __name__ == "__main__":
     book = Path(__file__).parents[1] / "book"
+    later = sorted(book.glob("claims-*.yaml"))
     if sys.argv[1:] == ["--edges"]:
-        faults = faults_of_tuning(book / "claims-2.yaml", book / "results")
+        faults = {}
+        for claims in later:
+            faults |= faults_of_tuning(claims, book / "results")
         print("\n".join(f"{name}: {fault or 'inside its grid'}" for name, fault in faults.items()))
         sys.exit(any(faults.values()))
-    for claims in (Path(x) for x in sys.argv[1:] or (book / "claims.yaml", book / "claims-2.yaml")):
+    for claims in map(Path, sys.argv[1:] or (book / "claims.yaml", *later)):
         for name, (estimate, low, high, said, p) in verdicts(claims, book / "results").items():
             print(f"{name}: {estimate:+.2f} ({low:.2f} to {high:.2f}), {said}, p = {p:.4f}")

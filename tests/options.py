@@ -17,24 +17,25 @@ from cmp.embedded.manifest import embedded_manifests
 from cmp.experiments import statistics
 from cmp.methods import ewc
 
+KIND_OF = {about.key: kind for kind, about in registry.KINDS.items()}
+"""Key that names an option -> the option's kind."""
 TABLES = {
     "mixture.pool": mixtures.ROLE_OF_POOL,
     "method.fisher": ewc.FISHERS,
-} | {kind.key: registry.option_names(name) for name, kind in registry.KINDS.items()}
+} | {key: registry.option_names(kind) for key, kind in KIND_OF.items()}
 """What must hold a row for each name of a key."""
 
 WITH = {
     "stream.order=listed": ("stream.traits=by-hand",),
-    "mixture.policy=reservoir": ("mixture.capacity=40",),
     "mixture.policy=class-balanced": ("mixture.capacity=40",),
-    "schedule.meta=rsqrt-recovered": ("schedule.name=rsqrt",),
     "schedule.meta=free": ("schedule.peaks=[1.0, 0.5]",),
     "merging.reverse=true": ("merging.policy=zero-all", "merging.shares=power"),
     "merging.zero=true": ("merging.policy=zero-all",),
     "merging.policy=wsm": ("merging.window=0.6",),  # two of three steps
     "merging.policy=wsm-last": ("merging.window=0.6",),
 }
-"""What else a choice wants."""
+"""What else a choice needs, to be valid or to matter in a run of a few steps, besides what it
+declares."""
 
 NOT_SHIPPED = ("model.start", "cosine")
 """A base that has to be made first; its weights take the same way as the others'."""
@@ -50,15 +51,24 @@ ALSO = {
     "method.fisher": ("method.name=ewc", "method.batches=1"),
     "merging.shares": ("merging.policy=zero-all",),
 }
-"""What else every choice of a key wants, to matter."""
+"""What else every choice of a key needs, to be used at all."""
+
+
+def declared_needs(key: str, name: str) -> list[str]:
+    """What an option needs by what it declares: a capacity, or a curve other than the default."""
+    facts = registry.get_option(KIND_OF[key], name).facts if key in KIND_OF else {}
+    needs = ["mixture.capacity=40"] if facts.get("capacity") == "required" else []
+    if facts.get("curve") not in (None, config.Schedule().name):
+        needs.append(f"schedule.name={facts['curve']}")
+    return needs
 
 
 def choices() -> dict[str, tuple]:
     """Every key that takes one of some names, or true and false, with its values; of `model.start`
     those that need no file."""
     values: dict[str, tuple] = {"model.start": config.STARTS}
-    for name, kind in registry.KINDS.items():
-        values[kind.key] = tuple(registry.option_names(name))
+    for key, kind in KIND_OF.items():
+        values[key] = tuple(registry.option_names(kind))
     for section in dataclasses.fields(RunConfig)[1:]:  # the first is `data`
         for field in dataclasses.fields(section.type):
             if get_origin(field.type) is Literal:
@@ -76,7 +86,8 @@ def settings() -> list[tuple[str, ...]]:
             if (key, name) in (NOT_SHIPPED, OF_OTHER_DATA):
                 continue
             text = f"{key}={name if isinstance(name, str) else json.dumps(name)}"
-            rows.append((text, *WITH.get(text, ()), *ALSO.get(key, ())))
+            needs = (*declared_needs(key, name), *WITH.get(text, ()), *ALSO.get(key, ()))
+            rows.append((text, *needs))
     return rows
 
 

@@ -560,7 +560,7 @@ def test_a_name_that_other_cells_use_is_given_in_one_cell_of_its_chapter():
 
 
 def test_the_committed_notebooks_are_current():
-    assert stale_notebooks() == []
+    assert stale_notebooks() == [], "write them again: cmpt book --publish --chapter NN"
 
 
 def test_the_site_can_show_what_committed_notebooks_hold():

@@ -20,7 +20,7 @@ TRACKS = r"If you have an hour, .*?of your own\."
 LIMITS = "What this does not show"
 OPENING = 3
 """Cells of code before the story: parameters, imports, set-up."""
-MAIN = chapters.select([f"0{number}" for number in range(10)])
+MAIN = [source for source in SOURCES if source.stem[0].isdigit()]
 MAX_WORDS = {"01": 3000}
 """Words of a chapter's main line, where they may be more than 2,000."""
 
@@ -76,6 +76,14 @@ def test_the_pages_agree_on_what_to_read():
     found = [re.search(TRACKS, page.read_text("utf-8"), re.S) for page in pages]
     texts = {" ".join(re.sub(r"\[(.*?)\]\(.*?\)", r"\1", each[0]).split()) for each in found}
     assert len(texts) == 1, texts
+
+
+def test_readme_and_the_site_list_every_chapter():
+    root, names = chapters.BOOK.parent, [source.stem for source in SOURCES]
+    link = r"^\| \w\w \| \[.+?\]\(book/(\w+)\.ipynb\)"
+    table = re.findall(link, (root / "README.md").read_text("utf-8"), re.M)
+    toc = re.findall(r"file: book/(\w+)\.ipynb", (root / "myst.yml").read_text("utf-8"))
+    assert table == toc == names, "list each chapter in the table of README.md and in myst.yml"
 
 
 @each_chapter

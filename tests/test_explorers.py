@@ -112,7 +112,10 @@ def test_the_script_knows_every_schedule_of_the_package(shared_folder):
     assert len(cases) > 60
     assert {case[0]["name"] for case in cases} == {*option_names("schedule")}
     assert {case[0]["meta"] for case in cases} == {*option_names("meta_schedule")}
-    for found, wanted in zip(script_rates(cases, shared_folder), expected, strict=True):
+    rates = script_rates(cases, shared_folder)
+    for ([keys, *_], found), wanted in zip(zip(cases, rates, strict=True), expected, strict=True):
+        names = f"{keys['name']} or {keys['meta']}"
+        assert found is not None, f"add {names} to book/lab/js/schedules.js"
         assert found == pytest.approx(wanted, rel=1e-9, abs=1e-15)
 
 

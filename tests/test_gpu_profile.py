@@ -313,6 +313,15 @@ def test_a_study_written_for_a_card_keeps_its_values_and_plans_all_its_runs():
     assert isinstance(mixed.exception, CmpError) and "--profile" in str(mixed.exception)
 
 
+def test_a_profile_that_sets_no_steps_and_no_tasks_has_the_default_ones(monkeypatch):
+    own = {"model": config.PROFILES["gpu"]["model"], "schedule": {"peak": 1e-4}}
+    monkeypatch.setitem(config.PROFILES, "more", own)
+    monkeypatch.setattr(studies, "FOREIGN_MODEL_PROFILES", ("more",))
+    changes = {"schedule.peak": 0.00126, "training.steps": 80, "stream.tasks": 10}
+    scaled = {"schedule.peak": 2e-4, "training.steps": 80, "stream.tasks": 4}
+    assert studies.translate_changes(changes, "more") == scaled
+
+
 def test_other_profiles_take_a_study_as_it_is():
     changes = {"schedule.peak": 0.1234567, "training.steps": 7, "model.name": "tiny-vit"}
     assert studies.translate_changes(changes, "cpu") is changes

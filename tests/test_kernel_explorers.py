@@ -25,6 +25,15 @@ def test_a_stream_is_that_of_its_report(corpus):
     json.dumps(table, allow_nan=False)
 
 
+def test_a_question_has_the_key_that_the_script_gives_it(monkeypatch):
+    """JavaScript writes 1.0 as 1."""
+    sheet = kernel_explorers.SHEET["stream"] | {"defaults": {"order": "random", "tasks": 1.0}}
+    sheet |= {"fields": [{"key": key, "options": []} for key in ("order", "tasks")], "presets": []}
+    monkeypatch.setitem(kernel_explorers.SHEET, "stream", sheet)
+    table = kernel_explorers._make_table("stream", lambda request: request, False, {})
+    assert list(table["answers"]) == ['["random",1]']
+
+
 def test_a_budget_has_the_costs_of_the_package():
     table = kernel_explorers.budget_table()
     cost = table["answers"]['["small",64,"lora"]']

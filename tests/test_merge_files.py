@@ -33,6 +33,8 @@ from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.merging import files as merging_files
 from cmp.merging.apply import merge
+from cmp.merging.rules import tensor_settings
+from cmp.registry import get_option
 
 
 @pytest.fixture
@@ -102,6 +104,15 @@ def test_settings_reach_the_rule(files, tmp_path):
     assert identical(load_file(out), merge("breadcrumbs", [new, old], base, **settings))
     out = merged(tmp_path, "lines", *files[:2], "--base", files[2], "--alpha", "1", "--beta", "0")
     close(load_file(out), merge("task-arithmetic", [new, old], base))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_setting_of_a_rule_is_an_option_of_the_shell(rule, files, tmp_path):
+    keys = tensor_settings(get_option("merge_rule", rule))
+    given = [text for key in keys for text in (f"--{key.replace('_', '-')}", "0.4")]
+    base = ["--base", files[2]] if rule in TASK_VECTOR_RULES else []
+    recorded = json.loads(metadata(merged(tmp_path, rule, *files[:2], *base, *given))["merge"])
+    assert dict.fromkeys(keys, 0.4).items() <= recorded["settings"].items()
 
 
 @pytest.mark.parametrize("dtype", merging_files.DTYPE_NAMES)

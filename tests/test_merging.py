@@ -27,7 +27,7 @@ from cmp.merging import apply, policies, ranks, rules
 from cmp.merging.apply import merge
 from cmp.merging.files import merge_files
 from cmp.merging.policies import TaskEnd, apply_policy
-from cmp.merging.rules import MergeOptions, merge_weights
+from cmp.merging.rules import MergeOptions, merge_weights, tensor_settings
 from cmp.runs import checkpoints
 from cmp.runs.runner import Observer, execute
 from cmp.schedules import learning_rate
@@ -266,9 +266,8 @@ REFERENCES = {
 
 
 def test_every_rule_of_the_package_has_a_reference():
-    assert set(REFERENCES) == {
-        rule for rule in RULES if not registry.get_option("merge_rule", rule).sources
-    }
+    rules_ = {rule for rule in RULES if not registry.get_option("merge_rule", rule).sources}
+    assert set(REFERENCES) == rules_, "give each rule a clear version of itself in REFERENCES"
 
 
 @pytest.mark.parametrize("rule", REFERENCES)
@@ -787,10 +786,9 @@ def test_settings_are_refused_by_name_wherever_they_are_given(rule, settings_, w
 def test_what_is_not_finite_is_refused(rule, bad, place):
     tuned, base = several(2, 0)
     [*tuned, base][place]["b.weight"][1, 2, 0] = bad
-    for weights_ in (
-        [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)] if rule not in TASK_VECTOR_RULES else [None]
-    ):
-        label = ["model 1", "model 2", "base"][place]
+    weighted = rule in registry.option_names("merge_rule", "weight")
+    label = ["model 1", "model 2", "base"][place]
+    for weights_ in [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0)] if weighted else [None]:
         with pytest.raises(CmpError, match=rf"^{label}: b\.weight: contains NaN or infinite"):
             merge(rule, tuned, base_for(rule, base), weights=weights_)
 
@@ -983,45 +981,35 @@ def test_named_points_are_the_table_of_the_specification(name):
     close(ends_of_tasks[-1][2], answers[deploy])
 
 
-def test_facts_of_rules_and_policies():
+def test_facts_of_policies():
     shipped = {n for n in POLICIES if not registry.get_option("merge_policy", n).sources}
-    assert set(TABLE) == shipped
+    assert set(TABLE) == shipped, (
+        "give each policy its row in TABLE: what the next task starts from, and what is deployed"
+    )
     for name, pair in TABLE.items():
         merges = merges_of(name)
         assert ("all" in merges) == ("all" in pair)
         assert ("two" in merges) == bool({"average", "unrolled", "patched"} & set(pair))
     of_all = {name for name, pair in TABLE.items() if "all" in pair}
-    for key, expected in {
-        "shares": of_all, "power": of_all, "reverse": of_all, "zero": of_all,
-        "decay": {"step-ema"}, "window": {"wsm", "wsm-last"},
-    }.items():  # fmt: skip
-        assert shipped & set(registry.option_names("merge_policy", key)) == expected, key
-    trimming = ["ties", "breadcrumbs", "breadcrumbs-ties"]
-    sums = ["task-arithmetic", "lines"]
-    own = {name for name in RULES if not registry.get_option("merge_rule", name).sources}
-    for expected, names in (
-        (["interpolation", "slerp", *sums, "model-stock"], {"linear": True}),
-        ([name for name in RULES if name not in ("interpolation", "slerp")], {"base": True}),
-        (["slerp"], {"count": 2}),
-        (trimming, {"trims": True}),
-        (["random", "dare", "dare-ties"], {"draws": True}),
-        (["opcm", "tsv"], {"matrix": True}),
-        (["opcm"], {"keeps_norm": True}),
-        (sums, {"running": "sum"}),
-        (["magmax"], {"running": "maximum"}),
-    ):
-        assert own & set(registry.option_names("merge_rule", **names)) == own & set(expected)
-    for key, expected in {
-        "weight": {"interpolation", "slerp"},
-        "shares": {"interpolation"},
-        "scale": set(TASK_VECTOR_RULES) - {"model-stock"},
-        "density": {*trimming, "dare", "dare-ties"},
-        "outliers": {"breadcrumbs", "breadcrumbs-ties"},
-        "alpha": {"lines"},
-        "beta": {"lines"},
-        "protect": {"opcm"},
-    }.items():
-        assert own & set(registry.option_names("merge_rule", key)) == own & expected, key
+    for key in ("shares", "power", "reverse", "zero"):
+        assert shipped & set(registry.option_names("merge_policy", key)) == of_all, key
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_is_what_it_declares_and_reads_the_settings_that_it_lists(rule):
+    option, usual = registry.get_option("merge_rule", rule), MergeOptions()
+    apply.check_option(option)
+    shapes = {f"resblocks.{number}.weight": (20, 6) for number in range(3)}
+    *tuned, base = (weights(seed, shapes) for seed in range(1 + (option.facts["count"] or 3)))
+    plain = merge_with(rule, tuned, base_for(rule, base), usual)
+    read = {
+        key for name in RULES for key in tensor_settings(registry.get_option("merge_rule", name))
+    }
+    changes = {key: (getattr(usual, key) or 1.0) / 2 for key in read} | {"draw": (1,)}
+    for key, value in changes.items():
+        changed = merge_with(rule, tuned, base_for(rule, base), MergeOptions(**{key: value}))
+        is_read = option.facts["draws"] if key == "draw" else key in option.settings
+        assert identical(changed, plain) != is_read, key
 
 
 # Whole runs.

@@ -195,6 +195,19 @@ def test_the_same_picture_in_two_classes_is_named_wherever_it_is(tmp_path):
     assert len(wrong) > 1
 
 
+def test_classes_that_are_numbers_are_named_with_a_way_to_name_them(tmp_path):
+    tree(tmp_path, {f"{n}.png": picture(n) for n in range(4)})
+    frame = pd.DataFrame({"filepath": [f"{n}.png" for n in range(4)], "klass": list("0123")})
+
+    def noted(**labels) -> list[str]:
+        about = fileset("csv", reader={"label": "klass", "caption": None})
+        return notes.notes_on([tables.read_frame(about, frame.assign(**labels), tmp_path)])
+
+    [sentence] = noted()
+    assert "'a photo of a 0'; unless" in sentence and sentence.endswith("as `reader.label`")
+    assert noted(klass=["0", "1", "2", "oak"]) == []
+
+
 def captioned(root, captions, pictures) -> list[str]:
     tree(root, {f"{n}.png": picture(n) for n in pictures})
     frame = pd.DataFrame({"filepath": [f"{n}.png" for n in pictures], "title": captions})

@@ -33,10 +33,15 @@ from cmp.runs.runner import NO_OBSERVER, Run, execute
 from cmp.scale import micro_batches, processes
 from cmp.scale.execution import ExecutionConfig
 from cmp.scale.micro_batches import check_divisible
-from cmp.training import clamp_logit_scale, encode_batch, make_train_state, train_task
+from cmp.training import (
+    clamp_logit_scale,
+    encode_batch,
+    make_train_state,
+    train_task,
+    whole_batch_reason,
+)
 
 SAME = {"atol": 1e-5, "rtol": 0}
-WHOLE_ONLY = ("distillation",)
 
 
 def trained(execution, *settings):
@@ -60,7 +65,7 @@ def same(one, other):
     torch.testing.assert_close(one[1], other[1], **SAME)
 
 
-QUICK = ("full", "lora", "si", *WHOLE_ONLY)
+QUICK = ("full", "lora", "si", "distillation")
 """Methods that every test run sees in parts; `make test-long` sees the others."""
 
 
@@ -75,7 +80,7 @@ def test_micro_batches_are_the_same_run_or_are_refused_by_name(corpus, name):
     settings = (f"method.name={name}",)
     if name == "ewc":
         settings += ("method.batches=1",)
-    if name in WHOLE_ONLY:
+    if whole_batch_reason(make_train_state(ranks.small(*settings), corpus)):
         with pytest.raises(CmpError, match=rf"method\.name: '{name}'.*--micro-batch"):
             trained(ExecutionConfig(micro_batch=5), *settings)
         return

@@ -217,6 +217,28 @@ def test_parquet(tmp_path, form):
     assert contents(index) == held
 
 
+@pytest.mark.parametrize("kept", ["names", "nothing", "nonsense"])
+def test_integers_of_hugging_face_are_the_names_in_the_metadata(tmp_path, kept):
+    """Each file has its own; -1 is an image without a class."""
+    for name, names in (("1", ["oak", "elm"]), ("2", ["elm", "oak"])):
+        about = {"info": {"features": {"kind": {"names": names, "_type": "ClassLabel"}}}}
+        text = {"names": json.dumps(about), "nothing": "{}", "nonsense": '{"info": [}'}[kept]
+        table = pa.table({"image": [picture(n) for n in range(3)], "kind": [0, 1, -1]})
+        table = table.replace_schema_metadata({"huggingface": text})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    about = {"path": "*.parquet", "image": "image", "label": "kind", "caption": None}
+    index = read_set(tmp_path, "parquet", **about)
+    if kept == "names":
+        assert index.table["label"].tolist() == ["oak", "elm", "elm", "oak"]
+        assert index.table["captions"].str[0].tolist()[:2] == [
+            "a photo of a oak",
+            "a photo of a elm",
+        ]
+        assert [where[:9] for kind, where in index.faults] == ["1.parquet", "2.parquet"]
+    else:
+        assert index.classes == ["-1", "0", "1"]
+
+
 def test_a_batch_reads_each_row_group_once(tmp_path, monkeypatch):
     """Whatever the order of its rows, which its images are in."""
     held, groups = [picture(seed) for seed in range(27)], []

@@ -63,6 +63,7 @@ def notebook():
 def test_an_unknown_name_gets_a_near_one_and_the_list(kind, name, near):
     key, names = KINDS[kind].key, ", ".join(option_names(kind))
     begins = f"{key}: no {kind.replace('_', ' ')} is called"
+    names += "; `cmpt --plugin FILE` loads others"
     with pytest.raises(CmpError) as error:
         get_option(kind, name)
     assert str(error.value) == f"{begins} {name!r}; did you mean {near!r}? There are {names}"
@@ -112,6 +113,16 @@ def test_every_option_of_the_package_is_found_by_its_facts(kind):
         assert name in option_names(kind, **option.facts)
         for setting in option.settings:
             assert name in option_names(kind, setting)
+
+
+def test_a_setting_of_the_package_that_the_config_lacks_is_named(notebook):
+    cell = (
+        'import cmp\ncmp.register("merge_rule", "mine", ("scale", "radius"))(lambda *given: None)'
+    )
+    notebook(cell, module="cmp.merging.mine")
+    words = "merge_rule 'mine': settings: 'radius' is no field of cmp.config.Merging; add it there"
+    with pytest.raises(CmpError, match=words):
+        config.parse({})
 
 
 # --- what is registered twice
@@ -276,6 +287,14 @@ def doubled(entries, block):
     return entries.sum(0)
 
 
+def scaled_sum(entries, block):
+    return entries.sum(0) * block.options.sum_scale(len(entries))
+
+
+def squared(entries, block):
+    return entries.square().sum(0) * block.options.sum_scale(len(entries))
+
+
 @pytest.mark.parametrize(
     ("kind", "function", "facts", "words"),
     [
@@ -301,6 +320,15 @@ def doubled(entries, block):
             r"returned shape \[24\] for 3 models.*shape \[4, 6\]",
         ),
         ("merge_rule", doubled, {"running": "mean"}, "'mean': choose sum, maximum or None"),
+        ("merge_rule", doubled, {"running": "sum", "base": True}, r"and settings=\['scale'\]"),
+        (
+            "merge_rule", squared, {"running": "sum", "base": True, "settings": ("scale",)},
+            "running sum gives other weights than all models at once, at scale 0.5; leave it out",
+        ),
+        (
+            "merge_rule", scaled_sum, {"running": "maximum", "base": True, "settings": ("scale",)},
+            "running maximum gives other weights",
+        ),
         ("merge_rule", doubled, {"keeps_norm": True}, "needs base=True and matrix=True"),
         ("merge_rule", doubled, {"matrix": True, "linear": True}, "declare only one of them"),
         (
@@ -317,6 +345,8 @@ def doubled(entries, block):
             "changes models that are all equal",
         ),
         ("merge_policy", MergePolicy("last", "last"), {"merges": ("too",)}, "give a tuple of"),
+        ("merge_policy", MergePolicy("last", "last"), {"merges": True}, "give a tuple of"),
+        ("schedule", stairs, {"warmup_target": 0.5}, "warmup_target=0.5: give a function"),
         ("merge_policy", lambda end: end.trained, {}, "must return MergedWeights"),
         ("method", 3, {}, "must be a function of the train state or an UpdateMethod, not int"),
     ],
@@ -333,9 +363,16 @@ def test_an_option_that_is_not_what_it_declares_is_refused(kind, function, facts
         ("order", lambda table, seed: np.random.default_rng(seed).permutation(len(table)), {}),
         ("buffer", everything, {}),
         ("merge_rule", doubled, {"idempotent": False}),
+        *(
+            (
+                "merge_rule", scaled_sum,
+                {"running": "sum", "base": True, "settings": ("scale",), "matrix": matrix},
+            )
+            for matrix in (False, True)
+        ),
         ("merge_policy", MergePolicy("last", "steps"), {"step_share": lambda *given: 0.5}),
     ],
-)
+)  # fmt: skip
 def test_an_option_that_is_what_it_declares_is_taken(kind, function, facts):
     register(kind, "mine", **facts)(function)
     assert get_option(kind, "mine").value is function

@@ -10,7 +10,7 @@ from scipy import stats
 
 from cmp.errors import CmpError
 from cmp.experiments import claims, studies, verdicts
-from cmp.experiments.claims import LATER_CLAIMS, ClaimsFile, FrontOf
+from cmp.experiments.claims import FAMILIES, ClaimsFile, FrontOf
 from cmp.experiments.claims import load_claims as load_real_claims
 from cmp.experiments.scores import claims_level, study_trajectory
 from cmp.parsing import read_yaml
@@ -292,8 +292,7 @@ def test_every_page_opens_with_the_answer():
 
 def test_every_mark_of_a_chapter_names_a_setting_or_a_claim():
     """Also of studies that are not published yet."""
-    families = (load_real_claims(), load_real_claims(LATER_CLAIMS))
-    names = {claim.name for family in families for claim in family.claims}
+    names = {claim.name for path in FAMILIES for claim in load_real_claims(path).claims}
     cells = [cell for source in chapters.select() for cell in chapters.notebook(source).cells]
     texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
     texts += [page.read_text(encoding="utf-8") for page in (chapters.BOOK / "lab").glob("*.md")]

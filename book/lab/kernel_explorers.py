@@ -82,13 +82,19 @@ def _make_table(
     table = {"script": "kernel", "kind": kind, "fields": fields, "each": each, "presets": presets}
     table |= {key: sheet[key] for key in ("chapter", "defaults")} | {"answers": {}} | facts
     for request in _questions(table, values):
-        key = json.dumps([*request.values()], separators=(",", ":"))
-        if key not in table["answers"]:
+        if (key := _question_key(request)) not in table["answers"]:
             try:
                 table["answers"][key] = answer(request)
             except CmpError as error:
                 table["answers"][key] = {"refused": str(error)}
     return table
+
+
+def _question_key(request: Mapping[str, Any]) -> str:
+    """Return the key of a question's answer in a table, as the script writes it: '["slerp",1]' for
+    {"rule": "slerp", "share": 1.0}."""
+    values = [int(x) if isinstance(x, float) and x.is_integer() else x for x in request.values()]
+    return json.dumps(values, separators=(",", ":"))
 
 
 def _make_field(listed: Mapping[str, Any], only: list | None, menus: Mapping) -> dict[str, Any]:
@@ -286,10 +292,8 @@ def _stored_path(table: Table, answer: Answer) -> Table:
     for field in table["fields"]:
         only = {"options": [[rule, rule]]} if field["key"] == "rule" else {"step": shares[1]}
         fields.append(field | only)
-    answers = {
-        json.dumps([rule, share], separators=(",", ":")): answer({"rule": rule, "share": share})
-        for share in (int(share) if share in (0, 1) else share for share in shares)
-    }
+    requests = [{"rule": rule, "share": share} for share in shares]
+    answers = {_question_key(request): answer(request) for request in requests}
     return table | {"fields": fields, "each": {"share": shares}, "answers": answers}
 
 

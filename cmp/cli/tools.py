@@ -44,10 +44,9 @@ def merge(
     each value are scored on the validation images of --data.
 
     Args:
-        rule: Merge rule: interpolation, slerp, task-arithmetic, lines, model-stock, magmax, random,
-            ties, dare, dare-ties, breadcrumbs, breadcrumbs-ties, opcm, tsv, or a rule of a plugin.
-            opcm and tsv decompose each matrix: for two ViT-B/16, this takes one or two minutes on
-            one core. All others take seconds.
+        rule: Merge rule, such as ties; `cmpt config merging` lists all. opcm and tsv decompose each
+            matrix: for two ViT-B/16, this takes one or two minutes on one core. All others take
+            seconds.
         models: Safetensors files to merge, newest first.
         out: File to write.
         base: Weights that the models were trained from, for rules on task vectors.

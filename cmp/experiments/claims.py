@@ -19,10 +19,8 @@ from cmp.files import cached_by_file, child_path
 from cmp.parsing import check_record, read_yaml
 from cmp.values import STRICT
 
-LATER_CLAIMS = CLAIMS.with_name("claims-2.yaml")
-"""The second family of claims: questions that the first left open."""
-FAMILIES = (CLAIMS, LATER_CLAIMS)
-"""The files of all families."""
+FAMILIES = (CLAIMS, *sorted(CLAIMS.parent.glob("claims-*.yaml")))
+"""The files of all families; later ones ask what earlier ones left open."""
 REPLICATES = 20
 """The number of replicates that each setting of a claim must have."""
 MATTERS = 1.0

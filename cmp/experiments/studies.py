@@ -26,14 +26,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 from tqdm.auto import tqdm
 
 from cmp import config, values
-from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, RunConfig, Stream, Training
+from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, RunConfig
 from cmp.errors import CmpError, FaultReason, ReportedFault
 from cmp.experiments import cluster, forecast, real, workers
 from cmp.files import SHORT_ID, cached_by_file, child_path
@@ -61,6 +61,15 @@ BACKENDS = {"local": workers.run_locally, "ray": cluster.run_on_ray}
 runs failed."""
 
 
+def _check_profile(name: str) -> str:
+    if name not in PROFILES:
+        raise ValueError(f"{name!r:.60}: choose from {', '.join(PROFILES)}")
+    return name
+
+
+ProfileName = Annotated[str, AfterValidator(_check_profile)]
+
+
 @checked_dataclass(frozen=True, config=STRICT)
 class Study:
     """A study, with the keys of its file; see the module's docstring.
@@ -83,7 +92,7 @@ class Study:
     settings: dict[str, dict[str, Any] | None]
     common: dict[str, Any] = dataclasses.field(default_factory=dict)
     explores: bool = False
-    profile: Literal["cpu", "gpu"] = "cpu"
+    profile: ProfileName = "cpu"
     name: str = dataclasses.field(kw_only=True)
 
     @property
@@ -365,15 +374,11 @@ def translate_changes(changes: dict[str, Any], name: str) -> dict[str, Any]:
     """
     if name not in FOREIGN_MODEL_PROFILES:
         return changes
-    translated, own, cpu = dict(changes), PROFILES[name], PROFILES["cpu"]
-    if "schedule.peak" in translated:
-        peak = translated["schedule.peak"] / cpu["schedule"]["peak"] * own["schedule"]["peak"]
-        translated["schedule.peak"] = float(f"{peak:.3g}")
-    for key, default in (("training.steps", Training.steps), ("stream.tasks", Stream.tasks)):
-        if key in translated:
-            section, leaf = key.split(".")
-            usual = cpu.get(section, {}).get(leaf, default)
-            translated[key] = round(translated[key] * own[section][leaf] / usual)
+    translated, usual = dict(changes), config.defaults()
+    own, cpu = (usual | dict(config.flat_keys(PROFILES[each])) for each in (name, "cpu"))
+    for key in changes.keys() & {"schedule.peak", "training.steps", "stream.tasks"}:
+        scaled = changes[key] * own[key] / cpu[key]
+        translated[key] = float(f"{scaled:.3g}") if key == "schedule.peak" else round(scaled)
     return translated
 
 

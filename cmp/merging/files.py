@@ -14,7 +14,7 @@ from torch import Tensor
 from cmp.errors import CmpError, explain_errors
 from cmp.files import atomic_file, check_target, file_digest
 from cmp.merging.apply import DTYPE_NAMES, check_models, iter_merged, name_faulty_model
-from cmp.merging.rules import MERGE_SETTINGS, MergeOptions
+from cmp.merging.rules import MergeOptions, tensor_settings
 from cmp.models import PREPROCESSING
 from cmp.registry import get_option
 
@@ -118,7 +118,7 @@ def merge_files(
         check_models(option, outlines[: len(paths)], below, [str(path) for path in parents])
         hashes = [{"file": p.name, "sha256": file_digest(p, progress)} for p in parents]
         family = {"models": hashes[: len(paths)]} | ({"base": hashes[-1]} if base else {})
-        used = {key: getattr(options, key) for key in MERGE_SETTINGS if key in option.settings}
+        used = {key: getattr(options, key) for key in tensor_settings(option)}
         used |= {"weights": options.weights} if "weight" in option.settings else {}
         used |= {"seed": options.draw[0]} if option.facts["draws"] else {}
         record = {"rule": rule, **family, "settings": used}

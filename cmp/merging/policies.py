@@ -327,9 +327,10 @@ def check_option(option: Option) -> None:
             model's tensors.
     """
     merges = option.facts["merges"]
-    if {*merges} - {"two", "all"}:
+    if not isinstance(merges, tuple) or {*merges} - {"two", "all"}:
         raise CmpError(
-            f"merge_policy {option.name!r}: merges={merges!r}: give a tuple of 'two', 'all' or both"
+            f"merge_policy {option.name!r}: merges={merges!r}: give a tuple of 'two', 'all' or "
+            "both, or () for neither"
         )
     zero = {"x": torch.zeros(3)}
     memory = {"zero": zero}

@@ -43,8 +43,9 @@ _PARALLEL_TOLERANCE = 1e-6
 PRODUCT_BLOCK = 1 << 20
 
 
-MERGE_SETTINGS = ("scale", "density", "outliers", "alpha", "beta", "protect")
-"""Keys of `cmp.config.Merging` that rules read for each tensor."""
+MODEL_SHARES = ("weight", "shares", "power", "reverse")
+"""Settings of rules that give the weights of whole models, for which a single merge takes
+`weights`."""
 
 
 class NotFiniteError(CmpError):
@@ -96,12 +97,12 @@ class MergeOptions(Merging):
             section: The config section whose settings apply unless they are given here; if None,
                 the defaults.
             weights: One weight per model, newest first; if None, the section's shares.
-            **settings: `draw`, and the settings in `MERGE_SETTINGS` that the rule reads.
+            **settings: `draw`, and settings that the rule reads, see `tensor_settings`.
 
         Raises:
             CmpError: The rule does not read a key, or a value is invalid.
         """
-        known = [key for key in MERGE_SETTINGS if key in rule.settings]
+        known = tensor_settings(rule)
         if unread := [key for key in settings if key not in (*known, "draw")]:
             takes, advice = known, ""
             if "weight" in rule.settings:
@@ -127,6 +128,11 @@ class MergeOptions(Merging):
         By default this gives their mean, so that repeated merging does not make it grow.
         """
         return self.scale or 1 / count
+
+
+def tensor_settings(rule: Option) -> list[str]:
+    """Return the keys of `cmp.config.Merging` that a rule reads for each tensor."""
+    return [key for key in rule.settings if key not in MODEL_SHARES]
 
 
 def check_weights(rule: Option, count: int, weights: Sequence[float]) -> tuple[float, ...]:

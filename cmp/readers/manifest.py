@@ -131,7 +131,8 @@ class TableReader(PictureReader):
         image: The column of the image: a path relative to the table's folder, or the bytes of the
             file.
         caption: The column of the caption, a text or a list of texts.
-        label: The column of the class name.
+        label: The column of the class name. Integers of a Parquet file that Hugging Face's
+            `datasets` wrote stand for the names in its metadata.
         split: The column of the split.
         update: The column of the update in which an image arrives, see `FileSet.update`.
     """

@@ -14,6 +14,12 @@ from cmp.readers.index import TRAITS, ImageIndex
 
 READ_DIFFERENTLY: dict[str, str] = read_yaml(Path(__file__).with_name("notes.yaml"))
 """Trait, with the manifest's setting if there is one -> what a model's user must know."""
+_COLUMN, _TEXTS = "give a column of names as `reader.label`", "write names into the files `.cls`"
+NAME_CLASSES = {
+    "folder": "rename the folders of the classes", "csv": _COLUMN, "jsonl": _COLUMN,
+    "parquet": _COLUMN, "tars": _TEXTS, "pairs": _TEXTS,
+}  # fmt: skip
+"""`reader.kind` -> how to give names to classes that are numbers."""
 HIGH_CHANCE = 0.1
 """The chance level of retrieval from which it is reported."""
 
@@ -27,6 +33,7 @@ def notes_on(indexes: list[ImageIndex]) -> list[str]:
     checked = [index for index in indexes if "digest" in index.table]
     sentences = [sentence for index in checked for sentence in images_read_differently(index)]
     sentences += [sentence for index in indexes for sentence in read_elsewhere(index)]
+    sentences += [sentence for index in indexes for sentence in numbered_classes(index)]
     sentences += [sentence for index in checked for sentence in contradictory_classes(index)]
     sentences += leaked_pictures(checked)
     sentences += [sentence for index in checked for sentence in repeated_pictures(index)]
@@ -39,6 +46,20 @@ def read_elsewhere(index: ImageIndex) -> list[str]:
     if not (os.path.isabs(path) or ".." in path.split("/")):
         return []
     return [f"{index.dataset.name}: reader.path: points outside the manifest's folder, to {path}"]
+
+
+def numbered_classes(index: ImageIndex) -> list[str]:
+    """Return a sentence if all classes of a dataset are called by numbers, which a model would
+    learn as their names."""
+    dataset, remedy = index.dataset, NAME_CLASSES.get(index.dataset.reader.kind)
+    numbered = bool(index.classes) and all(map(str.isdigit, index.classes))
+    if not remedy or not numbered or dataset.task != "classification":
+        return []
+    prompt = dataset.prompt.format(index.classes[0])
+    return [
+        f"{dataset.name}: all class names are numbers, as in {prompt!r:.80}; unless that is what "
+        f"they are called, {remedy}"
+    ]
 
 
 def images_read_differently(index: ImageIndex) -> list[str]:

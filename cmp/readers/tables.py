@@ -1,5 +1,6 @@
 """Read images that tables list: CSV, TSV, JSON lines and Parquet files."""
 
+import contextlib
 import functools
 import itertools
 import math
@@ -280,6 +281,20 @@ def _label_text(value: object) -> str:
     return value.strip() if isinstance(value, str) else str(value) if whole else ""
 
 
+def _class_names(schema: pa.Schema, column: str | None) -> dict[str, str]:
+    """Return the names of classes that a column of integers stands for, by integer.
+
+    Hugging Face's `datasets` writes the names of a `ClassLabel` into the metadata of the file.
+    Without such names, the result is empty.
+    """
+    names: list[str] = []
+    if column in schema.names and pa.types.is_integer(schema.field(column).type):
+        with contextlib.suppress(LookupError, TypeError, ValueError):  # other metadata
+            about = parse_json((schema.metadata or {})[b"huggingface"].decode())
+            names = list(map(str, about["info"]["features"][column]["names"]))
+    return {str(number): name for number, name in enumerate(names)}
+
+
 def _read_row(files: list[Path], column: str, rows: np.ndarray, position: int) -> bytes:
     """Return an image of a column; `rows` [N, 3] has the indices of file, row group and row."""
     number, group, row = map(int, rows[position])
@@ -303,6 +318,15 @@ def _read_row_group(file: pq.ParquetFile, group: int, name: str) -> pa.ChunkedAr
     return pc.struct_field(column, "bytes")
 
 
+def _parquet_frame(file: pq.ParquetFile, columns: list[str], label: str | None) -> pd.DataFrame:
+    """Read columns of a Parquet file, with the names of classes if the file has them."""
+    # by pandas' metadata, columns would go back into its index and be missed here
+    frame = file.read(columns=columns).to_pandas(ignore_metadata=True)
+    if names := _class_names(file.schema_arrow, label):  # -1 is an image without a class
+        frame[label] = [names.get(_label_text(value), "") for value in frame[label]]
+    return frame
+
+
 def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex:
     image = dataset.reader.image
     wanted = {getattr(dataset.reader, key) for key in COLUMN_KEYS}
@@ -321,8 +345,7 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
             f"{MAX_ROWS:,} are allowed; give fewer of them"
         )
     columns = [name for name in schema.names if name in wanted and not (as_bytes and name == image)]
-    # by pandas' metadata, columns would go back into its index and be missed here
-    frames = [file.read(columns=columns).to_pandas(ignore_metadata=True) for file in files]
+    frames = [_parquet_frame(file, columns, dataset.reader.label) for file in files]
     if not as_bytes:
         placed = zip(frames, paths, strict=True)
         frames = [_join_folder(dataset, frame, path, root) for frame, path in placed]
