@@ -133,9 +133,9 @@ class Merging:
         zero: Whether the weights from before the stream count as one of the models.
         scale: Factor of the merged task vector. If None, 1 / the number of models for rules that
             sum task vectors, else 1.
-        density: Fraction of a task vector's entries that is kept. Tensors that no model changed do
-            not count.
-        outliers: Fraction of these entries, the largest ones, that is dropped.
+        density: Fraction of a task vector's entries that is kept.
+        outliers: Fraction of a task vector's entries, the largest ones, that is dropped. Tensors
+            that no model changed do not count if it would drop all that changed.
         alpha: For LiNeS, the factor of the first block.
         beta: For LiNeS, how much the factor grows from the first block to the last.
         protect: For OPCM, the leading directions of earlier models that later ones must not change,

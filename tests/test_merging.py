@@ -600,7 +600,7 @@ def test_the_mean_of_all_tasks_is_also_that_of_statistics(rule, zero):
     assert result.deployed["bn.running_var"].item() == pytest.approx(mean)
 
 
-@pytest.mark.parametrize("rule", ["breadcrumbs", "breadcrumbs-ties", "ties"])
+@pytest.mark.parametrize("rule", ["breadcrumbs", "breadcrumbs-ties"])
 def test_frozen_tensors_do_not_count_where_a_rule_trims(rule):
     """A few biases changed, fewer than the share of all entries that are dropped as outliers."""
     base = {"frozen": torch.randn(10_000), "bias": torch.zeros(50)}

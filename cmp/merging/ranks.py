@@ -35,23 +35,26 @@ def magnitude_thresholds(
     Args:
         models: The weights after training.
         base: The weights before training.
-        outline: The tensors to include, on the models' device; their values are not read. Those
-            that no model changed are left out.
-        density: The fraction of entries to keep: at least one entry, and all that tie with the
+        outline: The tensors to include, on the models' device; their values are not read.
+        density: The fraction of all entries to keep: at least one entry, and all that tie with the
             smallest one kept.
-        outliers: The fraction of the largest entries to drop first.
+        outliers: The fraction of the largest entries to drop first. Where this would drop all that
+            changed, both fractions are of the tensors that a model changed.
 
     Raises:
         NotFiniteError: An entry is NaN or infinite.
     """
-    # with frozen tensors, all that was learned could be smaller than the share of outliers
-    outline = {
-        name: x
-        for name, x in outline.items()
-        if any(bool((model[name] != base[name]).any()) for model in models)
-    }
+    outline = {name: x for name, x in outline.items() if x.numel()}
     count = sum(x.numel() for x in outline.values())
     top = round(outliers * count)
+    if top:  # all that a method like BitFit learns may be less than this
+        changed = {
+            name: x
+            for name, x in outline.items()
+            if any(bool((model[name] != base[name]).any()) for model in models)
+        }
+        if (left := sum(x.numel() for x in changed.values())) <= top:
+            outline, count, top = changed, left, round(outliers * left)
     bottom = count - top - max(1, round(density * count))
     if count == 0 or (bottom <= 0 and top == 0):
         return [KEEP_ALL] * len(models)
