@@ -62,10 +62,6 @@ NUMBERS = r"([-+−]?[\d.,/]*|–)( to [-−]?[\d.,]+)?|no interval"
 """A pattern of cells that are numbers, or intervals as `interval_in_words` writes them."""
 
 
-NUMBERS = r"([-+−]?[\d.,/]*|–)( to [-−]?[\d.,]+)?|no interval"
-"""A pattern of cells that are numbers, or intervals as `interval_in_words` writes them."""
-
-
 def make_group(docstring: str, *functions: Callable[..., None]) -> typer.Typer:
     """Return a group of commands.
 
