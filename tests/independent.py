@@ -5,6 +5,7 @@ Nothing of the package is imported. `python tests/independent.py` prints the ver
 
 import json
 import math
+import statistics
 import sys
 from pathlib import Path
 
@@ -318,14 +319,22 @@ def faults_of_tuning(claims: Path, results: Path, needed: int = 2) -> dict[str, 
 
 
 def fault_of_peak(chosen: float, tried: dict[float, list[float]], needed: int) -> str:
-    """What is wrong with a peak beside the scores of those that were tried, or ""."""
+    """What is wrong with a peak beside the scores of those that were tried, or "". A peak between
+    the best one and a neighbour of it counts as the best one."""
     grid = sorted(tried)
+    if not grid:
+        return f"{chosen:g} was not tried, and no other peak was"
+    words = ", ".join(map("{:g}".format, grid))
     near = [x for x in grid if abs(math.log(x / chosen)) < 0.1]  # 0.00063 stands for 0.0006
-    if not near:
-        return f"{chosen:g} was not tried; {', '.join(map('{:g}'.format, grid)) or 'nothing'} was"
-    place = grid.index(near[0])
+    if near:
+        place = grid.index(near[0])
+    else:
+        place = max(range(len(grid)), key=lambda n: statistics.mean(tried[grid[n]]))
+        around = grid[max(place - 1, 0) : place + 2]
+        if not around[0] < chosen < around[-1]:
+            return f"{chosen:g} is not beside the best of {words}"
     if place in (0, len(grid) - 1):
-        return f"{chosen:g} is at the edge of {', '.join(map('{:g}'.format, grid))}"
+        return f"{grid[place]:g} is at the edge of {words}"
     few = [x for x in grid[place - 1 : place + 2] if len(tried[x]) < needed]
     return f"fewer than {needed} replicates at {few[0]:g}" if few else ""
 
