@@ -418,7 +418,7 @@ def test_an_update_without_test_pictures_is_not_judged(made, tmp_path):
     assert "what it taught is not scored</h1>" in page
     write([(*rows[0][:2], "test"), *rows[1:]])
     notes = plan_update(made, folder).notes
-    assert "1 of 2 new names have no test images and are not scored: vase" in notes
+    assert "1 of 3 names have no test images so far and are not scored: vase" in notes
 
 
 def test_a_plan_says_where_the_peak_comes_from(made, root, tmp_path):

@@ -74,9 +74,9 @@ def describe_unscored(report: ArrivalReport) -> str:
         return ""
     names = ", ".join(report.untested_names[:NAMED])
     more = " and others" if len(report.untested_names) > NAMED else ""
-    total = count_of(len(report.new_names), "new name")
+    total = count_of(len({*report.new_names, *report.old_names}), "name")
     return (
-        f"{len(report.untested_names)} of {total} have no test images and are not scored: "
+        f"{len(report.untested_names)} of {total} have no test images so far and are not scored: "
         f"{names}{more}"
     )
 
