@@ -91,11 +91,11 @@ def test_a_paired_interval_is_that_of_a_bootstrap_over_groups():
 
 def test_the_interval_of_a_share_is_wilsons_and_wider_where_groups_agree():
     hit, among = np.repeat([True, False], [12, 48]), np.ones(60, bool)
-    weight = np.full(60, 1 / 60)
-    share, low, high = intervals.share_interval(hit, among, weight, np.arange(60))
+    weight, one = np.full(60, 1 / 60), np.zeros(60, int)
+    share, low, high = intervals.share_interval(hit, among, weight, one, np.arange(60))
     known = stats.binomtest(12, 60).proportion_ci(method="wilson")
     assert (share, low, high) == pytest.approx((0.2, known.low, known.high))
-    wide = intervals.share_interval(hit, among, weight, np.repeat(np.arange(15), 4))
+    wide = intervals.share_interval(hit, among, weight, one, np.repeat(np.arange(15), 4))
     assert wide[1] < low and wide[2] > high
 
 
@@ -109,7 +109,25 @@ def test_nothing_found_among_few_leaves_a_wide_interval():
     assert alike == pytest.approx((0.5, 0.5 - high, 0.5 + high))  # each set changed as a whole
     one = intervals.mean_interval(none, weight, np.zeros(20, int), np.zeros(20, int))
     assert math.isnan(one[1])
-    assert math.isnan(intervals.share_interval(none > 0, none > 0, weight, np.arange(20))[0])
+    nothing = intervals.share_interval(none > 0, none > 0, weight, two_sets, np.arange(20))
+    assert math.isnan(nothing[0])
+    any_of = intervals.share_interval(none > 0, none == 0, weight, two_sets, np.arange(20))
+    assert any_of[0] == 0 and any_of[2] == pytest.approx(high, abs=0.03)
+
+
+@pytest.mark.parametrize("sizes", [(1000, 10), (200, 200)])
+def test_an_interval_of_sets_of_any_size_misses_the_truth_rarely(sizes):
+    """Also where a small set, which weighs as much as a large one, happens to lose nothing."""
+    part = np.repeat([0, 1], sizes)
+    group, weight = np.arange(len(part)), 0.5 / np.array(sizes)[part]
+    rng, draws, missed = np.random.default_rng(0), 200, np.zeros(2)
+    for _ in range(draws):
+        was, changed = rng.random(len(part)) < 0.8, rng.random(len(part)) < 0.05
+        now = was != changed
+        _, low, high = intervals.mean_interval(now * 1.0 - was, weight, part, group)
+        _, least, most = intervals.share_interval(~now, was, weight, part, group)
+        missed += not low <= 0.2 * 0.05 - 0.8 * 0.05 <= high, not least <= 0.05 <= most
+    assert (missed / draws <= 0.06).all()
 
 
 def test_scores_are_those_of_an_evaluation(two, few):

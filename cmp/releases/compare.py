@@ -437,8 +437,8 @@ def _summarise(chosen: pd.DataFrame, weight: np.ndarray, is_same: bool) -> dict[
     was, now = (chosen[column].to_numpy() > 0 for column in ("hit_old", "hit_new"))
     ends = {
         "change low high": mean_interval(now * 1.0 - was, weight, part, group),
-        "lost_share lost_low lost_high": share_interval(~now, was, weight, group),
-        "gained_share gained_low gained_high": share_interval(now, ~was, weight, group),
+        "lost_share lost_low lost_high": share_interval(~now, was, weight, part, group),
+        "gained_share gained_low gained_high": share_interval(now, ~was, weight, part, group),
     }
     if is_same:  # nothing can differ, not even on other images
         ends = dict.fromkeys(ends, (0.0,) * 3)
