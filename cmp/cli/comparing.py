@@ -131,8 +131,8 @@ def compare(
 
 
 def _choose_owner(releases: list[Release]) -> Release:
-    """Return the release whose images are scored: the last one, unless it is an earlier state of
-    the other, whose later images a step back could lose."""
+    """Return the release whose images are scored: the last one, unless the first one continues it
+    and so has images of later updates, whose loss would be unseen."""
     ids = [[update.id for update in each.record.updates] for each in releases]
     return releases[0] if ids[0][: len(ids[-1])] == ids[-1] else releases[-1]
 
