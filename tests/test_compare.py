@@ -26,8 +26,14 @@ from cmp.errors import CmpError
 from cmp.evaluation import EncodedSets, ScoredSet
 from cmp.releases import candidates, gate, intervals, report
 from cmp.releases.candidates import find_candidate
-from cmp.releases.compare import NAMING, arrived_images, common_device, compare
-from cmp.releases.gate import Gate, Limits
+from cmp.releases.compare import (
+    NAMING,
+    _image_weights,
+    arrived_images,
+    common_device,
+    compare,
+)
+from cmp.releases.gate import Gate, Limits, UpdateLimits
 from cmp.releases.index import GALLERIES, fit_map, measure_index
 from cmp.runs import launch
 from cmp.runs.launch import from_keywords, resolve_run
@@ -91,11 +97,11 @@ def test_a_paired_interval_is_that_of_a_bootstrap_over_groups():
 
 def test_the_interval_of_a_share_is_wilsons_and_wider_where_groups_agree():
     hit, among = np.repeat([True, False], [12, 48]), np.ones(60, bool)
-    weight = np.full(60, 1 / 60)
-    share, low, high = intervals.share_interval(hit, among, weight, np.arange(60))
+    weight, one = np.full(60, 1 / 60), np.zeros(60, int)
+    share, low, high = intervals.share_interval(hit, among, weight, one, np.arange(60))
     known = stats.binomtest(12, 60).proportion_ci(method="wilson")
     assert (share, low, high) == pytest.approx((0.2, known.low, known.high))
-    wide = intervals.share_interval(hit, among, weight, np.repeat(np.arange(15), 4))
+    wide = intervals.share_interval(hit, among, weight, one, np.repeat(np.arange(15), 4))
     assert wide[1] < low and wide[2] > high
 
 
@@ -109,7 +115,25 @@ def test_nothing_found_among_few_leaves_a_wide_interval():
     assert alike == pytest.approx((0.5, 0.5 - high, 0.5 + high))  # each set changed as a whole
     one = intervals.mean_interval(none, weight, np.zeros(20, int), np.zeros(20, int))
     assert math.isnan(one[1])
-    assert math.isnan(intervals.share_interval(none > 0, none > 0, weight, np.arange(20))[0])
+    nothing = intervals.share_interval(none > 0, none > 0, weight, two_sets, np.arange(20))
+    assert math.isnan(nothing[0])
+    any_of = intervals.share_interval(none > 0, none == 0, weight, two_sets, np.arange(20))
+    assert any_of[0] == 0 and any_of[2] == pytest.approx(high, abs=0.03)
+
+
+@pytest.mark.parametrize("sizes", [(1000, 10), (200, 200)])
+def test_an_interval_of_sets_of_any_size_misses_the_truth_rarely(sizes):
+    """Also where a small set, which weighs as much as a large one, happens to lose nothing."""
+    part = np.repeat([0, 1], sizes)
+    group, weight = np.arange(len(part)), 0.5 / np.array(sizes)[part]
+    rng, draws, missed = np.random.default_rng(0), 200, np.zeros(2)
+    for _ in range(draws):
+        was, changed = rng.random(len(part)) < 0.8, rng.random(len(part)) < 0.05
+        now = was != changed
+        _, low, high = intervals.mean_interval(now * 1.0 - was, weight, part, group)
+        _, least, most = intervals.share_interval(~now, was, weight, part, group)
+        missed += not low <= 0.2 * 0.05 - 0.8 * 0.05 <= high, not least <= 0.05 <= most
+    assert (missed / draws <= 0.06).all()
 
 
 def test_scores_are_those_of_an_evaluation(two, few):
@@ -152,6 +176,26 @@ def test_concepts_that_lost_most_come_first_and_of_them_those_of_one_picture_las
     table = table.assign(change=100 * (table["gained"] - table["lost"]) / table["questions"])
     worst = dataclasses.replace(two, concepts=table.assign(dataset="x")).worst_concepts(each=False)
     assert worst["concept"].tolist() == ["d", "c", "b", "a"]
+
+
+def test_the_worst_concept_lost_most_images_less_those_it_gained(two):
+    """As the page says first: a large class that lost and gained as many has hardly changed."""
+    columns = ["dataset", "concept", "questions", "old", "new", "change", "lost", "gained"]
+    rows = [("shapes", "mug", 500, 60.0, 59.8, -0.2, 31, 30)]
+    rows.append(("shapes", "vase", 12, 100.0, 8.3, -91.7, 11, 0))
+    table = pd.DataFrame(rows, columns=columns).assign(became="lamp")
+    page = report.report_page(dataclasses.replace(two, concepts=table))
+    words = "is <b>vase</b> (shapes): of its 12 images, 11 lost their right name, and 0 gained it"
+    assert words in page
+
+
+def test_an_update_weighs_the_directions_of_retrieval_as_its_set_does():
+    """Also where each image has several captions."""
+    asked = ["image to text"] * 2 + ["text to image"] * 6
+    table = pd.DataFrame({"dataset": "captions", "asked": asked, "row": [0, 1] + [0] * 3 + [1] * 3})
+    assert _image_weights(table) == pytest.approx([0.5] * 2 + [1 / 6] * 6)
+    names = table.assign(dataset="names", asked=NAMING, row=range(8))
+    assert _image_weights(pd.concat([table, names])).sum() == pytest.approx(10)
 
 
 def test_retrieval_at_five_is_the_score(two):
@@ -422,6 +466,10 @@ NOTHING_RIGHT = {"old": 0.0, "lost_share": np.nan, "lost_high": np.nan}
         ({"lost": 10}, {"lost_share": 10.000000000000002}, " 10.0%", True),
         ({"drop": 15}, {"change": -15.000000000000002}, "(−15.0", True),
         ({"gain": 100}, {"change": 99.99999999999999}, "(+100.0", True),
+        # what breaks a limit does not look as if it kept it
+        ({"drop": 3}, {"change": -3.04}, "(−3.04", False),
+        ({"lost": 12}, {"lost_share": 12.004}, " 12.004%", False),
+        ({"gain": 2}, {"change": 1.96}, "(+1.96", False),
     ],
 )  # fmt: skip
 def test_a_limit_is_compared_with_the_estimate_or_the_worse_end(limits, changes, value, passed):
@@ -451,6 +499,9 @@ def test_where_no_interval_can_be_formed_nothing_is_sure():
         ("sets: {shapes: 3}", "sets.shapes"),
         ("each: {drop: 1}\neach: {drop: 2}", "each"),
         ("each: {sure: true}", "limits nothing"),
+        ("last_update: {images: 9}", "limits nothing"),
+        ("A_KA: {gain: 1, images: 9}", "A_KA.images: no such key"),
+        ("each_update: {drop: 1, images: 0}", "each_update.images"),
         ("{}", "limits nothing"),
         ("[1, 2]", "YAML with keys"),
     ],
@@ -471,8 +522,9 @@ def test_a_limit_on_what_is_not_compared_is_refused(two):
     )
     with pytest.raises(CmpError, match="A_KA: no set of role adapt"):
         gate.apply_gate(Gate(A_KA=Limits(gain=1)), old_only)
-    with pytest.raises(CmpError, match="each_update: no images of updates are compared"):
-        gate.apply_gate(Gate(each_update=Limits(drop=1)), two)
+    for key in ("each_update", "last_update"):
+        with pytest.raises(CmpError, match=f"{key}: no images of updates are compared"):
+            gate.apply_gate(Gate(**{key: UpdateLimits(drop=1)}), two)
 
 
 @pytest.mark.parametrize(
@@ -665,12 +717,21 @@ def test_the_page_says_first_what_to_do_with_the_index(two):
         page = report.report_page(dataclasses.replace(two, index=table))
         return re.findall(r'<section id="index">\n<h2>(.*)</h2>', page)[0]
 
-    of_new = found.assign(content="new")
+    of_new, known = found.assign(content="new"), found["content"] == "known"
     words = "by words, new content is found in 80.0% of queries instead of 27.0%"
-    assert heading(of_new) == f"Re-encode the new images: {words}"
-    assert heading(of_new.assign(as_is=80.0)).startswith("The old index still serves: by words")
-    assert "Re-encode every image" in heading(of_new.assign(new_first=np.nan))
+    assert heading(of_new) == f"Encode only the new images by the new model: {words}"
+    old = "The old model may encode the new images, too: by words"
+    assert heading(of_new.assign(as_is=80.0)).startswith(old)
     assert "differ in size" in heading(of_new.assign(as_is=np.nan))
+    settled = found.assign(as_is=np.where(known, 80.0, 27.0), reencoded=80.5)
+    assert heading(settled) == f"Encode only the new images by the new model: {words}"
+    again = "Encode every image again, or keep two indexes: by words, known content is found in "
+    pushed = settled.assign(as_is=np.where(known, 90.0, 80.0))
+    assert heading(pushed).startswith(f"{again}80.0% of queries beside re-encoded new images, 90.0")
+    assert heading(settled.assign(reencoded=90.0)) == f"{again}90.0% of queries instead of 80.0%"
+    alone = settled[known].assign(new_first=np.nan)
+    assert heading(alone).startswith("The old index still serves: by words, known content")
+    assert heading(alone.assign(reencoded=90.0)).startswith("Encode every image again: by words")
     page = report.report_page(two)
     assert "may match several images" in page and "The map turns" in page
 

@@ -346,7 +346,7 @@ def test_a_table_of_captions_is_scored_by_recall(tmp_path):
     held = {"filepath": [picture(n) for n in range(20)], "title": [f"thing {n}" for n in range(20)]}
     pd.DataFrame(held).to_parquet(tmp_path / "t.parquet")
     table = fileset("parquet", role="eval", reader={"path": "t.parquet"})
-    index = collection.read_index(table, tmp_path)
+    index = collection.check_images(collection.read_index(table, tmp_path))
     model, corpus = models.load_model(Model("tiny"), 0), collection.corpus_from_indexes([index])
     scored = evaluate(model, "tiny", corpus).datasets.loc["mine"]
     assert scored["metric"] == "R@5"

@@ -173,8 +173,8 @@ def test_a_release_stands_for_its_folder_and_has_its_data(made, root):
     known = plan.corpus.table[columns].astype(str)[:count]
     assert len(corpus.table) == count
     assert corpus.table[columns].astype(str).equals(known)
-    found = compare.compare(made, str(made.folder), corpus, subset=2)
-    assert found.is_same and (found.old, found.new) == ("1", str(made.folder))
+    found = compare.compare(made, f"local-dir:{made.folder}", corpus, subset=2)
+    assert found.is_same and (found.old, found.new) == ("1", "1")
 
 
 def test_what_arrived_between_two_releases_is_new_to_an_index(made, later):
@@ -202,15 +202,32 @@ def test_the_command_compares_two_releases_on_the_pictures_so_far(
 
 @pytest.mark.parametrize("data", [[], ["--data", "embedded"]])
 def test_a_note_on_the_pictures_of_two_releases_is_printed_only_with_them(
-    made, later, monkeypatch, data
+    made, later, root, tmp_path, monkeypatch, data
 ):
-    monkeypatch.setattr("cmp.cli.comparing.load_data", lambda source: None)
-    monkeypatch.setattr("cmp.cli.comparing.compare_models", lambda *given, **others: None)
+    """What is scored, in both directions, and what only the other release tests."""
+    monkeypatch.setattr("cmp.cli.comparing.load_data", lambda source: source)
+    seen = []
+    monkeypatch.setattr(
+        "cmp.cli.comparing.compare_models", lambda *given, **others: seen.append(given[2])
+    )
     monkeypatch.setattr("cmp.cli.comparing.print_comparison", lambda comparison: None)
-    done = invoke("compare", made.folder, later.folder, *data)
-    assert done.exit_code == 0 and (
-        "also tested on the images of later updates" in done.stdout
-    ) == (not data)
+    also = "also tested on the images of later updates"
+    steps = (made.folder, f"local-dir:{later.folder}", "before"), (later.folder, made.folder, "now")
+    for old, new, when in steps:
+        done = invoke("compare", old, new, *data)
+        scored = "embedded" if data else f"that had arrived by the release {later.folder}"
+        assert done.exit_code == 0 and re.search(f"scored: the test images .*{scored}", done.stdout)
+        assert (f"A_KA {when} can be lower" in done.stdout and also in done.stdout) == (not data)
+        assert "are not scored" not in done.stdout
+        assert seen[-1] == "embedded" if data else len(seen[-1].by_role("adapt")) == 1
+    if not data:
+        assert all("2 y-month" in {*each.table["update"]} for each in seen)
+        about = {"pool": root / "pool", "prompt": "a drawing of a {}"}
+        own = plan_update(months.START, root / "y-month", months.SMALL, **about)
+        other = update.compute_update(own, tmp_path / "other")
+        said = invoke("compare", other.folder, made.folder).stdout
+        assert "from y-month, are not test images of" in said
+        assert 'scored with the prompt "{}"' in said and 'with "a drawing of a {}"' in said
 
 
 @pytest.mark.parametrize("is_embedded", options.one_in(2, [True, False]))
@@ -280,13 +297,24 @@ def test_each_update_has_a_row_and_a_gate(made, later):
     assert found.updates["images"].sum() == found.sets.loc["catalogue", "images"]
     assert found.updates["lost"].sum() == found.sets.loc["catalogue", "lost"]
     limits = gate.Gate(
-        each_update=gate.Limits(drop=100), updates={"y-month": gate.Limits(gain=100, lost=100)}
+        last_update=gate.UpdateLimits(gain=100),
+        each_update=gate.UpdateLimits(drop=100),
+        updates={"y-month": gate.UpdateLimits(gain=100, lost=100)},
     )
     lines = {line.key: line for line in gate.apply_gate(limits, found)}
     assert lines["each_update.drop"].scope == "z-month" and lines["each_update.drop"].passed
     assert not lines["updates.y-month.gain"].passed and lines["updates.y-month.lost"].passed
     with pytest.raises(CmpError, match=r"gate: updates.y-mouth: .*did you mean 'y-month'"):
-        gate.apply_gate(gate.Gate(updates={"y-mouth": gate.Limits(drop=1)}), found)
+        gate.apply_gate(gate.Gate(updates={"y-mouth": gate.UpdateLimits(drop=1)}), found)
+    assert not lines["last_update.gain"].passed and lines["last_update.gain"].scope == "y-month"
+    few = gate.Gate(last_update=gate.UpdateLimits(gain=100, images=1000))
+    [line] = gate.apply_gate(few, found)
+    assert line.passed and not line.judged and "too few to judge it" in line.sentence
+    january = dataclasses.replace(found, updates=found.updates[:1])  # nothing of the last is scored
+    [line] = gate.apply_gate(dataclasses.replace(few, last_update=limits.last_update), january)
+    assert not line.judged and "y-month: 0 test images" in line.sentence
+    page = report.report_page(found, gate=[line])
+    assert "passed: 0 limits kept, 1 not judged" in page
     page = report.report_page(found)
     assert "The same new content by update" in page and "y-month <span" in page
 
@@ -395,6 +423,9 @@ def test_what_was_right_before_the_first_update_is_counted():
     assert "A_ZS was 75.0 before the first update and is 50.0 after 2 (−25.0)" in words
     assert "50.0% of what was right then is wrong now" in words
     assert sentences.describe_retention(metrics, hits, 1) == ""  # the last change says it
+    late = pd.concat([metrics, metrics[-2:-1].assign(dataset="late")])
+    words = sentences.describe_retention(late, hits, 2, {"late"})  # the last A_ZS counts both
+    assert words.startswith("The mean of 1 unchanged retention set (kept) was 75.0 before")
     other = metrics.assign(images=range(4))
     assert sentences.describe_retention(other, hits, 2) == ""  # other pictures
 
@@ -418,7 +449,7 @@ def test_an_update_without_test_pictures_is_not_judged(made, tmp_path):
     assert "what it taught is not scored</h1>" in page
     write([(*rows[0][:2], "test"), *rows[1:]])
     notes = plan_update(made, folder).notes
-    assert "1 of 2 new names have no test images and are not scored: vase" in notes
+    assert "1 of 3 names have no test images so far and are not scored: vase" in notes
 
 
 def test_a_plan_says_where_the_peak_comes_from(made, root, tmp_path):

@@ -220,6 +220,34 @@ def test_the_same_pixels_have_one_split_in_an_arrival(tmp_path, held):
             assert "train" in splits.values()
 
 
+def test_names_of_files_that_recur_test_other_images_each_month(tmp_path):
+    """Each new image is an observation of its own, and one that was saved again is not."""
+    found = ledger.Ledger()
+    for month in range(4):
+        files = {
+            f"{name}/{number}.png": picture(1000 * month + 10 * place + number)
+            for place, name in enumerate(("mug", "lamp", "sofa"))
+            for number in range(4)
+        }
+        if month == 3:  # a held-out image is sent again, as another file
+            held = next(x for x in found.pictures if x.split == "test")
+            seed = 1000 * held.arrival + 10 * ("mug", "lamp", "sofa").index(held.label)
+            seed += int(held.source.partition("/")[2][0])
+            files[f"{held.label}/again.bmp"] = picture(seed, kind="BMP")
+        folder = tree(tmp_path / f"month-{month}", files)
+        found, report = arrivals.arrive(found, str(folder), "adapt")
+        untested = {"mug", "lamp", "sofa"} - {x.label for x in found.pictures if x.split == "test"}
+        assert {*report.untested_names} == untested and report.copies == (month == 3)
+        alone, _ = arrivals.arrive(ledger.Ledger(), str(folder), "adapt")
+        splits = [x.split for x in found.pictures if x.arrival == month]
+        assert (splits == [x.split for x in alone.pictures]) == (month == 0)
+    located, parts, _ = arrivals.locate(found)
+    corpus = arrivals.corpus_of(located, parts)
+    tested = corpus.table[corpus.table["split"] == "test"]
+    assert {*tested["label"]} == {"mug", "lamp", "sofa"}
+    assert tested["group"].nunique() == len(tested) - 1
+
+
 def captions(folder, seeds):
     """Pictures with a text beside each."""
     files = {f"{seed}.png": picture(seed) for seed in seeds}
@@ -231,6 +259,7 @@ def test_a_stream_of_captions_is_not_said_to_have_names(tmp_path):
     data, pool = captions(tmp_path / "1", range(30)), captions(tmp_path / "2", range(30, 40))
     plan = update_plan.plan_update("tiny:random", data, months.SMALL, pool=pool)
     assert not [note for note in plan.notes if " name" in note]
+    assert [note for note in plan.notes if "R@5 of" in note and "by chance" in note]
     lines = card.snippet("tiny", plan.corpus).splitlines()
     [names] = [line.partition(" = ")[2] for line in lines if line.startswith("names = ")]
     assert ast.literal_eval(names.partition("  #")[0]) == [

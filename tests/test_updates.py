@@ -144,7 +144,8 @@ def test_updates_that_do_not_fit_are_refused_with_what_to_do(months, corpus):
     frame.loc[frame["filepath"] == "i/7.png", "month"] = ""
     frame.to_csv(months / "t.csv", index=False)
     manifest = collection.load_manifests(str(months))[0][0]
-    partly = collection.corpus_from_indexes([collection.read_index(manifest, months)])
+    index = collection.check_images(collection.read_index(manifest, months))
+    partly = collection.corpus_from_indexes([index])
     with pytest.raises(CmpError, match=r"mine/i/7\.png names none"):
         streams.task_rows(partly, given(3), 0)
 

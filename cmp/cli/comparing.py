@@ -1,6 +1,7 @@
 """The command `compare`, which reports what a new model gains and loses, and whether to deploy
 it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,16 +9,20 @@ import numpy as np
 import torch
 import typer
 
+from cmp import starts
 from cmp.cli import shared
 from cmp.cli.updates import Gone, Moved, parse_moved
 from cmp.data import load_data
 from cmp.errors import CmpError
 from cmp.evaluation import make_test_sets
 from cmp.files import check_target
-from cmp.releases import candidates, gate, release, report, sentences
+from cmp.releases import candidates, gate, report, sentences
 from cmp.releases.compare import Comparison, common_device, shown_updates
 from cmp.releases.compare import compare as compare_models
 from cmp.releases.index import RECALL_AT
+from cmp.releases.ledger import NAMED, Ledger, known_sets
+from cmp.releases.release import Release
+from cmp.releases.sentences import count_of
 
 WORST = 8
 """Number of concepts to print."""
@@ -46,16 +51,18 @@ def compare(
 
     With a gate, the exit status is 1 if the new model breaks a limit. A limit applies to A_KA or
     A_ZS overall, to the mean of `all` datasets, to `each` dataset, to single datasets under `sets`,
-    to `each_update`, or to single updates under `updates`. A limit is the largest `drop` you allow
-    or the smallest `gain` you require, in points, or the largest percentage of correct answers that
-    may be `lost`. It is checked against the estimate or, with `sure: true`, the worse end of the
-    95% interval.
+    to the `last_update`, to `each_update`, or to single updates under `updates`. A limit is the
+    largest `drop` you allow or the smallest `gain` you require, in points, or the largest
+    percentage of correct answers that may be `lost`. It is checked against the estimate or, with
+    `sure: true`, the worse end of the 95% interval. An update with fewer test `images` than its
+    limits say is not judged.
 
     Args:
         old: The deployed model.
         new: The model that may replace it.
         data: Source of the data: embedded, fomo, or a folder of manifests. Default: all images that
-            had arrived by the release NEW, or by OLD if only OLD is a release; otherwise embedded.
+            had arrived by the release NEW, or by OLD if only OLD is a release or OLD continues NEW;
+            otherwise embedded.
         arrived: Datasets or updates that the old model's index lacks; "" for none. Default: the
             updates between two releases; otherwise all datasets of role adapt; none if the data
             have no eval or transfer set.
@@ -78,22 +85,22 @@ def compare(
         shared.check_out(page, "--report")
         check_target(page)
     limits = gate.read_gate(gate_file) if gate_file else None
-    pair = [
-        release.read_release(x) if release.is_release(Path(x)) else candidates.find_candidate(x)
-        for x in (old, new)
-    ]
-    releases = [x for x in pair if isinstance(x, release.Release)]
-    names = [x.config.model.name if isinstance(x, release.Release) else x.name for x in pair]
+    pair = [candidates.find_release(x) or candidates.find_candidate(x) for x in (old, new)]
+    releases = [x for x in pair if isinstance(x, Release)]
+    names = [x.config.model.name if isinstance(x, Release) else x.name for x in pair]
     device = common_device(names, device)
     if releases and not data:
-        owner = releases[-1]
+        owner = _choose_owner(releases)
         corpus = owner.corpus(gone == "skip", parse_moved(moved, owner.folder))
+        notes = [f"scored: the {split} images that had arrived by the release {owner.folder}"]
+        notes += [note for x in releases for note in _release_notes(x, owner, split, x is pair[0])]
     elif moved or gone == "skip":
         raise CmpError(
             "--moved and --gone work only if OLD or NEW is a release and --data is not given"
         )
     else:
-        corpus = load_data(data or "embedded")
+        corpus = load_data(data := data or "embedded")
+        notes = [f"scored: the {split} images of {data}"]
     if limits:
         sets = make_test_sets(corpus, split, subset)
         rows = [each.rows for each in sets if each.dataset.role == "adapt"]
@@ -106,13 +113,16 @@ def compare(
     )
     print_comparison(comparison)
     lines = gate.apply_gate(limits, comparison) if limits else []
-    notes = [] if data else _release_notes(releases)
-    typer.echo("\n".join(notes), nl=bool(notes))
+    typer.echo("\n".join(notes))
     broken = [line for line in lines if not line.passed]
-    for line in sorted(lines, key=lambda line: not line.passed):
-        typer.echo(f"{'passed' if line.passed else 'broken'}: {line.sentence}")
+    unjudged = [line for line in lines if not line.judged]
+    kept = [line for line in lines if line.passed and line.judged]
+    for state, some in (("passed", kept), ("not judged", unjudged), ("broken", broken)):
+        for line in some:
+            typer.echo(f"{state}: {line.sentence}")
     if lines:
-        typer.echo(f"gate: {len(lines) - len(broken)} of {len(lines)} limits kept")
+        more = f", {len(unjudged)} not judged" if unjudged else ""
+        typer.echo(f"gate: {len(kept)} of {len(lines)} limits kept{more}")
     if page:  # last, since it may fail
         report.write_report(comparison, page, gate=lines, notes=notes)
         typer.echo(f"written: {page}")
@@ -120,15 +130,57 @@ def compare(
         raise typer.Exit(1)
 
 
-def _release_notes(releases: list[release.Release]) -> list[str]:
-    """Return sentences on the scores of two releases on their own images."""
-    counts = [len(each.record.updates) for each in releases]
-    if len(counts) < 2 or counts[0] >= counts[1]:
-        return []
-    return [
-        "A_KA before can be lower than on the old release's card: here the old model is also "
-        "tested on the images of later updates, and chooses among their names or captions, too"
-    ]
+def _choose_owner(releases: list[Release]) -> Release:
+    """Return the release whose images are scored: the last one, unless the first one continues it
+    and so has images of later updates, whose loss would be unseen."""
+    ids = [[update.id for update in each.record.updates] for each in releases]
+    return releases[0] if ids[0][: len(ids[-1])] == ids[-1] else releases[-1]
+
+
+def _release_notes(other: Release, owner: Release, split: str, is_old: bool) -> Iterator[str]:
+    """Yield sentences on the scores of a release on the images of another one.
+
+    Args:
+        other: The release.
+        owner: The one whose images are scored.
+        split: Their split.
+        is_old: Whether `other` is the old model.
+    """
+    if other is owner:
+        return
+    which, when = ("old", "before") if is_old else ("new", "now")
+    if len(other.record.updates) < len(owner.record.updates):
+        yield (
+            f"A_KA {when} can be lower than on the {which} release's card: here the {which} model "
+            "is also tested on the images of later updates, and chooses among their names or "
+            "captions, too"
+        )
+    own, scored = other.ledger(), owner.ledger()
+    known = {picture.key for picture in scored.pictures if picture.split == split}
+    lacking = [x for x in own.pictures if x.split == split and x.key not in known]
+    if lacking:
+        arrivals = [own.arrivals[n] for n in dict.fromkeys(x.arrival for x in lacking)]
+        more = ", ..." if len(arrivals) > NAMED else ""
+        places = ", ".join(arrival.name for arrival in arrivals[:NAMED]) + more
+        yield (
+            f"{count_of(len(lacking), f'{split} image')} of {other.folder}, from {places}, are not "
+            f"{split} images of {owner.folder}, so they are not scored"
+        )
+    before, here = (_prompts(x) for x in (own, scored))
+    pairs = [(other.record.prompt, owner.record.prompt)]
+    pairs += [(before[name], here[name]) for name in before if name in here]
+    for theirs, used in dict.fromkeys(pairs):
+        if theirs != used:
+            yield (
+                f'both models are scored with the prompt "{used}" of {owner.folder}, but the '
+                f'{which} model was trained with "{theirs}", so its scores may be too low'
+            )
+
+
+def _prompts(ledger: Ledger) -> dict[str, str]:
+    """Return the prompt of each set with names."""
+    named = {x: y for x, y in known_sets(ledger).items() if y["task"] == "classification"}
+    return {name: tree.get("prompt", starts.USUAL_PROMPT) for name, tree in named.items()}
 
 
 def print_comparison(comparison: Comparison) -> None:

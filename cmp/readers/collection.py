@@ -115,10 +115,11 @@ def corpus_from_indexes(indexes: list[ImageIndex], with_embedded: bool = False) 
     Raises:
         CmpError: A dataset has the same name as an added embedded one.
     """
-    tables = [_corpus_table(index) for index in indexes]
+    groups = _name_groups(indexes)
+    tables = [_corpus_table(x).assign(group=y) for x, y in zip(indexes, groups, strict=True)]
     sets = _parts_by_set(indexes)
     descriptions = [_describe(parts) for parts in sets.values()]
-    noted = {name: found for name, parts in sets.items() if (found := _join_parts(parts).noted())}
+    noted = {x.dataset.name: found for x in join_by_set(indexes) if (found := x.noted())}
     pictures = images.image_files(indexes)
     if with_embedded:
         embedded = load_data("embedded")
@@ -153,16 +154,33 @@ def _describe(parts: list[ImageIndex]) -> tuple[FileSet, list[str], str]:
     return parts[0].dataset, classes, hashlib.sha256(hashes.encode()).hexdigest()
 
 
-def _join_parts(parts: list[ImageIndex]) -> ImageIndex:
-    return dataclasses.replace(parts[0], table=pd.concat([part.table for part in parts]))
+def join_by_set(indexes: list[ImageIndex]) -> list[ImageIndex]:
+    """Return an index per dataset, whose table has the images of all of its parts."""
+    return [
+        dataclasses.replace(parts[0], table=pd.concat([part.table for part in parts]))
+        for parts in _parts_by_set(indexes).values()
+    ]
 
 
 def _corpus_table(index: ImageIndex) -> pd.DataFrame:
-    """Return a dataset's table in the form of a corpus; every image is its own group."""
-    name = index.dataset.name
-    group = name + "/" + index.table["source"].astype(str)
+    """Return a dataset's table in the form of a corpus, except for groups."""
     columns = ["split", "label", "captions", "update"]
-    return index.table[columns].assign(group=group, dataset=name)
+    return index.table[columns].assign(dataset=index.dataset.name)
+
+
+def _name_groups(indexes: list[ImageIndex]) -> list[pd.Series]:
+    """Return the group of each image of each dataset: the name of the first image with its pixels,
+    since copies are named or missed together. Other images may have that name, such as in another
+    month; their pixels are added to it."""
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    for index in indexes:
+        for pixels, source in zip(index.table["pixels"], index.table["source"], strict=True):
+            if pixels not in names:
+                name = f"{index.dataset.name}/{source}"
+                names[pixels] = f"{name} {pixels}" if name in taken else name
+                taken.add(names[pixels])
+    return [index.table["pixels"].map(names) for index in indexes]
 
 
 def load_collection(source: str) -> tuple[list[ImageIndex], bool]:

@@ -165,8 +165,6 @@ def build_index(
         The index, with sorted class names and with the faults of the rows added.
     """
     labelled = any(row.label is not None for row in rows)
-    shares = dataset.splits or SPLIT_SHARES[dataset.role]
-    names, ends = list(shares), np.cumsum(list(shares.values())).tolist()[:-1]
     faults, kept = list(faults), []
     for position, (source, (size, changed, _), split, label, captions, update) in enumerate(rows):
         texts = [dataset.prompt.format(label)] if captions is None else _caption_texts(captions)
@@ -174,7 +172,7 @@ def build_index(
             faults.append(Fault(kind, source))
             continue
         given = SPLIT_NAMES.get(split.lower())
-        split = given or names[bisect(ends, unit_interval("split", source))]
+        split = given or draw_split(dataset, source)
         if split in SPLIT_SHARES[dataset.role]:
             label = label or dataset.name
             update = update or dataset.update or ""
@@ -185,6 +183,13 @@ def build_index(
     task = dataset.task or ("classification" if labelled else "retrieval")
     dataset = dataset.model_copy(update={"task": task})
     return ImageIndex(dataset, table, read, faults, sorted(table["label"].unique()))
+
+
+def draw_split(dataset: FileSet, name: str) -> str:
+    """Return the split of an image that no file gives, by a hash of a name of the image."""
+    shares = dataset.splits or SPLIT_SHARES[dataset.role]
+    ends = np.cumsum(list(shares.values())).tolist()[:-1]
+    return list(shares)[bisect(ends, unit_interval("split", name))]
 
 
 def _caption_texts(captions: object) -> list[str] | None:

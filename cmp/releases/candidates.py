@@ -12,7 +12,13 @@ from cmp import config, models, starts
 from cmp.errors import CmpError, did_you_mean
 from cmp.files import SHORT_ID
 from cmp.models import Network
-from cmp.releases.release import CONFIG_FILE, WEIGHTS_FILE, is_release, read_release
+from cmp.releases.release import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Release,
+    is_release,
+    read_release,
+)
 from cmp.runs import lookup, store
 from cmp.starts import HUB, RUN_PREFIX
 
@@ -54,6 +60,13 @@ def is_run(text: str) -> bool:
     """Return whether a text has the form of a run's id, or of its first digits, with `RUN_PREFIX`
     or without."""
     return text.startswith(RUN_PREFIX) or bool(re.fullmatch(r"[0-9a-f]{4,64}", text))
+
+
+def find_release(text: str) -> Release | None:
+    """Return the release in a folder, with `local-dir:` before it or not, or None if the text names
+    something else."""
+    folder = Path(text.removeprefix("local-dir:"))
+    return read_release(folder) if is_release(folder) else None
 
 
 def find_candidate(text: str) -> Candidate:

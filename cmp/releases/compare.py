@@ -19,7 +19,7 @@ from cmp.data import Corpus
 from cmp.errors import CmpError, name_choices
 from cmp.evaluation import ENCODE_BLOCK, ROLES, EncodedSets, Scores
 from cmp.models import Network
-from cmp.releases.candidates import Candidate, find_candidate, folder_candidate
+from cmp.releases.candidates import Candidate, find_candidate, find_release, folder_candidate
 from cmp.releases.index import RECALL_AT, IndexMap, fit_map, measure_index
 from cmp.releases.intervals import mean_interval, share_interval
 from cmp.releases.ledger import update_label
@@ -53,16 +53,16 @@ class Comparison:
             wrong answers.
         summary: The same columns for A_KA, A_ZS and "all", where datasets count equally.
         updates: The same columns, and `label` and `images`, for the scored images of each update,
-            by its name, where questions count equally; no row where the data have no updates. The
-            label of a release's update begins with its number.
+            by its name, where images count equally, and both directions of retrieval; no row where
+            the data have no updates. The label of a release's update begins with its number.
         flips: A row per question whose answer became wrong (`kind` "lost") or right ("gained"):
             `dataset`, `row` (the corpus position of the image), `asked` ("name", "image to text"
             or "text to image"), `concept`, and the answers `said_old` and `said_new`, "" in
             retrieval.
         concepts: A row per dataset and class: `questions`, `old`, `new`, `change`, `lost`,
             `gained`, and `became`, the name that the new model gives most of the lost ones. Within
-            a dataset, sorted by images lost, then by the share lost, with classes of a single
-            image last.
+            a dataset, sorted by images lost minus images gained, then by images lost, with classes
+            of a single image last.
         retrieval: A row per dataset with captions, `asked` and `k`: recall@k as `old`, `new`,
             `change`, `low`, `high`, and `questions`.
         index: The recall of a stored index, see `cmp.releases.index.measure_index`.
@@ -92,7 +92,7 @@ class Comparison:
         Args:
             count: Up to how many.
             each: Whether `count` is per dataset. Otherwise it is for all datasets together, and
-                those that lost most images come first.
+                those that lost most images, less those gained, come first.
         """
         worse = self.concepts[self.concepts["change"] < 0]
         if each:
@@ -154,6 +154,9 @@ def compare(
         >>> list(tables.summary.columns)[:4]
         ['sets', 'questions', 'old', 'new']
     """
+    old, new = (
+        (isinstance(x, str | os.PathLike) and find_release(os.fspath(x))) or x for x in (old, new)
+    )
     candidates = [as_candidate(model) for model in (old, new)]
     target = common_device([candidate.name for candidate in candidates], device)
     if arrived is None and isinstance(old, Release) and isinstance(new, Release):
@@ -413,10 +416,18 @@ def _compare_updates(corpus: Corpus, questions: pd.DataFrame, is_same: bool) -> 
     rows = {}
     for update, name in shown_updates(corpus, arrived["row"].to_numpy()).items():
         chosen = arrived[label == update]
-        weight = np.full(len(chosen), 1 / len(chosen))
         images = chosen["row"].nunique()
+        weight = _image_weights(chosen) / images
         rows[name] = {"label": update, "images": images, **_summarise(chosen, weight, is_same)}
     return _frame(rows, "update")
+
+
+def _image_weights(questions: pd.DataFrame) -> np.ndarray:
+    """Return the weight of each question if all images of its dataset count 1, half of it in each
+    direction of retrieval."""
+    of_set, of_kind = (questions.groupby(x) for x in ("dataset", ["dataset", "asked"]))
+    images, kinds = of_set["row"].transform("nunique"), of_set["asked"].transform("nunique")
+    return (images / kinds / of_kind["row"].transform("size")).to_numpy()
 
 
 def _frame(rows: dict[str, dict[str, Any]], index: str) -> pd.DataFrame:
@@ -437,8 +448,8 @@ def _summarise(chosen: pd.DataFrame, weight: np.ndarray, is_same: bool) -> dict[
     was, now = (chosen[column].to_numpy() > 0 for column in ("hit_old", "hit_new"))
     ends = {
         "change low high": mean_interval(now * 1.0 - was, weight, part, group),
-        "lost_share lost_low lost_high": share_interval(~now, was, weight, group),
-        "gained_share gained_low gained_high": share_interval(now, ~was, weight, group),
+        "lost_share lost_low lost_high": share_interval(~now, was, weight, part, group),
+        "gained_share gained_low gained_high": share_interval(now, ~was, weight, part, group),
     }
     if is_same:  # nothing can differ, not even on other images
         ends = dict.fromkeys(ends, (0.0,) * 3)
@@ -491,7 +502,8 @@ def _compare_concepts(questions: pd.DataFrame) -> pd.DataFrame:
 
 def _badness(concepts: pd.DataFrame) -> tuple[pd.Series, ...]:
     """Return the keys by which concepts are sorted from the worst, the last key first."""
-    return concepts["change"], concepts["questions"] == 1, -concepts["lost"]
+    net = concepts["gained"] - concepts["lost"]
+    return concepts["change"], concepts["questions"] == 1, -concepts["lost"], net
 
 
 def _compare_retrieval(corpus: Corpus, features: list[EncodedSets], is_same: bool) -> pd.DataFrame:

@@ -2,11 +2,15 @@
 
     all: {drop: 1}                  # the mean of all sets falls by at most a point
     A_ZS: {drop: 2, lost: 15}       # of what was right on known content, 15% may go wrong
-    A_KA: {gain: 3}                 # new content gains at least three points
+    A_KA: {drop: 1}                 # the mean over the images of all updates, early ones included
     each: {drop: 5}                 # every set falls by at most five points
     sets: {emoji-signs: {drop: 1, sure: true}}   # overrides `each` for this set
-    each_update: {drop: 5}          # the same for the images of every update
-    updates: {2026-01: {drop: 2}}   # overrides it for one update
+    last_update: {gain: 3}          # the images of the last update gain at least three points
+    each_update: {drop: 5, images: 200}   # each falls by at most five, if it has 200 test images
+    updates: {2026-01: {drop: 2}}   # overrides `each_update` for one update
+
+The images of one update are few, and there are more updates every month, so that some would break
+a narrow limit by chance. With `images`, smaller updates are listed, but not judged.
 
 Estimates are compared, since a gate that asked for certainty would stop every model whose test sets
 are small, even an exact copy of the old one. `sure: true` asks for it: the whole 95% interval must
@@ -25,16 +29,19 @@ import pandas as pd
 from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from cmp.data import Corpus
 from cmp.errors import CmpError, did_you_mean, name_choices
 from cmp.evaluation import ROLES
 from cmp.parsing import check_record, read_yaml
 from cmp.releases import sentences
-from cmp.releases.compare import ALL, Comparison
+from cmp.releases.compare import ALL, Comparison, shown_updates
 from cmp.values import STRICT
 
 ROUNDING = 1e-9
 """By how much a value may be beyond its limit, in points, since sums of weights are rounded."""
 Points = Annotated[float, Field(ge=0, le=100)]
+LIMITS = ("drop", "lost", "gain")
+"""The keys of limits that are numbers to keep."""
 EXAMPLE = "; a gate is such as `each: {drop: 5, lost: 20}` or `A_KA: {gain: 1, sure: true}`"
 
 
@@ -56,6 +63,17 @@ class Limits:
 
 
 @checked_dataclass(frozen=True, config=STRICT)
+class UpdateLimits(Limits):
+    """The limits on the images of an update.
+
+    Attributes:
+        images: The fewest test images with which an update is judged.
+    """
+
+    images: Annotated[int, Field(ge=1)] = 1
+
+
+@checked_dataclass(frozen=True, config=STRICT)
 class Gate:
     """The limits of a file.
 
@@ -65,6 +83,7 @@ class Gate:
         A_ZS: Limits on the mean of the sets of known content, whose role is "eval".
         each: Limits on every set.
         sets: Limits on single sets, in place of `each`.
+        last_update: Limits on the images of the last update.
         each_update: Limits on the images of every update.
         updates: Limits on those of single updates by name, in place of `each_update`.
     """
@@ -74,8 +93,9 @@ class Gate:
     A_ZS: Limits = Limits()
     each: Limits = Limits()
     sets: dict[str, Limits] = Field(default_factory=dict)
-    each_update: Limits = Limits()
-    updates: dict[str, Limits] = Field(default_factory=dict)
+    last_update: UpdateLimits = UpdateLimits()
+    each_update: UpdateLimits = UpdateLimits()
+    updates: dict[str, UpdateLimits] = Field(default_factory=dict)
 
 
 class GateLine(NamedTuple):
@@ -84,14 +104,16 @@ class GateLine(NamedTuple):
     Attributes:
         key: Its key in the gate, such as "each.drop".
         scope: What it limits: the name of a dataset or an update, or "A_KA", "A_ZS" or "all".
-        passed: Whether it is kept.
+        passed: Whether it is kept, or not judged.
         sentence: All of this in a sentence.
+        judged: Whether there were enough images to judge it.
     """
 
     key: str
     scope: str
     passed: bool
     sentence: str
+    judged: bool = True
 
 
 def read_gate(path: Path) -> Gate:
@@ -107,7 +129,7 @@ def read_gate(path: Path) -> Gate:
     if unknown := [*_unknown_keys(tree)]:
         raise CmpError(f"{path}: {'; '.join(unknown)}{EXAMPLE}")
     gate = check_record(tree, Gate, f"{path}: ", EXAMPLE)
-    limits = [*_means(gate).values(), gate.each, gate.each_update]
+    limits = [*_means(gate).values(), gate.each, gate.last_update, gate.each_update]
     limits += [*gate.sets.values(), *gate.updates.values()]
     if not any(map(_numbers, limits)):
         raise CmpError(f"{path}: this gate limits nothing{EXAMPLE}")
@@ -117,9 +139,9 @@ def read_gate(path: Path) -> Gate:
 def _unknown_keys(tree: Mapping[str, Any]) -> Iterable[str]:
     """Yield a fault for each unknown key of a gate."""
     groups: dict[str, tuple[Any, list[str]]] = {"": (tree, [field.name for field in fields(Gate)])}
-    limits = [field.name for field in fields(Limits)]
     for key in [each for each in tree if each in groups[""][1]]:
         own = tree[key] if isinstance(tree[key], Mapping) else {}
+        limits = [field.name for field in fields(UpdateLimits if "update" in key else Limits)]
         if key in ("sets", "updates"):
             groups |= {f"{key}.{name}.": (each, limits) for name, each in own.items()}
         else:
@@ -151,7 +173,18 @@ def apply_gate(gate: Gate, comparison: Comparison) -> list[GateLine]:
         for name, row in table.iterrows():
             key = f"{part}.{name}" if name in own else usual_key
             lines += _apply(own.get(str(name), usual), key, str(name), row)
+    if _numbers(gate.last_update):
+        label, name = _last_update(comparison.corpus)
+        rows = comparison.updates[comparison.updates["label"] == label]
+        row = rows.iloc[0] if len(rows) else pd.Series({"images": 0})
+        lines += _apply(gate.last_update, "last_update", name, row)
     return lines
+
+
+def _last_update(corpus: Corpus) -> tuple[str, str]:
+    """Return the label and the name of the last update, which may have no test images."""
+    arrived = np.flatnonzero(corpus.table["dataset"].isin(corpus.by_role("adapt")))
+    return [*shown_updates(corpus, arrived).items()][-1]
 
 
 def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str]) -> None:
@@ -176,11 +209,12 @@ def check_scopes(gate: Gate, roles: Mapping[str, str], updates: Collection[str])
         if name not in updates:
             choices = name_choices(name, list(updates)) if updates else ""
             raise CmpError(f"gate: updates.{name}: no image of it is compared{choices}")
-    if _numbers(gate.each_update) and not updates:
-        raise CmpError(
-            "gate: each_update: no images of updates are compared; take the key out, or compare "
-            "releases"
-        )
+    for key, limits in (("last_update", gate.last_update), ("each_update", gate.each_update)):
+        if _numbers(limits) and not updates:
+            raise CmpError(
+                f"gate: {key}: no images of updates are compared; take the key out, or compare "
+                "releases"
+            )
 
 
 def check_gate(gate: Gate | str | os.PathLike[str], comparison: Comparison) -> list[str]:
@@ -188,9 +222,10 @@ def check_gate(gate: Gate | str | os.PathLike[str], comparison: Comparison) -> l
 
     A gate is a YAML file that limits the mean of `all` sets, `A_KA`, `A_ZS`, `each` set, or some
     `sets` by name, in place of `each`. In the same way it limits the images of `each_update`, or
-    of some `updates` by name. A limit is a largest `drop` or smallest `gain`, in points, or a
-    largest percentage of right answers `lost`. It is checked against the estimate or, with `sure:
-    true`, the worse end of the 95% interval.
+    of some `updates` by name, and those of the `last_update`. A limit is a largest `drop` or
+    smallest `gain`, in points, or a largest percentage of right answers `lost`. It is checked
+    against the estimate or, with `sure: true`, the worse end of the 95% interval. An update with
+    fewer test `images` than its limits say is not judged.
 
     Args:
         gate: The limits, or their file.
@@ -220,30 +255,44 @@ def _means(gate: Gate) -> dict[str, Limits]:
 def _numbers(limits: Limits) -> dict[str, float]:
     """Return the limits that are given."""
     given = asdict(limits).items()
-    return {key: limit for key, limit in given if key != "sure" and limit is not None}
+    return {key: limit for key, limit in given if key in LIMITS and limit is not None}
 
 
 def _apply(limits: Limits, key: str, scope: str, row: pd.Series) -> list[GateLine]:
     """Return the lines of a set, or of a mean of sets, whose row has its numbers."""
-    lines, ends = [], " at the interval's worse end" if limits.sure else ""
+    lines = []
+    judged = not isinstance(limits, UpdateLimits) or row["images"] >= limits.images
     for name, limit in _numbers(limits).items():
-        if name == "lost":
-            value = row["lost_high"] if limits.sure else row["lost_share"]
-            value = value if row["old"] else 0.0  # where nothing was right nothing is lost
-            sentence = f"{value:.1f}% of right answers became wrong{ends}; at most {limit:g}% may"
+        if judged:
+            passed, sentence = _judge(limits, name, limit, row)
         else:
-            change = row["low"] if limits.sure else row["change"]
-            value = -change if name == "drop" else change
-            rule = f"a fall of at most {limit:g} is allowed"
-            if name == "gain":
-                rule = f"a gain of at least {limit:g} is required"
-            size = sentences.signed(change)
-            sentence = f"{row['old']:.1f} became {row['new']:.1f} ({size}{ends}); {rule}"
-        passed = value >= limit - ROUNDING if name == "gain" else value <= limit + ROUNDING
-        if np.isnan(value):
-            sentence = "one group of images is too few for an interval"
-        is_named = key not in ("each", "each_update")  # "A_ZS", or "sets.NAME"
+            count = sentences.count_of(int(row["images"]), "test image")
+            passed, sentence = True, f"{count}, too few to judge it"
+        is_named = key not in ("each", "each_update", "last_update")  # "A_ZS", or "sets.NAME"
         place = f"{key}.{name}" if is_named else f"{key}.{name}: {scope}"
-        sentence = f"{place}: {sentence}"
-        lines.append(GateLine(f"{key}.{name}", scope, bool(passed), sentence))
+        lines.append(GateLine(f"{key}.{name}", scope, passed, f"{place}: {sentence}", judged))
     return lines
+
+
+def _judge(limits: Limits, name: str, limit: float, row: pd.Series) -> tuple[bool, str]:
+    """Return whether a row keeps a limit, and its numbers in a sentence."""
+    ends = " at the interval's worse end" if limits.sure else ""
+    if name == "lost":
+        value = row["lost_high"] if limits.sure else row["lost_share"]
+        value, most = value if row["old"] else 0.0, limit  # where nothing was right nothing is lost
+    else:  # a gain is a negative fall
+        value = -(row["low"] if limits.sure else row["change"])
+        most = -limit if name == "gain" else limit
+    if np.isnan(value):
+        return False, "one group of images is too few for an interval"
+    passed = bool(value <= most + ROUNDING)
+    # a value that breaks its limit does not look as if it kept it, such as 3.04 as 3.0
+    digits = next(n for n in range(1, 17) if (round(value, n) <= most + ROUNDING) == passed)
+    if name == "lost":
+        words = f"{value:.{digits}f}% of right answers became wrong{ends}"
+        return passed, f"{words}; at most {limit:g}% may"
+    rule = f"a fall of at most {limit:g} is allowed"
+    if name == "gain":
+        rule = f"a gain of at least {limit:g} is required"
+    size = sentences.signed(-value, digits)
+    return passed, f"{row['old']:.1f} became {row['new']:.1f} ({size}{ends}); {rule}"

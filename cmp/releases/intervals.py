@@ -54,8 +54,10 @@ def mean_interval(
 ) -> tuple[float, float, float]:
     """Return the mean of paired differences with its interval.
 
-    If the differences within each dataset are all equal, such as zero, the interval is as wide as
-    that of a share of zero, since other images could differ.
+    If the differences within each dataset are all equal, such as zero, the interval is at least as
+    wide as that of a share of zero, since other images could differ. For the same reason, each of
+    several datasets adds the error of one more group: a small one whose few images happen to agree
+    would add none, although it may weigh as much as a large one.
 
     Args:
         value: New minus old of each question, in [-1, 1].
@@ -73,23 +75,36 @@ def mean_interval(
     totals = np.bincount(part, weight)
     means = np.bincount(part, weight * value) / np.where(totals, totals, 1)
     influence = np.bincount(group, weight * (value - means[part]))
-    error = np.linalg.norm(influence) * math.sqrt(groups / (groups - 1))
-    half = float(t_quantile(groups - 1) * error)
+    error = float(np.linalg.norm(influence)) * math.sqrt(groups / (groups - 1))
+    more = np.linalg.norm(_group_weights(weight, part, group))
+    half = t_quantile(groups - 1) * math.hypot(error, more)
     if error < ROUNDING:
-        half = wilson_interval(0, groups)[1]
+        half = max(half, wilson_interval(0, groups)[1])
     return mean, max(-1.0, mean - half), min(1.0, mean + half)
 
 
+def _group_weights(weight: np.ndarray, part: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Return the mean weight of a group of each dataset, or nothing if there is only one dataset,
+    whose own deviations are enough."""
+    parts, part = np.unique(part, return_inverse=True)
+    if len(parts) < 2:
+        return np.zeros(0)
+    among = np.unique(part * (group.max() + 1) + group) // (group.max() + 1)
+    return np.bincount(part, weight) / np.bincount(among)
+
+
 def share_interval(
-    hit: np.ndarray, among: np.ndarray, weight: np.ndarray, group: np.ndarray
+    hit: np.ndarray, among: np.ndarray, weight: np.ndarray, part: np.ndarray, group: np.ndarray
 ) -> tuple[float, float, float]:
     """Return a weighted share with its interval: Wilson's, for as many independent observations as
-    would have the same standard error.
+    would have the same standard error. Each of several datasets adds an error as in
+    `mean_interval`.
 
     Args:
         hit: Whether each question counts, bool.
         among: Whether it is in the set of which the share is taken, bool.
         weight: Of each question.
+        part: The number of each question's dataset.
         group: The group of each as a number.
 
     Returns:
@@ -101,6 +116,8 @@ def share_interval(
     share = float(weight @ (hit & among)) / total
     influence = np.bincount(group, weight * among * (hit - share)) / total
     count = len(np.unique(group[among]))
-    if variance := float(influence @ influence):
-        count = min(float(among.sum()), max(1.0, share * (1 - share) / variance))
+    more = _group_weights(weight[among] / total, part[among], group[among])
+    if variance := float(influence @ influence + more @ more):
+        usual = max(share, more.sum())  # that of one more group of each dataset, if there are fewer
+        count = min(float(among.sum()), max(1.0, usual * (1 - usual) / variance))
     return share, *wilson_interval(share, count)

@@ -177,9 +177,11 @@ class ArrivalReport:
         similar_names: Names of some of them.
         twice: How many new images are in the set under another class, too.
         twice_names: One of them, and the image that it equals, each with its class.
+        copies: How many new images have the pixels, set, class and captions of a known image, in
+            another file.
         new_names: Class names that were not known before.
         old_names: Class names that were known.
-        untested_names: Those of `new_names` without a test image.
+        untested_names: Its class names without a test image so far.
         skipped: How many things that cannot be used were left out, as the manifest says.
         skipped_faults: Their kinds, and names of some of them.
     """
@@ -192,6 +194,7 @@ class ArrivalReport:
     similar_names: tuple[str, ...] = ()
     twice: int = 0
     twice_names: tuple[str, ...] = ()
+    copies: int = 0
     new_names: tuple[str, ...] = ()
     old_names: tuple[str, ...] = ()
     untested_names: tuple[str, ...] = ()
@@ -318,7 +321,8 @@ def append(
         taken = {name for picture in fixed for name in _contents(picture)}
         new = [x if taken & {*_contents(x)} else x._replace(split="train") for x in new]
     labels, old_labels = ({(x.set, x.label) for x in some} for some in (new, used))
-    tested = {(x.set, x.label) for x in new if x.split == "test"}
+    tested = {(x.set, x.label) for x in (*used, *new) if x.split == "test"}
+    seen = {(x.key[:-1], x.pixels) for x in used}
     looks = {
         trains: {x.look for x in (*used, *new) if (x.split == "train") == trains} - FLAT
         for trains in (True, False)
@@ -329,10 +333,10 @@ def append(
     report = ArrivalReport(
         dict(collections.Counter(picture.split for picture in new)), len(arriving) - len(new),
         len(held), tuple(x.source for x in held[:NAMED]), len(similar), tuple(similar[:NAMED]),
-        len(pairs), tuple(shown),
+        len(pairs), tuple(shown), sum((x.key[:-1], x.pixels) in seen for x in new),
         tuple(sorted(name for _, name in labels - old_labels)),
         tuple(sorted(name for _, name in labels & old_labels)),
-        tuple(sorted(name for _, name in labels - old_labels - tested)),
+        tuple(sorted(name for _, name in labels - tested)),
     )  # fmt: skip
     return Ledger((*ledger.arrivals, arrival), (*ledger.pictures, *new)), report
 

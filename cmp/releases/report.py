@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from cmp import evaluation
@@ -17,7 +18,7 @@ from cmp.files import write_atomic
 from cmp.releases import sentences
 from cmp.releases.compare import ALL, NAMING, TO_IMAGE, Comparison
 from cmp.releases.gate import GateLine
-from cmp.releases.index import RECALL_AT
+from cmp.releases.index import KNOWN, NEW, RECALL_AT
 from cmp.releases.sentences import count_of, decimal, interval_in_words, signed
 from cmp.releases.thumbnails import SIDE, picture_uris
 
@@ -30,6 +31,8 @@ WORST, SHOTS = 20, (3, 8)
 set with images."""
 MOST_SETS = 80
 """The most sets with a list of their worst concepts."""
+CLEARLY = 1.0
+"""By how many points recall must differ to decide what is encoded again."""
 LONGEST = 90
 """The most characters of a name or a caption; the rest is cut off."""
 ROLES = {"adapt": "New content (A_KA)", "eval": "Old content (A_ZS)", "transfer": "Transfer"}
@@ -231,7 +234,8 @@ def _head(
         broken = sum(not line.passed for line in gate)
         state = f"✗ not passed: {broken} of {count_of(len(gate), 'limit')} broken"
         if not broken:
-            state = f"✓ passed: {count_of(len(gate), 'limit')} kept"
+            judged = sum(line.judged for line in gate)
+            state = f"✓ passed: {count_of(judged, 'limit')} kept{_unjudged(gate)}"
         kind = "lost" if broken else "found"
         verdict = f'<p><a class="verdict {kind}" href="#gate">{state}</a></p>'
     said = "".join(f"<p>{_text(note, 500)}</p>" for note in notes)
@@ -267,11 +271,10 @@ def _finding(comparison: Comparison) -> str:
         "old one did not."
     )
     for row in comparison.worst_concepts(1, each=False).itertuples():
-        was, now = (round(score * row.questions / 100) for score in (row.old, row.new))
         words += (
             f" The worst concept is <b>{_text(row.concept)}</b> ({_text(row.dataset)}): of its "
-            f"{count_of(row.questions, 'image')}, the old model named {was} correctly, the new one "
-            f"{now}."
+            f"{count_of(row.questions, 'image')}, {row.lost:,} lost their right name, and "
+            f"{row.gained:,} gained it."
         )
     return words
 
@@ -451,7 +454,7 @@ def _concepts(
     heading = f"{count_of(worse, 'concept')} of {len(comparison.concepts):,} got worse"
     return (
         f'<section id="concepts">\n<h2>{heading}</h2>\n<p class="quiet">Up to {WORST} per set, '
-        "sorted by images lost, with concepts of a single image last: the share of images with the "
+        "sorted by images lost minus images gained: the share of images with the "
         "right name, before and now, and the most frequent name of the lost ones.</p>\n"
         + "\n".join(parts)
         + "\n</section>"
@@ -556,38 +559,68 @@ def _index_finding(table: pd.DataFrame) -> str:
             "features differ in size"
         )
     query = "by words" if len(of_words) else "by an image"
-    last = chosen.iloc[-1]  # new content, if there is any
-    which, again = "the new images", last["new_first"]
-    if math.isnan(again):
-        which, again = "every image", last["reencoded"]
-    now, then = decimal(last["as_is"]), decimal(again)
-    finding = f"{query}, {last['content']} content is found in"
-    if round(again, 1) <= round(last["as_is"], 1):
-        return f"The old index still serves: {finding} {now}% of queries, re-encoded in {then}%"
-    return f"Re-encode {which}: {finding} {then}% of queries instead of {now}%"
+    rows = chosen.set_index("content")
+    if KNOWN in rows.index:
+        now, mixed, again = rows.loc[KNOWN, ["as_is", "new_first", "reencoded"]]
+        finding = f"{query}, {KNOWN} content is found in"
+        what = "Encode every image again"
+        if NEW in rows.index:
+            what += ", or keep two indexes"
+        if mixed < now - CLEARLY:  # the mixed index is NaN where nothing is new
+            return (
+                f"{what}: {finding} {decimal(mixed)}% of queries beside re-encoded new images, "
+                f"{decimal(now)}% without"
+            )
+        if again > np.nanmax([now, mixed]) + CLEARLY:
+            return f"{what}: {finding} {decimal(again)}% of queries instead of {decimal(now)}%"
+        if NEW not in rows.index:
+            return (
+                f"The old index still serves: {finding} {decimal(now)}% of queries, re-encoded in "
+                f"{decimal(again)}%"
+            )
+    now, mixed, again = rows.loc[NEW, ["as_is", "new_first", "reencoded"]]
+    again = again if math.isnan(mixed) else mixed
+    finding = f"{query}, {NEW} content is found in"
+    if round(again, 1) <= round(now, 1):
+        return (
+            f"The old model may encode the new images, too: {finding} {decimal(now)}% of queries, "
+            f"by the new model in {decimal(again)}%"
+        )
+    return (
+        f"Encode only the new images by the new model: {finding} {decimal(again)}% of queries "
+        f"instead of {decimal(now)}%"
+    )
 
 
 def _gate(gate: Sequence[GateLine]) -> str:
     if not gate:
         return ""
     broken = [line for line in gate if not line.passed]
-    heading = (
-        f"{len(broken)} of {count_of(len(gate), 'limit')} broken" if broken else "all limits kept"
-    )
+    heading = "no limit broken" if _unjudged(gate) else "all limits kept"
+    if broken:
+        heading = f"{len(broken)} of {count_of(len(gate), 'limit')} broken"
+    heading += _unjudged(gate)
     kept = _gate_list([line for line in gate if line.passed])
     if broken and kept:
-        count = len(gate) - len(broken)
-        kept = f"<details><summary>{count_of(count, 'limit')} kept</summary>{kept}</details>"
+        count = sum(line.judged for line in gate) - len(broken)
+        summary = f"{count_of(count, 'limit')} kept{_unjudged(gate)}"
+        kept = f"<details><summary>{summary}</summary>{kept}</details>"
     return (
         f'<section id="gate">\n<h2>The gate: {heading}</h2>\n{_gate_list(broken)}\n{kept}\n'
         "</section>"
     )
 
 
+def _unjudged(gate: Sequence[GateLine]) -> str:
+    """Return how many limits are not judged, to follow how many are kept, or ""."""
+    count = sum(not line.judged for line in gate)
+    return f", {count} not judged" if count else ""
+
+
 def _gate_list(lines: list[GateLine]) -> str:
     items = "\n".join(
-        f"<li{'' if line.passed else ' class=broken'}>{'✓' if line.passed else '✗'} "
-        f"{_text(line.sentence, 400)}</li>"
+        f"<li{'' if line.passed else ' class=broken'}>"
+        f"{('✓' if line.judged else '–') if line.passed else '✗'} {_text(line.sentence, 400)}</li>"
         for line in lines
     )
     return f'<ul class="gate">\n{items}\n</ul>' if lines else ""

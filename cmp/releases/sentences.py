@@ -26,18 +26,18 @@ def count_of(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else plural}"
 
 
-def decimal(value: float, sign: str = "") -> str:
-    """Return a number with one digit and a true minus sign, or a dash for NaN. With `sign` "+",
+def decimal(value: float, sign: str = "", digits: int = 1) -> str:
+    """Return a number with some decimals and a true minus sign, or a dash for NaN. With `sign` "+",
     numbers above zero have a plus."""
     if math.isnan(value):
         return "–"
-    text = f"{value:{sign}.1f}".replace("-", "−")
-    return "0.0" if text in ("+0.0", "−0.0") else text
+    text = f"{value:{sign}.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("+-")
 
 
-def signed(value: float) -> str:
-    """Return a change with one digit and its sign, such as "−10.1"; zero has no sign."""
-    return decimal(value, "+")
+def signed(value: float, digits: int = 1) -> str:
+    """Return a change with its sign, such as "−10.1"; zero has no sign."""
+    return decimal(value, "+", digits)
 
 
 def interval_in_words(low: float, high: float) -> str:
@@ -74,9 +74,9 @@ def describe_unscored(report: ArrivalReport) -> str:
         return ""
     names = ", ".join(report.untested_names[:NAMED])
     more = " and others" if len(report.untested_names) > NAMED else ""
-    total = count_of(len(report.new_names), "new name")
+    total = count_of(len({*report.new_names, *report.old_names}), "name")
     return (
-        f"{len(report.untested_names)} of {total} have no test images and are not scored: "
+        f"{len(report.untested_names)} of {total} have no test images so far and are not scored: "
         f"{names}{more}"
     )
 
@@ -154,8 +154,11 @@ def describe_retention(
     if updates < 2 or not same:
         return ""
     was, now = (part.loc[same, "score"].mean() for part in (first, last))
+    what = "A_ZS"
+    if len(same) < ((table["role"] == "eval") & (table["task"] == updates)).sum():
+        what = f"The mean of {count_of(len(same), 'unchanged retention set')} ({', '.join(same)})"
     words = (
-        f"A_ZS was {was:.1f} before the first update and is {now:.1f} after {updates} "
+        f"{what} was {was:.1f} before the first update and is {now:.1f} after {updates} "
         f"({signed(now - was)})"
     )
     right = [hits[f"0/{name}"] for name in same if f"0/{name}" in hits]

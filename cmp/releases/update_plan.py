@@ -20,6 +20,7 @@ from cmp.data import Corpus
 from cmp.errors import CmpError, clean_text, did_you_mean
 from cmp.mixtures import Pools
 from cmp.readers import notes
+from cmp.readers.collection import join_by_set
 from cmp.readers.manifest import check_prompt
 from cmp.registry import get_option
 from cmp.releases import arrivals, release, sentences
@@ -65,7 +66,8 @@ class UpdatePlan:
         report: What is new.
         gone: How many images of earlier updates are gone.
         is_peak_given: Whether the peak is among its settings.
-        unscored: Sentences on images of new retention sets that are not scored.
+        unscored: Sentences on images of new retention sets that are not scored, and on scores of
+            sets with captions that are high by chance or cannot reach 100%.
     """
 
     id: str
@@ -199,6 +201,7 @@ def plan_update(
             "on"
         )
     ledger, parts, gone = arrivals.locate(ledger, skip_gone)
+    unscored += [x for index in join_by_set(parts) for x in notes.limits_of_recall(index)]
     corpus = arrivals.corpus_of(ledger, parts)
     run_config = _update_config(base, tree, parent, ledger.updates)
     if not len(corpus.rows(run_config.evaluation.split)):
@@ -433,6 +436,11 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         yield (
             f"{count_of(report.twice, 'new image')} with two names, such as "
             f"{' and '.join(report.twice_names)}; both names count, so remove the wrong one"
+        )
+    if report.copies:
+        yield (
+            f"{count_of(report.copies, 'new image')} with the pixels of a known one under the same "
+            "name, saved again; remove them, or they are trained on or tested twice"
         )
     if report.similar:
         yield _similar_line("the new", report)
