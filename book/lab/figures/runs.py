@@ -256,7 +256,8 @@ def plot_over_tasks(trajectory: pd.DataFrame) -> Figure:
                 if name == style.JOINT:
                     rows, look = rows.iloc[[-1, -1]].set_axis([0, last]), look | {"marker": ""}
                 tasks, mean, half = rows.index, rows[column], rows[f"{column} half"]
-                axes.plot(tasks, mean, **look, label=name)
+                spaced = max(1, len(tasks) // 20)  # marks of a hundred updates would touch
+                axes.plot(tasks, mean, **look, label=name, markevery=spaced)
                 band = {"color": look["color"], "alpha": 0.18, "linewidth": 0}
                 axes.fill_between(tasks, *np.clip([mean - half, mean + half], 0, 100), **band)
             axes.set(ylabel=title.replace(" A_", "\nA_"), xlim=(-0.02 * last, 1.02 * last))
