@@ -11,6 +11,7 @@ from hashlib import sha256
 from types import SimpleNamespace
 
 import months
+import open_clip
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ import torch
 from pictures import classes, fileset, picture, tar, tree
 from typer.testing import CliRunner
 
-from cmp import cli
+from cmp import cli, models, starts
 from cmp.cli import shared
 from cmp.cli.updates import _score_line
 from cmp.errors import CmpError, Diverged
@@ -594,3 +595,33 @@ def test_a_model_whose_config_cannot_be_read_is_named(root, tmp_path, config):
         (folder / "open_clip_config.json").write_text(config)
     with pytest.raises(CmpError, match=r"^model\.name: local-dir:.*; check the name"):
         update_plan.plan_update(f"local-dir:{folder}", root / "x-month")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            {"tokenizer_kwargs": {"clean": "lower", "trust_remote_code": True}},
+            "'trust_remote_code'",
+        ),
+        ({"tokenizer_kwargs": ["trust_remote_code"]}, ""),
+        ([{"tokenizer_kwargs": {"trust_remote_code": True}}], ""),
+        ({"layers": 1e9}, "more than 999 layers"),
+    ],
+)
+def test_the_config_of_a_foreign_model_runs_no_code(tmp_path, monkeypatch, text, words):
+    about = json.dumps({"model_cfg": {"text_cfg": text}})
+    (tmp_path / "open_clip_config.json").write_text(about)
+    monkeypatch.setattr(starts, "_downloaded_config", lambda name: json.loads(about))
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: pytest.fail("was read"))
+    for name in (f"local-dir:{tmp_path}", "hf-hub:someone/clip"):
+        with pytest.raises(CmpError, match=f"its config cannot be read .*{words}"):
+            models.tokenizer(name)
+
+
+def test_only_files_of_a_tokenizer_are_read(tmp_path):
+    text = {"hf_tokenizer_name": "words", "tokenizer_kwargs": {"clean": "lower"}}
+    about = json.dumps({"model_cfg": {"text_cfg": text}})
+    tree(tmp_path, {"open_clip_config.json": about.encode(), "tokenizer/vocab.json": b"{}",
+                    "tokenizer.json": b"{}"})  # fmt: skip
+    assert [*starts.tokenizer_digests(f"local-dir:{tmp_path}")] == ["tokenizer.json"]
