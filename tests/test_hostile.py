@@ -20,7 +20,7 @@ import torch
 from pictures import classes, fileset, picture, tar, tree
 from typer.testing import CliRunner
 
-from cmp import cli, models, starts
+from cmp import cli, models, parsing, starts
 from cmp.cli import shared
 from cmp.cli.updates import _score_line
 from cmp.errors import CmpError, Diverged
@@ -576,15 +576,54 @@ def test_a_table_that_is_small_on_disk_and_large_in_memory_is_refused(tmp_path, 
     reader = {"path": "t.parquet", "image": "image", "label": "label"}
     dataset = fileset("parquet", name="x", reader=reader)
     size = sum(map(len, (picture(n) for n in range(4))))
-    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", size + 1000)  # a column that is not read is none
+    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", size + 1000)  # a column that is not read is none
     assert len(collection.read_index(dataset, tmp_path).table) == 4
-    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", size - 1)
+    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", size - 1)
     with pytest.raises(CmpError, match=r"t\.parquet: a row group has .*row_group_size"):
         collection.read_index(dataset, tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(tables, "MAX_ROWS", 3)
     with pytest.raises(CmpError, match=r"x: reader\.path: its files have 4 rows"):
         collection.read_index(dataset, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "form", ["label", "category", "captions", "nested categories", "images", "categories of images"]
+)
+def test_a_value_that_a_table_holds_once_counts_in_each_row(tmp_path, monkeypatch, form):
+    """A page may contain a value once for a million rows."""
+    classes(tmp_path)
+    [label, caption, image] = [f"oak {'x' * 9000}"], ["a tree"], ["oak/0.png"]
+    if "images" in form:
+        [label, image] = ["oak"], [picture(1, (64, 64))]
+    once = {"label": label, "caption": caption, "image": image}
+    table = pa.table({key: pa.array(x * 99).dictionary_encode() for key, x in once.items()})
+    if "categor" not in form:  # each row has the value, and only its page has it once
+        table = table.cast(pa.schema([(x.name, x.type.value_type) for x in table.schema]))
+    if form in ("captions", "nested categories"):
+        lists = pa.ListArray.from_arrays(range(100), table["label"].combine_chunks())
+        table = table.set_column(1, "caption", lists).set_column(0, "label", pa.array(["oak"] * 99))
+    pq.write_table(table, tmp_path / "t.parquet")
+    monkeypatch.setattr(parsing, "MAX_TABLE_BYTES", 200_000)
+    dataset = fileset(
+        "parquet", name="x", reader={"path": "t.parquet"} | {key: key for key in once}
+    )
+    assert (tmp_path / "t.parquet").stat().st_size < 20_000
+    with pytest.raises(
+        CmpError, match=r"t\.parquet: cannot be read .*(200,000 bytes|within lists)"
+    ):
+        collection.read_index(dataset, tmp_path)
+
+
+def test_the_tables_of_a_release_are_not_larger_in_memory_than_allowed(releases, monkeypatch):
+    made = release.read_release(releases / "2")
+    before = made.ledger()
+    largest = max(x.nbytes for x in pq.read_table(made.path(release.LEDGER_FILE)).columns)
+    monkeypatch.setattr(parsing, "MAX_TABLE_BYTES", 2 * largest)
+    assert made.ledger().digest() == before.digest()
+    monkeypatch.setattr(parsing, "MAX_TABLE_BYTES", largest // 2)
+    with pytest.raises(CmpError, match=r"pictures\.parquet: cannot be read .* in memory"):
+        made.ledger()
 
 
 @pytest.mark.parametrize("config", ["{", "[]", '{"model_cfg": 5}', None])

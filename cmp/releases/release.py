@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +29,7 @@ from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
 from cmp.files import SHORT_ID, cached_by_file, file_digest
-from cmp.parsing import parse_json, parse_record, read_text, refuse_later
+from cmp.parsing import parse_json, parse_record, read_table, read_text, refuse_later
 from cmp.releases import arrivals
 from cmp.releases import ledger as ledgers
 from cmp.releases.ledger import Arrival, Ledger, Picture, checked_ledger
@@ -47,6 +48,11 @@ LEDGER_FILE, START_FILE = "state/pictures.parquet", "state/start.safetensors"
 SLIMMED_FILE = "state/slimmed"
 """An empty file that `slim` leaves, so that what it removed is not taken for lost."""
 REMEDY = "; get the release again from its source"
+LEDGER_COLUMNS = {
+    "arrival": int, "set": str, "source": str, "split": str, "label": str, "captions": list,
+    "digest": int, "pixels": int, "look": int,
+}  # fmt: skip
+"""The columns of the ledger's table, which are the fields of `Picture`."""
 RECORD_ERRORS = LookupError, TypeError
 """Errors of a record or a table with other keys or types, besides `ValueError`."""
 
@@ -170,9 +176,12 @@ class Release:
             CmpError: Their table or the record of their folders is damaged.
         """
         path = self.path(LEDGER_FILE)
-        with explain_errors(f"{path}: cannot be read", REMEDY, pa.ArrowException, *RECORD_ERRORS):
-            rows = pq.read_table(path).to_pylist()
-            known = [Picture(**row | {"captions": tuple(row["captions"])}) for row in rows]
+        with explain_errors(f"{path}: cannot be read", REMEDY, *RECORD_ERRORS):
+            table = read_table(path, LEDGER_COLUMNS)[[*LEDGER_COLUMNS]]
+            table["captions"] = [
+                tuple(x) if isinstance(x, np.ndarray) else x for x in table["captions"]
+            ]
+            known = [Picture._make(row) for row in table.itertuples(index=False)]
             return checked_ledger(self.record.arrivals, known)
 
     def corpus(self, skip_gone: bool = False, moved: Mapping[str, str] | None = None) -> Corpus:
