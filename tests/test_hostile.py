@@ -96,6 +96,20 @@ def craft(source, target, change):
     return target
 
 
+def test_an_update_goes_on_from_a_release_of_links(releases, plan_from, root, tmp_path):
+    """As a hub's cache has them, relative to each link."""
+    parent = tmp_path / "snapshots" / "2"
+    for path in (path for path in (releases / "2").rglob("*") if path.is_file()):
+        link = parent / path.relative_to(releases / "2")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(path, link.parent))
+    made = update.compute_update(plan_from(parent, root / "x-month"), tmp_path / "deep" / "r" / "3")
+    assert made.path(release.START_FILE).read_bytes() and made.has_state
+    (made.folder / "gone").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError):
+        release.write_record(made.folder, made.record)
+
+
 @pytest.mark.parametrize("is_listed", [False, True])
 @pytest.mark.parametrize("form", ["{0}", "../{1}", "state/../../{1}"])
 def test_a_record_names_no_file_outside_the_release(releases, tmp_path, form, is_listed):
@@ -416,11 +430,17 @@ def test_a_table_may_have_any_name_in_utf_8(plan_from, tmp_path):
         ({"updates": []}, "updates: "), ({"arrivals": [{"x": 1}]}, r"0\.x: unknown key"),
         ({"sets": [{"root": "."}]}, "name is missing"),
         ({"sets": [{"root": ".", "name": "x"}]}, "title: "),
+        ({"root": 5}, "must be the path"), ({"root": None}, "must be the path"),
+        ({"root": ["x"]}, "must be the path"), ({"root": "a\0b"}, "must be the path"),
+        ({"folder": "a\0b"}, "must be the path"), ({"name": "a\nb"}, "one line"),
+        ({"steps": -5}, "greater than or equal to 0"), ({"prompt": "{} {}"}, "exactly one"),
     ],
 )  # fmt: skip
 def test_a_record_with_other_keys_is_refused(releases, tmp_path, change, words):
     def replace(record):
-        (record["arrivals"][0] if "sets" in change else record).update(change)
+        arrival, done = record["arrivals"][0], record["updates"][0]
+        parts = arrival, done, record, arrival["sets"][0]
+        next(part for part in parts if {*change} <= part.keys()).update(change)
 
     folder = craft(releases / "2", tmp_path / "r", replace)
     with pytest.raises(CmpError, match=rf"stream\.json: cannot be read \(.*{words}.*get the rel"):
@@ -428,8 +448,13 @@ def test_a_record_with_other_keys_is_refused(releases, tmp_path, change, words):
 
 
 @pytest.mark.parametrize(
-    "change", [{"x": 1}, {"arrival": 9}, {"split": "evil"}, {"set": "other"}, {"label": 5}, None]
-)
+    "change",
+    [
+        {"x": 1}, {"arrival": 9}, {"split": "evil"}, {"set": "other"}, {"label": 5}, None,
+        {"captions": "abc"}, {"captions": [1, 2]}, {"captions": None}, {"label": None},
+        {"digest": "x"}, {"digest": None}, {"look": 0.5}, {"source": "a\0b"},
+    ],
+)  # fmt: skip
 def test_a_ledger_with_other_rows_is_refused(releases, tmp_path, change):
     def replace(record):
         path = tmp_path / "r" / release.LEDGER_FILE

@@ -30,13 +30,14 @@ from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
 from cmp.files import SHORT_ID, cached_by_file, file_digest
 from cmp.parsing import parse_json, parse_record, read_table, read_text, refuse_later
+from cmp.readers.manifest import Prompt
 from cmp.releases import arrivals
 from cmp.releases import ledger as ledgers
 from cmp.releases.ledger import Arrival, Ledger, Picture, checked_ledger
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import Progress, RunState
 from cmp.runs.identity import json_digest
-from cmp.values import STRICT
+from cmp.values import STRICT, NotNegative, Steps
 
 SCHEMA = 1
 RECORD_FILE = "stream.json"
@@ -75,11 +76,11 @@ class UpdateRecord:
 
     name: Annotated[str, AfterValidator(check_line)]
     id: str
-    steps: int
-    counts: tuple[int, int, int]
-    peak: float
-    images: int
-    seconds: float
+    steps: Steps
+    counts: tuple[Steps, Steps, Steps]
+    peak: NotNegative
+    images: Steps
+    seconds: NotNegative
     is_peak_given: bool = False
 
 
@@ -108,7 +109,7 @@ class ReleaseRecord:
     arrivals: tuple[Arrival, ...]
     provenance: dict[str, Any]
     state: str
-    prompt: str = starts.USUAL_PROMPT
+    prompt: Prompt = starts.USUAL_PROMPT
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -177,11 +178,10 @@ class Release:
         """
         path = self.path(LEDGER_FILE)
         with explain_errors(f"{path}: cannot be read", REMEDY, *RECORD_ERRORS):
-            table = read_table(path, LEDGER_COLUMNS)[[*LEDGER_COLUMNS]]
-            table["captions"] = [
-                tuple(x) if isinstance(x, np.ndarray) else x for x in table["captions"]
-            ]
-            known = [Picture._make(row) for row in table.itertuples(index=False)]
+            table = read_table(path, LEDGER_COLUMNS)
+            lists = [tuple(x) if isinstance(x, np.ndarray) else x for x in table["captions"]]
+            rows = table.assign(captions=lists).to_dict("records")
+            known = [Picture(**{str(key): x for key, x in row.items()}) for row in rows]
             return checked_ledger(self.record.arrivals, known)
 
     def corpus(self, skip_gone: bool = False, moved: Mapping[str, str] | None = None) -> Corpus:
@@ -273,7 +273,7 @@ def _check_names(record: ReleaseRecord) -> None:
 
 def write_record(folder: Path, record: ReleaseRecord) -> None:
     """Write stream.json into a folder, with the hashes of all other files in it."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
     digests = {str(path.relative_to(folder)): file_digest(path) for path in paths}
     tree = json.loads(json.dumps(asdict(record) | {"files": digests}))
     text = json.dumps({"sha256": json_digest(tree), "record": tree}, indent=1)
@@ -306,10 +306,10 @@ def write_served_model(model: models.Network, name: str, folder: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Link a file to a second path, or copy it."""
+    """Link a file to a second path, or copy it; of a link, the file that it leads to."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)
     except OSError:  # another disk, or one without hard links
         shutil.copyfile(source, target)
 
