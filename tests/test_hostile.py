@@ -1,6 +1,7 @@
 """Files, names and records that were made to do harm, or do it by accident."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -527,6 +528,12 @@ def test_a_terminal_is_not_steered_by_names(capsys):
     steering = "\x1b]0;owned\x07\x1b[2Jx\x9b1m\u202e"
     shared.print_table(("a",), [(steering,)], steering)
     shown = capsys.readouterr().out + explain_failure(CmpError(steering))
+    stream, drawn = io.StringIO(), "\r\x1b[1;32mgreen\x1b[0m"
+    output = cli.Output(stream)
+    output.write(f"x\rall is well{steering}\x1b[8mhidden")
+    shown += stream.getvalue()
+    assert "\r" not in shown and output.write(drawn) == len(drawn)
+    assert stream.getvalue().endswith(drawn)
     assert not {*steering} - {*"]0;owned[2Jx1m"} & {*shown} and "owned" in shown
 
 
