@@ -34,9 +34,6 @@ MAX_LOGIT_SCALE = math.log(100)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 PREPROCESSING = "preprocess_cfg"
 """Key in the metadata of a file of weights: how images are prepared, as JSON."""
-MAX_LAYERS = 999
-"""The most layers of a part of a foreign network; a config that asks for 10**9 would be built
-without end."""
 _SHOWN_TENSORS = 3  # tensors named in an error
 _TEXT_MULTIPLE = 16  # `pack_texts` pads to this, as a CPU compiles kernels for each shape
 
@@ -100,10 +97,9 @@ def create_on_meta(name: str) -> Network:
 
 def _open_clip_model(name: str, **options: Any) -> nn.Module:
     starts.check_name(name)
-    kind, _, folder = name.partition(":")
+    if starts.is_hub(name):
+        starts.hub_config(name)  # which checks it
     try:
-        if kind == "local-dir" and (settings := Path(folder, "open_clip_config.json")).is_file():
-            _check_layers(parsing.parse_json(parsing.read_text(settings))["model_cfg"])
         with starts.quiet_logging():
             model = open_clip.create_model(name, load_weights=False, output_dict=True, **options)
     except Exception as error:  # a missing package or hub, or anything in a third-party config
@@ -111,14 +107,6 @@ def _open_clip_model(name: str, **options: Any) -> nn.Module:
         raise CmpError(f"model.name: {name!r} cannot be created here ({reason:.300})") from error
     check_attention(model)
     return model
-
-
-def _check_layers(model_config: dict[str, Any]) -> None:
-    """Raise `ValueError` if a part of a network has more than `MAX_LAYERS` layers."""
-    for part in model_config.values():
-        layers = part.get("layers", 0) if isinstance(part, dict) else 0
-        if max(layers if isinstance(layers, list) else [layers], default=0) > MAX_LAYERS:
-            raise ValueError(f"more than {MAX_LAYERS} layers")
 
 
 def check_attention(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ import json
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -15,12 +15,17 @@ from cmp.errors import CmpError, clean_text, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow
+    import pyarrow.parquet
 
 T = TypeVar("T")
 
 MAX_TEXT_BYTES, MAX_YAML_BYTES = 2**30, 2**24
 """Size limits for text in general, such as a list of images, and for YAML, which is written by
 hand."""
+MAX_TABLE_BYTES = 2**31
+"""Most bytes in memory of a column of a Parquet file; of a column of images, of a row group."""
+_BATCH_ROWS = 2**16
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -265,6 +270,75 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
+def declared_size(about: "pyarrow.parquet.FileMetaData", group: int, columns: Collection) -> int:
+    """Return how large a row group of a Parquet file is according to the file, in some columns."""
+    size = 0
+    for place in range(about.num_columns):
+        leaf = about.schema.column(place)  # a struct has one for each field
+        name = leaf.name if leaf.path == leaf.name else leaf.path.partition(".")[0]
+        if name in columns:
+            size += about.row_group(group).column(place).total_uncompressed_size
+    return size
+
+
+def read_batches(
+    file: "pyarrow.parquet.ParquetFile", column: str, groups: Collection[int] | None = None
+) -> "Iterator[pyarrow.RecordBatch]":
+    """Yield a column of a Parquet file in parts that fit into memory.
+
+    A file contains a value once, however many rows have it, so it says little about its size in
+    memory.
+
+    Args:
+        file: The open file.
+        column: The column.
+        groups: The row groups; all by default.
+
+    Raises:
+        ValueError: The column has more than `MAX_TABLE_BYTES`.
+    """
+    import pyarrow
+
+    groups = range(file.num_row_groups) if groups is None else groups
+    kind = file.schema_arrow.field(column).type
+    # no value is larger than all pages, and a batch that grows takes more memory than its values;
+    # each batch of categories has all of them
+    largest = max((declared_size(file.metadata, group, [column]) for group in groups), default=0)
+    rows = min(max(MAX_TABLE_BYTES // 2 // max(largest, 1), 1), _BATCH_ROWS)
+    if pyarrow.types.is_dictionary(kind):
+        rows = max(file.metadata.num_rows, 1)
+    elif "dictionary<" in str(kind):
+        raise ValueError(f"{column}: categories within lists or structs are not supported")
+    size = 0
+    for batch in file.iter_batches(rows, row_groups=[*groups], columns=[column]):
+        size += sum(map(_written_out, batch.columns))
+        if max(size, largest) > MAX_TABLE_BYTES:
+            raise ValueError(f"{column}: more than {MAX_TABLE_BYTES:,} bytes in memory; split it")
+        yield batch
+
+
+def _written_out(array: "pyarrow.Array") -> int:
+    """Return the bytes of an array if each row had its own value."""
+    import pyarrow
+    from pyarrow.compute import call_function
+
+    if not isinstance(array, pyarrow.DictionaryArray):
+        return array.nbytes
+    lengths = call_function("binary_length", [array.dictionary]).take(array.indices)
+    return call_function("sum", [lengths]).as_py() or 0
+
+
+def check_memory(file: "pyarrow.parquet.ParquetFile", columns: Collection[str]) -> None:
+    """Raise `ValueError` if a column of a Parquet file is too large in memory, see `read_batches`.
+    Where that cannot be, nothing is read."""
+    about = file.metadata
+    for column in columns:
+        sizes = [declared_size(about, group, [column]) for group in range(about.num_row_groups)]
+        if about.num_rows * max(sizes, default=0) > MAX_TABLE_BYTES:
+            for _ in read_batches(file, column):
+                pass
+
+
 def read_table(
     path: Path, columns: Mapping[str, type], optional: Mapping[str, type] | None = None
 ) -> "pd.DataFrame":
@@ -282,6 +356,7 @@ def read_table(
     """
     import pandas as pd  # takes half a second to import, and most commands read no table
     import pyarrow
+    import pyarrow.parquet as pq
     from pandas.api import types
 
     checks: dict[Any, Callable[[Any], bool]] = {
@@ -292,6 +367,8 @@ def read_table(
     }
     repeated = [name for name, kind in columns.items() if kind is pd.Categorical]
     try:
+        with pq.ParquetFile(path) as file:
+            check_memory(file, {*file.schema_arrow.names} - {*repeated})
         table = pd.read_parquet(path, read_dictionary=repeated)
     except (pyarrow.ArrowException, LookupError, MemoryError, TypeError) as error:
         raise ValueError(f"{path.name}: cannot be read as a table ({error!r:.200})") from error

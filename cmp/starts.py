@@ -26,6 +26,12 @@ HUB_PREFIXES = ("hf-hub:", "local-dir:")
 open_clip."""
 HUB = "hub"
 """The value of `model.start` for the weights that come with a model from a hub."""
+TOKENIZER_KEYS = {"clean", "strip_sep_token", "language"}
+"""The `tokenizer_kwargs` that a hub's or folder's model may have: those that open_clip reads. It
+passes others on to transformers, where some let code of the folder run."""
+MAX_LAYERS = 999
+"""The most layers of a part of a foreign network; a config that asks for 10**9 would be built
+without end."""
 TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "config.json")
 """Patterns of the files that transformers reads a tokenizer from."""
 RUN_PREFIX = "run:"
@@ -70,6 +76,7 @@ def hub_config(name: str) -> dict[str, Any]:
         for key in ("model_cfg", "preprocess_cfg"):
             if not isinstance(about.get(key), dict):
                 raise ValueError(f"it has no keys under {key}")
+        _check_model(about["model_cfg"])
     except Exception as error:  # of the network, of the hub, of a config with other keys
         raise CmpError(
             f"model.name: {name:.200}: its config cannot be read ({first_line(error):.200}); check "
@@ -79,6 +86,21 @@ def hub_config(name: str) -> dict[str, Any]:
 
 
 _downloaded_config = functools.cache(factory._get_hf_config)  # which asks the hub each time
+
+
+def _check_model(about: dict[str, Any]) -> None:
+    """Raise `ValueError` if a foreign network has too many layers, or settings of its tokenizer
+    that could run code."""
+    for part in about.values():
+        layers = part.get("layers", 0) if isinstance(part, dict) else 0
+        if max(layers if isinstance(layers, list) else [layers], default=0) > MAX_LAYERS:
+            raise ValueError(f"more than {MAX_LAYERS} layers")
+    given = about.get("text_cfg", {}).get("tokenizer_kwargs", {})
+    if others := dict(given).keys() - TOKENIZER_KEYS:
+        raise ValueError(
+            f"tokenizer_kwargs: {min(others)!r:.60} is not allowed, only "
+            f"{', '.join(sorted(TOKENIZER_KEYS))}"
+        )
 
 
 def tokenizer_digests(name: str) -> dict[str, str]:
@@ -93,7 +115,7 @@ def tokenizer_digests(name: str) -> dict[str, str]:
     if not folder or not text_config.get("hf_tokenizer_name"):
         return {}  # open_clip takes CLIP's own, or that of another model
     paths = sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)})
-    return {path.name: files.file_digest(path) for path in paths}
+    return {path.name: files.file_digest(path) for path in paths if path.is_file()}
 
 
 def known_name(name: str) -> str:

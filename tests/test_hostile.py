@@ -1,6 +1,7 @@
 """Files, names and records that were made to do harm, or do it by accident."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from hashlib import sha256
 from types import SimpleNamespace
 
 import months
+import open_clip
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +21,7 @@ import torch
 from pictures import classes, fileset, picture, tar, tree
 from typer.testing import CliRunner
 
-from cmp import cli
+from cmp import cli, models, parsing, starts
 from cmp.cli import shared
 from cmp.cli.updates import _score_line
 from cmp.errors import CmpError, Diverged
@@ -93,6 +95,20 @@ def craft(source, target, change):
     tree["sha256"] = json_digest(tree["record"])
     path.write_text(json.dumps(tree))
     return target
+
+
+def test_an_update_goes_on_from_a_release_of_links(releases, plan_from, root, tmp_path):
+    """As a hub's cache has them, relative to each link."""
+    parent = tmp_path / "snapshots" / "2"
+    for path in (path for path in (releases / "2").rglob("*") if path.is_file()):
+        link = parent / path.relative_to(releases / "2")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(path, link.parent))
+    made = update.compute_update(plan_from(parent, root / "x-month"), tmp_path / "deep" / "r" / "3")
+    assert made.path(release.START_FILE).read_bytes() and made.has_state
+    (made.folder / "gone").symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError):
+        release.write_record(made.folder, made.record)
 
 
 @pytest.mark.parametrize("is_listed", [False, True])
@@ -415,11 +431,17 @@ def test_a_table_may_have_any_name_in_utf_8(plan_from, tmp_path):
         ({"updates": []}, "updates: "), ({"arrivals": [{"x": 1}]}, r"0\.x: unknown key"),
         ({"sets": [{"root": "."}]}, "name is missing"),
         ({"sets": [{"root": ".", "name": "x"}]}, "title: "),
+        ({"root": 5}, "must be the path"), ({"root": None}, "must be the path"),
+        ({"root": ["x"]}, "must be the path"), ({"root": "a\0b"}, "must be the path"),
+        ({"folder": "a\0b"}, "must be the path"), ({"name": "a\nb"}, "one line"),
+        ({"steps": -5}, "greater than or equal to 0"), ({"prompt": "{} {}"}, "exactly one"),
     ],
 )  # fmt: skip
 def test_a_record_with_other_keys_is_refused(releases, tmp_path, change, words):
     def replace(record):
-        (record["arrivals"][0] if "sets" in change else record).update(change)
+        arrival, done = record["arrivals"][0], record["updates"][0]
+        parts = arrival, done, record, arrival["sets"][0]
+        next(part for part in parts if {*change} <= part.keys()).update(change)
 
     folder = craft(releases / "2", tmp_path / "r", replace)
     with pytest.raises(CmpError, match=rf"stream\.json: cannot be read \(.*{words}.*get the rel"):
@@ -427,8 +449,13 @@ def test_a_record_with_other_keys_is_refused(releases, tmp_path, change, words):
 
 
 @pytest.mark.parametrize(
-    "change", [{"x": 1}, {"arrival": 9}, {"split": "evil"}, {"set": "other"}, {"label": 5}, None]
-)
+    "change",
+    [
+        {"x": 1}, {"arrival": 9}, {"split": "evil"}, {"set": "other"}, {"label": 5}, None,
+        {"captions": "abc"}, {"captions": [1, 2]}, {"captions": None}, {"label": None},
+        {"digest": "x"}, {"digest": None}, {"look": 0.5}, {"source": "a\0b"},
+    ],
+)  # fmt: skip
 def test_a_ledger_with_other_rows_is_refused(releases, tmp_path, change):
     def replace(record):
         path = tmp_path / "r" / release.LEDGER_FILE
@@ -501,6 +528,12 @@ def test_a_terminal_is_not_steered_by_names(capsys):
     steering = "\x1b]0;owned\x07\x1b[2Jx\x9b1m\u202e"
     shared.print_table(("a",), [(steering,)], steering)
     shown = capsys.readouterr().out + explain_failure(CmpError(steering))
+    stream, drawn = io.StringIO(), "\r\x1b[1;32mgreen\x1b[0m"
+    output = cli.Output(stream)
+    output.write(f"x\rall is well{steering}\x1b[8mhidden")
+    shown += stream.getvalue()
+    assert "\r" not in shown and output.write(drawn) == len(drawn)
+    assert stream.getvalue().endswith(drawn)
     assert not {*steering} - {*"]0;owned[2Jx1m"} & {*shown} and "owned" in shown
 
 
@@ -575,15 +608,54 @@ def test_a_table_that_is_small_on_disk_and_large_in_memory_is_refused(tmp_path, 
     reader = {"path": "t.parquet", "image": "image", "label": "label"}
     dataset = fileset("parquet", name="x", reader=reader)
     size = sum(map(len, (picture(n) for n in range(4))))
-    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", size + 1000)  # a column that is not read is none
+    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", size + 1000)  # a column that is not read is none
     assert len(collection.read_index(dataset, tmp_path).table) == 4
-    monkeypatch.setattr(tables, "MAX_GROUP_BYTES", size - 1)
+    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", size - 1)
     with pytest.raises(CmpError, match=r"t\.parquet: a row group has .*row_group_size"):
         collection.read_index(dataset, tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(tables, "MAX_ROWS", 3)
     with pytest.raises(CmpError, match=r"x: reader\.path: its files have 4 rows"):
         collection.read_index(dataset, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "form", ["label", "category", "captions", "nested categories", "images", "categories of images"]
+)
+def test_a_value_that_a_table_holds_once_counts_in_each_row(tmp_path, monkeypatch, form):
+    """A page may contain a value once for a million rows."""
+    classes(tmp_path)
+    [label, caption, image] = [f"oak {'x' * 9000}"], ["a tree"], ["oak/0.png"]
+    if "images" in form:
+        [label, image] = ["oak"], [picture(1, (64, 64))]
+    once = {"label": label, "caption": caption, "image": image}
+    table = pa.table({key: pa.array(x * 99).dictionary_encode() for key, x in once.items()})
+    if "categor" not in form:  # each row has the value, and only its page has it once
+        table = table.cast(pa.schema([(x.name, x.type.value_type) for x in table.schema]))
+    if form in ("captions", "nested categories"):
+        lists = pa.ListArray.from_arrays(range(100), table["label"].combine_chunks())
+        table = table.set_column(1, "caption", lists).set_column(0, "label", pa.array(["oak"] * 99))
+    pq.write_table(table, tmp_path / "t.parquet")
+    monkeypatch.setattr(parsing, "MAX_TABLE_BYTES", 200_000)
+    dataset = fileset(
+        "parquet", name="x", reader={"path": "t.parquet"} | {key: key for key in once}
+    )
+    assert (tmp_path / "t.parquet").stat().st_size < 20_000
+    with pytest.raises(
+        CmpError, match=r"t\.parquet: cannot be read .*(200,000 bytes|within lists)"
+    ):
+        collection.read_index(dataset, tmp_path)
+
+
+def test_the_tables_of_a_release_are_not_larger_in_memory_than_allowed(releases, monkeypatch):
+    made = release.read_release(releases / "2")
+    before = made.ledger()
+    largest = max(x.nbytes for x in pq.read_table(made.path(release.LEDGER_FILE)).columns)
+    monkeypatch.setattr(parsing, "MAX_TABLE_BYTES", 2 * largest)
+    assert made.ledger().digest() == before.digest()
+    monkeypatch.setattr(parsing, "MAX_TABLE_BYTES", largest // 2)
+    with pytest.raises(CmpError, match=r"pictures\.parquet: cannot be read .* in memory"):
+        made.ledger()
 
 
 @pytest.mark.parametrize("config", ["{", "[]", '{"model_cfg": 5}', None])
@@ -594,3 +666,33 @@ def test_a_model_whose_config_cannot_be_read_is_named(root, tmp_path, config):
         (folder / "open_clip_config.json").write_text(config)
     with pytest.raises(CmpError, match=r"^model\.name: local-dir:.*; check the name"):
         update_plan.plan_update(f"local-dir:{folder}", root / "x-month")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            {"tokenizer_kwargs": {"clean": "lower", "trust_remote_code": True}},
+            "'trust_remote_code'",
+        ),
+        ({"tokenizer_kwargs": ["trust_remote_code"]}, ""),
+        ([{"tokenizer_kwargs": {"trust_remote_code": True}}], ""),
+        ({"layers": 1e9}, "more than 999 layers"),
+    ],
+)
+def test_the_config_of_a_foreign_model_runs_no_code(tmp_path, monkeypatch, text, words):
+    about = json.dumps({"model_cfg": {"text_cfg": text}})
+    (tmp_path / "open_clip_config.json").write_text(about)
+    monkeypatch.setattr(starts, "_downloaded_config", lambda name: json.loads(about))
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: pytest.fail("was read"))
+    for name in (f"local-dir:{tmp_path}", "hf-hub:someone/clip"):
+        with pytest.raises(CmpError, match=f"its config cannot be read .*{words}"):
+            models.tokenizer(name)
+
+
+def test_only_files_of_a_tokenizer_are_read(tmp_path):
+    text = {"hf_tokenizer_name": "words", "tokenizer_kwargs": {"clean": "lower"}}
+    about = json.dumps({"model_cfg": {"text_cfg": text}})
+    tree(tmp_path, {"open_clip_config.json": about.encode(), "tokenizer/vocab.json": b"{}",
+                    "tokenizer.json": b"{}"})  # fmt: skip
+    assert [*starts.tokenizer_digests(f"local-dir:{tmp_path}")] == ["tokenizer.json"]

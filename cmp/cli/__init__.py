@@ -6,6 +6,7 @@ import functools
 import importlib
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 import cmp
 from cmp.cli import shared
-from cmp.errors import CmpError, Interrupted, ReportedFault
+from cmp.errors import CmpError, Interrupted, ReportedFault, clean_text
 from cmp.faults import explain_failure, report_fault
 from cmp.project import foreign_owners, foreign_sentence
 
@@ -127,9 +128,14 @@ def main() -> None:
     sys.exit(status)
 
 
+_DRAWING = re.compile(r"(^\r|^\x1b\[A|\x1b\[[0-7;]*m)")
+"""What progress bars and tables write besides text: a step back to begin with, and colours; not
+style 8, which hides text."""
+
+
 class Output:
     """An output stream whose errors do not stop a run: after the first, such as a full disk or a
-    closed pipe, output is lost.
+    closed pipe, output is lost. No name in a text steers the terminal.
 
     Attributes:
         error: The first error, or None.
@@ -147,7 +153,9 @@ class Output:
 
     def write(self, text: str) -> int:
         """Write a text, and return its length."""
-        self._attempt(lambda: self.stream.write(text))
+        parts = re.split(_DRAWING, text)
+        parts[::2] = map(clean_text, parts[::2])
+        self._attempt(lambda: self.stream.write("".join(parts)))
         return len(text)
 
     def flush(self) -> None:
@@ -183,7 +191,7 @@ def run_command() -> None:
 
 def complain(message: object) -> None:
     """Print a sentence to standard error."""
-    typer.echo(f"cmpt: {message}", err=True)
+    typer.echo(f"cmpt: {clean_text(str(message))}", err=True)
 
 
 def _root(version: bool = False, plugin: list[Path] | None = None) -> None:

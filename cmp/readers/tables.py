@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmp.errors import CmpError, did_you_mean, explain_errors
-from cmp.parsing import parse_json
+from cmp.parsing import MAX_TABLE_BYTES, check_memory, declared_size, parse_json, read_batches
 from cmp.readers.files import (
     NO_FILE,
     OUTSIDE,
@@ -34,8 +34,6 @@ MAX_COLUMNS = 10_000
 """Most columns that a table may have; pandas takes seconds to read more."""
 MAX_ROWS = 10**7
 """Most rows that the Parquet files of a set may have together."""
-MAX_GROUP_BYTES = 2**31
-"""Most bytes of a row group in the columns that are read, which are in memory at once."""
 NAMED_COLUMNS = 20
 """Most columns that a message names."""
 OWN_FOLDER = " (write it relative to the table's folder)"
@@ -153,22 +151,14 @@ def check_size(path: Path, file: pq.ParquetFile, columns: Collection[str]) -> in
     Raises:
         CmpError: A row group is too large.
     """
-    about = file.metadata
-    places = [n for n in range(about.num_columns) if _top_name(about, n) in columns]
-    for group in map(about.row_group, range(about.num_row_groups)):
-        size = sum(group.column(n).total_uncompressed_size for n in places)
-        if size > MAX_GROUP_BYTES:
+    for group in range(file.num_row_groups):
+        size = declared_size(file.metadata, group, columns)
+        if size > MAX_TABLE_BYTES:
             raise CmpError(
-                f"{path}: a row group has {size:,} bytes, but at most {MAX_GROUP_BYTES:,} are "
+                f"{path}: a row group has {size:,} bytes, but at most {MAX_TABLE_BYTES:,} are "
                 "allowed; write it with a smaller row_group_size"
             )
-    return about.num_rows
-
-
-def _top_name(about: pq.FileMetaData, place: int) -> str:
-    """Return the column that a column of Parquet belongs to; a struct has one for each field."""
-    column = about.schema.column(place)
-    return column.name if column.path == column.name else column.path.partition(".")[0]
+    return file.metadata.num_rows
 
 
 def list_columns(names: Sequence[str]) -> str:
@@ -309,8 +299,12 @@ def _cached_row_group(path: Path, changed: int, group: int, name: str) -> pa.Chu
 
 
 def _read_row_group(file: pq.ParquetFile, group: int, name: str) -> pa.ChunkedArray:
+    """Return a column of bytes, which was not too large in memory when it was indexed."""
+    return _bytes_of(file.read_row_group(group, columns=[name])[name], name)
+
+
+def _bytes_of(column: pa.Array | pa.ChunkedArray, name: str) -> pa.Array | pa.ChunkedArray:
     """Return a column of bytes, also from structs with bytes, as `datasets` writes them."""
-    column = file.read_row_group(group, columns=[name])[name]
     if not pa.types.is_struct(column.type):
         return column
     if column.type.get_field_index("bytes") < 0:  # pyarrow would use the last field
@@ -318,13 +312,27 @@ def _read_row_group(file: pq.ParquetFile, group: int, name: str) -> pa.ChunkedAr
     return pc.struct_field(column, "bytes")
 
 
-def _parquet_frame(file: pq.ParquetFile, columns: list[str], label: str | None) -> pd.DataFrame:
+def _parquet_frame(
+    path: Path, file: pq.ParquetFile, columns: list[str], label: str | None
+) -> pd.DataFrame:
     """Read columns of a Parquet file, with the names of classes if the file has them."""
+    with explain_errors(f"{path}: cannot be read"):
+        check_memory(file, columns)
     # by pandas' metadata, columns would go back into its index and be missed here
     frame = file.read(columns=columns).to_pandas(ignore_metadata=True)
     if names := _class_names(file.schema_arrow, label):  # -1 is an image without a class
         frame[label] = [names.get(_label_text(value), "") for value in frame[label]]
     return frame
+
+
+def _image_sizes(path: Path, file: pq.ParquetFile, group: int, image: str) -> list[int]:
+    """Return the sizes of the images in a row group; -1 for a missing one."""
+    with explain_errors(f"{path}: cannot be read"):
+        parts = [
+            pc.binary_length(_bytes_of(batch.column(0), image))
+            for batch in read_batches(file, image, [group])
+        ]
+    return [size for part in parts for size in part.fill_null(-1).to_pylist()]
 
 
 def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex:
@@ -345,7 +353,8 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
             f"{MAX_ROWS:,} are allowed; give fewer of them"
         )
     columns = [name for name in schema.names if name in wanted and not (as_bytes and name == image)]
-    frames = [_parquet_frame(file, columns, dataset.reader.label) for file in files]
+    label, placed = dataset.reader.label, [*zip(paths, files, strict=True)]
+    frames = [_parquet_frame(path, file, columns, label) for path, file in placed]
     if not as_bytes:
         placed = zip(frames, paths, strict=True)
         frames = [_join_folder(dataset, frame, path, root) for frame, path in placed]
@@ -354,10 +363,9 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
     for number, file in enumerate(files):
         changed = paths[number].stat().st_ctime_ns
         for group in range(file.num_row_groups):  # bytes are read group by group, not kept
-            lengths = pc.binary_length(_read_row_group(file, group, image))
-            sizes = lengths.fill_null(-1).to_pylist()
+            sizes = _image_sizes(paths[number], file, group, image)
             stamps += [Stamp(size, changed, "missing file") for size in sizes]
-            rows += [(number, group, row) for row in range(len(lengths))]
+            rows += [(number, group, row) for row in range(len(sizes))]
     read = functools.partial(_read_row, paths, image, np.array(rows, np.int64))
     names = [f"{paths[number].name} row {row}" for row, (number, _, _) in enumerate(rows)]
     return _index_frame(dataset, pd.concat(frames), names, stamps, read)

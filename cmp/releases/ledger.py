@@ -12,15 +12,16 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import starts
-from cmp.errors import CmpError
+from cmp.errors import CmpError, check_line
 from cmp.parsing import parse_record
 from cmp.readers.manifest import LONGEST_NAME, FileSet, PictureReader
-from cmp.values import STRICT
+from cmp.values import STRICT, Steps
 
 EMBEDDED = "embedded"
 """In place of a folder: the embedded benchmark's pool and retention sets."""
@@ -50,8 +51,8 @@ class Arrival:
         sets: The manifests of its sets, as JSON.
     """
 
-    update: int
-    name: str
+    update: Steps
+    name: Annotated[str, AfterValidator(check_line)]
     role: Role
     folder: str
     sets: tuple[dict[str, Any], ...] = ()
@@ -61,6 +62,9 @@ class Arrival:
             if not {"root", "name"} <= tree.keys():
                 raise ValueError("sets: root or name is missing")
             manifest_of(tree)
+        for path in (self.folder, *(tree["root"] for tree in self.sets)):
+            if not _is_path(path):
+                raise ValueError(f"{path!r:.80} must be the path of a folder")
 
 
 class Picture(NamedTuple):
@@ -212,14 +216,24 @@ def checked_ledger(arrivals: tuple[Arrival, ...], pictures: Sequence[Picture]) -
     """Return the ledger that a release was read from.
 
     Raises:
-        ValueError: An image names an arrival, set or split that does not exist.
+        ValueError: An image names an arrival, set or split that does not exist, or its source,
+            label or captions are not what an arrival gives.
     """
     sets = {(n, tree["name"]) for n, x in enumerate(arrivals) for tree in x.sets}
     for place, picture in enumerate(pictures):
         is_known = (picture.arrival, picture.set) in sets and picture.split in SPLITS
-        if not (is_known and isinstance(picture.source, str) and isinstance(picture.label, str)):
+        if not is_known:
             raise ValueError(f"row {place}: arrival, set or split is not in the release")
+        captions = picture.captions if isinstance(picture.captions, tuple) else (None,)
+        are_texts = all(isinstance(text, str) for text in (picture.label, *captions))
+        if not (are_texts and _is_path(picture.source)):
+            raise ValueError(f"row {place}: source, label and each caption must be texts")
     return Ledger(arrivals, tuple(pictures))
+
+
+def _is_path(path: object) -> bool:
+    """Return whether a value can be a path."""
+    return isinstance(path, str) and "\0" not in path
 
 
 def task_of(labels: Collection[str], name: str) -> str:

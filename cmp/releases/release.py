@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,14 +29,15 @@ from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
 from cmp.files import SHORT_ID, cached_by_file, file_digest
-from cmp.parsing import parse_json, parse_record, read_text, refuse_later
+from cmp.parsing import parse_json, parse_record, read_table, read_text, refuse_later
+from cmp.readers.manifest import Prompt
 from cmp.releases import arrivals
 from cmp.releases import ledger as ledgers
 from cmp.releases.ledger import Arrival, Ledger, Picture, checked_ledger
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import Progress, RunState
 from cmp.runs.identity import json_digest
-from cmp.values import STRICT
+from cmp.values import STRICT, NotNegative, Steps
 
 SCHEMA = 1
 RECORD_FILE = "stream.json"
@@ -47,6 +49,11 @@ LEDGER_FILE, START_FILE = "state/pictures.parquet", "state/start.safetensors"
 SLIMMED_FILE = "state/slimmed"
 """An empty file that `slim` leaves, so that what it removed is not taken for lost."""
 REMEDY = "; get the release again from its source"
+LEDGER_COLUMNS = {
+    "arrival": int, "set": str, "source": str, "split": str, "label": str, "captions": list,
+    "digest": int, "pixels": int, "look": int,
+}  # fmt: skip
+"""The columns of the ledger's table, which are the fields of `Picture`."""
 RECORD_ERRORS = LookupError, TypeError
 """Errors of a record or a table with other keys or types, besides `ValueError`."""
 
@@ -69,11 +76,11 @@ class UpdateRecord:
 
     name: Annotated[str, AfterValidator(check_line)]
     id: str
-    steps: int
-    counts: tuple[int, int, int]
-    peak: float
-    images: int
-    seconds: float
+    steps: Steps
+    counts: tuple[Steps, Steps, Steps]
+    peak: NotNegative
+    images: Steps
+    seconds: NotNegative
     is_peak_given: bool = False
 
 
@@ -102,7 +109,7 @@ class ReleaseRecord:
     arrivals: tuple[Arrival, ...]
     provenance: dict[str, Any]
     state: str
-    prompt: str = starts.USUAL_PROMPT
+    prompt: Prompt = starts.USUAL_PROMPT
     files: dict[str, str] = field(default_factory=dict)
 
 
@@ -170,9 +177,11 @@ class Release:
             CmpError: Their table or the record of their folders is damaged.
         """
         path = self.path(LEDGER_FILE)
-        with explain_errors(f"{path}: cannot be read", REMEDY, pa.ArrowException, *RECORD_ERRORS):
-            rows = pq.read_table(path).to_pylist()
-            known = [Picture(**row | {"captions": tuple(row["captions"])}) for row in rows]
+        with explain_errors(f"{path}: cannot be read", REMEDY, *RECORD_ERRORS):
+            table = read_table(path, LEDGER_COLUMNS)
+            lists = [tuple(x) if isinstance(x, np.ndarray) else x for x in table["captions"]]
+            rows = table.assign(captions=lists).to_dict("records")
+            known = [Picture(**{str(key): x for key, x in row.items()}) for row in rows]
             return checked_ledger(self.record.arrivals, known)
 
     def corpus(self, skip_gone: bool = False, moved: Mapping[str, str] | None = None) -> Corpus:
@@ -264,7 +273,7 @@ def _check_names(record: ReleaseRecord) -> None:
 
 def write_record(folder: Path, record: ReleaseRecord) -> None:
     """Write stream.json into a folder, with the hashes of all other files in it."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if not path.is_dir())
     digests = {str(path.relative_to(folder)): file_digest(path) for path in paths}
     tree = json.loads(json.dumps(asdict(record) | {"files": digests}))
     text = json.dumps({"sha256": json_digest(tree), "record": tree}, indent=1)
@@ -297,10 +306,10 @@ def write_served_model(model: models.Network, name: str, folder: Path) -> None:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Link a file to a second path, or copy it."""
+    """Link a file to a second path, or copy it; of a link, the file that it leads to."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(source, target)
+        os.link(os.path.realpath(source), target)
     except OSError:  # another disk, or one without hard links
         shutil.copyfile(source, target)
 

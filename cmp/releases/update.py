@@ -18,8 +18,9 @@ from torch import from_numpy
 from tqdm.auto import tqdm
 
 from cmp import __version__, models, starts
-from cmp.errors import CmpError, Interrupted
+from cmp.errors import CmpError, Interrupted, explain_errors
 from cmp.files import atomic_folder, check_new, save_tensors
+from cmp.parsing import read_table
 from cmp.releases import ledger as ledgers
 from cmp.releases import release, sentences
 from cmp.releases.candidates import Candidate, split_start
@@ -277,7 +278,9 @@ def write_release(
     matrix["update"] = [int(label.partition(" ")[0]) for label in matrix["label"]]
     matrix = matrix[["update", "score", "images"]].assign(after=plan.number)
     if parent:
-        matrix = pd.concat([pd.read_parquet(parent.path(release.MATRIX_FILE)), matrix])
+        path = parent.path(release.MATRIX_FILE)
+        with explain_errors(f"{path}: cannot be read", release.REMEDY):
+            matrix = pd.concat([read_table(path, dict.fromkeys(matrix, float)), matrix])
     done = UpdateRecord(
         plan.name, plan.id, plan.steps, plan.pools.counts, max_rate(plan.fitted),
         len(plan.pools.update), result.seconds - sum(x.seconds for x in plan.earlier),
