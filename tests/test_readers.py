@@ -387,6 +387,22 @@ def test_a_tar_that_lies_about_its_sizes(tmp_path):
             read_set(tmp_path, "tars", path="t.tar")
 
 
+def test_a_tar_without_an_end_of_its_own_is_refused(tmp_path):
+    path = tar(tmp_path / "t.tar", [(f"{n}.{x}", b"a") for n in range(4) for x in ("cls", "txt")])
+    whole, second = path.read_bytes(), 4 * tarfile.BLOCKSIZE  # where sample 1 begins
+    assert len(list(tars.tar_members(path, []))) == 8
+    flipped = bytearray(whole)
+    flipped[second + 148] ^= 1  # in its header's checksum
+    for content, words in (
+        (flipped, f"the header at byte {second} is damaged"),
+        (whole[:second], "has no end"),
+        (whole + whole, "another tar follows its end"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(CmpError, match=rf"t\.tar: {words}"):
+            list(tars.tar_members(path, []))
+
+
 def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
     root = classes(tmp_path / "p")
     good = (root / "oak/0.png").read_bytes()

@@ -30,7 +30,7 @@ TEXT_SUFFIXES = (".txt", ".cls", ".json")
 """Suffixes of texts about an image: its caption, its label, or both as JSON."""
 MAX_CAPTION_BYTES = 2**20
 """Largest size in bytes of a caption, a label or a JSON member."""
-SAMPLES = 4
+SAMPLES = 5
 """The version of `_read_samples`; what an earlier one cached is read again."""
 
 
@@ -83,6 +83,23 @@ def tar_members(path: Path, faults: list[Fault]) -> Iterator[tuple[tarfile.TarIn
                 faults.append(Fault(reason, f"{path.name}: {member.name}"))
             elif member.isreg():
                 yield member, file
+        _check_end(path, file, archive.offset)
+
+
+def _check_end(path: Path, file: BinaryIO, place: int) -> None:
+    """Raise `CmpError` if a tar has no end where tarfile stopped reading, or more after it.
+
+    For tarfile, a damaged header and the end of the file are ends of a tar, too.
+    """
+    file.seek(place)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise CmpError(f"{path}: has no end, so it may be cut off; copy it or pack it again")
+    if any(block):
+        raise CmpError(f"{path}: the header at byte {place} is damaged; copy it or pack it again")
+    while block := file.read(2**20):
+        if any(block):
+            raise CmpError(f"{path}: another tar follows its end; write it to a file of its own")
 
 
 def member_bytes(member: tarfile.TarInfo, file: BinaryIO) -> bytes:
