@@ -118,7 +118,7 @@ def test_a_class_without_images_is_named(tmp_path):
 
 @pytest.mark.parametrize(("name", "separator"), [("t.csv", ","), ("t.tsv", "\t")])
 def test_csv_as_open_clip_takes_it(tmp_path, name, separator):
-    names = ["oak/0.png", "oak/1.png", "oak/0.png"]
+    names = ["oak/0.png", "oak/1.png", "oak/2.png"]
     frame = pd.DataFrame({"filepath": names, "title": ["an oak, old", "NA", "a tree"]})
     frame.to_csv(classes(tmp_path) / name, sep=separator, index=False)
     index = read_set(tmp_path, "csv", path=name)
@@ -181,9 +181,9 @@ def test_captions_that_are_no_text(tmp_path):
     captions = ["good", 7, None, ["one", "two"], [], ["fine", 3], float("nan"), b"bytes"]
     frame = pd.DataFrame({"filepath": ["1.png"] * 8, "title": pd.Series(captions, dtype=object)})
     index = read_frame(frame, root)
-    assert index.table["captions"].tolist() == [["good"], ["one", "two"]]
+    assert index.table["captions"].tolist() == [["good", "one", "two"]]
     assert len(index.faults) == 6
-    assert contents(index) == [content, content]
+    assert contents(index) == [content]
 
 
 def test_a_column_that_is_missing_is_named(tmp_path):
@@ -962,7 +962,7 @@ def test_a_row_of_a_table_costs_one_look_at_the_disk(tmp_path, monkeypatch):
         real = getattr(os, look)
         monkeypatch.setattr(os, look, lambda *a, real=real, **k: looks.append(a) or real(*a, **k))
     index = read_set(tmp_path, "csv", path="t.csv")
-    assert len(index.table) == 2000 and not index.faults
+    assert index.table["captions"].map(len).tolist() == [40] * 50 and not index.faults
     assert len(looks) < 2050
 
 

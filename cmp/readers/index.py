@@ -60,6 +60,7 @@ class ImageIndex:
         classes: The class names in the order of labels, including those without images.
         target_count: The number of classes with images, if several share a name.
         content: The sha256 of all images, after checking.
+        joined: The number of images with several rows in a table, whose captions were joined.
     """
 
     dataset: FileSet
@@ -69,6 +70,7 @@ class ImageIndex:
     classes: list[str]
     target_count: int | None = None
     content: str = ""
+    joined: int = 0
 
     def data_hash(self, *more: str) -> str:
         """Return a sha256 of everything that affects a result.

@@ -33,6 +33,10 @@ def notes_on(indexes: list[ImageIndex]) -> list[str]:
     checked = [index for index in indexes if "digest" in index.table]
     sentences = [sentence for index in checked for sentence in images_read_differently(index)]
     sentences += [sentence for index in indexes for sentence in read_elsewhere(index)]
+    sentences += [
+        f"{index.dataset.name}: {index.joined} images with several rows: their captions were joined"
+        for index in indexes if index.joined
+    ]  # fmt: skip
     sentences += [sentence for index in indexes for sentence in numbered_classes(index)]
     sentences += [sentence for index in checked for sentence in contradictory_classes(index)]
     sentences += leaked_pictures(checked)

@@ -1,6 +1,7 @@
 """Read images that tables list: CSV, TSV, JSON lines and Parquet files."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import math
@@ -258,7 +259,25 @@ def _index_frame(
     sources = [name or f"row {row}" for row, name in enumerate(names)]
     splits, updates = map(_cell_text, splits), map(_cell_text, updates)
     rows = list(map(Row, sources, stamps, splits, labels, captions, updates))
-    return build_index(dataset, rows, read, [])
+    return _join_captions(build_index(dataset, rows, read, []))
+
+
+def _join_captions(index: ImageIndex) -> ImageIndex:
+    """Return an index with one row per image, where a table has a row for each caption of it.
+
+    Otherwise the rows would be equal test images, of which retrieval finds only one.
+    """
+    keys = ["source", "split", "given", "label", "update"]
+    again = index.table.duplicated(keys)
+    if not again.any():
+        return index
+    captions = [
+        list(dict.fromkeys(itertools.chain.from_iterable(lists)))
+        for _, lists in index.table.groupby(keys, sort=False)["captions"]
+    ]
+    table = index.table[~again].reset_index(drop=True).assign(captions=captions)
+    joined = int((index.table.duplicated(keys, keep=False) & ~again).sum())
+    return dataclasses.replace(index, table=table, joined=joined)
 
 
 def _cell_text(value: object) -> str:
