@@ -33,7 +33,7 @@ from cmp import cli, models, parsing
 from cmp.data import Preprocessing, build_corpus, load_data, stored_images
 from cmp.errors import CmpError
 from cmp.project import build_folder
-from cmp.readers import collection, files, images, infer, tables, tars
+from cmp.readers import collection, files, images, infer, notes, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
 from cmp.readers.manifest import SPLIT_SHARES, FolderReader, load_manifests
 from cmp.releases import arrivals, ledger
@@ -1613,6 +1613,46 @@ def test_tars_in_folders_of_splits_have_these_splits(tmp_path):
     assert set(table["label"]) == {"oak"} and table["split"].value_counts().to_dict() == {
         "train": 4, "test": 4,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["t.csv", "*/t.csv", "*.jsonl", "*/t.parquet", "*.parquet", "*.tar"],
+)
+def test_folders_and_files_that_are_called_like_splits_give_them(tmp_path, path):
+    """Otherwise, published test images would be trained on."""
+    known, listed = {}, []
+    for split, numbers in (("train", range(20)), ("test", range(20, 30))):
+        files = {f"{n}.png": picture(n) for n in numbers}
+        tree(tmp_path / split, files)
+        known |= dict.fromkeys(files.values(), split)
+        frame = pd.DataFrame({"filepath": [*files], "title": "a text"})
+        listed.append(frame.assign(filepath=[f"{split}/{name}" for name in files]))
+        if path == "*/t.csv":
+            frame.to_csv(tmp_path / split / "t.csv")
+        elif path == "*.jsonl":
+            listed[-1].to_json(tmp_path / f"{split}.jsonl", orient="records", lines=True)
+        elif path.endswith(".parquet"):
+            name = path.replace("*/", f"{split}/").replace("*", f"{split}-00000-of-00001")
+            frame.assign(filepath=[*files.values()]).to_parquet(tmp_path / name)
+        elif path == "*.tar":
+            texts = [(name.replace("png", "txt"), b"a text") for name in files]
+            tar(tmp_path / f"{split}-0.tar", sorted([*files.items(), *texts]))
+    if path == "t.csv":
+        pd.concat(listed).to_csv(tmp_path / "t.csv")
+    kind = infer.TABLE_KINDS.get(Path(path).suffix, "tars")
+    index = read_set(tmp_path, kind, path=path)
+    assert [known[content] for content in contents(index)] == index.table["split"].tolist()
+    assert len(index.table) == 30 and not index.faults
+    [sentence] = notes.splits_of_names(index)
+    assert sentence.endswith("names of folders or files give the splits: train, test")
+
+
+def test_a_single_name_of_a_split_in_paths_is_a_class(tmp_path):
+    root = classes(tmp_path, ["train", "bus"], 20)
+    names = [f"{name}/{n}.png" for name in ("train", "bus") for n in range(20)]
+    pd.DataFrame({"filepath": names, "title": "x"}).to_csv(root / "train.csv")
+    assert not read_set(root, "csv", path="train.csv").table["given"].any()
 
 
 def test_a_class_may_have_the_name_of_its_folder(tmp_path, monkeypatch):

@@ -4,7 +4,9 @@ import hashlib
 import json
 import re
 from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -215,6 +217,24 @@ def _row_fault(row: Row, texts: list[str] | None, labelled: bool) -> str:
     if texts is None:
         return "caption is empty" if isinstance(row.captions, str | list) else "caption is not text"
     return ""
+
+
+def named_splits(names: Sequence[str]) -> list[str]:
+    """Return those of some names of folders or files that are splits', and "" for each other one.
+
+    If they name fewer than two splits, none counts: a single one is a class, such as trains, or
+    there is nothing to keep apart.
+    """
+    known = [SPLIT_NAMES.get(name.lower(), "") for name in names]
+    return known if len({*known} - {""}) > 1 else [""] * len(known)
+
+
+def file_splits(files: Sequence[Path], root: Path) -> list[str]:
+    """Return the splits of files with several images: that of its folder below the root, as
+    `train/0.tar`, or that with which its name begins, as `test-00000.parquet`; or "" for none."""
+    starts = named_splits([re.split("[^A-Za-z]", path.name, maxsplit=1)[0] for path in files])
+    tops = ["" if path.parent == root else path.parent.name for path in files]
+    return [SPLIT_NAMES.get(top.lower(), start) for top, start in zip(tops, starts, strict=True)]
 
 
 def summarise_faults(faults: list[Fault]) -> str:

@@ -4,13 +4,14 @@ programs read differently."""
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from cmp.evaluation import RETRIEVAL_K, chance_of_recall
 from cmp.parsing import read_yaml
 from cmp.readers.index import TRAITS, ImageIndex
+from cmp.readers.manifest import FILE_ENDINGS, Split
 
 READ_DIFFERENTLY: dict[str, str] = read_yaml(Path(__file__).with_name("notes.yaml"))
 """Trait, with the manifest's setting if there is one -> what a model's user must know."""
@@ -37,6 +38,7 @@ def notes_on(indexes: list[ImageIndex]) -> list[str]:
         f"{index.dataset.name}: {index.joined} images with several rows: their captions were joined"
         for index in indexes if index.joined
     ]  # fmt: skip
+    sentences += [sentence for index in indexes for sentence in splits_of_names(index)]
     sentences += [sentence for index in indexes for sentence in numbered_classes(index)]
     sentences += [sentence for index in checked for sentence in contradictory_classes(index)]
     sentences += leaked_pictures(checked)
@@ -50,6 +52,21 @@ def read_elsewhere(index: ImageIndex) -> list[str]:
     if not (os.path.isabs(path) or ".." in path.split("/")):
         return []
     return [f"{index.dataset.name}: reader.path: points outside the manifest's folder, to {path}"]
+
+
+def splits_of_names(index: ImageIndex) -> list[str]:
+    """Return a sentence if the splits of a table or of tars are those that folders or files are
+    named after."""
+    reader, table = index.dataset.reader, index.table
+    if (
+        reader.kind not in FILE_ENDINGS
+        or getattr(reader, "split", None)
+        or not table["given"].any()
+    ):
+        return []
+    given = {*table["split"][table["given"]]}
+    splits = ", ".join(split for split in get_args(Split) if split in given)
+    return [f"{index.dataset.name}: names of folders or files give the splits: {splits}"]
 
 
 def numbered_classes(index: ImageIndex) -> list[str]:

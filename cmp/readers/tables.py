@@ -26,7 +26,7 @@ from cmp.readers.files import (
     file_stamp,
     read_file,
 )
-from cmp.readers.index import ImageIndex, Row, build_index
+from cmp.readers.index import ImageIndex, Row, build_index, file_splits, named_splits
 from cmp.readers.manifest import FileSet
 
 COLUMN_KEYS = ("image", "caption", "label", "split", "update")
@@ -66,7 +66,8 @@ def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
             return _read_parquet(dataset, files, root)
         read = read_jsonl if dataset.reader.kind == "jsonl" else read_csv
         frames = [_join_folder(dataset, read(file), file, root) for file in files]
-        return read_frame(dataset, pd.concat(frames), root)
+        splits = np.repeat(file_splits(files, root), list(map(len, frames))).tolist()
+        return read_frame(dataset, pd.concat(frames), root, splits)
 
 
 def _join_folder(dataset: FileSet, frame: pd.DataFrame, file: Path, root: Path) -> pd.DataFrame:
@@ -178,13 +179,18 @@ def list_columns(names: Sequence[str]) -> str:
     return f"{', '.join(names[:NAMED_COLUMNS])}{more}"
 
 
-def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path) -> ImageIndex:
+def read_frame(
+    dataset: FileSet, frame: pd.DataFrame, root: Path, splits: Sequence[str] = ()
+) -> ImageIndex:
     """Index the images whose paths are in a table.
+
+    Without a column of splits and `splits`, the top folders of the paths may name splits.
 
     Args:
         dataset: A manifest whose reader is a `TableReader`.
         frame: One row per image.
         root: The folder that paths start from, which contains all images, as an absolute path.
+        splits: For each row, the split of the file that it is from, or "".
 
     Returns:
         The index.
@@ -203,7 +209,10 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path) -> ImageIndex:
             f"{dataset.reader.image!r} exists, such as {', '.join(names[:3])}; paths must be "
             f"relative to the table's folder, and all files inside {root}"
         )
-    return _index_frame(dataset, frame, names, stamps, functools.partial(read_file, root, names))
+    tops = [name.removeprefix("./").rpartition("/")[0].partition("/")[0] for name in names]
+    splits = [a or b for a, b in zip(splits or [""] * len(tops), named_splits(tops), strict=True)]
+    read = functools.partial(read_file, root, names)
+    return _index_frame(dataset, frame, names, stamps, read, splits)
 
 
 def _path_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
@@ -245,11 +254,17 @@ def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
 
 
 def _index_frame(
-    dataset: FileSet, frame: pd.DataFrame, names: list[str], stamps: list[Stamp], read: ReadImage
+    dataset: FileSet,
+    frame: pd.DataFrame,
+    names: list[str],
+    stamps: list[Stamp],
+    read: ReadImage,
+    splits: list[str],
 ) -> ImageIndex:
-    """Return the index of a table; images without a name are named by their row over all files."""
-    keys = ("split", "label", "update")
-    splits, labels, updates = (_column(dataset, frame, key) for key in keys)
+    """Return the index of a table; images without a name are named by their row over all files.
+    `splits` are those of files and folders, for a table without a column of splits."""
+    labels, updates = (_column(dataset, frame, key) for key in ("label", "update"))
+    splits = _column(dataset, frame, "split") if dataset.reader.split else splits
     if dataset.reader.label in frame:
         labels = map(_label_text, labels)
     captions = _column(dataset, frame, "caption")
@@ -365,10 +380,11 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
         )
     columns = [name for name in schema.names if name in wanted and not (as_bytes and name == image)]
     frames = [_parquet_frame(file, columns, dataset.reader.label) for file in files]
+    splits = np.repeat(file_splits(paths, root), sizes).tolist()
     if not as_bytes:
         placed = zip(frames, paths, strict=True)
         frames = [_join_folder(dataset, frame, path, root) for frame, path in placed]
-        return read_frame(dataset, pd.concat(frames), root)
+        return read_frame(dataset, pd.concat(frames), root, splits)
     stamps, rows = [], []
     for number, file in enumerate(files):
         changed = paths[number].stat().st_ctime_ns
@@ -379,4 +395,4 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
             rows += [(number, group, row) for row in range(len(lengths))]
     read = functools.partial(_read_row, paths, image, np.array(rows, np.int64))
     names = [f"{paths[number].name} row {row}" for row, (number, _, _) in enumerate(rows)]
-    return _index_frame(dataset, pd.concat(frames), names, stamps, read)
+    return _index_frame(dataset, pd.concat(frames), names, stamps, read, splits)

@@ -21,7 +21,7 @@ from cmp.files import keep_value
 from cmp.parsing import parse_json
 from cmp.project import build_folder
 from cmp.readers.files import Stamp, read_span
-from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
+from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index, file_splits
 from cmp.readers.manifest import FileSet
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz", ".joblib")
@@ -132,7 +132,8 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
     Captions come from members `.txt` or the key "caption" of `.json`, and labels from members
     `.cls` or the key "label". Samples without an image are skipped, and so are hidden members. Of
     several images of a sample, such as `1.jpg` and its mask `1.seg.png`, the one whose suffix has
-    the fewest dots is used; a sample with two of those is a fault.
+    the fewest dots is used; a sample with two of those is a fault. Splits are those of
+    `index.file_splits`.
 
     Args:
         dataset: A manifest whose reader is a `TarReader`.
@@ -145,15 +146,15 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
         CmpError: No tar matches the pattern, or one cannot be read.
     """
     files = dataset.find_files(root)
-    rows, faults, spans = [], [], []
+    rows, faults, spans, splits = [], [], [], file_splits(files, root)
     for number, path in enumerate(files):
         samples, bad = tar_samples(path)
         faults += [Fault(*fault) for fault in bad]
         changed = path.stat().st_ctime_ns
-        top = path.parent.name  # as `train/0.tar`
-        split = top if path.parent != root and top.lower() in SPLIT_NAMES else ""
         for key, offset, size, label, caption in samples:
-            rows.append(Row(f"{path.name}/{key}", Stamp(size, changed), split, label, caption))
+            rows.append(
+                Row(f"{path.name}/{key}", Stamp(size, changed), splits[number], label, caption)
+            )
             spans.append((number, offset, size))
     read = functools.partial(read_span, files, np.array(spans, np.int64).reshape(-1, 3))
     return build_index(dataset, rows, read, faults)
