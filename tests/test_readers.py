@@ -136,6 +136,19 @@ def test_a_table_whose_rows_end_with_a_separator(tmp_path, name):
     assert index.table["source"].tolist() == ["oak/0.png"] and index.classes == ["7"]
 
 
+@pytest.mark.parametrize(("name", "separator"), [("t.csv", ","), ("t.tsv", "\t")])
+def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path, name, separator):
+    texts = ["an oak", '"5 inch phone', "a beech", '"quoted start', "an elm"]
+    rows = [f"oak/{n}.png{separator}{text}\n" for n, text in enumerate(texts)]
+    path = classes(tmp_path) / name
+    path.write_text(f"filepath{separator}title\n{''.join(rows)}")
+    with pytest.raises(CmpError, match=rf"t\.{name[2:]}: cannot be read .*'5 inch phone.*double"):
+        read_set(tmp_path, "csv", path=name)
+    frame = pd.DataFrame({"filepath": ["oak/0.png"], "title": ['two lines,\nor ten 5" disks']})
+    frame.to_csv(path, sep=separator, index=False)
+    assert read_set(tmp_path, "csv", path=name).table["captions"][0] == [frame["title"][0]]
+
+
 def test_numbers_beside_a_blank_are_labels(tmp_path):
     table = pa.table({"image": [picture(n) for n in range(3)], "label": [3, 4, None]})
     pq.write_table(table, tmp_path / "t.parquet")

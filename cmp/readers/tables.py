@@ -102,10 +102,25 @@ def read_csv(file: Path, rows: int | None = None) -> pd.DataFrame:
         pd.read_csv, file, sep=separator, dtype=str, keep_default_na=False, nrows=rows
     )
     table = read()  # the first cells are an index where rows have more of them than the header
+    _refuse_open_quotes(file, table, separator)
     extra = 0 if isinstance(table.index, pd.RangeIndex) else table.index.nlevels
     if extra and (table.iloc[:, -extra:] == "").all(axis=None):  # rows end with a separator
         return read(index_col=False, usecols=range(len(table.columns)))
     return table
+
+
+def _refuse_open_quotes(file: Path, table: pd.DataFrame, separator: str) -> None:
+    """Raise `ValueError` if a cell contains rows, since a quotation mark at its start is closed
+    only after them: it has a tab and a line break in a file with tabs, or a line names a file."""
+    cells = (cell for name in table for cell in table[name] if isinstance(cell, str))
+    for cell in (cell for cell in cells if "\n" in cell):
+        has_tab = separator == "\t" and separator in cell
+        parts = (part for line in cell.splitlines()[1:] for part in line.split(separator))
+        if has_tab or any(file_stamp(file.parent, part, {}).size >= 0 for part in parts):
+            raise ValueError(
+                f"the cell {cell.splitlines()[0]!r:.60} also contains the rows after it, since a "
+                "quotation mark begins it; double every mark in it, and put one more at each end"
+            )
 
 
 def read_jsonl(file: Path, rows: int | None = None) -> pd.DataFrame:
