@@ -307,7 +307,7 @@ def test_a_path_at_which_nothing_can_be_read_is_refused(tmp_path, kind, path, wo
 def test_tars(tmp_path):
     a, b = picture(1, kind="JPEG"), picture(2)
     first = [("x/1.jpg", a), ("x/._1.jpg", b"hidden, as macOS writes them"), ("x/1.txt", b"a fox"),
-             ("x/1.cls", b"fox"), ("x/2.txt", b"no image"), ("x/3.seg.png", b),
+             ("x/1.cls", b"fox"), ("LICENCE", b"x"), ("x/2_stats.json", b"{}"), ("x/3.seg.png", b),
              ("x/3.json", json.dumps({"caption": "an owl", "label": "owl"}).encode())]  # fmt: skip
     tar(tmp_path / "s/0.tar", first)
     tar(tmp_path / "s/1.tar", [("x/1.png", b), ("x/1.txt", b"a wren"), ("x/1.cls", b"wren")])
@@ -316,6 +316,29 @@ def test_tars(tmp_path):
     assert index.table["captions"].tolist() == [["a fox"], ["an owl"], ["a wren"]]
     assert contents(index) == [a, b, b]
     assert index.table["source"].tolist() == ["0.tar/x/1", "0.tar/x/3", "1.tar/x/1"]
+
+
+@pytest.mark.parametrize("kind", ["tars", "pairs"])
+def test_an_image_with_another_ending_is_named(tmp_path, kind):
+    files = {"1.jfif": picture(1, kind="JPEG"), "2.heic": b"x", "3.avif": b"x"}
+    files |= {f"{n}.txt": b"a fox" for n in (1, 2, 3)} | {"stats.json": b"{}", "notes.md": b"x"}
+    tar(tree(tmp_path, files) / "0.tar", sorted(files.items()))
+    index = read_set(tmp_path, kind, path="*.tar" if kind == "tars" else ".")
+    assert contents(index) == [files["1.jfif"]] and len(index.faults) == 2
+    prefix = "0.tar: " if kind == "tars" else ""
+    assert kinds(index)[0] == f"not an image file name: {prefix}2.heic"
+
+
+def test_texts_apart_from_their_images_in_a_tar_are_named(tmp_path):
+    members = [
+        ("1.jpg", picture(1, kind="JPEG")),
+        ("1.cls", b"fox"),
+        ("2.txt", b"x"),
+        ("1.txt", b"y"),
+    ]
+    tar(tmp_path / "t.tar", members)
+    index = read_set(tmp_path, "tars", path="t.tar")
+    assert kinds(index) == ["text without an image: t.tar/2", "text without an image: t.tar/1"]
 
 
 def test_files_that_a_mac_writes_beside_others_are_passed_over(tmp_path):

@@ -22,7 +22,10 @@ MAX_IMAGE_BYTES = 64 * 2**20
 MAX_KINDS = 8
 """Most kinds of faults that are reported for a dataset."""
 MEND_FAULTS = "fix them, or set `faults: skip` in its manifest"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"
+)  # fmt: skip
+NO_IMAGE_NAME = "not an image file name"
 TRAITS = ("grey16", "colour16", "values32", "transparent", "rotated", "palette", "colours")
 """Traits of images that programs read differently. Bit i of the column `traits` says whether an
 image has the i-th."""

@@ -21,13 +21,23 @@ from cmp.files import keep_value
 from cmp.parsing import parse_json
 from cmp.project import build_folder
 from cmp.readers.files import Stamp, read_span
-from cmp.readers.index import IMAGE_SUFFIXES, Fault, ImageIndex, Row, build_index, file_splits
+from cmp.readers.index import (
+    IMAGE_SUFFIXES,
+    NO_IMAGE_NAME,
+    Fault,
+    ImageIndex,
+    Row,
+    build_index,
+    file_splits,
+)
 from cmp.readers.manifest import FileSet
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz", ".joblib")
 """Suffixes of files that could run code when other programs decode them."""
 TEXT_SUFFIXES = (".txt", ".cls", ".json")
 """Suffixes of texts about an image: its caption, its label, or both as JSON."""
+ABOUT_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".html", ".yaml", ".yml")
+"""Suffixes of files about a whole tar."""
 MAX_CAPTION_BYTES = 2**20
 """Largest size in bytes of a caption, a label or a JSON member."""
 SAMPLES = 5
@@ -130,10 +140,10 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
     """Index the images of one or more tars.
 
     Captions come from members `.txt` or the key "caption" of `.json`, and labels from members
-    `.cls` or the key "label". Samples without an image are skipped, and so are hidden members. Of
-    several images of a sample, such as `1.jpg` and its mask `1.seg.png`, the one whose suffix has
-    the fewest dots is used; a sample with two of those is a fault. Splits are those of
-    `index.file_splits`.
+    `.cls` or the key "label". Hidden members are skipped. A sample without an image is a fault,
+    unless it is about the whole tar, see `ABOUT_SUFFIXES`. Of several images of a sample, such as
+    `1.jpg` and its mask `1.seg.png`, the one whose suffix has the fewest dots is used; a sample
+    with two of those is a fault. Splits are those of `index.file_splits`.
 
     Args:
         dataset: A manifest whose reader is a `TarReader`.
@@ -182,7 +192,7 @@ def _read_samples(path: Path) -> tuple[list[list[Any]], list[Fault]]:
     # macOS puts a hidden file "._NAME" beside a file, in the middle of its sample
     members = (pair for pair in tar_members(path, faults) if not _is_hidden(pair[0].name))
     for key, sample in itertools.groupby(members, lambda pair: sample_key(pair[0].name)):
-        images, texts = {}, {}  # images by the number of dots in their suffix
+        images, texts, unknown = {}, {}, []  # images by the number of dots in their suffix
         for member, file in sample:
             suffix = member.name[len(key) :].lower()
             if suffix.endswith(IMAGE_SUFFIXES):
@@ -190,7 +200,13 @@ def _read_samples(path: Path) -> tuple[list[list[Any]], list[Fault]]:
             elif suffix in TEXT_SUFFIXES:
                 short = member.size <= MAX_CAPTION_BYTES
                 texts[suffix] = decode_text(member_bytes(member, file)) if short else ""
+            elif suffix and not suffix.endswith(ABOUT_SUFFIXES):
+                unknown.append(member.name)
         if not images:
+            if unknown:
+                faults.append(Fault(NO_IMAGE_NAME, f"{path.name}: {unknown[0]}"))
+            elif texts.keys() - {".json"}:
+                faults.append(Fault("text without an image", f"{path.name}/{key}"))
             continue
         first, *others = images[min(images)]
         if others:
