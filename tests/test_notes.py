@@ -226,6 +226,18 @@ def test_classes_that_are_numbers_are_named_with_a_way_to_name_them(tmp_path):
     assert noted(klass=["0", "1", "2", "oak"]) == []
 
 
+def test_names_that_are_spelled_in_several_ways_are_told(tmp_path):
+    tree(tmp_path, {f"{n}.png": picture(n) for n in range(4)})
+    klass = ["running_shoe", "Running  shoe", "oak", "elm"]
+    frame = pd.DataFrame({"filepath": [f"{n}.png" for n in range(4)], "klass": klass})
+    about = fileset("csv", reader={"label": "klass", "caption": None})
+    twins, lines = notes.notes_on([tables.read_frame(about, frame, tmp_path)])
+    assert "in several spellings: 1, such as Running  shoe and running_shoe; if" in twins
+    assert "with underscores: 1, such as running_shoe; write spaces" in lines
+    folder = classes(tmp_path / "p", ["running_shoe", "oak"], 2)
+    assert notes.notes_on([collection.read_index(fileset(), folder)]) == []
+
+
 def captioned(root, captions, pictures) -> list[str]:
     files = {f"{row}.png": picture(n) for row, n in enumerate(pictures)}
     tree(root, files)

@@ -1,8 +1,10 @@
 """Report what makes scores misleading: duplicate images, too few images, and images that other
 programs read differently."""
 
+import collections
 import os
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,6 +42,7 @@ def notes_on(indexes: list[ImageIndex]) -> list[str]:
     ]  # fmt: skip
     sentences += [sentence for index in indexes for sentence in splits_of_names(index)]
     sentences += [sentence for index in indexes for sentence in numbered_classes(index)]
+    sentences += [sentence for index in indexes for sentence in odd_spellings(index)]
     sentences += [sentence for index in checked for sentence in contradictory_classes(index)]
     sentences += leaked_pictures(checked)
     sentences += [sentence for index in checked for sentence in repeated_pictures(index)]
@@ -81,6 +84,35 @@ def numbered_classes(index: ImageIndex) -> list[str]:
         f"{dataset.name}: all class names are numbers, as in {prompt!r:.80}; unless that is what "
         f"they are called, {remedy}"
     ]
+
+
+def twin_spellings(names: Iterable[str]) -> list[str]:
+    """Return the names that tokenizers may not tell apart, each with its twins: they lower the
+    case, and may compose accents and join spaces. A folder's "_" is read as a space."""
+    spellings = collections.defaultdict(list)
+    for name in names:
+        plain = unicodedata.normalize("NFC", " ".join(name.replace("_", " ").split())).casefold()
+        spellings[plain].append(name)
+    return [" and ".join(twins) for twins in spellings.values() if len(twins) > 1]
+
+
+def odd_spellings(index: ImageIndex) -> list[str]:
+    """Return sentences on the class names of a dataset that have several spellings, or underscores
+    where these are not read as spaces."""
+    name, sentences = index.dataset.name, []
+    if index.dataset.task != "classification" or index.dataset.reader.kind == "fomo":
+        return []
+    if twins := twin_spellings(index.classes):
+        sentences.append(
+            f"{name}: class names in several spellings: {len(twins)}, such as {twins[0]}; if they "
+            "are one class, give it one name"
+        )
+    if lines := [each for each in index.classes if "_" in each]:
+        sentences.append(
+            f"{name}: class names with underscores: {len(lines)}, such as {lines[0]}; write spaces "
+            "instead, as the model read in pretraining, and as folders of classes are read"
+        )
+    return sentences
 
 
 def images_read_differently(index: ImageIndex) -> list[str]:
