@@ -179,6 +179,24 @@ def test_training_pictures_with_several_names_are_named(tmp_path):
     assert notes.repeated_pictures(collection.check_images(named)) == []  # a row a caption is fine
 
 
+def test_rows_that_differ_only_in_the_caption_are_one_image(tmp_path):
+    """As in the caption files of Flickr30k; retrieval would find only one of several rows."""
+    tree(tmp_path, {f"{n}.png": picture(n) for n in range(30)})
+    texts = [(n, f"text {k} of {n}") for k in (0, 1, 1) for n in range(30)]
+    rows = [{"filepath": f"{n}.png", "title": text, "klass": "oak"} for n, text in texts]
+    rows.append({"filepath": "0.png", "title": "a beech", "klass": "beech"})
+    frame = pd.DataFrame(rows)
+    index = tables.read_frame(fileset("csv"), frame[:-1], tmp_path)
+    assert index.table["source"].tolist() == [f"{n}.png" for n in range(30)]
+    assert index.table["captions"][3] == ["text 0 of 3", "text 1 of 3"]
+    assert index.read(index.table["position"][3]) == picture(3)
+    assert "mine: 30 images with several rows: their captions were joined" in notes.notes_on(
+        [index]
+    )
+    named = tables.read_frame(fileset("csv", reader={"label": "klass"}), frame, tmp_path)
+    assert len(named.table) == 31 and named.classes == ["beech", "oak"]
+
+
 def test_the_same_picture_in_two_classes_is_named_wherever_it_is(tmp_path):
     """In training, in the test or in both, and in another file with the same pixels."""
     root = classes(tmp_path / "p", ["a", "b"], 8)
@@ -208,9 +226,22 @@ def test_classes_that_are_numbers_are_named_with_a_way_to_name_them(tmp_path):
     assert noted(klass=["0", "1", "2", "oak"]) == []
 
 
+def test_names_that_are_spelled_in_several_ways_are_told(tmp_path):
+    tree(tmp_path, {f"{n}.png": picture(n) for n in range(4)})
+    klass = ["running_shoe", "Running  shoe", "oak", "elm"]
+    frame = pd.DataFrame({"filepath": [f"{n}.png" for n in range(4)], "klass": klass})
+    about = fileset("csv", reader={"label": "klass", "caption": None})
+    twins, lines = notes.notes_on([tables.read_frame(about, frame, tmp_path)])
+    assert "in several spellings: 1, such as Running  shoe and running_shoe; if" in twins
+    assert "with underscores: 1, such as running_shoe; write spaces" in lines
+    folder = classes(tmp_path / "p", ["running_shoe", "oak"], 2)
+    assert notes.notes_on([collection.read_index(fileset(), folder)]) == []
+
+
 def captioned(root, captions, pictures) -> list[str]:
-    tree(root, {f"{n}.png": picture(n) for n in pictures})
-    frame = pd.DataFrame({"filepath": [f"{n}.png" for n in pictures], "title": captions})
+    files = {f"{row}.png": picture(n) for row, n in enumerate(pictures)}
+    tree(root, files)
+    frame = pd.DataFrame({"filepath": [*files], "title": captions})
     chosen = fileset("csv", role="eval", splits={"test": 1.0})
     with warnings.catch_warnings():
         warnings.simplefilter("error")

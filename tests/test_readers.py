@@ -33,7 +33,7 @@ from cmp import cli, models, parsing
 from cmp.data import Preprocessing, build_corpus, load_data, stored_images
 from cmp.errors import CmpError
 from cmp.project import build_folder
-from cmp.readers import collection, files, images, infer, tables, tars
+from cmp.readers import collection, files, images, infer, notes, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
 from cmp.readers.manifest import SPLIT_SHARES, FolderReader, load_manifests
 from cmp.releases import arrivals, ledger
@@ -118,7 +118,7 @@ def test_a_class_without_images_is_named(tmp_path):
 
 @pytest.mark.parametrize(("name", "separator"), [("t.csv", ","), ("t.tsv", "\t")])
 def test_csv_as_open_clip_takes_it(tmp_path, name, separator):
-    names = ["oak/0.png", "oak/1.png", "oak/0.png"]
+    names = ["oak/0.png", "oak/1.png", "oak/2.png"]
     frame = pd.DataFrame({"filepath": names, "title": ["an oak, old", "NA", "a tree"]})
     frame.to_csv(classes(tmp_path) / name, sep=separator, index=False)
     index = read_set(tmp_path, "csv", path=name)
@@ -134,6 +134,19 @@ def test_a_table_whose_rows_end_with_a_separator(tmp_path, name):
     (root / name).write_text("\n".join(lines))
     index = read_set(root, "csv", path=name, label="label", caption=None)
     assert index.table["source"].tolist() == ["oak/0.png"] and index.classes == ["7"]
+
+
+@pytest.mark.parametrize(("name", "separator"), [("t.csv", ","), ("t.tsv", "\t")])
+def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path, name, separator):
+    texts = ["an oak", '"5 inch phone', "a beech", '"quoted start', "an elm"]
+    rows = [f"oak/{n}.png{separator}{text}\n" for n, text in enumerate(texts)]
+    path = classes(tmp_path) / name
+    path.write_text(f"filepath{separator}title\n{''.join(rows)}")
+    with pytest.raises(CmpError, match=rf"t\.{name[2:]}: cannot be read .*'5 inch phone.*double"):
+        read_set(tmp_path, "csv", path=name)
+    frame = pd.DataFrame({"filepath": ["oak/0.png"], "title": ['two lines,\nor ten 5" disks']})
+    frame.to_csv(path, sep=separator, index=False)
+    assert read_set(tmp_path, "csv", path=name).table["captions"][0] == [frame["title"][0]]
 
 
 def test_numbers_beside_a_blank_are_labels(tmp_path):
@@ -181,9 +194,9 @@ def test_captions_that_are_no_text(tmp_path):
     captions = ["good", 7, None, ["one", "two"], [], ["fine", 3], float("nan"), b"bytes"]
     frame = pd.DataFrame({"filepath": ["1.png"] * 8, "title": pd.Series(captions, dtype=object)})
     index = read_frame(frame, root)
-    assert index.table["captions"].tolist() == [["good"], ["one", "two"]]
+    assert index.table["captions"].tolist() == [["good", "one", "two"]]
     assert len(index.faults) == 6
-    assert contents(index) == [content, content]
+    assert contents(index) == [content]
 
 
 def test_a_column_that_is_missing_is_named(tmp_path):
@@ -294,7 +307,7 @@ def test_a_path_at_which_nothing_can_be_read_is_refused(tmp_path, kind, path, wo
 def test_tars(tmp_path):
     a, b = picture(1, kind="JPEG"), picture(2)
     first = [("x/1.jpg", a), ("x/._1.jpg", b"hidden, as macOS writes them"), ("x/1.txt", b"a fox"),
-             ("x/1.cls", b"fox"), ("x/2.txt", b"no image"), ("x/3.seg.png", b),
+             ("x/1.cls", b"fox"), ("LICENCE", b"x"), ("x/2_stats.json", b"{}"), ("x/3.seg.png", b),
              ("x/3.json", json.dumps({"caption": "an owl", "label": "owl"}).encode())]  # fmt: skip
     tar(tmp_path / "s/0.tar", first)
     tar(tmp_path / "s/1.tar", [("x/1.png", b), ("x/1.txt", b"a wren"), ("x/1.cls", b"wren")])
@@ -303,6 +316,29 @@ def test_tars(tmp_path):
     assert index.table["captions"].tolist() == [["a fox"], ["an owl"], ["a wren"]]
     assert contents(index) == [a, b, b]
     assert index.table["source"].tolist() == ["0.tar/x/1", "0.tar/x/3", "1.tar/x/1"]
+
+
+@pytest.mark.parametrize("kind", ["tars", "pairs"])
+def test_an_image_with_another_ending_is_named(tmp_path, kind):
+    files = {"1.jfif": picture(1, kind="JPEG"), "2.heic": b"x", "3.avif": b"x"}
+    files |= {f"{n}.txt": b"a fox" for n in (1, 2, 3)} | {"stats.json": b"{}", "notes.md": b"x"}
+    tar(tree(tmp_path, files) / "0.tar", sorted(files.items()))
+    index = read_set(tmp_path, kind, path="*.tar" if kind == "tars" else ".")
+    assert contents(index) == [files["1.jfif"]] and len(index.faults) == 2
+    prefix = "0.tar: " if kind == "tars" else ""
+    assert kinds(index)[0] == f"not an image file name: {prefix}2.heic"
+
+
+def test_texts_apart_from_their_images_in_a_tar_are_named(tmp_path):
+    members = [
+        ("1.jpg", picture(1, kind="JPEG")),
+        ("1.cls", b"fox"),
+        ("2.txt", b"x"),
+        ("1.txt", b"y"),
+    ]
+    tar(tmp_path / "t.tar", members)
+    index = read_set(tmp_path, "tars", path="t.tar")
+    assert kinds(index) == ["text without an image: t.tar/2", "text without an image: t.tar/1"]
 
 
 def test_files_that_a_mac_writes_beside_others_are_passed_over(tmp_path):
@@ -385,6 +421,22 @@ def test_a_tar_that_lies_about_its_sizes(tmp_path):
         (tmp_path / "t.tar").write_bytes(cut.tobuf() + bytes(content))
         with pytest.raises(CmpError, match=r"t\.tar: cannot be read"):
             read_set(tmp_path, "tars", path="t.tar")
+
+
+def test_a_tar_without_an_end_of_its_own_is_refused(tmp_path):
+    path = tar(tmp_path / "t.tar", [(f"{n}.{x}", b"a") for n in range(4) for x in ("cls", "txt")])
+    whole, second = path.read_bytes(), 4 * tarfile.BLOCKSIZE  # where sample 1 begins
+    assert len(list(tars.tar_members(path, []))) == 8
+    flipped = bytearray(whole)
+    flipped[second + 148] ^= 1  # in its header's checksum
+    for content, words in (
+        (flipped, f"the header at byte {second} is damaged"),
+        (whole[:second], "has no end"),
+        (whole + whole, "another tar follows its end"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(CmpError, match=rf"t\.tar: {words}"):
+            list(tars.tar_members(path, []))
 
 
 def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
@@ -946,7 +998,7 @@ def test_a_row_of_a_table_costs_one_look_at_the_disk(tmp_path, monkeypatch):
         real = getattr(os, look)
         monkeypatch.setattr(os, look, lambda *a, real=real, **k: looks.append(a) or real(*a, **k))
     index = read_set(tmp_path, "csv", path="t.csv")
-    assert len(index.table) == 2000 and not index.faults
+    assert index.table["captions"].map(len).tolist() == [40] * 50 and not index.faults
     assert len(looks) < 2050
 
 
@@ -1597,6 +1649,46 @@ def test_tars_in_folders_of_splits_have_these_splits(tmp_path):
     assert set(table["label"]) == {"oak"} and table["split"].value_counts().to_dict() == {
         "train": 4, "test": 4,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["t.csv", "*/t.csv", "*.jsonl", "*/t.parquet", "*.parquet", "*.tar"],
+)
+def test_folders_and_files_that_are_called_like_splits_give_them(tmp_path, path):
+    """Otherwise, published test images would be trained on."""
+    known, listed = {}, []
+    for split, numbers in (("train", range(20)), ("test", range(20, 30))):
+        files = {f"{n}.png": picture(n) for n in numbers}
+        tree(tmp_path / split, files)
+        known |= dict.fromkeys(files.values(), split)
+        frame = pd.DataFrame({"filepath": [*files], "title": "a text"})
+        listed.append(frame.assign(filepath=[f"{split}/{name}" for name in files]))
+        if path == "*/t.csv":
+            frame.to_csv(tmp_path / split / "t.csv")
+        elif path == "*.jsonl":
+            listed[-1].to_json(tmp_path / f"{split}.jsonl", orient="records", lines=True)
+        elif path.endswith(".parquet"):
+            name = path.replace("*/", f"{split}/").replace("*", f"{split}-00000-of-00001")
+            frame.assign(filepath=[*files.values()]).to_parquet(tmp_path / name)
+        elif path == "*.tar":
+            texts = [(name.replace("png", "txt"), b"a text") for name in files]
+            tar(tmp_path / f"{split}-0.tar", sorted([*files.items(), *texts]))
+    if path == "t.csv":
+        pd.concat(listed).to_csv(tmp_path / "t.csv")
+    kind = infer.TABLE_KINDS.get(Path(path).suffix, "tars")
+    index = read_set(tmp_path, kind, path=path)
+    assert [known[content] for content in contents(index)] == index.table["split"].tolist()
+    assert len(index.table) == 30 and not index.faults
+    [sentence] = notes.splits_of_names(index)
+    assert sentence.endswith("names of folders or files give the splits: train, test")
+
+
+def test_a_single_name_of_a_split_in_paths_is_a_class(tmp_path):
+    root = classes(tmp_path, ["train", "bus"], 20)
+    names = [f"{name}/{n}.png" for name in ("train", "bus") for n in range(20)]
+    pd.DataFrame({"filepath": names, "title": "x"}).to_csv(root / "train.csv")
+    assert not read_set(root, "csv", path="train.csv").table["given"].any()
 
 
 def test_a_class_may_have_the_name_of_its_folder(tmp_path, monkeypatch):

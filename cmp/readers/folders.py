@@ -15,7 +15,15 @@ from cmp.readers.files import (
     note_folder,
     read_file,
 )
-from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
+from cmp.readers.index import (
+    IMAGE_SUFFIXES,
+    NO_IMAGE_NAME,
+    SPLIT_NAMES,
+    Fault,
+    ImageIndex,
+    Row,
+    build_index,
+)
 from cmp.readers.manifest import FileSet
 
 LOOKED_AT = 10_000
@@ -151,7 +159,7 @@ def read_folder(dataset: FileSet, root: Path) -> ImageIndex:
                 faults.append(Fault(NO_CLASS, source))
             elif slash:
                 is_text = path.endswith((".txt", ".json")) and os.path.splitext(path)[0] in stems
-                kind = BESIDE_PICTURE if is_text else "not an image file name"
+                kind = BESIDE_PICTURE if is_text else NO_IMAGE_NAME
                 faults.append(Fault(kind, "" if is_foreign else source))
     empty = ["" if is_foreign else label for label in classes if label not in used]
     faults += [Fault("class without images", label) for label in empty]

@@ -4,7 +4,9 @@ import hashlib
 import json
 import re
 from bisect import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -20,7 +22,10 @@ MAX_IMAGE_BYTES = 64 * 2**20
 MAX_KINDS = 8
 """Most kinds of faults that are reported for a dataset."""
 MEND_FAULTS = "fix them, or set `faults: skip` in its manifest"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"
+)  # fmt: skip
+NO_IMAGE_NAME = "not an image file name"
 TRAITS = ("grey16", "colour16", "values32", "transparent", "rotated", "palette", "colours")
 """Traits of images that programs read differently. Bit i of the column `traits` says whether an
 image has the i-th."""
@@ -60,6 +65,7 @@ class ImageIndex:
         classes: The class names in the order of labels, including those without images.
         target_count: The number of classes with images, if several share a name.
         content: The sha256 of all images, after checking.
+        joined: The number of images with several rows in a table, whose captions were joined.
     """
 
     dataset: FileSet
@@ -69,6 +75,7 @@ class ImageIndex:
     classes: list[str]
     target_count: int | None = None
     content: str = ""
+    joined: int = 0
 
     def data_hash(self, *more: str) -> str:
         """Return a sha256 of everything that affects a result.
@@ -218,6 +225,24 @@ def _row_fault(row: Row, texts: list[str] | None, labelled: bool) -> str:
     if texts is None:
         return "caption is empty" if isinstance(row.captions, str | list) else "caption is not text"
     return ""
+
+
+def named_splits(names: Sequence[str]) -> list[str]:
+    """Return those of some names of folders or files that are splits', and "" for each other one.
+
+    If they name fewer than two splits, none counts: a single one is a class, such as trains, or
+    there is nothing to keep apart.
+    """
+    known = [SPLIT_NAMES.get(name.lower(), "") for name in names]
+    return known if len({*known} - {""}) > 1 else [""] * len(known)
+
+
+def file_splits(files: Sequence[Path], root: Path) -> list[str]:
+    """Return the splits of files with several images: that of its folder below the root, as
+    `train/0.tar`, or that with which its name begins, as `test-00000.parquet`; or "" for none."""
+    starts = named_splits([re.split("[^A-Za-z]", path.name, maxsplit=1)[0] for path in files])
+    tops = ["" if path.parent == root else path.parent.name for path in files]
+    return [SPLIT_NAMES.get(top.lower(), start) for top, start in zip(tops, starts, strict=True)]
 
 
 def summarise_faults(faults: list[Fault]) -> str:

@@ -133,7 +133,9 @@ class TableReader(PictureReader):
         caption: The column of the caption, a text or a list of texts.
         label: The column of the class name. Integers of a Parquet file that Hugging Face's
             `datasets` wrote stand for the names in its metadata.
-        split: The column of the split.
+        split: The column of the split. Without one, the table's folder gives it if it is called
+            like a split, as `test` is. So do the top folders of paths and the beginnings of the
+            tables' names, if they name several splits.
         update: The column of the update in which an image arrives, see `FileSet.update`.
     """
 
@@ -151,7 +153,8 @@ class TarReader(PictureReader):
 
     Attributes:
         kind: "tars".
-        path: A pattern, such as `shards/*.tar`.
+        path: A pattern, such as `shards/*.tar`. A tar's folder gives the split if it is called like
+            one. So do the beginnings of the tars' names, if they name several splits.
     """
 
     kind: Literal["tars"]

@@ -1,16 +1,19 @@
 """Report what makes scores misleading: duplicate images, too few images, and images that other
 programs read differently."""
 
+import collections
 import os
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from cmp.evaluation import RETRIEVAL_K, chance_of_recall
 from cmp.parsing import read_yaml
 from cmp.readers.index import TRAITS, ImageIndex
+from cmp.readers.manifest import FILE_ENDINGS, Split
 
 READ_DIFFERENTLY: dict[str, str] = read_yaml(Path(__file__).with_name("notes.yaml"))
 """Trait, with the manifest's setting if there is one -> what a model's user must know."""
@@ -33,7 +36,13 @@ def notes_on(indexes: list[ImageIndex]) -> list[str]:
     checked = [index for index in indexes if "digest" in index.table]
     sentences = [sentence for index in checked for sentence in images_read_differently(index)]
     sentences += [sentence for index in indexes for sentence in read_elsewhere(index)]
+    sentences += [
+        f"{index.dataset.name}: {index.joined} images with several rows: their captions were joined"
+        for index in indexes if index.joined
+    ]  # fmt: skip
+    sentences += [sentence for index in indexes for sentence in splits_of_names(index)]
     sentences += [sentence for index in indexes for sentence in numbered_classes(index)]
+    sentences += [sentence for index in indexes for sentence in odd_spellings(index)]
     sentences += [sentence for index in checked for sentence in contradictory_classes(index)]
     sentences += leaked_pictures(checked)
     sentences += [sentence for index in checked for sentence in repeated_pictures(index)]
@@ -48,6 +57,21 @@ def read_elsewhere(index: ImageIndex) -> list[str]:
     return [f"{index.dataset.name}: reader.path: points outside the manifest's folder, to {path}"]
 
 
+def splits_of_names(index: ImageIndex) -> list[str]:
+    """Return a sentence if the splits of a table or of tars are those that folders or files are
+    named after."""
+    reader, table = index.dataset.reader, index.table
+    if (
+        reader.kind not in FILE_ENDINGS
+        or getattr(reader, "split", None)
+        or not table["given"].any()
+    ):
+        return []
+    given = {*table["split"][table["given"]]}
+    splits = ", ".join(split for split in get_args(Split) if split in given)
+    return [f"{index.dataset.name}: names of folders or files give the splits: {splits}"]
+
+
 def numbered_classes(index: ImageIndex) -> list[str]:
     """Return a sentence if all classes of a dataset are called by numbers, which a model would
     learn as their names."""
@@ -60,6 +84,35 @@ def numbered_classes(index: ImageIndex) -> list[str]:
         f"{dataset.name}: all class names are numbers, as in {prompt!r:.80}; unless that is what "
         f"they are called, {remedy}"
     ]
+
+
+def twin_spellings(names: Iterable[str]) -> list[str]:
+    """Return the names that tokenizers may not tell apart, each with its twins: they lower the
+    case, and may compose accents and join spaces. A folder's "_" is read as a space."""
+    spellings = collections.defaultdict(list)
+    for name in names:
+        plain = unicodedata.normalize("NFC", " ".join(name.replace("_", " ").split())).casefold()
+        spellings[plain].append(name)
+    return [" and ".join(twins) for twins in spellings.values() if len(twins) > 1]
+
+
+def odd_spellings(index: ImageIndex) -> list[str]:
+    """Return sentences on the class names of a dataset that have several spellings, or underscores
+    where these are not read as spaces."""
+    name, sentences = index.dataset.name, []
+    if index.dataset.task != "classification" or index.dataset.reader.kind == "fomo":
+        return []
+    if twins := twin_spellings(index.classes):
+        sentences.append(
+            f"{name}: class names in several spellings: {len(twins)}, such as {twins[0]}; if they "
+            "are one class, give it one name"
+        )
+    if lines := [each for each in index.classes if "_" in each]:
+        sentences.append(
+            f"{name}: class names with underscores: {len(lines)}, such as {lines[0]}; write spaces "
+            "instead, as the model read in pretraining, and as folders of classes are read"
+        )
+    return sentences
 
 
 def images_read_differently(index: ImageIndex) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cmp.readers.files import Stamp, file_stamp, read_file
 from cmp.readers.folders import is_picture_name, pictures_folder, split_folders, walk_files
-from cmp.readers.index import Fault, ImageIndex, Row, build_index
+from cmp.readers.index import NO_IMAGE_NAME, Fault, ImageIndex, Row, build_index
 from cmp.readers.manifest import FileSet
 from cmp.readers.tars import MAX_CAPTION_BYTES, TEXT_SUFFIXES, decode_text, label_and_caption
 
@@ -25,8 +25,8 @@ def read_pairs(dataset: FileSet, root: Path) -> ImageIndex:
         root: The folder that its path starts from.
 
     Returns:
-        The index. Faults are images without a caption, and files that are neither images nor texts,
-        unless they are at the top level, like the tables of img2dataset.
+        The index. Faults are images without a caption, and files that are neither images nor texts.
+        At the top level, where the tables of img2dataset are, these must have a text beside them.
 
     Raises:
         CmpError: There is no such folder; see also `folders.pictures_folder`.
@@ -35,14 +35,16 @@ def read_pairs(dataset: FileSet, root: Path) -> ImageIndex:
     splits = {path.name for path in split_folders(folder)}
     paths, rows, faults = dict.fromkeys(walk_files(folder)), [], []
     known: dict[str, bool] = {}
+    texts = {path for path in paths if path.lower().endswith(TEXT_SUFFIXES)}
+    described = {os.path.splitext(path)[0] for path in texts}
     for path in paths:
         top, slash, _ = path.partition("/")
         if is_picture_name(path):
             stamp, (label, caption) = read_texts(folder, path, paths, known)
             split = top if top in splits and slash else ""
             rows.append(Row(path, stamp, split, label, caption))
-        elif slash and not path.lower().endswith(TEXT_SUFFIXES):
-            faults.append(Fault("not an image file name", "" if is_foreign else path))
+        elif path not in texts and (slash or os.path.splitext(path)[0] in described):
+            faults.append(Fault(NO_IMAGE_NAME, "" if is_foreign else path))
     read = functools.partial(read_file, folder, [row.source for row in rows])
     return build_index(dataset, rows, read, faults)
 

@@ -1,6 +1,7 @@
 """Read images that tables list: CSV, TSV, JSON lines and Parquet files."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import math
@@ -25,7 +26,7 @@ from cmp.readers.files import (
     file_stamp,
     read_file,
 )
-from cmp.readers.index import ImageIndex, Row, build_index
+from cmp.readers.index import ImageIndex, Row, build_index, file_splits, named_splits
 from cmp.readers.manifest import FileSet
 
 COLUMN_KEYS = ("image", "caption", "label", "split", "update")
@@ -63,7 +64,8 @@ def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
             return _read_parquet(dataset, files, root)
         read = read_jsonl if dataset.reader.kind == "jsonl" else read_csv
         frames = [_join_folder(dataset, read(file), file, root) for file in files]
-        return read_frame(dataset, pd.concat(frames), root)
+        splits = np.repeat(file_splits(files, root), list(map(len, frames))).tolist()
+        return read_frame(dataset, pd.concat(frames), root, splits)
 
 
 def _join_folder(dataset: FileSet, frame: pd.DataFrame, file: Path, root: Path) -> pd.DataFrame:
@@ -98,10 +100,25 @@ def read_csv(file: Path, rows: int | None = None) -> pd.DataFrame:
         pd.read_csv, file, sep=separator, dtype=str, keep_default_na=False, nrows=rows
     )
     table = read()  # the first cells are an index where rows have more of them than the header
+    _refuse_open_quotes(file, table, separator)
     extra = 0 if isinstance(table.index, pd.RangeIndex) else table.index.nlevels
     if extra and (table.iloc[:, -extra:] == "").all(axis=None):  # rows end with a separator
         return read(index_col=False, usecols=range(len(table.columns)))
     return table
+
+
+def _refuse_open_quotes(file: Path, table: pd.DataFrame, separator: str) -> None:
+    """Raise `ValueError` if a cell contains rows, since a quotation mark at its start is closed
+    only after them: it has a tab and a line break in a file with tabs, or a line names a file."""
+    cells = (cell for name in table for cell in table[name] if isinstance(cell, str))
+    for cell in (cell for cell in cells if "\n" in cell):
+        has_tab = separator == "\t" and separator in cell
+        parts = (part for line in cell.splitlines()[1:] for part in line.split(separator))
+        if has_tab or any(file_stamp(file.parent, part, {}).size >= 0 for part in parts):
+            raise ValueError(
+                f"the cell {cell.splitlines()[0]!r:.60} also contains the rows after it, since a "
+                "quotation mark begins it; double every mark in it, and put one more at each end"
+            )
 
 
 def read_jsonl(file: Path, rows: int | None = None) -> pd.DataFrame:
@@ -167,13 +184,18 @@ def list_columns(names: Sequence[str]) -> str:
     return f"{', '.join(names[:NAMED_COLUMNS])}{more}"
 
 
-def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path) -> ImageIndex:
+def read_frame(
+    dataset: FileSet, frame: pd.DataFrame, root: Path, splits: Sequence[str] = ()
+) -> ImageIndex:
     """Index the images whose paths are in a table.
+
+    Without a column of splits and `splits`, the top folders of the paths may name splits.
 
     Args:
         dataset: A manifest whose reader is a `TableReader`.
         frame: One row per image.
         root: The folder that paths start from, which contains all images, as an absolute path.
+        splits: For each row, the split of the file that it is from, or "".
 
     Returns:
         The index.
@@ -192,7 +214,10 @@ def read_frame(dataset: FileSet, frame: pd.DataFrame, root: Path) -> ImageIndex:
             f"{dataset.reader.image!r} exists, such as {', '.join(names[:3])}; paths must be "
             f"relative to the table's folder, and all files inside {root}"
         )
-    return _index_frame(dataset, frame, names, stamps, functools.partial(read_file, root, names))
+    tops = [name.removeprefix("./").rpartition("/")[0].partition("/")[0] for name in names]
+    splits = [a or b for a, b in zip(splits or [""] * len(tops), named_splits(tops), strict=True)]
+    read = functools.partial(read_file, root, names)
+    return _index_frame(dataset, frame, names, stamps, read, splits)
 
 
 def _path_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
@@ -234,11 +259,17 @@ def _column(dataset: FileSet, frame: pd.DataFrame, key: str) -> list:
 
 
 def _index_frame(
-    dataset: FileSet, frame: pd.DataFrame, names: list[str], stamps: list[Stamp], read: ReadImage
+    dataset: FileSet,
+    frame: pd.DataFrame,
+    names: list[str],
+    stamps: list[Stamp],
+    read: ReadImage,
+    splits: list[str],
 ) -> ImageIndex:
-    """Return the index of a table; images without a name are named by their row over all files."""
-    keys = ("split", "label", "update")
-    splits, labels, updates = (_column(dataset, frame, key) for key in keys)
+    """Return the index of a table; images without a name are named by their row over all files.
+    `splits` are those of files and folders, for a table without a column of splits."""
+    labels, updates = (_column(dataset, frame, key) for key in ("label", "update"))
+    splits = _column(dataset, frame, "split") if dataset.reader.split else splits
     if dataset.reader.label in frame:
         labels = map(_label_text, labels)
     captions = _column(dataset, frame, "caption")
@@ -248,7 +279,25 @@ def _index_frame(
     sources = [name or f"row {row}" for row, name in enumerate(names)]
     splits, updates = map(_cell_text, splits), map(_cell_text, updates)
     rows = list(map(Row, sources, stamps, splits, labels, captions, updates))
-    return build_index(dataset, rows, read, [])
+    return _join_captions(build_index(dataset, rows, read, []))
+
+
+def _join_captions(index: ImageIndex) -> ImageIndex:
+    """Return an index with one row per image, where a table has a row for each caption of it.
+
+    Otherwise the rows would be equal test images, of which retrieval finds only one.
+    """
+    keys = ["source", "split", "given", "label", "update"]
+    again = index.table.duplicated(keys)
+    if not again.any():
+        return index
+    captions = [
+        list(dict.fromkeys(itertools.chain.from_iterable(lists)))
+        for _, lists in index.table.groupby(keys, sort=False)["captions"]
+    ]
+    table = index.table[~again].reset_index(drop=True).assign(captions=captions)
+    joined = int((index.table.duplicated(keys, keep=False) & ~again).sum())
+    return dataclasses.replace(index, table=table, joined=joined)
 
 
 def _cell_text(value: object) -> str:
@@ -355,10 +404,11 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
     columns = [name for name in schema.names if name in wanted and not (as_bytes and name == image)]
     label, placed = dataset.reader.label, [*zip(paths, files, strict=True)]
     frames = [_parquet_frame(path, file, columns, label) for path, file in placed]
+    splits = np.repeat(file_splits(paths, root), sizes).tolist()
     if not as_bytes:
         placed = zip(frames, paths, strict=True)
         frames = [_join_folder(dataset, frame, path, root) for frame, path in placed]
-        return read_frame(dataset, pd.concat(frames), root)
+        return read_frame(dataset, pd.concat(frames), root, splits)
     stamps, rows = [], []
     for number, file in enumerate(files):
         changed = paths[number].stat().st_ctime_ns
@@ -368,4 +418,4 @@ def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex
             rows += [(number, group, row) for row in range(len(sizes))]
     read = functools.partial(_read_row, paths, image, np.array(rows, np.int64))
     names = [f"{paths[number].name} row {row}" for row, (number, _, _) in enumerate(rows)]
-    return _index_frame(dataset, pd.concat(frames), names, stamps, read)
+    return _index_frame(dataset, pd.concat(frames), names, stamps, read, splits)

@@ -21,16 +21,26 @@ from cmp.files import keep_value
 from cmp.parsing import parse_json
 from cmp.project import build_folder
 from cmp.readers.files import Stamp, read_span
-from cmp.readers.index import IMAGE_SUFFIXES, SPLIT_NAMES, Fault, ImageIndex, Row, build_index
+from cmp.readers.index import (
+    IMAGE_SUFFIXES,
+    NO_IMAGE_NAME,
+    Fault,
+    ImageIndex,
+    Row,
+    build_index,
+    file_splits,
+)
 from cmp.readers.manifest import FileSet
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pyd", ".pth", ".pt", ".npy", ".npz", ".joblib")
 """Suffixes of files that could run code when other programs decode them."""
 TEXT_SUFFIXES = (".txt", ".cls", ".json")
 """Suffixes of texts about an image: its caption, its label, or both as JSON."""
+ABOUT_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".md", ".html", ".yaml", ".yml")
+"""Suffixes of files about a whole tar."""
 MAX_CAPTION_BYTES = 2**20
 """Largest size in bytes of a caption, a label or a JSON member."""
-SAMPLES = 4
+SAMPLES = 5
 """The version of `_read_samples`; what an earlier one cached is read again."""
 
 
@@ -83,6 +93,23 @@ def tar_members(path: Path, faults: list[Fault]) -> Iterator[tuple[tarfile.TarIn
                 faults.append(Fault(reason, f"{path.name}: {member.name}"))
             elif member.isreg():
                 yield member, file
+        _check_end(path, file, archive.offset)
+
+
+def _check_end(path: Path, file: BinaryIO, place: int) -> None:
+    """Raise `CmpError` if a tar has no end where tarfile stopped reading, or more after it.
+
+    For tarfile, a damaged header and the end of the file are ends of a tar, too.
+    """
+    file.seek(place)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise CmpError(f"{path}: has no end, so it may be cut off; copy it or pack it again")
+    if any(block):
+        raise CmpError(f"{path}: the header at byte {place} is damaged; copy it or pack it again")
+    while block := file.read(2**20):
+        if any(block):
+            raise CmpError(f"{path}: another tar follows its end; write it to a file of its own")
 
 
 def member_bytes(member: tarfile.TarInfo, file: BinaryIO) -> bytes:
@@ -113,9 +140,10 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
     """Index the images of one or more tars.
 
     Captions come from members `.txt` or the key "caption" of `.json`, and labels from members
-    `.cls` or the key "label". Samples without an image are skipped, and so are hidden members. Of
-    several images of a sample, such as `1.jpg` and its mask `1.seg.png`, the one whose suffix has
-    the fewest dots is used; a sample with two of those is a fault.
+    `.cls` or the key "label". Hidden members are skipped. A sample without an image is a fault,
+    unless it is about the whole tar, see `ABOUT_SUFFIXES`. Of several images of a sample, such as
+    `1.jpg` and its mask `1.seg.png`, the one whose suffix has the fewest dots is used; a sample
+    with two of those is a fault. Splits are those of `index.file_splits`.
 
     Args:
         dataset: A manifest whose reader is a `TarReader`.
@@ -128,15 +156,15 @@ def read_tars(dataset: FileSet, root: Path) -> ImageIndex:
         CmpError: No tar matches the pattern, or one cannot be read.
     """
     files = dataset.find_files(root)
-    rows, faults, spans = [], [], []
+    rows, faults, spans, splits = [], [], [], file_splits(files, root)
     for number, path in enumerate(files):
         samples, bad = tar_samples(path)
         faults += [Fault(*fault) for fault in bad]
         changed = path.stat().st_ctime_ns
-        top = path.parent.name  # as `train/0.tar`
-        split = top if path.parent != root and top.lower() in SPLIT_NAMES else ""
         for key, offset, size, label, caption in samples:
-            rows.append(Row(f"{path.name}/{key}", Stamp(size, changed), split, label, caption))
+            rows.append(
+                Row(f"{path.name}/{key}", Stamp(size, changed), splits[number], label, caption)
+            )
             spans.append((number, offset, size))
     read = functools.partial(read_span, files, np.array(spans, np.int64).reshape(-1, 3))
     return build_index(dataset, rows, read, faults)
@@ -164,7 +192,7 @@ def _read_samples(path: Path) -> tuple[list[list[Any]], list[Fault]]:
     # macOS puts a hidden file "._NAME" beside a file, in the middle of its sample
     members = (pair for pair in tar_members(path, faults) if not _is_hidden(pair[0].name))
     for key, sample in itertools.groupby(members, lambda pair: sample_key(pair[0].name)):
-        images, texts = {}, {}  # images by the number of dots in their suffix
+        images, texts, unknown = {}, {}, []  # images by the number of dots in their suffix
         for member, file in sample:
             suffix = member.name[len(key) :].lower()
             if suffix.endswith(IMAGE_SUFFIXES):
@@ -172,7 +200,13 @@ def _read_samples(path: Path) -> tuple[list[list[Any]], list[Fault]]:
             elif suffix in TEXT_SUFFIXES:
                 short = member.size <= MAX_CAPTION_BYTES
                 texts[suffix] = decode_text(member_bytes(member, file)) if short else ""
+            elif suffix and not suffix.endswith(ABOUT_SUFFIXES):
+                unknown.append(member.name)
         if not images:
+            if unknown:
+                faults.append(Fault(NO_IMAGE_NAME, f"{path.name}: {unknown[0]}"))
+            elif texts.keys() - {".json"}:
+                faults.append(Fault("text without an image", f"{path.name}/{key}"))
             continue
         first, *others = images[min(images)]
         if others:

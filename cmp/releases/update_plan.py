@@ -3,10 +3,8 @@
 Every check of an update that needs no training is made here, before anything is computed.
 """
 
-import collections
 import dataclasses
 import os
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -510,14 +508,9 @@ def _describe_sets(ledger: Ledger, model: str) -> Iterable[str]:
 
 
 def _describe_twins(corpus: Corpus) -> Iterable[str]:
-    """Yield a sentence for each set with names that tokenizers may not tell apart: they lower the
-    case, and may compose accents and join spaces."""
+    """Yield a sentence for each set with names that tokenizers may not tell apart."""
     for dataset in corpus.by_role("adapt"):
-        spellings = collections.defaultdict(list)
-        for name in corpus.classes[dataset]:
-            plain = unicodedata.normalize("NFC", " ".join(name.split())).casefold()
-            spellings[plain].append(name)
-        if twins := [" and ".join(names) for names in spellings.values() if len(names) > 1]:
+        if twins := notes.twin_spellings(corpus.classes[dataset]):
             some = "; ".join(twins[: ledgers.NAMED])
             yield (
                 f"{count_of(len(twins), 'name')} in {dataset} in several spellings that the model "
