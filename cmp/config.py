@@ -617,6 +617,9 @@ def _plain_value(value: Any) -> Any:
 
 def _near_key(key: str, tree: Mapping[str, Any]) -> str:
     """Return a hint that suggests keys of a tree for an unknown one."""
+    section, _, name = key.partition(".")
+    if key in tree and key in defaults():
+        return f"; write it as `{section}: {{{name}: ...}}`"
     dotted = [name for name, _ in flat_keys(tree) if name.startswith(f"{key}.")]
     if same := [name for name in defaults() if name.rpartition(".")[2] == key and not dotted]:
         return f"; did you mean {' or '.join(map(repr, same))}?"

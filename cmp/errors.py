@@ -123,4 +123,4 @@ def explain_errors(what: str, then: str = "", *errors: type[Exception]) -> Itera
     try:
         yield
     except (OSError, ValueError, *errors) as error:
-        raise CmpError(f"{what} ({error}){then}") from error
+        raise CmpError(f"{what} ({str(error) or type(error).__name__}){then}") from error

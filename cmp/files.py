@@ -398,7 +398,7 @@ def listed_file(target: Path) -> Iterator[Path]:
             yield partial
             stack.enter_context(lock_folder(target.parent))  # others may write there
             with explain_errors(f"{place}: cannot be read", "; restore or delete it"):
-                lines = place.read_text(encoding="utf-8").splitlines() if place.exists() else []
+                lines = read_text(place).splitlines() if place.exists() else []
             new, name = f"{file_digest(partial)}  {target.name}", f"  {target.name}"
             write_atomic(place, "\n".join(dict.fromkeys([*lines, new])) + "\n")
         lines = [new, *(line for line in lines if not line.endswith(name))]
@@ -470,7 +470,7 @@ def check_digest(path: Path, remedy: str) -> None:
         remedy: What to do about it.
     """
     with explain_errors(f"{path}: cannot be checked", f"; {remedy}"):
-        lines = path.with_name(DIGESTS).read_text(encoding="utf-8").splitlines()
+        lines = read_text(path.with_name(DIGESTS)).splitlines()
         is_known = f"{file_digest(path)}  {path.name}" in lines
     if not is_known:
         raise CmpError(f"{path}: damaged: does not match its hash in {DIGESTS}; {remedy}")

@@ -169,9 +169,12 @@ def load_from_file(name: str, path: Path) -> Network:
         )
         if not is_split:
             factory.load_checkpoint(cast(Any, fused), str(path))
-        _follow_preprocessing(fused, saved_preprocessing(path))
+        settings = saved_preprocessing(path)
+        _follow_preprocessing(fused, settings)
     except Exception as error:  # readers and converters raise all kinds of errors
         raise CmpError(f"{path}: {_explain_mismatch(path, fused, error)}") from error
+    if settings:
+        preprocessing(cast(Network, fused), f"{path}: metadata")
     model, family = split_attention(fused), starts.family_of(name)
     if is_split:
         load_weights(model, path, family.read_weights if family else load_file)
@@ -269,8 +272,12 @@ def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
     return tokens
 
 
-def preprocessing(model: Network) -> Preprocessing:
+def preprocessing(model: Network, source: str = "model.name") -> Preprocessing:
     """Return how images are prepared for a network.
+
+    Args:
+        model: The network.
+        source: The beginning of error messages.
 
     Raises:
         CmpError: The images are not square, or open_clip's settings for the network are not
@@ -279,11 +286,11 @@ def preprocessing(model: Network) -> Preprocessing:
     side, width = np.broadcast_to(model.visual.image_size, 2).tolist()
     if side != width:
         raise CmpError(
-            f"model.name: takes images of {side} x {width}, but only square images are supported; "
+            f"{source}: takes images of {side} x {width}, but only square images are supported; "
             "choose another model"
         )
     settings = model.visual.preprocess_cfg | {"size": side}
-    with explain_errors("model.name: preprocess_cfg: not supported", "", TypeError):
+    with explain_errors(f"{source}: {PREPROCESSING}: not supported", "", TypeError):
         return parsing.parse_record(json.dumps(settings), Preprocessing)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_TEXT_BYTES, MAX_YAML_BYTES = 2**30, 2**24
+MAX_TEXT_BYTES, MAX_YAML_BYTES = 2**30, 2**20
 """Size limits for text in general, such as a list of images, and for YAML, which is written by
 hand."""
 MAX_TABLE_BYTES = 2**31

@@ -84,6 +84,11 @@ def test_a_wrong_assignment_is_answered_with_the_right_one(assignment, words):
         config.parse(config.override(config.profile("cpu"), [assignment]))
 
 
+def test_a_dotted_key_in_a_file_is_answered_with_its_section():
+    with pytest.raises(CmpError, match=r"unknown key; write it as `model: \{name: \.\.\.\}`"):
+        config.parse({"model.name": "small"})
+
+
 def test_the_path_of_a_model_may_hold_a_space():
     assert config.Model("local-dir:/my models/new").name == "local-dir:/my models/new"
     with pytest.raises(CmpError, match=r"model\.name"):

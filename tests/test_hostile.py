@@ -27,7 +27,7 @@ from cmp.cli.updates import _score_line
 from cmp.errors import CmpError, Diverged
 from cmp.experiments import evidence, planner
 from cmp.faults import explain_failure
-from cmp.files import atomic_folder, file_digest
+from cmp.files import atomic_folder, check_digest, file_digest
 from cmp.parsing import parse_yaml
 from cmp.readers import collection, folders, infer, tables, tars
 from cmp.releases import (
@@ -37,6 +37,7 @@ from cmp.releases import (
     gate,
     hugging_face,
     release,
+    report,
     tuning,
     update,
     update_plan,
@@ -591,13 +592,13 @@ def test_a_tar_ends(tmp_path, monkeypatch):
     (tmp_path / "t.tar").write_bytes(content)
     with pytest.raises(CmpError, match=r"t\.tar: cannot be read .*1\.png: its size is below zero"):
         list(tars.tar_members(tmp_path / "t.tar", []))
-    for error in (MemoryError, RecursionError):
+    for error, words in ((MemoryError(), "MemoryError"), (RecursionError("too deep"), "too deep")):
 
         def fail(*_, error=error):
-            raise error("too much")
+            raise error
 
         monkeypatch.setattr(tarfile.TarFile, "next", fail)
-        with pytest.raises(CmpError, match=r"t\.tar: cannot be read .*too much"):
+        with pytest.raises(CmpError, match=rf"t\.tar: cannot be read .*{words}"):
             list(tars.tar_members(tmp_path / "t.tar", []))
 
 
@@ -696,3 +697,25 @@ def test_only_files_of_a_tokenizer_are_read(tmp_path):
     tree(tmp_path, {"open_clip_config.json": about.encode(), "tokenizer/vocab.json": b"{}",
                     "tokenizer.json": b"{}"})  # fmt: skip
     assert [*starts.tokenizer_digests(f"local-dir:{tmp_path}")] == ["tokenizer.json"]
+
+
+def test_a_list_of_hashes_that_never_ends_is_not_read(tmp_path):
+    (tmp_path / "a").write_text("x")
+    os.mkfifo(tmp_path / "SHA256SUMS")
+    with pytest.raises(CmpError, match=r"a: cannot be checked .*not a regular file.*; get it"):
+        check_digest(tmp_path / "a", "get it again")
+
+
+def test_a_file_whose_metadata_cannot_be_followed_is_named(tmp_path):
+    path = tmp_path / "x.safetensors"
+    model = models.create_model("small")
+    model.visual.preprocess_cfg = {**model.visual.preprocess_cfg, "mean": 0.5}
+    models.export_weights(model, path)
+    with pytest.raises(CmpError, match=r"x\.safetensors: metadata: preprocess_cfg: .*mean"):
+        models.load_from_file("small", path)
+
+
+def test_a_page_keeps_joined_letters_and_no_reversed_text():
+    """Words of Persian, a family and a flag are kept, which other characters join."""
+    joined = "می\u200cخواهم \U0001f468\u200d\U0001f469 \U0001f3f4\U000e0067\U000e0062\U000e007f"
+    assert report._text(f"{joined}\u202e\n\x1b<b>") == f"{joined}  &lt;b&gt;"

@@ -149,6 +149,30 @@ def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path, name, se
     assert read_set(tmp_path, "csv", path=name).table["captions"][0] == [frame["title"][0]]
 
 
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["filepath,title,title", "oak/0.png,x,y"], "several columns are called 'title'"),
+        (["filepath,title", "oak/0.png,a cat, a dog"], "more cells than the 2 .*quotes"),
+        (["filepath,title", "oak/0.png,x,", "oak/1.png,a cat, a dog"], "more cells than the 2"),
+        (["filepath,title", "a," * 50_000], "has 50,001 columns"),
+    ],
+)  # fmt: skip
+def test_rows_that_do_not_fit_the_header_are_refused(tmp_path, lines, words):
+    (classes(tmp_path) / "t.csv").write_text("\n".join([*lines, ""]))
+    with pytest.raises(CmpError, match=rf"t\.csv: .*{words}"):
+        read_set(tmp_path, "csv", path="t.csv")
+
+
+@pytest.mark.parametrize("value", [b"x", ["x"], {"x": 1}])
+def test_updates_have_names_and_no_other_values(tmp_path, value):
+    classes(tmp_path)
+    table = pa.table({"filepath": ["oak/0.png"], "title": ["x"], "month": [value]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(CmpError, match=r"reader\.update: .* in the column 'month' must be a text"):
+        read_set(tmp_path, "parquet", path="t.parquet", update="month")
+
+
 def test_numbers_beside_a_blank_are_labels(tmp_path):
     table = pa.table({"image": [picture(n) for n in range(3)], "label": [3, 4, None]})
     pq.write_table(table, tmp_path / "t.parquet")
@@ -962,15 +986,15 @@ def test_yaml_that_is_no_manifest_is_no_level(tmp_path):
 
 
 def fill_up(path) -> None:
-    """Write a file of a terabyte that takes no room on the disk."""
+    """Write a file of two megabytes, which would take a minute; they take no room on the disk."""
     path.touch()
-    os.truncate(path, 2**40)
+    os.truncate(path, 2**21)
 
 
 @pytest.mark.parametrize(
     "make",
     [lambda path: path.symlink_to("/dev/zero"), os.mkfifo, fill_up],
-    ids=["device", "pipe", "terabyte"],
+    ids=["device", "pipe", "megabytes"],
 )
 def test_a_manifest_that_would_not_end_is_refused(tmp_path, make):
     make(tmp_path / "m.yaml")

@@ -1,11 +1,13 @@
 """Read images that tables list: CSV, TSV, JSON lines and Parquet files."""
 
 import contextlib
+import csv
 import dataclasses
 import functools
 import itertools
 import math
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -89,22 +91,44 @@ def read_csv(file: Path, rows: int | None = None) -> pd.DataFrame:
         rows: The number of rows to read; all by default.
 
     Raises:
-        CmpError: The file has more than `MAX_COLUMNS` columns.
+        CmpError: The file has more than `MAX_COLUMNS` columns, or several of one name.
         OSError: The file cannot be read.
         ValueError: The file is not a table.
     """
     separator = "\t" if file.suffix.lower() == ".tsv" else ","
-    with file.open(encoding="utf-8") as lines:
-        check_width(file, next(filter(str.strip, lines), "").count(separator) + 1)
+    header, first = _first_rows(file, separator)
+    check_width(file, max(len(header), len(first)))
+    if repeated := [name for name, count in Counter(header).items() if name and count > 1]:
+        raise CmpError(
+            f"{file}: several columns are called {repeated[0]!r:.80}; rename all but one"
+        )
+    what = "tabs" if separator == "\t" else "commas"
+    longer = ValueError(
+        f"rows have more cells than the {len(header)} of the header; put texts with {what} into "
+        "quotes, and give each column a name"
+    )
+    if any(first[len(header) :]):
+        raise longer
     read = functools.partial(
         pd.read_csv, file, sep=separator, dtype=str, keep_default_na=False, nrows=rows
     )
     table = read()  # the first cells are an index where rows have more of them than the header
     _refuse_open_quotes(file, table, separator)
     extra = 0 if isinstance(table.index, pd.RangeIndex) else table.index.nlevels
-    if extra and (table.iloc[:, -extra:] == "").all(axis=None):  # rows end with a separator
-        return read(index_col=False, usecols=range(len(table.columns)))
-    return table
+    if not extra:
+        return table
+    if not (table.iloc[:, -extra:] == "").all(axis=None):
+        raise longer
+    return read(index_col=False, usecols=range(len(table.columns)))  # rows end with a separator
+
+
+def _first_rows(file: Path, separator: str) -> tuple[list[str], list[str]]:
+    """Return the header of a CSV file and its first row; pandas takes minutes for rows of very many
+    cells, and gives repeated names a number."""
+    with file.open(encoding="utf-8-sig", newline="") as lines, contextlib.suppress(csv.Error):
+        filled = filter("".join, csv.reader(lines, delimiter=separator))
+        return next(filled, []), next(filled, [])
+    return [], []  # a cell has very much text
 
 
 def _refuse_open_quotes(file: Path, table: pd.DataFrame, separator: str) -> None:
@@ -276,6 +300,12 @@ def _index_frame(
     if dataset.reader.caption in frame:  # pandas' missing values are not captions
         good = (str, list, tuple, np.ndarray)
         captions = [value if isinstance(value, good) else 0 for value in captions]
+    for value in updates:
+        if isinstance(value, bytes | list | tuple | dict | np.ndarray):
+            raise CmpError(
+                f"{dataset.name}: reader.update: {value!r:.80} in the column "
+                f"{dataset.reader.update!r} must be a text or a number"
+            )
     sources = [name or f"row {row}" for row, name in enumerate(names)]
     splits, updates = map(_cell_text, splits), map(_cell_text, updates)
     rows = list(map(Row, sources, stamps, splits, labels, captions, updates))

@@ -182,9 +182,20 @@ def _choose_shots(comparison: Comparison) -> dict[tuple[str, str], list[int]]:
 # words
 
 
+_JOINERS = {"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))}
+"""Invisible characters that words of Persian and emoji are made of."""
+
+
+def _shown(character: str) -> str:
+    """Return what a page has in place of a character: nothing for one that reverses text."""
+    category = unicodedata.category(character)
+    is_text = category[0] != "C" or character in _JOINERS
+    return character if is_text else " " if category == "Cc" else ""
+
+
 def _text(value: object, longest: int = LONGEST) -> str:
     """Return a user's text for HTML: escaped, without control characters, and cut if too long."""
-    text = "".join(c for c in str(value) if unicodedata.category(c)[0] != "C")
+    text = "".join(map(_shown, str(value)))
     return html.escape(text if len(text) <= longest else text[: longest - 1] + "…")
 
 

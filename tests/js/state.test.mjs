@@ -162,13 +162,22 @@ test("a link with a key that no link has, or with more pins than are shown, is r
 
 for (const [words, hash] of Object.entries({
   "cut off": '{"peak":1', "of another kind": "[1]", null: "null", "a number": "3", "out of range": '{"warmup":1.01}',
-  "a text": '{"peak":"2"}', "an unknown key": '{"nothing":1}', "a key of objects": '{"toString":1}', "no option": '{"curve":"sine"}',
+  "nested deeply": `{"curve":${"[".repeat(20_000)}${"]".repeat(20_000)}}`, "a text": '{"peak":"2"}', "an unknown key": '{"nothing":1}', "a key of objects": '{"toString":1}', "no option": '{"curve":"sine"}',
 }))
   test(`a link that is ${words} says so and shows the defaults`, () => {
     const [found, warning] = state.linked(`#explorer=schedule&state=${encodeURIComponent(hash)}`, "schedule", KINDS);
     assert.deepEqual(found, {});
     assert.match(warning, /This link cannot be read, so you see the defaults: ./);
   });
+
+test("a link does not write on the page", () => {
+  const evil = `\u202e${"call us. ".repeat(99)}`;
+  for (const words of [{ state: JSON.stringify({ [evil]: 1 }) }, { state: JSON.stringify({ curve: evil }) }, { [evil]: 1 }]) {
+    const address = `#${new URLSearchParams({ explorer: "schedule", ...words })}`;
+    const [, warning] = state.linked(address, "schedule", KINDS);
+    assert.ok(warning.includes("call us.") && warning.length < 200 && !warning.includes("\u202e"));
+  }
+});
 
 test("shares are three and sum to one", () => {
   for (const good of [[1 / 3, 1 / 3, 1 / 3], [0, 1, 0]]) assert.ok(state.shares(good));

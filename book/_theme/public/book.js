@@ -209,7 +209,9 @@ function misled() {
   const lacks = name !== null && !document.querySelector(`[data-explorer="${CSS.escape(name)}"]`);
   document.querySelector(".misled")?.remove();
   if (!lacks) return;
-  const said = made("p", `This link cannot be read: this page has no explorer “${name}”.`);
+  // Whoever wrote the link does not write on the page.
+  const shown = name.replace(/[\u202a-\u202e\u2066-\u2069]/g, "").slice(0, 60);
+  const said = made("p", `This link cannot be read: this page has no explorer “${shown}”.`);
   said.className = "misled";
   said.setAttribute("role", "status");
   document.querySelector("article").prepend(said);

@@ -25,13 +25,20 @@ export const shares = (value) =>
 export const listOf = (kind) => (value) => Array.isArray(value) && value.every(kind);
 export const optional = (kind) => (value) => value === null || kind(value);
 
+// A text of a link as a page may repeat it: not too long, and without characters that reverse other text.
+const LONGEST = 60;
+export function quoted(text) {
+  const plain = text.replace(/[\u202a-\u202e\u2066-\u2069]/g, "");
+  return plain.length > LONGEST ? `${plain.slice(0, LONGEST - 1)}…` : plain;
+}
+
 // Of a state that somebody wrote by hand or got in a link, what can be shown, and what is wrong with the
 // rest in words. One wrong key spoils all of it: a half of a setting would be another setting.
 export function accepted(given, kinds) {
   if (given === null || typeof given !== "object" || Array.isArray(given)) return [{}, "it is no list of settings"];
   for (const [key, value] of Object.entries(given)) {
-    if (!Object.hasOwn(kinds, key)) return [{}, `it sets “${key}”, which this explorer does not have`];
-    if (!kinds[key](value)) return [{}, `${key} cannot be ${JSON.stringify(value)}`];
+    if (!Object.hasOwn(kinds, key)) return [{}, `it sets “${quoted(key)}”, which this explorer does not have`];
+    if (!kinds[key](value)) return [{}, `${key} cannot be ${quoted(JSON.stringify(value))}`];
   }
   return [given, ""];
 }
@@ -51,17 +58,16 @@ export function linked(address, name, kinds) {
   if (words.get("explorer") !== name) return null;
   const wrong = (why) => [{}, `This link cannot be read, so you see the defaults: ${why}.`, []];
   const odd = [...words.keys()].find((key) => !["explorer", "state", "pins"].includes(key));
-  if (odd) return wrong(`it has “${odd}”, which no link has`);
-  let [given, pins] = [{}, []];
+  if (odd) return wrong(`it has “${quoted(odd)}”, which no link has`);
   try {
-    [given, pins] = ["state", "pins"].map((key, n) => JSON.parse(words.get(key) ?? ["{}", "[]"][n]));
+    const [given, pins] = ["state", "pins"].map((key, n) => JSON.parse(words.get(key) ?? ["{}", "[]"][n]));
+    if (!Array.isArray(pins)) return wrong("its pins are no list");
+    if (pins.length > MOST_PINS) return wrong(`it has ${pins.length} pins, and at most ${MOST_PINS} can be shown`);
+    const faults = [given, ...pins].map((each) => accepted(each, kinds)[1]).filter(Boolean);
+    return faults.length ? wrong(faults[0]) : [given, "", pins];
   } catch {
-    return wrong("a part of it is missing");
+    return wrong("a part of it is missing, or nested too deeply");
   }
-  if (!Array.isArray(pins)) return wrong("its pins are no list");
-  if (pins.length > MOST_PINS) return wrong(`it has ${pins.length} pins, and at most ${MOST_PINS} can be shown`);
-  const faults = [given, ...pins].map((each) => accepted(each, kinds)[1]).filter(Boolean);
-  return faults.length ? wrong(faults[0]) : [given, "", pins];
 }
 
 // The last two are the colours of what is stored and predicted.
