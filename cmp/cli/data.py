@@ -94,7 +94,8 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
         cmpt data check fomo --no-decode
     """
     from cmp.embedded import packed
-    from cmp.readers import collection, index, notes
+    from cmp.readers import collection, notes
+    from cmp.readers.index import MEND_FAULTS
     from cmp.releases import arrivals
     from cmp.releases.ledger import SET_NAMES
     from cmp.starts import USUAL_PROMPT
@@ -111,10 +112,13 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     if is_plain:
         [(dataset, root)] = arrivals.read_sets(folder, "adapt", USUAL_PROMPT)
         located = [(dataset.model_copy(update={"name": folder.resolve().name}), root)]
-        typer.echo("no manifest: reading the folder as `cmpt update --data` would")
     else:
         located = load_manifests(name)
     states = [collection.dataset_state(*place, decode) for place in located]
+    if is_plain:
+        index, title = states[0].index, states[0].dataset.title
+        words = title if index is None else arrivals.describe_reading(index, folder)
+        typer.echo(f"no manifest: `cmpt update --data` reads the folder as {words}")
     columns = ("set", "role", "classes", "train", "val.", "test", "B/32 (%)", "state")
     rows = [_state_row(s.dataset, s.index.counts() if s.index else {}, s.state) for s in states]
     place = columns.index("B/32 (%)")
@@ -124,7 +128,7 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     named: dict[str, list[str]] = {}
     for s in states:
         mendable = s.index is not None and s.state in ("partial", "faulty")
-        reason = f"{s.reason}; {index.MEND_FAULTS}" if mendable else s.reason
+        reason = f"{s.reason}; {MEND_FAULTS}" if mendable else s.reason
         if is_plain:
             reason = arrivals.without_manifest(reason, SET_NAMES["adapt"], folder)
         named.setdefault(reason, []).append(s.dataset.name)
