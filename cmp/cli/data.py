@@ -10,6 +10,8 @@ import typer
 
 from cmp.cli import shared
 from cmp.embedded import manifest
+from cmp.errors import clean_text
+from cmp.files import write_atomic
 from cmp.readers.manifest import FileSet, Role, load_manifests
 
 
@@ -78,7 +80,9 @@ def show(name: str, sheet: Path | None = None) -> None:
         typer.echo(f"contact sheet: {sheet}")
 
 
-def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
+def check(
+    name: shared.Argument = "embedded", decode: bool = True, list: Path | None = None
+) -> None:
     """Check which datasets are present, absent, partial, faulty or wrongly counted.
 
     A folder of images without a manifest is checked as `cmpt update --data` would read it.
@@ -89,6 +93,8 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     Args:
         name: Datasets to check: embedded, fomo, or a folder of manifests or images.
         decode: Decode every image once, to find damaged files.
+        list: Write everything that cannot be used to this file, one line each: the set, what is
+            wrong, and the name. Default: none.
 
     Example:
         cmpt data check fomo --no-decode
@@ -107,6 +113,8 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
             typer.echo(f"{dataset}: not built or damaged; run `cmpt data build {dataset}`")
         typer.echo(f"{len(datasets) - len(broken)} of {len(datasets)} embedded datasets are intact")
         raise typer.Exit(bool(broken))
+    if list:
+        shared.check_out(list, "--list")
     folder = Path(name).expanduser()
     is_plain = folder.is_dir() and not arrivals.has_manifests(folder)
     if is_plain:
@@ -134,6 +142,15 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
         named.setdefault(reason, []).append(s.dataset.name)
     for reason in filter(None, named):
         typer.echo(f"{', '.join(named[reason])}: {reason}")
+    if list:
+        lines = []
+        for s in states:
+            for fault in s.index.faults if s.index else ():
+                parts = (clean_text(part).replace("\n", " ") for part in (s.dataset.name, *fault))
+                lines.append("\t".join(parts))
+        text = "".join(f"{line}\n" for line in lines)
+        write_atomic(list, text.encode(errors="replace").decode())
+        typer.echo(f"written: {list}, {len(lines)} lines")
     indexes = [state.index for state in states if state.index is not None]
     for sentence in notes.notes_on(indexes):
         typer.echo(f"note: {sentence}")
