@@ -28,6 +28,7 @@ from cmp import __version__, cli, config, evaluation, models, starts
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.files import file_digest
 from cmp.parsing import read_yaml
+from cmp.readers import images
 from cmp.releases import (
     arrivals,
     compare,
@@ -548,7 +549,7 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
     assert invoke("data", "check", month).stdout == done.stdout  # what systems add is no fault
     tree(month, {"oak/bad.png": b"none", "oak/notes.pdf": b"x", "loose.png": picture()})
     done = invoke("data", "check", month)
-    assert done.exit_code == 1
+    assert done.exit_code == 1 and "reads the folder as 13 images of 2 classes\n" in done.stdout
     with pytest.raises(CmpError) as error:
         plan_update(months.START, month)
     for words in (done.stdout, str(error.value)):
@@ -734,7 +735,7 @@ def test_what_a_manifest_skips_is_said(root, tmp_path):
     plan = plan_update(
         months.START, given["adapt"], months.SMALL, pool=given["pool"], retain=[given["eval"]]
     )
-    words = "left out by `faults: skip`: 1 (corrupt image: {} 0/bad.png)"
+    words = f"left out by `faults: skip`: 1 ({images.UNKNOWN_FORMAT}: {{}} 0/bad.png)"
     for option, role in (("", "adapt"), ("--pool: ", "pool"), ("--retain: ", "eval")):
         assert option + words.format(role) in plan.notes
 
@@ -749,6 +750,20 @@ def test_the_first_update_of_any_model_replays_the_whole_pool(root, start):
 def test_a_stream_that_replays_a_part_of_the_pool_goes_on_with_that_part(own, root):
     plan = plan_second(own, root)
     assert plan.config.mixture.replay == 0.1 and len(plan.pools.pretraining) == 4
+
+
+def test_a_plan_and_a_check_say_how_a_folder_was_read(tmp_path):
+    month = tree(tmp_path / "m", {f"{n}.png": picture(n) for n in range(20)})
+    rows = [f"{n}.png,a ring {n},9" for n in range(18)]
+    (month / "t.csv").write_text("\n".join(["file,caption,price", *rows]))
+    words = (
+        "t.csv with the columns file (image), caption (caption), price; images in the folder that "
+        "are not in the table: 2"
+    )
+    assert f"reads the folder as {words}\n" in invoke("data", "check", month).stdout
+    pool = classes(tmp_path / "pool", ["a", "b"])
+    notes = plan_update(months.START, month, pool=pool).notes
+    assert f"no manifest: the folder is read as {words}" in notes
 
 
 def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, tmp_path):

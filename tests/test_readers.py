@@ -467,8 +467,9 @@ def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
     root = classes(tmp_path / "p")
     good = (root / "oak/0.png").read_bytes()
     tree(root, {"oak/1.png": good[: len(good) // 2], "oak/2.png": b"<svg/>", "oak/3.png": b"%!PS"})
-    with pytest.raises(CmpError, match=r"3 faults \(corrupt image: oak/1\.png, oak/2\.png"):
+    with pytest.raises(CmpError, match=r"3 faults \(corrupt image: oak/1\.png; not an") as error:
         check_set(root)
+    assert "not an image of a known format (JPEG, PNG, " in str(error.value)
     kept = check_set(root, faults="skip")
     assert len(kept.table) == 15 and len(kept.faults) == 3
     monkeypatch.setattr(images, "open_image", lambda content: pytest.fail("decoded again"))
@@ -502,7 +503,7 @@ def test_a_damaged_record_of_a_check_is_made_again(tmp_path):
     [kept] = (tmp_path / "build" / "checked").iterdir()
     written = kept.read_text()
     digest, _, content = written.partition("\n")
-    other = content.replace('[[1, "corrupt', '[[2, "corrupt')
+    other = content.replace('[[1, "not an', '[[2, "not an')
     assert other != content
     for damaged in (f"{digest}\n{other}", content, '["", [], []]', "[]", ""):
         kept.write_text(damaged)
@@ -1132,12 +1133,17 @@ def test_data_init_writes_what_data_check_passes(tmp_path):
     assert code == 0 and "1 of 1 datasets can be used" in said
     with pytest.raises(CmpError, match="already exists"):
         infer.write_manifest(path, "")
-    (root / "oak/0.png").write_bytes(b"damaged")
+    good = (root / "oak/0.png").read_bytes()
+    (root / "oak/0.png").write_bytes(good[: len(good) // 2])
     code, said = invoke("check")
     assert code == 1 and "corrupt image: oak/0.png; fix them, or" in said
     path.write_text(path.read_text().replace("faults: refuse", "faults: skip"))
-    code, said = invoke("check")
-    assert code == 0 and "usable, 1 skipped" in said and "corrupt image: oak/0.png\n" in said
+    names = [f"oak/{n}.png" for n in range(5)]
+    tree(root, dict.fromkeys(names, good[: len(good) // 2]))
+    code, said = invoke("check", "--list", str(tmp_path / "faults.txt"))
+    assert code == 0 and "usable, 5 skipped" in said and "oak/2.png and 2 more\n" in said
+    lines = [f"my-pictures\tcorrupt image\t{name}\n" for name in names]
+    assert (tmp_path / "faults.txt").read_text() == "".join(lines)
 
 
 @pytest.mark.parametrize("role", list(SPLIT_SHARES))
@@ -1177,18 +1183,21 @@ def test_data_init_knows_tars_and_tables(tmp_path, form):
     ("columns", "words"),
     [
         ("file,product,month,caption",
+         "file (image), caption (caption), month (update), product"
          "\nnot used: product; name the column of classes as `label:` in `reader`"),
-        ("file,label,caption,shop,price", "\nnot used: shop, price"),
+        ("file,label,caption,shop,price",
+         "file (image), caption (caption), label (label), shop, price\nnot used: shop, price"),
         ("file,what",
+         "file (image), what"
          "\nnot used: what; name the column of classes as `label:` or the column of captions as "
          "`caption:` in `reader`"),
-        ("file,label", ""),
+        ("file,label", "file (image), label (label)"),
     ],
 )  # fmt: skip
 def test_data_init_names_the_columns_that_are_not_used(tmp_path, columns, words):
     (tmp_path / "t.csv").write_text(f"{columns}\n")
     _, text, found = infer.infer_manifest(tmp_path)
-    assert found == f"found: t.csv with the columns {columns.replace(',', ', ')}{words}"
+    assert found == f"found: t.csv with the columns {words}"
     assert "not used" not in text
 
 

@@ -299,7 +299,7 @@ def test_what_cannot_be_used_joins_the_set_if_its_manifest_says_so(tmp_path, rol
     """A manifest of `cmpt data init` made it a set of its own; and nothing said what it skips."""
     arrived, _ = arrivals.arrive(ledger.Ledger(), str(classes(tmp_path / "jan")), role)
     month = tree(classes(tmp_path / "feb", prefix="x"), {"xoak/0.png": b"x", "xoak/1.png": b"x"})
-    with pytest.raises(CmpError, match=r"corrupt image: xoak/0\.png") as error:
+    with pytest.raises(CmpError, match=r"known format \(.*\): xoak/0\.png") as error:
         arrivals.arrive(arrived, str(month), role)
     name = {"adapt": "catalogue", "eval": "feb"}[role]
     assert f"put `faults: skip` and `name: {name}` into it" in str(error.value)
@@ -310,7 +310,7 @@ def test_what_cannot_be_used_joins_the_set_if_its_manifest_says_so(tmp_path, rol
     sets = {"adapt": ["catalogue"], "eval": ["jan", "feb"]}[role]
     assert [*ledger.set_names(arrived, role)] == sets and report.skipped == 2
     assert sentences.describe_skipped(report) == (
-        "left out by `faults: skip`: 2 (corrupt image: xoak/0.png, xoak/1.png)"
+        f"left out by `faults: skip`: 2 ({images.UNKNOWN_FORMAT}: xoak/0.png, xoak/1.png)"
     )
 
 

@@ -10,6 +10,8 @@ import typer
 
 from cmp.cli import shared
 from cmp.embedded import manifest
+from cmp.errors import clean_text
+from cmp.files import write_atomic
 from cmp.readers.manifest import FileSet, Role, load_manifests
 
 
@@ -78,7 +80,9 @@ def show(name: str, sheet: Path | None = None) -> None:
         typer.echo(f"contact sheet: {sheet}")
 
 
-def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
+def check(
+    name: shared.Argument = "embedded", decode: bool = True, list: Path | None = None
+) -> None:
     """Check which datasets are present, absent, partial, faulty or wrongly counted.
 
     A folder of images without a manifest is checked as `cmpt update --data` would read it.
@@ -89,12 +93,15 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     Args:
         name: Datasets to check: embedded, fomo, or a folder of manifests or images.
         decode: Decode every image once, to find damaged files.
+        list: Write everything that cannot be used to this file, one line each: the set, what is
+            wrong, and the name. Default: none.
 
     Example:
         cmpt data check fomo --no-decode
     """
     from cmp.embedded import packed
-    from cmp.readers import collection, index, notes
+    from cmp.readers import collection, notes
+    from cmp.readers.index import MEND_FAULTS
     from cmp.releases import arrivals
     from cmp.releases.ledger import SET_NAMES
     from cmp.starts import USUAL_PROMPT
@@ -106,15 +113,20 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
             typer.echo(f"{dataset}: not built or damaged; run `cmpt data build {dataset}`")
         typer.echo(f"{len(datasets) - len(broken)} of {len(datasets)} embedded datasets are intact")
         raise typer.Exit(bool(broken))
+    if list:
+        shared.check_out(list, "--list")
     folder = Path(name).expanduser()
     is_plain = folder.is_dir() and not arrivals.has_manifests(folder)
     if is_plain:
         [(dataset, root)] = arrivals.read_sets(folder, "adapt", USUAL_PROMPT)
         located = [(dataset.model_copy(update={"name": folder.resolve().name}), root)]
-        typer.echo("no manifest: reading the folder as `cmpt update --data` would")
     else:
         located = load_manifests(name)
     states = [collection.dataset_state(*place, decode) for place in located]
+    if is_plain:
+        index, title = states[0].index, states[0].dataset.title
+        words = title if index is None else arrivals.describe_reading(index, folder)
+        typer.echo(f"no manifest: `cmpt update --data` reads the folder as {words}")
     columns = ("set", "role", "classes", "train", "val.", "test", "B/32 (%)", "state")
     rows = [_state_row(s.dataset, s.index.counts() if s.index else {}, s.state) for s in states]
     place = columns.index("B/32 (%)")
@@ -124,12 +136,21 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     named: dict[str, list[str]] = {}
     for s in states:
         mendable = s.index is not None and s.state in ("partial", "faulty")
-        reason = f"{s.reason}; {index.MEND_FAULTS}" if mendable else s.reason
+        reason = f"{s.reason}; {MEND_FAULTS}" if mendable else s.reason
         if is_plain:
             reason = arrivals.without_manifest(reason, SET_NAMES["adapt"], folder)
         named.setdefault(reason, []).append(s.dataset.name)
     for reason in filter(None, named):
         typer.echo(f"{', '.join(named[reason])}: {reason}")
+    if list:
+        lines = []
+        for s in states:
+            for fault in s.index.faults if s.index else ():
+                parts = (clean_text(part).replace("\n", " ") for part in (s.dataset.name, *fault))
+                lines.append("\t".join(parts))
+        text = "".join(f"{line}\n" for line in lines)
+        write_atomic(list, text.encode(errors="replace").decode())
+        typer.echo(f"written: {list}, {len(lines)} lines")
     indexes = [state.index for state in states if state.index is not None]
     for sentence in notes.notes_on(indexes):
         typer.echo(f"note: {sentence}")

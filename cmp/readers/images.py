@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast, get_args
 import numpy as np
 import pandas as pd
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
 from torch import Tensor
 from torch.nn import functional as F
@@ -61,6 +61,7 @@ END_OF_JPEG = b"\xff\xd9"
 """The marker that ends a whole JPEG. For a file without it, torchvision makes up the rest."""
 CHECK_BLOCK = 64
 """Images that are checked per block."""
+UNKNOWN_FORMAT = f"not an image of a known format ({', '.join(FORMATS)})"
 REPEATED = "image also in another split"
 """The fault of an image that can be used, but is listed in two splits."""
 
@@ -528,8 +529,11 @@ def _check_image(read: ReadImage, position: int) -> CheckedImage:
     except DECODE_ERRORS as error:
         if isinstance(error, OSError) and error.errno not in (None, *FILE_ERRORS):
             raise CmpError(f"an image cannot be read ({error}); try again") from error
-        is_bomb = isinstance(error, Image.DecompressionBombError)
-        kind = f"image of more than {MAX_PIXELS:,} pixels" if is_bomb else "corrupt image"
+        kind = "corrupt image"
+        if isinstance(error, Image.DecompressionBombError):
+            kind = f"image of more than {MAX_PIXELS:,} pixels"
+        elif isinstance(error, UnidentifiedImageError):  # a web page, or AVIF called .jpg
+            kind = UNKNOWN_FORMAT
         return CheckedImage(digest, fault=kind)
 
 

@@ -192,7 +192,9 @@ def _infer_table(folder: Path, passed_over: list[str]) -> Inference | None:
             reader |= {key: matches[0]} if matches else {}
         if "image" in reader:
             unused = [column for column in columns if column not in reader.values()]
-            usable.append((reader, f"{path.name} with the columns {list_columns(columns)}", unused))
+            used = [f"{reader[key]} ({key})" for key in COLUMN_NAMES if key in reader]
+            words = f"{path.name} with the columns {list_columns([*used, *unused])}"
+            usable.append((reader, words, unused))
             continue
         some = list_columns(columns)
         passed_over.append(f"{path}: not used: none of its columns has images ({some:.200}){fix}")

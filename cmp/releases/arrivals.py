@@ -223,6 +223,19 @@ def read_sets(
     return sets
 
 
+def describe_reading(index: ImageIndex, folder: Path) -> str:
+    """Return what a folder without a manifest was read as, and how many of its images its table
+    does not list."""
+    words = index.dataset.title
+    if index.dataset.reader.kind in ("folder", "tars", "pairs"):
+        return words
+    listed = {*index.table["source"], *(fault.where for fault in index.faults)}
+    listed = {*map(os.path.normpath, listed)}
+    images = filter(folders.is_picture_name, folders.walk_files(folder))
+    count = sum(path not in listed for path in images)
+    return words + f"; images in the folder that are not in the table: {count:,}" * bool(count)
+
+
 def arrive(
     ledger: Ledger, folder: str, role: Role, name: str = "", prompt: str = starts.USUAL_PROMPT
 ) -> tuple[Ledger, ArrivalReport]:
@@ -291,8 +304,10 @@ def arrive(
             arriving.append(Picture(*about, tuple(row.captions), row.digest, row.pixels, row.look))
     ledger, report = append(ledger, arrival, arriving, free)
     faults = [fault for index in indexes for fault in index.faults]
-    skipped = {"skipped": len(faults), "skipped_faults": summarise_faults(faults)}
-    return ledger, dataclasses.replace(report, **skipped)
+    facts = {"skipped": len(faults), "skipped_faults": summarise_faults(faults)}
+    if role == "adapt" and not has_manifests(path):
+        facts["reading"] = describe_reading(indexes[0], path)
+    return ledger, dataclasses.replace(report, **facts)
 
 
 def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageIndex], int]:

@@ -188,6 +188,7 @@ class ArrivalReport:
         untested_names: Its class names without a test image so far.
         skipped: How many things that cannot be used were left out, as the manifest says.
         skipped_faults: Their kinds, and names of some of them.
+        reading: What a folder without a manifest was read as, or "".
     """
 
     new: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -204,6 +205,7 @@ class ArrivalReport:
     untested_names: tuple[str, ...] = ()
     skipped: int = 0
     skipped_faults: str = ""
+    reading: str = ""
 
 
 def manifest_of(tree: Mapping[str, Any]) -> FileSet:

@@ -420,6 +420,8 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         yield sentence
     if folder := starts.model_folder(plan.config.model.name):
         yield f"each update reads the config and tokenizer in {folder}, so leave that in its place"
+    if report.reading:
+        yield f"no manifest: the folder is read as {report.reading}"
     yield from _describe_sets(plan.ledger, plan.config.model.name)
     yield from _describe_twins(plan.corpus)
     if report.again:
