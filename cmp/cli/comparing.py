@@ -32,7 +32,7 @@ def compare(
     old: Annotated[str, typer.Argument(metavar="OLD")],
     new: Annotated[str, typer.Argument(metavar="NEW")],
     data: str | None = None,
-    arrived: Annotated[str | None, typer.Option("--new", metavar="NAME[,...]")] = None,
+    arrived: Annotated[str | None, typer.Option("--new", metavar="NAME[,...]", parser=str)] = None,
     gate_file: Annotated[Path | None, typer.Option("--gate")] = None,
     page: Annotated[Path | None, typer.Option("--report")] = None,
     gone: Gone = "refuse",
