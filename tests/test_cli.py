@@ -96,7 +96,12 @@ def test_show_writes_a_contact_sheet(tmp_path, monkeypatch):
         (["stream", "make", "embedded"], ["'embedded'", "choose another"]),
         (["eval", "tiny", "--weights", "/dev/zero"], ["/dev/zero", "no such regular file"]),
         (["--plugin", "/dev/zero", "doctor"], ["/dev/zero", "no such regular file"]),
-        (["merge", "interpolation", "/dev/zero", "/dev/zero", "-o", "x"], ["no such regular file"]),
+        (
+            ["merge", "interpolation", "/dev/zero", "/dev/zero", "-o", "x.safetensors"],
+            ["no such regular file"],
+        ),
+        (["data", "show", "new-flags", "--sheet", "thesis.txt"], ["--sheet", "ends in .png"]),
+        (["data", "show", "new-flags", "--sheet", "gone/a.png"], ["--sheet", "folder gone"]),
         (["eval", "tiny", "--device", "tpu"], ["device 'tpu'", "choose cpu"]),
         (["study", "99"], ["99.yaml", "no such study", "front"]),
         (["study", "front", "--device", "tpu", "--dry-run"], ["device 'tpu'", "choose cpu"]),
@@ -359,7 +364,10 @@ def test_a_disk_that_refuses_is_a_sentence(outside):
 def test_a_pipe_is_not_waited_for(tmp_path):
     pipe = str(tmp_path / "x.safetensors")
     os.mkfifo(pipe)
-    for command in (f"merge interpolation {pipe} {pipe} -o y", f"eval tiny --weights {pipe}"):
+    for command in (
+        f"merge interpolation {pipe} {pipe} -o y.safetensors",
+        f"eval tiny --weights {pipe}",
+    ):
         assert "regular file" in str(run(cli.app, command.split()).exception)
 
 

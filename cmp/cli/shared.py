@@ -155,11 +155,13 @@ def _split_sections(docstring: str) -> tuple[str, dict[str, str]]:
     return text, dict(zip(parts[::2], map(textwrap.dedent, parts[1::2]), strict=True))
 
 
-def check_out(out: Path, option: str = "--out") -> None:
-    """Raise `CmpError` if the folder for an output does not exist, is inside a release, or cannot
-    be written to."""
+def check_out(out: Path, option: str = "--out", suffix: str = "") -> None:
+    """Raise `CmpError` if an output does not have a suffix, such as ".html", or its folder does not
+    exist, is inside a release, or cannot be written to."""
     from cmp.releases.release import refuse_inside
 
+    if suffix and out.suffix != suffix:
+        raise CmpError(f"{option} {out}: use a name that ends in {suffix}")
     if not out.parent.is_dir():
         raise CmpError(f"{option} {out}: the folder {out.parent} does not exist; create it first")
     if not os.access(out.parent, os.W_OK | os.X_OK):
