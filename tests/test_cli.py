@@ -40,9 +40,10 @@ def test_list_names_every_dataset_with_its_counts():
         assert numbers == [n for n in dataset.counts.model_dump().values() if n]
 
 
-def test_show_writes_a_contact_sheet(tmp_path):
+def test_show_writes_a_contact_sheet(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     sheet = tmp_path / "flags.png"
-    result = run(cli.app, ["data", "show", "new-flags", "--sheet", str(sheet)])
+    result = run(cli.app, ["data", "show", "new-flags", "--sheet=~/flags.png"])  # as shells pass it
     assert "Circle Flags by HatScripts, MIT" in result.stdout
     assert "96 classes" in result.stdout
     with Image.open(sheet) as image:
@@ -95,7 +96,12 @@ def test_show_writes_a_contact_sheet(tmp_path):
         (["stream", "make", "embedded"], ["'embedded'", "choose another"]),
         (["eval", "tiny", "--weights", "/dev/zero"], ["/dev/zero", "no such regular file"]),
         (["--plugin", "/dev/zero", "doctor"], ["/dev/zero", "no such regular file"]),
-        (["merge", "interpolation", "/dev/zero", "/dev/zero", "-o", "x"], ["no such regular file"]),
+        (
+            ["merge", "interpolation", "/dev/zero", "/dev/zero", "-o", "x.safetensors"],
+            ["no such regular file"],
+        ),
+        (["data", "show", "new-flags", "--sheet", "thesis.txt"], ["--sheet", "ends in .png"]),
+        (["data", "show", "new-flags", "--sheet", "gone/a.png"], ["--sheet", "folder gone"]),
         (["eval", "tiny", "--device", "tpu"], ["device 'tpu'", "choose cpu"]),
         (["study", "99"], ["99.yaml", "no such study", "front"]),
         (["study", "front", "--device", "tpu", "--dry-run"], ["device 'tpu'", "choose cpu"]),
@@ -313,6 +319,23 @@ def test_no_threads_and_more_than_any_machine_has_are_refused_by_the_option(thre
         assert result.exit_code == 2 and "--threads" in result.output
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("results verify ''", "run_id"),
+        ("resume ''", "run_id"),
+        ("release show ''", "RELEASE"),
+        ("update r --data x -o y --retain x --retain ''", "--retain"),
+        ("update r --data '' -o y", "--data"),
+        ("eval tiny --data ''", "--data"),
+    ],
+)
+def test_an_empty_value_stands_for_nothing(command, name):
+    """It is of a variable that is not set, and would name the current folder or any run."""
+    result = run(cli.app, shlex.split(command), env={"COLUMNS": "200"})
+    assert result.exit_code == 2 and f"{name}': must not be empty" in result.output
+
+
 def test_a_batch_that_no_shapes_could_have_is_refused_by_the_option():
     result = run(cli.app, ["budget", "--batch", "2147483647"])
     assert result.exit_code == 2 and "--batch" in result.output
@@ -341,7 +364,10 @@ def test_a_disk_that_refuses_is_a_sentence(outside):
 def test_a_pipe_is_not_waited_for(tmp_path):
     pipe = str(tmp_path / "x.safetensors")
     os.mkfifo(pipe)
-    for command in (f"merge interpolation {pipe} {pipe} -o y", f"eval tiny --weights {pipe}"):
+    for command in (
+        f"merge interpolation {pipe} {pipe} -o y.safetensors",
+        f"eval tiny --weights {pipe}",
+    ):
         assert "regular file" in str(run(cli.app, command.split()).exception)
 
 

@@ -902,7 +902,8 @@ def test_the_command_prints_writes_and_exits_by_the_gate(tmp_path, monkeypatch):
         (("--gate", "gone.yaml"), "gone.yaml: no such file"),
         (("--gate", "gate.yaml"), "did you mean 'shapes'"),  # a set that is not compared
         (("--report", "gone/r.html"), "--report gone/r.html: the folder gone does not exist"),
-        (("--report", "."), "is not replaced"),
+        (("--report", "gate.yaml"), "--report gate.yaml: use a name that ends in .html"),
+        (("--report", "folder.html"), "is not replaced"),
         (("--new", "nothing"), "--new: no dataset and no update is called 'nothing'"),
         (("--data", "gone"), "gone"),
     ],
@@ -912,6 +913,7 @@ def test_what_cannot_be_is_refused_before_anything_is_encoded(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gate.yaml").write_text("sets: {shape: {drop: 1}}")
+    (tmp_path / "folder.html").mkdir()
     monkeypatch.setattr(evaluation, "encode", None)
     result = call("small", "small", *arguments)
     assert words in str(result.exception) and isinstance(result.exception, CmpError)

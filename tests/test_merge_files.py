@@ -47,6 +47,12 @@ def files(tmp_path):
     return paths
 
 
+def save_old_merge(path):
+    """Save what a merge may replace, and return its bytes."""
+    save_file({"w": torch.ones(2)}, path, {"merge": "{}"})
+    return path.read_bytes()
+
+
 def shell(*arguments):
     return CliRunner().invoke(cli.app, ["merge", *map(str, arguments)])
 
@@ -203,7 +209,7 @@ def test_bad_files_are_refused_and_nothing_is_written(rule, which, kind, words, 
     if which == 2 and rule not in TASK_VECTOR_RULES:
         return
     out = tmp_path / "out.safetensors"
-    out.write_bytes(b"as it was")
+    as_it_was = save_old_merge(out)
     save_bad(files[which], kind)
     before = sorted(tmp_path.iterdir())
     base = ["--base", files[2]] if rule in TASK_VECTOR_RULES else []
@@ -211,7 +217,7 @@ def test_bad_files_are_refused_and_nothing_is_written(rule, which, kind, words, 
     assert isinstance(error, CmpError), error
     for word in [files[which].name, *words]:
         assert word in str(error)
-    assert out.read_bytes() == b"as it was"
+    assert out.read_bytes() == as_it_was
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -255,11 +261,21 @@ def test_a_model_is_not_written_over(files):
     assert files[1].read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["thesis.txt", "other.safetensors", "empty.safetensors"])
+def test_nothing_but_a_merge_is_replaced(files, tmp_path, name):
+    out = tmp_path / name
+    out.write_bytes(files[0].read_bytes() if name.startswith("other") else b"")
+    before = out.read_bytes()
+    error = shell("interpolation", *files[:2], "-o", out).exception
+    assert isinstance(error, CmpError) and name in str(error)
+    assert out.read_bytes() == before
+
+
 def test_killed_while_it_writes(files, tmp_path):
     """SIGKILL at the first tensor that is written: the old file is whole, nothing new has its
     name."""
     out = tmp_path / "out.safetensors"
-    out.write_bytes(b"as it was")
+    as_it_was = save_old_merge(out)
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom cmp.merging import files\n"
         "def slow(*arguments, plain=files.iter_merged, **others):\n"
@@ -277,7 +293,7 @@ def test_killed_while_it_writes(files, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert out.read_bytes() == b"as it was"
+    assert out.read_bytes() == as_it_was
     assert shell("interpolation", *files[:2], "-o", out).exit_code == 0
     assert identical(load_file(out), merge("interpolation", [load_file(x) for x in files[:2]]))
 

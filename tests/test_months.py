@@ -31,6 +31,7 @@ from cmp.parsing import read_yaml
 from cmp.readers import images
 from cmp.releases import (
     arrivals,
+    candidates,
     compare,
     gate,
     ledger,
@@ -490,6 +491,15 @@ def test_the_command_says_what_to_do_about_a_peak_and_repeats_nothing(made, root
     assert f"already there: {out}" in done.stdout and "written" not in done.stdout
     done = invoke(*month, "schedule.peak=0.001", "--dry-run")
     assert "cmpt tune" not in done.stdout
+
+
+def test_a_release_is_found_and_written_in_the_home_folder(made, root, monkeypatch):
+    """Shells leave a ~ as it is in `--out=~/2`, and in quotes."""
+    monkeypatch.setenv("HOME", str(made.folder.parent))
+    parent = f"~/{made.folder.name}"
+    done = invoke("update", parent, "--data", root / "y-month", "--out=~/2")
+    assert f"written: {made.folder.parent / '2'}" in done.stdout, done.exception
+    assert candidates.find_release(parent).folder == made.folder
 
 
 @pytest.mark.defect

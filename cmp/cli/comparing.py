@@ -32,7 +32,7 @@ def compare(
     old: Annotated[str, typer.Argument(metavar="OLD")],
     new: Annotated[str, typer.Argument(metavar="NEW")],
     data: str | None = None,
-    arrived: Annotated[str | None, typer.Option("--new", metavar="NAME[,...]")] = None,
+    arrived: Annotated[str | None, typer.Option("--new", metavar="NAME[,...]", parser=str)] = None,
     gate_file: Annotated[Path | None, typer.Option("--gate")] = None,
     page: Annotated[Path | None, typer.Option("--report")] = None,
     gone: Gone = "refuse",
@@ -67,7 +67,7 @@ def compare(
             updates between two releases; otherwise all datasets of role adapt; none if the data
             have no eval or transfer set.
         gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
-        page: Write an HTML page to this file, with the images that lost or gained their name.
+        page: Write an HTML page to this .html file, with the images that lost or gained their name.
         gone: If images of a release are missing: refuse, or skip them; changed files count as
             missing.
         moved: A folder of a release's images that has moved, as OLD=NEW; repeat for others.
@@ -82,7 +82,7 @@ def compare(
     """
     torch.set_num_threads(threads)
     if page:
-        shared.check_out(page, "--report")
+        shared.check_out(page, "--report", ".html")
         check_target(page)
     limits = gate.read_gate(gate_file) if gate_file else None
     pair = [candidates.find_release(x) or candidates.find_candidate(x) for x in (old, new)]

@@ -62,6 +62,8 @@ def show(name: str, sheet: Path | None = None) -> None:
     """
     from cmp.embedded import packed, sheets
 
+    if sheet:
+        shared.check_out(sheet, "--sheet", ".png")
     [dataset] = manifest.select_datasets([name])
     packages, opened = manifest.load_packages(), packed.read_packed(dataset)
     typer.echo(f"{dataset.name}: {dataset.title}")

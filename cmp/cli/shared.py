@@ -62,6 +62,31 @@ NUMBERS = r"([-+−]?[\d.,/]*|–)( to [-−]?[\d.,]+)?|no interval"
 """A pattern of cells that are numbers, or intervals as `interval_in_words` writes them."""
 
 
+def path(text: str) -> Path:
+    """Return the path that a value of the command line names, with "~" expanded, which shells leave
+    alone in --out=~/new.
+
+    Raises:
+        typer.BadParameter: The value is empty, and would name the current folder.
+    """
+    return Path(word(text)).expanduser()
+
+
+def word(text: str) -> str:
+    """Return a value of the command line that is not empty.
+
+    Raises:
+        typer.BadParameter: It is empty, such as a shell's variable that is not set.
+    """
+    if not text:
+        raise typer.BadParameter("must not be empty; is a variable of your shell not set?")
+    return text
+
+
+PARSERS = {Path: path, str: word}
+"""Type -> the function that reads a value of it. Older versions of typer show its name in help."""
+
+
 def make_group(docstring: str, *functions: Callable[..., None]) -> typer.Typer:
     """Return a group of commands.
 
@@ -82,7 +107,8 @@ def make_group(docstring: str, *functions: Callable[..., None]) -> typer.Typer:
 def take_help(function: Callable) -> str:
     """Turn a function's parameters into options and arguments, with help from its docstring.
 
-    A parameter without a default becomes an argument, and one with the default False a flag.
+    A parameter without a default becomes an argument, and one with the default False a flag. Paths
+    and texts are read by `PARSERS`.
 
     Returns:
         The docstring's text, with its example.
@@ -95,9 +121,15 @@ def take_help(function: Callable) -> str:
         has_default = parameter.default is not parameter.empty
         info = copy.copy(infos[0]) if infos else None
         info = info or (typer.Option(*flag) if has_default else typer.Argument())
+        info.parser = info.parser or _find_parser(kind)
         info.help = descriptions.get(name) or DESCRIPTIONS[name]
         function.__annotations__[name] = Annotated[kind, info]
     return text
+
+
+def _find_parser(kind: Any) -> Callable[[str], Any] | None:
+    """Return the parser of a type, of its items if it is a list, or None."""
+    return next(filter(None, map(_find_parser, get_args(kind))), PARSERS.get(kind))
 
 
 def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
@@ -123,11 +155,13 @@ def _split_sections(docstring: str) -> tuple[str, dict[str, str]]:
     return text, dict(zip(parts[::2], map(textwrap.dedent, parts[1::2]), strict=True))
 
 
-def check_out(out: Path, option: str = "--out") -> None:
-    """Raise `CmpError` if the folder for an output does not exist, is inside a release, or cannot
-    be written to."""
+def check_out(out: Path, option: str = "--out", suffix: str = "") -> None:
+    """Raise `CmpError` if an output does not have a suffix, such as ".html", or its folder does not
+    exist, is inside a release, or cannot be written to."""
     from cmp.releases.release import refuse_inside
 
+    if suffix and out.suffix != suffix:
+        raise CmpError(f"{option} {out}: use a name that ends in {suffix}")
     if not out.parent.is_dir():
         raise CmpError(f"{option} {out}: the folder {out.parent} does not exist; create it first")
     if not os.access(out.parent, os.W_OK | os.X_OK):

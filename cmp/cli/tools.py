@@ -48,7 +48,7 @@ def merge(
             matrix: for two ViT-B/16, this takes one or two minutes on one core. All others take
             seconds.
         models: Safetensors files to merge, newest first.
-        out: File to write.
+        out: File to write, NAME.safetensors. Only an earlier merge is replaced.
         base: Weights that the models were trained from, for rules on task vectors.
         weights: Weight of each model, such as 0.7,0.3. Default: equal weights.
         scale: Factor of the merged task vector. Default: that of the rule.
@@ -84,7 +84,7 @@ def merge(
             raise CmpError("--try: give the network of the files with --model, such as small")
         try_settings(rule, models, base, given, candidates or [], model, data, device)
         return
-    shared.check_out(out)
+    shared.check_out(out, suffix=".safetensors")
     total = merged_bytes([*models, *([base] if base else [])])
     with tqdm(total=total, desc=rule, unit="B", unit_scale=True, disable=None) as bar:
         merge_files(rule, models, out, base, bar.update, **given)

@@ -1,5 +1,6 @@
 """The commands `update` and `tune`, which keep a model current month by month."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -194,7 +195,7 @@ def _given(
     chosen: Path | None,
 ) -> tuple[str, Path, dict[str, Any]]:
     """Return the start, the data and the settings of an update from a command's arguments."""
-    settings = list(settings or [])
+    settings, parent = list(settings or []), parent and os.path.expanduser(parent)
     if parent and "=" in parent and not Path(parent).exists():
         settings, parent = [parent, *settings], None  # a first update's setting
     if (parent is None) == (start is None):

@@ -19,6 +19,8 @@ from cmp.models import PREPROCESSING
 from cmp.registry import get_option
 
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+MERGE = "merge"
+"""The key of a file's metadata that says how it was merged."""
 ByteCounter = Callable[[int], object]
 
 
@@ -85,7 +87,7 @@ def merge_files(
     Args:
         rule: A registered rule.
         paths: The models, newest first.
-        out: The file to write.
+        out: The file to write. Only an earlier merge is replaced.
         base: The weights before the stream, for rules on task vectors.
         progress: Called with the number of bytes of each read and write.
         **settings: The settings of `cmp.merge`.
@@ -107,6 +109,8 @@ def merge_files(
     check_target(out := Path(out))
     if out.exists() and any(path.exists() and out.samefile(path) for path in parents):
         raise CmpError(f"{out}: this is one of the models; write to another file")
+    if out.exists() and not _is_merge(out):
+        raise CmpError(f"{out}: is not from a merge, and would be lost; write to another file")
     option = get_option("merge_rule", rule)
     options = MergeOptions.make(option, len(paths), **settings)
     with contextlib.ExitStack() as stack:
@@ -122,7 +126,7 @@ def merge_files(
         used |= {"weights": options.weights} if "weight" in option.settings else {}
         used |= {"seed": options.draw[0]} if option.facts["draws"] else {}
         record = {"rule": rule, **family, "settings": used}
-        metadata = {"format": "pt", "merge": json.dumps(record)} | shared_preprocessing(models)
+        metadata = {"format": "pt", MERGE: json.dumps(record)} | shared_preprocessing(models)
         with (
             name_faulty_model(zip(parents, files, strict=True)),
             atomic_file(out) as partial,
@@ -130,6 +134,13 @@ def merge_files(
         ):
             tensors = iter_merged(option, models, start, options, outline=outlines[0])
             write_safetensors(file, models[0].outline, metadata, tensors, progress)
+
+
+def _is_merge(path: Path) -> bool:
+    """Return whether a file records how it was merged."""
+    with contextlib.suppress(CmpError), open_tensors(path) as file:
+        return MERGE in file.metadata
+    return False
 
 
 def shared_preprocessing(models: Sequence[TensorFile]) -> dict[str, str]:

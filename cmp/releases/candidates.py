@@ -1,6 +1,7 @@
 """Find the model that one text names: an embedded base, a tag, a file, a run, a folder, a hub."""
 
 import functools
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def is_run(text: str) -> bool:
 def find_release(text: str) -> Release | None:
     """Return the release in a folder, with `local-dir:` before it or not, or None if the text names
     something else."""
-    folder = Path(text.removeprefix("local-dir:"))
+    folder = Path(text.removeprefix("local-dir:")).expanduser()
     return read_release(folder) if is_release(folder) else None
 
 
@@ -81,6 +82,7 @@ def find_candidate(text: str) -> Candidate:
     Raises:
         CmpError: It is not a model.
     """
+    text = os.path.expanduser(text)
     name, _, rest = text.partition(":")
     if text.startswith("hf-hub:"):
         return _candidate(text, text, HUB)
