@@ -4,6 +4,7 @@ Example:
     cmpt data check pictures
 """
 
+import shlex
 from pathlib import Path
 
 import typer
@@ -83,7 +84,7 @@ def show(name: str, sheet: Path | None = None) -> None:
 def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
     """Check which datasets are present, absent, partial, faulty or wrongly counted.
 
-    A folder of images without a manifest is checked as `cmpt update --data` would read it.
+    A folder of images without a manifest is checked as a first `cmpt update --data` would read it.
 
     The exit status is 1 if a dataset is present but cannot be used as it is. Notes on usable
     datasets, such as images that are both trained on and scored, do not change it.
@@ -109,11 +110,15 @@ def check(name: shared.Argument = "embedded", decode: bool = True) -> None:
         typer.echo(f"{len(datasets) - len(broken)} of {len(datasets)} embedded datasets are intact")
         raise typer.Exit(bool(broken))
     folder = Path(name).expanduser()
+    arrivals.check_utf8(str(folder), "data")
     is_plain = folder.is_dir() and not arrivals.has_manifests(folder)
     if is_plain:
         [(dataset, root)] = arrivals.read_sets(folder, "adapt", USUAL_PROMPT)
         located = [(dataset.model_copy(update={"name": folder.resolve().name}), root)]
-        typer.echo("no manifest: reading the folder as `cmpt update --data` would")
+        typer.echo(
+            "no manifest: reading the folder as a first `cmpt update --data` would; a later one "
+            "splits names of files that recur anew"
+        )
     else:
         located = load_manifests(name)
     states = [collection.dataset_state(*place, decode) for place in located]
@@ -170,10 +175,11 @@ def init(folder: Path, role: Role = "adapt", write: bool = True) -> None:
     from cmp.readers import infer
 
     path, text, words = infer.infer_manifest(folder, role)
-    typer.echo(f"{words}\n{text}")
+    typer.echo(words, err=True)  # the manifest alone can be redirected to a file
+    typer.echo(text)
     if write:
         infer.write_manifest(path, text)
-        typer.echo(f"written: {path}; check it with `cmpt data check {folder}`")
+        typer.echo(f"written: {path}; check it with `cmpt data check {shlex.quote(str(folder))}`")
 
 
 app = shared.make_group(__doc__, build, list_, show, check, init)
