@@ -169,6 +169,18 @@ def check_out(out: Path, option: str = "--out", suffix: str = "") -> None:
     refuse_inside(out, f"{option} {out}")
 
 
+def refuse_options(why: str, **given: object) -> None:
+    """Raise `CmpError` if an option was given that would have no effect.
+
+    Args:
+        why: The reason, such as "needs --profile".
+        **given: The options and their values; those that are None or False were not given.
+    """
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise CmpError(f"--{name.replace('_', '-')}: {why}")
+
+
 def recorded_device(machine: Mapping[str, Any], device: str | None) -> str:
     """Return the given device, or by default the kind of device in a machine's record."""
     return device or ("cpu" if machine.get("device") == "cpu" else "cuda")
