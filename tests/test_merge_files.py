@@ -140,7 +140,8 @@ def test_a_type_that_no_rule_merges_is_refused_in_any_file_before_the_work(which
     name = next(name for name, x in weights.items() if x.is_floating_point())
     weights[name] = weights[name].to(torch.float8_e4m3fn)
     save_file(weights, files[which])
-    error = shell("ties", *files[:2], "--base", files[2], "-o", tmp_path / "out").exception
+    out = tmp_path / "out.safetensors"
+    error = shell("ties", *files[:2], "--base", files[2], "-o", out).exception
     assert isinstance(error, CmpError), error
     assert str(error).startswith(f"{files[which]}: {name}: F8_E4M3 ") and "float32" in str(error)
     counts = []
