@@ -64,7 +64,8 @@ def report_fault(error: BaseException) -> str:
         ]
         name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
         path = build_folder().absolute() / "reports" / name
-        write_atomic(path, "\n".join(lines) + "\n")
+        text = "\n".join(lines) + "\n"  # names of files may not be UTF-8
+        write_atomic(path, text.encode("utf-8", "backslashreplace").decode())
     except Exception as refused:  # a full disk, or a consequence of the first error
         why = f"no report could be written ({type(refused).__name__})"
         return f"{fault}; {why}: run the command again with CMP_DEBUG=1 and send the output"

@@ -91,7 +91,7 @@ WAYS = {
     "cmpt study first-real": f"cmpt study first-real{PLANNED}",
     "cmpt data init pictures/new": PRINTED,
     "cmpt data init pictures/kept --role eval": PRINTED,
-    "cmpt data check pictures": PRINTED,
+    "cmpt data check pictures --list faults.txt": PRINTED,
     "cmpt run cpu data=pictures": PRINTED,
     "cmpt run gpu data=pictures": f"cmpt run gpu data=pictures{PLANNED}",
     "cmpt run cpu data=pictures stream.order=given stream.tasks=12":

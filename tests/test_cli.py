@@ -112,6 +112,16 @@ def test_show_writes_a_contact_sheet(tmp_path, monkeypatch):
         (["lab", "--diff", "03", "--prepare"], ["only one of", "--prepare"]),
         (["study", "front", "--resume"], ["--resume", "alone", "repeat its command"]),
         (["study", "--pause", "--resume"], ["--pause and --resume", "alone"]),
+        (["study", "--resume", "--jobs", "3"], ["--pause and --resume", "alone"]),
+        (["site", "--picture", "--pdf"], ["only one of --picture", "--pdf"]),
+        (["doctor", "--micro-batch", "7"], ["--micro-batch: needs --profile"]),
+        (["doctor", "--compile"], ["--compile: needs --profile"]),
+        (
+            ["merge", "ties", "a", "b", "-o", "c.safetensors", "--model", "tiny"],
+            ["--model: needs --try"],
+        ),
+        (["eval", "tiny", "--weights", "a", "--start", "random"], ["--start: has no effect"]),
+        (["results", "verify", "3f2a", "--sample", "2"], ["--sample", "leave out the id"]),
     ],
 )
 def test_misuse_is_refused_by_name(arguments, words):
@@ -427,6 +437,13 @@ def test_doctor_checks_the_batches_that_a_run_refuses():
     assert well.exit_code == 0 and "batches   here" in well.output
 
 
+def test_doctor_sees_a_build_folder_in_which_nothing_can_be_written(build, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    said = run(cli.app, ["doctor", "--profile", "quick"])
+    assert f"disk      missing   nothing can be written to {build.parent}" in said.output
+    assert said.exit_code == 1
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.long
 def test_doctor_takes_the_options_that_it_advises():
@@ -465,7 +482,8 @@ def fault(monkeypatch, tmp_path):
 
 
 @pytest.mark.defect
-def test_a_fault_is_a_sentence_and_a_report(fault, capsys):
+def test_a_fault_is_a_sentence_and_a_report(fault, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "name=\udcff"])  # which is not UTF-8
     with pytest.raises(SystemExit) as end:
         cli.main()
     said = capsys.readouterr().err
@@ -474,7 +492,7 @@ def test_a_fault_is_a_sentence_and_a_report(fault, capsys):
     assert len(said.splitlines()) == 1 and "Traceback" not in said
     assert f"send {report} " in said and "KeyError" in said
     text = report.read_text()
-    assert "cmpt run cpu 'data=my pictures'" in text
+    assert "cmpt run cpu 'data=my pictures' 'name=\\udcff'" in text
     assert 'raise KeyError("no such' in text
     assert f"torch {torch.__version__.partition('+')[0]}" in text
 
@@ -493,14 +511,16 @@ def test_a_fault_on_a_full_disk_says_how_to_see_it(fault, capsys, monkeypatch):
 
 
 @pytest.mark.defect
-def test_a_long_name_does_not_cut_off_the_numbers_beside_it(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.mark.parametrize("width", ["30", "80"])
+def test_a_long_name_does_not_cut_off_the_numbers_beside_it(capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", width)
     cells = ("12.3", "45.6", "−10.1", "−12.4 to 3.4", 12, "1.5", 1234)
     others = ("–", "–", "–", "no interval", 0, "-", 0)
     columns = ("", "before", "now", "change", "95%", "lost", "% lost", "gained")
     shared.print_table(columns, [("a-set-" * 9, *cells), ("b", *others)])
     said = capsys.readouterr().out
     assert "−10.1 −12.4 to 3.4   12    1.5  1,234" in said and "no interval" in said
+    assert "a-set-a-set-" in said  # not a letter a line
     assert "a-set-" * 9 in "".join(line.split(" ")[1] for line in said.splitlines() if line)
 
 

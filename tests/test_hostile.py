@@ -424,6 +424,13 @@ def test_a_table_may_have_any_name_in_utf_8(plan_from, tmp_path):
         plan_from("1", own, name="x\udcff")
     with pytest.raises(CmpError, match=r"--data: .* is not UTF-8"):
         plan_from("1", own.rename(tmp_path / "m\udcff"))
+    error = invoke("data", "check", tmp_path / "m\udcff")
+    assert isinstance(error, CmpError) and "is not UTF-8" in str(error)
+
+
+def test_a_release_whose_name_could_not_be_stored_is_refused_before_training(plan, tmp_path):
+    with pytest.raises(CmpError, match=r"--out: .* is not UTF-8"):
+        update.check_folder(plan, tmp_path / "m\udcff" / "r")
 
 
 @pytest.mark.parametrize(

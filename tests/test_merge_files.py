@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import options
@@ -139,7 +140,8 @@ def test_a_type_that_no_rule_merges_is_refused_in_any_file_before_the_work(which
     name = next(name for name, x in weights.items() if x.is_floating_point())
     weights[name] = weights[name].to(torch.float8_e4m3fn)
     save_file(weights, files[which])
-    error = shell("ties", *files[:2], "--base", files[2], "-o", tmp_path / "out").exception
+    out = tmp_path / "out.safetensors"
+    error = shell("ties", *files[:2], "--base", files[2], "-o", out).exception
     assert isinstance(error, CmpError), error
     assert str(error).startswith(f"{files[which]}: {name}: F8_E4M3 ") and "float32" in str(error)
     counts = []
@@ -378,15 +380,16 @@ def test_candidates_are_scored_and_nothing_is_written(tmp_path, shell_on_a_small
 
 
 def test_candidates_are_combined():
-    found = tools.candidate_settings(["weight=0.25,0.5", "scale=2"], 3)
+    rule = SimpleNamespace(name="own", settings=("weight", "scale", "density"))
+    found = tools.candidate_settings(rule, ["weight=0.25,0.5", "scale=2"], 3)
     assert found == {
         "weight=0.25 scale=2": {"weights": [0.25, 0.375, 0.375], "scale": 2.0},
         "weight=0.5 scale=2": {"weights": [0.5, 0.25, 0.25], "scale": 2.0},
     }
     # candidates that differ little are different rows
-    assert len(tools.candidate_settings(["density=0.1234567,0.1234568"], 2)) == 2
+    assert len(tools.candidate_settings(rule, ["density=0.1234567,0.1234568"], 2)) == 2
     with pytest.raises(CmpError, match=r"--try: 'density' is given twice; .*density=0\.1,0\.3"):
-        tools.candidate_settings(["density=0.1", "density=0.3"], 2)
+        tools.candidate_settings(rule, ["density=0.1", "density=0.3"], 2)
 
 
 @pytest.mark.parametrize(
@@ -398,6 +401,8 @@ def test_candidates_are_combined():
         (["--try", "weight", "--model", "tiny"], ["--try weight", "numbers"]),
         (["--try", "weight=0.5,x", "--model", "tiny"], ["--try weight=0.5,x", "numbers"]),
         (["--try", "density=0.5", "--model", "tiny"], ["interpolation", "not 'density'"]),
+        (["--try", "weigt=0.1", "--model", "tiny"], ["takes weight", "mean 'weight'?"]),
+        (["--try", "weights=0.9,0.1", "--model", "tiny"], ["takes weight,", "mean 'weight'?"]),
         (["--try", "weight=0.5", "--model", "tinny"], ["tinny"]),
         (
             ["--try", "weight=0.5", "--model", "tiny", "--device", "cuda:999"],

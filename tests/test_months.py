@@ -478,12 +478,21 @@ def invoke(*arguments):
 def test_the_command_says_what_to_do_about_a_peak_and_repeats_nothing(made, root, tmp_path):
     out = tmp_path / "releases" / "2"
     month = ("update", made.folder, "--data", root / "y-month", "-o", out)
-    done = invoke(*month, "--dry-run")
+    last = made.record.updates[-1]
+    as_long = f"training.task_steps=[{last.steps}]"
+    done = invoke(*month, as_long, "--dry-run")
     assert f"cmpt tune {made.folder} --data {root / 'y-month'} -o" in done.stdout, done.output
     assert done.stdout.startswith(f"from {made.folder}: {release.describe(made)}\n")
-    assert f"at the speed of {made.record.updates[-1].name}, whose" in done.stdout
-    for other in (("--threads", 2), ("training.batch=32",), ("--device", "cuda")):  # another speed
-        assert "of training" in invoke(*month, *other, "--dry-run").stdout, other
+    assert f"at the speed of {last.name}, whose" in done.stdout
+    # another speed, or another part of the time in evaluations
+    for other in (
+        (as_long, "--threads", 2), (as_long, "training.batch=32"), (as_long, "--device", "cuda"),
+        ONE_STEP,
+    ):  # fmt: skip
+        said = invoke(*month, *other, "--dry-run").stdout
+        assert "of training" in said, other
+        is_elsewhere = "cuda" in other and not torch.cuda.is_available()
+        assert ("finds no GPU on this machine" in said) == is_elsewhere
     done = invoke(*month)
     assert f"written: {out}" in done.stdout, done.output
     assert f"cmpt tune {out} --data FOLDER_OF_NEXT_MONTH" in done.stdout
@@ -554,6 +563,7 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
     month = classes(tmp_path / "2026-01", ("red fox", "oak"), each=6)
     done = invoke("data", "check", month)
     assert done.exit_code == 0 and "1 of 1 datasets can be used" in done.stdout, done.output
+    assert "as a first `cmpt update --data` would" in done.stdout  # a later one splits anew
     assert "B/32" not in done.stdout  # no score is known
     tree(month, {"oak/Thumbs.db": b"x", "desktop.ini": b"x", "oak/.DS_Store": b"x"})
     assert invoke("data", "check", month).stdout == done.stdout  # what systems add is no fault

@@ -1127,6 +1127,7 @@ def test_data_init_writes_what_data_check_passes(tmp_path):
 
     code, said = invoke("init")
     assert code == 0 and "30 images of 3 classes" in said
+    assert f"check it with `cmpt data check '{root}'`" in said
     [(dataset, where)] = load_manifests(str(root))
     assert dataset.name == "my-pictures" and dataset.beside == "embedded" and where == root
     code, said = invoke("check")
@@ -1149,6 +1150,8 @@ def test_data_init_writes_what_data_check_passes(tmp_path):
 @pytest.mark.parametrize("role", list(SPLIT_SHARES))
 def test_data_init_writes_a_manifest_of_each_role(tmp_path, role):
     root = classes(tmp_path / "p", each=20)
+    printed = CliRunner().invoke(cli.app, ["data", "init", str(root), "--role", role, "--no-write"])
+    assert parsing.parse_yaml(printed.stdout)["role"] == role and "images of" in printed.stderr
     shell = CliRunner().invoke(cli.app, ["data", "init", str(root), "--role", role])
     assert shell.exit_code == 0 and f"# {infer.ROLES[role]}" in shell.output
     [(dataset, where)] = load_manifests(str(root))

@@ -342,7 +342,9 @@ def test_a_stream_is_imported_and_an_unknown_class_is_refused(build, tmp_path, c
         path = write(tmp_path / f"{name}.json", order)
         answer = CliRunner().invoke(cli.app, ["stream", "import", str(path), name])
         assert answer.exit_code == 0, answer.output
-        assert f"{len(order)} classes of 2 datasets" in answer.output
+        assert f"{len(order)} classes of 2 datasets; written: " in answer.output
+        again = CliRunner().invoke(cli.app, ["stream", "import", str(path), name])
+        assert "; replaced: " in again.output
     assert streams.class_order(corpus, Stream(order="listed", traits="good"), 5) == good
     with pytest.raises(
         CmpError, match=r"no class 'new-digits\+\+\+sevem'.*'new-digits\+\+\+seven'"

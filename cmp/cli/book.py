@@ -48,7 +48,8 @@ def study(
     from cmp.experiments import preflight, real, results, studies, workers
 
     if pause or resume:
-        if names or (pause and resume):
+        others = (profile, jobs, device, shard, dry_run, publish, backend != "local")
+        if names or (pause and resume) or any(others):
             raise CmpError(
                 "study: --pause and --resume are for all studies; give one of them alone. To "
                 "continue a study that was stopped, repeat its command without them"
@@ -193,6 +194,8 @@ def site(picture: bool = False, predictions: bool = False, pdf: bool = False) ->
     Example:
         cmpt site
     """
+    if sum((picture, predictions, pdf)) > 1:
+        raise CmpError("site: give only one of --picture, --predictions and --pdf")
     if predictions:
         typer.echo(f"stored: {shared.import_lab('first_screen').write_predictions()}")
         return

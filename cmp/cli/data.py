@@ -4,6 +4,7 @@ Example:
     cmpt data check pictures
 """
 
+import shlex
 from pathlib import Path
 
 import typer
@@ -87,7 +88,7 @@ def check(
 ) -> None:
     """Check which datasets are present, absent, partial, faulty or wrongly counted.
 
-    A folder of images without a manifest is checked as `cmpt update --data` would read it.
+    A folder of images without a manifest is checked as a first `cmpt update --data` would read it.
 
     The exit status is 1 if a dataset is present but cannot be used as it is. Notes on usable
     datasets, such as images that are both trained on and scored, do not change it.
@@ -118,6 +119,7 @@ def check(
     if list:
         shared.check_out(list, "--list")
     folder = Path(name).expanduser()
+    arrivals.check_utf8(str(folder), "data")
     is_plain = folder.is_dir() and not arrivals.has_manifests(folder)
     if is_plain:
         [(dataset, root)] = arrivals.read_sets(folder, "adapt", USUAL_PROMPT)
@@ -128,7 +130,10 @@ def check(
     if is_plain:
         index, title = states[0].index, states[0].dataset.title
         words = title if index is None else arrivals.describe_reading(index, folder)
-        typer.echo(f"no manifest: `cmpt update --data` reads the folder as {words}")
+        typer.echo(
+            f"no manifest: a first `cmpt update --data` reads the folder as {words}; a later one "
+            "splits names of files that recur anew"
+        )
     columns = ("set", "role", "classes", "train", "val.", "test", "B/32 (%)", "state")
     rows = [_state_row(s.dataset, s.index.counts() if s.index else {}, s.state) for s in states]
     place = columns.index("B/32 (%)")
@@ -191,10 +196,11 @@ def init(folder: Path, role: Role = "adapt", write: bool = True) -> None:
     from cmp.readers import infer
 
     path, text, words = infer.infer_manifest(folder, role)
-    typer.echo(f"{words}\n{text}")
+    typer.echo(words, err=True)  # the manifest alone can be redirected to a file
+    typer.echo(text)
     if write:
         infer.write_manifest(path, text)
-        typer.echo(f"written: {path}; check it with `cmpt data check {folder}`")
+        typer.echo(f"written: {path}; check it with `cmpt data check {shlex.quote(str(folder))}`")
 
 
 app = shared.make_group(__doc__, build, list_, show, check, init)

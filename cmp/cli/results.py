@@ -5,6 +5,7 @@ Example:
 """
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from tqdm import tqdm
@@ -98,8 +99,8 @@ def rm(run_id: str) -> None:
 
 def verify(
     run_id: shared.OptionalArgument = None,
-    sample: shared.Positive = 1,
-    seed: shared.NotNegative = 0,
+    sample: shared.OptionalPositive = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
     device: str | None = None,
     micro_batch: shared.OptionalPositive = None,
     checkpoint_activations: bool = False,
@@ -111,14 +112,18 @@ def verify(
 
     Args:
         run_id: Id of a stored run, or its first digits. Default: a sample of the published runs.
-        sample: Number of published runs to draw at random, if no id is given.
-        seed: Seed of the draw.
+        sample: Number of published runs to draw at random, if no id is given. Default: 1.
+        seed: Seed of the draw. Default: 0.
         device: Device: cpu or cuda. Default: the one on which the run was computed.
 
     Example:
         cmpt results verify --sample 3 --seed 7
     """
-    chosen = [lookup.find_run(run_id)] if run_id else results.sample_published(sample, seed)
+    if run_id:
+        shared.refuse_options("draws published runs; leave out the id", sample=sample, seed=seed)
+    chosen = (
+        [lookup.find_run(run_id)] if run_id else results.sample_published(sample or 1, seed or 0)
+    )
     if not chosen:
         raise CmpError(
             f"{results.RESULTS}: nothing is published; run this in a checkout of the project, or "

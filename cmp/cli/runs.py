@@ -164,6 +164,8 @@ def evaluate(
         cmpt eval small --seed 3 --start unannealed
     """
     torch.set_num_threads(threads)
+    if weights:
+        shared.refuse_options(f"has no effect beside --weights {weights}", start=start)
     devices.check_device(device := starts.default_device(model, device))
     start = start or (starts.HUB if starts.is_hub(model) else config.Model().start)
     if weights and not weights.is_file():  # a pipe may never end

@@ -60,6 +60,8 @@ ROLE_NAMES = {
 """The names of dataset roles in tables, in order."""
 NUMBERS = r"([-+−]?[\d.,/]*|–)( to [-−]?[\d.,]+)?|no interval"
 """A pattern of cells that are numbers, or intervals as `interval_in_words` writes them."""
+TEXT_WIDTH = 12
+"""The least width of a column of longer texts in a table."""
 
 
 def path(text: str) -> Path:
@@ -169,6 +171,18 @@ def check_out(out: Path, option: str = "--out", suffix: str = "") -> None:
     refuse_inside(out, f"{option} {out}")
 
 
+def refuse_options(why: str, **given: object) -> None:
+    """Raise `CmpError` if an option was given that would have no effect.
+
+    Args:
+        why: The reason, such as "needs --profile".
+        **given: The options and their values; those that are None or False were not given.
+    """
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise CmpError(f"--{name.replace('_', '-')}: {why}")
+
+
 def recorded_device(machine: Mapping[str, Any], device: str | None) -> str:
     """Return the given device, or by default the kind of device in a machine's record."""
     return device or ("cpu" if machine.get("device") == "cpu" else "cuda")
@@ -209,25 +223,34 @@ def import_lab(name: str) -> ModuleType:
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[object] | None], title: str | None = None
 ) -> None:
-    """Print a table that fits into 80 characters, without truncating numbers.
+    """Print a table that fits into 80 characters, without truncating numbers. On a narrower
+    terminal, its lines are longer, so that numbers and the names beside them can still be read.
 
     Args:
         columns: The headers. Columns of numbers and intervals are right-aligned.
         rows: The cells, as text or numbers; None draws a line.
         title: The heading.
     """
-    from rich import box, console, table
+    from rich import box, cells, console, table
 
     rows = [row and [_cell(value) for value in row] for row in rows]
     title = title and clean_text(title)
     shown = table.Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    least = len(columns) + 1  # for the spaces around columns
     for number, column in enumerate(columns):
         is_number = all(re.fullmatch(NUMBERS, row[number]) for row in rows if row)
         justify, overflow = ("right", "ellipsis") if is_number else ("left", "fold")
-        shown.add_column(column, justify=justify, overflow=overflow, no_wrap=is_number)
+        widest = max(map(cells.cell_len, [column, *(row[number] for row in rows if row)]))
+        least += widest if is_number else min(widest, TEXT_WIDTH)
+        shown.add_column(
+            column, justify=justify, overflow=overflow, no_wrap=is_number,
+            min_width=None if is_number else min(widest, TEXT_WIDTH),
+        )  # fmt: skip
     for row in rows:
         shown.add_row(*row) if row else shown.add_section()
-    console.Console(highlight=False, markup=False).print(shown)
+    terminal = console.Console(highlight=False, markup=False)
+    terminal.width = max(terminal.width, least)
+    terminal.print(shown)
 
 
 def score_text(score: float | None) -> str:

@@ -68,13 +68,20 @@ def make(
     Example:
         cmpt stream make mine --model small --seed 0
     """
-    statistics.new_statistics_path(name)  # fails before the work, not after
+    path = statistics.new_statistics_path(name)  # fails before the work, not after
+    state = _describe_writing(path)
     torch.set_num_threads(threads)
     corpus, section = load_data(data), config.parse({"model": {"name": model}}).model
     known = None if counts is None else read_counts(counts)
     network = models.load_model(section, seed).eval()
     classes = statistics.measure_classes(network, model, corpus, known)
-    typer.echo(f"{len(classes)} classes: {statistics.write_statistics(classes, name)}")
+    statistics.write_statistics(classes, name)
+    typer.echo(f"{len(classes)} classes; {state}: {path}")
+
+
+def _describe_writing(path: Path) -> str:
+    """Return what writing a table does, which replaces an earlier one of the same name."""
+    return "replaced" if path.exists() else "written"
 
 
 def read_counts(path: Path) -> dict[str, int]:
@@ -97,9 +104,10 @@ def import_(file: Path, name: str) -> None:
     """
     order = statistics.read_stream_file(file)
     positions = pd.DataFrame({"entry": order, "position": range(len(order))})
+    state = _describe_writing(statistics.new_statistics_path(name))
     path = statistics.write_statistics(positions, name)
     datasets = len({entry.partition("+++")[0] for entry in order})
-    typer.echo(f"{len(order)} classes of {datasets} datasets: {path}")
+    typer.echo(f"{len(order)} classes of {datasets} datasets; {state}: {path}")
     typer.echo(f"to see its tasks: cmpt stream show stream.order=listed stream.traits={name}")
 
 

@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from cmp import starts
 from cmp.cli import shared
-from cmp.errors import CmpError
+from cmp.errors import CmpError, did_you_mean
 from cmp.merging.files import merge_files
-from cmp.merging.rules import MergeOptions
+from cmp.merging.rules import MergeOptions, tensor_settings
 from cmp.project import build_folder
-from cmp.registry import get_option
+from cmp.registry import Option, get_option
 
 
 def merge(
@@ -34,7 +34,7 @@ def merge(
     seed: shared.NotNegative = 0,
     candidates: Annotated[list[str] | None, typer.Option("--try", metavar="KEY=VALUE,...")] = None,
     model: str | None = None,
-    data: str = "embedded",
+    data: str | None = None,
     threads: shared.Threads = 1,
     device: str | None = None,
 ) -> None:
@@ -63,9 +63,10 @@ def merge(
             weight=0.1,0.25,0.5 for the weight of the newest model; repeat for combinations.
         model: Network of the files, for --try: one of this book's own models, such as small, or an
             open_clip model.
-        data: Data to score on, for --try: embedded, fomo, or a folder of manifests.
-        device: Device for scoring: cpu or cuda. Default: cpu for this book's own models, otherwise
-            cuda.
+        data: Data to score on, for --try: embedded, fomo, or a folder of manifests. Default:
+            embedded.
+        device: Device for scoring, for --try: cpu or cuda. Default: cpu for this book's own models,
+            otherwise cuda.
 
     Example:
         cmpt merge ties new.safetensors old.safetensors --base start.safetensors -o out.safetensors
@@ -82,8 +83,10 @@ def merge(
     if out is None:
         if model is None:
             raise CmpError("--try: give the network of the files with --model, such as small")
-        try_settings(rule, models, base, given, candidates or [], model, data, device)
+        source = data or "embedded"
+        try_settings(rule, models, base, given, candidates or [], model, source, device)
         return
+    shared.refuse_options("needs --try", model=model, data=data, device=device)
     shared.check_out(out, suffix=".safetensors")
     total = merged_bytes([*models, *([base] if base else [])])
     with tqdm(total=total, desc=rule, unit="B", unit_scale=True, disable=None) as bar:
@@ -121,7 +124,8 @@ def try_settings(
     from cmp.data import load_data
     from cmp.scale import devices
 
-    option, trials = get_option("merge_rule", rule), candidate_settings(candidates, len(paths))
+    option = get_option("merge_rule", rule)
+    trials = candidate_settings(option, candidates, len(paths))
     merged_bytes([*paths, *([base] if base else [])])
     for trial in trials.values():  # before computing anything
         MergeOptions.make(option, len(paths), **given | trial)
@@ -157,20 +161,28 @@ def try_settings(
     shared.print_table(columns, rows, f"{model}, validation, in percent")
 
 
-def candidate_settings(candidates: Sequence[str], count: int) -> dict[str, dict[str, Any]]:
+def candidate_settings(
+    rule: Option, candidates: Sequence[str], count: int
+) -> dict[str, dict[str, Any]]:
     """Return the settings of each combination of candidates, by its label in the table.
 
     Args:
+        rule: The rule.
         candidates: "key=value,value" for one key each. "weight" is that of the newest model, and
             the others share the rest.
         count: The number of models to merge.
 
     Raises:
-        CmpError: A candidate does not have this form, or a key is given twice.
+        CmpError: A candidate does not have this form, the rule does not take its key, or a key is
+            given twice.
     """
+    known = [*(["weight"] if "weight" in rule.settings else []), *tensor_settings(rule)]
     choices = []
     for text in candidates:
         key, _, values = text.partition("=")
+        if key not in known:
+            takes = f"{rule.name!r} takes {', '.join(known) or 'no settings'}"
+            raise CmpError(f"--try {text}: {takes}, not {key!r}{did_you_mean(key, known)}")
         try:
             choices.append([(key, float(value)) for value in values.split(",")])
         except ValueError as error:
@@ -280,6 +292,10 @@ def doctor(
     if profile is None:
         if settings:
             raise CmpError(f"{settings[0]}: settings need --profile, such as --profile gpu")
+        shared.refuse_options(
+            "needs --profile", device=device, micro_batch=micro_batch,
+            checkpoint_activations=checkpoint_activations, compile=compile,
+        )  # fmt: skip
         checks = preflight.check_setup()
     else:
         run_config = read_config(profile, settings or [])

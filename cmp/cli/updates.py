@@ -38,6 +38,10 @@ Moved = Annotated[list[str] | None, typer.Option("--moved", metavar="OLD=NEW")]
 Prompt = Annotated[str | None, typer.Option(metavar="TEMPLATE")]
 Start = Annotated[str | None, typer.Argument(metavar="RELEASE")]
 
+FEW_STEPS = 0.25
+"""How far the steps of an update may differ from those of the last one, as a fraction, for its time
+to be forecast from that."""
+
 
 def update(
     parent: Start = None,
@@ -130,14 +134,14 @@ def update(
             if not plan.peak_source:
                 typer.echo(
                     f"its peak, {plan.config.schedule.peak:g}, is the recipe's, not tuned for "
-                    f"your images; before the next update, run cmpt tune {out} "
+                    f"your images; before the next update, run cmpt tune {shlex.quote(str(out))} "
                     "--data FOLDER_OF_NEXT_MONTH -o tuned.yaml"
                 )
 
 
 def _forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) -> list[str]:
-    """Return how long an update may take, by the last one if it was computed alike, and how much
-    memory a step needs.
+    """Return how long an update may take, by the last one if it was computed alike, how much memory
+    a step needs, and whether the device is another one than this machine has.
 
     Raises:
         CmpError: This machine has GPUs, but not this one.
@@ -157,13 +161,20 @@ def _forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) -
             time = forecast.describe_forecast(step, plan.steps)
     except CmpError as error:  # a method of one's own whose cost cannot be counted
         return [f"forecast: unknown: {error}"]
-    return [f"forecast: {time}", f"memory: {memory}"]
+    lines = [f"forecast: {time}", f"memory: {memory}"]
+    if not devices.is_present(device):
+        lines.append("device: torch finds no GPU on this machine; the numbers are for an H100")
+    return lines
 
 
 def _is_like_last(plan: UpdatePlan, device: str, execution: ExecutionConfig) -> bool:
-    """Return whether a step takes as long as in the last update: the same method, batch, precision
-    and kind of device, and no other way to compute it."""
+    """Return whether an update takes as long for each step, with its share of the evaluations, as
+    the last one: about as many steps, the same method, batch, precision and kind of device, and no
+    other way to compute it."""
     if not (devices.is_present(device) and plan.parent and execution == ExecutionConfig()):
+        return False
+    last = plan.earlier[-1].steps
+    if abs(plan.steps - last) > FEW_STEPS * last:
         return False
     machine = {"device": devices.device_name(device), "threads": torch.get_num_threads()}
     if not machine.items() <= plan.parent.record.provenance.items():
@@ -180,10 +191,11 @@ def _dry_run_lines(plan: UpdatePlan, given: tuple[str, Path, dict[str, Any]]) ->
     if plan.peak_source:
         return "nothing was computed"
     start, data, _ = given
-    where = start if plan.parent else f"--start {start} ..."
+    where = shlex.quote(start) if plan.parent else f"--start {shlex.quote(start)} ..."
     return (
-        f"to tune the peak first, run cmpt tune {where} --data {data} -o tuned.yaml with your "
-        "other options, and then this command with --settings tuned.yaml\nnothing was computed"
+        f"to tune the peak first, run cmpt tune {where} --data {shlex.quote(str(data))} "
+        "-o tuned.yaml with your other options, and then this command with --settings tuned.yaml\n"
+        "nothing was computed"
     )
 
 

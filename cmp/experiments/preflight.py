@@ -312,12 +312,15 @@ def _check_base_files(what: str, bases: list[Path], sentence: str) -> Check:
 
 
 def _check_disk(run_config: RunConfig | None) -> Check:
-    """Check that there is a gigabyte free, or as much as a run's checkpoints and models take."""
+    """Check that something can be written to the build folder, and that there is a gigabyte free,
+    or as much as a run's checkpoints and models take."""
     needed, target = GIGA, build_folder()
     if run_config:  # the models of the last two tasks, and the final one
         weights = forecast.memory_account(run_config)["weights"]
         needed += forecast.checkpoint_bytes(run_config) + 3 * weights
     existing = next(path for path in [target, *target.absolute().parents] if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return Check("disk", MISSING, f"nothing can be written to {existing}")
     free = shutil.disk_usage(existing).free
     words = f"{free / GIGA:.0f} GB free at {target}"
     words += f", and checkpoints and weights take {needed / GIGA:.0f}" if run_config else ""

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -212,12 +213,12 @@ def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
             f"data: {len(absent)} of {len(located)} datasets of {source!r} are absent: {names}"
         )
         if not indexes:
-            raise CmpError(f"{message}; run `cmpt data check {source}` for details")
+            raise CmpError(f"{message}; run `cmpt data check {shlex.quote(source)}` for details")
         warnings.warn(f"{message}; scores cover only the others", stacklevel=2)
     if leaked := notes.leaked_pictures(indexes):
         message = leaked[0]
         if len(leaked) > 1:
-            message += f" (`cmpt data check {source}` lists {len(leaked) - 1} more)"
+            message += f" (`cmpt data check {shlex.quote(source)}` lists {len(leaked) - 1} more)"
         warnings.warn(message, stacklevel=2)
     return indexes, any(dataset.beside for dataset, _ in located)
 

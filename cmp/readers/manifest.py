@@ -15,6 +15,7 @@ import contextlib
 import glob
 import os
 import re
+import shlex
 import string
 from collections.abc import Collection
 from pathlib import Path
@@ -410,7 +411,8 @@ def load_manifests(source: str) -> list[tuple[FileSet, Path]]:
             )
         located[dataset.name] = (dataset, data)
     if not located:
-        raise CmpError(f"{source}: no manifests (*.yaml); write one with `cmpt data init {source}`")
+        init = f"cmpt data init {shlex.quote(source)}"
+        raise CmpError(f"{source}: no manifests (*.yaml); write one with `{init}`")
     return list(located.values())
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import os
+import shlex
 import unicodedata
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -104,7 +105,7 @@ def _refuse_other_task(ledger: Ledger, index: ImageIndex, role: Role, folder: Pa
         raise CmpError(
             f"{OPTIONS[role]}: {folder}: its images have no {what} (task {task!r}), but the set "
             f"{name!r}, which they would join, is scored by {what} (task {before!r}); name a set "
-            f"of their own in a manifest (`cmpt data init {folder}`)"
+            f"of their own in a manifest (`cmpt data init {shlex.quote(str(folder))}`)"
         )
 
 
@@ -142,9 +143,10 @@ def without_manifest(fault: str, name: str, folder: Path) -> str:
 def _how_to_join(folder: Path, name: str, *keys: str) -> str:
     """Return how to write a manifest, with keys, that does not make a folder a set of its own."""
     written = " and ".join(f"`{key}`" for key in (*keys, f"name: {name}"))
+    init = f"cmpt data init {shlex.quote(str(folder))}"
     return (
-        f"write a manifest (`cmpt data init {folder}`) and put {written} into it; with another "
-        "name, the folder is a set of its own"
+        f"write a manifest (`{init}`) and put {written} into it; with another name, the folder is "
+        "a set of its own"
     )
 
 
@@ -199,7 +201,8 @@ def read_sets(
         if (earlier := roles.get(dataset.name, role)) != role:
             how = "choose another in its manifest"
             if not has_manifests(folder):
-                how = f"write a manifest with another one (`cmpt data init {folder}`)"
+                init = f"cmpt data init {shlex.quote(str(folder))}"
+                how = f"write a manifest with another one (`{init}`)"
             raise CmpError(
                 f"{option}: {folder}: name: {dataset.name!r} is the name of a set that was given "
                 f"by {OPTIONS[earlier]}; {how}"
@@ -236,6 +239,17 @@ def describe_reading(index: ImageIndex, folder: Path) -> str:
     return words + f"; images in the folder that are not in the table: {count:,}" * bool(count)
 
 
+def check_utf8(text: str, named: str) -> None:
+    """Raise `CmpError` if a path or a name is not UTF-8, and so can be neither stored nor printed.
+
+    Args:
+        text: The path or name.
+        named: What a user calls it, for the message.
+    """
+    if HALF_CHARACTER.search(text):
+        raise CmpError(f"{named}: {text!r}: name is not UTF-8; choose another")
+
+
 def arrive(
     ledger: Ledger, folder: str, role: Role, name: str = "", prompt: str = starts.USUAL_PROMPT
 ) -> tuple[Ledger, ArrivalReport]:
@@ -266,8 +280,7 @@ def arrive(
     if role == "adapt" and path.is_symlink():  # such as "latest", which soon leads elsewhere
         path = path.resolve()
     for option, text in ((OPTIONS[role], str(path)), ("--name", name)):
-        if HALF_CHARACTER.search(text):
-            raise CmpError(f"{option}: {text!r}: name is not UTF-8; choose another")
+        check_utf8(text, option)
     try:
         name = check_line(name or path.name)
     except ValueError as error:

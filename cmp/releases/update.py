@@ -23,6 +23,7 @@ from cmp.files import atomic_folder, check_new, save_tensors
 from cmp.parsing import read_table
 from cmp.releases import ledger as ledgers
 from cmp.releases import release, sentences
+from cmp.releases.arrivals import check_utf8
 from cmp.releases.candidates import Candidate, split_start
 from cmp.releases.card import release_card
 from cmp.releases.compare import Comparison, compare
@@ -90,6 +91,7 @@ def check_folder(plan: UpdatePlan, folder: Path) -> None:
     Raises:
         CmpError: It cannot; the message says why.
     """
+    check_utf8(str(folder), "--out")
     if release.is_release(folder):
         record = release.read_release(folder).record
         if record.id == plan.id:
