@@ -563,7 +563,7 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
     month = classes(tmp_path / "2026-01", ("red fox", "oak"), each=6)
     done = invoke("data", "check", month)
     assert done.exit_code == 0 and "1 of 1 datasets can be used" in done.stdout, done.output
-    assert "as a first `cmpt update --data` would" in done.stdout  # a later one splits anew
+    assert "a first `cmpt update --data` reads the folder as" in done.stdout
     assert "B/32" not in done.stdout  # no score is known
     tree(month, {"oak/Thumbs.db": b"x", "desktop.ini": b"x", "oak/.DS_Store": b"x"})
     assert invoke("data", "check", month).stdout == done.stdout  # what systems add is no fault

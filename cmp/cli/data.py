@@ -89,6 +89,7 @@ def check(
     """Check which datasets are present, absent, partial, faulty or wrongly counted.
 
     A folder of images without a manifest is checked as a first `cmpt update --data` would read it.
+    A later update splits file names that recur anew.
 
     The exit status is 1 if a dataset is present but cannot be used as it is. Notes on usable
     datasets, such as images that are both trained on and scored, do not change it.
@@ -130,10 +131,7 @@ def check(
     if is_plain:
         index, title = states[0].index, states[0].dataset.title
         words = title if index is None else arrivals.describe_reading(index, folder)
-        typer.echo(
-            f"no manifest: a first `cmpt update --data` reads the folder as {words}; a later one "
-            "splits names of files that recur anew"
-        )
+        typer.echo(f"no manifest: a first `cmpt update --data` reads the folder as {words}")
     columns = ("set", "role", "classes", "train", "val.", "test", "B/32 (%)", "state")
     rows = [_state_row(s.dataset, s.index.counts() if s.index else {}, s.state) for s in states]
     place = columns.index("B/32 (%)")

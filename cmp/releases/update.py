@@ -283,10 +283,11 @@ def write_release(
         path = parent.path(release.MATRIX_FILE)
         with explain_errors(f"{path}: cannot be read", release.REMEDY):
             matrix = pd.concat([read_table(path, dict.fromkeys(matrix, float)), matrix])
+    # the state was saved before the last scores, whose time only the parent's record counts
+    seconds = max(0.0, result.seconds - sum(x.seconds for x in plan.earlier))
     done = UpdateRecord(
         plan.name, plan.id, plan.steps, plan.pools.counts, max_rate(plan.fitted),
-        len(plan.pools.update), result.seconds - sum(x.seconds for x in plan.earlier),
-        plan.is_peak_given,
+        len(plan.pools.update), seconds, plan.is_peak_given,
     )  # fmt: skip
     record = ReleaseRecord(
         release.SCHEMA, plan.id, parent.record.id if parent else "", plan.config.to_dict(),
