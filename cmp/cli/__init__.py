@@ -191,7 +191,7 @@ def run_command() -> None:
 
 def complain(message: object) -> None:
     """Print a sentence to standard error."""
-    typer.echo(f"cmpt: {clean_text(str(message))}", err=True)
+    typer.echo(f"cmpt: {message}", err=True)
 
 
 def _root(version: bool = False, plugin: list[Path] | None = None) -> None:

@@ -99,7 +99,8 @@ def compare(
             "--moved and --gone work only if OLD or NEW is a release and --data is not given"
         )
     else:
-        corpus = load_data(data := data or "embedded")
+        data = data or "embedded"
+        corpus = load_data(data)
         notes = [f"scored: the {split} images of {data}"]
     if limits:
         sets = make_test_sets(corpus, split, subset)
@@ -166,9 +167,10 @@ def _release_notes(other: Release, owner: Release, split: str, is_old: bool) -> 
             f"{count_of(len(lacking), f'{split} image')} of {other.folder}, from {places}, are not "
             f"{split} images of {owner.folder}, so they are not scored"
         )
-    before, here = (_prompts(x) for x in (own, scored))
+    own_prompts, scored_prompts = (_prompts(x) for x in (own, scored))
     pairs = [(other.record.prompt, owner.record.prompt)]
-    pairs += [(before[name], here[name]) for name in before if name in here]
+    shared_sets = own_prompts.keys() & scored_prompts.keys()
+    pairs += [(own_prompts[name], scored_prompts[name]) for name in sorted(shared_sets)]
     for theirs, used in dict.fromkeys(pairs):
         if theirs != used:
             yield (

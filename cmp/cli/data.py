@@ -5,7 +5,9 @@ Example:
 """
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -84,7 +86,9 @@ def show(name: str, sheet: Path | None = None) -> None:
 
 
 def check(
-    name: shared.Argument = "embedded", decode: bool = True, list: Path | None = None
+    name: shared.Argument = "embedded",
+    decode: bool = True,
+    faults_file: Annotated[Path | None, typer.Option("--list")] = None,
 ) -> None:
     """Check which datasets are present, absent, partial, faulty or wrongly counted.
 
@@ -97,8 +101,8 @@ def check(
     Args:
         name: Datasets to check: embedded, fomo, or a folder of manifests or images.
         decode: Decode every image once, to find damaged files.
-        list: Write everything that cannot be used to this file, one line each: the set, what is
-            wrong, and the name. Default: none.
+        faults_file: Write everything that cannot be used to this file, one line each: the set, what
+            is wrong, and the name. Default: none.
 
     Example:
         cmpt data check fomo --no-decode
@@ -117,8 +121,8 @@ def check(
             typer.echo(f"{dataset}: not built or damaged; run `cmpt data build {dataset}`")
         typer.echo(f"{len(datasets) - len(broken)} of {len(datasets)} embedded datasets are intact")
         raise typer.Exit(bool(broken))
-    if list:
-        shared.check_out(list, "--list")
+    if faults_file:
+        shared.check_out(faults_file, "--list")
     folder = Path(name).expanduser()
     arrivals.check_utf8(str(folder), "data")
     is_plain = folder.is_dir() and not arrivals.has_manifests(folder)
@@ -147,15 +151,9 @@ def check(
         named.setdefault(reason, []).append(s.dataset.name)
     for reason in filter(None, named):
         typer.echo(f"{', '.join(named[reason])}: {reason}")
-    if list:
-        lines = []
-        for s in states:
-            for fault in s.index.faults if s.index else ():
-                parts = (clean_text(part).replace("\n", " ") for part in (s.dataset.name, *fault))
-                lines.append("\t".join(parts))
-        text = "".join(f"{line}\n" for line in lines)
-        write_atomic(list, text.encode(errors="replace").decode())
-        typer.echo(f"written: {list}, {len(lines)} lines")
+    if faults_file:
+        faults = [(s.dataset.name, *fault) for s in states if s.index for fault in s.index.faults]
+        _write_faults(faults_file, faults)
     indexes = [state.index for state in states if state.index is not None]
     for sentence in notes.notes_on(indexes):
         typer.echo(f"note: {sentence}")
@@ -174,6 +172,14 @@ def _state_row(dataset: FileSet, counts: dict[str, int], state: str) -> tuple[st
         cells.append(cell if key == "classes" or key in dataset.allowed_splits() else "")
     score = "" if dataset.zero_shot is None else f"{dataset.zero_shot:.1f}"
     return dataset.name, dataset.role, *cells, score, state
+
+
+def _write_faults(path: Path, faults: Iterable[tuple[str, ...]]) -> None:
+    """Write a line for each fault: the set, what is wrong, and the name."""
+    lines = ["\t".join(clean_text(x).replace("\n", " ") for x in fault) for fault in faults]
+    text = "".join(f"{line}\n" for line in lines)
+    write_atomic(path, text.encode(errors="replace").decode())  # names may not be UTF-8
+    typer.echo(f"written: {path}, {len(lines)} lines")
 
 
 def init(folder: Path, role: Role = "adapt", write: bool = True) -> None:

@@ -38,7 +38,7 @@ Moved = Annotated[list[str] | None, typer.Option("--moved", metavar="OLD=NEW")]
 Prompt = Annotated[str | None, typer.Option(metavar="TEMPLATE")]
 Start = Annotated[str | None, typer.Argument(metavar="RELEASE")]
 
-FEW_STEPS = 0.25
+STEPS_TOLERANCE = 0.25
 """How far the steps of an update may differ from those of the last one, as a fraction, for its time
 to be forecast from that."""
 
@@ -174,7 +174,7 @@ def _is_like_last(plan: UpdatePlan, device: str, execution: ExecutionConfig) -> 
     if not (devices.is_present(device) and plan.parent and execution == ExecutionConfig()):
         return False
     last = plan.earlier[-1].steps
-    if abs(plan.steps - last) > FEW_STEPS * last:
+    if abs(plan.steps - last) > STEPS_TOLERANCE * last:
         return False
     machine = {"device": devices.device_name(device), "threads": torch.get_num_threads()}
     if not machine.items() <= plan.parent.record.provenance.items():

@@ -411,9 +411,13 @@ def load_manifests(source: str) -> list[tuple[FileSet, Path]]:
             )
         located[dataset.name] = (dataset, data)
     if not located:
-        init = f"cmpt data init {shlex.quote(source)}"
-        raise CmpError(f"{source}: no manifests (*.yaml); write one with `{init}`")
+        raise CmpError(f"{source}: no manifests (*.yaml); write one with {init_command(source)}")
     return list(located.values())
+
+
+def init_command(folder: str | Path) -> str:
+    """Return the command that writes a manifest for a folder, in backquotes."""
+    return f"`cmpt data init {shlex.quote(str(folder))}`"
 
 
 def manifest_files(source: str) -> list[tuple[Path, Path]]:

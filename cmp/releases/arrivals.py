@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import io
 import os
-import shlex
 import unicodedata
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ from cmp.readers.index import (
     draw_split,
     summarise_faults,
 )
-from cmp.readers.manifest import FileSet, find_manifests, load_manifests
+from cmp.readers.manifest import FileSet, find_manifests, init_command, load_manifests
 from cmp.releases.ledger import (
     EMBEDDED,
     NAMED,
@@ -105,7 +104,7 @@ def _refuse_other_task(ledger: Ledger, index: ImageIndex, role: Role, folder: Pa
         raise CmpError(
             f"{OPTIONS[role]}: {folder}: its images have no {what} (task {task!r}), but the set "
             f"{name!r}, which they would join, is scored by {what} (task {before!r}); name a set "
-            f"of their own in a manifest (`cmpt data init {shlex.quote(str(folder))}`)"
+            f"of their own in a manifest ({init_command(folder)})"
         )
 
 
@@ -143,10 +142,9 @@ def without_manifest(fault: str, name: str, folder: Path) -> str:
 def _how_to_join(folder: Path, name: str, *keys: str) -> str:
     """Return how to write a manifest, with keys, that does not make a folder a set of its own."""
     written = " and ".join(f"`{key}`" for key in (*keys, f"name: {name}"))
-    init = f"cmpt data init {shlex.quote(str(folder))}"
     return (
-        f"write a manifest (`{init}`) and put {written} into it; with another name, the folder is "
-        "a set of its own"
+        f"write a manifest ({init_command(folder)}) and put {written} into it; with another name, "
+        "the folder is a set of its own"
     )
 
 
@@ -201,8 +199,7 @@ def read_sets(
         if (earlier := roles.get(dataset.name, role)) != role:
             how = "choose another in its manifest"
             if not has_manifests(folder):
-                init = f"cmpt data init {shlex.quote(str(folder))}"
-                how = f"write a manifest with another one (`{init}`)"
+                how = f"write a manifest with another one ({init_command(folder)})"
             raise CmpError(
                 f"{option}: {folder}: name: {dataset.name!r} is the name of a set that was given "
                 f"by {OPTIONS[earlier]}; {how}"

@@ -49,11 +49,6 @@ LEDGER_FILE, START_FILE = "state/pictures.parquet", "state/start.safetensors"
 SLIMMED_FILE = "state/slimmed"
 """An empty file that `slim` leaves, so that what it removed is not taken for lost."""
 REMEDY = "; get the release again from its source"
-LEDGER_COLUMNS = {
-    "arrival": int, "set": str, "source": str, "split": str, "label": str, "captions": list,
-    "digest": int, "pixels": int, "look": int,
-}  # fmt: skip
-"""The columns of the ledger's table, which are the fields of `Picture`."""
 RECORD_ERRORS = LookupError, TypeError
 """Errors of a record or a table with other keys or types, besides `ValueError`."""
 
@@ -178,7 +173,7 @@ class Release:
         """
         path = self.path(LEDGER_FILE)
         with explain_errors(f"{path}: cannot be read", REMEDY, *RECORD_ERRORS):
-            table = read_table(path, LEDGER_COLUMNS)
+            table = read_table(path, Picture.__annotations__)
             lists = [tuple(x) if isinstance(x, np.ndarray) else x for x in table["captions"]]
             rows = table.assign(captions=lists).to_dict("records")
             known = [Picture(**{str(key): x for key, x in row.items()}) for row in rows]
