@@ -912,9 +912,7 @@ def test_the_command_prints_writes_and_exits_by_the_gate(tmp_path, monkeypatch):
 def test_what_cannot_be_is_refused_before_anything_is_encoded(
     arguments, words, monkeypatch, tmp_path
 ):
-    monkeypatch.setenv(
-        "CMP_BUILD", str(build_folder().resolve())
-    )  # whichever test runs first
+    monkeypatch.setenv("CMP_BUILD", str(build_folder().resolve()))  # whichever test runs first
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gate.yaml").write_text("sets: {shape: {drop: 1}}")
     (tmp_path / "folder.html").mkdir()
