@@ -172,6 +172,7 @@ export function form(place, change, warn) {
       const value = known ? tidy(field, asked) : current;
       const became = `${typed.value || "nothing"} became ${format(value)}`;
       typed.value = format(value);
+      slider.value = to(value); // at once: its next key may come before the next frame
       change({ [key]: value }); // an explorer may settle on another value, and draw that
       if (!known || asked < low || asked > high)
         warn(`${label}: ${became}; it goes from ${format(low)} to ${format(high)}.`);
