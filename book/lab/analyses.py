@@ -75,6 +75,15 @@ def front_points(front: FrontOf) -> pd.DataFrame:
     return scores.groupby("setting")[["peak", "A_KA", "A_ZS"]].mean().sort_values("peak")
 
 
+def changes_since_start(study: str, settings: Sequence[str]) -> pd.DataFrame:
+    """Return each setting's `peak` and the mean changes of `A_KA` and `A_ZS` over a stream, by
+    increasing peak."""
+    scores = verdicts.published_scores(study)[1].loc[[*settings]]
+    changes = scores[["A_KA", "A_ZS"]] - scores[["start A_KA", "start A_ZS"]].to_numpy()
+    means = changes.assign(peak=scores["peak"]).groupby("setting").mean()
+    return means.sort_values("peak")
+
+
 def loss_parts(control: str) -> pd.DataFrame:
     """Split the change of A_ZS over a stream into parts, from study `protection` and its
     counterparts.

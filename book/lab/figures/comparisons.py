@@ -42,6 +42,34 @@ def plot_scatter(points: pd.DataFrame, x: str, y: str) -> Figure:
     return figure
 
 
+def plot_changes(points: pd.DataFrame) -> Figure:
+    """What networks learned and lost during a stream, with a line per network over its peaks.
+
+    Args:
+        points: One row per peak, with columns `group`, `peak`, `A_KA` and `A_ZS`, see
+            `lab.analyses.changes_since_start`. The rows of a group go from its lowest peak up.
+
+    Returns:
+        The figure.
+    """
+    looks, labels = style.looks(points["group"]), []
+    with style.canvas(5.2, "Means over streams. Numbers: the lowest and the highest peak.") as (
+        figure,
+        axes,
+    ):
+        for name, rows in points.groupby("group", sort=False):
+            axes.plot(rows["A_KA"], rows["A_ZS"], **looks[name] | {"markersize": 7})
+            middle = rows.iloc[len(rows) // 2]
+            labels.append((middle["A_KA"], middle["A_ZS"], name, style.bold(looks[name]["color"])))
+            for end in rows.iloc[[0, -1]].itertuples() if len(rows) > 1 else ():
+                peak = np.format_float_positional(end.peak, precision=3, fractional=False, trim="-")
+                labels.append((end.A_KA, end.A_ZS, peak, {"color": "0.4", "fontsize": 11}))
+        axes.margins(0.14)
+        axes.set(xlabel="Change of A_KA, in points", ylabel="Change of A_ZS, in points")
+        style.label_points(axes, labels)
+    return figure
+
+
 def _means_note(points: pd.DataFrame, columns: Iterable[str]) -> str:
     """Return the note for a figure of means."""
     halves = points.reindex(columns=[f"{column} half" for column in columns])
