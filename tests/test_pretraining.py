@@ -160,6 +160,7 @@ def test_bases_of_a_checkout_are_found_from_any_folder(tmp_path, monkeypatch):
 def test_a_card_tells_of_this_config(name):
     found = config.parse(CARDS[name]["config"])
     changes = ["optimizer.carry=false"] * (found.optimizer.carry is False)  # an old default
+    changes += ["schedule.name=cosine"] * name.endswith("-cosine")
     assert found == pretraining.pretraining_config(found.model.name, found.seeds.init, *changes)
 
 
