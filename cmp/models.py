@@ -34,7 +34,6 @@ MAX_LOGIT_SCALE = math.log(100)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 PREPROCESSING = "preprocess_cfg"
 """Key in the metadata of a file of weights: how images are prepared, as JSON."""
-_SHOWN_TENSORS = 3  # tensors named in an error
 _TEXT_MULTIPLE = 16  # `pack_texts` pads to this, as a CPU compiles kernels for each shape
 
 
@@ -158,27 +157,32 @@ def load_from_file(name: str, path: Path) -> Network:
     Raises:
         CmpError: The file cannot be read, or belongs to another architecture.
     """
-    fused, names = create_fused_model(name), set()
+    network, names = create_fused_model(name), set()
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 names = set(file.keys())
         is_split = any(  # the names of this package's split attention
             isinstance(layer, nn.MultiheadAttention) and f"{n}.{PROJECTIONS[0]}.weight" in names
-            for n, layer in fused.named_modules()
+            for n, layer in network.named_modules()
         )
-        if not is_split:
-            factory.load_checkpoint(cast(Any, fused), str(path))
+        if is_split:
+            family = starts.family_of(name)
+            read = family.read_weights if family else load_file
+            split_attention(network).load_state_dict(read(path))
+        else:
+            factory.load_checkpoint(cast(Any, network), str(path))
         settings = saved_preprocessing(path)
-        _follow_preprocessing(fused, settings)
+        _follow_preprocessing(network, settings)
     except Exception as error:  # readers and converters raise all kinds of errors
-        raise CmpError(f"{path}: {_explain_mismatch(path, fused, error)}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CmpError(
+            f"{path}: the weights belong to another architecture than {name!r}, or the file is "
+            f"damaged or contains more than tensors ({reason:.300})"
+        ) from error
     if settings:
-        preprocessing(cast(Network, fused), f"{path}: metadata")
-    model, family = split_attention(fused), starts.family_of(name)
-    if is_split:
-        load_weights(model, path, family.read_weights if family else load_file)
-    return model
+        preprocessing(cast(Network, network), f"{path}: metadata")
+    return split_attention(network)
 
 
 def _follow_preprocessing(model: Any, settings: dict[str, Any]) -> None:
@@ -528,24 +532,6 @@ def has_random_layers(model: nn.Module) -> bool:
     return any(map(is_random, model.modules()))
 
 
-def load_weights(model: nn.Module, path: Path, read: Callable[[Path], dict[str, Tensor]]) -> None:
-    """Load a safetensors file with all tensors of an fp32 network into it.
-
-    Args:
-        model: The network.
-        path: The file.
-        read: Reads the tensors of a file.
-
-    Raises:
-        CmpError: The file cannot be read, or does not contain exactly this network's tensors.
-    """
-    try:
-        model.load_state_dict(read(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[:2][-1].strip()  # torch's first line is a headline
-        raise CmpError(f"{path}: cannot be loaded into this model ({reason})") from error
-
-
 def export_weights(model: Network, path: Path) -> None:
     """Write a network in a form that open_clip loads: fp32 safetensors with fused attention.
 
@@ -574,27 +560,3 @@ def weights_digest(model: nn.Module) -> str:
                 names = [f"{name}.{part}.{kind}" for part in PROJECTIONS]
                 weights |= dict(zip(names, parts, strict=True))
     return tensors_digest(weights)
-
-
-def _explain_mismatch(path: Path, fused: nn.Module, error: Exception) -> str:
-    """Return a sentence that says how a checkpoint differs from the model."""
-    model, file = {name: list(x.shape) for name, x in fused.state_dict().items()}, {}
-    with contextlib.suppress(Exception):  # an unreadable file: the error says why
-        weights: Any = factory.load_state_dict(str(path), weights_only=True)
-        file = {name: list(x.shape) for name, x in weights.items()}
-    differences = [
-        f"{name}: file {file.get(name, 'missing')}, model {model.get(name, 'missing')}"
-        for name in dict.fromkeys([*model, *file])
-        if file.get(name) != model.get(name)
-    ]
-    if file and differences:
-        more = len(differences) - _SHOWN_TENSORS
-        shown = "; ".join(differences[:_SHOWN_TENSORS]) + (f" and {more} more" if more > 0 else "")
-        return f"the weights belong to another architecture: {shown}"
-    return unreadable_checkpoint(error)
-
-
-def unreadable_checkpoint(error: Exception) -> str:
-    """Return a sentence that says why a checkpoint cannot be read."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"cannot be read as a checkpoint that contains only tensors ({reason:.160})"

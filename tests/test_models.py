@@ -16,7 +16,7 @@ import options
 import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -208,8 +208,7 @@ def test_networks_may_be_created_in_threads():
 def test_weights_survive_the_disk(tmp_path):
     model = models.create_model("tiny", 5)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
-    other = models.create_model("tiny", 6)
-    models.load_weights(other, tmp_path / "w.safetensors", load_file)
+    other = models.load_from_file("tiny", tmp_path / "w.safetensors")
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True)
     )
@@ -220,9 +219,7 @@ def test_other_peoples_weights_are_refused(tmp_path):
     (tmp_path / "text.safetensors").write_text("no tensors")
     for name in ("vit", "text", "absent"):
         with pytest.raises(CmpError, match=f"{name}.safetensors"):
-            models.load_weights(
-                models.create_model("tiny"), tmp_path / f"{name}.safetensors", load_file
-            )
+            models.load_from_file("tiny", tmp_path / f"{name}.safetensors")
 
 
 def all_texts(corpus):

@@ -202,7 +202,10 @@ def _read_start(path: Path, is_base: bool) -> tuple[str, dict[str, Any]]:
         digest = tensors_digest({n: torch.as_tensor(x) for n, x in read(str(path)).items()})
         return digest, models.saved_preprocessing(path)
     except Exception as error:  # readers raise all kinds of errors
-        raise CmpError(f"{path}: {models.unreadable_checkpoint(error)}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CmpError(
+            f"{path}: cannot be read as a checkpoint that contains only tensors ({reason:.160})"
+        ) from error
 
 
 def network_identity(model: Model) -> dict[str, str]:
