@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -108,28 +108,6 @@ def check_new(folder: Path) -> None:
     """Raise `CmpError` if a folder to be written already exists, even as a link to nothing."""
     if os.path.lexists(folder):
         raise CmpError(f"{folder}: already exists; move it away or name a new folder")
-
-
-def check_held_files(folder: Path, names: Collection[str]) -> None:
-    """Raise an error if replacing a folder would delete other files.
-
-    Args:
-        folder: The folder, which may be missing.
-        names: The names of the files that may be replaced; folders and links may not.
-
-    Raises:
-        CmpError: The folder contains something else, which would be lost.
-    """
-    held = folder.iterdir() if folder.is_dir() else ()
-    others = [
-        path.name for path in held
-        if (path.name not in names or path.is_symlink() or not path.is_file())
-        and path.name != ".DS_Store"  # which a Mac adds to folders that are looked at
-    ]  # fmt: skip
-    if others:
-        raise CmpError(
-            f"{folder}: contains {min(others)!r}, which would be lost; name a new folder"
-        )
 
 
 def cached_by_file(read: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cmp import models, starts
 from cmp.errors import CmpError, first_line
-from cmp.files import atomic_folder, check_held_files, check_target, file_digest
+from cmp.files import atomic_folder, check_target, file_digest
 from cmp.models import Network
 from cmp.parsing import parse_json
 from cmp.seeds import torch_generator
@@ -176,13 +176,15 @@ def check_folder(folder: Path, names: set[str]) -> None:
         CmpError: The folder contains something that no export wrote, or that has changed since,
             such as a model that was trained further and saved in its place.
     """
-    check_held_files(folder, {*names, EXPORT_FILE})
     record, written = folder / EXPORT_FILE, {}
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no export wrote it
-        written = dict(parse_json(record.read_text(encoding="utf-8"))["files"])
+        listed = dict(parse_json(record.read_text(encoding="utf-8"))["files"])
+        written = {name: digest for name, digest in listed.items() if name in names}
         written[EXPORT_FILE] = file_digest(record)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if written.get(path.name) != file_digest(path):
+        is_file = path.is_file() and not path.is_symlink()
+        is_written = is_file and written.get(path.name) == file_digest(path)
+        if not is_written and path.name != ".DS_Store":  # which a Mac adds to a folder
             raise CmpError(
                 f"{folder}: {path.name!r} has changed since `cmpt export`, or is not from it, and "
                 "would be lost; name a new folder"
