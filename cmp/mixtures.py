@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,24 +183,6 @@ def make_batch(
         generator = numpy_generator("augment/part", config.seeds.augment, task, step)
         images = corpus.images.random_crops(rows, side, generator, local)
     return Batch(rows, images, torch.from_numpy(texts), replayed=pools.counts[0])
-
-
-def make_batches(
-    config: RunConfig,
-    corpus: Corpus,
-    pools: Pools,
-    task: int,
-    steps: Sequence[int],
-    side: int,
-    device: torch.device,
-    local: slice = WHOLE_BATCH,
-) -> Iterator[Batch]:
-    """Return an iterator over the batches of some steps of a task, prepared ahead of their step if
-    images must be decoded; see `make_batch` for the arguments."""
-    make = functools.partial(make_batch, config, corpus, pools, task, side=side, local=local)
-    if isinstance(corpus.images, Tensor):
-        return map(make, steps)
-    return corpus.images.ahead(make, steps, device)
 
 
 class MixtureSampler(Sampler[list[int]]):
