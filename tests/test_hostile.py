@@ -315,8 +315,8 @@ def test_updates_have_different_names_whatever_they_are_called(third, shown):
         ("010", "010"), ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("0x5", "0x5"), ("0b1", "0b1"),
         ("1_000", "1_000"), ("no", "no"), ("On", "On"), ("2026-01-15", "2026-01-15"), ("=", "="),
         ("~", None), ("", None), ("True", True), ("false", False), ("-5", -5), ("0", 0),
-        ("1e-3", 1e-3), ("+.5", 0.5), ("5.", 5.0), ("-.inf", -math.inf), ("!!float .inf", math.inf),
-        ("!!int 7", 7), (r'"\ud83d\ude00"', "\U0001f600"), (r'"\ud83d"', "\ud83d"),
+        ("1e-3", 1e-3), ("+.5", 0.5), ("5.", 5.0), ("-.inf", -math.inf),
+        (r'"\ud83d\ude00"', "\U0001f600"), (r'"\ud83d"', "\ud83d"),
     ],
 )  # fmt: skip
 def test_plain_words_of_yaml_are_what_json_would_read(text, value):
@@ -328,7 +328,7 @@ def test_numbers_of_yaml_take_no_time():
     long = "1" + ":1" * 200_000
     started = time.process_time()
     assert parse_yaml(f"a: {long}") == {"a": long}
-    with pytest.raises(ValueError, match="invalid literal"):
+    with pytest.raises(ValueError, match="aliases and tags are not allowed"):
         parse_yaml(f"a: !!int {long}")
     assert time.process_time() - started < 5
 
