@@ -11,7 +11,6 @@ import json
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ import numpy as np
 import open_clip
 import torch
 from open_clip import factory
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -198,29 +197,6 @@ def saved_preprocessing(path: Path) -> dict[str, Any]:
         return {}
     with safe_open(path, framework="pt") as file:
         return dict(json.loads((file.metadata() or {}).get(PREPROCESSING, "{}")))
-
-
-def is_exported(path: Path) -> bool:
-    """Return whether `export_weights` wrote a file: its metadata are only those that it writes,
-    which other programs leave out or add to."""
-    with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
-        return {*(file.metadata() or {})} == {PREPROCESSING}
-    return False
-
-
-def other_preprocessing(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return those settings of preprocessing that change how a model prepares images.
-
-    Args:
-        settings: Some of open_clip's settings.
-        own: Those in which the model's config differs from open_clip's defaults.
-    """
-    merge = open_clip.transform.merge_preprocess_dict
-    before = merge(asdict(open_clip.transform.PreprocessCfg()), own)
-    after = merge(before, settings)
-    # the size is always the network's; JSON has lists where open_clip has tuples
-    before, after = (json.loads(json.dumps(x | {"size": None})) for x in (before, after))
-    return {key: x for key, x in after.items() if x != before[key]}
 
 
 @functools.cache

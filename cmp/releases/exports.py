@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -158,7 +159,11 @@ def check_file(file: Path) -> None:
         CmpError: It exists, and no export wrote it, or a program has saved it again since.
     """
     check_target(file)
-    if file.exists() and not models.is_exported(file):
+    with contextlib.suppress(OSError, SafetensorError), safe_open(file, framework="pt") as weights:
+        # only what `export_weights` writes: other programs leave it out or add to it
+        if {*(weights.metadata() or {})} == {models.PREPROCESSING}:
+            return
+    if file.exists():
         raise CmpError(
             f"{file}: has changed since `cmpt export`, or is not from it, and would be lost; name "
             "another file"
