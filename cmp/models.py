@@ -412,26 +412,6 @@ class SplitAttention(nn.Module):
         x = self.out_proj(attention(q, k, v, attn_mask).transpose(1, 2).flatten(2))
         return (x if self.batch_first else x.transpose(0, 1)), None
 
-    def joined(self) -> dict[str, Tensor]:
-        """Return the weights and biases of the projections in the layout of
-        `nn.MultiheadAttention`."""
-        layers = [getattr(self, name) for name in PROJECTIONS]
-        return {
-            f"in_proj_{kind}": torch.cat([getattr(layer, kind).detach() for layer in layers])
-            for kind in ("weight", "bias")
-        }
-
-    def fused(self) -> nn.MultiheadAttention:
-        """Return the fused attention with the same weights."""
-        width, layer = self.out_proj.in_features, getattr(self, PROJECTIONS[0])
-        options: Any = {"batch_first": self.batch_first, "device": "meta"}
-        fused = nn.MultiheadAttention(width, self.heads, **options).train(self.training)
-        for name, x in self.joined().items():
-            trains = getattr(layer, name.removeprefix("in_proj_")).requires_grad
-            setattr(fused, name, nn.Parameter(x, requires_grad=trains))
-        fused.out_proj.weight, fused.out_proj.bias = self.out_proj.weight, self.out_proj.bias
-        return fused
-
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Return scaled dot-product attention, [B, heads, L, E].
@@ -463,15 +443,6 @@ def split_attention(model: nn.Module) -> Network:
                     raise CmpError("model.name: CoCa's networks are not supported; choose another")
                 setattr(module, name, SplitAttention(child))
     return cast(Network, model)
-
-
-def join_attention(model: Network) -> Network:
-    """Undo `split_attention` in place, restoring open_clip's own layers."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, SplitAttention):
-                setattr(module, name, child.fused())
-    return model
 
 
 def set_train_mode(model: nn.Module) -> None:
@@ -517,22 +488,14 @@ def export_weights(model: Network, path: Path) -> None:
     weights = dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, SplitAttention):
-            for part in PROJECTIONS:
-                del weights[f"{name}.{part}.weight"], weights[f"{name}.{part}.bias"]
-            weights |= {f"{name}.{key}": x for key, x in module.joined().items()}
+            for kind in ("weight", "bias"):
+                parts = [weights.pop(f"{name}.{part}.{kind}") for part in PROJECTIONS]
+                weights[f"{name}.in_proj_{kind}"] = torch.cat(parts)
     metadata = {PREPROCESSING: json.dumps(model.visual.preprocess_cfg)}
     own = {name: x.detach().cpu().contiguous() for name, x in weights.items()}
     save_tensors(own, path, metadata)
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return the sha256 of a network's tensors, see `tensors_digest`. Fused and split attention
-    give the same digest."""
-    weights = dict(model.state_dict())
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            for kind in ("weight", "bias"):
-                parts = weights.pop(f"{name}.in_proj_{kind}").chunk(3)
-                names = [f"{name}.{part}.{kind}" for part in PROJECTIONS]
-                weights |= dict(zip(names, parts, strict=True))
-    return tensors_digest(weights)
+    """Return the sha256 of a network's tensors, see `tensors_digest`."""
+    return tensors_digest(model.state_dict())

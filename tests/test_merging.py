@@ -1036,7 +1036,7 @@ def test_an_average_over_steps_deploys_and_training_goes_on_from_it_or_from_the_
 
     manager = MemoryManager()
     result = execute(run_config, forked.small_corpus(), Observer(step), manager=manager)
-    deployed = dict(models.split_attention(result.model).state_dict())
+    deployed = result.model.state_dict()
     close(deployed, average_after(1), rtol=1e-4, atol=1e-6)
     tensors = manager.states[BOUNDARY].tensors
     loaded = checkpoints.strip_prefix(tensors, "weights/")

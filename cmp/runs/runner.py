@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cmp import budgets, mixtures, models, training
+from cmp import budgets, mixtures, training
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, Diverged, Interrupted
@@ -72,8 +72,8 @@ class RunResult:
     Attributes:
         metrics: One row per (task, scope, dataset): tasks done, `scope` ("subset" or "full") and
             the columns of `Scores.datasets`.
-        model: The network after the last task, with open_clip's own layers. A network from
-            `open_clip.create_model` can load its `state_dict()`.
+        model: The network after the last task, with split attention. `cmp.models.export_weights`
+            writes it with open_clip's own layers.
         seconds: The computing time.
         provenance: The machine of the run, see `cmp.runs.machine.machine_record`, with `began`, its
             first machine, if it moved to another one, and `budget` if it had one.
@@ -394,12 +394,12 @@ class Run:
         return self.seconds_before + time.perf_counter() - self.started
 
     def result(self) -> RunResult:
-        """Return the finished run, with open_clip's own layers in its network."""
+        """Return the finished run."""
         if self.deployed:
             self.model.load_state_dict(self.deployed)
         for layer in self.model.modules():  # only steps use compiled towers
             layer._compiled_call_impl = None
-        model = models.join_attention(adapters.merge_and_unload(self.model))
+        model = adapters.merge_and_unload(self.model)
         machine = self.machine
         if budget := budgets.task_budget(self.config):
             machine = machine | {"budget": budgets.budget_spent(budget, self.fitted.stream.tasks)}
