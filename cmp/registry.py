@@ -50,8 +50,7 @@ KINDS = {
         "cmp.merging.apply",
         "merging.rule",
         {"linear": False, "matrix": False, "base": False, "count": None, "trims": False,
-         "draws": False, "keeps_norm": False, "running": None, "idempotent": True,
-         "check": None},
+         "draws": False, "keeps_norm": False, "idempotent": True, "check": None},
     ),
     "merge_policy": Kind(
         "cmp.merging.policies", "merging.policy", {"merges": ("two",), "step_share": None}

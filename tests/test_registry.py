@@ -277,14 +277,6 @@ def doubled(entries, block):
     return entries.sum(0)
 
 
-def scaled_sum(entries, block):
-    return entries.sum(0) * block.options.sum_scale(len(entries))
-
-
-def squared(entries, block):
-    return entries.square().sum(0) * block.options.sum_scale(len(entries))
-
-
 @pytest.mark.parametrize(
     ("kind", "function", "facts", "words"),
     [
@@ -309,18 +301,7 @@ def squared(entries, block):
             "merge_rule", lambda x, _: x.mean(0).reshape(-1), {"matrix": True},
             r"returned shape \[24\] for 3 models.*shape \[4, 6\]",
         ),
-        ("merge_rule", doubled, {"running": "mean"}, "'mean': choose sum, maximum or None"),
-        ("merge_rule", doubled, {"running": "sum", "base": True}, r"and settings=\['scale'\]"),
-        (
-            "merge_rule", squared, {"running": "sum", "base": True, "settings": ("scale",)},
-            "running sum gives other weights than all models at once, at scale 0.5; leave it out",
-        ),
-        (
-            "merge_rule", scaled_sum, {"running": "maximum", "base": True, "settings": ("scale",)},
-            "running maximum gives other weights",
-        ),
         ("merge_rule", doubled, {"keeps_norm": True}, "needs base=True and matrix=True"),
-        ("merge_rule", doubled, {"matrix": True, "linear": True}, "declare only one of them"),
         (
             "merge_rule", lambda models, *given: [1.0], {"linear": True},
             "returned 1 factors for 3 models.*expected 3 factors",
@@ -353,13 +334,6 @@ def test_an_option_that_is_not_what_it_declares_is_refused(kind, function, facts
         ("order", lambda table, seed: np.random.default_rng(seed).permutation(len(table)), {}),
         ("buffer", everything, {}),
         ("merge_rule", doubled, {"idempotent": False}),
-        *(
-            (
-                "merge_rule", scaled_sum,
-                {"running": "sum", "base": True, "settings": ("scale",), "matrix": matrix},
-            )
-            for matrix in (False, True)
-        ),
         ("merge_policy", MergePolicy("last", "steps"), {"step_share": lambda *given: 0.5}),
     ],
 )  # fmt: skip
