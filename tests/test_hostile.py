@@ -483,22 +483,15 @@ def test_a_ledger_with_other_rows_is_refused(releases, tmp_path, change):
         release.read_release(folder).ledger()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"task": 7}, {"task": -1}, {"step": 99}, {"metrics": []}, {"metrics": [{"x": 1}]}, {}],
-)
-def test_a_state_of_another_run_is_refused(releases, plan, tmp_path, change):
+def test_a_state_of_another_network_is_refused(releases, plan, tmp_path):
     """A checkpoint of an update, and the state of its parent; the hashes are right."""
-    state = release.read_release(releases / "2").state()
-    tensors = state.tensors if change else {"weights/x": torch.zeros(1)}
-    progress = dataclasses.replace(state.progress, run=plan.id, **change)
-    made = checkpoints.RunState(progress, tensors)
-    work = update.working_folder(tmp_path / "r")
-    path = checkpoints.write_checkpoint(made, work)
-    path.rename(path.with_name(path.name.replace("task--1", "task-1")))
-    with pytest.raises(CmpError, match=r"(is not a state of this run|does not fit).*; delete"):
+    progress = release.read_release(releases / "2").state().progress
+    progress = dataclasses.replace(progress, run=plan.id)
+    made = checkpoints.RunState(progress, {"weights/x": torch.zeros(1)})
+    checkpoints.write_checkpoint(made, update.working_folder(tmp_path / "r"))
+    with pytest.raises(CmpError, match=r"does not fit.*; delete"):
         update.compute_update(plan, tmp_path / "r")
-    with pytest.raises(CmpError, match=r"(is not a state of this run|does not fit).*; delete"):
+    with pytest.raises(CmpError, match=r"does not fit.*; delete"):
         execute(plan.config, plan.corpus, fitted=plan.fitted, start=made)
 
 

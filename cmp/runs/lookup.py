@@ -102,15 +102,6 @@ def unfinished_runs(prefix: str = "") -> list[Progress]:
     return [progress for progress in readable if progress and progress.run.startswith(prefix)]
 
 
-def recorded_threads(progress: Progress) -> int:
-    """Return the number of torch threads with which a run began; raise `CmpError` if it is not
-    recorded."""
-    threads = progress.machine.get("threads")
-    if not isinstance(threads, int) or threads < 1:
-        raise CmpError(f"checkpoint of run {progress.run}: machine.threads: must be a number")
-    return threads
-
-
 def find_unfinished(prefix: str) -> Progress:
     """Return the only unfinished run whose id starts with a prefix; raise `CmpError` otherwise."""
     matching = unfinished_runs(prefix)

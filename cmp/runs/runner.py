@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from cmp import budgets, mixtures, training
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import CmpError, Diverged, Interrupted
+from cmp.errors import Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
 from cmp.files import SHORT_ID
 from cmp.merging.policies import Memory, TaskEnd, apply_policy, update_step_average
@@ -89,15 +89,6 @@ class RunResult:
     hits: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def _belongs_to(progress: Progress, fitted: RunConfig) -> bool:
-    """Return whether a state may be one of a run."""
-    steps = [*fitted.steps, 0]  # after the last task, none is left
-    task, is_scored = progress.task, {"task", "scope", "dataset", "role", "score"}
-    is_place = 0 <= task < len(steps) and 0 <= progress.step <= steps[task]
-    rows = progress.metrics
-    return is_place and bool(rows) and all(is_scored <= row.keys() for row in rows)
-
-
 def evaluation_sizes(config: RunConfig, done: int) -> list[int | None]:
     """Return the sizes of the evaluations after a number of tasks.
 
@@ -157,9 +148,6 @@ def execute(
         run = Run(config, state, observer, manager, stop, machine)
         resumed = checkpoints.latest(manager)
         saved = resumed or start
-        if saved and not _belongs_to(saved.progress, fitted):
-            where = manager.last if manager and resumed else "the state to start from"
-            raise CmpError(f"{where}: is not a state of this run{checkpoints.REMEDY}")
         for task_pools in pools[saved.progress.task if saved else 0 :]:
             execution.own_samples(sum(task_pools.counts))  # can every batch be split?
         first_task, first_step = run.resume(saved) if saved else (0, 0)
