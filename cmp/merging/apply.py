@@ -145,10 +145,6 @@ def check_models(
                 raise CmpError(
                     f"merge: {label}: {name}: {x.dtype} is not supported; convert it to float32"
                 )
-            if x.is_meta:
-                raise CmpError(
-                    f"merge: {label}: {name}: has no values on the meta device; load them"
-                )
         if model is not everything[0]:
             check_same_tensors(names[0], everything[0], label, model)
 
