@@ -12,13 +12,12 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,10 +33,6 @@ from cmp.training import ForwardOutput, TrainState, UpdateMethod
 
 SLACK = 1e-9
 """Relative rounding error of a sum that does not yet count as an overrun."""
-MAX_BATCH = 2**20
-"""Most samples per step; torch cannot count the entries of much larger batches."""
-CLIP_PARTS = ("visual", "encode_text", "logit_scale", "context_length")
-"""Attributes that a network needs if its cost is counted without `inputs`."""
 
 
 @dataclass(frozen=True)
@@ -115,29 +110,17 @@ def steps_for(budget: float, cost: Cost, full: Cost | None = None) -> int:
     return make_budget(budget, cost, full or cost).steps
 
 
-def step_cost(
-    model: str | nn.Module,
-    batch: int,
-    method: str = "full",
-    inputs: Tensor | tuple[Tensor, ...] | None = None,
-    **settings: Any,
-) -> Cost:
+def step_cost(model: str, batch: int, method: str = "full", **settings: Any) -> Cost:
     """Return the cost of a training step, computed from shapes alone.
 
     Args:
-        model: An open_clip name, or a network, which is not changed and is counted in fp32. A
-            network from open_clip is counted with split attention, as `cmp.create_model` builds it
-            and runs train it.
+        model: An embedded model, any open_clip architecture, or a model from a hub.
         batch: Samples per step.
         method: The update method.
-        inputs: For a network other than CLIP, the arguments of its forward pass, with `batch`
-            samples. The sum of all tensors in its output replaces the loss, and `method` must be
-            "full".
         **settings: Settings of the method, such as `rank=8`.
 
     Raises:
-        CmpError: The network or the method cannot be created, `batch` is not a valid number of
-            samples, `inputs` are given with a name, or nothing trains.
+        CmpError: The network or the method cannot be created, or a run cannot have this batch.
 
     Example:
         >>> full = cmp.step_cost("small", batch=64)
@@ -145,74 +128,20 @@ def step_cost(
         >>> lora.memory < full.memory
         True
     """
-    section = config.parse({"method": {"name": method, **settings}}, "step_cost").method
-    if not isinstance(batch, int | np.integer) or not 1 <= batch <= MAX_BATCH:
-        raise CmpError(f"step_cost: batch: {batch!r}: give a whole number from 1 to {MAX_BATCH:,}")
-    replayed = max(1, batch // 3) * get_option("method", method).facts["needs_pool"]
-    if isinstance(model, str):
-        if inputs is not None:
-            raise CmpError(
-                f"step_cost: inputs: not used for {model!r}, whose inputs are known; leave them out"
-            )
-        return _named_cost(model, batch, section, replayed)
-    meta: Any = _on_meta(model)
-    if method == "full" and not training.trainable_parameters(meta):
-        raise CmpError("step_cost: model: all of its parameters are frozen; unfreeze what trains")
-    if inputs is None:
-        if missing := [name for name in CLIP_PARTS if not hasattr(meta, name)]:
-            raise CmpError(
-                f"step_cost: model: a {type(model).__name__} has no {missing[0]}, so it is not a "
-                "CLIP model; give inputs=, the arguments of its forward pass"
-            )
-        return _clip_cost(models.split_attention(meta), "small", batch, section, replayed)
-    if method != "full":
-        raise CmpError(f"step_cost: inputs work only with method 'full', not with {method!r}")
-    arguments = [_like_on_meta(x) for x in ([inputs] if isinstance(inputs, Tensor) else inputs)]
-
-    def loss() -> Tensor:
-        outputs = [x for x in _list_tensors(meta(*arguments)) if x.requires_grad]
-        if not outputs:
-            raise CmpError("step_cost: model: its output does not depend on what trains in it")
-        return torch.stack([x.sum() for x in outputs]).sum()
-
-    parameters = [*meta.parameters(), *meta.buffers()]
-    gradients = storage_bytes(training.trainable_parameters(meta).values())
-    memory = storage_bytes(parameters) + 3 * gradients + activation_bytes(loss, parameters)
-    return Cost(count_flops(lambda: loss().backward()), 0.0, memory)
-
-
-def _on_meta(model: nn.Module) -> nn.Module:
-    """Return a copy of a network on the meta device in fp32. Unlike `nn.Module.to`, it keeps tied
-    weights tied."""
-    copies: dict[int, Any] = {}
-    for x in (*model.parameters(), *model.buffers()):
-        y = _like_on_meta(x)
-        copies[id(x)] = nn.Parameter(y, x.requires_grad) if isinstance(x, nn.Parameter) else y
-    return copy.deepcopy(model, copies)
-
-
-def _like_on_meta(x: Tensor) -> Tensor:
-    """Return a tensor of the same shape on the meta device, in fp32 unless it holds integers or
-    booleans."""
-    return torch.empty_like(
-        x, device="meta", dtype=torch.float32 if x.is_floating_point() else None
-    )
-
-
-def _list_tensors(output: Any) -> list[Tensor]:
-    """Return the tensors in the output of a network, however they are nested."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        output = [*output.values()]
-    is_nested = isinstance(output, tuple | list)
-    return [x for part in output for x in _list_tensors(part)] if is_nested else []
+    tree = {
+        "model": {"name": model},
+        "training": {"batch": batch},
+        "method": {"name": method, **settings},
+    }
+    return method_cost(config.parse(tree, "step_cost"))
 
 
 def method_cost(run_config: RunConfig) -> Cost:
     """Return the cost of a run's method; raise `CmpError` if it cannot be created."""
-    size, method = run_config.training.batch, run_config.method
-    return _named_cost(run_config.model.name, size, method, replayed_samples(run_config))
+    name, method = run_config.model.name, run_config.method
+    option = get_option("method", method.name)
+    batch, replayed = run_config.training.batch, replayed_samples(run_config)
+    return _method_cost(name, batch, method, replayed, option, option.digest)
 
 
 def replayed_samples(run_config: RunConfig) -> int:
@@ -223,20 +152,12 @@ def replayed_samples(run_config: RunConfig) -> int:
     return max(1, replayed) * option.facts["needs_pool"]
 
 
-def _named_cost(name: str, batch: int, method: Method, replayed: int) -> Cost:
-    option = get_option("method", method.name)
-    return _cached_cost(name, batch, method, replayed, option, option.digest)
-
-
 @functools.cache
-def _cached_cost(
+def _method_cost(
     name: str, batch: int, method: Method, replayed: int, option: Option, digest: str
 ) -> Cost:
-    return _clip_cost(models.create_on_meta(name), name, batch, method, replayed)
-
-
-def _clip_cost(model: Network, name: str, batch: int, method: Method, replayed: int) -> Cost:
-    """Return the cost of a method on a network on the meta device, which is modified."""
+    """Return the cost of a method. The last two arguments tell redefined methods apart."""
+    model = models.create_on_meta(name)
     spare = copy.deepcopy(model)
     state = shape_state(name, method, model)
     with _explain_uncounted(method):
@@ -353,7 +274,7 @@ def memory_account(state: TrainState, batch: int, replayed: int = 0) -> dict[str
         CmpError: A method from outside the package reads values in a step.
     """
     with _explain_uncounted(state.config.method):
-        activations = activation_bytes(
+        _, activations = _count_saved(
             lambda: total_loss(state, forward_shapes(state, batch, replayed)), _held(state)
         )
         return _fixed_account(state, _optimizer_cost(state)[1]) | {"activations": activations}
@@ -390,14 +311,9 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(pieces.values())
 
 
-def activation_bytes(compute: Callable[[], Tensor], held: list[Tensor]) -> int:
-    """Return the bytes that a computation saves for its backward pass, other than those in
-    `held`."""
-    return _count_saved(compute, held)[1]
-
-
 def _count_saved(compute: Callable[[], Tensor], held: list[Tensor]) -> tuple[Tensor, int]:
-    """Return the result of a computation, and the bytes as in `activation_bytes`."""
+    """Return the result of a computation, and the bytes that it saves for its backward pass, other
+    than those in `held`."""
     kept: list[Tensor] = []
 
     def keep(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -108,28 +108,6 @@ def check_new(folder: Path) -> None:
     """Raise `CmpError` if a folder to be written already exists, even as a link to nothing."""
     if os.path.lexists(folder):
         raise CmpError(f"{folder}: already exists; move it away or name a new folder")
-
-
-def check_held_files(folder: Path, names: Collection[str]) -> None:
-    """Raise an error if replacing a folder would delete other files.
-
-    Args:
-        folder: The folder, which may be missing.
-        names: The names of the files that may be replaced; folders and links may not.
-
-    Raises:
-        CmpError: The folder contains something else, which would be lost.
-    """
-    held = folder.iterdir() if folder.is_dir() else ()
-    others = [
-        path.name for path in held
-        if (path.name not in names or path.is_symlink() or not path.is_file())
-        and path.name != ".DS_Store"  # which a Mac adds to folders that are looked at
-    ]  # fmt: skip
-    if others:
-        raise CmpError(
-            f"{folder}: contains {min(others)!r}, which would be lost; name a new folder"
-        )
 
 
 def cached_by_file(read: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
@@ -244,31 +222,6 @@ def lock_folder(folder: Path, wait: bool = True) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _name_other_files(target: Path, partial: Path) -> Iterator[None]:
-    """Turn the error of a file that is elsewhere, such as one to be copied that is missing, into a
-    `CmpError` that names it, since the target could be written.
-
-    Args:
-        target: The file or folder to be written.
-        partial: The folder in which it is written.
-    """
-    try:
-        yield
-    except OSError as error:
-        given = (error.filename, error.filename2)
-        names = [os.fsdecode(x) for x in given if isinstance(x, str | bytes | os.PathLike)]
-        places = [Path(os.path.realpath(name)) for name in names]
-        ends = [Path(os.path.realpath(path)) for path in (target, target.parent)]
-        inside = os.path.realpath(partial)
-        # of a full disk, the error has both names of a copy, or none
-        if not names or any(x in ends or x.is_relative_to(inside) for x in places):
-            raise
-        raise CmpError(
-            f"{names[0]}: {error.strerror}, so {target} was not written; nothing was changed"
-        ) from error
-
-
-@contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Write a file atomically: whole or not at all.
 
@@ -285,8 +238,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
     check_target(target)
     with report_disk_errors(f"{target}:"), partial_folder(target.parent) as folder:
         partial = folder / target.name
-        with _name_other_files(target, folder):
-            yield partial
+        yield partial
         sync_to_disk(partial)
         os.replace(partial, target)
         sync_to_disk(target.parent)
@@ -367,8 +319,7 @@ def atomic_folder(target: Path, replace: bool = True) -> Iterator[Path]:
         folder, previous = partial / "new", partial / "previous" / target.name
         folder.mkdir()
         previous.parent.mkdir()
-        with _name_other_files(target, partial):
-            yield folder
+        yield folder
         for path in [*folder.rglob("*"), folder]:
             if not path.is_symlink():
                 sync_to_disk(path)

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,7 @@ from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, to_device
 from cmp.errors import CmpError
 from cmp.registry import get_option
 from cmp.seeds import numpy_generator, unit_interval
-from cmp.values import MAX_COUNT
 
-MANY_SAMPLES = 10_000
-"""Largest batch size that is tried one by one."""
 MIN_STEPS = 10
 """Fewest steps of a task when `training.passes` sets its steps."""
 MIN_BATCH = 2
@@ -109,38 +106,29 @@ def empty_shares(mixture: Mixture, batch: int, empty_buffer: bool) -> list[str]:
     ]
 
 
-def check_shares(
-    batch: int, tasks: Iterable[tuple[Mixture, bool]], label: str, is_changing: bool = False
-) -> None:
+def check_shares(batch: int, tasks: Iterable[tuple[Mixture, bool]], label: str) -> None:
     """Check that every nonzero share gives a batch at least one sample.
 
     Args:
         batch: Samples per batch.
         tasks: Pairs of a task's mixture and whether its buffer is empty.
         label: The name of the batch in error messages.
-        is_changing: Whether the mixtures lie on the way to `mixture.last`.
 
     Raises:
-        CmpError: A share gives no sample; the message names it and the smallest batch that works.
+        CmpError: A share gives no sample; the message names it, and a batch that works, as does
+            every larger one.
     """
     distinct = list(dict.fromkeys(tasks))
     empty = [
         name for mixture, is_first in distinct for name in empty_shares(mixture, batch, is_first)
     ]
-    if not empty:
-        return
-    least = min(share for mixture, _ in distinct for share in mixture.shares if share)
-    advice, name = "set the share to 0", empty[0]
-    if is_changing:  # this share follows from those of both ends
-        name += ", on the way to mixture.last"
-        enough = math.ceil(1000 / batch) / 1000
-        advice = f"give it a share of at least {enough:g} in mixture and in mixture.last"
-    if least * MAX_COUNT >= 1:
-        enough = math.ceil(1 / least)
-        sizes = range(2, min(enough, MANY_SAMPLES))
-        fit = (n for n in sizes if not any(empty_shares(m, n, first) for m, first in distinct))
-        advice = f"use a batch of {next(fit, enough)}, or {advice}"
-    raise CmpError(f"{label}: {batch} has no sample of {name}; {advice}")
+    if empty:
+        least = min(share for mixture, _ in distinct for share in mixture.shares if share)
+        raise CmpError(
+            f"{label}: {batch} has no sample of {empty[0]}; use a batch of "
+            f"{np.ceil(1 / least):.0f}, or set the share, and that in mixture.last if there is "
+            f"one, to 0 or to at least {math.ceil(1000 / batch) / 1000:g}"
+        )
 
 
 def batch_rows(pools: Pools, seed: int, task: int, step: int) -> np.ndarray:
@@ -195,24 +183,6 @@ def make_batch(
         generator = numpy_generator("augment/part", config.seeds.augment, task, step)
         images = corpus.images.random_crops(rows, side, generator, local)
     return Batch(rows, images, torch.from_numpy(texts), replayed=pools.counts[0])
-
-
-def make_batches(
-    config: RunConfig,
-    corpus: Corpus,
-    pools: Pools,
-    task: int,
-    steps: Sequence[int],
-    side: int,
-    device: torch.device,
-    local: slice = WHOLE_BATCH,
-) -> Iterator[Batch]:
-    """Return an iterator over the batches of some steps of a task, prepared ahead of their step if
-    images must be decoded; see `make_batch` for the arguments."""
-    make = functools.partial(make_batch, config, corpus, pools, task, side=side, local=local)
-    if isinstance(corpus.images, Tensor):
-        return map(make, steps)
-    return corpus.images.ahead(make, steps, device)
 
 
 class MixtureSampler(Sampler[list[int]]):
@@ -410,8 +380,7 @@ def _task_counts(
     are too small."""
     batch, passes = config.training.batch, config.training.passes
     has_none = [len(each.buffer) == 0 for each in pools]
-    is_changing = config.mixture.last is not None
-    check_shares(batch, zip(shares, has_none, strict=True), "training.batch", is_changing)
+    check_shares(batch, zip(shares, has_none, strict=True), "training.batch")
     if passes is not None:
         counts = [
             counts_for_passes(mixture, batch, each.sizes, passes)

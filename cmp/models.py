@@ -11,7 +11,6 @@ import json
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +18,7 @@ import numpy as np
 import open_clip
 import torch
 from open_clip import factory
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -34,7 +33,6 @@ MAX_LOGIT_SCALE = math.log(100)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 PREPROCESSING = "preprocess_cfg"
 """Key in the metadata of a file of weights: how images are prepared, as JSON."""
-_SHOWN_TENSORS = 3  # tensors named in an error
 _TEXT_MULTIPLE = 16  # `pack_texts` pads to this, as a CPU compiles kernels for each shape
 
 
@@ -158,27 +156,32 @@ def load_from_file(name: str, path: Path) -> Network:
     Raises:
         CmpError: The file cannot be read, or belongs to another architecture.
     """
-    fused, names = create_fused_model(name), set()
+    network, names = create_fused_model(name), set()
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 names = set(file.keys())
         is_split = any(  # the names of this package's split attention
             isinstance(layer, nn.MultiheadAttention) and f"{n}.{PROJECTIONS[0]}.weight" in names
-            for n, layer in fused.named_modules()
+            for n, layer in network.named_modules()
         )
-        if not is_split:
-            factory.load_checkpoint(cast(Any, fused), str(path))
+        if is_split:
+            family = starts.family_of(name)
+            read = family.read_weights if family else load_file
+            split_attention(network).load_state_dict(read(path))
+        else:
+            factory.load_checkpoint(cast(Any, network), str(path))
         settings = saved_preprocessing(path)
-        _follow_preprocessing(fused, settings)
+        _follow_preprocessing(network, settings)
     except Exception as error:  # readers and converters raise all kinds of errors
-        raise CmpError(f"{path}: {_explain_mismatch(path, fused, error)}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CmpError(
+            f"{path}: the weights belong to another architecture than {name!r}, or the file is "
+            f"damaged or contains more than tensors ({reason:.300})"
+        ) from error
     if settings:
-        preprocessing(cast(Network, fused), f"{path}: metadata")
-    model, family = split_attention(fused), starts.family_of(name)
-    if is_split:
-        load_weights(model, path, family.read_weights if family else load_file)
-    return model
+        preprocessing(cast(Network, network), f"{path}: metadata")
+    return split_attention(network)
 
 
 def _follow_preprocessing(model: Any, settings: dict[str, Any]) -> None:
@@ -194,29 +197,6 @@ def saved_preprocessing(path: Path) -> dict[str, Any]:
         return {}
     with safe_open(path, framework="pt") as file:
         return dict(json.loads((file.metadata() or {}).get(PREPROCESSING, "{}")))
-
-
-def is_exported(path: Path) -> bool:
-    """Return whether `export_weights` wrote a file: its metadata are only those that it writes,
-    which other programs leave out or add to."""
-    with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
-        return {*(file.metadata() or {})} == {PREPROCESSING}
-    return False
-
-
-def other_preprocessing(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Return those settings of preprocessing that change how a model prepares images.
-
-    Args:
-        settings: Some of open_clip's settings.
-        own: Those in which the model's config differs from open_clip's defaults.
-    """
-    merge = open_clip.transform.merge_preprocess_dict
-    before = merge(asdict(open_clip.transform.PreprocessCfg()), own)
-    after = merge(before, settings)
-    # the size is always the network's; JSON has lists where open_clip has tuples
-    before, after = (json.loads(json.dumps(x | {"size": None})) for x in (before, after))
-    return {key: x for key, x in after.items() if x != before[key]}
 
 
 @functools.cache
@@ -432,26 +412,6 @@ class SplitAttention(nn.Module):
         x = self.out_proj(attention(q, k, v, attn_mask).transpose(1, 2).flatten(2))
         return (x if self.batch_first else x.transpose(0, 1)), None
 
-    def joined(self) -> dict[str, Tensor]:
-        """Return the weights and biases of the projections in the layout of
-        `nn.MultiheadAttention`."""
-        layers = [getattr(self, name) for name in PROJECTIONS]
-        return {
-            f"in_proj_{kind}": torch.cat([getattr(layer, kind).detach() for layer in layers])
-            for kind in ("weight", "bias")
-        }
-
-    def fused(self) -> nn.MultiheadAttention:
-        """Return the fused attention with the same weights."""
-        width, layer = self.out_proj.in_features, getattr(self, PROJECTIONS[0])
-        options: Any = {"batch_first": self.batch_first, "device": "meta"}
-        fused = nn.MultiheadAttention(width, self.heads, **options).train(self.training)
-        for name, x in self.joined().items():
-            trains = getattr(layer, name.removeprefix("in_proj_")).requires_grad
-            setattr(fused, name, nn.Parameter(x, requires_grad=trains))
-        fused.out_proj.weight, fused.out_proj.bias = self.out_proj.weight, self.out_proj.bias
-        return fused
-
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Return scaled dot-product attention, [B, heads, L, E].
@@ -483,15 +443,6 @@ def split_attention(model: nn.Module) -> Network:
                     raise CmpError("model.name: CoCa's networks are not supported; choose another")
                 setattr(module, name, SplitAttention(child))
     return cast(Network, model)
-
-
-def join_attention(model: Network) -> Network:
-    """Undo `split_attention` in place, restoring open_clip's own layers."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, SplitAttention):
-                setattr(module, name, child.fused())
-    return model
 
 
 def set_train_mode(model: nn.Module) -> None:
@@ -528,24 +479,6 @@ def has_random_layers(model: nn.Module) -> bool:
     return any(map(is_random, model.modules()))
 
 
-def load_weights(model: nn.Module, path: Path, read: Callable[[Path], dict[str, Tensor]]) -> None:
-    """Load a safetensors file with all tensors of an fp32 network into it.
-
-    Args:
-        model: The network.
-        path: The file.
-        read: Reads the tensors of a file.
-
-    Raises:
-        CmpError: The file cannot be read, or does not contain exactly this network's tensors.
-    """
-    try:
-        model.load_state_dict(read(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[:2][-1].strip()  # torch's first line is a headline
-        raise CmpError(f"{path}: cannot be loaded into this model ({reason})") from error
-
-
 def export_weights(model: Network, path: Path) -> None:
     """Write a network in a form that open_clip loads: fp32 safetensors with fused attention.
 
@@ -555,46 +488,14 @@ def export_weights(model: Network, path: Path) -> None:
     weights = dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, SplitAttention):
-            for part in PROJECTIONS:
-                del weights[f"{name}.{part}.weight"], weights[f"{name}.{part}.bias"]
-            weights |= {f"{name}.{key}": x for key, x in module.joined().items()}
+            for kind in ("weight", "bias"):
+                parts = [weights.pop(f"{name}.{part}.{kind}") for part in PROJECTIONS]
+                weights[f"{name}.in_proj_{kind}"] = torch.cat(parts)
     metadata = {PREPROCESSING: json.dumps(model.visual.preprocess_cfg)}
     own = {name: x.detach().cpu().contiguous() for name, x in weights.items()}
     save_tensors(own, path, metadata)
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return the sha256 of a network's tensors, see `tensors_digest`. Fused and split attention
-    give the same digest."""
-    weights = dict(model.state_dict())
-    for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-            for kind in ("weight", "bias"):
-                parts = weights.pop(f"{name}.in_proj_{kind}").chunk(3)
-                names = [f"{name}.{part}.{kind}" for part in PROJECTIONS]
-                weights |= dict(zip(names, parts, strict=True))
-    return tensors_digest(weights)
-
-
-def _explain_mismatch(path: Path, fused: nn.Module, error: Exception) -> str:
-    """Return a sentence that says how a checkpoint differs from the model."""
-    model, file = {name: list(x.shape) for name, x in fused.state_dict().items()}, {}
-    with contextlib.suppress(Exception):  # an unreadable file: the error says why
-        weights: Any = factory.load_state_dict(str(path), weights_only=True)
-        file = {name: list(x.shape) for name, x in weights.items()}
-    differences = [
-        f"{name}: file {file.get(name, 'missing')}, model {model.get(name, 'missing')}"
-        for name in dict.fromkeys([*model, *file])
-        if file.get(name) != model.get(name)
-    ]
-    if file and differences:
-        more = len(differences) - _SHOWN_TENSORS
-        shown = "; ".join(differences[:_SHOWN_TENSORS]) + (f" and {more} more" if more > 0 else "")
-        return f"the weights belong to another architecture: {shown}"
-    return unreadable_checkpoint(error)
-
-
-def unreadable_checkpoint(error: Exception) -> str:
-    """Return a sentence that says why a checkpoint cannot be read."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"cannot be read as a checkpoint that contains only tensors ({reason:.160})"
+    """Return the sha256 of a network's tensors, see `tensors_digest`."""
+    return tensors_digest(model.state_dict())

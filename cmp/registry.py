@@ -50,8 +50,7 @@ KINDS = {
         "cmp.merging.apply",
         "merging.rule",
         {"linear": False, "matrix": False, "base": False, "count": None, "trims": False,
-         "draws": False, "keeps_norm": False, "running": None, "idempotent": True,
-         "check": None},
+         "draws": False, "keeps_norm": False, "idempotent": True, "check": None},
     ),
     "merge_policy": Kind(
         "cmp.merging.policies", "merging.policy", {"merges": ("two",), "step_share": None}
@@ -248,18 +247,12 @@ def check_settings(kind: str, name: str, section: Any) -> None:
         section: A dataclass of `cmp.config`.
 
     Raises:
-        CmpError: An option declares a setting that the section does not have.
         ValueError: A key that belongs to other options of this kind is not at its default.
     """
-    options, of = options_of(kind), type(section)
-    read, fields = options[name].settings, of.__dataclass_fields__
+    options, fields = options_of(kind), section.__dataclass_fields__
+    read = options[name].settings
     for option in options.values():
         for key in option.settings:
-            if key not in fields:
-                raise CmpError(
-                    f"{kind} {option.name!r}: settings: {key!r} is no field of "
-                    f"{of.__module__}.{of.__name__}; add it there with its default"
-                )
             if key not in read and getattr(section, key) != fields[key].default:
                 users = ", ".join(option_names(kind, key))
                 raise ValueError(f"{key}: not used by {name!r}, only by {users}")
@@ -268,7 +261,7 @@ def check_settings(kind: str, name: str, section: Any) -> None:
 def load_plugin(path: str | os.PathLike[str]) -> None:
     """Run a Python file that registers options.
 
-    If it was loaded before, its options are replaced; if it fails now, they stay.
+    If it was loaded before, its options are replaced.
 
     Raises:
         CmpError: The file cannot be run.
@@ -283,34 +276,24 @@ def load_plugin(path: str | os.PathLike[str]) -> None:
     place = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()
     # files with the same name are different plugins
     name = f"cmp_plugin_{Path(path).stem}_{place[:12]}"
-    earlier = {
-        kind: {key: x for key, x in options.items() if x.module == name}
-        for kind, options in _options.items()
-    }
-    before = sys.modules.get(name)
+    _forget(name)  # an edited file may give an option another function
     try:
         spec = spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
             raise CmpError("the name of a plugin must end in .py")
-        _replace_options(name, {})  # an edited file may give an option another function
         module = sys.modules[name] = module_from_spec(spec)
         spec.loader.exec_module(module)
-    except BaseException as error:  # anything that the user's code raises, or Ctrl-C
-        sys.modules.pop(name, None)
-        if before:
-            sys.modules[name] = before
-        _replace_options(name, earlier)  # without those that it registered before it failed
-        if not isinstance(error, Exception):
-            raise
+    except Exception as error:  # anything that the user's code raises
+        _forget(name)
         kind = "" if isinstance(error, CmpError) else f"{type(error).__name__}: "
         raise CmpError(f"--plugin {path}: {kind}{error}") from error
 
 
-def _replace_options(module: str, options: Mapping[str, Mapping[str, Option]]) -> None:
-    """Replace a module's options with those given, by kind and name."""
+def _forget(module: str) -> None:
+    """Remove a module and the options that it registered."""
+    sys.modules.pop(module, None)
     for kind, known in _options.items():
-        others = {key: x for key, x in known.items() if x.module != module}
-        _options[kind] = {**others, **options.get(kind, {})}
+        _options[kind] = {key: x for key, x in known.items() if x.module != module}
 
 
 def entry_names(group: str) -> list[str]:

@@ -24,7 +24,7 @@ from cmp.config import RunConfig
 from cmp.data import WHOLE_BATCH, Batch, Corpus, augment, normalise, to_device
 from cmp.errors import CmpError, Diverged
 from cmp.losses import model_loss, uses_sigmoid_loss
-from cmp.mixtures import Pools, fit_mixture, fit_steps, make_batches
+from cmp.mixtures import Pools, fit_mixture, fit_steps, make_batch
 from cmp.models import Network, batch_norms, set_train_mode
 from cmp.registry import get_option
 from cmp.seeds import seed_layers, torch_generator
@@ -337,9 +337,15 @@ class TrainState:
     def batches(
         self, pools: Pools, task: int, steps: Sequence[int], local: slice = WHOLE_BATCH
     ) -> Iterator[Batch]:
-        """Return the batches of some steps of a task, with the images of its `local` samples."""
-        device = self.model.logit_scale.device
-        return make_batches(self.config, self.corpus, pools, task, steps, self.side, device, local)
+        """Return the batches of some steps of a task, with the images of its `local` samples. They
+        are prepared ahead of their step if images must be decoded."""
+        corpus = self.corpus
+        make = functools.partial(
+            make_batch, self.config, corpus, pools, task, side=self.side, local=local
+        )
+        if isinstance(corpus.images, Tensor):
+            return map(make, steps)
+        return corpus.images.ahead(make, steps, self.model.logit_scale.device)
 
     @functools.cached_property
     def method(self) -> UpdateMethod:

@@ -154,7 +154,7 @@ def test_merging_sees_folded_weights_and_the_average_is_trained_on():
     loaded = checkpoints.strip_prefix(manager.states[BOUNDARY].tensors, "weights/")
     for name, x in starts[0].items():
         torch.testing.assert_close(loaded[name], x)
-    for name, x in models.split_attention(result.model).state_dict().items():
+    for name, x in result.model.state_dict().items():
         torch.testing.assert_close(x, starts[1][name])
     assert "visual.trunk.stem.0.weight" in starts[0]
 
@@ -162,7 +162,7 @@ def test_merging_sees_folded_weights_and_the_average_is_trained_on():
 @ADAPTERS
 def test_a_finished_run_is_of_plain_layers(method):
     result = execute(small(f"method.name={method}", "stream.tasks=1"), forked.small_corpus())
-    fresh = models.create_fused_model("small")
+    fresh = models.create_model("small")
     fresh.load_state_dict(result.model.state_dict())
     assert models.weights_digest(fresh) == models.weights_digest(result.model)
     assert models.weights_digest(fresh) != models.weights_digest(

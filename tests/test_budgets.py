@@ -389,67 +389,8 @@ def test_methods_of_the_command_take_settings():
     assert int(lines["2"][-2]) > int(lines["16"][-2])
 
 
-def test_a_module_of_one_s_own_is_counted_by_its_inputs_for_full_alone():
-    layer, inputs = torch.nn.Linear(8, 4), (torch.zeros(2, 8),)
-    assert budgets.step_cost(layer, batch=2, inputs=inputs).step == 2 * (2 * 2 * 8 * 4)
-    with pytest.raises(CmpError, match="inputs work only with method 'full', not with 'lora'"):
-        budgets.step_cost(layer, batch=2, inputs=inputs, method="lora")
-    with pytest.raises(CmpError, match="inputs: not used for 'small'"):
-        budgets.step_cost("small", batch=2, inputs=inputs)
-
-
-class Tied(torch.nn.Module):
-    """Two layers with the same weights, whose output is nested."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
-        self.second.weight = self.first.weight
-
-    def forward(self, x):
-        hidden = self.first(x)
-        return {"last": self.second(hidden), "hidden": [hidden], "ids": x.long(), "loss": None}
-
-
-def test_a_module_counts_tied_weights_once_in_fp32_whatever_its_type_and_output():
-    network, inputs = Tied(), torch.zeros(2, 8)
-    cost = budgets.step_cost(network, 2, inputs=inputs)
-    held = 4 * (8 * 8 + 8 + 8)  # one matrix and two biases
-    saved = 4 * 2 * 8 + 4 * 2 * 8  # inputs of the two layers
-    assert cost.memory == held + 3 * held + saved
-    assert cost.step == 5 * (2 * 2 * 8 * 8)  # no gradient of the inputs
-    for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        assert budgets.step_cost(Tied().to(dtype), 2, inputs=(inputs.to(dtype),)) == cost
-    network.second.bias.requires_grad_(False)
-    assert budgets.step_cost(network, 2, inputs=inputs).memory == cost.memory - 3 * 4 * 8
-    with pytest.raises(CmpError, match="all of its parameters are frozen"):
-        budgets.step_cost(network.requires_grad_(False), 2, inputs=inputs)
-    with pytest.raises(CmpError, match="all of its parameters are frozen"):
-        budgets.step_cost(models.create_model("tiny").requires_grad_(False), 2)
-    network.register_parameter("unused", torch.nn.Parameter(torch.zeros(1)))
-    with pytest.raises(CmpError, match="does not depend on what trains"):
-        budgets.step_cost(network, 2, inputs=inputs)
-
-
 @pytest.mark.defect
-@pytest.mark.parametrize("method", ["full", "lora", "vera"])
-def test_a_network_of_open_clip_costs_what_its_name_costs(method):
-    """Its attention is one fused layer, and adapters would miss three projections of four."""
-    network = models.create_fused_model("small")
-    before = {name: type(layer) for name, layer in network.named_modules()}
-    assert budgets.step_cost(network, 8, method) == budgets.step_cost("small", 8, method)
-    assert budgets.step_cost(network.half(), 8, method) == budgets.step_cost("small", 8, method)
-    assert {name: type(layer) for name, layer in network.named_modules()} == before
-
-
-@pytest.mark.defect
-@pytest.mark.parametrize("batch", [-1, 0, 2.5, "8", 2**40])
+@pytest.mark.parametrize("batch", [-1, 0, 1, 2.5, "8", 2**40])
 def test_a_batch_is_a_number_of_samples(batch):
-    with pytest.raises(CmpError, match=r"batch.*whole number from 1"):
+    with pytest.raises(CmpError, match=r"^step_cost: training\.batch: Input should be"):
         budgets.step_cost("small", batch)
-
-
-@pytest.mark.defect
-def test_a_network_that_is_no_clip_is_counted_by_its_inputs():
-    with pytest.raises(CmpError, match=r"Linear.*inputs="):
-        budgets.step_cost(torch.nn.Linear(8, 4), 8)

@@ -356,7 +356,7 @@ def test_a_hub_s_model_is_exported_as_a_file_of_open_clip(tmp_path, monkeypatch)
         with pytest.raises(CmpError, match=r"mine\.safetensors: has changed since `cmpt export`"):
             invoke("export", name, "-o", again)
         for to in ("transformers", "onnx"):
-            with pytest.raises(CmpError, match=r"contains 'open_clip_model\.safetensors'"):
+            with pytest.raises(CmpError, match=r"'open_clip_model\.safetensors' .* is not from"):
                 invoke("export", name, "--to", to, "-o", folder)
         with pytest.raises(CmpError, match=r"'model\.safetensors' has changed since"):
             (folder / "open_clip_model.safetensors").rename(folder / "model.safetensors")

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from cmp import budgets, cli, config
 from cmp.cli import runs
-from cmp.experiments import forecast, planner, preflight
+from cmp.experiments import forecast, kernels, planner, preflight
 from cmp.experiments.forecast import DEVICES
 from cmp.runs import identity, logs
-from cmp.scale import decoding, kernels, processes
+from cmp.scale import decoding, processes
 from cmp.scale.execution import ExecutionConfig
 
 GPU = config.parse(config.profile("gpu"))

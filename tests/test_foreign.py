@@ -112,14 +112,13 @@ def test_every_layout_of_a_checkpoint_gives_the_same_network(theirs, name):
     torch.testing.assert_close(features(model, x, tokens), expected, atol=1e-6, rtol=0)
 
 
-def test_another_architecture_is_refused_with_the_first_tensors_that_differ(theirs):
+def test_another_architecture_is_refused_with_tensors_that_differ(theirs):
     folder, _ = theirs
-    with pytest.raises(CmpError, match=r"epoch_3\.pt.*another architecture: .*visual") as caught:
-        models.load_model(Model("bench-micro", str(folder / "epoch_3.pt")), 0)
-    assert str(caught.value).count(";") == models._SHOWN_TENSORS - 1
-    assert "file [" in str(caught.value)
-    with pytest.raises(CmpError, match=r"file missing, model"):
-        models.load_model(Model("tiny", str(folder / "model.safetensors")), 0)
+    for model, name in (("bench-micro", "epoch_3.pt"), ("tiny", "model.safetensors")):
+        with pytest.raises(
+            CmpError, match=rf"{name}: .*another architecture than '{model}'.*visual"
+        ):
+            models.load_model(Model(model, str(folder / name)), 0)
 
 
 class Thing:
@@ -445,7 +444,7 @@ def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, name):
     shell(*export, out)  # its own files are replaced
     mine = tree(tmp_path / "mine", {"thesis.tex": b"all of it"})
     refused = CliRunner().invoke(cli.app, [*export, str(mine)]).exception
-    assert isinstance(refused, CmpError) and "contains 'thesis.tex'" in str(refused)
+    assert isinstance(refused, CmpError) and "'thesis.tex' has changed since" in str(refused)
     assert (mine / "thesis.tex").read_text() == "all of it"
 
 

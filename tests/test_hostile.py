@@ -192,6 +192,7 @@ def test_an_export_replaces_only_what_an_export_wrote(tmp_path, change):
 
     first = export()
     if change == "none":
+        (out / ".DS_Store").write_text("written by a Mac that looked at it")
         assert export() == first
         return
     lost = exports.EXPORT_FILE if change == "own record" else "model.safetensors"
@@ -215,17 +216,19 @@ def test_an_export_replaces_only_files_of_an_export(tmp_path):
         with exports.export_folder(out, hugging_face.FILES):
             write()
 
-    with pytest.raises(CmpError, match=r"model: contains 'config\.json', which would be lost"):
+    with pytest.raises(
+        CmpError, match=r"model: 'config\.json' has changed since .* or is not from it"
+    ):
         export()
     assert thesis.read_text() == "mine"
     shutil.rmtree(out)
     out.mkdir()
     (out / "config.json").symlink_to(tree(tmp_path, {"paper.txt": b"mine"}) / "paper.txt")
-    with pytest.raises(CmpError, match=r"contains 'config\.json'"):
+    with pytest.raises(CmpError, match=r"'config\.json' .* is not from it"):
         export()
     (out / "config.json").unlink()
     thesis = out / "thesis.txt"  # which appears while the export is written
-    with pytest.raises(CmpError, match=r"contains 'thesis\.txt'"):
+    with pytest.raises(CmpError, match=r"'thesis\.txt' .* is not from it"):
         export(lambda: thesis.write_text("mine"))
     assert thesis.read_text() == "mine"
 
@@ -312,8 +315,8 @@ def test_updates_have_different_names_whatever_they_are_called(third, shown):
         ("010", "010"), ("1:30", "1:30"), ("1:30.5", "1:30.5"), ("0x5", "0x5"), ("0b1", "0b1"),
         ("1_000", "1_000"), ("no", "no"), ("On", "On"), ("2026-01-15", "2026-01-15"), ("=", "="),
         ("~", None), ("", None), ("True", True), ("false", False), ("-5", -5), ("0", 0),
-        ("1e-3", 1e-3), ("+.5", 0.5), ("5.", 5.0), ("-.inf", -math.inf), ("!!float .inf", math.inf),
-        ("!!int 7", 7), (r'"\ud83d\ude00"', "\U0001f600"), (r'"\ud83d"', "\ud83d"),
+        ("1e-3", 1e-3), ("+.5", 0.5), ("5.", 5.0), ("-.inf", -math.inf),
+        (r'"\ud83d\ude00"', "\U0001f600"), (r'"\ud83d"', "\ud83d"),
     ],
 )  # fmt: skip
 def test_plain_words_of_yaml_are_what_json_would_read(text, value):
@@ -325,7 +328,7 @@ def test_numbers_of_yaml_take_no_time():
     long = "1" + ":1" * 200_000
     started = time.process_time()
     assert parse_yaml(f"a: {long}") == {"a": long}
-    with pytest.raises(ValueError, match="invalid literal"):
+    with pytest.raises(ValueError, match="aliases and tags are not allowed"):
         parse_yaml(f"a: !!int {long}")
     assert time.process_time() - started < 5
 
@@ -480,22 +483,15 @@ def test_a_ledger_with_other_rows_is_refused(releases, tmp_path, change):
         release.read_release(folder).ledger()
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"task": 7}, {"task": -1}, {"step": 99}, {"metrics": []}, {"metrics": [{"x": 1}]}, {}],
-)
-def test_a_state_of_another_run_is_refused(releases, plan, tmp_path, change):
+def test_a_state_of_another_network_is_refused(releases, plan, tmp_path):
     """A checkpoint of an update, and the state of its parent; the hashes are right."""
-    state = release.read_release(releases / "2").state()
-    tensors = state.tensors if change else {"weights/x": torch.zeros(1)}
-    progress = dataclasses.replace(state.progress, run=plan.id, **change)
-    made = checkpoints.RunState(progress, tensors)
-    work = update.working_folder(tmp_path / "r")
-    path = checkpoints.write_checkpoint(made, work)
-    path.rename(path.with_name(path.name.replace("task--1", "task-1")))
-    with pytest.raises(CmpError, match=r"(is not a state of this run|does not fit).*; delete"):
+    progress = release.read_release(releases / "2").state().progress
+    progress = dataclasses.replace(progress, run=plan.id)
+    made = checkpoints.RunState(progress, {"weights/x": torch.zeros(1)})
+    checkpoints.write_checkpoint(made, update.working_folder(tmp_path / "r"))
+    with pytest.raises(CmpError, match=r"does not fit.*; delete"):
         update.compute_update(plan, tmp_path / "r")
-    with pytest.raises(CmpError, match=r"(is not a state of this run|does not fit).*; delete"):
+    with pytest.raises(CmpError, match=r"does not fit.*; delete"):
         execute(plan.config, plan.corpus, fitted=plan.fitted, start=made)
 
 

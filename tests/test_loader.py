@@ -194,15 +194,14 @@ def test_parts_are_drawn_by_step_and_seed_alone(folder):
 def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
     run_config = small(folder, "training.steps=5")
     corpus = load_data(run_config.data)
-    pools = mixtures.task_pools(run_config, corpus)
+    pools, state = mixtures.task_pools(run_config, corpus), make_train_state(run_config, corpus)
     monkeypatch.setenv("CMP_WORKERS", str(count))
     # in order, from the middle, beyond the last step
     for task, steps in [(0, range(3)), (0, range(1, 3)), (1, range(3, 6)), (1, [0])]:
-        where = (run_config, corpus, pools[task], task)
-        ahead = list(mixtures.make_batches(*where, steps, 32, CPU))
+        ahead = list(state.batches(pools[task], task, steps))
         assert len(ahead) == len(steps)
         for step, other in zip(steps, ahead, strict=True):
-            one = mixtures.make_batch(*where, step)
+            one = mixtures.make_batch(run_config, corpus, pools[task], task, step)
             np.testing.assert_array_equal(one.rows, other.rows)
             assert torch.equal(one.images, other.images) and torch.equal(one.texts, other.texts)
     rows = np.arange(11)
@@ -217,11 +216,11 @@ def test_some_of_a_batch_are_decoded_as_they_are_in_the_whole(folder, monkeypatc
     corpus = load_data(run_config.data)
     [pools, _] = mixtures.task_pools(run_config, corpus)
     monkeypatch.setenv("CMP_WORKERS", str(count))
-    where = (run_config, corpus, pools, 0, [1], 32, CPU)
-    [batch] = mixtures.make_batches(*where)
+    state = make_train_state(run_config, corpus)
+    [batch] = state.batches(pools, 0, [1])
     read = []
     monkeypatch.setattr(type(corpus.images), "read", watched(type(corpus.images).read, read))
-    [some] = mixtures.make_batches(*where, slice(3, 6))
+    [some] = state.batches(pools, 0, [1], slice(3, 6))
     assert torch.equal(some.images, batch.images[3:6]) and torch.equal(some.texts, batch.texts)
     np.testing.assert_array_equal(some.rows, batch.rows)
     if not count:

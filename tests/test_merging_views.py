@@ -22,7 +22,7 @@ def test_ends_are_the_weights_that_tasks_end_in():
     assert len(ends) == 1 + run_config.stream.tasks
     start = models.load_model(run_config.model, run_config.seeds.init).state_dict()
     assert all(torch.equal(x, start[name]) for name, x in ends[0].items())
-    last = models.split_attention(execute(run_config, corpus).model).state_dict()
+    last = execute(run_config, corpus).model.state_dict()
     assert all(torch.equal(x, last[name]) for name, x in ends[-1].items())
     places = {x.data_ptr() for weights in ends for x in weights.values()}
     assert len(places) == len(ends) * len(start)

@@ -117,7 +117,7 @@ def test_a_run_with_ema_deploys_and_trains_on_from_the_average():
     for end in ends:
         previous = deployed[-1] if deployed else zero
         deployed.append({name: 0.25 * x + 0.75 * previous[name] for name, x in end.items()})
-    for name, x in models.split_attention(result.model).state_dict().items():
+    for name, x in result.model.state_dict().items():
         torch.testing.assert_close(x, deployed[-1][name])
 
 

@@ -19,7 +19,6 @@ import pytest
 import torch
 from pictures import tar
 from pydantic import ValidationError
-from safetensors.torch import load_file
 
 from cmp import config, files, models, starts
 from cmp.cli.runs import read_config
@@ -282,9 +281,9 @@ def test_a_file_is_replaced_and_the_longest_name_can_be_written(place):
 
 
 @pytest.mark.parametrize("whole", [atomic_folder, atomic_file])
-def test_a_file_that_is_missing_where_it_is_read_is_named_and_not_the_target(place, whole):
+def test_a_file_that_is_missing_where_it_is_read_is_named(place, whole):
     target, missing = place / "target", place / "no-such-image.jpg"
-    words = f"^{missing}: No such file or directory, so {target} was not written"
+    words = f"^{target}: cannot be written .*{missing}.*; nothing was changed"
     for read in (missing.read_bytes, missing.stat, lambda: shutil.copy(missing, place / "copy")):
         with pytest.raises(CmpError, match=words), whole(target):
             read()
@@ -398,7 +397,7 @@ def test_configs_weights_and_cards_that_are_no_files_are_refused(place, monkeypa
         with pytest.raises(CmpError):
             read_config(path, [])
     with pytest.raises(CmpError):
-        models.load_weights(torch.nn.Linear(1, 1), Path(name), load_file)
+        models.load_from_file("tiny", Path(name))
     with pytest.raises(CmpError):
         pretraining.read_card(Path(name))
     assert run.run_record(Path(name)) == {}

@@ -86,7 +86,7 @@ def test_every_file_that_ships_is_in_the_list_beside_it(folder):
 def test_a_rerun_gives_the_same_bits(pretrained):
     folder, _ = pretrained
     run_config = pretraining.pretraining_config("small", 7, *SHORT)
-    network = models.split_attention(execute(run_config, forked.small_corpus()).model)
+    network = execute(run_config, forked.small_corpus()).model
     weights = embedded_models.quantize(network.state_dict())
     stored = models.load_file(folder / "small-s7-annealed.safetensors")
     assert weights.keys() == stored.keys()

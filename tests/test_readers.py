@@ -1069,7 +1069,7 @@ def test_a_manifest_that_cannot_be(tmp_path, changes, words):
     ("text", "words"),
     [
         ("a: [1\nupdate: x\nday: 2026-01-02", "line 2: "),
-        ("a: !!timestamp 2026-01-15", "Object of type date is not JSON"),
+        ("a: !!timestamp 2026-01-15", "line 1: aliases and tags are not allowed"),
         ("5: 1\n+5: 2", "line 1: two keys are the same number"),
         ("a: 1\ntitle: b: c", "line 2: mapping values are not allowed here)"),
         ("a: 1\na: 2", "line 1: 'a' is given twice)"),

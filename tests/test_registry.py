@@ -115,16 +115,6 @@ def test_every_option_of_the_package_is_found_by_its_facts(kind):
             assert name in option_names(kind, setting)
 
 
-def test_a_setting_of_the_package_that_the_config_lacks_is_named(notebook):
-    cell = (
-        'import cmp\ncmp.register("merge_rule", "mine", ("scale", "radius"))(lambda *given: None)'
-    )
-    notebook(cell, module="cmp.merging.mine")
-    words = "merge_rule 'mine': settings: 'radius' is no field of cmp.config.Merging; add it there"
-    with pytest.raises(CmpError, match=words):
-        config.parse({})
-
-
 # --- what is registered twice
 
 
@@ -287,14 +277,6 @@ def doubled(entries, block):
     return entries.sum(0)
 
 
-def scaled_sum(entries, block):
-    return entries.sum(0) * block.options.sum_scale(len(entries))
-
-
-def squared(entries, block):
-    return entries.square().sum(0) * block.options.sum_scale(len(entries))
-
-
 @pytest.mark.parametrize(
     ("kind", "function", "facts", "words"),
     [
@@ -319,18 +301,7 @@ def squared(entries, block):
             "merge_rule", lambda x, _: x.mean(0).reshape(-1), {"matrix": True},
             r"returned shape \[24\] for 3 models.*shape \[4, 6\]",
         ),
-        ("merge_rule", doubled, {"running": "mean"}, "'mean': choose sum, maximum or None"),
-        ("merge_rule", doubled, {"running": "sum", "base": True}, r"and settings=\['scale'\]"),
-        (
-            "merge_rule", squared, {"running": "sum", "base": True, "settings": ("scale",)},
-            "running sum gives other weights than all models at once, at scale 0.5; leave it out",
-        ),
-        (
-            "merge_rule", scaled_sum, {"running": "maximum", "base": True, "settings": ("scale",)},
-            "running maximum gives other weights",
-        ),
         ("merge_rule", doubled, {"keeps_norm": True}, "needs base=True and matrix=True"),
-        ("merge_rule", doubled, {"matrix": True, "linear": True}, "declare only one of them"),
         (
             "merge_rule", lambda models, *given: [1.0], {"linear": True},
             "returned 1 factors for 3 models.*expected 3 factors",
@@ -363,13 +334,6 @@ def test_an_option_that_is_not_what_it_declares_is_refused(kind, function, facts
         ("order", lambda table, seed: np.random.default_rng(seed).permutation(len(table)), {}),
         ("buffer", everything, {}),
         ("merge_rule", doubled, {"idempotent": False}),
-        *(
-            (
-                "merge_rule", scaled_sum,
-                {"running": "sum", "base": True, "settings": ("scale",), "matrix": matrix},
-            )
-            for matrix in (False, True)
-        ),
         ("merge_policy", MergePolicy("last", "steps"), {"step_share": lambda *given: 0.5}),
     ],
 )  # fmt: skip
@@ -889,7 +853,7 @@ def test_an_edited_plugin_replaces_its_options(tmp_path):
     path.write_text(text.format("mine", "first") + "1 / 0")
     with pytest.raises(CmpError, match="ZeroDivisionError"):
         load_plugin(path)
-    assert "mine" not in option_names("buffer") and get_option("buffer", "other")
+    assert not {"mine", "other"} & {*option_names("buffer")}
 
 
 def test_plugins_of_one_name_do_not_replace_each_other(tmp_path):
@@ -963,25 +927,6 @@ def test_an_error_in_a_plugin_is_told_with_its_file(text, words, tmp_path):
     assert not [name for name in set(sys.modules) - modules if "plugin" in name]
     for word in (f"--plugin {path}: ", *words):
         assert word in str(error.value)
-
-
-def test_a_plugin_that_fails_when_it_is_loaded_again_keeps_its_earlier_options(tmp_path):
-    path = tmp_path / "mine.py"
-    good = "import cmp\n@cmp.register('schedule', 'mine')\ndef mine(task, step): return 0.5\n"
-    path.write_text(good)
-    load_plugin(path)
-    option = get_option("schedule", "mine")
-    module = sys.modules[option.module]
-    worse = (
-        good.replace("0.5", "0.25").replace("'mine'", "'other'").replace("def mine", "def other")
-    )
-    for text in ("import cmp\n1 / 0", good.replace("0.5", "0.25") + worse + "1 / 0"):
-        path.write_text(text)
-        with pytest.raises(CmpError, match="ZeroDivisionError"):
-            load_plugin(path)
-        assert get_option("schedule", "mine") is option
-        assert "other" not in option_names("schedule")
-        assert sys.modules[option.module] is module
 
 
 def test_an_entry_point_that_is_missing_or_broken_is_told_and_breaks_no_other(monkeypatch):

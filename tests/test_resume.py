@@ -235,7 +235,7 @@ def test_infinite_deploys_a_branch_and_goes_on_from_the_trunk(corpus):
     states = {place: weights_of(state.tensors) for place, state in manager.states.items()}
     assert states[0, 2] == scored[0, 1] == weights_of(manager.states[0, 2].tensors, "trunk/")
     assert states[1, 0] == scored[0, 1] != scored[0, 2]  # the next task goes on from the trunk
-    last = digest_of(models.split_attention(result.model))
+    last = digest_of(result.model)
     deployed = checkpoints.strip_prefix(manager.states[2, 0].tensors, "deployed/")
     deployed = {f"weights/{name}": x for name, x in deployed.items()}
     assert weights_of(deployed) == scored[1, 2] == last
@@ -589,7 +589,7 @@ def test_only_a_run_that_deploys_other_weights_than_it_would_go_on_from_keeps_bo
     # a longer run goes on from the trunk, and what its parent deployed is not its own
     longer, last, deployed = ends(start=state, tasks=3)
     assert not deployed
-    weights = checkpoints.state_tensors(models.split_attention(longer.model))
+    weights = checkpoints.state_tensors(longer.model)
     assert weights_of(weights) == weights_of(last.tensors)
 
 

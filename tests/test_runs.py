@@ -87,17 +87,15 @@ def test_a_look_up_leaves_the_checkpoints_of_another_process(run):
 
 @pytest.mark.defect
 @pytest.mark.parametrize("name", ["small", "tiny-vit"])
-def test_plain_open_clip_loads_the_network_that_a_run_ends_in(name):
+def test_plain_open_clip_loads_the_network_that_a_run_ends_in(name, tmp_path):
     result = execute(small(f"model.name={name}", "method.name=lora"), forked.small_corpus())
-    plain = open_clip.create_model(name, output_dict=True).eval()
-    plain.load_state_dict(result.model.state_dict())
+    path = tmp_path / "model.safetensors"
+    models.export_weights(result.model, path)
+    plain = open_clip.create_model(name, pretrained=str(path), output_dict=True).eval()
     pixels, tokens = torch.randn(2, 3, 32, 32), models.tokenizer(name)(["a red cat", "x"])
     with torch.no_grad():
         ours, theirs = (each.eval()(pixels, tokens) for each in (result.model, plain))
-        joined = models.encode_text(result.model, tokens)
-        split = models.encode_text(models.split_attention(result.model), tokens)
     torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(joined, split)
 
 
 @pytest.mark.parametrize(

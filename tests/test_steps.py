@@ -51,7 +51,7 @@ def test_what_is_scored_and_kept_is_the_deployed_model():
     )
     assert after.to_dict() == before.to_dict()
     start = models.load_model(run_config.model, run_config.seeds.init)
-    first = models.join_attention(start).state_dict()
+    first = start.state_dict()
     kept = result.model.state_dict()
     assert all(torch.equal(kept[name], x) for name, x in first.items())
     plain = execute(options.small(), forked.small_corpus()).model.state_dict()

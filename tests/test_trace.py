@@ -12,9 +12,9 @@ from cmp import cli, models
 from cmp.bench import networks, trace
 from cmp.embedded import packed
 from cmp.errors import CmpError
+from cmp.experiments import kernels as tracing
+from cmp.experiments.kernels import Kernel
 from cmp.project import book_folder
-from cmp.scale import kernels as tracing
-from cmp.scale.kernels import Kernel
 
 NANO, BATCH = "bench-nano", 8
 

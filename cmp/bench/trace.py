@@ -1,5 +1,5 @@
 """Predict a training step on an H100 from its kernels, eager and compiled, see
-`cmp.scale.kernels`."""
+`cmp.experiments.kernels`."""
 
 from typing import Any
 
@@ -7,8 +7,7 @@ from cmp import models
 from cmp.bench import networks
 from cmp.bench.report import Report
 from cmp.errors import CmpError
-from cmp.scale import compiling
-from cmp.scale.kernels import (
+from cmp.experiments.kernels import (
     BANDWIDTH,
     HOST,
     KINDS,
@@ -20,6 +19,7 @@ from cmp.scale.kernels import (
     trace_step,
     update_kernels,
 )
+from cmp.scale import compiling
 
 CAPTIONS = (24, 77)
 """Average number of tokens per traced caption; at most the context length."""

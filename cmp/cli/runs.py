@@ -23,7 +23,7 @@ from cmp.releases.candidates import find_candidate, is_run
 from cmp.releases.release import is_release, read_release
 from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.launch import ResolvedRun, read_settings, resolve_run
-from cmp.runs.lookup import find_model, find_unfinished, recorded_threads
+from cmp.runs.lookup import find_model, find_unfinished
 from cmp.runs.runner import Observer
 from cmp.scale import devices, processes
 from cmp.scale.execution import ExecutionConfig, copy_to_host
@@ -113,7 +113,7 @@ def resume(
     """
     progress = find_unfinished(run_id)
     name = f"run {progress.run[:SHORT_ID]}"
-    torch.set_num_threads(threads or recorded_threads(progress))
+    torch.set_num_threads(threads or progress.machine["threads"])
     given = {"micro_batch": micro_batch, "checkpoint_activations": checkpoint_activations}
     given |= {"compile_towers": compile, "keep_weights": keep_weights}
     options = progress.launch | {key: value for key, value in given.items() if value is not None}

@@ -17,6 +17,7 @@ from cmp import budgets, evaluation, mixtures, models, starts
 from cmp.config import Method, RunConfig
 from cmp.data import WHOLE_BATCH, Corpus, ImageFiles, load_data
 from cmp.errors import CmpError
+from cmp.experiments.kernels import traced_share
 from cmp.registry import Option, get_option
 from cmp.runs import logs, store
 from cmp.runs.runner import evaluation_sizes
@@ -24,7 +25,6 @@ from cmp.scale import processes
 from cmp.scale.decoding import worker_count
 from cmp.scale.devices import DEVICES, Device, device_name, find_device, is_present
 from cmp.scale.execution import ExecutionConfig
-from cmp.scale.kernels import traced_share
 from cmp.schedules import Schedule
 from cmp.seeds import numpy_generator
 from cmp.towers import tower_blocks
@@ -92,7 +92,8 @@ def predict_step(
     """Predict the time of a run's step on a device, without measuring.
 
     It is the time of the step's FLOPs at the share of the peak that a trace of its kernels predicts
-    (`cmp.scale.kernels`), at most `facts.utilisation`; or the time of decoding, if that is longer.
+    (`cmp.experiments.kernels`), at most `facts.utilisation`; or the time of decoding, if that is
+    longer.
 
     Args:
         run_config: The run's config.

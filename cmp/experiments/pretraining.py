@@ -113,7 +113,7 @@ def pretrain(
     hooks = dataclasses.replace(observer, step=after_step, resumed=resumed)
     with CheckpointManager(identity.run_id_of(run_config, corpus)) as manager:
         result = execute(run_config, corpus, hooks, manager=manager)
-        save_base(models.split_attention(result.model).state_dict(), paths[names[0]])
+        save_base(result.model.state_dict(), paths[names[0]])
         if "unannealed" in paths:
             save_base(manager.load_base(kept), paths["unannealed"])
         cards = {}

@@ -145,10 +145,6 @@ def check_models(
                 raise CmpError(
                     f"merge: {label}: {name}: {x.dtype} is not supported; convert it to float32"
                 )
-            if x.is_meta:
-                raise CmpError(
-                    f"merge: {label}: {name}: has no values on the meta device; load them"
-                )
         if model is not everything[0]:
             check_same_tensors(names[0], everything[0], label, model)
 
@@ -414,31 +410,16 @@ def check_option(option: Option) -> None:
     """Check a merge rule on two small tensors.
 
     Raises:
-        CmpError: Its properties are unknown or contradict each other, its result has the wrong
-            shape or is not finite, it is declared idempotent but changes models that are all
-            equal, or one model cannot replace earlier ones as `running` declares.
+        CmpError: Its properties contradict each other, its result has the wrong shape or is not
+            finite, or it is declared idempotent but changes models that are all equal.
     """
     facts = option.facts
-    if (running := facts["running"]) not in (None, "sum", "maximum"):
-        raise CmpError(
-            f"merge_rule {option.name!r}: running={running!r}: choose sum, maximum or None"
-        )
     if facts["keeps_norm"] and not (facts["base"] and facts["matrix"]):
         raise CmpError(
             f"merge_rule {option.name!r}: keeps_norm=True needs base=True and matrix=True"
         )
-    if running and not (facts["base"] and "scale" in option.settings):
-        raise CmpError(
-            f"merge_rule {option.name!r}: running={running!r} needs base=True and "
-            "settings=['scale']"
-        )
     if facts["trims"] and not facts["base"]:
         raise CmpError(f"merge_rule {option.name!r}: trims=True needs base=True")
-    if facts["linear"] and facts["matrix"]:
-        raise CmpError(
-            f"merge_rule {option.name!r}: linear=True returns factors and matrix=True a tensor; "
-            "declare only one of them"
-        )
     count, shape = facts["count"] or 3, (4, 6) if facts["matrix"] else (24,)
     entries = torch.linspace(-1, 1, 24).reshape(shape)
     models = [entries * (1 + number) for number in range(count)]
@@ -463,29 +444,3 @@ def check_option(option: Option) -> None:
                 f"merge_rule {option.name!r}: changes models that are all equal; declare "
                 "idempotent=False if that is intended"
             )
-    if running and base:
-        check_running(option, [{"x": x.roll(number)} for number, x in enumerate(models)], base)
-
-
-def check_running(rule: Option, models: Sequence[StateDict], base: StateDict) -> None:
-    """Check that one model can replace earlier ones, as in `policies.merge_everything`.
-
-    Raises:
-        CmpError: The weights differ from those of a merge of all models.
-    """
-    running, count = rule.facts["running"], len(models)
-    for scale in (0.5, None):
-        if running == "sum":
-            replacement = merge("interpolation", models)
-            merged = merge(rule.name, [replacement], base, scale=(scale or 1 / count) * count)
-        else:
-            replacement = base
-            for model in reversed(models):
-                replacement = merge(rule.name, [model, replacement], base, scale=1.0)
-            merged = merge(rule.name, [replacement], base, scale=scale)
-        for name, x in merge(rule.name, models, base, scale=scale).items():
-            if not torch.allclose(x, merged[name], atol=1e-4):
-                raise CmpError(
-                    f"merge_rule {rule.name!r}: running={running!r}: a running {running} gives "
-                    f"other weights than all models at once, at scale {scale}; leave it out"
-                )

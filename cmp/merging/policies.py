@@ -147,6 +147,11 @@ def unrolled_average(end: TaskEnd) -> ChoiceOutput:
     return {"unrolled": average}, average
 
 
+RUNNING = {"task-arithmetic": "sum", "lines": "sum", "magmax": "maximum"}
+"""Rules with which a single model can replace those of earlier tasks: their mean, as in theta_0 +
+`scale` * sum_i tau_i, or their merge at scale 1."""
+
+
 def merge_everything(end: TaskEnd) -> ChoiceOutput:
     """Choose f(theta_t, ..., theta_1), including theta_0 with `merging.zero`.
 
@@ -157,11 +162,12 @@ def merge_everything(end: TaskEnd) -> ChoiceOutput:
     # if the shares of older models shrink in proportion, their mean can replace them
     if merging.rule == "interpolation" and merging.shares != "newest" and not merging.reverse:
         return running_mean(end, merge_weights(merging, count)[0])
-    if end.rule.facts["running"] == "sum":
+    running = RUNNING.get(merging.rule)
+    if running == "sum":
         memory, mean = running_mean(end, 1 / count)
         scale = (merging.scale or 1 / count) * count
         return memory, end.merge([mean], "all", scale=scale)
-    if end.rule.facts["running"] == "maximum":
+    if running == "maximum":
         before = end.memory.get("all", end.memory["zero"])
         options = MergeOptions.make(end.rule, 2, merging, scale=1.0)
         # the rule takes no weights, but statistics of batch norm are a mean over all tasks

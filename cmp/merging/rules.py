@@ -215,7 +215,7 @@ def slerp(models: list[Tensor], base: None, options: MergeOptions, depth: float)
     return [math.sin(w * angle) / math.sin(angle) for w in (newer, older)]
 
 
-@register("merge_rule", "task-arithmetic", ("scale",), linear=True, base=True, running="sum")
+@register("merge_rule", "task-arithmetic", ("scale",), linear=True, base=True)
 def task_arithmetic(
     models: list[Tensor], base: Tensor, options: MergeOptions, depth: float
 ) -> Factors:
@@ -223,7 +223,7 @@ def task_arithmetic(
     return [options.sum_scale(len(models))] * len(models)
 
 
-@register("merge_rule", "lines", ("scale", "alpha", "beta"), linear=True, base=True, running="sum")
+@register("merge_rule", "lines", ("scale", "alpha", "beta"), linear=True, base=True)
 def lines(models: list[Tensor], base: Tensor, options: MergeOptions, depth: float) -> Factors:
     """Return the factors of LiNeS: task arithmetic whose scale grows with the block's depth.
 
@@ -252,7 +252,7 @@ def model_stock(models: list[Tensor], base: Tensor, options: MergeOptions, depth
     return [share / len(moved) if index in moved else 0.0 for index in range(len(models))]
 
 
-@register("merge_rule", "magmax", ("scale",), base=True, running="maximum")
+@register("merge_rule", "magmax", ("scale",), base=True)
 def magmax(taus: Tensor, block: BlockContext) -> Tensor:
     """Take each entry from the task vector with the largest magnitude; scale 1 by default."""
     best = taus[0]  # the newest wins ties

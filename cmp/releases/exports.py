@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
 from cmp import models, starts
 from cmp.errors import CmpError, first_line
-from cmp.files import atomic_folder, check_held_files, check_target, file_digest
+from cmp.files import atomic_folder, check_target, file_digest
 from cmp.models import Network
 from cmp.parsing import parse_json
 from cmp.seeds import torch_generator
@@ -158,7 +159,11 @@ def check_file(file: Path) -> None:
         CmpError: It exists, and no export wrote it, or a program has saved it again since.
     """
     check_target(file)
-    if file.exists() and not models.is_exported(file):
+    with contextlib.suppress(OSError, SafetensorError), safe_open(file, framework="pt") as weights:
+        # only what `export_weights` writes: other programs leave it out or add to it
+        if {*(weights.metadata() or {})} == {models.PREPROCESSING}:
+            return
+    if file.exists():
         raise CmpError(
             f"{file}: has changed since `cmpt export`, or is not from it, and would be lost; name "
             "another file"
@@ -176,13 +181,15 @@ def check_folder(folder: Path, names: set[str]) -> None:
         CmpError: The folder contains something that no export wrote, or that has changed since,
             such as a model that was trained further and saved in its place.
     """
-    check_held_files(folder, {*names, EXPORT_FILE})
     record, written = folder / EXPORT_FILE, {}
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no export wrote it
-        written = dict(parse_json(record.read_text(encoding="utf-8"))["files"])
+        listed = dict(parse_json(record.read_text(encoding="utf-8"))["files"])
+        written = {name: digest for name, digest in listed.items() if name in names}
         written[EXPORT_FILE] = file_digest(record)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if written.get(path.name) != file_digest(path):
+        is_file = path.is_file() and not path.is_symlink()
+        is_written = is_file and written.get(path.name) == file_digest(path)
+        if not is_written and path.name != ".DS_Store":  # which a Mac adds to a folder
             raise CmpError(
                 f"{folder}: {path.name!r} has changed since `cmpt export`, or is not from it, and "
                 "would be lost; name a new folder"

@@ -362,8 +362,7 @@ def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Com
     ).to_numpy()
     return compare(
         Candidate(title, name, before),
-        # in bf16, open_clip's own attention rounds differently from that of a loaded model
-        Candidate(f"after {plan.name}", name, lambda: models.split_attention(result.model)),
+        Candidate(f"after {plan.name}", name, lambda: result.model),
         plan.corpus, arrived=arrived, split=section.split,
         subset=None if section.full else section.subset,
         precision=plan.config.training.precision, device=device,

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -182,10 +183,25 @@ def start_identity(run_config: RunConfig) -> tuple[dict[str, str], dict[str, Any
     digest, settings = _read_start(path, is_base)
     entries: dict[str, Any] = {"weights": digest}
     own = starts.hub_config(model.name)["preprocess_cfg"] if starts.is_hub(model.name) else {}
-    if prepared := models.other_preprocessing(settings, own):
+    if prepared := _other_preprocessing(settings, own):
         entries["preprocessing"] = prepared
     is_named = is_base or is_hub or starts.pretrained_tag(model.name, model.start)
     return {} if is_named else {"model.start": PLACEHOLDERS["model.start"]}, entries
+
+
+def _other_preprocessing(settings: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return those settings of preprocessing that change how a model prepares images.
+
+    Args:
+        settings: Some of open_clip's settings.
+        own: Those in which the model's config differs from open_clip's defaults.
+    """
+    merge = open_clip.transform.merge_preprocess_dict
+    before = merge(asdict(open_clip.transform.PreprocessCfg()), own)
+    after = merge(before, settings)
+    # the size is always the network's; JSON has lists where open_clip has tuples
+    before, after = (json.loads(json.dumps(x | {"size": None})) for x in (before, after))
+    return {key: x for key, x in after.items() if x != before[key]}
 
 
 @cached_by_file
@@ -202,7 +218,10 @@ def _read_start(path: Path, is_base: bool) -> tuple[str, dict[str, Any]]:
         digest = tensors_digest({n: torch.as_tensor(x) for n, x in read(str(path)).items()})
         return digest, models.saved_preprocessing(path)
     except Exception as error:  # readers raise all kinds of errors
-        raise CmpError(f"{path}: {models.unreadable_checkpoint(error)}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CmpError(
+            f"{path}: cannot be read as a checkpoint that contains only tensors ({reason:.160})"
+        ) from error
 
 
 def network_identity(model: Model) -> dict[str, str]:
@@ -223,7 +242,7 @@ def network_identity(model: Model) -> dict[str, str]:
         # these may have the tensors of a network with another GELU, or of another image size
         and not network.get("quick_gelu")
         and "timm_model_name" not in network["vision_cfg"]
-        and not models.other_preprocessing(preprocessing, {})
+        and not _other_preprocessing(preprocessing, {})
         and not tokenizer
     )
     if is_usual:

@@ -61,19 +61,9 @@ def find_parent(run_config: RunConfig) -> StoredRun | None:
     if not start.startswith(RUN_PREFIX):
         return None
     prefix = start.removeprefix(RUN_PREFIX)
-    unfinished = []
-    if not any(name.startswith(prefix[:SHORT_ID]) for name in stored_ids()):
-        folders = (build_folder() / "checkpoints").glob("*/")
-        named = [folder for folder in folders if folder.name.startswith(prefix[:SHORT_ID])]
-        unfinished = [folder.name for folder in named if checkpoints.checkpoint_files(folder)]
     try:
         if not prefix.isalnum():
             raise CmpError(f"{start!r}: give at least the first digits of a run's id, run:ID")
-        if unfinished:
-            raise CmpError(
-                f"run {unfinished[0]} is not finished; `cmpt resume {unfinished[0]}` continues it, "
-                "and `cmpt export` exports the weights after its last task"
-            )
         parent = find_run(prefix)
         if parent.config.model.name != name:
             raise CmpError(
@@ -100,15 +90,6 @@ def unfinished_runs(prefix: str = "") -> list[Progress]:
         except CmpError as error:  # the other runs do not depend on it
             warnings.warn(f"left out: {error}", stacklevel=2)
     return [progress for progress in readable if progress and progress.run.startswith(prefix)]
-
-
-def recorded_threads(progress: Progress) -> int:
-    """Return the number of torch threads with which a run began; raise `CmpError` if it is not
-    recorded."""
-    threads = progress.machine.get("threads")
-    if not isinstance(threads, int) or threads < 1:
-        raise CmpError(f"checkpoint of run {progress.run}: machine.threads: must be a number")
-    return threads
 
 
 def find_unfinished(prefix: str) -> Progress:
@@ -177,21 +158,18 @@ def find_any_run(prefix: str) -> StoredRun:
 
 
 def _progress_of(prefix: str) -> Progress | None:
-    """Return the only unfinished run whose id starts with a prefix, or None if only stored runs
-    have it; raise `CmpError` if there is neither, or an unfinished run among several."""
-    stored = {name for name in stored_ids() if name.startswith(prefix[:SHORT_ID])}
-    unfinished = {progress.run[:SHORT_ID] for progress in unfinished_runs(prefix)}
-    if stored >= unfinished:  # of a stored run, checkpoints may be left
-        if stored:
-            return None
-        raise CmpError(f"{prefix!r}: no run with this id; `cmpt results ls` lists all runs")
-    if stored:
+    """Return the only unfinished run whose id starts with a prefix, or None if no unfinished one
+    has it; raise `CmpError` if others have it, too."""
+    stored = [name for name in stored_ids() if name.startswith(prefix[:SHORT_ID])]
+    # of a stored run, checkpoints may be left
+    unfinished = [x for x in unfinished_runs(prefix) if x.run[:SHORT_ID] not in stored]
+    if not unfinished:
+        return None
+    if len(stored) + len(unfinished) > 1:
         raise CmpError(
-            f"{prefix!r}: {len(stored | unfinished)} runs have an id that starts so: "
-            f"{', '.join(sorted(stored))} (stored) and {', '.join(sorted(unfinished - stored))} "
-            "(unfinished); give more of it"
+            f"{prefix!r}: several runs have an id that starts so; `cmpt results ls` lists all runs"
         )
-    return find_unfinished(prefix)
+    return unfinished[0]
 
 
 def run_so_far(progress: Progress, done: int) -> StoredRun:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cmp import budgets, mixtures, models, training
+from cmp import budgets, mixtures, training
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import CmpError, Diverged, Interrupted
+from cmp.errors import Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
 from cmp.files import SHORT_ID
 from cmp.merging.policies import Memory, TaskEnd, apply_policy, update_step_average
@@ -72,8 +72,8 @@ class RunResult:
     Attributes:
         metrics: One row per (task, scope, dataset): tasks done, `scope` ("subset" or "full") and
             the columns of `Scores.datasets`.
-        model: The network after the last task, with open_clip's own layers. A network from
-            `open_clip.create_model` can load its `state_dict()`.
+        model: The network after the last task, with split attention. `cmp.models.export_weights`
+            writes it with open_clip's own layers.
         seconds: The computing time.
         provenance: The machine of the run, see `cmp.runs.machine.machine_record`, with `began`, its
             first machine, if it moved to another one, and `budget` if it had one.
@@ -87,15 +87,6 @@ class RunResult:
     seconds: float
     provenance: dict[str, Any]
     hits: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def _belongs_to(progress: Progress, fitted: RunConfig) -> bool:
-    """Return whether a state may be one of a run."""
-    steps = [*fitted.steps, 0]  # after the last task, none is left
-    task, is_scored = progress.task, {"task", "scope", "dataset", "role", "score"}
-    is_place = 0 <= task < len(steps) and 0 <= progress.step <= steps[task]
-    rows = progress.metrics
-    return is_place and bool(rows) and all(is_scored <= row.keys() for row in rows)
 
 
 def evaluation_sizes(config: RunConfig, done: int) -> list[int | None]:
@@ -157,9 +148,6 @@ def execute(
         run = Run(config, state, observer, manager, stop, machine)
         resumed = checkpoints.latest(manager)
         saved = resumed or start
-        if saved and not _belongs_to(saved.progress, fitted):
-            where = manager.last if manager and resumed else "the state to start from"
-            raise CmpError(f"{where}: is not a state of this run{checkpoints.REMEDY}")
         for task_pools in pools[saved.progress.task if saved else 0 :]:
             execution.own_samples(sum(task_pools.counts))  # can every batch be split?
         first_task, first_step = run.resume(saved) if saved else (0, 0)
@@ -394,12 +382,12 @@ class Run:
         return self.seconds_before + time.perf_counter() - self.started
 
     def result(self) -> RunResult:
-        """Return the finished run, with open_clip's own layers in its network."""
+        """Return the finished run."""
         if self.deployed:
             self.model.load_state_dict(self.deployed)
         for layer in self.model.modules():  # only steps use compiled towers
             layer._compiled_call_impl = None
-        model = models.join_attention(adapters.merge_and_unload(self.model))
+        model = adapters.merge_and_unload(self.model)
         machine = self.machine
         if budget := budgets.task_budget(self.config):
             machine = machine | {"budget": budgets.budget_spent(budget, self.fitted.stream.tasks)}

@@ -76,9 +76,6 @@ class RunRecord:
     def __post_init__(self) -> None:
         if json_digest(self.identity) != self.id:
             raise ValueError("identity: does not match the id")
-        for key, kind in (("seconds", int | float), ("threads", int)):
-            if not isinstance(self.provenance.get(key), kind):
-                raise ValueError(f"provenance.{key}: must be a number")
 
 
 @dataclass(frozen=True)
@@ -167,11 +164,7 @@ def final_model(run: StoredRun) -> models.Network:
     Raises:
         CmpError: The weights were not kept, or are damaged.
     """
-    path = kept_path(run)
-    model = models.load_from_file(run.config.model.name, path)
-    if models.weights_digest(model) != run.weights:
-        raise CmpError(f"{path}: damaged: not the final weights of run {run.id[:SHORT_ID]}")
-    return model
+    return models.load_from_file(run.config.model.name, kept_path(run))
 
 
 def kept_path(run: StoredRun) -> Path:

@@ -148,12 +148,10 @@ def measure_loader(lab: Lab) -> Values:
     """Decode batches by some numbers of processes, and do nothing with them."""
     run_config, corpus = lab.prepare("training.steps=10000")
     pools, found = mixtures.task_pools(run_config, corpus)[TASK], {}
-    side = models.preprocessing(models.create_on_meta(lab.model)).size
+    state = make_train_state(run_config, corpus, device=lab.device)
     for count in lab.size((1, 4, 8, 15), (1,)):
         os.environ["CMP_WORKERS"] = str(count)
-        batches = mixtures.make_batches(
-            run_config, corpus, pools, TASK, range(10000), side, torch.device(lab.device)
-        )
+        batches = state.batches(pools, TASK, range(10000))
 
         def take(number: int, batches: Any = batches) -> None:
             for _ in range(number):
