@@ -214,43 +214,6 @@ def measured_step_seconds(log: pd.DataFrame) -> float | None:
     return None
 
 
-class StepTimer:
-    """Measure the first steps of a run while it trains."""
-
-    def __init__(self, steps: int, predicted: StepForecast):
-        """Prepare to measure.
-
-        Args:
-            steps: The steps of the whole run.
-            predicted: What was predicted for a step.
-        """
-        self.steps, self.predicted = steps, predicted
-        self._count, self._seconds = 0, 0.0
-        self._last, self._ended = (0, -1), 0.0  # the previous step, and when it ended
-
-    def after_step(self, task: int, step: int) -> str | None:
-        """Call this after each step. After `UNCOUNTED` + `MEASURED` steps, it returns how long the
-        run takes by what was measured, and what was predicted.
-
-        The first step of a task does not count, since an evaluation or a save came before it.
-        """
-        now, ended, is_next = time.perf_counter(), self._ended, self._last == (task, step - 1)
-        self._last, self._ended = (task, step), now
-        if not is_next:
-            return None
-        self._count += 1
-        if self._count > UNCOUNTED:
-            self._seconds += now - ended
-        if self._count != UNCOUNTED + MEASURED:
-            return None
-        seconds = self._seconds / MEASURED
-        whole, predicted = (self.steps * x for x in (seconds, self.predicted.seconds))
-        return (
-            f"about {time_in_words(whole)} of training, measured over {MEASURED} steps of "
-            f"{time_in_words(seconds)}; the forecast: {time_in_words(predicted)}"
-        )
-
-
 def time_in_words(seconds: float) -> str:
     """Return a time with three digits in a suitable unit, such as "15.7 h" and "168 ms"."""
     units = {"ms": 1e-3} | UNITS
