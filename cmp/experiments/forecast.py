@@ -114,8 +114,8 @@ def predict_step(
             share, source = traced, "from its kernels"
     again = {"micro-batches": size < batch, "activations": execution.checkpoint_activations}
     flops = step_flops(run_config)
-    if repeats := sum(again.values()):
-        flops += repeats * _forward_flops(run_config)
+    # a forward pass is a third of a full step
+    flops += sum(again.values()) * budgets.full_cost(run_config).step / 3
     seconds, images = flops / count / (share * facts.peak), batch / decoding
     if images > seconds:
         return StepForecast(images, f"predicted from decoding {decoding:,.0f} images/s")
@@ -129,19 +129,6 @@ def step_flops(run_config: RunConfig) -> float:
     """Return the FLOPs of a step, including its part of the work at the end of a task."""
     cost, steps = budgets.method_cost(run_config), budgets.apply_budget(run_config).steps
     return cost.step + (cost.end * len(steps) / sum(steps) if steps else 0)
-
-
-def _forward_flops(run_config: RunConfig) -> int:
-    """Return the FLOPs of a forward pass of a batch."""
-    method, batch = run_config.method, run_config.training.batch
-    option = get_option("method", method.name)
-    return _cached_forward(run_config.model.name, batch, method, option, option.digest)
-
-
-@functools.cache
-def _cached_forward(name: str, batch: int, method: Method, option: Option, digest: str) -> int:
-    state = budgets.shape_state(name, method, models.create_on_meta(name))
-    return budgets.count_flops(lambda: budgets.forward_shapes(state, batch))
 
 
 def forecast_step(
