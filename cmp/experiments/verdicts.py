@@ -29,8 +29,11 @@ from cmp.experiments import fronts, results, studies
 from cmp.experiments.claims import GAINS, MATTERS, REPLICATES, Claim, ClaimsFile, FrontOf, Term
 from cmp.experiments.scores import (
     AGGREGATES,
+    FAMILY,
     Estimate,
+    claims_level,
     estimate_from_bases,
+    level_in_words,
     planned_streams,
     run_bases,
     t_factor,
@@ -318,7 +321,7 @@ def judge_claims(known: ClaimsFile) -> pd.DataFrame:
     Returns:
         One row per claim, by name: `guideline`, `study`, `source`, `claimed` (its sentence),
         `measure`, `expected`, `reading`, `agrees` (whether the reading was expected; empty if
-        open), `n`, `estimate`, `low` and `high` (over bases, in points), `level`, `p` (of a
+        open), `n`, `estimate`, `low` and `high` (over bases, in points), `p` (of a
         two-sided t-test over bases) and `p holm` (adjusted by Holm's method over the family),
         `low crossed` and `high crossed` (at the same level), `planned` and `half` (half-widths),
         `bound` (1: lower, -1: upper, 0: none), `seen` (see `Claim`), `estimate later` (without
@@ -330,7 +333,7 @@ def judge_claims(known: ClaimsFile) -> pd.DataFrame:
     rows = {claim.name: _judge(claim, known) for claim in known.claims}
     judged = pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
     if "p" in judged:
-        judged["p holm"] = adjust_by_holm(judged["p"], max(known.planned, len(judged)))
+        judged["p holm"] = adjust_by_holm(judged["p"], max(FAMILY, len(judged)))
     return judged
 
 
@@ -350,7 +353,7 @@ def adjust_by_holm(p_values: pd.Series, count: int) -> pd.Series:
 
 
 def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
-    level = known.level
+    level = claims_level()
     row: dict[str, Any] = {
         "guideline": claim.guideline,
         "study": claim.study,
@@ -359,7 +362,6 @@ def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
         "measure": claim.measure,
         "expected": claim.expected,
         "planned": claim.half_width,
-        "level": level,
     }
     if words := describe_missing(claim, known):
         sentence = f"Not computed yet: {words}."
@@ -450,7 +452,7 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
         others = f"; on other concepts {crossed}"
     return (
         f"{reading.capitalize()}{size}: {at_least}{signed(row['estimate'])} {unit} "
-        f"({100 * row['level']:.1f}% interval {own}{others}; n = {row['n']})."
+        f"({level_in_words()} interval {own}{others}; n = {row['n']})."
     )
 
 
