@@ -21,7 +21,7 @@ AGGREGATES = ("A_KA", "A_ZS", "GM")
 ALPHA = 0.05
 """Probability that any claim of a family is wrong."""
 FAMILY = 12
-"""The most claims in a family. Intervals are as wide as so many need, even while there are fewer."""
+"""The most claims in a family. Intervals are as wide as so many need, even if there are fewer."""
 
 
 def claims_level() -> float:

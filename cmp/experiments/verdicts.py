@@ -79,7 +79,7 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
         One row per (setting, replicate): final `A_KA`, `A_ZS` and `GM` on the whole test; A_ZS on
         the names that replay `kept` and was `lacking`; `start A_KA` and `start A_ZS`, those of the
         base; `way`, the mean A_KA over the middle half of the updates, NaN if the whole test was
-        scored only at the ends; `peak` and `base`.
+        scored only at the ends; `peak` and `base`; and `kind`, what runs must share for a gain.
     """
     table = store.trajectory(published)
     table["progress"] = table["task"] / table.groupby(RUN_KEYS)["task"].transform("max")
@@ -91,10 +91,17 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
     on_way = table[(table["scope"] == "full") & table["progress"].between(0.25, 0.75)]
     middle = on_way.groupby(RUN_KEYS)["A_KA"]
     scores["way"] = middle.mean()[middle.size() > 1]
-    trees = published.groupby(RUN_KEYS)["config"].first()
+    trees = published.groupby(RUN_KEYS)["config"].first().astype(str).map(json.loads)
     scores["base"] = run_bases(published)
-    scores["peak"] = trees.astype(str).map(lambda tree: json.loads(tree)["schedule"]["peak"])
+    scores["peak"] = trees.map(lambda tree: tree["schedule"]["peak"])
+    scores["kind"] = trees.map(_describe_kind)
     return scores
+
+
+def _describe_kind(tree: Mapping[str, Any]) -> str:
+    """Return what runs must share for a gain, such as "small, 20 updates, batches of 64"."""
+    updates, batch = tree["stream"]["tasks"], tree["training"]["batch"]
+    return f"{tree['model']['name']}, {updates} updates, batches of {batch}"
 
 
 @cached_by_file
@@ -102,19 +109,6 @@ def _published(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the metrics in a file of published results and their `run_scores`."""
     published = results.published_metrics(path.stem)
     return published, run_scores(published)
-
-
-@cached_by_file
-def _run_kinds(path: Path) -> dict[str, str]:
-    """Return, for each setting in a file of published results, what runs must share for a gain: the
-    network, the number of updates and the batch size, as text."""
-    trees = results.published_metrics(path.stem).groupby("setting")["config"].first()
-    kinds = {}
-    for setting, text in trees.astype(str).items():
-        tree = json.loads(text)
-        updates, batch = tree["stream"]["tasks"], tree["training"]["batch"]
-        kinds[setting] = f"{tree['model']['name']}, {updates} updates, batches of {batch}"
-    return kinds
 
 
 def published_scores(study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -168,8 +162,8 @@ def gain_of(
         CmpError: The front does not cover the setting, or its runs have another network, number of
             updates or size of batches.
     """
-    own = _compared_scores(setting_scores(study, setting), names, from_start)
-    kind = _run_kinds(results.results_file(study))[setting]
+    scores = setting_scores(study, setting)
+    own, kind = _compared_scores(scores, names, from_start), scores["kind"].iloc[0]
     own["A_KA"] -= less
     if replicates is not None:
         own = own.loc[replicates]
@@ -178,7 +172,7 @@ def gain_of(
         scores = setting_scores(front.study, each)
         if not own.index.isin(scores.index).all():
             raise NotComputed(f"{each!r} of study {front.study} has fewer streams than {setting!r}")
-        other = _run_kinds(results.results_file(front.study))[each]
+        other = scores["kind"].iloc[0]
         if kind != other and not from_start:
             raise CmpError(
                 f"{setting!r} of study {study} ({kind}) has no gain over {each!r} of study "
