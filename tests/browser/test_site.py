@@ -949,17 +949,13 @@ def test_evidence_is_folded_until_a_link_lands_in_it_or_it_is_printed(watched, p
 
 
 def test_everything_that_the_theme_shows(watched, pages, tmp_path):
-    """On the sample book: tabs by keys, folded solutions, and copying."""
+    """On the sample book: boxes that fold, and copying."""
     watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
     with browser_site.served(site.build_pages(sample_book.write(tmp_path))) as address:
         watched.goto(f"{address}/")
-        watched.get_by_role("tab", name="First").focus()
-        watched.keyboard.press("ArrowRight")
-        assert watched.get_by_text("The second panel.").is_visible()
-        assert not watched.get_by_text("The first panel.").is_visible()
-        assert not watched.get_by_text("Two.").is_visible()
-        watched.locator("details.solution summary").click()
-        assert watched.get_by_text("Two.").is_visible()
+        assert not watched.get_by_text("Folded.").is_visible()
+        watched.get_by_text("Not yet").click()
+        assert watched.get_by_text("Folded.").is_visible()
         watched.locator(".code", has_text="def f(x)").hover()
         watched.locator(".code", has_text="def f(x)").get_by_role("button", name="Copy").click()
         assert watched.evaluate("navigator.clipboard.readText()").startswith("def f(x):")
