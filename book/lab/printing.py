@@ -110,7 +110,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def _served(folder: Path) -> Iterator[str]:
+def served(folder: Path) -> Iterator[str]:
     """Serve a folder only to this machine, and yield its URL."""
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -149,7 +149,7 @@ def print_page(pages: Path, name: str, text: str) -> Path:
     options = ["--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-pdf-header-footer"]
     options += ["--no-sandbox"] * (os.geteuid() == 0)  # it does not start as root otherwise
     try:
-        with _served(pages) as address:
+        with served(pages) as address:
             command = [browser, *options, f"--print-to-pdf={target}", f"{address}/{page.name}"]
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
