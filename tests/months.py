@@ -1,30 +1,14 @@
-"""Updates one at a time against the same stream at once: every tensor must have the same bits.
+"""Updates one at a time against the same stream at once: every tensor must have the same bits."""
 
-`python -m tests.months --updates 12 --kills 50` tries every setting of `SETTINGS`, and kills
-processes that compute updates until so many have died; the tests do fewer.
-"""
-
-import argparse
 import json
-import os
-import random
-import shutil
-import signal
-import sys
-import tempfile
-import time
-import warnings
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import pandas as pd
 import torch
-from safetensors.torch import load_file
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parent))
 from pictures import picture, tree
+from safetensors.torch import load_file
 
 from cmp import config
 from cmp.data import load_data
@@ -148,77 +132,3 @@ def compare_setting(root: Path, folder: Path, updates: int, settings: tuple[str,
     last = update_months(root, folder / "releases", updates, settings)
     state = last.path(last.record.state)
     return differences(state, stream_at_once(root, folder / "once", last))
-
-
-def kill_updates(root: Path, folder: Path, updates: int, kills: int, seed: int = 0) -> list[str]:
-    """Kill processes that compute updates, and start them again; return what ends otherwise."""
-    reference = update_months(root, folder / "reference", updates, ())
-    expected = reference.path(reference.record.state)
-    random_seconds, killed, found, turn = random.Random(seed), 0, [], 0
-    with tqdm(total=kills, unit=" kills") as bar:
-        while killed < kills:
-            turn += 1
-            releases = folder / f"killed-{turn}"
-            pid, is_done = 0, False
-            while not is_done:
-                pid = os.fork()
-                if not pid:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")
-                        code = 1
-                        try:
-                            update_months(root, releases, updates, ())
-                            code = 0
-                        finally:
-                            os._exit(code)
-                end = time.monotonic() + random_seconds.expovariate(1 / 4)
-                while killed < kills and time.monotonic() < end and not is_done:
-                    is_done = os.waitpid(pid, os.WNOHANG)[0] == pid
-                    time.sleep(0.01)
-                if not is_done and killed < kills:
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
-                    killed += 1
-                    bar.update()
-                elif not is_done:
-                    is_done = os.waitpid(pid, 0)[0] == pid
-            last = update.release.read_release(releases / str(updates))
-            found += [
-                f"turn {turn}: {x}" for x in differences(last.path(last.record.state), expected)
-            ]
-            left = [x.name for x in releases.iterdir() if x.name.startswith(".")]
-            found += [f"turn {turn}: left {x}" for x in left]
-            shutil.rmtree(releases)
-    return found
-
-
-def main() -> None:
-    """Compare and kill, and print what differed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--updates", type=int, default=12)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--only", help="one setting")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    bad = 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.environ["CMP_BUILD"] = str(folder / "build")
-        write_pictures(folder / "data", given.updates)
-        for setting, settings in SETTINGS.items():
-            if given.only in (None, setting):
-                place = folder / setting.replace(" ", "-")
-                found = compare_setting(folder / "data", place, given.updates, settings)
-                print(f"{setting}: {len(found)} tensors differ {found[:3] or ''}", flush=True)
-                bad += len(found)
-                shutil.rmtree(place)
-        if given.kills:
-            found = kill_updates(folder / "data", folder / "kills", given.updates, given.kills)
-            print(f"{given.kills} kills: {len(found)} differences {found[:3] or ''}")
-            bad += len(found)
-    sys.exit(bad > 0)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,6 @@
 """Write the table of `book/manual.md` with the results that people sent of `cmpt study first-real`,
-after those of our small network: `python -m tests.real_table`. With `--check`, only compare."""
+after those of our small network: `python -m tests.real_table`."""
 
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -78,6 +77,4 @@ def with_table(page: str) -> str:
 
 if __name__ == "__main__":
     page = PAGE.read_text(encoding="utf-8")
-    if sys.argv[1:] == ["--check"]:
-        sys.exit(f"{PAGE}: run `python -m tests.real_table`" if with_table(page) != page else None)
     write_atomic(PAGE, with_table(page))

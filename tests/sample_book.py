@@ -18,59 +18,24 @@ title: Sample
 ## A part
 
 {set}`Sixty <atlas: {"study": "all"}>`
-of them, with `code`, $x^2$, [a link](https://example.org), a footnote[^one], {cite:p}`someone2024`,
+of them, with `code`, $x^2$, [a link](https://example.org), {cite:p}`someone2024`,
 and {ref}`here`. See {ref}`the equation <eq>`.
-
-[^one]: The footnote.
 
 $$
 a = b + c
 $$ (eq)
 
-- [x] done
-
-| one | two |
-|---|---|
-| a | 1 |
+- An item
 
 | | two |
 |---|---|
 | a | 1 |
 
-| | |
-|---|---|
-| a | 1 |
-
-:::{note} A note
-With text.
-:::
-
-:::{warning}
-:class: dropdown
+:::{dropdown} Not yet
 Folded.
 :::
 
-::::{tab-set}
-:::{tab-item} First
-The first panel.
-:::
-:::{tab-item} Second
-The second panel.
-:::
-::::
-
-```{exercise} Count
-:label: count
-How many?
-```
-
-```{solution} count
-:label: count-solution
-Two.
-```
-
 ```{code-block} python
-:filename: some.py
 def f(x):
     return x
 ```
@@ -103,7 +68,6 @@ PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
     "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9" width="9" height="9"/>'
 STILL = '<div class="answering" data-explorer="schedule"><p>Still.</p></div>'
 FIXED = '<div class="answering"><p>A_ZS.</p></div>'
 FRAME = (
@@ -135,17 +99,11 @@ def cells() -> list:
     shown = [
         ("execute_result", {"text/html": TABLE, "text/plain": "a 1"}),
         ("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"}),
-        ("display_data", {"image/svg+xml": SVG, "text/plain": "<SVG>"}),
         ("display_data", {"text/html": STILL}),
         ("execute_result", {"text/html": FRAME, "text/plain": "1 short"}),
     ]
     outputs = [nbformat.v4.new_output(kind, data) for kind, data in shown]
-    outputs.append(nbformat.v4.new_output("stream", name="stdout", text="\x1b[31mprinted\x1b[0m\n"))
-    outputs.append(
-        nbformat.v4.new_output(
-            "error", ename="ValueError", evalue="no", traceback=["ValueError: no"]
-        )
-    )
+    outputs.append(nbformat.v4.new_output("stream", name="stdout", text="printed\n"))
     long = "\n".join(f"x{n} = {n}" for n in range(20))
     code = [
         nbformat.v4.new_code_cell(f"print({n})", outputs=[each]) for n, each in enumerate(outputs)
@@ -153,12 +111,11 @@ def cells() -> list:
     both = [{"text/html": FIXED}, {"image/png": PIXEL}]
     still = [nbformat.v4.new_output("display_data", data) for data in both]
     code.append(nbformat.v4.new_code_cell("still", outputs=still))
-    hidden = nbformat.v4.new_code_cell("hidden = 1", metadata={"tags": ["remove-input"]})
     folded = nbformat.v4.new_markdown_cell(
         "## Evidence\n\nFor those who doubt.", metadata={chapters.FOLDED: True}
     )
     table = nbformat.v4.new_markdown_cell("### A table\n\nThe last words.")
-    return [*code, hidden, nbformat.v4.new_code_cell(long), folded, table]
+    return [*code, nbformat.v4.new_code_cell(long), folded, table]
 
 
 def write(folder: Path, index: str = INDEX) -> Path:

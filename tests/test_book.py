@@ -90,14 +90,6 @@ def test_chapters_come_in_order_by_number(tmp_path):
         chapters.select(["7"], tmp_path)
 
 
-@pytest.mark.parametrize(("second", "words"), [("00_b", "the same number"), ("b", "NN_name")])
-def test_chapters_with_a_wrong_name_are_refused(tmp_path, second, words):
-    write(tmp_path, "00_a")
-    write(tmp_path, second)
-    with pytest.raises(CmpError, match=words):
-        chapters.chapters(tmp_path)
-
-
 def test_a_notebook_is_the_same_every_time_and_an_edit_is_local(tmp_path):
     source = write(tmp_path, "00_a", "1 + 1", "1 + 1", "2 + 2")
     first = chapters.notebook(source)
@@ -261,7 +253,6 @@ def test_a_path_begins_where_the_command_runs_and_not_in_the_chapter_s_folder(
         ("seeds = 1", "name: type = value"),
         ("seeds: list = [1]", "name: type = value"),
         ("seeds: int = 1 + len('a')", "name: type = value"),
-        ("seeds: int = 1  # so that n=1", "papermill cannot read seeds"),
         ("seeds: int =", "invalid syntax"),
     ],
 )
@@ -485,10 +476,8 @@ def test_nothing_starts_where_a_parameter_is_wrong_or_the_run_is_dry(tmp_path, c
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     with pytest.raises(CmpError, match="01_b: no parameter is called 'seeds'"):
         run.run_book("quick", None, {"seeds": "2"}, folder=tmp_path)
-    with pytest.raises(CmpError, match="--profile: 'huge'"):
+    with pytest.raises(CmpError, match="00_a: profile: 'huge' must be one of quick"):
         run.run_book("huge", None, {}, folder=tmp_path)
-    with pytest.raises(CmpError, match="quick and cpu are both given"):
-        run.run_book("quick", None, {"profile": "cpu"}, folder=tmp_path)
     run.run_book("quick", None, {}, dry_run=True, folder=tmp_path)
     assert "2 of 2 chapters to run" in capsys.readouterr().out
     assert not (tmp_path / "build").exists()

@@ -5,6 +5,7 @@ import itertools
 import re
 
 import pytest
+from papermill.translators import PythonTranslator
 
 from lab import chapters, values
 from tests import prose as counted
@@ -84,6 +85,23 @@ def test_readme_and_the_site_list_every_chapter():
     table = re.findall(link, (root / "README.md").read_text("utf-8"), re.M)
     toc = re.findall(r"file: book/(\w+)\.ipynb", (root / "myst.yml").read_text("utf-8"))
     assert table == toc == names, "list each chapter in the table of README.md and in myst.yml"
+
+
+def test_every_text_of_the_book_is_a_chapter_or_another_page_of_the_site():
+    root, pages = chapters.BOOK.parent, {"STYLE.md"}
+    pages |= set(re.findall(r"file: book/(\w+\.md)", (root / "myst.yml").read_text("utf-8")))
+    numbered = {path.name for path in chapters.BOOK.glob("*.md")} - pages
+    assert numbered == {source.name for source in SOURCES}, "name chapters NN_name.md"
+    assert len({name.partition("_")[0] for name in numbered}) == len(numbered), "a number is twice"
+
+
+@each_chapter
+def test_papermill_reads_the_parameters_alike(source):
+    """`papermill --help-notebook` fails on a line with a second `=`."""
+    [tagged] = [c for c in code_cells(source) if "parameters" in c.metadata.get("tags", [])]
+    helps = {each.name: each.help for each in PythonTranslator.inspect(tagged)}
+    declared = chapters.parameters(source).values()
+    assert helps == {each.name: each.help for each in declared}
 
 
 @each_chapter

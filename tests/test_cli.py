@@ -108,6 +108,7 @@ def test_show_writes_a_contact_sheet(tmp_path, monkeypatch):
         (["study", "front", "--profile", "quick", "--publish"], ["cpu profile, not 'quick'"]),
         (["book", "--publish", "--profile", "cpu"], ["--publish", "leave out --profile"]),
         (["book", "--publish", "--seeds", "2"], ["--publish", "--seeds"]),
+        (["book", "-P", "profile=cpu"], ["-P profile", "--profile"]),
         (["lab", "--diff", "03", "--reset", "03"], ["only one of --diff, --reset"]),
         (["lab", "--diff", "03", "--prepare"], ["only one of", "--prepare"]),
         (["study", "front", "--resume"], ["--resume", "alone", "repeat its command"]),

@@ -174,13 +174,13 @@ def test_the_answer_about_neighbours():
 
 def test_the_answer_about_the_smallest_replay():
     """Of the mixtures that lose less than three points against thirds, as the triangle shows."""
-    study = "mixtures-more"
+    study, axes = "mixtures-more", ["A_KA", "A_ZS"]
     names = [name for name in load_study(study).settings if name.startswith("triangle, ")]
     thirds = verdicts.setting_scores("mixtures", "thirds")
     enough = []
     for name in names:
         own = verdicts.setting_scores(study, name)
-        loss = (thirds - own)[["A_KA", "A_ZS"]].mean()  # over the streams that both have
+        loss = (thirds[axes] - own[axes]).mean()  # over the streams that both have
         shares = load_study(study).configs("cpu", 1)[name, 0].mixture
         if loss.max() < 3:
             enough.append(shares.pretraining + shares.buffer)

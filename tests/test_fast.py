@@ -1,8 +1,8 @@
 """The fast path is the same training as plain open_clip's; how its speed is measured."""
 
 import copy
-import dataclasses
 import io
+import itertools
 import json
 
 import numpy as np
@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from cmp import arithmetic, budgets, cli, evaluation, mixtures, models, schedules, training
 from cmp.bench import gpu, networks, pictures, step, timing
 from cmp.bench.networks import TASK
+from cmp.config import RunConfig
 from cmp.data import Corpus, augment, colour_map, normalise
 from cmp.errors import CmpError
 from cmp.scale import compiling
@@ -25,37 +26,37 @@ from cmp.training import train_task
 run = CliRunner().invoke
 
 
-def nano(corpus: Corpus, batch: int, steps: int, precision: str = "fp32") -> networks.Setting:
-    setting = networks.setting("bench-nano", corpus, batch, steps)
-    settings = dataclasses.replace(setting.config.training, precision=precision)
-    return dataclasses.replace(
-        setting, config=dataclasses.replace(setting.config, training=settings)
-    )
+def nano(batch: int, steps: int, precision: str = "fp32") -> RunConfig:
+    settings = f"training.steps={steps}", f"training.precision={precision}"
+    return networks.configure_run("bench-nano", batch, *settings)
 
 
-def fast(setting: networks.Setting, double: bool = False) -> tuple[nn.Module, torch.Tensor]:
+def fast(
+    run_config: RunConfig, corpus: Corpus, double: bool = False
+) -> tuple[nn.Module, torch.Tensor]:
     """The network after one task of `training.train_task`, and the losses."""
-    state, losses = networks.train_state(setting, setting.config.training.precision), []
+    state, losses = training.make_train_state(run_config, corpus), []
     if double:
         state.model.double()
-    train_task(state, setting.pools, TASK, lambda _, result: losses.append(result.loss))
+    pools = mixtures.task_pools(run_config, corpus)[TASK]
+    train_task(state, pools, TASK, lambda _, result: losses.append(result.loss))
     return state.model, torch.stack(losses)
 
 
-def plain_reference(setting: networks.Setting) -> tuple[nn.Module, torch.Tensor]:
+def plain_reference(run_config: RunConfig, corpus: Corpus) -> tuple[nn.Module, torch.Tensor]:
     """The same task in float64 with open_clip's model and loss, and torch's AdamW as it comes."""
-    model, tokens = models.create_fused_model(setting.name), setting.tokens()
+    model = models.create_fused_model("bench-nano")
+    tokens = models.tokenizer("bench-nano")(corpus.texts)
     model.double().train()
-    recipe = setting.config.optimizer
+    recipe = run_config.optimizer
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices}, {"params": others, "weight_decay": 0.0}],
         betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, weight_decay=recipe.weight_decay,
     )  # fmt: skip
-    losses, steps = [], setting.config.training.steps
-    for number in range(steps):
-        batch = mixtures.make_batch(setting.config, setting.corpus, setting.pools, TASK, number)
+    losses, steps = [], run_config.training.steps
+    for number, batch in enumerate(itertools.islice(networks.batches(run_config, corpus), steps)):
         x = augment(batch.images, torch_generator("augment", 0, TASK, number))
         x = normalise(x, model.visual.image_mean, model.visual.image_std).double()
         output = model(x, tokens[batch.texts])
@@ -65,7 +66,7 @@ def plain_reference(setting: networks.Setting) -> tuple[nn.Module, torch.Tensor]
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         for group in optimizer.param_groups:
-            group["lr"] = schedules.learning_rate(setting.config.schedule, steps, TASK, number)
+            group["lr"] = schedules.learning_rate(run_config.schedule, steps, TASK, number)
         optimizer.step()
         with torch.no_grad():
             model.logit_scale.clamp_(0, np.log(100))
@@ -88,11 +89,11 @@ def test_colours_are_what_happens_one_after_the_other():
 
 
 def test_steps_are_plain_open_clips(corpus, monkeypatch):
-    setting = nano(corpus, batch=8, steps=4)
-    assert setting.config.optimizer.weight_decay > 0
-    plain, expected = plain_reference(setting)
+    run_config = nano(batch=8, steps=4)
+    assert run_config.optimizer.weight_decay > 0
+    plain, expected = plain_reference(run_config, corpus)
     monkeypatch.setattr(training, "normalise", lambda *given: normalise(*given).double())
-    model, losses = fast(setting, double=True)
+    model, losses = fast(run_config, corpus, double=True)
     torch.testing.assert_close(losses, expected, atol=1e-8, rtol=0)
 
     weights, ours = models.split_attention(plain).state_dict(), model.state_dict()
@@ -102,7 +103,7 @@ def test_steps_are_plain_open_clips(corpus, monkeypatch):
 
 
 def test_bf16_stays_close_to_fp32(corpus):
-    losses = [fast(nano(corpus, 16, 3, precision))[1] for precision in ("fp32", "bf16")]
+    losses = [fast(nano(16, 3, precision), corpus)[1] for precision in ("fp32", "bf16")]
     assert not torch.equal(*losses)
     torch.testing.assert_close(*losses, atol=3e-2, rtol=0)
 
@@ -139,12 +140,17 @@ def test_ratios_are_taken_within_rounds():
 @pytest.mark.long
 def test_flops_of_a_step(corpus):
     """Backward is twice forward, and pairs of distinct captions save what they should."""
-    setting = networks.setting("bench-nano", corpus, 32)
-    batch = next(setting.batches())
+    run_config = nano(batch=32, steps=1)
+    batch = next(networks.batches(run_config, corpus))
     tokens = models.tokenizer("bench-nano")(corpus.texts)
     plain = models.split_attention(models.create_fused_model("bench-nano"))
-    steppers = step.plain_stepper(setting, plain), step.our_stepper(setting, "fp32")
-    full, less = map(budgets.count_flops, steppers)
+    full, less = map(
+        budgets.count_flops,
+        (
+            step.plain_stepper(run_config, corpus, plain),
+            step.our_stepper(run_config, corpus, "fp32"),
+        ),
+    )
     share = models.pack_texts(tokens[batch.texts.unique()])[0].numel() / (32 * 16)
     text = 6 * 32 * 16 * 3 * 12 * 128**2  # three layers' matrices
     assert 1 < full / (text + 6 * 32 * 17 * 4 * 12 * 128**2) < 1.1  # and four of the image's
@@ -170,7 +176,8 @@ def test_bench_step_from_a_shell(corpus, tmp_path, monkeypatch):
     ("arguments", "words"),
     [
         (["stepp"], ["stepp", "trace"]),
-        (["step", "--model", "tinny"], ["tinny", "bench-nano"]),
+        (["step", "--model", "tinny"], ["tinny", "tiny"]),
+        (["step", "--model", "ViT-B-16"], ["224 pixels", "32"]),
         pytest.param(
             ["gpu"], ["CUDA"],
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
@@ -199,7 +206,6 @@ def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch, tmp_path):
         "tiny fp32", "tiny bf16", "tiny bf16, compiled", "bench-nano bf16",
         "bench-nano bf16, compiled",
     ]  # fmt: skip
-    assert {row["waits at"] for row in steps} == {"never"}
     assert all(row["% of peak"] > 0 for row in steps)
     assert [row["path"] for row in tasks] == [f"{row['path']}, a run" for row in steps[3:]]
     assert all(row["samples/s"] == pytest.approx(12e3 / row["ms a step"]) for row in rows)
@@ -208,16 +214,8 @@ def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch, tmp_path):
         assert data.in_files == (name == "bench-nano")
 
 
-def test_a_real_model_is_measured_in_bf16_and_a_wait_is_placed(corpus, monkeypatch, tmp_path):
+def test_a_real_model_is_measured_in_bf16():
     assert gpu.paths_of(networks.LARGE) == ["bf16", "bf16, compiled"]
-    monkeypatch.setattr(gpu, "DEVICE", "cpu")
-    step = gpu.make_stepper(gpu.make_state(*gpu.prepare("tiny", corpus, 4, tmp_path), "bf16"))
-
-    def waiting(*_):
-        raise RuntimeError("called a synchronizing CUDA operation")
-
-    monkeypatch.setattr(training, "normalise", waiting)
-    assert gpu.first_wait(step).startswith("training.py:")
 
 
 def test_captions_are_as_long_as_they_say(tmp_path):

@@ -35,9 +35,8 @@ from cmp import NUMERICS, config, models
 from cmp.cli.runs import read_config
 from cmp.embedded import manifest, packages, packed
 from cmp.embedded.manifest import Dataset, Packages, embedded_manifests
-from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
-from cmp.experiments import pretraining, results, studies
+from cmp.experiments import results, studies
 from cmp.files import file_digest, listed_file
 from cmp.readers.manifest import MANIFESTS, read_manifest
 from cmp.runs import checkpoints, identity, store
@@ -374,14 +373,6 @@ def read_samples(folder: Path, content: bytes) -> Any:
     return read_packed(to_json(header), to_npy(PIXELS), content)
 
 
-def read_model_card(folder: Path, content: bytes) -> Any:
-    weights = put(folder / "cards" / "x.safetensors", b"")
-    with listed_file(weights.with_suffix(".json")) as partial:
-        partial.write_bytes(content)
-    card = pretraining.read_card(weights)
-    return pretraining.compare_cards(card, card), pretraining.bases_overview(weights.parent)
-
-
 def read_published(folder: Path, content: bytes) -> Any:
     put(folder / "studies" / "77.yaml", to_yaml(STUDY))
     with listed_file(folder / "results" / "77.parquet") as partial:
@@ -403,7 +394,6 @@ ABOUT = {"run": "0" * 64, "weights": "0" * 64, "config": "{}", "setting": "a", "
 MADE = json.dumps({"numerics": NUMERICS, "threads": 1})
 GOOD_RESULTS = to_parquet(small_metrics().assign(provenance=MADE, **ABOUT))
 GOOD_WEIGHTS = save({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)})
-CARD = json.loads((WEIGHTS / "small-s0-annealed.json").read_text())
 PACKAGES = yaml.safe_load((MANIFESTS / "packages.yaml").read_text())
 FEW = {"packages": dict(list(PACKAGES["packages"].items())[:2])}
 EMOJI = yaml.safe_load((MANIFESTS / "embedded" / "new-emoji-living.yaml").read_text())
@@ -422,7 +412,6 @@ READERS = {
     "progress": of_tree(read_progress, PROGRESS, to_json),
     "run": of_tree(read_run, RUN, to_json),
     "header": of_tree(read_header, HEADER, to_json),
-    "card": of_tree(read_model_card, CARD, to_json),
     "notebook": of_tree(read_notebook_record, NOTEBOOK, to_json),
     "checkpoint": Reader(read_checkpoint, checkpoint(json.dumps(PROGRESS))),
     "metrics": Reader(read_metrics, GOOD_METRICS),

@@ -69,6 +69,12 @@ def test_one_at_a_time_ends_in_the_bits_of_all_at_once(root, tmp_path, setting):
     assert months.compare_setting(root, tmp_path / "made", 3, months.SETTINGS[setting]) == []
 
 
+@pytest.mark.long
+def test_twelve_months_end_in_the_bits_of_one_run(tmp_path):
+    months.write_pictures(tmp_path / "data", 12)
+    assert months.compare_setting(tmp_path / "data", tmp_path / "made", 12, ()) == []
+
+
 def first(root, tmp_path, *settings, **pictures):
     """A release of the first month."""
     plan = months.plan_first(root, *settings, **pictures)

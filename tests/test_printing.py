@@ -7,7 +7,6 @@ import shutil
 import pytest
 
 from cmp.errors import CmpError
-from cmp.experiments import preflight
 from cmp.releases import tuning
 from lab import printing, values
 
@@ -36,7 +35,7 @@ def test_a_browser_that_hangs_is_named(tmp_path, monkeypatch):
     hanging = tmp_path / "chromium"
     hanging.write_text("#!/bin/sh\nexec sleep 60\n")
     hanging.chmod(0o755)
-    monkeypatch.setattr(preflight, "find_browser", lambda: str(hanging))
+    monkeypatch.setattr(printing, "find_browser", lambda: str(hanging))
     monkeypatch.setattr(printing, "PATIENCE_SECONDS", 0.1)
     with pytest.raises(CmpError, match=r"chromium did not end in 0\.1 seconds"):
         printing.print_page(tmp_path, "card", "a page")
@@ -45,7 +44,7 @@ def test_a_browser_that_hangs_is_named(tmp_path, monkeypatch):
 
 @pytest.fixture
 def browser():
-    if not preflight.find_browser():
+    if not printing.find_browser():
         assert os.environ.get("REQUIRE_BROWSER") != "1"
         pytest.skip("there is no browser")
 

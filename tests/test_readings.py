@@ -34,18 +34,6 @@ def build(tmp_path, monkeypatch):
     return tmp_path / "build"
 
 
-def test_the_menu_of_profiles_promises_times_only_where_a_chapter_has_some(build, monkeypatch):
-    shown = []
-    monkeypatch.setattr(chapter_setup, "display", shown.append)
-    cell = "profile: str = 'quick'\nseeds: int = 2\njobs: int = 2\ndevice: str = 'cpu'"
-    for uncached in ([small_config()], []):
-        chapter_setup.begin_chapter({"In": ["", cell], **PARAMETERS}, uncached=uncached)
-        menu, said = shown.pop().children
-        menu.value = "cpu"
-        assert said.value.startswith("Run this cell and those below again.")
-        assert ("how long they take" in said.value) == bool(uncached)
-
-
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [

@@ -202,29 +202,22 @@ def test_a_replaced_option_is_at_once_in_use(notebook):
 
 
 @pytest.mark.defect
-def test_memory_and_forward_pass_are_counted_anew_if_what_a_method_uses_was_edited(notebook):
+def test_memory_is_counted_anew_if_what_a_method_uses_was_edited(notebook):
     """The method is the same object then."""
     notebook("""
         import torch
 
         COUNT = 1
 
-        def more(layer, inputs, output):
-            for _ in range(COUNT):
-                output = output @ output.new_zeros(output.shape[-1], output.shape[-1])
-            return output
-
         def keep(state):
             state.method_state["kept"] = torch.zeros(COUNT, 1000, device="meta")
-            state.model.visual.register_forward_hook(more)
 
         cmp.register("method", "mine")(cmp.UpdateMethod(prepare=keep))
     """)
     run = cmp.RunConfig(method=config.Method("mine"))
-    held, flops = forecast.memory_account(run)["method"], forecast._forward_flops(run)
+    held = forecast.memory_account(run)["method"]
     notebook("COUNT = 5")
     assert forecast.memory_account(run)["method"] == 5 * held > 0
-    assert forecast._forward_flops(run) > flops
 
 
 # --- declared properties

@@ -11,19 +11,13 @@ function size(bytes) {
   return sides.every(Boolean) ? sides.map(([, length, unit]) => Math.round(length * PIXELS[unit])) : [];
 }
 
-function inline(address) {
-  const [, coded, content] = /^data:[^,;]+(;base64)?,(.*)/.exec(address) ?? [];
-  if (content === undefined) return null;
-  return coded ? Buffer.from(content, "base64") : Buffer.from(decodeURIComponent(content));
-}
-
 async function measured(tag, read) {
   const [, address] = /src="([^"]*)"/.exec(tag);
-  const [width, height] = size(inline(address) ?? (await read(address)));
+  const [width, height] = size(await read(address));
   return width ? tag.replace(/>$/, ` width="${width}" height="${height}">`) : tag;
 }
 
-// `html` with the size of each image in it; `read` gives the bytes at an address that is not inline.
+// `html` with the size of each image in it; `read` gives the bytes at an address.
 export async function sized(html, read) {
   const tags = html.match(/<img [^>]*>/g) ?? [];
   const written = await Promise.all(tags.map((tag) => measured(tag, read)));

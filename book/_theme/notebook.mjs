@@ -19,33 +19,25 @@ function coloured(code, language) {
   return value.replace(/<span class="hljs-(?:keyword|built_in)">(.*?)<\/span>/g, "$1");
 }
 
-// A reader sees words, not a terminal's colours.
-// eslint-disable-next-line no-control-regex
-const uncoloured = (text) => text.replace(/\x1b\[[0-9;]*[A-Za-z]/g, "");
-const printed = (text, kind = "") => `<pre class="stream${kind}">${escape(uncoloured(text))}</pre>`;
+const printed = (text) => `<pre class="stream">${escape(text)}</pre>`;
 
 const folded = (words, shown) => `<details class="folded"><summary>${words}</summary>${shown}</details>`;
 
 function code(node) {
-  if (node.visibility === "remove") return "";
   const inner = `<pre><code>${coloured(node.value, node.lang)}</code></pre>`;
-  const name = node.filename ? `<p class="filename">${escape(node.filename)}</p>` : "";
-  const shown = `<div class="code"${id(node)}>${name}${inner}</div>`;
+  const shown = `<div class="code"${id(node)}>${inner}</div>`;
   const lines = node.value.split("\n").length;
   return node.visibility === "hide" ? folded(`Code, ${lines} line${lines === 1 ? "" : "s"}`, shown) : shown;
 }
 
 function block(node, context, long = LONG) {
-  if (node.visibility === "remove") return "";
   if (node.kind !== "notebook-code") return `<div class="block"${id(node)}>${children(node, context)}</div>`;
   const [cell, outputs] = ["code", "outputs"].map((type) => node.children.find((each) => each.type === type));
   const bare = !outputs?.children?.length;
   const folds = bare && cell?.value.split("\n").length > long;
   context.cell = cell?.value ?? "";
   const parts = node.children.map((each) =>
-    each === cell && folds && cell.visibility !== "remove"
-      ? code({ ...cell, visibility: "hide" })
-      : context.render(each),
+    each === cell && folds ? code({ ...cell, visibility: "hide" }) : context.render(each),
   );
   return `<div class="block cell"${id(node)}>${parts.join("")}</div>`;
 }
@@ -99,7 +91,7 @@ function setUp(cells, context) {
 }
 
 function outputs(node, context) {
-  if (node.visibility === "remove" || !node.children?.length) return "";
+  if (!node.children?.length) return "";
   // An explorer's still has its picture inside its box.
   const still = /(<div class="answering"[^>]*>)(.*?)<\/div>(<figure.*?<\/figure>)/s;
   const shown = `<div class="outputs">${children(node, context).replace(still, "$1$3$2</div>")}</div>`;
@@ -109,17 +101,10 @@ function outputs(node, context) {
 function picture(data, context) {
   const called = [...context.cell.matchAll(/(\w+)\(/g)].map(([, name]) => name);
   const alt = SHOWS[called.findLast((name) => name in SHOWS)] ?? "Figure";
-  const kind = ["image/svg+xml", "image/png", "image/jpeg", "image/webp"].find((each) => data[each]);
-  const { path, content } = data[kind];
-  const inline =
-    kind === "image/svg+xml"
-      ? `data:${kind},${encodeURIComponent(content ?? "")}`
-      : `data:${kind};base64,${content}`;
-  const address = path ? escape(source(path, context)) : inline;
+  const address = escape(source(data["image/png"].path, context));
   const img = `<img src="${address}" alt="${escape(alt)}" loading="lazy">`;
   // Wide figures are small beside a text: a click shows them in full size.
-  const shown = path ? `<a href="${address}" title="In full size">${img}</a>` : img;
-  return `<figure class="drawn">${shown}</figure>`;
+  return `<figure class="drawn"><a href="${address}" title="In full size">${img}</a></figure>`;
 }
 
 const NUMBER = /^(?:[\s\d.,:%±+\-−–()eE/]|to|nan|NaN|inf)*$/;
@@ -196,12 +181,8 @@ function output(node, context) {
   const found = node.jupyter_data;
   if (!found) return children(node, context);
   if (found.output_type === "stream") return printed(found.text ?? "");
-  if (found.output_type === "error") {
-    const lines = [found.traceback ?? []].flat().join("\n") || `${found.ename}: ${found.evalue}`;
-    return printed(lines, " error");
-  }
   const data = found.data ?? {};
-  if (Object.keys(data).some((kind) => kind.startsWith("image/"))) return picture(data, context);
+  if (data["image/png"]) return picture(data, context);
   if (data["text/html"]) return html(data["text/html"].content ?? "", context);
   const words = data["text/plain"]?.content ?? "";
   return words && printed(words);

@@ -20,14 +20,6 @@ function heading(node, context) {
   return `<h${node.depth}${id(node)}>${number}${children(node, context)}${anchor}</h${node.depth}>`;
 }
 
-function listItem(node, context) {
-  const box =
-    node.checked == null
-      ? ""
-      : `<input type="checkbox" disabled ${node.checked ? "checked" : ""} aria-label="done">`;
-  return `<li>${box}${children(node, context)}</li>`;
-}
-
 function crossReference(node, context) {
   const here = !node.remote || node.url === `/${context.slug}`;
   const target = `${here ? "" : escape(href(node.url, context))}#${escape(node.html_id ?? node.identifier)}`;
@@ -66,54 +58,8 @@ function math(node) {
   return `<div class="equation"${id(node)}>${scrolling(node.html ?? escape(node.value), "math")}${number}</div>`;
 }
 
-// A summary folds and unfolds where it is clicked: it holds no links.
-function unlinked(node) {
-  if (!node.children) return node;
-  const inner = node.children.map(unlinked);
-  const links = ["link", "crossReference", "cite"];
-  return { ...node, children: inner.flatMap((each) => (links.includes(each.type) ? each.children : [each])) };
-}
-
-const folded = (node) => node.open === false || /\bdropdown\b/.test(node.class ?? "");
-
-function box(kind, prefix = "", closed = folded) {
-  return (node, context) => {
-    const title = (node.children ?? []).find((each) => each.type === "admonitionTitle");
-    const words = prefix + (node.enumerator ? ` ${node.enumerator}` : "");
-    const shut = closed(node);
-    const named = title ? children(shut ? unlinked(title) : title, context) : "";
-    const head = [escape(words.trim()), named].filter((part) => part).join(": ") || escape(node.kind ?? kind);
-    const body = children({ children: (node.children ?? []).filter((each) => each !== title) }, context);
-    const looks = `class="box ${escape(kind)} ${escape(node.kind ?? "")}"${id(node)}`;
-    if (shut) return `<details ${looks}><summary>${head}</summary>${body}</details>`;
-    return `<div role="note" ${looks}><p class="title">${head}</p>${body}</div>`;
-  };
-}
-
-function tabs(node, context) {
-  const group = `tabs${(context.tabs = (context.tabs ?? 0) + 1)}`;
-  const names = node.children.map((each) => each.title ?? plain(each));
-  const buttons = names.map(
-    (name, n) =>
-      `<button role="tab" id="${group}-${n}" aria-controls="${group}-${n}-panel" aria-selected="${n === 0}" ` +
-      `tabindex="${n ? -1 : 0}">${escape(name)}</button>`,
-  );
-  const panels = node.children.map(
-    (each, n) =>
-      `<div role="tabpanel" id="${group}-${n}-panel" aria-labelledby="${group}-${n}" tabindex="0">` +
-      `<p class="print-only"><b>${escape(names[n])}</b></p>${children(each, context)}</div>`,
-  );
-  return `<div class="tabs"><div role="tablist">${buttons.join("")}</div>${panels.join("")}</div>`;
-}
-
-const isEmpty = ({ children = [] }) => children.length === 0;
-
-function row(node, context) {
-  return node.children.every((each) => each.header && isEmpty(each)) ? "" : element("tr")(node, context);
-}
-
 function cell(node, context) {
-  const tag = node.header && !isEmpty(node) ? "th" : "td"; // an empty head names nothing
+  const tag = node.header && node.children?.length ? "th" : "td"; // an empty head names nothing
   const spans = ["colspan", "rowspan"].filter((key) => node[key] > 1).map((key) => ` ${key}="${node[key]}"`);
   const align = node.align ? ` style="text-align:${escape(node.align)}"` : "";
   return `<${tag}${spans.join("")}${align}>${children(node, context)}</${tag}>`;
@@ -148,15 +94,10 @@ const door = (node, context) => `<div data-chapter="${escape(node.number)}">${ch
 
 const kinds = {
   ...cells,
-  abbreviation: (node, context) => `<abbr title="${escape(node.title)}">${children(node, context)}</abbr>`,
-  admonition: box("admonition"),
-  admonitionTitle: children,
-  aside: element("aside"),
   blockquote: element("blockquote"),
   break: () => "<br>",
   caption: element("figcaption"),
   captionNumber: (node) => `<b>${escape(plain(node)).replace(/:$/, ".")}</b> `,
-  card: element("div", ' class="card"'),
   cite: citation,
   citeGroup: citations,
   comment: () => "",
@@ -171,44 +112,31 @@ const kinds = {
   door,
   doors: (node, context) => `<div class="doors">${children(node, context)}</div>`,
   emphasis: element("em"),
-  exercise: box("exercise", "Exercise"),
   explorer,
-  footer: element("footer"),
-  footnoteDefinition: (node, context) =>
-    `<div class="footnote" id="fn-${escape(node.identifier)}"><sup>${escape(node.enumerator)}</sup>${children(node, context)}</div>`,
-  footnoteReference: (node) =>
-    `<sup><a href="#fn-${escape(node.identifier)}" aria-label="Footnote ${escape(node.enumerator)}">${escape(node.enumerator)}</a></sup>`,
   glossary,
-  grid: element("div", ' class="grid"'),
-  header: element("header"),
   heading,
   html: (node) => node.value,
   image,
   inlineCode: (node) => `<code>${escape(node.value)}</code>`,
   inlineMath: (node) => node.html ?? escape(node.value),
-  legend: element("div", ' class="legend"'),
   link: (node, context) => `<a href="${escape(href(node.url, context))}">${children(node, context)}</a>`,
   list: (node, context) =>
     node.ordered
       ? `<ol start="${node.start ?? 1}">${children(node, context)}</ol>`
       : `<ul>${children(node, context)}</ul>`,
-  listItem,
+  listItem: element("li"),
   math,
   mystTarget: (node) => `<span${id(node)}></span>`,
   paragraph,
-  proof: box("proof", "Proof"),
   setExplorer,
-  solution: box("solution", "Solution", () => true),
   span: element("span"),
   strong: element("strong"),
   subscript: element("sub"),
   summary: element("summary"),
   superscript: element("sup"),
-  tabItem: children,
-  tabSet: tabs,
   table: (node, context) => scrolling(element("table")(node, context)),
   tableCell: cell,
-  tableRow: row,
+  tableRow: element("tr"),
   text: (node) => indexed(escape(node.value)),
   thematicBreak: () => "<hr>",
 };

@@ -23,8 +23,6 @@ from lab.live_runs import scores_on_way
 
 LOOK_SECONDS = 1.0
 """Seconds between a cell's looks at the logs of its runs."""
-GIVEN = "_given"
-"""Name in a chapter of the device and jobs that were given, while a profile sets its own."""
 ROUND_TIMES = (1, 2, 5, 10, 20, 30, 45)
 
 
@@ -60,13 +58,7 @@ def begin_chapter(
             devices.check_device("cuda")
         except CmpError as error:
             raise CmpError(f"profile {profile}: needs a GPU; choose quick or cpu") from error
-        cards = {"device": "cuda", "jobs": workers.default_jobs("cuda")}
-        given = {name: scope[name] for name in cards}
-        if given != cards:  # they are equal when this cell is run again
-            scope[GIVEN] = given
-        scope |= cards
-    else:
-        scope.pop(GIVEN, None)  # the parameters cell was run again
+        scope |= {"device": "cuda", "jobs": workers.default_jobs("cuda")}
     jobs, device = scope["jobs"], scope["device"]
     said = ""
     if isinstance(runs, studies.Study):
@@ -87,34 +79,11 @@ def begin_chapter(
     own = {name: scope[name] for name in declared if name not in SHARED_PARAMETERS}
     words = [f"{name}={value}" for name, value in own.items() if value != ""]
     print(f"Live: {', '.join([profile, *words])}. {said}".strip())
-    if declared:
-        display(profile_control(scope, "Its first line says how long they take." if status else ""))
     return live
 
 
 SHARED_PARAMETERS = ("profile", "seeds", "jobs", "device", "stream_seed")
 """The parameters of all chapters."""
-
-
-def profile_control(scope: dict[str, Any], times: str) -> widgets.Widget:
-    """Return a control that sets a chapter's profile for cells that are run afterwards.
-
-    Args:
-        scope: The chapter's `globals()`.
-        times: A sentence that says where to read how long the chapter's runs take, or "".
-    """
-    names = [name for name in config.PROFILES if name not in config.FOREIGN_MODEL_PROFILES]
-    names += [scope["profile"]] * (scope["profile"] not in names)
-    choice = widgets.Dropdown(options=names, value=scope["profile"], description="Profile")
-    said = widgets.Label()
-
-    def choose(change: dict[str, Any]) -> None:
-        scope["profile"] = change["new"]
-        scope.update(scope.pop(GIVEN, {}))  # a smaller profile uses what was given
-        said.value = f"Run this cell and those below again. {times}".strip()
-
-    choice.observe(choose, names="value")
-    return widgets.HBox([choice, said])
 
 
 async def compute_live(live: Mapping[Any, RunConfig], jobs: int, device: str) -> None:

@@ -1,7 +1,7 @@
 """Read chapters from source: MyST Markdown notebooks with one cell of typed, checked parameters.
 
-A chapter is `book/NN_name.md`. Functions import jupytext and papermill themselves, because a
-chapter's kernel imports this module without reading chapters.
+A chapter is `book/NN_name.md`. Functions import jupytext themselves, because a chapter's kernel
+imports this module without reading chapters.
 """
 
 import ast
@@ -21,11 +21,6 @@ from cmp.config import PROFILES
 from cmp.errors import CmpError, did_you_mean, explain_errors
 
 BOOK = Path(__file__).resolve().parents[1]
-PAGES = (
-    "STYLE.md", "api.md", "architecture.md", "atlas.md", "choices_beside_peers.md", "glossary.md",
-    "index.md", "literature.md", "manual.md", "whats_new.md", "where_it_runs.md",
-)  # fmt: skip
-"""Texts of the book that are not chapters."""
 CHAPTER = re.compile(r"(\d\d|A\d)_[a-z0-9_]+\.md")
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 Rule = tuple[str, Callable[[Any], object]]
@@ -95,22 +90,9 @@ def chapters(folder: Path = BOOK) -> dict[str, Path]:
 
     Returns:
         Number -> source, in order.
-
-    Raises:
-        CmpError: A file is misnamed, or two have the same number.
     """
-    sources: dict[str, Path] = {}
-    for path in sorted(path for path in folder.glob("*.md") if path.name not in PAGES):
-        match = CHAPTER.fullmatch(path.name)
-        if not match:
-            raise CmpError(f"{path}: name chapters NN_name.md, such as 03_merging.md")
-        if match[1] in sources:
-            raise CmpError(
-                f"{folder}: {sources[match[1]].name} and {path.name} have the same number; rename "
-                "one"
-            )
-        sources[match[1]] = path
-    return sources
+    paths = sorted(folder.glob("*.md"))
+    return {match[1]: path for path in paths if (match := CHAPTER.fullmatch(path.name))}
 
 
 def select(numbers: Iterable[str] | None = None, folder: Path = BOOK) -> list[Path]:
@@ -236,25 +218,16 @@ def parameters(source: Path) -> dict[str, Parameter]:
         Parameters by name.
 
     Raises:
-        CmpError: There is not exactly one cell tagged `parameters`, or papermill reads it
-            differently (it fails on a line with a second `=`).
+        CmpError: There is not exactly one cell tagged `parameters`, or a line of it has another
+            form.
     """
-    from papermill.translators import PythonTranslator
-
     tagged = [c for c in notebook(source).cells if "parameters" in c.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise CmpError(f"{source}: {len(tagged)} cells are tagged parameters; there must be one")
     try:
-        declared = declared_parameters(tagged[0].source)
+        return declared_parameters(tagged[0].source)
     except (CmpError, SyntaxError) as error:
         raise CmpError(f"{source}: {error}") from error
-    helps = {p.name: p.help for p in PythonTranslator.inspect(tagged[0])}
-    for name, parameter in declared.items():
-        if helps.get(name) != parameter.help:
-            raise CmpError(
-                f"{source}: papermill cannot read {name}; remove a second = or # from its line"
-            )
-    return declared
 
 
 def check_values(values: dict[str, object], valid: dict[str, Parameter], source: str = "") -> None:

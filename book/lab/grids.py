@@ -82,7 +82,6 @@ def run_grid(
     Raises:
         CmpError: Before anything starts, if a parameter is invalid; at the end, if points failed.
     """
-    run.check_profile(profile, given)
     [source] = chapters.select([number], folder)
     valid = chapters.parameters(source)
     if seeds > 1 and STREAM_SEED not in valid:

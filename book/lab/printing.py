@@ -6,6 +6,7 @@ import http.server  # noqa: TID251 - serves the built site to the browser that p
 import json
 import os
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,13 +15,17 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from cmp.errors import CmpError
-from cmp.experiments import preflight
 from cmp.files import write_atomic
 from cmp.project import build_folder
 from lab import chapters, values
 
 LEFT_OUT = ("atlas", "api", "whats-new", "where-it-runs")
 """Pages that are useful only on a screen."""
+BROWSERS = (
+    "chromium", "chromium-browser", "google-chrome",
+    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
+    "/Applications/Chromium.app/Contents/MacOS/Chromium",
+)  # fmt: skip
 PATIENCE_SECONDS = 300
 SHEET = """<style>
 @page { size: A4; margin: 16mm 15mm; }
@@ -105,7 +110,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def _served(folder: Path) -> Iterator[str]:
+def served(folder: Path) -> Iterator[str]:
     """Serve a folder only to this machine, and yield its URL."""
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -114,6 +119,11 @@ def _served(folder: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
+
+
+def find_browser() -> Path | None:
+    """Return the path of a browser that can open and print pages, if there is one."""
+    return next((Path(path) for path in map(shutil.which, BROWSERS) if path), None)
 
 
 def print_page(pages: Path, name: str, text: str) -> Path:
@@ -131,7 +141,7 @@ def print_page(pages: Path, name: str, text: str) -> Path:
         CmpError: There is no browser, or it failed or hangs.
     """
     target, page = build_folder().absolute() / f"{name}.pdf", pages / f"print-{name}.html"
-    if not (browser := preflight.find_browser()):
+    if not (browser := find_browser()):
         raise CmpError(
             "no browser to print with: install chromium (on Debian: apt-get install chromium)"
         )
@@ -139,7 +149,7 @@ def print_page(pages: Path, name: str, text: str) -> Path:
     options = ["--headless", "--disable-gpu", "--disable-dev-shm-usage", "--no-pdf-header-footer"]
     options += ["--no-sandbox"] * (os.geteuid() == 0)  # it does not start as root otherwise
     try:
-        with _served(pages) as address:
+        with served(pages) as address:
             command = [browser, *options, f"--print-to-pdf={target}", f"{address}/{page.name}"]
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False

@@ -29,9 +29,7 @@ STILL = f'<p><img src="{first_screen.PICTURE.name}" alt="{first_screen.ALT}"></p
 """Its output until somebody runs it."""
 MINE = " (mine)"
 """Suffix of a reader's copy after it was replaced by the book's version."""
-FOLDED = re.compile(
-    r":::\{(?:dropdown|admonition)\} ([^\n]*)\n(?::class:[^\n]*\n)?(.*?)\n:::", re.S
-)
+FOLDED = re.compile(r":::\{dropdown\} ([^\n]*)\n(.*?)\n:::", re.S)
 
 
 def copies_folder() -> Path:

@@ -14,7 +14,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from cmp import NUMERICS
-from cmp.config import PROFILES
 from cmp.errors import CmpError
 from cmp.files import write_atomic
 from cmp.parsing import parse_json
@@ -290,14 +289,6 @@ def raise_failures(failures: dict[Path, CmpError]) -> None:
         raise CmpError(f"{len(failures)} of the chapters failed\n{parts}")
 
 
-def check_profile(profile: str, given: Mapping[str, str]) -> None:
-    """Raise `CmpError` if the profile is unknown or another one is among the parameters."""
-    if profile not in PROFILES:
-        raise CmpError(f"--profile: {profile!r}: choose from {', '.join(PROFILES)}")
-    if given.get("profile", profile) != profile:
-        raise CmpError(f"profile: {profile} and {given['profile']} are both given; use --profile")
-
-
 def run_book(
     profile: str,
     numbers: Iterable[str] | None,
@@ -322,7 +313,6 @@ def run_book(
     Raises:
         CmpError: Before anything starts, if a parameter is invalid; at the end, if chapters failed.
     """
-    check_profile(profile, given)
     target, sources = build_folder() / profile, chapters.select(numbers, folder)
     given = given | {"profile": profile}
     tasks = plan_tasks((source, target / f"{source.stem}.ipynb", given) for source in sources)

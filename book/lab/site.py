@@ -151,7 +151,8 @@ def build_pages(root: Path = chapters.BOOK.parent) -> Path:
     environment = os.environ | {"PATH": node_path(), "NO_UPDATE_NOTIFIER": "1"}
     pipes = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
     done = subprocess.run(command, cwd=root, env=environment, **pipes)
-    lines = (done.stdout + done.stderr).splitlines()
+    said = done.stdout + done.stderr
+    lines = said.splitlines()
     if (html / "myst.search.json").exists():
         command = ["node", str(THEME / "index.mjs"), str(html)]
         words = json.dumps(read_yaml(THEME / "keywords.yaml"))
@@ -162,7 +163,8 @@ def build_pages(root: Path = chapters.BOOK.parent) -> Path:
             text = nbformat.writes(reader.make_download(path))
             write_atomic(html / "notebooks" / path.name, text)
     faults = []
-    if done.returncode or not (html / "index.html").exists():
+    is_unknown = "theme: nothing renders" in said
+    if done.returncode or is_unknown or not (html / "index.html").exists():
         faults = [line for line in lines if "⛔" in line or "theme:" in line] or lines[-12:]
     elif dangling := dangling_links(html):
         faults = ["broken links:", *dangling]

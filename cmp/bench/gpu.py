@@ -1,20 +1,17 @@
-"""Measure training steps of runs on a GPU: time and memory, whether the host ever waits for the
-device within a step, and the speed of whole tasks on JPEG files.
-"""
+"""Measure training steps of runs on a GPU: time and memory, and the speed of whole tasks on JPEG
+files."""
 
-import contextlib
 import dataclasses
 import itertools
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from cmp import bench, budgets, config, mixtures, models, starts
+from cmp import budgets, mixtures, models, starts
 from cmp.bench import networks, pictures, timing
 from cmp.bench.jpegs import SIZE, decoding_rates
 from cmp.bench.networks import TASK
@@ -30,7 +27,6 @@ from cmp.training import (
     TrainState,
     create_optimizer,
     make_train_state,
-    set_train_mode,
     train_step,
     train_task,
 )
@@ -44,10 +40,7 @@ READY = 2
 """Batches that are decoded in advance and used in turn when only the step is timed."""
 IMAGES_PER_SAMPLE = 6
 """Images written per sample of a batch, so that every pool has enough."""
-PACKAGE = Path(bench.__file__).parents[1]
-COLUMNS = (
-    "path", "times as fast", "ms a step", "samples/s", "peak MB", "% of peak", "waits at",
-)  # fmt: skip
+COLUMNS = ("path", "times as fast", "ms a step", "samples/s", "peak MB", "% of peak")
 COMPILED = ExecutionConfig(compile_towers=True)
 PATHS = {
     "fp32": ("fp32", ExecutionConfig()),
@@ -77,7 +70,6 @@ def gpu(names: list[str], rounds: int, batch: int | None) -> Report:
         "models that are not embedded: 298 x 224 JPEGs, with captions of 24 tokens on average",
         f"a run: {RUN_STEPS // 2} steps of a task, with decoding by the run's loader; images of "
         "other rows are decoded in advance, on the host",
-        "waits at: where the host first waits for the device within a step, which it never should",
     ]
     return Report("gpu", torch.cuda.get_device_name(), COLUMNS, rows, notes)
 
@@ -107,24 +99,21 @@ def prepare(
     """Return the config and the data of a model's runs.
 
     Args:
-        name: One of `networks.MODELS`, or any other open_clip model.
+        name: The model's name.
         corpus: The embedded benchmark, for embedded models.
         batch: Samples per batch; if None, the value in `networks.SIZES`.
         folder: The folder for the JPEGs of other models.
         captions: A key of `pictures.LENGTHS`.
         pixels: Width and height of the JPEGs.
     """
-    size = batch or networks.SIZES.get(name, networks.SIZE)
-    settings = [f"model.name={name}", "model.start=random", f"training.batch={size}"]
-    settings += [f"training.steps={RUN_STEPS}", "training.budget=null", f"stream.tasks={TASKS}"]
-    profile = "cpu"
-    if name not in starts.family_names():
-        count = IMAGES_PER_SAMPLE * size
-        folder /= f"{captions}-{count}-{pixels[0]}"
-        corpus = pictures.load_collection(folder, count, captions, pixels)
-        profile = "gpu"
-        settings += [f"data={folder}", "mixture.replay=1.0"]
-    return config.parse(config.override(config.profile(profile), settings), "benchmark"), corpus
+    settings = [f"training.steps={RUN_STEPS}", "training.budget=null", f"stream.tasks={TASKS}"]
+    if name in starts.family_names():
+        return networks.configure_run(name, batch, *settings), corpus
+    count = IMAGES_PER_SAMPLE * (batch or networks.SIZES.get(name, networks.SIZE))
+    folder /= f"{captions}-{count}-{pixels[0]}"
+    corpus = pictures.load_collection(folder, count, captions, pixels)
+    settings += [f"data={folder}", "mixture.replay=1.0"]
+    return networks.configure_run(name, batch, *settings, profile="gpu"), corpus
 
 
 def make_state(run_config: RunConfig, corpus: Corpus, path: str) -> TrainState:
@@ -161,7 +150,6 @@ def measure(run_config: RunConfig, corpus: Corpus, rounds: int) -> list[dict[str
                 "samples/s": batch / middle,
                 "peak MB": memory[path] / 1e6,
                 "% of peak": 100 * flops[precision] / middle / peak,
-                "waits at": first_wait(steppers[path]) or "never",
             }
         )
     return rows
@@ -181,7 +169,6 @@ def make_stepper(state: TrainState) -> Callable[[], StepResult]:
         for step in range(READY)
     ]
     numbers = itertools.count()
-    set_train_mode(state.model)
 
     def step() -> StepResult:
         number = next(numbers)
@@ -262,32 +249,3 @@ def make_block(step: Callable[[], object]) -> Callable[[], None]:
         synchronize()
 
     return steps
-
-
-def first_wait(step: Callable[[], object]) -> str | None:
-    """Return where in the package a step makes the host wait, as `file.py:line`, or None.
-
-    torch raises an error at the first synchronising operation, so later ones are not found.
-    """
-    synchronize()
-    with forbid_waits():
-        try:
-            step()
-        except RuntimeError as error:
-            if "synchronizing" not in str(error):
-                raise
-            frames = traceback.extract_tb(error.__traceback__)
-            own = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
-            return f"{Path(own[-1].filename).relative_to(PACKAGE)}:{own[-1].lineno}"
-    return None
-
-
-@contextlib.contextmanager
-def forbid_waits() -> Iterator[None]:
-    """Make operations raise an error within this context if the host would wait for the GPU."""
-    switch = torch.cuda.set_sync_debug_mode if torch.cuda.is_available() else lambda mode: None
-    switch("error")
-    try:
-        yield
-    finally:
-        switch("default")

@@ -1,5 +1,7 @@
 """Measure a training step against the same step of plain open_clip."""
 
+import dataclasses
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -9,22 +11,23 @@ from torch import nn
 
 from cmp import budgets, models
 from cmp.bench import networks, timing
-from cmp.bench.networks import TASK, Setting
+from cmp.bench.networks import TASK
 from cmp.bench.report import Report
-from cmp.data import augment, normalise
+from cmp.config import RunConfig
+from cmp.data import Corpus, augment, normalise
 from cmp.embedded import packed
 from cmp.seeds import torch_generator
-from cmp.training import clamp_logit_scale, create_optimizer, set_train_mode, train_step
+from cmp.training import clamp_logit_scale, create_optimizer, make_train_state, train_step
 
 RATE = 1e-4
 COLUMNS = ("path", "times as fast", "ms", "samples/s", "GFLOP", "% of peak")
 
 
-def our_stepper(setting: Setting, precision: str) -> Callable[[], None]:
+def our_stepper(run_config: RunConfig, corpus: Corpus, precision: str) -> Callable[[], None]:
     """Return a function that makes the next batch and takes a step of a run on it."""
-    state = networks.train_state(setting, precision)
-    optimizer, numbered = create_optimizer(state), enumerate(setting.batches())
-    set_train_mode(state.model)
+    training = dataclasses.replace(run_config.training, precision=precision)
+    state = make_train_state(dataclasses.replace(run_config, training=training), corpus)
+    optimizer, numbered = create_optimizer(state), enumerate(networks.batches(run_config, corpus))
 
     def step() -> None:
         number, batch = next(numbered)
@@ -33,10 +36,13 @@ def our_stepper(setting: Setting, precision: str) -> Callable[[], None]:
     return step
 
 
-def plain_stepper(setting: Setting, model: models.Network) -> Callable[[], None]:
+def plain_stepper(
+    run_config: RunConfig, corpus: Corpus, model: models.Network
+) -> Callable[[], None]:
     """Return a function that makes the next batch, augments it as a run does, and takes a step on
     it with open_clip's model and loss, and torch's AdamW."""
-    tokens, loss_of, numbered = setting.tokens(), open_clip.ClipLoss(), enumerate(setting.batches())
+    tokens = models.tokenize(run_config.model.name, tuple(corpus.texts))
+    loss_of, numbered = open_clip.ClipLoss(), enumerate(networks.batches(run_config, corpus))
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=RATE)
     model.train()
@@ -50,45 +56,50 @@ def plain_stepper(setting: Setting, model: models.Network) -> Callable[[], None]
         loss = loss_of(*features, output["logit_scale"])
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, setting.config.optimizer.clip)
+        nn.utils.clip_grad_norm_(parameters, run_config.optimizer.clip)
         optimizer.step()
         clamp_logit_scale(model)
 
     return step
 
 
-def measure(setting: Setting, rounds: int) -> tuple[list[dict[str, object]], str]:
+def measure(
+    run_config: RunConfig, corpus: Corpus, rounds: int
+) -> tuple[list[dict[str, object]], str]:
     """Return a row for each kind of step, of which plain open_clip's is the baseline, and a note on
     the model and its batches."""
-    plain = models.create_fused_model(setting.name)
+    name = run_config.model.name
+    plain = models.create_fused_model(name)
     steppers = {
-        "plain fp32": plain_stepper(setting, plain),
-        "fp32": our_stepper(setting, "fp32"),
-        "bf16": our_stepper(setting, "bf16"),
+        "plain fp32": plain_stepper(run_config, corpus, plain),
+        "fp32": our_stepper(run_config, corpus, "fp32"),
+        "bf16": our_stepper(run_config, corpus, "bf16"),
     }
-    flops = {name: budgets.count_flops(step) for name, step in steppers.items()}
+    flops = {path: budgets.count_flops(step) for path, step in steppers.items()}
     # torch's counter misses fused attention on a CPU
-    split = models.split_attention(models.create_fused_model(setting.name))
-    flops["plain fp32"] = budgets.count_flops(plain_stepper(setting, split))
+    split = models.split_attention(models.create_fused_model(name))
+    flops["plain fp32"] = budgets.count_flops(plain_stepper(run_config, corpus, split))
     seconds = timing.interleaved(steppers, rounds)
-    rows, batch, peaks = [], setting.config.training.batch, {}
-    for name, times in seconds.items():
-        dtype, middle = torch.bfloat16 if name == "bf16" else torch.float32, float(np.median(times))
+    rows, batch, peaks = [], run_config.training.batch, {}
+    for path, times in seconds.items():
+        dtype, middle = torch.bfloat16 if path == "bf16" else torch.float32, float(np.median(times))
         peaks[dtype] = peaks.get(dtype) or timing.matmul_peak(dtype)
         rows.append(
             {
-                "path": f"{setting.name} {name}",
+                "path": f"{name} {path}",
                 "times as fast": timing.times_faster(seconds["plain fp32"], times),
                 "ms": 1e3 * middle,
                 "samples/s": batch / middle,
-                "GFLOP": flops[name] / 1e9,
-                "% of peak": 100 * flops[name] / middle / peaks[dtype],
+                "GFLOP": flops[path] / 1e9,
+                "% of peak": 100 * flops[path] / middle / peaks[dtype],
             }
         )
     size = sum(parameter.numel() for parameter in plain.parameters())
+    some = itertools.islice(networks.batches(run_config, corpus), 8)
+    distinct = np.mean([len(batch.texts.unique()) for batch in some])
     note = (
-        f"{setting.name}: {size / 1e6:.1f} M parameters; batches of {batch} with "
-        f"{setting.distinct_captions():.0f} distinct captions of at most {plain.context_length} "
+        f"{name}: {size / 1e6:.1f} M parameters; batches of {batch} with "
+        f"{distinct:.0f} distinct captions of at most {plain.context_length} "
         f"tokens; a vocabulary of {plain.token_embedding.num_embeddings:,} rows"
     )
     return rows, note
@@ -101,7 +112,8 @@ def step(names: list[str], rounds: int, batch: int | None) -> Report:
     """
     corpus, rows, notes = packed.load_embedded(), [], []
     for name in names:
-        found, note = measure(networks.setting(name, corpus, batch), rounds)
+        run_config = networks.configure_run(name, batch, "training.steps=1")
+        found, note = measure(run_config, corpus, rounds)
         rows += found
         notes.append(note)
     return Report("step", "a training step", COLUMNS, rows, notes)

@@ -17,14 +17,11 @@ from cmp.experiments.kernels import (
     Kernel,
     fuse,
     trace_step,
-    update_kernels,
 )
 from cmp.scale import compiling
 
 CAPTIONS = (24, 77)
 """Average number of tokens per traced caption; at most the context length."""
-PARTS = {"image": "image tower", "text": "text tower", "backward": "backward pass"}
-"""What the compiled parts of a step are called."""
 COLUMNS = ("step", "ms", "products", "samples/s", "% of peak", "kernels", "GB", "host")
 
 
@@ -46,27 +43,6 @@ def table_row(
     cells = (1e3 * seconds, 1e3 * products, batch / seconds, 100 * flops / seconds / PEAK)
     values = (name, *cells, len(kernels), size / 1e9, 1e3 * host)
     return dict(zip(COLUMNS, values, strict=True))
-
-
-def describe_rest(kernels: list[Kernel], update: list[Kernel]) -> str:
-    """Return where a step spends the time that its products do not take, in words.
-
-    Args:
-        kernels: The kernels of the step.
-        update: Those of them that clip gradients and update the weights.
-    """
-    seconds = dict.fromkeys([*PARTS, ""], 0.0)
-    for kernel in kernels:
-        if not kernel.flops:
-            seconds[kernel.region] += kernel.seconds
-    of_update = sum(kernel.seconds for kernel in update)
-    parts = {words: seconds[part] for part, words in PARTS.items()}
-    parts |= {"clipping and AdamW": of_update, "augmentation and loss": seconds[""] - of_update}
-    small = sum(kernel.seconds for kernel in kernels if kernel.seconds == LAUNCH)
-    return (
-        ", ".join(f"{1e3 * x:.1f} ms {words}" for words, x in parts.items())
-        + f"; {1e3 * small:.1f} ms of all are kernels so small that only their launch counts"
-    )
 
 
 def kind_seconds(kernels: list[Kernel]) -> dict[str, float]:
@@ -100,8 +76,6 @@ def trace(names: list[str], rounds: int, batch: int | None) -> Report:
             rows.append(table_row(title, recorder.kernels, size))
             fused = fuse(recorder.kernels, recorder.casts)
             rows.append(table_row(f"{title} compiled", fused, size, is_replayed))
-            rest = describe_rest(fused, update_kernels(model))
-            others.append(f"{title} compiled, beside products: {rest}")
             others.append(f"{title} by kind: {describe_kinds(recorder.kernels)}")
             others.append(f"{title} compiled by kind: {describe_kinds(fused)}")
             total = sum(kernel.flops for kernel in recorder.kernels)

@@ -172,6 +172,8 @@ def book(
     if wrong := [assignment for assignment in given if "=" not in assignment]:
         raise CmpError(f"-P {wrong[0]!r}: expected name=value, such as seeds=3")
     parameters = dict(assignment.split("=", 1) for assignment in given)
+    if "profile" in parameters:
+        raise CmpError("-P profile: give it as --profile")
     if seeds > 1 or any("," in text for text in parameters.values()):
         if len(chapter or []) != 1:
             raise CmpError("-P: a grid needs one chapter; add --chapter, such as --chapter 04")

@@ -15,7 +15,7 @@ from cmp import config, evaluation, mixtures, models, starts
 from cmp.cli import shared
 from cmp.data import Preprocessing, load_data
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import forecast, hub, preflight, pretraining, statistics
+from cmp.experiments import hub, preflight, pretraining, statistics
 from cmp.files import SHORT_ID, atomic_file
 from cmp.readers import notes
 from cmp.releases import exports, hugging_face, onnx_files
@@ -295,21 +295,16 @@ def loading_code(name: str, model: models.Network, file: Path) -> str:
 
 
 def progress_observer(
-    bar: tqdm,
-    stop_after: int | None = None,
-    timer: forecast.StepTimer | None = None,
-    enough: float = math.inf,
+    bar: tqdm, stop_after: int | None = None, enough: float = math.inf
 ) -> Observer:
     """Return an observer that updates a progress bar. Every 20 steps it shows the images per second
-    and a loss at most 40 steps old, so that no step waits for a GPU. A timer's forecast is shown
-    once. After `stop_after` tasks, or if the run resumes with at least `enough` steps done, the
-    observer asks the run to stop."""
+    and a loss at most 40 steps old, so that no step waits for a GPU. After
+    `stop_after` tasks, or if the run resumes with at least `enough` steps done, the observer asks
+    the run to stop."""
     losses: list[Callable[[], torch.Tensor]] = []
 
     def step(task: int, step: int, result: StepResult, network: torch.nn.Module) -> None:
         bar.update()
-        if timer and (measured := timer.after_step(task, step)):
-            bar.write(measured)
         if step % 20 == 0 and not bar.disable:
             losses.append(copy_to_host(result.loss))
             if len(losses) > 1:
@@ -353,30 +348,15 @@ def compute_run(
     if (is_kept := launch.is_kept(run.id, keep_weights)) and is_first:
         typer.echo("this run is already stored; nothing to compute")
     with tqdm(total=run.steps, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
-        timer = None if is_kept or not is_first else step_timer(run, device, execution)
         enough = math.inf
         if stop_after and stop_after < run.config.stream.tasks:
             enough = sum(run.fitted.steps[:stop_after])
-        observer = progress_observer(bar, stop_after, timer, enough)
+        observer = progress_observer(bar, stop_after, enough)
         stored = launch.compute(
             run, observer, device, execution=execution, keep=keep_weights, boards=boards
         )
     if is_first:
         print_run(stored)
-
-
-def step_timer(
-    run: ResolvedRun, device: str, execution: ExecutionConfig
-) -> forecast.StepTimer | None:
-    """Return what measures the first steps of a run, or None for an embedded model, whose runs are
-    short, and for a method whose cost cannot be counted."""
-    if run.config.model.name in starts.family_names():
-        return None
-    try:
-        predicted = forecast.forecast_step(run.fitted, device, execution, run.corpus, run.id)
-    except CmpError:
-        return None
-    return forecast.StepTimer(run.steps, predicted)
 
 
 def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConfig) -> None:

@@ -11,9 +11,8 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 
-from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError
 from cmp.parsing import parse_json
 from cmp.project import build_folder
@@ -190,14 +189,6 @@ class Dataset(SetManifest):
     recipe: Recipe
     counts: Counts
 
-    @model_validator(mode="after")
-    def _check_splits(self) -> "Dataset":
-        if self.role in POOL_DATA_ROLES and set(self.recipe.splits) != {"train"}:
-            raise ValueError("recipe.splits: a pool must have only a train split")
-        if self.role in ("eval", "transfer") and "train" in self.recipe.splits:
-            raise ValueError("recipe.splits: a held-out dataset cannot have a train split")
-        return self
-
     @property
     def licence(self) -> str:
         """The licences of the packages that its images come from."""
@@ -232,31 +223,10 @@ def load_packages(folder: Path = MANIFESTS) -> dict[str, Package]:
 
 
 @functools.cache
-def embedded_manifests(folder: Path = MANIFESTS) -> dict[str, Dataset]:
-    """Return the manifests of the embedded datasets, cached.
-
-    Args:
-        folder: The folder of `packages.yaml` and `embedded/`.
-
-    Returns:
-        Datasets by name, in the order of the files.
-
-    Raises:
-        CmpError: A manifest is invalid, its file name is not the dataset's name, or it names a
-            source that is not in `packages.yaml`.
-    """
-    packages = load_packages(folder)
-    datasets: dict[str, Dataset] = {}
-    for path in sorted((folder / "embedded").glob("*.yaml")):
-        dataset = read_manifest(path, Dataset)
-        if dataset.name != path.stem:
-            raise CmpError(f"{path}: name: must equal the file's name, {path.stem!r}")
-        if missing := [source for source in dataset.sources if source not in packages]:
-            raise CmpError(f"{path}: sources: {missing[0]!r} is not in packages.yaml")
-        datasets[dataset.name] = dataset
-    if not datasets:
-        raise CmpError(f"{folder / 'embedded'}: no manifests found")
-    return datasets
+def embedded_manifests() -> dict[str, Dataset]:
+    """Return the manifests of the embedded datasets by name, in the order of the files, cached."""
+    paths = sorted((MANIFESTS / "embedded").glob("*.yaml"))
+    return {path.stem: read_manifest(path, Dataset) for path in paths}
 
 
 def select_datasets(names: list[str] | None = None) -> list[Dataset]:

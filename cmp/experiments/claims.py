@@ -5,7 +5,6 @@ them.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,12 +12,12 @@ from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp.errors import CmpError
-from cmp.experiments import studies
-from cmp.experiments.scores import CLAIMS, claims_level, planned_streams
 from cmp.files import cached_by_file, child_path
 from cmp.parsing import check_record, read_yaml
+from cmp.project import book_folder
 from cmp.values import STRICT
 
+CLAIMS = book_folder() / "claims.yaml"
 FAMILIES = (CLAIMS, *sorted(CLAIMS.parent.glob("claims-*.yaml")))
 """The files of all families; later ones ask what earlier ones left open."""
 REPLICATES = 20
@@ -27,8 +26,6 @@ MATTERS = 1.0
 """Points that matter to a reader, in A_KA, in A_ZS or in a gain."""
 GAINS = ("gain", "gain from the start")
 """The measures that need a front."""
-SPREAD_SETTINGS = 3
-"""The fewest settings of a spread."""
 
 Text = Annotated[str, Field(min_length=1)]
 Settings = Annotated[
@@ -116,24 +113,10 @@ class Claim:
     names: Literal["all", "kept", "lacking"] = "all"
 
     def __post_init__(self) -> None:
-        if self.half_width > MATTERS and not self.why:
-            raise ValueError(
-                f"{self.name!r}: half_width: above {MATTERS:g}; give a reason in `why`"
-            )
         if self.names != "all" and self.measure not in ("gain", "A_ZS"):
             raise ValueError(
                 f"{self.name!r}: names: {self.measure} is not measured by name; leave it out"
             )
-        for term in self.terms:
-            if (len(term.of) >= SPREAD_SETTINGS) != (self.measure == "spread"):
-                raise ValueError(
-                    f"{self.name!r}: of: give at least {SPREAD_SETTINGS} settings for a spread, "
-                    "and one for any other measure"
-                )
-            if term.at == "way" and self.measure != "spread":
-                raise ValueError(
-                    f"{self.name!r}: at: {self.measure} is only measured at the end of the stream"
-                )
 
     def study_of(self, term: Term) -> str:
         """Return the study with the settings of a term."""
@@ -147,24 +130,12 @@ class ClaimsFile:
     Attributes:
         claims: The claims.
         fronts: The fronts by name.
-        planned: The largest number of claims in the family, if some are committed later. It
-            determines the level of the intervals from the start.
         fronts_of: The family whose fronts this one uses as well, such as "claims".
     """
 
     claims: tuple[Claim, ...]
     fronts: dict[str, FrontOf] = dataclasses.field(default_factory=dict)
-    planned: Annotated[int, Field(ge=0)] = 0
     fronts_of: str = ""
-
-    def __post_init__(self) -> None:
-        if 0 < self.planned < len(self.claims):
-            raise ValueError(f"planned: {self.planned} for {len(self.claims)} claims; raise it")
-
-    @property
-    def level(self) -> float:
-        """The level of each interval."""
-        return claims_level(max(self.planned, len(self.claims)))
 
 
 def load_claims(path: Path = CLAIMS) -> ClaimsFile:
@@ -176,15 +147,6 @@ def load_claims(path: Path = CLAIMS) -> ClaimsFile:
     names = [claim.name for claim in known.claims]
     if twice := [name for name in names if names.count(name) > 1]:
         raise CmpError(f"{path}: claims: two have the name {twice[0]!r}")
-    for front in known.fronts.values():
-        settings = [*front.settings, *filter(None, [front.check])]
-        _check_settings(front.study, settings, str(path))
-    for claim in known.claims:
-        source = f"{path}: claim {claim.name!r}"
-        for term in claim.terms:
-            _check_settings(claim.study_of(term), term.of, source)
-            if claim.measure in GAINS and term.front not in known.fronts:
-                raise CmpError(f"{source}: no front {term.front!r}; define it under fronts")
     return known
 
 
@@ -192,19 +154,3 @@ def load_claims(path: Path = CLAIMS) -> ClaimsFile:
 def _read_claims(path: Path) -> ClaimsFile:
     """Return the claims in a file."""
     return check_record(read_yaml(path), ClaimsFile, f"{path}: ")
-
-
-def _check_settings(study: str, names: Sequence[str], source: str) -> None:
-    """Raise `CmpError` unless a confirming study has the settings with enough replicates."""
-    grid = studies.load_study(study)
-    if grid.explores:
-        raise CmpError(f"{source}: study {study!r} explores, so its runs cannot confirm a claim")
-    for name in names:
-        if name not in grid.settings:
-            raise CmpError(f"{source}: study {study!r} has no setting {name!r}")
-        count = planned_streams(study, name)
-        if count < REPLICATES:
-            raise CmpError(
-                f"{source}: {name!r} of study {study!r} has {count} replicates; a claim needs "
-                f"{REPLICATES}"
-            )

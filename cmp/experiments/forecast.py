@@ -115,8 +115,8 @@ def predict_step(
             share, source = traced, "from its kernels"
     again = {"micro-batches": size < batch, "activations": execution.checkpoint_activations}
     flops = step_flops(run_config)
-    if repeats := sum(again.values()):
-        flops += repeats * _forward_flops(run_config)
+    # a forward pass is a third of a full step
+    flops += sum(again.values()) * budgets.full_cost(run_config).step / 3
     seconds, images = flops / count / (share * facts.peak), batch / decoding
     if images > seconds:
         return StepForecast(images, f"predicted from decoding {decoding:,.0f} images/s")
@@ -130,19 +130,6 @@ def step_flops(run_config: RunConfig) -> float:
     """Return the FLOPs of a step, including its part of the work at the end of a task."""
     cost, steps = budgets.method_cost(run_config), budgets.apply_budget(run_config).steps
     return cost.step + (cost.end * len(steps) / sum(steps) if steps else 0)
-
-
-def _forward_flops(run_config: RunConfig) -> int:
-    """Return the FLOPs of a forward pass of a batch."""
-    method, batch = run_config.method, run_config.training.batch
-    option = get_option("method", method.name)
-    return _cached_forward(run_config.model.name, batch, method, option, option.digest)
-
-
-@functools.cache
-def _cached_forward(name: str, batch: int, method: Method, option: Option, digest: str) -> int:
-    state = budgets.shape_state(name, method, models.create_on_meta(name))
-    return budgets.count_flops(lambda: budgets.forward_shapes(state, batch))
 
 
 def forecast_step(
@@ -213,43 +200,6 @@ def measured_step_seconds(log: pd.DataFrame) -> float | None:
             is_step = (seconds >= 0) & (seconds <= PAUSE * np.median(seconds))
             return float(seconds[is_step].mean())
     return None
-
-
-class StepTimer:
-    """Measure the first steps of a run while it trains."""
-
-    def __init__(self, steps: int, predicted: StepForecast):
-        """Prepare to measure.
-
-        Args:
-            steps: The steps of the whole run.
-            predicted: What was predicted for a step.
-        """
-        self.steps, self.predicted = steps, predicted
-        self._count, self._seconds = 0, 0.0
-        self._last, self._ended = (0, -1), 0.0  # the previous step, and when it ended
-
-    def after_step(self, task: int, step: int) -> str | None:
-        """Call this after each step. After `UNCOUNTED` + `MEASURED` steps, it returns how long the
-        run takes by what was measured, and what was predicted.
-
-        The first step of a task does not count, since an evaluation or a save came before it.
-        """
-        now, ended, is_next = time.perf_counter(), self._ended, self._last == (task, step - 1)
-        self._last, self._ended = (task, step), now
-        if not is_next:
-            return None
-        self._count += 1
-        if self._count > UNCOUNTED:
-            self._seconds += now - ended
-        if self._count != UNCOUNTED + MEASURED:
-            return None
-        seconds = self._seconds / MEASURED
-        whole, predicted = (self.steps * x for x in (seconds, self.predicted.seconds))
-        return (
-            f"about {time_in_words(whole)} of training, measured over {MEASURED} steps of "
-            f"{time_in_words(seconds)}; the forecast: {time_in_words(predicted)}"
-        )
 
 
 def time_in_words(seconds: float) -> str:

@@ -222,7 +222,7 @@ def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
         raise ImpossibleRequest(problem)
     if request.embedded and not known.runs:
         raise CmpError(PROBLEMS["no study"].format(folder=results.RESULTS))
-    tree = _choose_sizes(request, choose_settings(request))
+    tree, bought = _choose_sizes(request, choose_settings(request))
     run = config.parse(tree, "plan")
     step = budgets.method_cost(run).step * _memory_multiplier(run)
     full_steps = run.training.steps * step / budgets.full_cost(run).step
@@ -242,7 +242,7 @@ def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
         effects.rename(columns={"words": "choice"})[["choice", "A_KA", "A_ZS", "study"]],
         {row.words: _rejection(row) for row in rejected.itertuples()} if request.embedded else {},
         {name: guideline.advice for name, guideline in guidelines.items()},
-        _notes(request, run),
+        _notes(request, run, bought),
     )  # fmt: skip
 
 
@@ -299,8 +299,9 @@ def _choose_mixture(request: PlanRequest) -> dict[str, Any]:
     return mixture
 
 
-def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, Any]:
-    """Add a batch that fits and the steps that the compute allows to the settings.
+def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Add a batch that fits and the steps that the compute allows to the settings, and return them
+    with the steps that the compute buys.
 
     If the chosen method does not fit, the image tower is locked, which takes less memory.
     """
@@ -313,11 +314,11 @@ def _choose_sizes(request: PlanRequest, settings: dict[str, Any]) -> dict[str, A
         first = bisect.bisect_left(trees, True, key=fits)  # each check takes half a second
         if first < len(trees):
             run = parse(trees[first])
-            steps, limit = _affordable_steps(request, run), values.MAX_COUNT
+            steps = bought = _affordable_steps(request, run)
             if not request.embedded:
-                limit = int(MAX_PASSES * request.arriving / _update_share(run))
-            trees[first]["training"]["steps"] = min(steps, limit)
-            return trees[first]
+                steps = min(bought, int(MAX_PASSES * request.arriving / _update_share(run)))
+            trees[first]["training"]["steps"] = steps
+            return trees[first], bought
     size = {"model": request.model, "device": request.device, "memory": memory / GIGA}
     raise ImpossibleRequest(PROBLEMS["too large"].format(batch=BATCHES[-1], **size))
 
@@ -375,10 +376,9 @@ def _update_share(run: config.RunConfig) -> int:
     return mixtures.batch_counts(run.mixture, run.training.batch, empty_buffer=False)[1]
 
 
-def _notes(request: PlanRequest, run: config.RunConfig) -> tuple[str, ...]:
-    """Return the notes for the reader of a plan."""
+def _notes(request: PlanRequest, run: config.RunConfig, bought: int) -> tuple[str, ...]:
+    """Return the notes for the reader of a plan whose compute buys so many steps."""
     steps = run.training.steps
-    bought = steps if request.embedded else _affordable_steps(request, run)
     passes_per_step = _update_share(run) / request.arriving
     passes, most = (f"{float(f'{count * passes_per_step:.2g}'):,g}" for count in (steps, bought))
     numbers = {"request": request, "run": run, "passes": passes, "bought": bought, "most": most}

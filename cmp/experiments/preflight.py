@@ -36,11 +36,6 @@ TO_FETCH = "to fetch"
 """The state of something that a run downloads itself."""
 SHARED_MEMORY, AHEAD = Path("/dev/shm"), 2
 """Where decoding processes pass on images, and the number of batches that each prepares."""
-BROWSERS = (
-    "chromium", "chromium-browser", "google-chrome",
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-    "/Applications/Chromium.app/Contents/MacOS/Chromium",
-)  # fmt: skip
 
 
 class Check(NamedTuple):
@@ -70,8 +65,7 @@ def check_setup() -> list[Check]:
     card = _check_card("cuda")
     if card.state == MISSING:
         card = card._replace(state=OPTIONAL)
-    checks = [_check_packages(), _check_data(RunConfig()), _check_bases(), _check_disk(None)]
-    return [*checks, _check_browser(), card]
+    return [_check_packages(), _check_data(RunConfig()), _check_bases(), _check_disk(None), card]
 
 
 def check_run(
@@ -325,18 +319,6 @@ def _check_disk(run_config: RunConfig | None) -> Check:
     words = f"{free / GIGA:.0f} GB free at {target}"
     words += f", and checkpoints and weights take {needed / GIGA:.0f}" if run_config else ""
     return Check("disk", PRESENT if free > needed else MISSING, words)
-
-
-def find_browser() -> Path | None:
-    """Return the path of a browser that can open and print pages, if there is one."""
-    return next((Path(path) for path in map(shutil.which, BROWSERS) if path), None)
-
-
-def _check_browser() -> Check:
-    if browser := find_browser():
-        return Check("browser", PRESENT, browser.name)
-    sentence = "none; the tests that open the explorers in a browser are skipped"
-    return Check("browser", OPTIONAL, sentence)
 
 
 def describe_run(given: RunConfig, fitted: RunConfig) -> list[str]:

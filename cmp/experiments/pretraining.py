@@ -3,18 +3,16 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import budgets, config, evaluation, models, starts
 from cmp.data import Corpus
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError, explain_errors
 from cmp.files import check_digest, listed_file, make_folder, save_tensors, write_atomic
-from cmp.parsing import parse_json, parse_record, read_yaml
+from cmp.parsing import parse_json, read_yaml
 from cmp.runs import identity, verify
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer, RunResult, execute
@@ -29,20 +27,6 @@ TABLE_HEAD = """| weights | steps | seconds | A_KA | A_ZS |
 |---|---|---|---|---|
 """
 Card = dict[str, Any]
-CardScore = Annotated[dict[Literal["value", "standard_error"], float], Field(min_length=2)]
-CardScores = Annotated[dict[Literal["A_KA", "A_ZS"], CardScore], Field(min_length=2)]
-"""The two aggregates, each with its standard error, in percent."""
-
-
-@checked_dataclass(frozen=True, config=ConfigDict(extra="ignore", strict=True, allow_inf_nan=False))
-class ModelCard:
-    """The required keys of a model card; see `make_card` for all keys."""
-
-    weights: str
-    steps: int
-    seconds: int
-    tolerance: float
-    scores: CardScores
 
 
 def pretraining_config(name: str, seed: int, *assignments: str) -> config.RunConfig:
@@ -167,13 +151,11 @@ def make_card(
 
 
 def read_card(weights: Path) -> Card:
-    """Return the card of a weights file; raise `CmpError` if it is missing, invalid or damaged."""
+    """Return the card of a weights file; raise `CmpError` if it is missing or damaged."""
     with explain_errors(f"{weights}: cannot read the model card beside it"):
         path = weights.with_suffix(".json")
         check_digest(path, "get it from the project again, or make it with `cmpt pretrain`")
-        text = path.read_text(encoding="utf-8")
-        parse_record(text, ModelCard)
-        return parse_json(text)
+        return parse_json(path.read_text(encoding="utf-8"))
 
 
 def bases_overview(*folders: Path) -> str:

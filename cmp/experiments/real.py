@@ -173,17 +173,12 @@ def prepare_data(say: Callable[[str], None] = lambda words: None) -> Path:
         download_set(name, folder)
         try:
             images = list(READERS[name][1](folder))
-            table = _table(images, folder) if images else pd.DataFrame()
+            table = _table(images, folder)  # fails without images
         except (OSError, KeyError, ValueError, IndexError) as error:
             raise CmpError(
                 f"study {STUDY}: {about['title']} in {folder} is not as torchvision unpacks it "
                 f"({type(error).__name__}: {error}); delete the folder and repeat the command"
             ) from error
-        if not images:
-            raise CmpError(
-                f"study {STUDY}: no images of {about['title']} in {folder}; delete what is there "
-                "and repeat the command"
-            )
         _check_counts(name, images, folder)
         write_atomic(folder / f"{name}.csv", table.to_csv(index=False))
         reader = {"kind": "csv", "path": f"{name}.csv", "label": "label", "caption": None}

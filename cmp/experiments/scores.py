@@ -6,7 +6,6 @@ interval is computed. There is no interval until a study has all its streams, se
 
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,35 +14,23 @@ from scipy import stats
 
 from cmp.errors import CmpError
 from cmp.experiments import results, studies
-from cmp.files import cached_by_file
-from cmp.parsing import read_yaml
-from cmp.project import book_folder
 from cmp.runs import store
 from cmp.runs.store import RUN_KEYS
 
 AGGREGATES = ("A_KA", "A_ZS", "GM")
-CLAIMS = book_folder() / "claims.yaml"
 ALPHA = 0.05
-"""Probability that any of the claims is wrong."""
+"""Probability that any claim of a family is wrong."""
+FAMILY = 12
+"""The most claims in a family. Intervals are as wide as so many need, even if there are fewer."""
 
 
-def claims_level(count: int | None = None) -> float:
+def claims_level() -> float:
     """Return the confidence level of claims and of all measured intervals.
 
     With Bonferroni's correction, at most one family in twenty has any wrong claim. Other values
     have the same level, so that no text excludes what a verdict leaves open.
-
-    Args:
-        count: The number of claims in the family; if None, in the book's first.
     """
-    if count is None:
-        count = _count_claims(CLAIMS)
-    return 1 - ALPHA / max(1, count)
-
-
-@cached_by_file
-def _count_claims(path: Path) -> int:
-    return len(read_yaml(path)["claims"])
+    return 1 - ALPHA / FAMILY
 
 
 def level_in_words() -> str:

@@ -29,8 +29,11 @@ from cmp.experiments import fronts, results, studies
 from cmp.experiments.claims import GAINS, MATTERS, REPLICATES, Claim, ClaimsFile, FrontOf, Term
 from cmp.experiments.scores import (
     AGGREGATES,
+    FAMILY,
     Estimate,
+    claims_level,
     estimate_from_bases,
+    level_in_words,
     planned_streams,
     run_bases,
     t_factor,
@@ -76,7 +79,7 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
         One row per (setting, replicate): final `A_KA`, `A_ZS` and `GM` on the whole test; A_ZS on
         the names that replay `kept` and was `lacking`; `start A_KA` and `start A_ZS`, those of the
         base; `way`, the mean A_KA over the middle half of the updates, NaN if the whole test was
-        scored only at the ends; `peak` and `base`.
+        scored only at the ends; `peak` and `base`; and `kind`, what runs must share for a gain.
     """
     table = store.trajectory(published)
     table["progress"] = table["task"] / table.groupby(RUN_KEYS)["task"].transform("max")
@@ -88,10 +91,17 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
     on_way = table[(table["scope"] == "full") & table["progress"].between(0.25, 0.75)]
     middle = on_way.groupby(RUN_KEYS)["A_KA"]
     scores["way"] = middle.mean()[middle.size() > 1]
-    trees = published.groupby(RUN_KEYS)["config"].first()
+    trees = published.groupby(RUN_KEYS)["config"].first().astype(str).map(json.loads)
     scores["base"] = run_bases(published)
-    scores["peak"] = trees.astype(str).map(lambda tree: json.loads(tree)["schedule"]["peak"])
+    scores["peak"] = trees.map(lambda tree: tree["schedule"]["peak"])
+    scores["kind"] = trees.map(_describe_kind)
     return scores
+
+
+def _describe_kind(tree: Mapping[str, Any]) -> str:
+    """Return what runs must share for a gain, such as "small, 20 updates, batches of 64"."""
+    updates, batch = tree["stream"]["tasks"], tree["training"]["batch"]
+    return f"{tree['model']['name']}, {updates} updates, batches of {batch}"
 
 
 @cached_by_file
@@ -99,19 +109,6 @@ def _published(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the metrics in a file of published results and their `run_scores`."""
     published = results.published_metrics(path.stem)
     return published, run_scores(published)
-
-
-@cached_by_file
-def _run_kinds(path: Path) -> dict[str, str]:
-    """Return, for each setting in a file of published results, what runs must share for a gain: the
-    network, the number of updates and the batch size, as text."""
-    trees = results.published_metrics(path.stem).groupby("setting")["config"].first()
-    kinds = {}
-    for setting, text in trees.astype(str).items():
-        tree = json.loads(text)
-        updates, batch = tree["stream"]["tasks"], tree["training"]["batch"]
-        kinds[setting] = f"{tree['model']['name']}, {updates} updates, batches of {batch}"
-    return kinds
 
 
 def published_scores(study: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -165,8 +162,8 @@ def gain_of(
         CmpError: The front does not cover the setting, or its runs have another network, number of
             updates or size of batches.
     """
-    own = _compared_scores(setting_scores(study, setting), names, from_start)
-    kind = _run_kinds(results.results_file(study))[setting]
+    scores = setting_scores(study, setting)
+    own, kind = _compared_scores(scores, names, from_start), scores["kind"].iloc[0]
     own["A_KA"] -= less
     if replicates is not None:
         own = own.loc[replicates]
@@ -175,7 +172,7 @@ def gain_of(
         scores = setting_scores(front.study, each)
         if not own.index.isin(scores.index).all():
             raise NotComputed(f"{each!r} of study {front.study} has fewer streams than {setting!r}")
-        other = _run_kinds(results.results_file(front.study))[each]
+        other = scores["kind"].iloc[0]
         if kind != other and not from_start:
             raise CmpError(
                 f"{setting!r} of study {study} ({kind}) has no gain over {each!r} of study "
@@ -318,7 +315,7 @@ def judge_claims(known: ClaimsFile) -> pd.DataFrame:
     Returns:
         One row per claim, by name: `guideline`, `study`, `source`, `claimed` (its sentence),
         `measure`, `expected`, `reading`, `agrees` (whether the reading was expected; empty if
-        open), `n`, `estimate`, `low` and `high` (over bases, in points), `level`, `p` (of a
+        open), `n`, `estimate`, `low` and `high` (over bases, in points), `p` (of a
         two-sided t-test over bases) and `p holm` (adjusted by Holm's method over the family),
         `low crossed` and `high crossed` (at the same level), `planned` and `half` (half-widths),
         `bound` (1: lower, -1: upper, 0: none), `seen` (see `Claim`), `estimate later` (without
@@ -330,7 +327,7 @@ def judge_claims(known: ClaimsFile) -> pd.DataFrame:
     rows = {claim.name: _judge(claim, known) for claim in known.claims}
     judged = pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
     if "p" in judged:
-        judged["p holm"] = adjust_by_holm(judged["p"], max(known.planned, len(judged)))
+        judged["p holm"] = adjust_by_holm(judged["p"], max(FAMILY, len(judged)))
     return judged
 
 
@@ -350,7 +347,7 @@ def adjust_by_holm(p_values: pd.Series, count: int) -> pd.Series:
 
 
 def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
-    level = known.level
+    level = claims_level()
     row: dict[str, Any] = {
         "guideline": claim.guideline,
         "study": claim.study,
@@ -359,7 +356,6 @@ def _judge(claim: Claim, known: ClaimsFile) -> dict[str, Any]:
         "measure": claim.measure,
         "expected": claim.expected,
         "planned": claim.half_width,
-        "level": level,
     }
     if words := describe_missing(claim, known):
         sentence = f"Not computed yet: {words}."
@@ -450,7 +446,7 @@ def _sentence(row: dict[str, Any], claim: Claim) -> str:
         others = f"; on other concepts {crossed}"
     return (
         f"{reading.capitalize()}{size}: {at_least}{signed(row['estimate'])} {unit} "
-        f"({100 * row['level']:.1f}% interval {own}{others}; n = {row['n']})."
+        f"({level_in_words()} interval {own}{others}; n = {row['n']})."
     )
 
 

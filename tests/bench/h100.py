@@ -21,7 +21,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, cast
 
-import checkpoint
 import numpy as np
 import open_clip
 import torch
@@ -50,7 +49,7 @@ from cmp.merging import apply
 from cmp.project import build_folder
 from cmp.registry import option_names
 from cmp.runs import checkpoints, identity, store
-from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs.checkpoints import SCHEMA, CheckpointManager, Progress, RunState
 from cmp.runs.machine import machine_record
 from cmp.scale import compiling
 from cmp.scale.decoding import worker_count
@@ -270,7 +269,12 @@ def measure_checkpoint(lab: Lab) -> Values:
     train_task(state, mixtures.task_pools(run_config, corpus)[TASK], TASK)
     model, optimizer = state.model, state.optimizer
     with CheckpointManager("h100") as manager:
-        save = checkpoint.make_save(manager, run_config.to_dict(), model, optimizer)
+        tree, machine = run_config.to_dict(), machine_record()
+
+        def save() -> None:
+            progress = Progress(SCHEMA, "benchmark", tree, TASK, 1, [], 0.0, machine)
+            manager.save(RunState(progress, checkpoints.state_tensors(model, optimizer)))
+
         found = {"whole s": seconds_of(save)}
         manager.in_background = True
         found["until it goes on s"] = seconds_of(save)

@@ -1,14 +1,7 @@
-"""The built pages on this machine alone, in a browser without a screen."""
+"""A page in a browser without a screen: what keeps people out of it, and fingers on it."""
 
-import contextlib
-import functools
-import http.server
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
-
-from browser.lab import HOST
 
 from cmp.embedded import packages
 from cmp.embedded.manifest import Package
@@ -65,22 +58,3 @@ def finger(page: "Page", handle: "Locator", right: float, down: float) -> Callab
         touch("touchMove", x + right * part / 8, y + down * part / 8)
         page.wait_for_timeout(20)
     return lambda: touch("touchEnd")
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Files of a folder, without a word."""
-
-    def log_message(self, *_):
-        pass
-
-
-@contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of a server of a folder's files, stopped at the end."""
-    handler = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer((HOST, 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://{HOST}:{server.server_port}"
-        finally:
-            server.shutdown()

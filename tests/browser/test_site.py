@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 import cmp
 from cmp import cli
 from lab import chapters, explorers, site
+from lab.printing import served
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -47,7 +48,7 @@ def browser(there):
 
 @pytest.fixture(scope="module")
 def address(there, pages):
-    with browser_site.served(pages) as found:
+    with served(pages) as found:
         yield found
 
 
@@ -919,7 +920,7 @@ def test_a_reader_finds_the_explorer_and_comes_back_to_where_she_was(watched, ad
 
 @pytest.mark.long
 def test_evidence_is_folded_until_a_link_lands_in_it_or_it_is_printed(watched, pages, tmp_path):
-    with browser_site.served(site.build_pages(sample_book.write(tmp_path))) as address:
+    with served(site.build_pages(sample_book.write(tmp_path))) as address:
         last = watched.get_by_text("The last words.")
         in_view = "each => Math.abs(each.getBoundingClientRect().top) < innerHeight"
         watched.goto(f"{address}/cells")
@@ -949,17 +950,13 @@ def test_evidence_is_folded_until_a_link_lands_in_it_or_it_is_printed(watched, p
 
 
 def test_everything_that_the_theme_shows(watched, pages, tmp_path):
-    """On the sample book: tabs by keys, folded solutions, and copying."""
+    """On the sample book: boxes that fold, and copying."""
     watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    with browser_site.served(site.build_pages(sample_book.write(tmp_path))) as address:
+    with served(site.build_pages(sample_book.write(tmp_path))) as address:
         watched.goto(f"{address}/")
-        watched.get_by_role("tab", name="First").focus()
-        watched.keyboard.press("ArrowRight")
-        assert watched.get_by_text("The second panel.").is_visible()
-        assert not watched.get_by_text("The first panel.").is_visible()
-        assert not watched.get_by_text("Two.").is_visible()
-        watched.locator("details.solution summary").click()
-        assert watched.get_by_text("Two.").is_visible()
+        assert not watched.get_by_text("Folded.").is_visible()
+        watched.get_by_text("Not yet").click()
+        assert watched.get_by_text("Folded.").is_visible()
         watched.locator(".code", has_text="def f(x)").hover()
         watched.locator(".code", has_text="def f(x)").get_by_role("button", name="Copy").click()
         assert watched.evaluate("navigator.clipboard.readText()").startswith("def f(x):")

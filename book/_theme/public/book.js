@@ -1,4 +1,4 @@
-// What a page does in the browser: dark or light, the menu, search, copying, tabs, the outline.
+// What a page does in the browser: dark or light, the menu, search, copying, the outline.
 const root = document.documentElement;
 root.classList.add("scripted");
 
@@ -116,30 +116,6 @@ for (const code of document.querySelectorAll(".code")) {
     setTimeout(() => (button.textContent = "Copy"), 1500);
   });
   code.append(button);
-}
-
-// Tabs, by mouse and by arrow keys.
-for (const tabs of document.querySelectorAll(".tabs")) {
-  const buttons = [...tabs.querySelectorAll("[role=tab]")];
-  const choose = (chosen) => {
-    for (const button of buttons) {
-      const on = button === chosen;
-      button.setAttribute("aria-selected", on);
-      button.tabIndex = on ? 0 : -1;
-      document.getElementById(button.getAttribute("aria-controls")).hidden = !on;
-    }
-  };
-  choose(buttons[0]);
-  buttons.forEach((button, n) => {
-    button.addEventListener("click", () => choose(button));
-    button.addEventListener("keydown", (event) => {
-      const to = { ArrowRight: n + 1, ArrowLeft: n - 1 }[event.key];
-      if (to === undefined) return;
-      const next = buttons[(to + buttons.length) % buttons.length];
-      choose(next);
-      next.focus();
-    });
-  });
 }
 
 // What scrolls sideways can be reached, and so scrolled, by the keyboard.

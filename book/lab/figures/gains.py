@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cmp.experiments import fronts, verdicts
 from cmp.experiments.claims import MATTERS
+from cmp.experiments.scores import level_in_words
 from cmp.releases.sentences import signed
 from lab.figures import style
 
@@ -246,8 +247,7 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
     known = rows[rows["reading"].isin(LOOKS)]
     note = ""
     if len(known):
-        levels = " or ".join(f"{100 * level:.1f}%" for level in sorted({*known["level"]}))
-        note = f"{BAND} {VERDICT_NOTE}".format(level=levels)
+        note = f"{BAND} {VERDICT_NOTE}".format(level=level_in_words())
         note += VERDICT_CROSSED * bool(known["low crossed"].notna().any())
         note += VERDICT_BOUND * bool(known["bound"].astype(bool).any())
     with style.canvas((0.9 if len(known) else 0.2) + 0.32 * len(lines), note) as (figure, axes):
