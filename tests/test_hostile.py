@@ -616,14 +616,17 @@ def test_a_table_that_is_small_on_disk_and_large_in_memory_is_refused(tmp_path, 
     reader = {"path": "t.parquet", "image": "image", "label": "label"}
     dataset = fileset("parquet", name="x", reader=reader)
     size = sum(map(len, (picture(n) for n in range(4))))
-    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", size + 1000)  # a column that is not read is none
+    # a column that is not read does not count
+    monkeypatch.setattr(parsing, "MAX_TABLE_BYTES", size + 1000)
     assert len(collection.read_index(dataset, tmp_path).table) == 4
-    monkeypatch.setattr(tables, "MAX_TABLE_BYTES", size - 1)
-    with pytest.raises(CmpError, match=r"t\.parquet: a row group has .*row_group_size"):
+    monkeypatch.setattr(parsing, "MAX_TABLE_BYTES", size - 1)
+    with pytest.raises(
+        CmpError, match=r"t\.parquet: cannot be read .*image: .* in memory; split it"
+    ):
         collection.read_index(dataset, tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(tables, "MAX_ROWS", 3)
-    with pytest.raises(CmpError, match=r"x: reader\.path: its files have 4 rows"):
+    with pytest.raises(CmpError, match=r"t\.parquet: has 4 rows, but at most 3"):
         collection.read_index(dataset, tmp_path)
 
 

@@ -164,6 +164,17 @@ def test_rows_that_do_not_fit_the_header_are_refused(tmp_path, lines, words):
         read_set(tmp_path, "csv", path="t.csv")
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_of_two_tables_the_faulty_one_is_named(tmp_path, kind):
+    classes(tmp_path)
+    frame = pd.DataFrame({"filepath": ["oak/0.png"], "title": ["x"]})
+    getattr(frame, f"to_{kind}")(tmp_path / f"a.{kind}", index=False)
+    (tmp_path / f"b.{kind}").write_text("filepath,title\noak/1.png,x,y\n")
+    with pytest.raises(CmpError, match=rf"b\.{kind}: cannot be read") as error:
+        read_set(tmp_path, kind, path=f"*.{kind}")
+    assert f"a.{kind}" not in str(error.value)
+
+
 @pytest.mark.parametrize("value", [b"x", ["x"], {"x": 1}])
 def test_updates_have_names_and_no_other_values(tmp_path, value):
     classes(tmp_path)
@@ -278,20 +289,15 @@ def test_integers_of_hugging_face_are_the_names_in_the_metadata(tmp_path, kept):
 
 def test_a_batch_reads_each_row_group_once(tmp_path, monkeypatch):
     """Whatever the order of its rows, which its images are in."""
-    held, groups = [picture(seed) for seed in range(27)], []
+    held = [picture(seed) for seed in range(27)]
     frame = pa.table({"image": held, "title": ["a"] * 27})
     pq.write_table(frame, tmp_path / "t.parquet", row_group_size=3)
     index = read_set(tmp_path, "parquet", path="*.parquet", image="image")
-    read_row_group = tables._read_row_group
-
-    def counted(file, group, name):
-        groups.append(group)
-        return read_row_group(file, group, name)
-
-    monkeypatch.setattr(tables, "_read_row_group", counted)
+    tables._cached_row_group.cache_clear()
     rows, local = np.random.default_rng(0).permutation(27)[:20], slice(4, 20)
     crops = images.image_files([index]).random_crops(rows, 32, np.random.default_rng(1), local)
-    assert len(groups) == len(set(groups)) > 5
+    groups = {*(rows[local] // 3).tolist()}
+    assert tables._cached_row_group.cache_info().misses == len(groups) > 5
     numbers = np.random.default_rng(1).random((20, 4))[local]
     for crop, row, four in zip(crops, rows[local], numbers, strict=True):
         assert (crop.numpy() == images.random_crop(held[row], four, 32)).all()
