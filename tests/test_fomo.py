@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from cmp import cli
 from cmp.data import load_data
 from cmp.errors import CmpError
-from cmp.readers import collection, images
+from cmp.readers import collection, files, images
 from cmp.readers.manifest import FileSet, load_manifests
 
 
@@ -135,8 +135,9 @@ def test_hostile_info_files(root):
     about["train/0.png"]["target"], about["train/1.png"] = -1, "no record"
     path.write_text(json.dumps(about))
     faults = [": ".join(fault) for fault in collection.read_index(with_counts("DTD"), root).faults]
+    outside = files.OUTSIDE.problem
     assert sorted(faults) == [
-        "path outside the folder: DTD/../../etc/passwd", "path outside the folder: DTD//etc/passwd",
+        f"{outside}: DTD/../../etc/passwd", f"{outside}: DTD//etc/passwd",
         "target is not a class: DTD/train/0.png", "target is not a class: DTD/train/1.png",
     ]  # fmt: skip
     path.write_text("[" * 100_000)

@@ -21,7 +21,6 @@ from cmp.errors import CmpError, did_you_mean, explain_errors
 from cmp.parsing import check_memory, parse_json, read_batches
 from cmp.readers.files import (
     NO_FILE,
-    OUTSIDE,
     NoFilesError,
     ReadImage,
     Stamp,
@@ -39,8 +38,6 @@ MAX_ROWS = 10**7
 """Most rows that a Parquet file may have."""
 NAMED_COLUMNS = 20
 """Most columns that a message names."""
-OWN_FOLDER = " (write it relative to the table's folder)"
-ABOVE_PICTURES = " (put the manifest and its table into a folder above all images)"
 
 
 def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
@@ -91,7 +88,7 @@ def _join_folder(dataset: FileSet, frame: pd.DataFrame, file: Path, root: Path) 
     folder, column = os.path.relpath(file.parent, root), dataset.reader.image
     if folder == "." or column not in frame:
         return frame
-    is_path = [isinstance(name, str) and name[:1] not in ("", "~") for name in frame[column]]
+    is_path = [isinstance(name, str) and name != "" for name in frame[column]]
     paths = [
         os.path.normpath(os.path.join(folder, name)) if known else name
         for name, known in zip(frame[column], is_path, strict=True)
@@ -226,7 +223,7 @@ def read_frame(
     images = _column(dataset, frame, "image")
     names = [name.removeprefix(f"{root}/") if isinstance(name, str) else "" for name in images]
     known: dict[str, bool] = {}
-    stamps = [_path_stamp(root, name, known) for name in names]
+    stamps = [file_stamp(root, name, known) if name else NO_FILE for name in names]
     if names and all(stamp == NO_FILE for stamp in stamps):
         raise NoFilesError(
             f"{dataset.name}: reader.image: none of the {len(names)} files in the column "
@@ -237,18 +234,6 @@ def read_frame(
     splits = [a or b for a, b in zip(splits or [""] * len(tops), named_splits(tops), strict=True)]
     read = functools.partial(read_file, root, names)
     return _index_frame(dataset, frame, names, stamps, read, splits)
-
-
-def _path_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
-    """Return what is known about a file in a table; see `file_stamp` for `known`."""
-    stamp = file_stamp(root, name, known) if name else NO_FILE
-    if stamp.size < 0 and name.startswith("~"):  # a different folder on each machine
-        return NO_FILE._replace(problem=f"path starts with ~{OWN_FOLDER}")
-    if stamp == OUTSIDE and name.startswith("/"):
-        return NO_FILE._replace(problem=f"absolute path to another folder{OWN_FOLDER}")
-    if stamp == OUTSIDE:
-        return NO_FILE._replace(problem=f"path outside {root}{ABOVE_PICTURES}")
-    return stamp
 
 
 def _check_columns(dataset: FileSet, columns: list[str]) -> None:
@@ -295,12 +280,6 @@ def _index_frame(
     if dataset.reader.caption in frame:  # pandas' missing values are not captions
         good = (str, list, tuple, np.ndarray)
         captions = [value if isinstance(value, good) else 0 for value in captions]
-    for value in updates:
-        if isinstance(value, bytes | list | tuple | dict | np.ndarray):
-            raise CmpError(
-                f"{dataset.name}: reader.update: {value!r:.80} in the column "
-                f"{dataset.reader.update!r} must be a text or a number"
-            )
     sources = [name or f"row {row}" for row, name in enumerate(names)]
     splits, updates = map(_cell_text, splits), map(_cell_text, updates)
     rows = list(map(Row, sources, stamps, splits, labels, captions, updates))
