@@ -519,7 +519,7 @@ def test_own_pictures_of_one_role_beside_the_stream_s(theirs, tmp_path, role):
     reported = run.metrics[run.metrics["task"] == 2].set_index("dataset")["score"]
     scores = scores_of(out, load_data(str(folder)), run.config)
     assert scores.to_dict() == pytest.approx(reported.to_dict(), abs=1e-6)
-    scored = shell("eval", NANO, "--device", "cpu", "--weights", out, "--data", folder)
+    scored = shell("eval", NANO, "--device", "cpu", "--start", out, "--data", folder)
     assert role == "eval" or re.search(r"GM +-", scored)
 
 

@@ -142,7 +142,6 @@ def evaluate(
     model: str,
     seed: shared.NotNegative = 0,
     start: str | None = None,
-    weights: Path | None = None,
     split: Literal["test", "validation"] = "test",
     data: str = "embedded",
     threads: shared.Threads = 2,
@@ -156,7 +155,6 @@ def evaluate(
         start: Weights to score: annealed or unannealed for this book's own models; otherwise a
             pretrained tag of open_clip, the path of a file, or random. Default: annealed, or the
             weights of the hub or folder.
-        weights: File of weights to score, from open_clip or a run. Default: the base.
         split: Images to score: test, or validation for choosing settings.
         device: Device: cpu or cuda. Default: cpu for this book's own models, otherwise cuda.
 
@@ -164,16 +162,10 @@ def evaluate(
         cmpt eval small --seed 3 --start unannealed
     """
     torch.set_num_threads(threads)
-    if weights:
-        shared.refuse_options(f"has no effect beside --weights {weights}", start=start)
     devices.check_device(device := starts.default_device(model, device))
     start = start or (starts.HUB if starts.is_hub(model) else config.Model().start)
-    if weights and not weights.is_file():  # a pipe may never end
-        raise CmpError(f"--weights {weights}: no such regular file")
     name = model
-    if weights:
-        network = models.load_from_file(model, weights)
-    elif model.startswith("local-dir:") and start == starts.HUB:  # a release is checked first
+    if model.startswith("local-dir:") and start == starts.HUB:  # a release is checked first
         candidate = find_candidate(model)
         name, network = candidate.name, candidate.load()
     else:
@@ -193,7 +185,7 @@ def evaluate(
         rows.append((key, "", "", shared.score_text(summary.get(key)), error, "", "", ""))
     columns = ("dataset", "role", "metric", "score", "s.e.", "chance", "n", "ways")
     base = f" base {seed}" * (start in config.STARTS)
-    title = f"{model}, {weights or start + base}, {split}, in percent"
+    title = f"{model}, {start}{base}, {split}, in percent"
     shared.print_table(columns, rows, title)
 
 
@@ -396,8 +388,6 @@ def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConf
         typer.echo(f"images of each update: {', '.join(map(str, report['images']))}")
         typer.echo(f"times that an image is seen in its own update: {passes}")
         typer.echo(f"images replayed from the pool: {len(pools[0].pretraining)}")
-        for line in preflight.missing_images(run_config.data):
-            typer.echo(line)
     report_checks(checks)
     if corpus is None or not identity.has_start(run_config):
         return typer.echo("run: its id is known once its starting weights are on this machine")
