@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from cmp import cli, config, evaluation, models, starts
 from cmp.bench import networks
-from cmp.cli import runs
+from cmp.cli import exporting
 from cmp.config import Model, RunConfig
 from cmp.data import load_data
 from cmp.embedded import packed
@@ -624,7 +624,7 @@ def test_an_update_of_an_update_sees_pictures_as_the_first_model_did(theirs, tmp
     again = models.load_model(Model(NANO, str(tmp_path / "out.safetensors")), 0)
     assert models.preprocessing(again) == models.preprocessing(first)
     assert models.preprocessing(again).resize_mode == "squash"
-    said = runs.loading_code(NANO, again, tmp_path / "out.safetensors")
+    said = exporting.loading_code(NANO, again, tmp_path / "out.safetensors")
     _, preprocess = loaded_by_open_clip(said)
     assert tuple(preprocess.transforms[0].size) == (32, 32)
     assert preprocess.transforms[-1].mean == (0.5,) * 3

@@ -28,7 +28,7 @@ from cmp import __version__, cli, config, evaluation, models, starts
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.files import file_digest
 from cmp.parsing import read_yaml
-from cmp.readers import images
+from cmp.readers import checks
 from cmp.releases import (
     arrivals,
     candidates,
@@ -755,7 +755,7 @@ def test_what_a_manifest_skips_is_said(root, tmp_path):
     plan = plan_update(
         months.START, given["adapt"], months.SMALL, pool=given["pool"], retain=[given["eval"]]
     )
-    words = f"left out by `faults: skip`: 1 ({images.UNKNOWN_FORMAT}: {{}} 0/bad.png)"
+    words = f"left out by `faults: skip`: 1 ({checks.UNKNOWN_FORMAT}: {{}} 0/bad.png)"
     for option, role in (("", "adapt"), ("--pool: ", "pool"), ("--retain: ", "eval")):
         assert option + words.format(role) in plan.notes
 

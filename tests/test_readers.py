@@ -33,7 +33,7 @@ from cmp import cli, models, parsing
 from cmp.data import Preprocessing, build_corpus, load_data, stored_images
 from cmp.errors import CmpError
 from cmp.project import build_folder
-from cmp.readers import collection, files, images, infer, notes, tables, tars
+from cmp.readers import checks, collection, files, images, infer, notes, tables, tars
 from cmp.readers.index import MAX_IMAGE_BYTES
 from cmp.readers.manifest import SPLIT_SHARES, FolderReader, load_manifests
 from cmp.releases import arrivals, ledger
@@ -1451,7 +1451,7 @@ def test_pictures_of_these_modes_are_those_of_open_clip_or_are_counted(mode):
     assert Image.open(io.BytesIO(content)).mode == mode
     got = images.prepare_image(content, Preprocessing(64))
     assert np.abs(got - as_open_clip(content)).max() < 0.01
-    has_trait = bool(images.picture_traits(images.open_image(content)))
+    has_trait = bool(checks.picture_traits(images.open_image(content)))
     for how in SMALL:
         theirs = as_open_clip(content, how=how)
         alike = np.abs(images.prepare_image(content, how) - theirs).max() < 0.01
@@ -1506,7 +1506,7 @@ def test_exif_data_turn_a_picture_where_the_manifest_says_so(turn, kind):
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MMxyz"])
 def test_damaged_exif_data_turn_nothing(exif):
     content = saved(Image.open(io.BytesIO(picture(3))), "JPEG", exif=exif)
-    assert images.picture_traits(images.open_image(content)) == 0
+    assert checks.picture_traits(images.open_image(content)) == 0
     turned = images.prepare_image(content, Preprocessing(64), reader(exif="apply"))
     assert (turned == images.prepare_image(content, Preprocessing(64))).all()
 
@@ -1585,8 +1585,8 @@ def test_what_cannot_be_kept_stops_nothing(tmp_path, monkeypatch, is_folder):
     folder = classes(tmp_path / "pictures", each=2)
     path = tar(tmp_path / "a.tar", [("1.png", picture(1)), ("1.txt", b"one")])
     reads = [
-        lambda: len(images.usable_images(read_set(folder))[0].table),
-        lambda: len(images.usable_images(read_set(folder), True)[0].table),
+        lambda: len(checks.usable_images(read_set(folder))[0].table),
+        lambda: len(checks.usable_images(read_set(folder), True)[0].table),
         lambda: tars.tar_samples(path),
         lambda: models.tokenize("tiny", ("a fox", "an owl")).tolist(),
     ]

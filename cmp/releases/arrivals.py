@@ -17,7 +17,7 @@ from cmp import starts
 from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
 from cmp.parsing import parse_yaml
-from cmp.readers import collection, folders, images, infer
+from cmp.readers import checks, collection, folders, infer
 from cmp.readers.files import NoFilesError, ReadImage, exists
 from cmp.readers.index import (
     HALF_CHARACTER,
@@ -441,9 +441,9 @@ def _locate_set(
     if reason:
         raise CmpError(f"{reason}; nothing was left out")
     if index is not None:
-        found, _ = images.examine_images(index)  # raises if the disk fails, as nothing is gone then
+        found, _ = checks.examine_images(index)  # raises if the disk fails, as nothing is gone then
         # a copy in another split, added since, changes nothing: the ledger has the splits
-        found = found[found["fault"].isin(["", images.REPEATED])]
+        found = found[found["fault"].isin(["", checks.REPEATED])]
         # tars of the same name in two folders may have images of the same name
         keys = zip(found["source"], found["digest"], strict=True)
         files = dict(zip(keys, found[[*NO_FACTS]].to_dict("records"), strict=True))
