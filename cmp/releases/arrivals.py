@@ -1,6 +1,5 @@
 """Read the images of arrivals: when they arrive, and again for every later update."""
 
-import collections
 import dataclasses
 import functools
 import io
@@ -336,17 +335,11 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
             the disk fails or a table is broken.
     """
     parts, gone = [], set()
-    places_of = collections.defaultdict(list)
-    for place, picture in enumerate(ledger.pictures):
-        places_of[picture.arrival, picture.set].append(place)
-    for number, arrival in enumerate(ledger.arrivals):
-        for tree in arrival.sets:
-            places = places_of[number, tree["name"]]
-            if not places:  # none of the set's images in this folder were new
-                continue
-            part, lost = _locate_set(arrival, tree, [ledger.pictures[place] for place in places])
-            gone |= {places[n] for n in lost}
-            parts.append(part)
+    for number, tree, places in ledger.parts():
+        pictures = [ledger.pictures[place] for place in places]
+        part, lost = _locate_set(ledger.arrivals[number], tree, pictures)
+        gone |= {places[n] for n in lost}
+        parts.append(part)
     if gone and not skip_gone:
         some = [ledger.pictures[place] for place in sorted(gone)[:NAMED]]
         names = ", ".join(f"{ledger.arrivals[x.arrival].folder}/{x.source}" for x in some)
@@ -367,21 +360,17 @@ def count_present(ledger: Ledger) -> dict[str, tuple[int, int, str]]:
     Returns:
         Folder -> (needed, there, why they cannot be looked for or ""), in the order of arrival.
     """
-    needed = collections.defaultdict(list)
-    for picture in ledger.pictures:
-        if picture.split:
-            needed[picture.arrival, picture.set].append(picture.source)
     counts: dict[str, tuple[int, int, str]] = {}
-    for number, arrival in enumerate(ledger.arrivals):
-        for tree in arrival.sets:
-            if sources := needed[number, tree["name"]]:
-                index, reason = _read_again(arrival, tree, sources)
-                names = frozenset(() if index is None else index.table["source"])
-                there = sum(source in names for source in sources)
-                before = counts.get(arrival.folder, (0, 0, ""))
-                counts[arrival.folder] = (
-                    before[0] + len(sources), before[1] + there, before[2] or reason
-                )  # fmt: skip
+    for number, tree, places in ledger.parts():
+        arrival = ledger.arrivals[number]
+        if sources := [ledger.pictures[n].source for n in places if ledger.pictures[n].split]:
+            index, reason = _read_again(arrival, tree, sources)
+            names = frozenset(() if index is None else index.table["source"])
+            there = sum(source in names for source in sources)
+            before = counts.get(arrival.folder, (0, 0, ""))
+            counts[arrival.folder] = (
+                before[0] + len(sources), before[1] + there, before[2] or reason
+            )  # fmt: skip
     return counts
 
 
