@@ -266,7 +266,6 @@ def test_a_stream_of_captions_is_not_said_to_have_names(tmp_path):
         f"the number {n}" for n in (0, 1, 10, 11)
     ]
     assert any("'{}'.format(name)" in line for line in lines)
-    assert card._where_names_are(plan.corpus).startswith("These are 4 of the 30 captions.")
 
 
 @pytest.mark.parametrize("is_empty", [False, True])
@@ -425,13 +424,6 @@ def test_peaks_are_not_compared_without_validation_images(root, tmp_path, monkey
     given = months.START, month, months.SMALL
     with pytest.raises(CmpError, match="no update has validation images to compare peaks on"):
         cmp.tune(*given, folder=tmp_path / "tune", pool=root / "pool")
-
-
-def test_peaks_are_drawn_where_their_scores_are():
-    table = pd.DataFrame({"peak": [0.001, 0.003], "A_KA": [10.0, 50.0], "A_ZS": [60.0, 40.0]})
-    lines = tuning.draw_front(table).splitlines()
-    far = " " * (tuning.WIDTH - 1)
-    assert lines[0] == f"A_ZS |a{far}" and lines[tuning.HEIGHT - 1] == f"     |{far}b"
 
 
 def test_one_image_is_worth_most_in_the_smallest_set(monkeypatch):
