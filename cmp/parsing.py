@@ -142,8 +142,10 @@ def explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str = "
         hint: A suggestion for an unknown key.
     """
     message = fault["msg"]
-    if fault["type"] == "unexpected_keyword_argument":
+    if message == "unknown key":
         message += hint
+    elif fault["type"] == "missing":
+        message = "is missing"
     elif fault["type"] != "value_error":  # which names the keys and their values already
         message += f" (found {fault['input']!r:.80})"
     if fault["type"] == "dataclass_exact_type":

@@ -35,7 +35,7 @@ from cmp.experiments import pretraining, results, studies
 from cmp.files import DIGESTS, tensors_digest
 from cmp.merging.files import merge_files
 from cmp.project import build_folder
-from cmp.readers import class_tables, collection, images, tars
+from cmp.readers import checks, class_tables, collection, tars
 from cmp.readers.manifest import FileSet
 from cmp.releases import release, sentences, update, update_plan
 from cmp.releases.candidates import find_candidate
@@ -150,7 +150,7 @@ def read_tokens(texts: tuple[str, ...]) -> str:
 
 def read_checked(manifest: FileSet, root: Path) -> str:
     """The images of a set that can be used, by what is known of them, and the faults."""
-    usable, damaged = images.usable_images(collection.read_index(manifest, root))
+    usable, damaged = checks.usable_images(collection.read_index(manifest, root))
     return text_of(usable.table) + text_of([usable.content, damaged])
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import html.parser
 import json
 import math
@@ -221,15 +220,17 @@ def encoded_rows(monkeypatch):
     return rows_so_far
 
 
-def test_every_picture_is_encoded_once_for_each_model(few, encoded_rows):
-    compare("small", "small:annealed:1", few, subset=20, fit_pictures=30)
+def test_every_picture_is_encoded_once_for_each_model(few, encoded_rows, monkeypatch):
+    monkeypatch.setattr("cmp.releases.compare.FIT_PICTURES", 30)
+    compare("small", "small:annealed:1", few, subset=20)
     assert len(encoded_rows) == 2 * (5 * 20 + 30)
     assert set(np.unique(encoded_rows, return_counts=True)[1]) == {2}
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_the_map_is_never_fitted_on_scored_pictures(few, encoded_rows, split):
-    compare("small", "small", few, split=split, subset=10, fit_pictures=40)
+def test_the_map_is_never_fitted_on_scored_pictures(few, encoded_rows, monkeypatch, split):
+    monkeypatch.setattr("cmp.releases.compare.FIT_PICTURES", 40)
+    compare("small", "small", few, split=split, subset=10)
     splits = few.table["split"].iloc[encoded_rows].tolist()
     others = splits[50 : len(splits) // 2]
     assert others and split not in others and splits[:50] == [split] * 50
@@ -248,7 +249,8 @@ def test_one_model_is_in_memory_at_a_time(few, monkeypatch):
         return network
 
     pair = [candidates.Candidate(f"{n}", "small", lambda n=n: load(n)) for n in (0, 1)]
-    compare(*pair, few, subset=4, fit_pictures=0)
+    monkeypatch.setattr("cmp.releases.compare.FIT_PICTURES", 0)
+    compare(*pair, few, subset=4)
     assert len(alive) == 2
 
 
@@ -309,7 +311,6 @@ def test_recall_across_versions_is_that_of_a_brute_force(encoded):
     galleries = {
         "before": (old, old), "reencoded": (new, new), "as_is": (old, new), "mapped": (old, mapped),
         "new_first": (partly_new(old, new, is_new), new),
-        "new_first_mapped": (partly_new(old, mapped, is_new), mapped),
     }  # fmt: skip
     assert [*galleries] == [*GALLERIES]
     table = measure_index(some, old, new, is_new, index_map)
@@ -397,14 +398,14 @@ def test_features_of_another_size_get_a_rectangular_map(encoded):
 
 def test_captions_are_queries_too(two, few):
     rows = two.index
-    assert set(rows["content"]) == {"known", "new"} and list(rows.columns)[4:10] == list(GALLERIES)
+    assert set(rows["content"]) == {"known", "new"} and list(rows.columns)[4:9] == list(GALLERIES)
     captions = {text for row in evaluation.evaluation_rows(few, "emoji-captions", "test", 60)
                 for text in few.captions(row)}  # fmt: skip
     [queries] = rows[(rows["query"] == "text") & (rows["content"] == "known")]["queries"].unique()
     assert queries > len(captions)
 
 
-def test_what_is_new_is_named_by_set_update_or_picture(few):
+def test_what_is_new_is_named_by_set_or_update(few):
     is_new = arrived_images(few, None)
     assert set(few.table["dataset"][is_new]) == {"new-solids", "new-digits"}
     assert not arrived_images(only(few, ("new-solids",)), None).any()
@@ -414,10 +415,6 @@ def test_what_is_new_is_named_by_set_update_or_picture(few):
     months = dataclasses.replace(few, table=table)
     for name in ("may", "2 may"):  # as tables print it, and as a release stores it
         assert set(table["label"][arrived_images(months, [name])]) == {"three"}
-    given = np.arange(len(few.table)) % 2
-    assert arrived_images(few, given).sum() == given.sum()
-    with pytest.raises(CmpError, match="a bool for each of"):
-        arrived_images(few, given[:5])
     with pytest.raises(CmpError, match=r"--new: .*'shape'; did you mean 'shapes'"):
         arrived_images(few, ["shape"])
 
@@ -487,12 +484,9 @@ def test_where_no_interval_can_be_formed_nothing_is_sure():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (
-            "eahc: {drop: 1}\neach: {drop: 1, los: 2}\nsets: {shapes: {sur: true, unlike: 1}}",
-            "eahc: no such key (did you mean 'each'?); each.los: no such key (did you mean 'lost'?)"
-            "; sets.shapes.sur: no such key (did you mean 'sure'?); sets.shapes.unlike: no such key"
-            "; a gate",
-        ),
+        ("eahc: {drop: 1}\neach: {drop: 1}", "eahc: unknown key; a gate"),
+        ("each: {drop: 1, los: 2}", "each.los: unknown key; a gate"),
+        ("sets: {shapes: {sur: true}}", "sets.shapes.sur: unknown key; a gate"),
         ("A_ZS: {drop: -1}", "A_ZS.drop"),
         ("A_ZS: {lost: 101}", "A_ZS.lost"),
         ("A_ZS: {drop: much}", "A_ZS.drop"),
@@ -501,7 +495,7 @@ def test_where_no_interval_can_be_formed_nothing_is_sure():
         ("each: {drop: 1}\neach: {drop: 2}", "each"),
         ("each: {sure: true}", "limits nothing"),
         ("last_update: {images: 9}", "limits nothing"),
-        ("A_KA: {gain: 1, images: 9}", "A_KA.images: no such key"),
+        ("A_KA: {gain: 1, images: 9}", "A_KA.images: unknown key"),
         ("each_update: {drop: 1, images: 0}", "each_update.images"),
         ("{}", "limits nothing"),
         ("[1, 2]", "YAML with keys"),
@@ -562,7 +556,9 @@ def good(few):
 
 
 def look(good, bad, corpus, limits=HEALTHY):
-    tables = compare(good, bad, corpus, subset=160, fit_pictures=200, precision="fp32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cmp.releases.compare.FIT_PICTURES", 200)
+        tables = compare(good, bad, corpus, subset=160, precision="fp32")
     return tables, gate.check_gate(limits, tables)
 
 
@@ -843,7 +839,8 @@ def test_a_stored_run_is_named_by_its_id(few, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     settings = {"stream": {"tasks": 1}, "steps": 1, "evaluation": {"subset": 1, "full": False}}
     run = launch.compute(resolve_run(from_keywords("quick", settings)), keep=True)
-    tables = compare(f"run:{run.id}", run.id[:8], few, subset=5, fit_pictures=0)
+    monkeypatch.setattr("cmp.releases.compare.FIT_PICTURES", 0)
+    tables = compare(f"run:{run.id}", run.id[:8], few, subset=5)
     assert tables.is_same and tables.old == f"run {run.id[:12]}"
     (tmp_path / "runs" / run.id[:12] / "weights.safetensors").unlink()
     with pytest.raises(CmpError, match="weights were not kept"):
@@ -878,8 +875,7 @@ def call(*arguments):
 
 
 def test_the_command_prints_writes_and_exits_by_the_gate(tmp_path, monkeypatch):
-    quick = functools.partial(compare, fit_pictures=100)
-    monkeypatch.setattr("cmp.cli.comparing.compare_models", quick)
+    monkeypatch.setattr("cmp.releases.compare.FIT_PICTURES", 100)
     page, path = tmp_path / "report.html", tmp_path / "gate.yaml"
     path.write_text("each: {drop: 0, lost: 0, sure: true}")
     common = ("small", "small:annealed:1", "--subset", 8, "--threads", 1, "--report", page)
@@ -922,9 +918,7 @@ def test_what_cannot_be_is_refused_before_anything_is_encoded(
 
 
 def test_the_gate_is_judged_before_the_page_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "cmp.cli.comparing.compare_models", functools.partial(compare, fit_pictures=9)
-    )
+    monkeypatch.setattr("cmp.releases.compare.FIT_PICTURES", 9)
     (tmp_path / "gate.yaml").write_text("each: {drop: 0}")
     common = ("small", "small", "--subset", 2, "--gate", tmp_path / "gate.yaml", "--threads", 1)
     common += ("--report", tmp_path / "report.html")

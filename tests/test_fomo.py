@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from cmp import cli
 from cmp.data import load_data
 from cmp.errors import CmpError
-from cmp.readers import collection, images
+from cmp.readers import checks, collection, files
 from cmp.readers.manifest import FileSet, load_manifests
 
 
@@ -135,8 +135,9 @@ def test_hostile_info_files(root):
     about["train/0.png"]["target"], about["train/1.png"] = -1, "no record"
     path.write_text(json.dumps(about))
     faults = [": ".join(fault) for fault in collection.read_index(with_counts("DTD"), root).faults]
+    outside = files.OUTSIDE.problem
     assert sorted(faults) == [
-        "path outside the folder: DTD/../../etc/passwd", "path outside the folder: DTD//etc/passwd",
+        f"{outside}: DTD/../../etc/passwd", f"{outside}: DTD//etc/passwd",
         "target is not a class: DTD/train/0.png", "target is not a class: DTD/train/1.png",
     ]  # fmt: skip
     path.write_text("[" * 100_000)
@@ -169,7 +170,7 @@ def test_data_check_says_what_is_there(root, monkeypatch):
     assert row["STL10"][-1] == "faulty" and len(row["STL10"]) == 5  # nothing trains on it
     assert [state for *_, state in row.values()].count("absent") == 60
     assert "CUB200: 1 of 6 images are missing, such as CUB200/test/1.png" in result.output
-    assert f"{images.UNKNOWN_FORMAT}: STL10/test/0.png" in result.output
+    assert f"{checks.UNKNOWN_FORMAT}: STL10/test/0.png" in result.output
     assert "README of fomo_in_flux" in result.output
 
 

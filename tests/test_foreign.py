@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from cmp import cli, config, evaluation, models, starts
 from cmp.bench import networks
-from cmp.cli import runs
+from cmp.cli import exporting
 from cmp.config import Model, RunConfig
 from cmp.data import load_data
 from cmp.embedded import packed
@@ -518,7 +518,7 @@ def test_own_pictures_of_one_role_beside_the_stream_s(theirs, tmp_path, role):
     reported = run.metrics[run.metrics["task"] == 2].set_index("dataset")["score"]
     scores = scores_of(out, load_data(str(folder)), run.config)
     assert scores.to_dict() == pytest.approx(reported.to_dict(), abs=1e-6)
-    scored = shell("eval", NANO, "--device", "cpu", "--weights", out, "--data", folder)
+    scored = shell("eval", NANO, "--device", "cpu", "--start", out, "--data", folder)
     assert role == "eval" or re.search(r"GM +-", scored)
 
 
@@ -623,7 +623,7 @@ def test_an_update_of_an_update_sees_pictures_as_the_first_model_did(theirs, tmp
     again = models.load_model(Model(NANO, str(tmp_path / "out.safetensors")), 0)
     assert models.preprocessing(again) == models.preprocessing(first)
     assert models.preprocessing(again).resize_mode == "squash"
-    said = runs.loading_code(NANO, again, tmp_path / "out.safetensors")
+    said = exporting.loading_code(NANO, again, tmp_path / "out.safetensors")
     _, preprocess = loaded_by_open_clip(said)
     assert tuple(preprocess.transforms[0].size) == (32, 32)
     assert preprocess.transforms[-1].mean == (0.5,) * 3

@@ -13,7 +13,6 @@ from signal import SIGTERM
 import forked
 import numpy as np
 import pandas as pd
-import pictures
 import pytest
 import torch
 from tqdm import tqdm
@@ -23,7 +22,7 @@ from cmp import budgets, cli, config, evaluation, models, starts
 from cmp.cli import runs
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import hub, preflight, results
+from cmp.experiments import hub, results
 from cmp.files import SHORT_ID, listed_file
 from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.launch import from_keywords, resolve_run
@@ -419,22 +418,6 @@ def test_a_dry_run_counts_what_there_is_and_ends_with_1_where_nothing_could_star
     assert "cmpt pretrain small --seed 77" in result.output
     assert result.output.endswith("Not ready: weights. The lines above say why.\n")
     assert not (build / "runs").exists()
-
-
-def test_a_dry_run_names_pictures_that_are_missing(build):
-    pictures.classes(build / "mine", ("fox", "owl"), 2)
-    rows = [
-        "filepath,title",
-        *(f"{name}/{n}.png,{name}" for name in ("fox", "owl") for n in range(3)),
-    ]
-    (build / "mine" / "table.csv").write_text("\n".join(rows))
-    about = {"name": "mine", "title": "Mine", "role": "adapt", "licence": "own", "faults": "skip"}
-    about["reader"] = {"kind": "csv", "path": "table.csv"}
-    (build / "mine" / "mine.yaml").write_text(json.dumps(about))
-    [line] = preflight.missing_images(str(build / "mine"))
-    words = "2 of 6 images are missing, such as fox/2.png, owl/2.png"
-    assert line == f"mine: usable, 2 skipped: {words}"
-    assert preflight.missing_images("embedded") == []
 
 
 def test_progress_is_told_in_pictures_per_second(build):

@@ -29,8 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cmp import NUMERICS, config, files, mixtures, models, training
-from cmp.cli import runs as cli_runs
-from cmp.cli import streams
+from cmp.cli import exporting, streams
 from cmp.embedded import models as embedded_models
 from cmp.embedded import packed, sheets
 from cmp.embedded.manifest import embedded_manifests
@@ -587,7 +586,7 @@ def finish_a_run(folder):
 
 
 def export(folder):
-    cli_runs.export(tiny_id(), folder / "exported.safetensors")
+    exporting.export(tiny_id(), folder / "exported.safetensors")
 
 
 def merge(folder):

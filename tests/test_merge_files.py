@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 import cmp
 from cmp import cli, data, evaluation, models
-from cmp.cli import tools
+from cmp.cli import merging
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.merging import files as merging_files
@@ -335,7 +335,7 @@ def test_progress_hears_of_all_the_work(files, tmp_path):
     counts = []
     out = tmp_path / "out.safetensors"
     merging_files.merge_files("interpolation", files[:2], out, progress=counts.append)
-    assert tools.merged_bytes(files[:2]) - 3000 < sum(counts) <= tools.merged_bytes(files[:2])
+    assert merging.merged_bytes(files[:2]) - 3000 < sum(counts) <= merging.merged_bytes(files[:2])
 
 
 @pytest.fixture
@@ -375,15 +375,15 @@ def test_candidates_are_scored_and_nothing_is_written(tmp_path, shell_on_a_small
 
 def test_candidates_are_combined():
     rule = SimpleNamespace(name="own", settings=("weight", "scale", "density"))
-    found = tools.candidate_settings(rule, ["weight=0.25,0.5", "scale=2"], 3)
+    found = merging.candidate_settings(rule, ["weight=0.25,0.5", "scale=2"], 3)
     assert found == {
         "weight=0.25 scale=2": {"weights": [0.25, 0.375, 0.375], "scale": 2.0},
         "weight=0.5 scale=2": {"weights": [0.5, 0.25, 0.25], "scale": 2.0},
     }
     # candidates that differ little are different rows
-    assert len(tools.candidate_settings(rule, ["density=0.1234567,0.1234568"], 2)) == 2
+    assert len(merging.candidate_settings(rule, ["density=0.1234567,0.1234568"], 2)) == 2
     with pytest.raises(CmpError, match=r"--try: 'density' is given twice; .*density=0\.1,0\.3"):
-        tools.candidate_settings(rule, ["density=0.1", "density=0.3"], 2)
+        merging.candidate_settings(rule, ["density=0.1", "density=0.3"], 2)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from cmp import __version__, cli, config, evaluation, models, starts
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.files import file_digest
 from cmp.parsing import read_yaml
-from cmp.readers import images
+from cmp.readers import checks
 from cmp.releases import (
     arrivals,
     candidates,
@@ -188,8 +188,7 @@ def test_a_release_stands_for_its_folder_and_has_its_data(made, root):
 def test_what_arrived_between_two_releases_is_new_to_an_index(made, later):
     corpus = later.corpus()
     found = compare.compare(made, later, corpus).index
-    arrived = corpus.table["update"] == "2 y-month"
-    assert found.equals(compare.compare(made, later, corpus, arrived=arrived.to_numpy()).index)
+    assert found.equals(compare.compare(made, later, corpus, arrived=["2 y-month"]).index)
     assert not found.equals(compare.compare(made, later, corpus, arrived=["catalogue"]).index)
 
 
@@ -335,12 +334,15 @@ def test_a_month_whose_own_name_begins_with_a_number_keeps_it(made, root):
     assert [*shown.values()] == ["2026 February", "2026 January"]
 
 
-def test_nothing_is_new_to_the_index_of_a_later_release_or_of_itself(made, root, tmp_path):
+def test_nothing_is_new_to_the_index_of_a_later_release_or_of_itself(
+    made, root, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(compare, "FIT_PICTURES", 4)
     kept = classes(tmp_path / "kept")
     plan = plan_second(made, root, retain=[kept])
     later = compute_second(plan, tmp_path)
     for new in (made, later):
-        index = compare.compare(later, new, later.corpus(), fit_pictures=4).index
+        index = compare.compare(later, new, later.corpus()).index
         assert set(index["content"]) == {"known"}
 
 
@@ -396,8 +398,7 @@ def test_what_a_later_release_says_of_the_earlier_ones(root, tmp_path):
         f"A_ZS was {metrics[0, 'eval']:.1f} before the first update and is "
         f"{metrics[2, 'eval']:.1f} after 2"
     )
-    names = f"The card of z-month gives A_KA {metrics[1, 'adapt']:.1f}"
-    for words in (kept, names, "1 name and "):
+    for words in (kept, "The card of z-month can give another A_KA"):
         assert words in card and words in page
     assert kept in sentences.describe_release_retention(later)
 
@@ -462,7 +463,7 @@ def test_an_update_without_test_pictures_is_not_judged(made, tmp_path):
 
 def test_a_plan_says_where_the_peak_comes_from(made, root, tmp_path):
     peak = made.config.schedule.peak
-    own = "the recipe's, not tuned for these images"
+    own = "the recipe's, not tuned for these images; see cmpt tune"
 
     def said(plan):
         return next(note for note in plan.notes if note.startswith("peak"))
@@ -487,8 +488,8 @@ def test_the_command_says_what_to_do_about_a_peak_and_repeats_nothing(made, root
     last = made.record.updates[-1]
     as_long = f"training.task_steps=[{last.steps}]"
     done = invoke(*month, as_long, "--dry-run")
-    assert f"cmpt tune {made.folder} --data {root / 'y-month'} -o" in done.stdout, done.output
-    assert done.stdout.startswith(f"from {made.folder}: {release.describe(made)}\n")
+    assert done.stdout.startswith(f"from {made.folder}: {release.describe(made)}\n"), done.output
+    assert done.stdout.endswith("nothing was computed\n")
     assert f"at the speed of {last.name}, whose" in done.stdout
     # another speed, or another part of the time in evaluations
     for other in (
@@ -556,11 +557,10 @@ def test_months_in_one_folder_are_not_taken_for_classes(tmp_path):
 def test_a_release_that_is_not_there_is_called_one(made, root, tmp_path, monkeypatch):
     wrong = made.folder.with_name("2026-01")
     found = str(invoke("update", wrong, "--data", root / "y-month", "-o", tmp_path / "2").exception)
-    assert f"{wrong}: there is no such release" in found and "--start" not in found
-    assert str(made.folder) in found
+    assert f"{wrong}: must be the folder of a release, with its stream.json" in found
     with pytest.raises(CmpError, match="there is no such release"):
         plan_update(wrong, root / "y-month")
-    with pytest.raises(CmpError, match="no model is called 'smal'; did you mean 'small'"):
+    with pytest.raises(CmpError, match=r"'smal' is not an open_clip model; .*small"):
         plan_update("smal", root / "y-month")
 
 
@@ -586,21 +586,14 @@ def test_a_month_is_checked_as_it_would_be_read(tmp_path):
         assert "cmpt data init" in words
 
 
-def test_a_card_lists_the_data(made, tmp_path):
+def test_a_card_lists_the_data(made):
     card = made.path(release.CARD_FILE).read_text()
     assert "| pool | pool | {} | not given |" in card
     assert "| catalogue | adapt | {} | not given |" in card
     assert "20% of an update's images are held out for tests and 10% for tuning" in card
     tests = sum(x.split == "test" and x.set == "catalogue" for x in made.ledger().pictures)
     assert tests > 0 and f"| catalogue | {tests} |" in card and "GM, which tuning maximises" in card
-    assert "names that were taught" not in card  # all are in the code
-    paths = (f"{label}/{n}.png" for n, label in enumerate(months.NAMES))
-    more = tree(tmp_path / "more", {path: picture(8000 + n) for n, path in enumerate(paths)})
-    plan = plan_update(made, more)
-    later = compute_second(plan, tmp_path)
-    names = {x.label for x in plan.ledger.pictures if x.set == "catalogue"}
-    words = f"These are 4 of the {len(names)} names that were taught. The table "
-    assert f"{words}`state/pictures.parquet`" in later.path(release.CARD_FILE).read_text()
+    assert f"`{release.LEDGER_FILE}` of the release has all" in card
 
 
 def test_a_picture_is_one_picture(made, root, tmp_path):
@@ -761,7 +754,7 @@ def test_what_a_manifest_skips_is_said(root, tmp_path):
     plan = plan_update(
         months.START, given["adapt"], months.SMALL, pool=given["pool"], retain=[given["eval"]]
     )
-    words = f"left out by `faults: skip`: 1 ({images.UNKNOWN_FORMAT}: {{}} 0/bad.png)"
+    words = f"left out by `faults: skip`: 1 ({checks.UNKNOWN_FORMAT}: {{}} 0/bad.png)"
     for option, role in (("", "adapt"), ("--pool: ", "pool"), ("--retain: ", "eval")):
         assert option + words.format(role) in plan.notes
 
@@ -821,20 +814,6 @@ def test_a_month_without_a_manifest_joins_the_set_of_the_earlier_ones(own_root, 
     assert not any(
         "set of its own" in note for note in plan_update(made, own_root / "x-month").notes
     )
-
-
-@pytest.mark.parametrize("scope", ["full", "subset"])
-def test_a_subset_does_not_say_how_many_images_are_new(scope):
-    columns = {"scope": scope, "role": "adapt", "dataset": "catalogue", "score": 40.0}
-    columns["metric"] = "top-1"
-    sizes = [{"task": 1, "classes": 3, "images": 6}, {"task": 2, "classes": 4, "images": 8}]
-    metrics = pd.DataFrame([columns | size for size in sizes])
-    said = sentences.describe_names(metrics, ["may", "june"])
-    new = "1 name and 2 test images are new" if scope == "full" else "1 name is new"
-    assert said.startswith("The card of may gives A_KA 40.0") and f"but {new}, and" in said
-    said = sentences.describe_names(metrics.assign(metric="R@5"), ["may", "june"])
-    assert said.endswith("but 2 test images are new.") if scope == "full" else said == ""
-    assert "name" not in said
 
 
 def test_the_id_of_an_update_counts_how_its_manifest_reads_images(root, tmp_path):
@@ -1303,11 +1282,6 @@ def test_a_dry_run_says_how_much_disk_space_is_needed(root, tmp_path, monkeypatc
     assert "the update needs about" in str(done.exception) and "memory: " in done.stdout
 
 
-def test_the_report_draws_the_loss(made):
-    page = made.path(release.REPORT_FILE).read_text(encoding="utf-8")
-    assert re.search(r"The training loss of this update: [\d.]+ [▁-█]+ [\d.]+\.", page)
-
-
 def test_two_at_once_are_one_too_many(root, tmp_path):
     plan = months.plan_first(root)
     out = tmp_path / "releases" / "1"
@@ -1362,7 +1336,6 @@ def test_another_update_that_was_stopped_is_not_overwritten(made, root, tmp_path
     given = ("--data", root / "z-month", "--pool", root / "pool", "-o", out)
     done = invoke("update", "--start", months.START, *settings, *given)
     assert f"from {months.START}: a first update" in done.stdout, done.output
-    assert f"it was stopped, and goes on after step 1 of {plan.steps}" in done.stdout
     made = update.compute_update(plan, out)
     log = logs.check_log(made.path(release.LOG_FILE))[0]
     assert log["step"].dropna().tolist() == list(range(plan.steps))
@@ -1479,20 +1452,22 @@ def test_after_a_kill_behind_a_tried_peak_the_same_command_deletes_the_checkpoin
     assert len([*(tmp_path / "tune").glob("*.json")]) == 1
 
 
-def test_tuning_that_was_stopped_says_where_it_goes_on(made, root, tmp_path, monkeypatch):
+def test_tuning_that_was_stopped_goes_on(made, root, tmp_path, monkeypatch):
     def stop(task, step, result, model):
         signal.raise_signal(signal.SIGINT)
 
-    tried = {"folder": tmp_path / ".tuned.tune", "peaks": (0.001,)}
+    tried, resumed = {"folder": tmp_path / ".tuned.tune", "peaks": (0.001,)}, []
     with pytest.raises(Interrupted, match="the same command continues"):
         tuning.tune(
             made.folder, root / "y-month", observer=lambda plan: Observer(step=stop), **tried
         )
     monkeypatch.setattr(tuning, "MOST_PEAKS", 1)
+    monkeypatch.setattr(
+        "cmp.cli.updates.progress_observer", lambda bar: Observer(resumed=resumed.append)
+    )
     given = ("--data", root / "y-month", "--peaks", "0.001", "-o", tmp_path / "tuned.yaml")
     done = invoke("tune", made.folder, *given)
-    steps = plan_update(made.folder, root / "y-month").steps
-    assert f"peak 0.001: it was stopped, and goes on after step 1 of {steps}" in done.output
+    assert done.exit_code == 0 and resumed == [1], done.output
 
 
 def test_tuning_needs_room_and_names_what_others_left(made, root, tmp_path, monkeypatch):
@@ -1553,7 +1528,6 @@ def test_tuning_goes_beyond_an_edge_and_does_not_compute_twice(made, root, tmp_p
     tuning.write_choice(table, tmp_path / "choice.yaml", settings)
     chosen = {"mixture": {"update": 0.5}, "schedule": {"name": "cosine", "peak": 0.0216}}
     assert read_yaml(tmp_path / "choice.yaml") == chosen
-    assert "c 0.0072" in tuning.draw_front(table)
 
 
 def test_a_plan_at_another_peak_is_the_one_that_is_planned_with_it(made, root):
@@ -1564,7 +1538,7 @@ def test_a_plan_at_another_peak_is_the_one_that_is_planned_with_it(made, root):
     assert plan.notes == planned.notes
 
 
-def test_tuning_says_what_its_choice_rests_on_and_the_whole_command(
+def test_tuning_says_what_its_choice_rests_on_and_what_comes_next(
     made, root, tmp_path, monkeypatch
 ):
     plan = plan_second(made, root).on_validation()
@@ -1585,13 +1559,11 @@ def test_tuning_says_what_its_choice_rests_on_and_the_whole_command(
         f"A_KA rests on {count} images, where one is worth {100 / count:.1f} points; differences"
     )
     assert count > 1 and words in done.stdout, done.output
-    whole = f"cmpt update {' '.join(map(str, given))} -o NEW_RELEASE --settings '{tmp_path}/own"
-    assert whole in done.stdout
+    assert f"and with --settings '{tmp_path}/own choice.yaml'" in done.stdout
     begin = ("--start", months.START, "--data", root / "z-month", "--pool", root / "pool")
     begin += ("--retain", root / "pool", "--prompt", "my{}", "--moved", "a=b")
     done = invoke("tune", "schedule.peak=0.1", *begin, "-o", tmp_path / "own.yaml")
-    words = f"cmpt update {' '.join(map(str, begin))} -o NEW_RELEASE".replace("my{}", "'my{}'")
-    assert words in done.stdout, done.output
+    assert done.exit_code == 0, done.output
     pool = str(root / "pool")
     assert read_yaml(tmp_path / "own.yaml") == {"schedule": {"peak": 0.001}}
     own = {"pool": pool, "retain": [Path(pool)], "prompt": "my{}", "moved": {"a": "b"}}

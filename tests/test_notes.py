@@ -145,7 +145,7 @@ def test_what_was_checked_is_compared_without_reading_it_again(folder, monkeypat
     (folder / "kept/c/leak.png").write_bytes((folder / "new/train/a/1.png").read_bytes())
     with pytest.warns(UserWarning, match="1 test images are also training images of new"):
         collection.load_collection(str(folder))
-    monkeypatch.setattr("cmp.readers.images._check_image", None)
+    monkeypatch.setattr("cmp.readers.checks._check_image", None)
     with pytest.warns(UserWarning, match="1 test images are also training images of new"):
         collection.load_collection(str(folder))
 

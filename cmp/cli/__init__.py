@@ -25,12 +25,12 @@ from cmp.project import foreign_owners, foreign_sentence
 PANELS = {
     "Keep a model current": {"update": "updates.update", "tune": "updates.tune",
                              "compare": "comparing.compare", "release": "releases.app",
-                             "export": "runs.export"},
+                             "export": "exporting.export"},
     "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
             "results": "results.app", "config": "keys.show"},
     "Book": {"study": "book.study", "book": "book.book", "site": "book.site", "lab": "book.lab"},
     "Data": {"data": "data.app", "stream": "streams.app"},
-    "Tools": {"merge": "tools.merge", "budget": "budget.budget", "plan": "tools.plan",
+    "Tools": {"merge": "merging.merge", "budget": "budget.budget", "plan": "tools.plan",
               "doctor": "tools.doctor", "pretrain": "tools.pretrain", "bench": "tools.bench"},
 }  # fmt: skip
 """For each heading of the help, command -> module of this package, and its function or group."""

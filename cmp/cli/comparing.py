@@ -207,7 +207,7 @@ def print_comparison(comparison: Comparison) -> None:
         shown = [tuple(getattr(row, cell) for cell in cells) for row in worst.itertuples()]
         shared.print_table(cells, shown, "concepts that lost most")
     index = comparison.index[comparison.index["k"] == max(comparison.index["k"])]
-    cells = [cell for cell in report.INDEX_COLUMNS if cell != "new_first_mapped"]
+    cells = report.INDEX_COLUMNS
     shown = [
         (row.content, row.query, *(shared.score_text(getattr(row, cell)) for cell in cells))
         for row in index.itertuples()
@@ -215,7 +215,7 @@ def print_comparison(comparison: Comparison) -> None:
     columns = ("content", "query", *cells)
     title = f"recall@{max(RECALL_AT)}, in percent, by what is in the index"
     shared.print_table(columns, shown, title)
-    typer.echo("; ".join(f"{cell}: {report.INDEX_COLUMNS[cell]}" for cell in cells))
+    typer.echo("; ".join(f"{cell}: {words}" for cell, words in cells.items()))
     typer.echo(f"map: {comparison.index_map.sentence}")
 
 

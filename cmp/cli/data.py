@@ -182,7 +182,7 @@ def _write_faults(path: Path, faults: Iterable[tuple[str, ...]]) -> None:
     typer.echo(f"written: {path}, {len(lines)} lines")
 
 
-def init(folder: Path, role: Role = "adapt", write: bool = True) -> None:
+def init(folder: Path, role: Role = "adapt") -> None:
     """Write a manifest for a folder of your own data, with blanks to fill in.
 
     To use several datasets, put each with its manifest into its own folder, side by side.
@@ -192,7 +192,6 @@ def init(folder: Path, role: Role = "adapt", write: bool = True) -> None:
         role: Purpose of the images: adapt (they arrive in the stream), eval (scored as A_ZS, never
             trained on), transfer (scored separately), pool (replayed) or substitute (replayed
             instead of a pool).
-        write: Write the manifest; --no-write only prints it.
 
     Example:
         cmpt data init pictures/kept --role eval
@@ -200,11 +199,9 @@ def init(folder: Path, role: Role = "adapt", write: bool = True) -> None:
     from cmp.readers import infer
 
     path, text, words = infer.infer_manifest(folder, role)
-    typer.echo(words, err=True)  # the manifest alone can be redirected to a file
-    typer.echo(text)
-    if write:
-        infer.write_manifest(path, text)
-        typer.echo(f"written: {path}; check it with `cmpt data check {shlex.quote(str(folder))}`")
+    typer.echo(f"{words}\n{text}")
+    infer.write_manifest(path, text)
+    typer.echo(f"written: {path}; check it with `cmpt data check {shlex.quote(str(folder))}`")
 
 
 app = shared.make_group(__doc__, build, list_, show, check, init)

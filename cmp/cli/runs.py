@@ -1,9 +1,9 @@
-"""The commands `run`, `resume`, `eval` and `export`, which train, score and export models."""
+"""The commands `run`, `resume` and `eval`, which train and score models."""
 
 import math
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,26 +13,18 @@ from tqdm import tqdm
 
 from cmp import config, evaluation, mixtures, models, starts
 from cmp.cli import shared
-from cmp.data import Preprocessing, load_data
+from cmp.data import load_data
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import hub, preflight, pretraining, statistics
-from cmp.files import SHORT_ID, atomic_file
-from cmp.readers import notes
-from cmp.releases import exports, hugging_face, onnx_files
-from cmp.releases.candidates import find_candidate, is_run
-from cmp.releases.release import is_release, read_release
+from cmp.experiments import preflight, pretraining, statistics
+from cmp.files import SHORT_ID
+from cmp.releases.candidates import find_candidate
 from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.launch import ResolvedRun, read_settings, resolve_run
-from cmp.runs.lookup import find_model, find_unfinished
+from cmp.runs.lookup import find_unfinished
 from cmp.runs.runner import Observer
 from cmp.scale import devices, processes
 from cmp.scale.execution import ExecutionConfig, copy_to_host
 from cmp.training import StepResult, make_train_state
-
-EXPORTERS = {"transformers": hugging_face.export_transformers, "onnx": onnx_files.export_onnx}
-"""Format -> the function that writes a network in this format and checks it."""
-EXPORTED = {"hf": hub.FILES, "transformers": hugging_face.FILES, "onnx": onnx_files.FILES}
-"""Format that is a folder -> the files in it."""
 
 
 def run(
@@ -142,7 +134,6 @@ def evaluate(
     model: str,
     seed: shared.NotNegative = 0,
     start: str | None = None,
-    weights: Path | None = None,
     split: Literal["test", "validation"] = "test",
     data: str = "embedded",
     threads: shared.Threads = 2,
@@ -156,7 +147,6 @@ def evaluate(
         start: Weights to score: annealed or unannealed for this book's own models; otherwise a
             pretrained tag of open_clip, the path of a file, or random. Default: annealed, or the
             weights of the hub or folder.
-        weights: File of weights to score, from open_clip or a run. Default: the base.
         split: Images to score: test, or validation for choosing settings.
         device: Device: cpu or cuda. Default: cpu for this book's own models, otherwise cuda.
 
@@ -164,16 +154,10 @@ def evaluate(
         cmpt eval small --seed 3 --start unannealed
     """
     torch.set_num_threads(threads)
-    if weights:
-        shared.refuse_options(f"has no effect beside --weights {weights}", start=start)
     devices.check_device(device := starts.default_device(model, device))
     start = start or (starts.HUB if starts.is_hub(model) else config.Model().start)
-    if weights and not weights.is_file():  # a pipe may never end
-        raise CmpError(f"--weights {weights}: no such regular file")
     name = model
-    if weights:
-        network = models.load_from_file(model, weights)
-    elif model.startswith("local-dir:") and start == starts.HUB:  # a release is checked first
+    if model.startswith("local-dir:") and start == starts.HUB:  # a release is checked first
         candidate = find_candidate(model)
         name, network = candidate.name, candidate.load()
     else:
@@ -193,105 +177,8 @@ def evaluate(
         rows.append((key, "", "", shared.score_text(summary.get(key)), error, "", "", ""))
     columns = ("dataset", "role", "metric", "score", "s.e.", "chance", "n", "ways")
     base = f" base {seed}" * (start in config.STARTS)
-    title = f"{model}, {weights or start + base}, {split}, in percent"
+    title = f"{model}, {start}{base}, {split}, in percent"
     shared.print_table(columns, rows, title)
-
-
-def export(
-    model: Annotated[str, typer.Argument(metavar="RUN|MODEL")],
-    out: shared.OutFile,
-    to: Literal["open_clip", "hf", "transformers", "onnx"] = "open_clip",
-) -> None:
-    """Export a release, a run's final weights, or a model from a hub, for other libraries.
-
-    For an unfinished run, the model after its last finished task is exported. Exports for
-    transformers and ONNX are compared with the network, and kept only if the features agree to
-    1e-5. An earlier export is replaced, unless it has changed.
-
-    Args:
-        model: Id of a run or its first digits, or a model with weights: NAME:START,
-            hf-hub:ORG/NAME, or a folder as open_clip writes it, such as a release.
-        out: File to write, NAME.safetensors, for open_clip; otherwise a folder.
-        to: Format: open_clip; hf, a folder for the Hugging Face hub with a model card, which
-            open_clip loads; transformers, for CLIPModel and SiglipModel; or onnx, one file for
-            images and one for texts.
-
-    Example:
-        cmpt export 3f2a -o new.safetensors
-    """
-    shared.check_out(out)
-    if to == "open_clip" and out.suffix != ".safetensors":
-        raise CmpError(
-            f"{out}: use a name that ends in .safetensors, since open_clip recognises the format "
-            "by it"
-        )
-    if to == "open_clip":
-        exports.check_file(out)
-    else:
-        exports.check_folder(out, EXPORTED[to])
-    folder = Path(model.removeprefix("local-dir:"))
-    if is_run(model) and not Path(model).exists():
-        found, network = find_model(model.removeprefix(starts.RUN_PREFIX))
-        name = found.config.model.name
-        report_unfinished(found)
-    elif to == "hf":
-        raise CmpError(
-            f"--to hf: {model}: a model card describes a run, so give the id of a run, or choose "
-            "another format; a release is such a folder already, so upload it as it is"
-        )
-    else:
-        candidate = find_candidate(model)
-        found, name, network = None, candidate.name, candidate.load()
-    if to in EXPORTERS:
-        write_export(name, network, out, to)
-    elif to == "hf":
-        hub.write_hub_folder(found, network, load_data(found.config.data), out)
-        loading = f'open_clip.create_model_from_pretrained("local-dir:{out}")'
-        typer.echo(f"written: {out}\nmodel, preprocess = {loading}")
-    else:
-        with atomic_file(out) as partial:
-            models.export_weights(network, partial)
-        typer.echo(f"written: {out}\n{loading_code(name, network, out)}")
-    if (family := starts.family_of(name)) and to not in EXPORTERS:
-        typer.echo(f"import {family.__name__} first, so that open_clip knows this model")
-    if found:
-        sentences = hub.read_differently(found)
-    else:
-        provenance = read_release(folder).record.provenance if is_release(folder) else {}
-        sentences = notes.describe_differences(provenance.get("pictures", {}))
-    for sentence in sentences:
-        typer.echo(f"note: {sentence}")
-
-
-def report_unfinished(run: store.StoredRun) -> None:
-    """Print a note if an exported run is not finished."""
-    done = run.metrics["task"].max()
-    if done < (tasks := run.config.stream.tasks):
-        words = f"is not finished: this is its model after {done} of {tasks} tasks"
-        typer.echo(f"run {run.id[:SHORT_ID]} {words}")
-
-
-def write_export(name: str, network: models.Network, out: Path, to: str) -> None:
-    """Export a network in a format that is checked, and print how to load it and what is
-    missing."""
-    written = EXPORTERS[to](name, network, out)
-    image, text = written.differences
-    typer.echo(f"written: {out}\n{written.loading}")
-    words = f"differ from the network's by at most {image:.1g} (images) and {text:.1g} (texts)"
-    typer.echo(f"checked: features {words}")
-    for sentence in written.notes:
-        typer.echo(f"note: {sentence}")
-
-
-def loading_code(name: str, model: models.Network, file: Path) -> str:
-    """Return Python code with which open_clip loads exported weights and prepares images."""
-    call = f"model, _, preprocess = open_clip.create_model_and_transforms({name!r}, "
-    if starts.is_hub(name):
-        return f"{call}load_weights=False)\nopen_clip.load_checkpoint(model, {str(file)!r})"
-    usual, own = (asdict(how) for how in (Preprocessing(), models.preprocessing(model)))
-    keys = ("mean", "std", "interpolation", "resize_mode")  # the only ones with arguments
-    changes = [f", image_{key}={own[key]!r}" for key in keys if own[key] != usual[key]]
-    return f"{call}pretrained={str(file)!r}{''.join(changes)})"
 
 
 def progress_observer(
@@ -376,8 +263,6 @@ def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConf
         typer.echo(f"images of each update: {', '.join(map(str, report['images']))}")
         typer.echo(f"times that an image is seen in its own update: {passes}")
         typer.echo(f"images replayed from the pool: {len(pools[0].pretraining)}")
-        for line in preflight.missing_images(run_config.data):
-            typer.echo(line)
     report_checks(checks)
     if corpus is None or not identity.has_start(run_config):
         return typer.echo("run: its id is known once its starting weights are on this machine")

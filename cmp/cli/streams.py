@@ -11,27 +11,23 @@ import pandas as pd
 import torch
 import typer
 
-from cmp import config, models, streams
+from cmp import config, models
 from cmp.cli import shared
 from cmp.cli.runs import read_config
 from cmp.data import load_data
 from cmp.errors import explain_errors
 from cmp.experiments import statistics
-from cmp.files import atomic_file
 from cmp.parsing import read_text
 
 
-def show(
-    settings: shared.Settings = None, profile: str = "cpu", picture: Path | None = None
-) -> None:
+def show(settings: shared.Settings = None, profile: str = "cpu") -> None:
     """Show the classes, datasets and images of each task, and the passes over its images.
 
     Args:
         profile: Size of the run: quick, cpu or gpu, or a file of settings, NAME.yaml.
-        picture: Draw the datasets of each task to this .png file. Default: none.
 
     Example:
-        cmpt stream show stream.order=similarity --picture stream.png
+        cmpt stream show stream.order=similarity
     """
     run_config = read_config(profile, settings or [])
     corpus = load_data(run_config.data)
@@ -39,12 +35,6 @@ def show(
     rows = [(*row[:-1], f"{row.passes:.1f}") for row in report.itertuples()]
     title = f"order {run_config.stream.order}{', reversed' * run_config.stream.reverse}"
     shared.print_table(("task", *report.columns), rows, title)
-    if picture:
-        blocks = streams.task_classes(corpus, run_config.stream, run_config.seeds.stream)
-        draw = shared.import_lab("figures").plot_stream
-        with atomic_file(picture) as partial:
-            draw(statistics.class_counts(blocks), report).savefig(partial, format="png", dpi=144)
-        typer.echo(f"picture: {picture}")
 
 
 def make(

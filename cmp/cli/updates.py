@@ -9,10 +9,10 @@ import torch
 import typer
 from tqdm import tqdm
 
-from cmp import config, starts
+from cmp import config
 from cmp.cli import shared
 from cmp.cli.runs import progress_observer
-from cmp.errors import CmpError, did_you_mean
+from cmp.errors import CmpError
 from cmp.experiments import forecast, preflight
 from cmp.parsing import read_yaml
 from cmp.releases import release, tuning
@@ -23,10 +23,8 @@ from cmp.releases.update import (
     check_room,
     compute_update,
     update_device,
-    working_folder,
 )
 from cmp.releases.update_plan import UpdatePlan, plan_update
-from cmp.runs.checkpoints import latest_progress
 from cmp.runs.runner import Observer
 from cmp.scale import devices, processes
 from cmp.scale.execution import ExecutionConfig
@@ -118,12 +116,10 @@ def update(
                 typer.echo("\n".join(_forecast_lines(plan, local_device, execution)))
                 if not release.is_release(out):
                     typer.echo(f"disk: {check_room(plan, out)}")
-                typer.echo(_dry_run_lines(plan, given))
+                typer.echo("nothing was computed")
             return
         devices.check_device(local_device)
         is_there = release.is_release(out)
-        if is_first and working_folder(out).exists() and not is_there:
-            typer.echo(_stopped_line(plan, out))
         boards = shared.name_boards(tensorboard, wandb)
         with tqdm(total=plan.steps, desc=plan.name, unit=" steps", disable=not is_first) as bar:
             observer = progress_observer(bar)
@@ -186,19 +182,6 @@ def _is_like_last(plan: UpdatePlan, device: str, execution: ExecutionConfig) -> 
     return ways[0] == ways[1]
 
 
-def _dry_run_lines(plan: UpdatePlan, given: tuple[str, Path, dict[str, Any]]) -> str:
-    """Return the last lines of a dry run."""
-    if plan.peak_source:
-        return "nothing was computed"
-    start, data, _ = given
-    where = shlex.quote(start) if plan.parent else f"--start {shlex.quote(start)} ..."
-    return (
-        f"to tune the peak first, run cmpt tune {where} --data {shlex.quote(str(data))} "
-        "-o tuned.yaml with your other options, and then this command with --settings tuned.yaml\n"
-        "nothing was computed"
-    )
-
-
 def _given(
     parent: str | None,
     start: str | None,
@@ -216,23 +199,14 @@ def _given(
             "such as --start ViT-B-16:laion2b_s34b_b88k"
         )
     if parent is not None and not release.is_release(Path(parent)):
-        raise CmpError(_no_release(Path(parent)))
+        raise CmpError(
+            f"{parent}: must be the folder of a release, with its {release.RECORD_FILE}; give the "
+            "model of a first update by --start"
+        )
     if data is None:
         raise CmpError("--data: give the folder of the new images")
     below = read_yaml(chosen) if chosen else {}
     return parent or str(start), data, config.override(below, settings)
-
-
-def _no_release(folder: Path) -> str:
-    """Return an error message for a folder that is not a release, suggesting the nearest one."""
-    if folder.is_dir():
-        return f"{folder}: not a release, since it contains no {release.RECORD_FILE}"
-    if str(folder) in starts.family_names():
-        return f"{folder}: there is no such release; give the first model by --start {folder}"
-    beside = [x for x in sorted(folder.parent.glob("*")) if release.is_release(x)]
-    near = did_you_mean(folder.name, [x.name for x in beside])
-    there = ", ".join(str(x) for x in beside[-3:])
-    return f"{folder}: there is no such release{near or (there and f'; there are {there}')}"
 
 
 def parse_moved(moved: list[str] | None, start: str | Path) -> dict[str, str]:
@@ -263,21 +237,6 @@ def _split_moved(text: str, folders: list[str]) -> tuple[str, str]:
         raise CmpError(f"--moved: {text!r}: give OLD=NEW, two folders")
     known = [pair for pair in pairs if any(came_from(folder, pair[0]) for folder in folders)]
     return (known or pairs)[0]
-
-
-def _stopped_line(plan: UpdatePlan, out: Path) -> str:
-    """Return a line on where an update that was stopped goes on."""
-    progress = latest_progress(working_folder(out))
-    steps = progress.step if progress else 0
-    if progress and progress.task == plan.number:  # trained, but not yet scored or written
-        steps = plan.steps
-    if steps:
-        return _goes_on(plan, steps)
-    return "it was stopped before its first checkpoint, and begins again"
-
-
-def _goes_on(plan: UpdatePlan, steps: int) -> str:
-    return f"it was stopped, and goes on after step {steps} of {plan.steps}"
 
 
 def release_lines(made: release.Release) -> str:
@@ -349,14 +308,7 @@ def tune(
                 tried.append(plan)
                 bar.reset(plan.steps)
                 bar.set_description(f"peak {plan.config.schedule.peak:g}")
-                shown = progress_observer(bar)
-
-                def resumed(steps: int) -> None:
-                    shown.resumed(steps)
-                    if steps:
-                        bar.write(f"peak {plan.config.schedule.peak:g}: {_goes_on(plan, steps)}")
-
-                return Observer(shown.step, resumed=resumed)
+                return progress_observer(bar)
 
             table = tuning.tune(
                 first, folder, tree, folder=out.with_name(f".{out.stem}.tune"),
@@ -367,34 +319,12 @@ def tune(
             )  # fmt: skip
     if is_first:
         peak = tuning.write_choice(table, out, tree)
-        typer.echo(tuning.draw_front(table))
         typer.echo(f"best on validation: {peak:g}; written: {out}")
         typer.echo(tuning.describe_evidence(tried[-1]))
-        given = {
-            # with --start, the first argument is a setting, which the file holds
-            "": None if start else parent, "--start": start, "--data": data, "--pool": pool,
-            "--retain": retain, "--prompt": prompt, "--gone": "skip" * (gone == "skip"),
-            "--moved": moved,
-            "--threads": threads * (threads > 1), "--device": device, "--micro-batch": micro_batch,
-            "--checkpoint-activations": checkpoint_activations, "--compile": compile,
-        }  # fmt: skip
-        typer.echo(_update_command(given, out))
-
-
-def _update_command(given: dict[str, Any], chosen: Path) -> str:
-    """Return the command of the update that was tuned, but for its folder.
-
-    Args:
-        given: The options and their values, as one value, a list, True for an option without a
-            value, or nothing.
-        chosen: The file of settings.
-    """
-    words = ["cmpt", "update"]
-    for option, value in given.items():
-        for each in value if isinstance(value, list) else [value]:
-            words += [option, "" if each is True else str(each)] if each else []
-    words = [shlex.quote(word) for word in words if word]
-    return " ".join([*words, "-o NEW_RELEASE --settings", shlex.quote(str(chosen))])
+        typer.echo(
+            "next: cmpt update with the same options, but without settings as KEY=VALUE, and with "
+            f"--settings {shlex.quote(str(out))}"
+        )
 
 
 def _parse_peaks(text: str | None) -> list[float]:

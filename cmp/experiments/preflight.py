@@ -15,15 +15,13 @@ from packaging.requirements import Requirement
 
 from cmp import budgets, mixtures, models, starts
 from cmp.config import STARTS, RunConfig
-from cmp.data import Corpus, load_data, named_sources
+from cmp.data import Corpus, load_data
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.evaluation import ENCODE_BLOCK
 from cmp.experiments import forecast, paper
 from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.project import DISTRIBUTION, build_folder, foreign_owners, foreign_sentence
-from cmp.readers.collection import dataset_state
-from cmp.readers.manifest import load_manifests
 from cmp.runs import identity, lookup
 from cmp.scale import devices, processes
 from cmp.scale.decoding import worker_count
@@ -360,15 +358,6 @@ def count_images(corpus: Corpus) -> list[tuple[str, str, int, int, int, int]]:
         counts = (len(corpus.rows(x, dataset=name)) for x in ("train", "validation", "test"))
         rows.append((name, dataset.role, len(corpus.classes[name]), *counts))
     return rows
-
-
-def missing_images(source: str) -> list[str]:
-    """Return one line for each incomplete dataset of a collection, without decoding images."""
-    if source != "fomo" and source in named_sources():
-        return []
-    states = [dataset_state(dataset, root, False) for dataset, root in load_manifests(source)]
-    wrong = [each for each in states if each.state not in ("present", "absent")]
-    return [f"{each.dataset.name}: {each.state}: {each.reason}" for each in wrong]
 
 
 def describe_study(configs: dict[tuple[str, int], RunConfig], device: str) -> list[str]:

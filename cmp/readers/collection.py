@@ -15,7 +15,7 @@ import torch
 from cmp import streams
 from cmp.data import Corpus, build_corpus, load_data
 from cmp.errors import CmpError, explain_errors
-from cmp.readers import folders, fomo, images, notes, pairs, tables, tars
+from cmp.readers import checks, folders, fomo, images, notes, pairs, tables, tars
 from cmp.readers.files import FileTimes, have_changed, note_files
 from cmp.readers.index import MEND_FAULTS, ImageIndex, summarise_faults
 from cmp.readers.manifest import FileSet, load_manifests, manifest_files
@@ -250,7 +250,7 @@ def check_images(index: ImageIndex) -> ImageIndex:
         CmpError: There are faults and the manifest does not say `faults: skip`, or no image
             is left.
     """
-    usable, damaged = images.usable_images(index)
+    usable, damaged = checks.usable_images(index)
     faults = index.faults + damaged
     if faults and index.dataset.faults == "refuse":  # all at once, as they are mended by hand
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
@@ -275,7 +275,7 @@ def dataset_state(dataset: FileSet, root: Path, decode: bool = True) -> DatasetS
     except CmpError as error:
         state = "absent" if isinstance(error, fomo.AbsentError) else "faulty"
         return DatasetState(dataset, state, str(error).removeprefix(f"{dataset.name}: "))
-    usable, damaged = images.usable_images(index, decode_again=True) if decode else (index, [])
+    usable, damaged = checks.usable_images(index, decode_again=True) if decode else (index, [])
     faults = index.faults + damaged
     index = dataclasses.replace(usable, faults=faults)
     state, reason = "present", ""

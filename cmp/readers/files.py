@@ -112,7 +112,7 @@ def exists(path: Path | str) -> bool:
 
 
 NO_FILE = Stamp(-1, problem="missing file")
-OUTSIDE = Stamp(-1, problem="path outside the folder")
+OUTSIDE = Stamp(-1, problem="path outside the manifest's folder, which must be above all images")
 LINK = Stamp(-1, problem="link to a file outside the dataset's folder; copy the file into it")
 
 

@@ -125,9 +125,7 @@ def write_manifest(path: Path, text: str) -> None:
         CmpError: The file exists, or cannot be written.
     """
     if path.exists():
-        raise CmpError(
-            f"{path}: already exists; use `--no-write` to print the manifest without writing"
-        )
+        raise CmpError(f"{path}: already exists; move it away to have a manifest written")
     write_atomic(path, text)
 
 

@@ -26,7 +26,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, StringCo
 
 from cmp.config import POOL_DATA_ROLES
 from cmp.errors import CmpError, check_line, name_choices
-from cmp.parsing import MAX_YAML_BYTES, first_fault, read_text, read_yaml
+from cmp.parsing import MAX_YAML_BYTES, explain_fault, first_fault, read_text, read_yaml
 from cmp.project import build_folder, shipped_folder
 from cmp.readers.files import (
     APPLE_DOUBLE,
@@ -494,40 +494,14 @@ def read_manifest(path: Path, schema: type[Model]) -> Model:
         return schema.model_validate(read_yaml(path))
     except pydantic.ValidationError as error:
         key, fault = first_fault(error)
-        words = (str(path), key.removesuffix(".[key]"), _explain_fault(fault, schema))
-        raise CmpError(": ".join(filter(None, words))) from error
-
-
-def _explain_fault(fault: dict[str, Any], schema: type[BaseModel]) -> str:
-    """Return pydantic's finding in plain words, with what to write instead."""
-    what, about, value = fault["type"], fault.get("ctx", {}), fault["input"]
-    if what == "value_error":  # which names the keys and their values already
-        return str(about["error"])
-    if what == "missing":
-        return "is missing"
-    if what == "extra_forbidden":
         known = _known_keys(fault["loc"], schema)
-        return f"unknown key{_suggest(str(fault['loc'][-1]), known, 'keys')}"
-    if what == "union_tag_not_found":
-        known = READER_OF_KIND if fault["loc"] == ("reader",) else ()
-        return f"the key {about['discriminator']} is missing{_suggest('', known, 'kinds')}"
-    if what == "union_tag_invalid":
-        known = re.findall(r"'(.*?)'", about["expected_tags"])
-        near = _suggest(about["tag"], known, "kinds")
-        return f"{about['discriminator']}: unknown value {about['tag']!r:.80}{near}"
-    if what in ("dict_type", "model_type", "model_attributes_type"):
-        return f"must have keys below it (found {value!r:.80})"
-    return f"{re.sub(r'^[A-Z][a-z]+ should', 'must', fault['msg'])} (found {value!r:.80})"
+        hint = name_choices(str(fault["loc"][-1]), known, "the keys are") if known else ""
+        raise explain_fault(str(path), key.removesuffix(".[key]"), fault, hint) from error
 
 
 def _known_keys(loc: tuple[Any, ...], schema: type[BaseModel]) -> Collection[str]:
     """Return the valid keys beside an unknown one, if this module knows them."""
-    if loc[0] == "reader" and len(loc) > 2:
+    if len(loc) > 2 and loc[0] == "reader":
         known = READER_OF_KIND[loc[1]].model_fields
         return sorted(known, key=PictureReader.model_fields.__contains__)  # its own first
     return schema.model_fields if len(loc) == 1 else ()
-
-
-def _suggest(name: str, known: Collection[str], what: str) -> str:
-    """Return a hint with the closest of the known names, and all of them."""
-    return name_choices(name, known, f"the {what} are") if known else ""

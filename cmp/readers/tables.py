@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cmp.errors import CmpError, did_you_mean, explain_errors
-from cmp.parsing import MAX_TABLE_BYTES, check_memory, declared_size, parse_json, read_batches
+from cmp.parsing import check_memory, parse_json, read_batches
 from cmp.readers.files import (
     NO_FILE,
-    OUTSIDE,
     NoFilesError,
     ReadImage,
     Stamp,
@@ -36,11 +35,9 @@ COLUMN_KEYS = ("image", "caption", "label", "split", "update")
 MAX_COLUMNS = 10_000
 """Most columns that a table may have; pandas takes seconds to read more."""
 MAX_ROWS = 10**7
-"""Most rows that the Parquet files of a set may have together."""
+"""Most rows that a Parquet file may have."""
 NAMED_COLUMNS = 20
 """Most columns that a message names."""
-OWN_FOLDER = " (write it relative to the table's folder)"
-ABOVE_PICTURES = " (put the manifest and its table into a folder above all images)"
 
 
 def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
@@ -59,15 +56,31 @@ def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
             `read_frame`.
     """
     root = Path(os.path.abspath(root))  # a table may give absolute paths
-    files = dataset.find_files(root)
-    what = f"{dataset.name}: {files[0]}: cannot be read"
-    with explain_errors(what, "", pa.ArrowException, LookupError):
-        if dataset.reader.kind == "parquet":
-            return _read_parquet(dataset, files, root)
-        read = read_jsonl if dataset.reader.kind == "jsonl" else read_csv
-        frames = [_join_folder(dataset, read(file), file, root) for file in files]
-        splits = np.repeat(file_splits(files, root), list(map(len, frames))).tolist()
+    files, frames, sizes = dataset.find_files(root), [], []
+    for file in files:
+        what = f"{dataset.name}: {file}: cannot be read"
+        with explain_errors(what, "", pa.ArrowException, LookupError):
+            inside = None
+            if dataset.reader.kind == "parquet":
+                frame, inside = _read_parquet(dataset, file)
+            elif dataset.reader.kind == "jsonl":
+                frame = read_jsonl(file)
+            else:
+                frame = read_csv(file)
+            frames.append(_join_folder(dataset, frame, file, root))
+            sizes.append(inside)
+    splits = np.repeat(file_splits(files, root), list(map(len, frames))).tolist()
+    if None in sizes:
         return read_frame(dataset, pd.concat(frames), root, splits)
+    stamps, rows = [], []
+    for number, (file, inside) in enumerate(zip(files, sizes, strict=True)):
+        changed = file.stat().st_ctime_ns
+        for group, found in enumerate(inside):
+            stamps += [Stamp(size, changed, "missing file") for size in found]
+            rows += [(number, group, row) for row in range(len(found))]
+    read = functools.partial(_read_row, files, dataset.reader.image, np.array(rows, np.int64))
+    names = [f"{files[number].name} row {row}" for row, (number, _, _) in enumerate(rows)]
+    return _index_frame(dataset, pd.concat(frames), names, stamps, read, splits)
 
 
 def _join_folder(dataset: FileSet, frame: pd.DataFrame, file: Path, root: Path) -> pd.DataFrame:
@@ -75,7 +88,7 @@ def _join_folder(dataset: FileSet, frame: pd.DataFrame, file: Path, root: Path) 
     folder, column = os.path.relpath(file.parent, root), dataset.reader.image
     if folder == "." or column not in frame:
         return frame
-    is_path = [isinstance(name, str) and name[:1] not in ("", "~") for name in frame[column]]
+    is_path = [isinstance(name, str) and name != "" for name in frame[column]]
     paths = [
         os.path.normpath(os.path.join(folder, name)) if known else name
         for name, known in zip(frame[column], is_path, strict=True)
@@ -181,27 +194,6 @@ def check_width(file: Path, count: int) -> None:
         )
 
 
-def check_size(path: Path, file: pq.ParquetFile, columns: Collection[str]) -> int:
-    """Return the number of rows of a Parquet file, which says how large it is before it is read.
-
-    Args:
-        path: The file.
-        file: The same, open.
-        columns: The columns that are read.
-
-    Raises:
-        CmpError: A row group is too large.
-    """
-    for group in range(file.num_row_groups):
-        size = declared_size(file.metadata, group, columns)
-        if size > MAX_TABLE_BYTES:
-            raise CmpError(
-                f"{path}: a row group has {size:,} bytes, but at most {MAX_TABLE_BYTES:,} are "
-                "allowed; write it with a smaller row_group_size"
-            )
-    return file.metadata.num_rows
-
-
 def list_columns(names: Sequence[str]) -> str:
     """Return a list of column names as text, shortened if there are many."""
     more = f" and {len(names) - NAMED_COLUMNS} more" if len(names) > NAMED_COLUMNS else ""
@@ -231,7 +223,7 @@ def read_frame(
     images = _column(dataset, frame, "image")
     names = [name.removeprefix(f"{root}/") if isinstance(name, str) else "" for name in images]
     known: dict[str, bool] = {}
-    stamps = [_path_stamp(root, name, known) for name in names]
+    stamps = [file_stamp(root, name, known) if name else NO_FILE for name in names]
     if names and all(stamp == NO_FILE for stamp in stamps):
         raise NoFilesError(
             f"{dataset.name}: reader.image: none of the {len(names)} files in the column "
@@ -242,18 +234,6 @@ def read_frame(
     splits = [a or b for a, b in zip(splits or [""] * len(tops), named_splits(tops), strict=True)]
     read = functools.partial(read_file, root, names)
     return _index_frame(dataset, frame, names, stamps, read, splits)
-
-
-def _path_stamp(root: Path, name: str, known: dict[str, bool]) -> Stamp:
-    """Return what is known about a file in a table; see `file_stamp` for `known`."""
-    stamp = file_stamp(root, name, known) if name else NO_FILE
-    if stamp.size < 0 and name.startswith("~"):  # a different folder on each machine
-        return NO_FILE._replace(problem=f"path starts with ~{OWN_FOLDER}")
-    if stamp == OUTSIDE and name.startswith("/"):
-        return NO_FILE._replace(problem=f"absolute path to another folder{OWN_FOLDER}")
-    if stamp == OUTSIDE:
-        return NO_FILE._replace(problem=f"path outside {root}{ABOVE_PICTURES}")
-    return stamp
 
 
 def _check_columns(dataset: FileSet, columns: list[str]) -> None:
@@ -300,12 +280,6 @@ def _index_frame(
     if dataset.reader.caption in frame:  # pandas' missing values are not captions
         good = (str, list, tuple, np.ndarray)
         captions = [value if isinstance(value, good) else 0 for value in captions]
-    for value in updates:
-        if isinstance(value, bytes | list | tuple | dict | np.ndarray):
-            raise CmpError(
-                f"{dataset.name}: reader.update: {value!r:.80} in the column "
-                f"{dataset.reader.update!r} must be a text or a number"
-            )
     sources = [name or f"row {row}" for row, name in enumerate(names)]
     splits, updates = map(_cell_text, splits), map(_cell_text, updates)
     rows = list(map(Row, sources, stamps, splits, labels, captions, updates))
@@ -373,13 +347,9 @@ def _read_row(files: list[Path], column: str, rows: np.ndarray, position: int) -
 
 @functools.lru_cache(maxsize=4)
 def _cached_row_group(path: Path, changed: int, group: int, name: str) -> pa.ChunkedArray:
-    """Return a column of a row group, cached until the file changes."""
-    return _read_row_group(pq.ParquetFile(path), group, name)
-
-
-def _read_row_group(file: pq.ParquetFile, group: int, name: str) -> pa.ChunkedArray:
-    """Return a column of bytes, which was not too large in memory when it was indexed."""
-    return _bytes_of(file.read_row_group(group, columns=[name])[name], name)
+    """Return a column of bytes of a row group, cached until the file changes. It was not too large
+    in memory when it was indexed."""
+    return _bytes_of(pq.ParquetFile(path).read_row_group(group, columns=[name])[name], name)
 
 
 def _bytes_of(column: pa.Array | pa.ChunkedArray, name: str) -> pa.Array | pa.ChunkedArray:
@@ -391,61 +361,35 @@ def _bytes_of(column: pa.Array | pa.ChunkedArray, name: str) -> pa.Array | pa.Ch
     return pc.struct_field(column, "bytes")
 
 
-def _parquet_frame(
-    path: Path, file: pq.ParquetFile, columns: list[str], label: str | None
-) -> pd.DataFrame:
-    """Read columns of a Parquet file, with the names of classes if the file has them."""
-    with explain_errors(f"{path}: cannot be read"):
-        check_memory(file, columns)
-    # by pandas' metadata, columns would go back into its index and be missed here
-    frame = file.read(columns=columns).to_pandas(ignore_metadata=True)
-    if names := _class_names(file.schema_arrow, label):  # -1 is an image without a class
-        frame[label] = [names.get(_label_text(value), "") for value in frame[label]]
-    return frame
-
-
-def _image_sizes(path: Path, file: pq.ParquetFile, group: int, image: str) -> list[int]:
+def _image_sizes(file: pq.ParquetFile, group: int, image: str) -> list[int]:
     """Return the sizes of the images in a row group; -1 for a missing one."""
-    with explain_errors(f"{path}: cannot be read"):
-        parts = [
-            pc.binary_length(_bytes_of(batch.column(0), image))
-            for batch in read_batches(file, image, [group])
-        ]
+    batches = read_batches(file, image, [group])
+    parts = [pc.binary_length(_bytes_of(batch.column(0), image)) for batch in batches]
     return [size for part in parts for size in part.fill_null(-1).to_pylist()]
 
 
-def _read_parquet(dataset: FileSet, paths: list[Path], root: Path) -> ImageIndex:
-    image = dataset.reader.image
-    wanted = {getattr(dataset.reader, key) for key in COLUMN_KEYS}
-    files = [pq.ParquetFile(path) for path in paths]
-    schema = files[0].schema_arrow
-    check_width(paths[0], len(schema))
+def _read_parquet(dataset: FileSet, path: Path) -> tuple[pd.DataFrame, list[list[int]] | None]:
+    """Return the columns of a Parquet file that the manifest names; and if it contains the images
+    themselves, not their paths, their sizes by row group."""
+    file, reader, sizes = pq.ParquetFile(path), dataset.reader, None
+    schema = file.schema_arrow
+    check_width(path, len(schema))
     _check_columns(dataset, schema.names)
-    cell = schema.field(image).type
+    if file.metadata.num_rows > MAX_ROWS:
+        raise CmpError(
+            f"{path}: has {file.metadata.num_rows:,} rows, but at most {MAX_ROWS:,} are allowed"
+        )
+    columns = {getattr(reader, key) for key in COLUMN_KEYS} & {*schema.names}
+    cell = schema.field(reader.image).type
     if pa.types.is_dictionary(cell):  # as pandas writes categories
         cell = cell.value_type
-    as_bytes = cell not in (pa.string(), pa.large_string(), pa.string_view())
-    sizes = [check_size(path, file, wanted) for path, file in zip(paths, files, strict=True)]
-    if sum(sizes) > MAX_ROWS:
-        raise CmpError(
-            f"{dataset.name}: reader.path: its files have {sum(sizes):,} rows, but at most "
-            f"{MAX_ROWS:,} are allowed; give fewer of them"
-        )
-    columns = [name for name in schema.names if name in wanted and not (as_bytes and name == image)]
-    label, placed = dataset.reader.label, [*zip(paths, files, strict=True)]
-    frames = [_parquet_frame(path, file, columns, label) for path, file in placed]
-    splits = np.repeat(file_splits(paths, root), sizes).tolist()
-    if not as_bytes:
-        placed = zip(frames, paths, strict=True)
-        frames = [_join_folder(dataset, frame, path, root) for frame, path in placed]
-        return read_frame(dataset, pd.concat(frames), root, splits)
-    stamps, rows = [], []
-    for number, file in enumerate(files):
-        changed = paths[number].stat().st_ctime_ns
-        for group in range(file.num_row_groups):  # bytes are read group by group, not kept
-            sizes = _image_sizes(paths[number], file, group, image)
-            stamps += [Stamp(size, changed, "missing file") for size in sizes]
-            rows += [(number, group, row) for row in range(len(sizes))]
-    read = functools.partial(_read_row, paths, image, np.array(rows, np.int64))
-    names = [f"{paths[number].name} row {row}" for row, (number, _, _) in enumerate(rows)]
-    return _index_frame(dataset, pd.concat(frames), names, stamps, read, splits)
+    if cell not in (pa.string(), pa.large_string(), pa.string_view()):
+        columns.remove(reader.image)  # bytes are read group by group, not kept
+        groups = range(file.num_row_groups)
+        sizes = [_image_sizes(file, group, reader.image) for group in groups]
+    check_memory(file, columns)
+    # by pandas' metadata, columns would go back into its index and be missed here
+    frame = file.read(columns=sorted(columns)).to_pandas(ignore_metadata=True)
+    if names := _class_names(schema, reader.label):  # -1 is an image without a class
+        frame[reader.label] = [names.get(_label_text(x), "") for x in frame[reader.label]]
+    return frame, sizes

@@ -1,6 +1,5 @@
 """Read the images of arrivals: when they arrive, and again for every later update."""
 
-import collections
 import dataclasses
 import functools
 import io
@@ -17,7 +16,7 @@ from cmp import starts
 from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
 from cmp.parsing import parse_yaml
-from cmp.readers import collection, folders, images, infer
+from cmp.readers import checks, collection, folders, infer
 from cmp.readers.files import NoFilesError, ReadImage, exists
 from cmp.readers.index import (
     HALF_CHARACTER,
@@ -336,17 +335,11 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
             the disk fails or a table is broken.
     """
     parts, gone = [], set()
-    places_of = collections.defaultdict(list)
-    for place, picture in enumerate(ledger.pictures):
-        places_of[picture.arrival, picture.set].append(place)
-    for number, arrival in enumerate(ledger.arrivals):
-        for tree in arrival.sets:
-            places = places_of[number, tree["name"]]
-            if not places:  # none of the set's images in this folder were new
-                continue
-            part, lost = _locate_set(arrival, tree, [ledger.pictures[place] for place in places])
-            gone |= {places[n] for n in lost}
-            parts.append(part)
+    for number, tree, places in ledger.parts():
+        pictures = [ledger.pictures[place] for place in places]
+        part, lost = _locate_set(ledger.arrivals[number], tree, pictures)
+        gone |= {places[n] for n in lost}
+        parts.append(part)
     if gone and not skip_gone:
         some = [ledger.pictures[place] for place in sorted(gone)[:NAMED]]
         names = ", ".join(f"{ledger.arrivals[x.arrival].folder}/{x.source}" for x in some)
@@ -367,21 +360,17 @@ def count_present(ledger: Ledger) -> dict[str, tuple[int, int, str]]:
     Returns:
         Folder -> (needed, there, why they cannot be looked for or ""), in the order of arrival.
     """
-    needed = collections.defaultdict(list)
-    for picture in ledger.pictures:
-        if picture.split:
-            needed[picture.arrival, picture.set].append(picture.source)
     counts: dict[str, tuple[int, int, str]] = {}
-    for number, arrival in enumerate(ledger.arrivals):
-        for tree in arrival.sets:
-            if sources := needed[number, tree["name"]]:
-                index, reason = _read_again(arrival, tree, sources)
-                names = frozenset(() if index is None else index.table["source"])
-                there = sum(source in names for source in sources)
-                before = counts.get(arrival.folder, (0, 0, ""))
-                counts[arrival.folder] = (
-                    before[0] + len(sources), before[1] + there, before[2] or reason
-                )  # fmt: skip
+    for number, tree, places in ledger.parts():
+        arrival = ledger.arrivals[number]
+        if sources := [ledger.pictures[n].source for n in places if ledger.pictures[n].split]:
+            index, reason = _read_again(arrival, tree, sources)
+            names = frozenset(() if index is None else index.table["source"])
+            there = sum(source in names for source in sources)
+            before = counts.get(arrival.folder, (0, 0, ""))
+            counts[arrival.folder] = (
+                before[0] + len(sources), before[1] + there, before[2] or reason
+            )  # fmt: skip
     return counts
 
 
@@ -441,9 +430,9 @@ def _locate_set(
     if reason:
         raise CmpError(f"{reason}; nothing was left out")
     if index is not None:
-        found, _ = images.examine_images(index)  # raises if the disk fails, as nothing is gone then
+        found, _ = checks.examine_images(index)  # raises if the disk fails, as nothing is gone then
         # a copy in another split, added since, changes nothing: the ledger has the splits
-        found = found[found["fault"].isin(["", images.REPEATED])]
+        found = found[found["fault"].isin(["", checks.REPEATED])]
         # tars of the same name in two folders may have images of the same name
         keys = zip(found["source"], found["digest"], strict=True)
         files = dict(zip(keys, found[[*NO_FACTS]].to_dict("records"), strict=True))

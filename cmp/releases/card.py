@@ -14,7 +14,7 @@ from cmp.errors import clean_text
 from cmp.parsing import read_yaml
 from cmp.releases import sentences
 from cmp.releases.compare import Comparison
-from cmp.releases.release import LEDGER_FILE, ReleaseRecord
+from cmp.releases.release import ReleaseRecord
 
 CARD = read_yaml(Path(__file__).with_name("card.yaml"))
 """The template of the card, and that of the code snippet in it."""
@@ -60,7 +60,7 @@ def release_card(
     mixture = run_config.mixture
     card = CARD["card"].format(
         name=code_span(name), start=code_span(run_config.model.start),
-        snippet=snippet(name, corpus).rstrip(), names=_where_names_are(corpus),
+        snippet=snippet(name, corpus).rstrip(),
         count="once" if len(record.updates) == 1 else f"{len(record.updates)} times",
         last=escape_markdown(last.name), id=record.id,
         images=sentences.count_of(last.images, "training image"),
@@ -107,21 +107,6 @@ def _known_texts(corpus: Corpus, dataset: str) -> list[str]:
         return corpus.classes[dataset]
     rows = np.flatnonzero((corpus.table["dataset"] == dataset) & (corpus.table["split"] != ""))
     return [*dict.fromkeys(text for row in rows for text in corpus.captions(row))]
-
-
-def _where_names_are(corpus: Corpus) -> str:
-    """Return where all names or captions are of which the snippet has the first, or "" if it has
-    all."""
-    dataset = corpus.by_role("adapt")[-1]
-    if (count := len(_known_texts(corpus, dataset))) <= SHOWN_NAMES:
-        return ""
-    words, column = "names that were taught", "label"
-    if not _is_named(corpus, dataset):
-        words, column = "captions", "captions"
-    return (
-        f"These are {SHOWN_NAMES} of the {count:,} {words}. The table `{LEDGER_FILE}` of the "
-        f"release has all, as the `{column}` of each image of the set {code_span(dataset)}."
-    )
 
 
 def score_table(comparison: Comparison) -> str:

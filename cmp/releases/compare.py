@@ -35,6 +35,11 @@ NAMING, TO_TEXT, TO_IMAGE = "name", "image to text", "text to image"
 """The kinds of question."""
 ALL = "all"
 """The row of `Comparison.summary` where all sets count equally."""
+DIFFERENCES = {
+    "change", "loses", "low", "high", "lost_share", "lost_low", "lost_high",
+    "gained_share", "gained_low", "gained_high",
+}  # fmt: skip
+"""The columns of tables that are 0 for two models with the same features."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +110,9 @@ def compare(
     new: str | os.PathLike[str] | Release | Candidate | tuple[str, Network],
     corpus: Corpus,
     *,
-    arrived: Collection[str] | np.ndarray | None = None,
+    arrived: Collection[str] | None = None,
     split: str = "test",
     subset: int | None = None,
-    fit_pictures: int | None = None,
     precision: str | None = None,
     device: str | None = None,
     progress: bool = False,
@@ -126,14 +130,12 @@ def compare(
             tokenizer, and a network.
         new: The model that may replace it.
         corpus: The data.
-        arrived: What an index of the old model lacks: names of datasets or of updates, or a bool
-            for every image of the corpus. If None, the updates between two releases that are in
-            the data; otherwise the datasets of the role "adapt", or none if the data have no
-            dataset of the role "eval" or "transfer".
+        arrived: What an index of the old model lacks: names of datasets or of updates. If
+            None, the updates between two releases that are in the data; otherwise the datasets of
+            the role "adapt", or none if the data have no dataset of the role "eval" or "transfer".
         split: "test" or "validation".
-        subset: Images per dataset; None for all.
-        fit_pictures: How many images of other splits the map to the old index is fitted on. If
-            None, 2,000, and with a subset at most five times as many as that.
+        subset: Images per dataset; None for all. With one, the map to the old index is fitted on
+            at most five times as many images of other splits, and never on more than 2,000.
         precision: "bf16" or "fp32". If None, the new model's if it is a release, so that scores
             match its card; otherwise "bf16".
         device: "cpu" or "cuda". If None, the CPU for embedded models and a GPU for others.
@@ -164,9 +166,8 @@ def compare(
     if precision is None:
         precision = new.config.training.precision if isinstance(new, Release) else "bf16"
     is_new = arrived_images(corpus, arrived)
-    if fit_pictures is None:
-        fit_pictures = min(FIT_PICTURES, FIT_PER_SCORED * (subset or FIT_PICTURES))
-    kept = _unscored_rows(corpus, split, fit_pictures)
+    fitting = min(FIT_PICTURES, FIT_PER_SCORED * (subset or FIT_PICTURES))
+    kept = _unscored_rows(corpus, split, fitting)
     features, fitted = [], []
     # the new one first, which is the one that may be faulty
     for candidate, role in [(candidates[1], "new"), (candidates[0], "old")]:
@@ -177,23 +178,28 @@ def compare(
     old_scores, new_scores = (evaluation.score(corpus, each) for each in features)
     questions = _pair_questions(corpus, features[0], old_scores, new_scores)
     is_same = features[0].equals(features[1])
-    summaries = _summaries(questions, old_scores.datasets, is_same)
+    sets, summary = _summaries(questions, old_scores.datasets)
     rows = np.concatenate([test_set.rows for test_set in features[0].test_sets])
     index_map = fit_map(fitted[1], fitted[0])
+    updates = _compare_updates(corpus, questions).reindex(columns=["label", "images", *sets])
+    sets = old_scores.datasets[["role", "metric", "images", "chance"]].join(sets)
+    retrieval = _compare_retrieval(corpus, features)
+    index = measure_index(corpus, *features, is_new[rows], index_map)
+    if is_same:  # nothing can differ, not even on other images
+        for table in (sets, summary, updates, retrieval, index):
+            table[[column for column in table if column in DIFFERENCES]] = 0.0
     return Comparison(
         old=candidates[0].title,
         new=candidates[1].title,
         corpus=corpus,
         split=split,
-        sets=old_scores.datasets[["role", "metric", "images", "chance"]].join(summaries[0]),
-        summary=summaries[1],
-        updates=_compare_updates(corpus, questions, is_same).reindex(
-            columns=["label", "images", *summaries[0].columns]
-        ),
+        sets=sets,
+        summary=summary,
+        updates=updates,
         flips=_list_flips(questions),
         concepts=_compare_concepts(questions),
-        retrieval=_compare_retrieval(corpus, features, is_same),
-        index=measure_index(corpus, *features, is_new[rows], index_map),
+        retrieval=retrieval,
+        index=index,
         index_map=index_map,
         is_same=is_same,
         scores=(old_scores, new_scores),
@@ -249,7 +255,7 @@ def common_device(names: Collection[str], device: str | None) -> str:
     return device
 
 
-def arrived_images(corpus: Corpus, arrived: Collection[str] | np.ndarray | None) -> np.ndarray:
+def arrived_images(corpus: Corpus, arrived: Collection[str] | None) -> np.ndarray:
     """Return whether each image of a corpus is new to an index of the old model, bool [images].
 
     Args:
@@ -260,13 +266,6 @@ def arrived_images(corpus: Corpus, arrived: Collection[str] | np.ndarray | None)
         CmpError: A name is neither a dataset's nor an update's.
     """
     table = corpus.table
-    if isinstance(arrived, np.ndarray):
-        if arrived.shape != (len(table),):
-            raise CmpError(
-                f"arrived: must have a bool for each of {len(table):,} images, has the shape "
-                f"{arrived.shape}"
-            )
-        return arrived.astype(bool)
     if arrived is None:
         adapted = corpus.by_role("adapt")
         scored = [x for x in corpus.datasets if corpus.datasets[x].role in ("eval", "transfer")]
@@ -371,17 +370,17 @@ def _pair_questions(
 
 
 def _summaries(
-    questions: pd.DataFrame, datasets: pd.DataFrame, is_same: bool
+    questions: pd.DataFrame, datasets: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return `Comparison.sets` as far as they follow from the questions, and the summary."""
     roles = {name: list(datasets.index[datasets["role"] == role]) for name, role in ROLES.items()}
     chosen = {name: members for name, members in roles.items() if members}
     chosen |= {ALL: list(datasets.index)}
     summary = {
-        name: {"sets": len(members), **_summarise_sets(questions, members, is_same)}
+        name: {"sets": len(members), **_summarise_sets(questions, members)}
         for name, members in chosen.items()
     }
-    sets = {name: _summarise_sets(questions, [name], is_same) for name in datasets.index}
+    sets = {name: _summarise_sets(questions, [name]) for name in datasets.index}
     return _frame(sets, "dataset"), _frame(summary, "sets of")
 
 
@@ -409,7 +408,7 @@ def shown_updates(corpus: Corpus, rows: np.ndarray | None = None) -> dict[str, s
     return shown if is_unique else {label: label for label in labels}
 
 
-def _compare_updates(corpus: Corpus, questions: pd.DataFrame, is_same: bool) -> pd.DataFrame:
+def _compare_updates(corpus: Corpus, questions: pd.DataFrame) -> pd.DataFrame:
     """Return `Comparison.updates`."""
     arrived = questions[questions["dataset"].isin(corpus.by_role("adapt"))]
     label = corpus.table["update"].astype(str).to_numpy()[arrived["row"]]
@@ -418,7 +417,7 @@ def _compare_updates(corpus: Corpus, questions: pd.DataFrame, is_same: bool) -> 
         chosen = arrived[label == update]
         images = chosen["row"].nunique()
         weight = _image_weights(chosen) / images
-        rows[name] = {"label": update, "images": images, **_summarise(chosen, weight, is_same)}
+        rows[name] = {"label": update, "images": images, **_summarise(chosen, weight)}
     return _frame(rows, "update")
 
 
@@ -434,15 +433,13 @@ def _frame(rows: dict[str, dict[str, Any]], index: str) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), index=pd.Index(list(rows), name=index))
 
 
-def _summarise_sets(
-    questions: pd.DataFrame, datasets: list[str], is_same: bool
-) -> dict[str, float]:
+def _summarise_sets(questions: pd.DataFrame, datasets: list[str]) -> dict[str, float]:
     """Return scores, change and flips over datasets, which count equally."""
     chosen = questions[questions["dataset"].isin(datasets)]
-    return _summarise(chosen, chosen["weight"].to_numpy() / len(datasets), is_same)
+    return _summarise(chosen, chosen["weight"].to_numpy() / len(datasets))
 
 
-def _summarise(chosen: pd.DataFrame, weight: np.ndarray, is_same: bool) -> dict[str, float]:
+def _summarise(chosen: pd.DataFrame, weight: np.ndarray) -> dict[str, float]:
     """Return scores, change and flips over questions, with weights that sum to 1."""
     part, group = (pd.factorize(chosen[column])[0] for column in ("dataset", "group"))
     was, now = (chosen[column].to_numpy() > 0 for column in ("hit_old", "hit_new"))
@@ -451,8 +448,6 @@ def _summarise(chosen: pd.DataFrame, weight: np.ndarray, is_same: bool) -> dict[
         "lost_share lost_low lost_high": share_interval(~now, was, weight, part, group),
         "gained_share gained_low gained_high": share_interval(now, ~was, weight, part, group),
     }
-    if is_same:  # nothing can differ, not even on other images
-        ends = dict.fromkeys(ends, (0.0,) * 3)
     change, lost, gained = (
         dict(zip(names.split(), (100 * value for value in values), strict=True))
         for names, values in ends.items()
@@ -506,7 +501,7 @@ def _badness(concepts: pd.DataFrame) -> tuple[pd.Series, ...]:
     return concepts["change"], concepts["questions"] == 1, -concepts["lost"], net
 
 
-def _compare_retrieval(corpus: Corpus, features: list[EncodedSets], is_same: bool) -> pd.DataFrame:
+def _compare_retrieval(corpus: Corpus, features: list[EncodedSets]) -> pd.DataFrame:
     """Return `Comparison.retrieval`."""
     rows: list[dict[str, object]] = []
     for (test_set, *old), (_, *new) in zip(*(each.by_set() for each in features), strict=True):
@@ -520,7 +515,7 @@ def _compare_retrieval(corpus: Corpus, features: list[EncodedSets], is_same: boo
                 was, now = (each[number].astype(float) for each in hits)
                 even, one = np.full(len(was), 1 / len(was)), np.zeros(len(was), int)
                 ends = mean_interval(now - was, even, one, pd.factorize(group[number])[0])
-                change, low, high = (0.0,) * 3 if is_same else (100 * end for end in ends)
+                change, low, high = (100 * end for end in ends)
                 row = {"dataset": test_set.dataset.name, "asked": asked, "k": k}
                 row |= {"questions": len(was), "old": 100 * was.mean(), "new": 100 * now.mean()}
                 rows.append(row | {"change": change, "low": low, "high": high})

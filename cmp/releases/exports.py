@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cmp import models, starts
-from cmp.errors import CmpError, first_line
+from cmp.errors import CmpError
 from cmp.files import atomic_folder, check_target, file_digest
 from cmp.models import Network
 from cmp.parsing import parse_json
@@ -39,17 +39,15 @@ class Probe:
 
     Attributes:
         pixels: Normalised images, [8, 3, S, S].
-        tokens: Tokens of texts, [8, L].
+        tokens: Tokens of `TEXTS`, [8, L].
         image_features: Unit features of the images, [8, E].
         text_features: Unit features of the texts, [8, E].
-        no_tokenizer: Why the tokens are random instead of those of `TEXTS`, or "".
     """
 
     pixels: Tensor
     tokens: Tensor
     image_features: Tensor
     text_features: Tensor
-    no_tokenizer: str
 
 
 @dataclass(frozen=True)
@@ -79,16 +77,10 @@ def make_probe(name: str, model: Network) -> Probe:
     fine = torch.randn(PICTURES // 2, 3, side, side, generator=generator)
     coarse = torch.randn(PICTURES - len(fine), 3, 4, 4, generator=generator)
     pixels = torch.cat([fine, F.interpolate(coarse, side, mode="bilinear")])
-    reason = ""
-    try:
-        with starts.quiet_logging():
-            tokens = models.tokenizer(name)([*TEXTS])
-    except (ModuleNotFoundError, CmpError) as error:  # a package or a file of a hub is missing
-        reason = first_line(error.__cause__ or error)
-        size = len(TEXTS), model.context_length
-        tokens = torch.randint(text_tower(model).vocab_size, size, generator=generator)
+    with starts.quiet_logging():
+        tokens = models.tokenizer(name)([*TEXTS])
     features = models.encode_image(model, pixels), models.encode_text(model, tokens)
-    return Probe(pixels, tokens, *features, reason)
+    return Probe(pixels, tokens, *features)
 
 
 def text_tower(model: Network) -> Any:

@@ -19,10 +19,10 @@ model with exactly the old one's features passes either way, as long as only los
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, fields
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,7 +30,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp.data import Corpus
-from cmp.errors import CmpError, did_you_mean, name_choices
+from cmp.errors import CmpError, name_choices
 from cmp.evaluation import ROLES
 from cmp.parsing import check_record, read_yaml
 from cmp.releases import sentences
@@ -125,31 +125,12 @@ def read_gate(path: Path) -> Gate:
     Raises:
         CmpError: It cannot be read, has an unknown key or an invalid limit, or limits nothing.
     """
-    tree = read_yaml(path)
-    if unknown := [*_unknown_keys(tree)]:
-        raise CmpError(f"{path}: {'; '.join(unknown)}{EXAMPLE}")
-    gate = check_record(tree, Gate, f"{path}: ", EXAMPLE)
+    gate = check_record(read_yaml(path), Gate, f"{path}: ", EXAMPLE)
     limits = [*_means(gate).values(), gate.each, gate.last_update, gate.each_update]
     limits += [*gate.sets.values(), *gate.updates.values()]
     if not any(map(_numbers, limits)):
         raise CmpError(f"{path}: this gate limits nothing{EXAMPLE}")
     return gate
-
-
-def _unknown_keys(tree: Mapping[str, Any]) -> Iterable[str]:
-    """Yield a fault for each unknown key of a gate."""
-    groups: dict[str, tuple[Any, list[str]]] = {"": (tree, [field.name for field in fields(Gate)])}
-    for key in [each for each in tree if each in groups[""][1]]:
-        own = tree[key] if isinstance(tree[key], Mapping) else {}
-        limits = [field.name for field in fields(UpdateLimits if "update" in key else Limits)]
-        if key in ("sets", "updates"):
-            groups |= {f"{key}.{name}.": (each, limits) for name, each in own.items()}
-        else:
-            groups[f"{key}."] = own, limits
-    for prefix, (keys, known) in groups.items():
-        for key in [str(x) for x in keys if x not in known] if isinstance(keys, Mapping) else []:
-            near = did_you_mean(key, known)[2:]
-            yield f"{prefix}{key}: no such key{near and f' ({near})'}"
 
 
 def apply_gate(gate: Gate, comparison: Comparison) -> list[GateLine]:

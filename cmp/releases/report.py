@@ -4,7 +4,6 @@ import html
 import itertools
 import math
 import os
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cmp import evaluation
+from cmp.errors import clean_text
 from cmp.evaluation import RETRIEVAL_K
 from cmp.files import write_atomic
 from cmp.releases import sentences
@@ -59,7 +59,6 @@ INDEX_COLUMNS = {
     "as_is": "new model, old index",
     "mapped": "the same, with mapped queries",
     "new_first": "new images re-encoded",
-    "new_first_mapped": "the same, everything mapped",
     "reencoded": "everything re-encoded",
 }
 
@@ -182,20 +181,9 @@ def _choose_shots(comparison: Comparison) -> dict[tuple[str, str], list[int]]:
 # words
 
 
-_JOINERS = {"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))}
-"""Invisible characters that words of Persian and emoji are made of."""
-
-
-def _shown(character: str) -> str:
-    """Return what a page has in place of a character: nothing for one that reverses text."""
-    category = unicodedata.category(character)
-    is_text = category[0] != "C" or character in _JOINERS
-    return character if is_text else " " if category == "Cc" else ""
-
-
 def _text(value: object, longest: int = LONGEST) -> str:
     """Return a user's text for HTML: escaped, without control characters, and cut if too long."""
-    text = "".join(map(_shown, str(value)))
+    text = clean_text(str(value)).encode("utf-8", "ignore").decode()  # without half characters
     return html.escape(text if len(text) <= longest else text[: longest - 1] + "…")
 
 

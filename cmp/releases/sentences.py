@@ -101,35 +101,6 @@ def describe_peak(is_given: bool, earlier: Sequence[UpdateRecord]) -> str:
     return f"kept from {chosen[-1]}" if chosen else ""
 
 
-def describe_names(metrics: pd.DataFrame, names: Sequence[str]) -> str:
-    """Return why the score before an update differs from that on the card of the previous release,
-    or "" for a first update.
-
-    Args:
-        metrics: The scores of the stream, as in `RunResult.metrics`.
-        names: The names of all updates.
-    """
-    table, last = _widest(metrics), len(names)
-    taught = table[table["role"] == "adapt"]
-    taught = taught.assign(names=taught["classes"].where(taught["metric"] == "top-1", 0))
-    sizes = taught.groupby("task")[["names", "images"]].sum()
-    if last < 2 or not {last - 1, last} <= {*sizes.index}:
-        return ""
-    score = taught.loc[taught["task"] == last - 1, "score"].mean()
-    more = (sizes.loc[last] - sizes.loc[last - 1]).astype(int)
-    new = [count_of(more["names"], "name")] if more["names"] else []
-    if (table["scope"] == "full").all():  # a subset does not show how many images are new
-        new.append(count_of(more["images"], "test image"))
-    if not new:
-        return ""
-    verb = "is" if new in (["1 name"], ["1 test image"]) else "are"
-    choice = ", and it chooses among all names" if more["names"] else ""
-    return (
-        f"The card of {names[-2]} gives A_KA {score:.1f} for the model that is called “before” "
-        f"here. It is the same model, but {' and '.join(new)} {verb} new{choice}."
-    )
-
-
 def describe_retention(
     metrics: pd.DataFrame,
     hits: Mapping[str, np.ndarray],

@@ -31,8 +31,6 @@ MOST_PEAKS = 9
 SCORES = ("A_KA", "A_ZS", "GM")
 CHOSEN = "# Chosen by `cmpt tune` on the validation split:"
 """The first line of the file with the best peak."""
-WIDTH, HEIGHT = 48, 12
-"""Width and height, in characters, of the drawing of the peaks."""
 
 
 def tune(
@@ -170,7 +168,7 @@ def _scores_of(
     With several processes, the first reads the folder and tells the others.
     """
     path = child_path(folder, plan.id[:SHORT_ID], ".json")
-    known = json.loads(processes.broadcast("" if processes.rank() else _known_scores(path)))
+    known = json.loads(processes.broadcast("" if processes.rank() else json.dumps(read_kept(path))))
     work = folder / "checkpoints" / plan.id[:SHORT_ID]
     if known is not None and not work.exists():
         return known
@@ -188,17 +186,6 @@ def _scores_of(
         if manager:
             write_kept(path, scores)
     return scores
-
-
-def _known_scores(path: Path) -> str:
-    """Return the scores in a file as JSON, or "null" if it is missing or has something else."""
-    known = read_kept(path)
-    scores = known if isinstance(known, dict) else {"": None}
-    is_finite = all(isinstance(x, float) and math.isfinite(x) for x in scores.values())
-    if is_finite and {*scores} <= {*SCORES} and ("A_KA" in scores or not scores):
-        return json.dumps(scores)
-    path.unlink(missing_ok=True)
-    return "null"
 
 
 def check_choice(path: Path) -> None:
@@ -233,25 +220,3 @@ def write_choice(
     tree = config.overlay(dict(settings or {}), {"schedule": {"peak": peak}})
     write_atomic(path, "\n".join(lines) + "\n" + json.dumps(tree) + "\n")
     return peak
-
-
-def draw_front(table: pd.DataFrame) -> str:
-    """Return the peaks in the plane of A_KA and A_ZS, drawn with letters; "" without both scores.
-
-    Args:
-        table: The result of `tune`.
-    """
-    if not {"A_KA", "A_ZS"} <= {*table}:
-        return ""
-    table = table.dropna(subset=["A_KA", "A_ZS"])
-    x, y = (table[name].to_numpy() for name in ("A_KA", "A_ZS"))
-    places = [
-        ((each - each.min()) / ((each.max() - each.min()) or 1) * (size - 1)).round().astype(int)
-        for each, size in ((x, WIDTH), (y, HEIGHT))
-    ]
-    grid = [[" "] * WIDTH for _ in range(HEIGHT)]
-    for number, (column, row) in enumerate(zip(*places, strict=True)):
-        grid[HEIGHT - 1 - row][column] = chr(ord("a") + number)
-    lines = [f"{'A_ZS' if not n else '':>4} |{''.join(row)}" for n, row in enumerate(grid)]
-    keys = ", ".join(f"{chr(ord('a') + n)} {peak:g}" for n, peak in enumerate(table["peak"]))
-    return "\n".join([*lines, f"     +{'-' * WIDTH} A_KA", f"     peaks: {keys}"])

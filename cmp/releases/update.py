@@ -37,7 +37,7 @@ from cmp.runs.checkpoints import (
     checkpoint_files,
     latest_progress,
 )
-from cmp.runs.logs import RunLog, check_log, sparkline
+from cmp.runs.logs import RunLog
 from cmp.runs.runner import NO_OBSERVER, Observer, RunResult, advance_bar, execute
 from cmp.scale import processes
 from cmp.scale.devices import check_device
@@ -319,29 +319,23 @@ def write_release(
         title = f"{plan.name}: what update {plan.number} taught, and what it cost"
         if not plan.report.new.get("test"):
             title = f"{plan.name}: what update {plan.number} cost; what it taught is not scored"
-        background = [*plan.notes, *_describe_loss(partial / release.LOG_FILE)]
         page = partial / release.REPORT_FILE
-        write_report(comparison, page, title, notes=score_sentences, background=background)
+        write_report(comparison, page, title, notes=score_sentences, background=plan.notes)
         release.write_record(partial, record)
-
-
-def _describe_loss(log: Path) -> list[str]:
-    """Return a sentence with a small drawing of the training loss, if there is a log of it."""
-    losses = check_log(log)[0].get("loss", pd.Series(dtype=float)).dropna()
-    if losses.empty:
-        return []
-    first, last = losses.iloc[0], losses.iloc[-1]
-    return [f"The training loss of this update: {first:.3g} {sparkline(losses)} {last:.3g}."]
 
 
 def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:
     """Return sentences on the scores after an update."""
-    names = [arrival.name for arrival in plan.ledger.arrivals if arrival.role == "adapt"]
     changed = ledgers.changed_retention(plan.ledger)
+    before = (
+        f"The card of {plan.earlier[-1].name} can give another A_KA for the model that is called "
+        "“before” here: it is the same model, but there may be more test images since then, and "
+        "more names to choose among."
+    ) if plan.earlier else ""  # fmt: skip
     candidates = (
         sentences.describe_unscored(plan.report),
         # without images that are gone, the same model has another score on the earlier ones, too
-        "" if plan.gone else sentences.describe_names(result.metrics, names),
+        "" if plan.gone else before,
         sentences.describe_retention(result.metrics, result.hits, plan.number, changed),
     )
     return [sentence for sentence in candidates if sentence]
@@ -357,13 +351,10 @@ def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Com
     else:
         before = functools.partial(models.load_model, plan.config.model, plan.config.seeds.init)
         title = f"{name} as it was"
-    arrived = (
-        plan.corpus.table["update"] == ledgers.update_label(plan.ledger.arrivals[-1])
-    ).to_numpy()
     return compare(
         Candidate(title, name, before),
         Candidate(f"after {plan.name}", name, lambda: result.model),
-        plan.corpus, arrived=arrived, split=section.split,
+        plan.corpus, arrived=[ledgers.update_label(plan.ledger.arrivals[-1])], split=section.split,
         subset=None if section.full else section.subset,
         precision=plan.config.training.precision, device=device,
     )  # fmt: skip

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
-
 from cmp import budgets, config, mixtures, schedules, starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
-from cmp.errors import CmpError, clean_text, did_you_mean
+from cmp.errors import CmpError, clean_text
 from cmp.mixtures import Pools
 from cmp.readers import notes
 from cmp.readers.collection import join_by_set
@@ -246,7 +244,9 @@ def _check_base(parent: Release) -> None:
 def _first_tree(start: str) -> dict[str, Any]:
     """Return the config of a model's first update before the user's settings, as a tree."""
     name, weights = split_start(start)
-    _check_name(start, name)
+    if os.sep in name and not starts.is_hub(name):
+        raise CmpError(f"{start}: there is no such release")
+    starts.check_name(name)
     family = starts.family_of(name)
     if folder := starts.model_folder(name):  # later updates may be called from elsewhere
         name = f"local-dir:{folder.absolute()}"
@@ -274,21 +274,6 @@ def _stream_prompt(prompt: str, parent: Release | None, name: str) -> str:
         return check_prompt(prompt)
     except ValueError as error:
         raise CmpError(f"--prompt: {error}") from error
-
-
-def _check_name(start: str, name: str) -> None:
-    """Raise `CmpError` if a start names neither a model nor a folder of one."""
-    embedded, known = starts.family_names(), open_clip.list_models()
-    if name in known or starts.is_hub(name):
-        return
-    if os.sep in name:
-        raise CmpError(f"{start}: there is no such release")
-    near = did_you_mean(name, embedded) or did_you_mean(name, known)
-    raise CmpError(
-        f"--start: no model is called {name!r:.80}{near}; the embedded models are "
-        f"{', '.join(embedded)}, and others are named with their weights, as in "
-        "ViT-B-16:laion2b_s34b_b88k"
-    )
 
 
 def _arrive_beside(
@@ -457,7 +442,7 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         + is_often
         * f", since an update has at least {least} steps"
     )
-    source = plan.peak_source or "the recipe's, not tuned for these images"
+    source = plan.peak_source or "the recipe's, not tuned for these images; see cmpt tune"
     yield f"peak learning rate: {max_rate(plan.fitted):g}, {source}"
     usual = mixtures.batch_counts(plan.fitted.mixture, training.batch, not len(plan.pools.buffer))
     if sum(counts) < training.batch:
