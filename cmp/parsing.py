@@ -146,6 +146,10 @@ def explain_fault(source: str, key: str, fault: Mapping[str, Any], hint: str = "
         message += hint
     elif fault["type"] == "missing":
         message = "is missing"
+    elif fault["type"] == "union_tag_not_found":
+        message = f"{fault['ctx']['discriminator']} is missing"
+    elif fault["type"] == "union_tag_invalid":
+        message = "{discriminator} is {tag!r}; it can be {expected_tags}".format(**fault["ctx"])
     elif fault["type"] != "value_error":  # which names the keys and their values already
         message += f" (found {fault['input']!r:.80})"
     if fault["type"] == "dataclass_exact_type":
