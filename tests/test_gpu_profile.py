@@ -132,13 +132,17 @@ def test_cards_of_different_kinds_are_named(monkeypatch):
 
 
 @pytest.mark.defect
-def test_a_card_that_is_not_there_is_missing(monkeypatch):
+def test_a_card_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert devices.is_present("cuda:1") and not devices.is_present("cuda:2")
-    found = preflight._check_card("cuda:2")
-    assert found.state == preflight.MISSING and "no such GPU" in found.sentence
-    assert "an H100" in preflight.check_memory(GPU, "cuda:2", ExecutionConfig()).sentence
+    assert devices.is_present("cuda:1")
+    for check in (
+        lambda device: preflight.check_memory(GPU, device, ExecutionConfig()),
+        lambda device: preflight.check_run(GPU, device, ExecutionConfig()),
+        lambda device: preflight.describe_study({("plain", 0): GPU}, device),
+    ):
+        with pytest.raises(CmpError, match=r"'cuda:2'.* below 2; choose"):
+            check("cuda:2")
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def _forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) -
         return [f"forecast: unknown: {error}"]
     lines = [f"forecast: {time}", f"memory: {memory}"]
     if not devices.is_present(device):
-        lines.append("device: torch finds no such GPU on this machine; the numbers are for an H100")
+        lines.append("device: torch finds no GPU on this machine; the numbers are for an H100")
     return lines
 
 

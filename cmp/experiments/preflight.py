@@ -174,7 +174,7 @@ def _check_card(device: str) -> Check:
     if device == "cpu":
         return Check("device", PRESENT, f"the CPU, {torch.get_num_threads()} threads")
     if not devices.is_present(device):
-        return Check("device", MISSING, "torch finds no such GPU, or was built without CUDA")
+        return Check("device", MISSING, "torch finds no GPU, or was built without CUDA")
     count, card = torch.cuda.device_count(), torch.cuda.get_device_properties(device)
     kinds = {torch.cuda.get_device_name(number) for number in range(count)}
     if len(kinds) > 1:

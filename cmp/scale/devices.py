@@ -51,11 +51,22 @@ def check_device(device: str) -> None:
 
 
 def is_present(device: str) -> bool:
-    """Return whether this machine has a device: the CPU, or a GPU with this number."""
+    """Return whether this machine has a device of this kind.
+
+    Raises:
+        CmpError: It has GPUs, but fewer than the device's number says.
+    """
     if device == "cpu":
         return True
-    number = torch.device(device).index or 0
-    return torch.cuda.is_available() and number < torch.cuda.device_count()
+    if not torch.cuda.is_available():
+        return False
+    count, number = torch.cuda.device_count(), torch.device(device).index
+    if number is not None and number >= count:
+        raise CmpError(
+            f"device {device!r}: the GPUs here have numbers below {count}; choose one of them, "
+            "or cuda"
+        )
+    return True
 
 
 def device_name(device: str) -> str:
