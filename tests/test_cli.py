@@ -63,6 +63,7 @@ def test_show_writes_a_contact_sheet(tmp_path, monkeypatch):
         (["pretrain", "RN50"], ["RN50", "tiny-vit"]),
         (["run", "quick", "model.name=tinny", "--dry-run"], ["tinny", "tiny"]),
         (["run", "quick", "seed=77"], ["annealed base 77", "cmpt pretrain small --seed 77"]),
+        (["book", "--chapter", "04", "-P", "profile=quick,cpu"], ["-P profile", "--profile"]),
         (
             ["run", "quick", "model.start=cosine", "seed=9"],
             ["cmpt pretrain small schedule.name=cosine"],
