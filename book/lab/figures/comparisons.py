@@ -1,5 +1,6 @@
 """Figures that compare settings: scores against each other, along a quantity, over mixtures."""
 
+import textwrap
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -60,7 +61,8 @@ def plot_changes(points: pd.DataFrame) -> Figure:
         for name, rows in points.groupby("group", sort=False):
             axes.plot(rows["A_KA"], rows["A_ZS"], **looks[name] | {"markersize": 7})
             middle = rows.iloc[len(rows) // 2]
-            labels.append((middle["A_KA"], middle["A_ZS"], name, style.bold(looks[name]["color"])))
+            words = textwrap.fill(name, 16)
+            labels.append((middle["A_KA"], middle["A_ZS"], words, style.bold(looks[name]["color"])))
             for end in rows.iloc[[0, -1]].itertuples() if len(rows) > 1 else ():
                 peak = np.format_float_positional(end.peak, precision=3, fractional=False, trim="-")
                 labels.append((end.A_KA, end.A_ZS, peak, {"color": "0.4", "fontsize": 11}))
