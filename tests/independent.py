@@ -174,7 +174,7 @@ def verdicts(
         other = yaml.safe_load(claims.with_name(tree["fronts_of"] + ".yaml").read_text())
         all_fronts = other["fronts"] | all_fronts
     studies = {path.stem: Study(path) for path in results.glob("*.parquet")}
-    tail, found = 0.05 / 2 / 12, {}
+    tail, judged = 0.05 / 2 / 12, {}
     for claim in tree["claims"]:
         fronts = [all_fronts.get(x.get("front", "plain")) for x in claim["terms"]]
         used = [(x.get("study", claim["study"]), s) for x in claim["terms"] for s in settings_of(x)]
@@ -182,13 +182,13 @@ def verdicts(
             used += [(each["study"], s) for each in fronts for s in each["settings"]]
         counts = [len(studies[n].replicates(s)) if n in studies else 0 for n, s in used]
         if min(counts) < needed:
-            found[claim["name"]] = (*NOTHING, "not computed yet", math.nan)
+            judged[claim["name"]] = (*NOTHING, "not computed yet", math.nan)
             continue
         try:
-            found[claim["name"]] = verdict(claim, fronts, studies, tail)
+            judged[claim["name"]] = verdict(claim, fronts, studies, tail)
         except OutsideError:
-            found[claim["name"]] = (*NOTHING, "outside the front", math.nan)
-    return found
+            judged[claim["name"]] = (*NOTHING, "outside the front", math.nan)
+    return judged
 
 
 def settings_of(term: dict) -> list[str]:

@@ -28,6 +28,7 @@ from cmp.registry import option_names
 from cmp.runs import checkpoints, identity, logs, lookup, store
 from cmp.runs.lookup import unfinished_runs
 from lab import analyses, atlas, chapters, explorers, keeping, live_runs, site
+from lab.surface import collect_surface
 
 CASES = """import { rates, drawable } from "./schedules.js";
 const { cases, curves } = JSON.parse(await new Promise((resolve) => {
@@ -180,7 +181,7 @@ def test_the_table_of_schedules_has_every_stored_setting(published):
 
 def test_the_table_of_mixtures_is_the_surface(published):
     table = explorers.mixture_table()
-    surface = analyses.surface(analyses.published_settings("mixtures"), "thirds")
+    surface = collect_surface(analyses.published_settings("mixtures"), "thirds")
     means = dict(zip(surface.names, surface.scores.mean(axis=0), strict=True))
     grid = {tuple(row["at"]): row["value"] for row in table["grid"]}
     parts = table["parts"]

@@ -78,7 +78,7 @@ def test_signs_count_above_a_point_and_the_book_s_network_has_one(published, mon
     front = FrontOf("more", tuple(LOCAL), local=True, least=3)
     known = ClaimsFile((), {"plain": front})
     monkeypatch.setattr(claims, "load_claims", lambda *_: known)
-    own = guideline("down", network=guidelines.OWN, front=[])
+    own = guideline("down", network=guidelines.OWN, front="plain")
     others = guideline("up").networks
     measured = measure_guideline(
         dataclasses.replace(own, networks=own.networks + others), judged("yes")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from cmp import config
 from cmp.errors import CmpError
-from lab import analyses, figures
-from lab.analyses import Surface
+from lab import figures
 from lab.figures import comparisons
+from lab.surface import Surface, collect_surface
 
 PROFILE = {"training": {"batch": 64, "steps": 40}, "stream": {"tasks": 8}}
 GRID = [(p / 4, d / 4, (4 - p - d) / 4) for p in range(5) for d in range(5 - p)]
@@ -93,14 +93,14 @@ def test_outside_of_the_stored_mixtures_nothing_is_known():
 def test_a_surface_takes_the_settings_that_differ_in_shares_alone():
     table = published(TRIANGLE, 4)
     table = table[~((table["setting"] == "pool") & (table["replicate"] == 3))]
-    found = analyses.surface(table, "thirds")
+    found = collect_surface(table, "thirds")
     assert found.names == ["thirds", "pool", "update", "buffer"]
     assert found.scores.shape == (2, 4, 2)  # of replicates that all of them have, by base
     assert found.scores[:, 2].tolist() == [[31, 20], [31, 20]]  # replicates 0 and 2, and 1
     with pytest.raises(CmpError, match="no setting 'halves'; the settings are thirds, pool"):
-        analyses.surface(table, "halves")
+        collect_surface(table, "halves")
     with pytest.raises(CmpError, match="do not span a triangle"):
-        analyses.surface(published({"thirds": {}, "pool": shares(1.0, 0.0, 0.0)}), "thirds")
+        collect_surface(published({"thirds": {}, "pool": shares(1.0, 0.0, 0.0)}), "thirds")
 
 
 # --- figures

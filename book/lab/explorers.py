@@ -30,6 +30,7 @@ from cmp.parsing import read_yaml
 from cmp.registry import Option, get_option, option_names
 from cmp.runs.launch import changes_to_cpu
 from lab import analyses, chapters, figures, keeping, live_runs
+from lab.surface import collect_surface
 
 SCRIPTS = Path(__file__).with_name("js")
 NEEDS = ("d3", "state", "form", "export", "plane", "runs", "workbench", "schedules")
@@ -358,7 +359,7 @@ def mixture_table() -> dict[str, Any]:
     """
     published = analyses.published_settings(*analyses.MIXTURES)
     table = common_table("mixture", "mixtures", published)
-    surface = analyses.surface(published, "thirds")
+    surface = collect_surface(published, "thirds")
     places = dict(zip(surface.names, surface.shares.tolist(), strict=True))
     # another pool has no place in the triangle
     table["runs"] = [
@@ -407,7 +408,7 @@ def mixture_explorer(**state: Any) -> Explorer:
     Returns:
         The explorer.
     """
-    surface = analyses.surface(analyses.published_settings(*analyses.MIXTURES), "thirds")
+    surface = collect_surface(analyses.published_settings(*analyses.MIXTURES), "thirds")
     words = "Final scores for each mixture of pool, update and buffer."
     still = draw_still("mixture", figures.plot_triangles(surface), words, state)
     return Explorer("mixture", mixture_table(), still, state)

@@ -113,7 +113,7 @@ def step(names: list[str], rounds: int, batch: int | None) -> Report:
     corpus, rows, notes = packed.load_embedded(), [], []
     for name in names:
         run_config = networks.configure_run(name, batch, "training.steps=1")
-        found, note = measure(run_config, corpus, rounds)
-        rows += found
+        measured, note = measure(run_config, corpus, rounds)
+        rows += measured
         notes.append(note)
     return Report("step", "a training step", COLUMNS, rows, notes)

@@ -59,9 +59,9 @@ def export(
         exports.check_folder(out, EXPORTED[to])
     folder = Path(model.removeprefix("local-dir:"))
     if is_run(model) and not Path(model).exists():
-        found, network = find_model(model.removeprefix(starts.RUN_PREFIX))
-        name = found.config.model.name
-        report_unfinished(found)
+        run, network = find_model(model.removeprefix(starts.RUN_PREFIX))
+        name = run.config.model.name
+        report_unfinished(run)
     elif to == "hf":
         raise CmpError(
             f"--to hf: {model}: a model card describes a run, so give the id of a run, or choose "
@@ -69,11 +69,11 @@ def export(
         )
     else:
         candidate = find_candidate(model)
-        found, name, network = None, candidate.name, candidate.load()
+        run, name, network = None, candidate.name, candidate.load()
     if to in EXPORTERS:
         write_export(name, network, out, to)
     elif to == "hf":
-        hub.write_hub_folder(found, network, load_data(found.config.data), out)
+        hub.write_hub_folder(run, network, load_data(run.config.data), out)
         loading = f'open_clip.create_model_from_pretrained("local-dir:{out}")'
         typer.echo(f"written: {out}\nmodel, preprocess = {loading}")
     else:
@@ -82,8 +82,8 @@ def export(
         typer.echo(f"written: {out}\n{loading_code(name, network, out)}")
     if (family := starts.family_of(name)) and to not in EXPORTERS:
         typer.echo(f"import {family.__name__} first, so that open_clip knows this model")
-    if found:
-        sentences = hub.read_differently(found)
+    if run:
+        sentences = hub.read_differently(run)
     else:
         provenance = read_release(folder).record.provenance if is_release(folder) else {}
         sentences = notes.describe_differences(provenance.get("pictures", {}))

@@ -192,15 +192,15 @@ def candidate_settings(
             f"--try: {twice[0]!r} is given twice; give all its values at once, as in "
             f"{twice[0]}=0.1,0.3"
         )
-    found = {}
+    trials = {}
     for combination in itertools.product(*choices):
         trial: dict[str, Any] = dict(combination)
         if "weight" in trial:
             newest = trial.pop("weight")
             others = (1 - newest) / max(count - 1, 1)
             trial["weights"] = [newest, *[others] * (count - 1)]
-        found[" ".join(f"{key}={value:.12g}" for key, value in combination)] = trial
-    return found
+        trials[" ".join(f"{key}={value:.12g}" for key, value in combination)] = trial
+    return trials
 
 
 def merged_bytes(paths: Sequence[Path]) -> int:

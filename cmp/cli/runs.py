@@ -185,9 +185,8 @@ def progress_observer(
     bar: tqdm, stop_after: int | None = None, enough: float = math.inf
 ) -> Observer:
     """Return an observer that updates a progress bar. Every 20 steps it shows the images per second
-    and a loss at most 40 steps old, so that no step waits for a GPU. After
-    `stop_after` tasks, or if the run resumes with at least `enough` steps done, the observer asks
-    the run to stop."""
+    and a loss at most 40 steps old, so that no step waits for a GPU. After `stop_after` tasks, or
+    if the run resumes with at least `enough` steps done, the observer asks the run to stop."""
     losses: list[Callable[[], torch.Tensor]] = []
 
     def step(task: int, step: int, result: StepResult, network: torch.nn.Module) -> None:

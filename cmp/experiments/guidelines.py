@@ -39,15 +39,15 @@ class Network:
         technique: The technique, as text.
         study: The study.
         setting: The setting in the study.
-        front: Plain fine-tuning of that network at a few peaks, for the front of the gain; if
-            empty, the book's own front.
+        front: The front of the gain: its name in `claims.yaml`, or settings of the study, plain
+            fine-tuning of that network at a few peaks.
     """
 
     network: Text
     technique: Text
     study: Text
     setting: Text
-    front: tuple[Text, ...] = ()
+    front: Text | tuple[Text, ...] = "plain"
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -122,10 +122,10 @@ def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
 def _measure_network(network: Network) -> tuple[str, bool | None]:
     """Return the gain of a technique on a network as text, and whether it is positive. The latter
     is None if the gain is not measured, lacks streams, or is at most a point."""
-    if network.front:
-        front = FrontOf(network.study, network.front, local=True, least=MIN_SIGN)
+    if isinstance(network.front, str):
+        front = claims.load_claims().fronts[network.front]
     else:
-        front = claims.load_claims().fronts["plain"]
+        front = FrontOf(network.study, network.front, local=True, least=MIN_SIGN)
     try:
         gain = verdicts.gain_of(network.study, network.setting, front)
     except verdicts.NotComputed:

@@ -430,12 +430,13 @@ def _locate_set(
     if reason:
         raise CmpError(f"{reason}; nothing was left out")
     if index is not None:
-        found, _ = checks.examine_images(index)  # raises if the disk fails, as nothing is gone then
+        # this raises if the disk fails, as nothing is gone then
+        examined, _ = checks.examine_images(index)
         # a copy in another split, added since, changes nothing: the ledger has the splits
-        found = found[found["fault"].isin(["", checks.REPEATED])]
+        examined = examined[examined["fault"].isin(["", checks.REPEATED])]
         # tars of the same name in two folders may have images of the same name
-        keys = zip(found["source"], found["digest"], strict=True)
-        files = dict(zip(keys, found[[*NO_FACTS]].to_dict("records"), strict=True))
+        keys = zip(examined["source"], examined["digest"], strict=True)
+        files = dict(zip(keys, examined[[*NO_FACTS]].to_dict("records"), strict=True))
     update = update_label(arrival)
     rows, lost = [], []
     for place, picture in enumerate(pictures):

@@ -128,8 +128,8 @@ class Ledger:
             places[picture.arrival, picture.set].append(place)
         for number, arrival in enumerate(self.arrivals):
             for tree in arrival.sets:
-                if found := places[number, tree["name"]]:
-                    yield number, tree, found
+                if positions := places[number, tree["name"]]:
+                    yield number, tree, positions
 
     def digest(self, first: int = 0) -> str:
         """Return the sha256 of all images from an arrival on."""
@@ -155,14 +155,14 @@ class Ledger:
             if number < first:
                 continue
             name, dataset = tree["name"], manifest_of(tree)
-            found = [self.pictures[place] for place in places]
+            pictures = [self.pictures[place] for place in places]
             keys = {*PictureReader.model_fields}
             reading = dataset.reader.model_dump(include=keys, exclude_defaults=True)
-            usual_task = task_of({x.label for x in found}, name)
+            usual_task = task_of({x.label for x in pictures}, name)
             if dataset.task != usual_task:
                 reading["task"] = dataset.task
             is_classified = dataset.task == "classification"
-            is_shown = any(x.captions == (dataset.prompt.format(x.label),) for x in found)
+            is_shown = any(x.captions == (dataset.prompt.format(x.label),) for x in pictures)
             if is_classified and not is_shown and dataset.prompt != starts.USUAL_PROMPT:
                 reading["prompt"] = dataset.prompt  # only the classifier uses it
             if reading:

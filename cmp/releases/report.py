@@ -237,8 +237,9 @@ def _head(
             state = f"✓ passed: {count_of(judged, 'limit')} kept{_unjudged(gate)}"
         kind = "lost" if broken else "found"
         verdict = f'<p><a class="verdict {kind}" href="#gate">{state}</a></p>'
-    whole = (f"{note[:1].upper()}{note[1:]}." for note in notes)  # a terminal has them as lines
-    said = "".join(f"<p>{_text(sentence, 500)}</p>" for sentence in whole)
+    # a terminal has them as lines
+    sentences = (f"{note[:1].upper()}{note[1:]}." for note in notes)
+    said = "".join(f"<p>{_text(sentence, 500)}</p>" for sentence in sentences)
     who = f"<b>{_text(comparison.old)}</b> before, <b>{_text(comparison.new)}</b> now"
     return (
         f'<header>\n<h1>{_text(title, 300)}</h1>\n<p class="who">{who}</p>\n{verdict}\n'

@@ -10,8 +10,9 @@ from matplotlib.ticker import MaxNLocator
 
 from cmp.experiments.evidence import Evidence
 from cmp.experiments.planner import Plan
-from lab.analyses import Surface, setting_means
+from lab.analyses import setting_means
 from lab.figures import style
+from lab.surface import Surface
 
 CORNERS = {"Pool P": (0.5, np.sqrt(0.75)), "Update D": (0.0, 0.0), "Buffer B": (1.0, 0.0)}
 """The positions of mixtures with a single part."""
@@ -54,18 +55,16 @@ def plot_changes(points: pd.DataFrame) -> Figure:
         The figure.
     """
     looks, labels = style.looks(points["group"]), []
-    with style.canvas(5.2, "Means over streams. Numbers: the lowest and the highest peak.") as (
-        figure,
-        axes,
-    ):
+    note = "Means over streams. Numbers: the lowest and the highest peak."
+    with style.canvas(5.2, note) as (figure, axes):
         for name, rows in points.groupby("group", sort=False):
             axes.plot(rows["A_KA"], rows["A_ZS"], **looks[name] | {"markersize": 7})
             middle = rows.iloc[len(rows) // 2]
             words = textwrap.fill(name, 16)
             labels.append((middle["A_KA"], middle["A_ZS"], words, style.bold(looks[name]["color"])))
             for end in rows.iloc[[0, -1]].itertuples() if len(rows) > 1 else ():
-                peak = np.format_float_positional(end.peak, precision=3, fractional=False, trim="-")
-                labels.append((end.A_KA, end.A_ZS, peak, {"color": "0.4", "fontsize": 11}))
+                peak = {"color": "0.4", "fontsize": 11}
+                labels.append((end.A_KA, end.A_ZS, style.peak_label(end.peak), peak))
         axes.margins(0.14)
         axes.set(xlabel="Change of A_KA, in points", ylabel="Change of A_ZS, in points")
         style.label_points(axes, labels)

@@ -90,8 +90,7 @@ def plot_front(
             axes.plot(ends, [height] * 2, **style.looks([name])[name] | {"marker": ""})
             labels.append((ends[1], height, textwrap.fill(name, 12), small))
         for peak, *place in front.to_numpy():
-            words = np.format_float_positional(peak, precision=3, fractional=False, trim="-")
-            labels.append((*place, words, small))
+            labels.append((*place, style.peak_label(peak), small))
         axes.margins(0.2, 0.1)
         style.label_points(axes, labels)
     return figure

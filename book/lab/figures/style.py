@@ -94,6 +94,11 @@ def looks(settings: Iterable[str]) -> dict[str, dict[str, Any]]:
     return arguments
 
 
+def peak_label(peak: float) -> str:
+    """Return a peak learning rate as text without an exponent, such as "0.00063"."""
+    return np.format_float_positional(peak, precision=3, fractional=False, trim="-")
+
+
 def ink(colour: str) -> str:
     """Return a colour darkened for text on white, to a contrast of 4.5 to 1."""
     rgb = np.array(to_rgb(colour))
