@@ -6,7 +6,7 @@ The public API is listed in `__init__.pyi`. Names are imported on first use, whi
 
 import lazy_loader
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 NUMERICS = 4
 """Part of every run's id. Raise it by hand when a change may alter a run's result."""
