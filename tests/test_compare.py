@@ -716,12 +716,12 @@ def test_the_page_says_first_what_to_do_with_the_index(two):
 
     of_new, known = found.assign(content="new"), found["content"] == "known"
     words = "by words, new content is found in 80.0% of queries instead of 27.0%"
-    assert heading(of_new) == f"Encode only the new images by the new model: {words}"
+    assert heading(of_new) == f"Let the new model encode only the new images: {words}"
     old = "The old model may encode the new images, too: by words"
     assert heading(of_new.assign(as_is=80.0)).startswith(old)
     assert "differ in size" in heading(of_new.assign(as_is=np.nan))
     settled = found.assign(as_is=np.where(known, 80.0, 27.0), reencoded=80.5)
-    assert heading(settled) == f"Encode only the new images by the new model: {words}"
+    assert heading(settled) == f"Let the new model encode only the new images: {words}"
     again = "Encode every image again, or keep two indexes: by words, known content is found in "
     pushed = settled.assign(as_is=np.where(known, 90.0, 80.0))
     assert heading(pushed).startswith(f"{again}80.0% of queries beside re-encoded new images, 90.0")

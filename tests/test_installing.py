@@ -85,7 +85,7 @@ def test_an_installed_command_in_another_checkout_says_whose_command_to_run(tmp_
     (tmp_path / "book" / "lab").mkdir(parents=True)
     shutil.copytree(ROOT / "cmp" / "cli", tmp_path / "cmp")
     monkeypatch.setattr("cmp.project.project_folder", lambda: tmp_path)
-    with pytest.raises(CmpError, match=r"package of its own.*\.venv/bin/cmpt"):
+    with pytest.raises(CmpError, match=r"its own package.*\.venv/bin/cmpt"):
         shared.import_lab("run")
 
 

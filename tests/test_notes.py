@@ -81,7 +81,7 @@ def odd_pictures() -> dict[str, bytes]:
 
 
 @pytest.mark.defect
-@pytest.mark.filterwarnings("ignore:kept. 1 test images are also training images")
+@pytest.mark.filterwarnings("ignore:kept. held-out images that are also training images")
 def test_pictures_that_open_clip_sees_otherwise_are_counted_by_set(folder):
     odd = odd_pictures()
     tree(folder / "kept", {f"c/{name}.png": content for name, content in odd.items()})
@@ -115,10 +115,10 @@ def test_a_picture_that_is_trained_on_and_scored_is_named(folder):
     assert "note" not in check(folder)
     (folder / "kept/c/leak.png").write_bytes((folder / "new/train/a/1.png").read_bytes())
     (folder / "kept/d/leak.png").write_bytes((folder / "new/train/b/1.png").read_bytes())
-    words = "kept: 2 test images are also training images of new, such as c/leak.png"
+    words = "kept: held-out images that are also training images of new: 2, such as c/leak.png"
     assert f"note: {words} and train/a/1.png" in check(folder)
     assert "note" not in check(folder, "--no-decode")  # which reads no picture
-    with pytest.warns(UserWarning, match="2 test images are also training images of new"):
+    with pytest.warns(UserWarning, match="also training images of new: 2"):
         load_data(str(folder))
 
 
@@ -131,22 +131,24 @@ def test_a_picture_that_was_written_again_with_the_same_pixels_is_named_too(fold
 
     trained = folder / "new/train/a/1.png"
     tree(folder, {"kept/c/leak.png": written_again(trained)})
-    words = "note: kept: 1 test images are also training images of new, such as c/leak.png"
+    words = (
+        "note: kept: held-out images that are also training images of new: 1, such as c/leak.png"
+    )
     assert words in check(folder)
-    with pytest.warns(UserWarning, match="1 test images are also training images of new"):
+    with pytest.warns(UserWarning, match="also training images of new: 1"):
         load_data(str(folder))
     tree(folder, {"new/train/b/again.png": written_again(trained)})
     said = check(folder)
-    assert "note: new: 1 training images have several file names, such as" in said
+    assert "note: new: training images with several file names: 1, such as" in said
     assert "note: new: images in several classes: 1, such as" in said
 
 
 def test_what_was_checked_is_compared_without_reading_it_again(folder, monkeypatch):
     (folder / "kept/c/leak.png").write_bytes((folder / "new/train/a/1.png").read_bytes())
-    with pytest.warns(UserWarning, match="1 test images are also training images of new"):
+    with pytest.warns(UserWarning, match="also training images of new: 1"):
         collection.load_collection(str(folder))
     monkeypatch.setattr("cmp.readers.checks._check_image", None)
-    with pytest.warns(UserWarning, match="1 test images are also training images of new"):
+    with pytest.warns(UserWarning, match="also training images of new: 1"):
         collection.load_collection(str(folder))
 
 
@@ -163,7 +165,7 @@ def test_equal_pictures_whose_names_fall_into_two_splits_are_named(tmp_path):
         (root / n).read_bytes() for n in index.table["source"][index.table.split == "train"]
     }
     count = sum((root / name).read_bytes() in contents for name in held["source"])
-    assert count > 0 and f"{count} test images are also training images of mine, such" in sentence
+    assert count > 0 and f"also training images of mine: {count}, such" in sentence
 
 
 def test_training_pictures_with_several_names_are_named(tmp_path):
@@ -173,7 +175,7 @@ def test_training_pictures_with_several_names_are_named(tmp_path):
     tree(root, {"b/other.png": (root / "a/0.png").read_bytes()})
     index = collection.check_images(collection.read_index(fileset(role="pool"), root))
     [sentence] = notes.repeated_pictures(index)
-    assert sentence.startswith("mine: 2 training images have several file names, such as ")
+    assert sentence.startswith("mine: training images with several file names: 2, such as ")
     frame = pd.DataFrame({"filepath": ["a/0.png"] * 2, "title": ["one text", "another text"]})
     named = tables.read_frame(fileset("csv", role="pool"), frame, root)
     assert notes.repeated_pictures(collection.check_images(named)) == []  # a row a caption is fine
@@ -190,9 +192,7 @@ def test_rows_that_differ_only_in_the_caption_are_one_image(tmp_path):
     assert index.table["source"].tolist() == [f"{n}.png" for n in range(30)]
     assert index.table["captions"][3] == ["text 0 of 3", "text 1 of 3"]
     assert index.read(index.table["position"][3]) == picture(3)
-    assert "mine: 30 images with several rows: their captions were joined" in notes.notes_on(
-        [index]
-    )
+    assert "mine: images of several rows, whose captions were joined: 30" in notes.notes_on([index])
     named = tables.read_frame(fileset("csv", reader={"label": "klass"}), frame, tmp_path)
     assert len(named.table) == 31 and named.classes == ["beech", "oak"]
 

@@ -419,7 +419,7 @@ def test_a_list_that_is_shorter_than_the_usual_stream_is_imported(build, tmp_pat
     said = CliRunner().invoke(cli.app, ["stream", "import", str(path), name])
     assert said.exit_code == 0, said.exception
     assert "12 classes of 2 datasets" in said.output
-    shown = said.output.partition("to see its tasks: cmpt ")[2].split()
+    shown = said.output.partition("to see its updates: cmpt ")[2].split()
     assert "stream.tasks: 20 tasks" in str(CliRunner().invoke(cli.app, shown).exception)
     assert CliRunner().invoke(cli.app, [*shown, "stream.tasks=12"]).exit_code == 0
     assert streams.class_order(corpus, Stream(order="listed", traits=name), 0) == order

@@ -44,11 +44,11 @@ def budget(
     names, left_out = (method, None) if method else (option_names("method"), refused)
     steps = total / tasks / full
     table = paper.budget_table(model, batch, steps, names, left_out)
-    title = f"{model}, batch {batch}: {total:,.4g} memory-adjusted GFLOPs over {tasks} tasks"
+    title = f"{model}, batch {batch}: {total:,.4g} memory-adjusted GFLOPs over {tasks} updates"
     shared.print_table(("method", *table.columns), table.itertuples(), title)
     typer.echo(
         "per step: GFLOPs, memory (computed, fp32), GMAFs = GFLOPs x memory relative to full\nper "
-        "task: end GMAFs, charged once; steps; samples"
+        "update: end GMAFs, charged once; steps; samples"
     )
     for name, reason in refused.items():
         typer.echo(f"left out: {name}: {reason}")

@@ -60,9 +60,9 @@ def compare(
     Args:
         old: The deployed model.
         new: The model that may replace it.
-        data: Source of the data: embedded, fomo, or a folder of manifests. Default: all images that
-            had arrived by the release NEW, or by OLD if only OLD is a release or OLD continues NEW;
-            otherwise embedded.
+        data: Source of the data: embedded, fomo, or a folder of manifests. Default: all images up
+            to the release NEW, or up to OLD if only OLD is a release or OLD continues NEW, and
+            embedded without releases.
         arrived: Datasets or updates that the old model's index lacks; "" for none. Default: the
             updates between two releases; otherwise all datasets of role adapt; none if the data
             have no eval or transfer set.
@@ -92,7 +92,7 @@ def compare(
     if releases and not data:
         owner = _choose_owner(releases)
         corpus = owner.corpus(gone == "skip", parse_moved(moved, owner.folder))
-        notes = [f"scored: the {split} images that had arrived by the release {owner.folder}"]
+        notes = [f"scored: the {split} images up to the release {owner.folder}"]
         notes += [note for x in releases for note in _release_notes(x, owner, split, x is pair[0])]
     elif moved or gone == "skip":
         raise CmpError(
@@ -164,8 +164,8 @@ def _release_notes(other: Release, owner: Release, split: str, is_old: bool) -> 
         more = ", ..." if len(arrivals) > NAMED else ""
         places = ", ".join(arrival.name for arrival in arrivals[:NAMED]) + more
         yield (
-            f"{count_of(len(lacking), f'{split} image')} of {other.folder}, from {places}, are not "
-            f"{split} images of {owner.folder}, so they are not scored"
+            f"not scored: {count_of(len(lacking), f'{split} image')} of {other.folder}, from "
+            f"{places}, which {owner.folder} does not have among its {split} images"
         )
     own_prompts, scored_prompts = (_prompts(x) for x in (own, scored))
     pairs = [(other.record.prompt, owner.record.prompt)]

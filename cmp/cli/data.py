@@ -93,7 +93,7 @@ def check(
     """Check which datasets are present, absent, partial, faulty or wrongly counted.
 
     A folder of images without a manifest is checked as a first `cmpt update --data` would read it.
-    A later update splits file names that recur anew.
+    In a later update, a file name that was used before gets a new random split.
 
     The exit status is 1 if a dataset is present but cannot be used as it is. Notes on usable
     datasets, such as images that are both trained on and scored, do not change it.

@@ -32,7 +32,7 @@ def export(
 ) -> None:
     """Export a release, a run's final weights, or a model from a hub, for other libraries.
 
-    For an unfinished run, the model after its last finished task is exported. Exports for
+    For an unfinished run, the model after its last finished update is exported. Exports for
     transformers and ONNX are compared with the network, and kept only if the features agree to
     1e-5. An earlier export is replaced, unless it has changed.
 
@@ -95,7 +95,7 @@ def report_unfinished(run: store.StoredRun) -> None:
     """Print a note if an exported run is not finished."""
     done = run.metrics["task"].max()
     if done < (tasks := run.config.stream.tasks):
-        words = f"is not finished: this is its model after {done} of {tasks} tasks"
+        words = f"is not finished: this is its model after {done} of {tasks} updates"
         typer.echo(f"run {run.id[:SHORT_ID]} {words}")
 
 

@@ -39,7 +39,7 @@ def merge(
 ) -> None:
     """Merge safetensors files into one, tensor by tensor.
 
-    The metadata of the new file name the merged files. With --try, nothing is written: merges with
+    The new file's metadata lists the merged files. With --try, nothing is written: merges with
     each value are scored on the validation images of --data.
 
     Args:
@@ -53,10 +53,11 @@ def merge(
         scale: Factor of the merged task vector. Default: that of the rule.
         density: Fraction of a task vector's entries to keep, 0 to 1. Default: 0.3.
         outliers: Fraction of the largest entries to drop, 0 to 1. Default: 0.01.
-        alpha: Factor of the first block, for rule lines. Default: 0.5.
-        beta: Increase of the factor from the first to the last block, for rule lines. Default: 0.5.
+        alpha: Factor of the first block, for rule `lines`. Default: 0.5.
+        beta: Increase of the factor from the first to the last block, for rule `lines`.
+            Default: 0.5.
         protect: Leading directions of earlier models that later ones must not change, for rule
-            opcm, as a fraction of the sum of singular values. Default: 0.5.
+            `opcm`, as a fraction of the sum of singular values. Default: 0.5.
         seed: Seed for rules with random draws.
         candidates: Values of a setting to compare, such as density=0.1,0.3, or
             weight=0.1,0.25,0.5 for the weight of the newest model; repeat for combinations.

@@ -81,7 +81,7 @@ def print_log(path: Path) -> None:
             first, last = known.iloc[[0, -1]]
             typer.echo(f"{name:18} {first:.4g} {logs.sparkline(known)} {last:.4g}")
     if damaged:
-        typer.echo(f"{path}: {damaged} lines are damaged or incomplete, and were skipped", err=True)
+        typer.echo(f"{path}: damaged or incomplete lines, which were skipped: {damaged}", err=True)
 
 
 def rm(run_id: str) -> None:

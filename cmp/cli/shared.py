@@ -46,7 +46,8 @@ DESCRIPTIONS = {
     "export`.",
     "dry_run": "Print the plan without computing anything.",
     "seed": "The base model's number.",
-    "data": "Source of the data: embedded, fomo, or a folder of manifests.",
+    "data": "Source of the data: embedded (this book's benchmark), fomo (FoMo-in-Flux), or a "
+    "folder of manifests.",
 }
 """Help for parameters of several commands; a command's docstring may override it."""
 
@@ -212,7 +213,7 @@ def import_lab(name: str) -> ModuleType:
     installed = Path(__file__).parents[1]
     if not (checkout / "cmp").is_dir() or not installed.samefile(checkout / "cmp"):
         raise CmpError(
-            f"{checkout}: this checkout has a package of its own, and cmpt is that of {installed}; "
+            f"{checkout}: this checkout has its own package, but this cmpt comes from {installed}; "
             f"run {checkout / '.venv' / 'bin' / 'cmpt'}, which `make env` installs"
         )
     if str(book) not in sys.path:

@@ -21,7 +21,7 @@ from cmp.parsing import read_text
 
 
 def show(settings: shared.Settings = None, profile: str = "cpu") -> None:
-    """Show the classes, datasets and images of each task, and the passes over its images.
+    """Show the classes, datasets and images of each update, and the passes over its images.
 
     Args:
         profile: Size of the run: quick, cpu or gpu, or a file of settings, NAME.yaml.
@@ -34,7 +34,7 @@ def show(settings: shared.Settings = None, profile: str = "cpu") -> None:
     report = statistics.stream_report(run_config, corpus)
     rows = [(*row[:-1], f"{row.passes:.1f}") for row in report.itertuples()]
     title = f"order {run_config.stream.order}{', reversed' * run_config.stream.reverse}"
-    shared.print_table(("task", *report.columns), rows, title)
+    shared.print_table(("update", *report.columns), rows, title)
 
 
 def make(
@@ -98,7 +98,7 @@ def import_(file: Path, name: str) -> None:
     path = statistics.write_statistics(positions, name)
     datasets = len({entry.partition("+++")[0] for entry in order})
     typer.echo(f"{len(order)} classes of {datasets} datasets; {state}: {path}")
-    typer.echo(f"to see its tasks: cmpt stream show stream.order=listed stream.traits={name}")
+    typer.echo(f"to see its updates: cmpt stream show stream.order=listed stream.traits={name}")
 
 
 app = shared.make_group(__doc__, show, make, import_)

@@ -37,9 +37,9 @@ def plan(
         gpu_hours: Compute budget for training all updates, in hours on the device. Give this or
             --gmafs.
         gmafs: Compute budget for all updates, in memory-adjusted GFLOPs. Give this or --gpu-hours.
-        device: Device of the plan: h100, a100, rtx-4090, l40s, l40, l4, t4 or core.
-        keep: What matters more: balance (new and old alike), most (keep old first) or all (lose
-            nothing).
+        device: Device of the plan: h100, a100, rtx-4090, l40s, l40, l4, t4 or core (one CPU core).
+        keep: What to aim for: balance (new and old alike), most (old before new) or all (lose as
+            little as possible).
         pool: Fraction of the pretraining data, or of your own pool, to replay, 0 to 1. Default: 0.5
             for this book's own models, otherwise 1.
         other_pool: Replay public data, because the pretraining data are not available.

@@ -201,7 +201,7 @@ def _given(
     if parent is not None and not release.is_release(Path(parent)):
         raise CmpError(
             f"{parent}: must be the folder of a release, with its {release.RECORD_FILE}; give the "
-            "model of a first update by --start"
+            "model of a first update with --start"
         )
     if data is None:
         raise CmpError("--data: give the folder of the new images")

@@ -37,7 +37,7 @@ def notes_on(indexes: list[ImageIndex]) -> list[str]:
     sentences = [sentence for index in checked for sentence in images_read_differently(index)]
     sentences += [sentence for index in indexes for sentence in read_elsewhere(index)]
     sentences += [
-        f"{index.dataset.name}: {index.joined} images with several rows: their captions were joined"
+        f"{index.dataset.name}: images of several rows, whose captions were joined: {index.joined}"
         for index in indexes if index.joined
     ]  # fmt: skip
     sentences += [sentence for index in indexes for sentence in splits_of_names(index)]
@@ -172,7 +172,7 @@ def leaked_pictures(indexes: list[ImageIndex]) -> list[str]:
     scored = table.loc[table["split"] != "train"]
     shared = scored.merge(trained, on="pixels", suffixes=("", "_trained"))
     return [
-        f"{name}: {len(part)} test images are also training images of {other}, such as "
+        f"{name}: held-out images that are also training images of {other}: {len(part)}, such as "
         f"{part['source'].iloc[0]} and {part['source_trained'].iloc[0]}; they test memorisation, "
         "so remove them from one of the two"
         for (name, other), part in shared.groupby(["set", "set_trained"], sort=False)
@@ -216,7 +216,7 @@ def repeated_pictures(index: ImageIndex) -> list[str]:
         return []
     by_pixels = part.groupby("pixels")
     return [
-        f"{index.dataset.name}: {by_pixels.ngroups} training images have several file names, "
+        f"{index.dataset.name}: training images with several file names: {by_pixels.ngroups}, "
         f"such as {part['source'].iloc[0]} and {part['source'].iloc[1]}; each is drawn once per "
         "file name"
     ]

@@ -104,7 +104,9 @@ def _check_end(path: Path, file: BinaryIO, place: int) -> None:
     file.seek(place)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
-        raise CmpError(f"{path}: has no end, so it may be cut off; copy it or pack it again")
+        raise CmpError(
+            f"{path}: has no end marker, so it may be truncated; copy it or pack it again"
+        )
     if any(block):
         raise CmpError(f"{path}: the header at byte {place} is damaged; copy it or pack it again")
     while block := file.read(2**20):

@@ -344,7 +344,7 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
         some = [ledger.pictures[place] for place in sorted(gone)[:NAMED]]
         names = ", ".join(f"{ledger.arrivals[x.arrival].folder}/{x.source}" for x in some)
         raise CmpError(
-            f"{len(gone)} images from earlier updates are gone or have changed, such as {names}; "
+            f"images of earlier updates that are gone or changed: {len(gone):,}, such as {names}; "
             "put them back (a renamed class folder counts as gone: rename it back), or pass "
             "--moved OLD=NEW, or --gone skip to continue without them"
         )
@@ -405,7 +405,7 @@ def _read_again(
         return None, ""
     except (CmpError, OSError) as error:
         reason = str(error).removeprefix(f"{dataset.name}: ")
-        return None, f"{arrival.folder}: its images cannot be looked for: {reason}"
+        return None, f"{arrival.folder}: cannot look for its images: {reason}"
     return index, ""
 
 

@@ -117,7 +117,7 @@ def compare(
     device: str | None = None,
     progress: bool = False,
 ) -> Comparison:
-    """Compare two models on the same images: which the new one gets right now, and which wrong.
+    """Compare two models on the same images: what the new one now gets right, and what wrong.
 
     Every image is decoded and encoded once for each model, by its own preprocessing; only
     features are kept. One model is in memory at a time, unless networks are given. Right-to-wrong
@@ -134,7 +134,7 @@ def compare(
             None, the updates between two releases that are in the data; otherwise the datasets of
             the role "adapt", or none if the data have no dataset of the role "eval" or "transfer".
         split: "test" or "validation".
-        subset: Images per dataset; None for all. With one, the map to the old index is fitted on
+        subset: Images per dataset; None for all. If given, the map to the old index is fitted on
             at most five times as many images of other splits, and never on more than 2,000.
         precision: "bf16" or "fp32". If None, the new model's if it is a release, so that scores
             match its card; otherwise "bf16".

@@ -42,7 +42,7 @@ ROUNDING = 1e-9
 Points = Annotated[float, Field(ge=0, le=100)]
 LIMITS = ("drop", "lost", "gain")
 """The keys of limits that are numbers to keep."""
-EXAMPLE = "; a gate is such as `each: {drop: 5, lost: 20}` or `A_KA: {gain: 1, sure: true}`"
+EXAMPLE = "; a gate looks like `each: {drop: 5, lost: 20}` or `A_KA: {gain: 1, sure: true}`"
 
 
 @checked_dataclass(frozen=True, config=STRICT)

@@ -308,14 +308,14 @@ def name_activation(activation: nn.Module) -> str:
     """Return the name of an activation in `transformers`, found by what it computes.
 
     Raises:
-        CmpError: It is none of `ACTIVATIONS`.
+        CmpError: It is not one of `ACTIVATIONS`.
     """
     x = torch.linspace(-4, 4, 101)
     for name, function in ACTIVATIONS.items():
         if torch.allclose(activation(x), function(x), atol=1e-6):
             return name
     raise CmpError(
-        f"--to transformers: the activation {type(activation).__name__} is none of "
+        f"--to transformers: the activation {type(activation).__name__} is not one of "
         f"{', '.join(ACTIVATIONS)}; --to onnx takes any network"
     )
 

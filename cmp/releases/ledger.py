@@ -105,7 +105,7 @@ def update_label(arrival: Arrival) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Ledger:
-    """All images that arrived so far, in the order of arrival.
+    """All images that have arrived so far, in the order of arrival.
 
     Attributes:
         arrivals: The folders of the images.

@@ -166,7 +166,7 @@ class Release:
         return all((self.folder / name).exists() for name in self.slimmable())
 
     def ledger(self) -> Ledger:
-        """Return the images that arrived so far.
+        """Return the images that have arrived so far.
 
         Raises:
             CmpError: Their table or the record of their folders is damaged.
@@ -228,7 +228,7 @@ def refuse_inside(path: Path, named: str) -> None:
 
 
 def read_release(folder: str | os.PathLike[str]) -> Release:
-    """Return the release of a folder.
+    """Return the release in a folder.
 
     Args:
         folder: The folder.

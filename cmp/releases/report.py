@@ -576,8 +576,8 @@ def _index_finding(table: pd.DataFrame) -> str:
             return f"{what}: {finding} {decimal(again)}% of queries instead of {decimal(now)}%"
         if NEW not in rows.index:
             return (
-                f"The old index still serves: {finding} {decimal(now)}% of queries, re-encoded in "
-                f"{decimal(again)}%"
+                f"The old index still serves: {finding} {decimal(now)}% of queries, or in "
+                f"{decimal(again)}% if re-encoded"
             )
     now, mixed, again = rows.loc[NEW, ["as_is", "new_first", "reencoded"]]
     again = again if math.isnan(mixed) else mixed
@@ -585,10 +585,10 @@ def _index_finding(table: pd.DataFrame) -> str:
     if round(again, 1) <= round(now, 1):
         return (
             f"The old model may encode the new images, too: {finding} {decimal(now)}% of queries, "
-            f"by the new model in {decimal(again)}%"
+            f"or in {decimal(again)}% if the new model encodes it"
         )
     return (
-        f"Encode only the new images by the new model: {finding} {decimal(again)}% of queries "
+        f"Let the new model encode only the new images: {finding} {decimal(again)}% of queries "
         f"instead of {decimal(now)}%"
     )
 

@@ -76,8 +76,8 @@ def describe_unscored(report: ArrivalReport) -> str:
     more = " and others" if len(report.untested_names) > NAMED else ""
     total = count_of(len({*report.new_names, *report.old_names}), "name")
     return (
-        f"{len(report.untested_names)} of {total} have no test images so far and are not scored: "
-        f"{names}{more}"
+        f"not scored, since there are no test images so far: {len(report.untested_names)} of "
+        f"{total}: {names}{more}"
     )
 
 

@@ -210,7 +210,7 @@ def check_room(plan: UpdatePlan, folder: Path, work: Path | None = None) -> str:
     place = next(path for path in folder.absolute().parents if path.exists())
     if (free := shutil.disk_usage(place).free) < needed:
         raise CmpError(
-            f"{folder}: the update needs about {needed / 1e9:.2g} GB of its disk, which has "
+            f"{folder}: the update needs about {needed / 1e9:.2g} GB on this disk, which has "
             f"{free / 1e9:.2g} GB free; make room, or name a folder on another disk"
         )
     return f"about {needed / 1e9:.2g} GB until the release is written, of {free / 1e9:.3g} GB free"

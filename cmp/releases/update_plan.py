@@ -309,9 +309,7 @@ def _arrive_beside(
     name, last = ledger.arrivals[-1].name, len(ledger.arrivals) - 1
     some = next(x.source for x in ledger.pictures if x.arrival == last and x.split == "train")
     count = count_of(sum(report.new.values()), "image")
-    said.append(
-        f"--retain: {name}: {trained:,} of {count}, such as {some}, are not scored: {reason}"
-    )
+    said.append(f"--retain: {name}: not scored: {trained:,} of {count}, such as {some}: {reason}")
     return ledger, said
 
 
@@ -328,9 +326,9 @@ def _brought_same(before: Ledger, number: int, after: Ledger) -> bool:
 def _similar_line(whose: str, report: ArrivalReport) -> str:
     """Return a sentence on images that look like one on the other side."""
     return (
-        f"{report.similar:,} of {whose} images look like an image that is on the other side of the "
-        f"split between training and tests, such as {', '.join(report.similar_names)}; they are "
-        "used, but scores may be too high"
+        f"among {whose} images, {report.similar:,} with a lookalike on the other side of the split "
+        f"between training and tests, such as {', '.join(report.similar_names)}; used all the "
+        "same, but scores may be too high"
     )
 
 
