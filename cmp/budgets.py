@@ -128,6 +128,8 @@ def step_cost(model: str, batch: int, method: str = "full", **settings: Any) -> 
         >>> lora.memory < full.memory
         True
     """
+    if not isinstance(model, str):
+        raise CmpError("step_cost: model: give a name, such as 'small'")
     tree = {
         "model": {"name": model},
         "training": {"batch": batch},

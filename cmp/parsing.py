@@ -128,7 +128,11 @@ def first_fault(error: Any) -> tuple[str, dict[str, Any]]:
     unknown = ("extra_forbidden", "unexpected_keyword_argument")  # of a model, of a dataclass
     fault = min(error.errors(), key=lambda fault: fault["type"] not in unknown)
     message = fault["msg"].removeprefix("Value error, ")
-    fault = {**fault, "msg": "unknown key" if fault["type"] in unknown else message}
+    if fault["type"] in unknown:
+        message = "unknown key"
+    elif fault["type"] in ("dict_type", "model_type", "model_attributes_type", "dataclass_type"):
+        message = "must have keys below it"
+    fault = {**fault, "msg": message}
     return ".".join(map(str, fault["loc"])), fault
 
 

@@ -49,6 +49,16 @@ def test_a_step_takes_its_flops_at_the_share_that_its_trace_predicts():
     assert eager.by.startswith("predicted") and compiled.by.startswith("predicted")
 
 
+def test_micro_batches_share_a_step_of_the_optimiser():
+    """As if each had its own, a large network looked two fifths slower."""
+    own, shared = (kernels.traced_share("ViT-H-14", 8, False, parts=n) for n in (1, 64))
+    assert 1.3 < shared / own < 1.6
+    config, execution = gpu_run("model.name=ViT-H-14"), ExecutionConfig(micro_batch=8)
+    parts = forecast.predict_step(config, H100, execution)
+    flops = budgets.full_cost(config).step * 4 / 3  # features are computed twice
+    assert parts.seconds == pytest.approx(flops / (shared * H100.peak), rel=1e-3)
+
+
 def test_a_card_with_a_slower_memory_reaches_less_of_its_peak():
     """Of an L4's peak, elementwise operations leave less than of an RTX 4090's."""
     shares = [

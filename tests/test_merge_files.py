@@ -250,6 +250,12 @@ def test_misuse_is_refused_by_name(arguments, words, files, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_path_in_place_of_a_list_is_refused(files, tmp_path, kind):
+    with pytest.raises(CmpError, match=r"new\.safetensors': give a list of files"):
+        cmp.merge_files("interpolation", kind(files[0]), tmp_path / "out.safetensors")
+
+
 def test_a_model_is_not_written_over(files):
     before = files[1].read_bytes()
     error = shell("interpolation", *files[:2], "-o", files[1]).exception

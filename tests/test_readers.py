@@ -175,6 +175,25 @@ def test_of_two_tables_the_faulty_one_is_named(tmp_path, kind):
     assert f"a.{kind}" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", [b"x", ["x"], {"x": 1}])
+def test_updates_have_names_and_no_other_values(tmp_path, value):
+    classes(tmp_path)
+    table = pa.table({"filepath": ["oak/0.png"], "title": ["x"], "month": [value]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(CmpError, match=r"reader\.update: .* in the column 'month' must be a text"):
+        read_set(tmp_path, "parquet", path="t.parquet", update="month")
+
+
+def test_a_set_has_either_paths_or_images_in_its_files(tmp_path):
+    classes(tmp_path)
+    content = (tmp_path / "oak" / "0.png").read_bytes()
+    for name, value in {"a": content, "b": "oak/0.png"}.items():
+        table = pa.table({"filepath": [value], "title": ["x"]})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    with pytest.raises(CmpError, match=r"'filepath' has paths in some files and images in others"):
+        read_set(tmp_path, "parquet", path="*.parquet")
+
+
 def test_numbers_beside_a_blank_are_labels(tmp_path):
     table = pa.table({"image": [picture(n) for n in range(3)], "label": [3, 4, None]})
     pq.write_table(table, tmp_path / "t.parquet")
@@ -1033,7 +1052,8 @@ def test_a_row_of_a_table_costs_one_look_at_the_disk(tmp_path, monkeypatch):
         ({"splits": {"train": 0.5}}, "splits: the shares must sum to 1, not 0.5$"),
         ({"role": "eval", "splits": {"train": 1.0}}, "splits: .*'train', only validation and test"),
         ({"splits": {"training": 1.0}}, r"splits\.training: Input should be 'train'"),
-        ({"splits": 1}, r"splits: Input should be a valid dictionary \(found 1\)$"),
+        ({"splits": 1}, r"splits: must have keys below it \(found 1\)$"),
+        ({"reader": 5}, r"reader: must have keys below it \(found 5\)$"),
         ({"reader": {"kind": "pipe"}}, "reader: 'kind' is 'pipe'; it can be 'folder', "),
         ({"reader": {"kind": "cvs"}}, "reader: 'kind' is 'cvs'; it can be .* 'csv', "),
         ({"reader": {"path": "."}}, "reader: 'kind' is missing"),

@@ -99,7 +99,7 @@ def test_what_is_common_is_shared_and_a_setting_may_say_otherwise(tmp_path, monk
     configs = studies.load_study("77").configs("quick")
     assert [each.mixture.replay for each in configs.values()] == [0.5, 1.0, 0.5]
     (tmp_path / "77.yaml").write_text(json.dumps(grid | {"common": [1]}))
-    with pytest.raises(CmpError, match=r"77\.yaml: common: Input should be an object"):
+    with pytest.raises(CmpError, match=r"77\.yaml: common: must have keys below it"):
         studies.load_study("77")
     (tmp_path / "77.yaml").write_text(json.dumps(grid | {"name": "78"}))
     with pytest.raises(CmpError, match=r"77\.yaml: name: the study is named by its file"):

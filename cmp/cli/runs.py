@@ -144,9 +144,9 @@ def evaluate(
     Args:
         model: One of this book's own models, such as small, or an open_clip model, hf-hub:ORG/NAME,
             or local-dir:FOLDER for a folder in open_clip's format.
-        start: Weights to score: annealed or unannealed for this book's own models; otherwise a
-            pretrained tag of open_clip, the path of a file, or random. Default: annealed, or the
-            weights of the hub or folder.
+        start: Weights to score: annealed, unannealed or cosine for this book's own models; a
+            pretrained tag of open_clip for others; the path of a file, run:ID or random for all.
+            Default: annealed, or the weights of the hub or folder.
         split: Images to score: test, or validation for choosing settings.
         device: Device: cpu or cuda. Default: cpu for this book's own models, otherwise cuda.
 

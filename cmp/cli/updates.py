@@ -322,8 +322,8 @@ def tune(
         typer.echo(f"best on validation: {peak:g}; written: {out}")
         typer.echo(tuning.describe_evidence(tried[-1]))
         typer.echo(
-            "next: cmpt update with the same options, but without settings as KEY=VALUE, and with "
-            f"--settings {shlex.quote(str(out))}"
+            "next: the same command with `update` for `tune`, without --peaks and KEY=VALUE, with "
+            f"--settings {shlex.quote(str(out))} and -o NEW_RELEASE"
         )
 
 

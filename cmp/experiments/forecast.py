@@ -109,7 +109,8 @@ def predict_step(
     share, source = facts.utilisation, "assumed"
     if facts is not DEVICES["core"] and name not in starts.family_names():
         bandwidth = facts.bandwidth / DEVICES["h100"].bandwidth
-        mode = (size, execution.compile_towers, facts.peak, bandwidth)
+        parts = math.ceil(batch / size)
+        mode = (size, execution.compile_towers, facts.peak, bandwidth, parts)
         traced = traced_share(name, *mode) or share
         if traced < share:
             share, source = traced, "from its kernels"

@@ -283,7 +283,12 @@ def update_kernels(model: nn.Module) -> list[Kernel]:
 
 @functools.cache
 def traced_share(
-    name: str, batch: int, compiled: bool, peak: float = PEAK, faster: float = 1.0
+    name: str,
+    batch: int,
+    compiled: bool,
+    peak: float = PEAK,
+    faster: float = 1.0,
+    parts: int = 1,
 ) -> float | None:
     """Return the share of a GPU's peak that a training step is predicted to reach, or None if the
     network cannot be traced.
@@ -295,13 +300,17 @@ def traced_share(
         peak: FLOP/s of dense bf16 products of the GPU. Its products are assumed to reach the same
             share of it as an H100's.
         faster: The bandwidth of the GPU, as a multiple of an H100's.
+        parts: How many times that many samples are encoded before each step of the optimiser.
     """
     if (recorder := _cached_trace(name, batch)) is None:
         return None
     kernels = fuse(recorder.kernels, recorder.casts) if compiled else recorder.kernels
     rates = PRODUCT_RATE * peak / PEAK, BANDWIDTH * faster
-    seconds = sum(kernel.seconds_at(*rates) for kernel in kernels)
-    return sum(kernel.flops for kernel in kernels) / seconds / peak
+    seconds = sum(
+        kernel.seconds_at(*rates) * (1 if kernel.kind == "optimiser" else parts)
+        for kernel in kernels
+    )
+    return parts * sum(kernel.flops for kernel in kernels) / seconds / peak
 
 
 @functools.lru_cache(maxsize=4)

@@ -414,6 +414,10 @@ def check_option(option: Option) -> None:
             finite, or it is declared idempotent but changes models that are all equal.
     """
     facts = option.facts
+    if facts["linear"] and facts["matrix"]:
+        raise CmpError(
+            f"merge_rule {option.name!r}: linear=True and matrix=True exclude each other"
+        )
     if facts["keeps_norm"] and not (facts["base"] and facts["matrix"]):
         raise CmpError(
             f"merge_rule {option.name!r}: keeps_norm=True needs base=True and matrix=True"

@@ -101,6 +101,10 @@ def merge_files(
         ...     save_file({"w": torch.ones(2)}, path)
         >>> cmp.merge_files("interpolation", paths, folder / "merged.safetensors")
     """
+    if isinstance(paths, str | os.PathLike):
+        raise CmpError(
+            f"merge_files: paths: {os.fspath(paths)!r:.200}: give a list of files, newest first"
+        )
     parents = [Path(path) for path in (*paths, *([] if base is None else [base]))]
     check_target(out := Path(out))
     if out.exists() and any(path.exists() and out.samefile(path) for path in parents):

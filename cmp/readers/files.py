@@ -112,7 +112,10 @@ def exists(path: Path | str) -> bool:
 
 
 NO_FILE = Stamp(-1, problem="missing file")
-OUTSIDE = Stamp(-1, problem="path outside the manifest's folder, which must be above all images")
+OUTSIDE = Stamp(
+    -1, problem="path outside the dataset's folder; copy the image into it, or put the table and "
+    "its manifest into a folder above all images",
+)  # fmt: skip
 LINK = Stamp(-1, problem="link to a file outside the dataset's folder; copy the file into it")
 
 

@@ -71,6 +71,11 @@ def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
             sizes.append(inside)
     splits = np.repeat(file_splits(files, root), list(map(len, frames))).tolist()
     if None in sizes:
+        if any(inside is not None for inside in sizes):
+            raise CmpError(
+                f"{dataset.name}: reader.image: the column {dataset.reader.image!r} has paths in "
+                "some files and images in others; write a manifest for each"
+            )
         return read_frame(dataset, pd.concat(frames), root, splits)
     stamps, rows = [], []
     for number, (file, inside) in enumerate(zip(files, sizes, strict=True)):
@@ -280,6 +285,12 @@ def _index_frame(
     if dataset.reader.caption in frame:  # pandas' missing values are not captions
         good = (str, list, tuple, np.ndarray)
         captions = [value if isinstance(value, good) else 0 for value in captions]
+    for value in updates:
+        if isinstance(value, bytes | list | tuple | dict | np.ndarray):
+            raise CmpError(
+                f"{dataset.name}: reader.update: {value!r:.80} in the column "
+                f"{dataset.reader.update!r} must be a text or a number"
+            )
     sources = [name or f"row {row}" for row, name in enumerate(names)]
     splits, updates = map(_cell_text, splits), map(_cell_text, updates)
     rows = list(map(Row, sources, stamps, splits, labels, captions, updates))

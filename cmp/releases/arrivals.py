@@ -304,12 +304,12 @@ def arrive(
     known = {(picture.set, picture.source) for picture in ledger.pictures}
     for index in indexes:
         for row in index.table.itertuples():
-            name, split = (index.dataset.name, row.source), row.split
+            place, split = (index.dataset.name, row.source), row.split
             if not row.given:
-                free.add(name)
-                if name in known:  # names that recur would test the same classes every month
+                free.add(place)
+                if place in known:  # names that recur would test the same classes every month
                     split = draw_split(index.dataset, f"{ledger.updates + 1}/{row.source}")
-            about = (len(ledger.arrivals), *name, split, row.label)
+            about = (len(ledger.arrivals), *place, split, row.label)
             arriving.append(Picture(*about, tuple(row.captions), row.digest, row.pixels, row.look))
     ledger, report = append(ledger, arrival, arriving, free)
     faults = [fault for index in indexes for fault in index.faults]

@@ -60,7 +60,7 @@ def release_card(
     mixture = run_config.mixture
     card = CARD["card"].format(
         name=code_span(name), start=code_span(run_config.model.start),
-        snippet=snippet(name, corpus).rstrip(),
+        snippet=snippet(name, corpus).rstrip(), set=code_span(corpus.by_role("adapt")[-1]),
         count="once" if len(record.updates) == 1 else f"{len(record.updates)} times",
         last=escape_markdown(last.name), id=record.id,
         images=sentences.count_of(last.images, "training image"),

@@ -238,8 +238,8 @@ def _head(
         kind = "lost" if broken else "found"
         verdict = f'<p><a class="verdict {kind}" href="#gate">{state}</a></p>'
     # a terminal has them as lines
-    sentences = (f"{note[:1].upper()}{note[1:]}." for note in notes)
-    said = "".join(f"<p>{_text(sentence, 500)}</p>" for sentence in sentences)
+    paragraphs = (f"{note[:1].upper()}{note[1:]}." for note in notes)
+    said = "".join(f"<p>{_text(paragraph, 500)}</p>" for paragraph in paragraphs)
     who = f"<b>{_text(comparison.old)}</b> before, <b>{_text(comparison.new)}</b> now"
     return (
         f'<header>\n<h1>{_text(title, 300)}</h1>\n<p class="who">{who}</p>\n{verdict}\n'

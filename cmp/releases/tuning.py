@@ -16,7 +16,7 @@ from cmp.errors import CmpError, Diverged
 from cmp.evaluation import ROLES, make_test_sets
 from cmp.files import SHORT_ID, check_target, child_path, read_kept, write_atomic, write_kept
 from cmp.releases.sentences import count_of
-from cmp.releases.update import check_room, train_update, update_manager
+from cmp.releases.update import check_room, own_steps, train_update, update_manager
 from cmp.releases.update_plan import UpdatePlan, plan_update
 from cmp.runs import store
 from cmp.runs.runner import NO_OBSERVER, Observer
@@ -177,7 +177,8 @@ def _scores_of(
     with update_manager(plan, work, device) as manager:
         if known is not None:  # killed before it had deleted the checkpoints
             return known
-        seen_by = observer if manager else NO_OBSERVER  # only the first process shows progress
+        # only the first process shows progress
+        seen_by = own_steps(plan, observer) if manager else NO_OBSERVER
         scores = {}
         with contextlib.suppress(Diverged):
             result = train_update(plan, device, execution, seen_by, manager)

@@ -179,7 +179,9 @@ def compute_update(
             if not unfinished:  # the log is that of an update that saved nothing
                 (work / release.LOG_FILE).unlink(missing_ok=True)
             with RunLog(work / release.LOG_FILE, plan.id, plan.fitted, device, boards) as log:
-                result = train_update(plan, device, execution, log.observe(observer), manager)
+                result = train_update(
+                    plan, device, execution, log.observe(own_steps(plan, observer)), manager
+                )
             manager.finish()  # on a GPU, a thread may still be writing the last state
             assert manager.last is not None  # a finished run has saved its end
             write_release(plan, result, manager.last, folder, device)
@@ -226,6 +228,15 @@ def _check_tensorboard(folder: Path, tensorboard: str) -> None:
         )
 
 
+def own_steps(plan: UpdatePlan, observer: Observer) -> Observer:
+    """Return an observer whose `resumed` counts only the update's own steps, as a bar does. A log
+    counts all steps of the stream."""
+    earlier = sum(plan.fitted.steps[:-1])
+    return dataclasses.replace(
+        observer, resumed=lambda steps: observer.resumed(max(steps - earlier, 0))
+    )
+
+
 def train_update(
     plan: UpdatePlan,
     device: str,
@@ -233,23 +244,18 @@ def train_update(
     observer: Observer = NO_OBSERVER,
     manager: CheckpointManager | None = None,
 ) -> RunResult:
-    """Train a planned update from the state of its parent, see `cmp.runs.runner.execute`. The
-    observer's `resumed` counts only the update's own steps.
+    """Train a planned update from the state of its parent, see `cmp.runs.runner.execute`.
 
     Raises:
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; the same command continues.
     """
-    earlier = sum(plan.fitted.steps[:-1])
-    watched = dataclasses.replace(
-        observer, resumed=lambda steps: observer.resumed(max(steps - earlier, 0))
-    )
     start, model = None, None
     if parent := plan.parent:
         start = parent.state()
         model = models.load_from_file(plan.config.model.name, parent.path(release.START_FILE))
     try:
         return execute(
-            plan.config, plan.corpus, watched, model, device=device, manager=manager,
+            plan.config, plan.corpus, observer, model, device=device, manager=manager,
             execution=execution, fitted=plan.fitted, start=start,
         )  # fmt: skip
     except Interrupted as error:
@@ -326,12 +332,13 @@ def write_release(
 
 def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:
     """Return sentences on the scores after an update."""
-    changed = ledgers.changed_retention(plan.ledger)
+    changed, split = ledgers.changed_retention(plan.ledger), plan.config.evaluation.split
+    counts = {f"{split} image": plan.report.new.get(split, 0), "name": len(plan.report.new_names)}
+    added = " and ".join(sentences.count_of(count, noun) for noun, count in counts.items() if count)
     before = (
         f"The card of {plan.earlier[-1].name} can give another A_KA for the model that is called "
-        "“before” here: it is the same model, but there may be more test images since then, and "
-        "more names to choose among."
-    ) if plan.earlier else ""  # fmt: skip
+        f"“before” here. It is the same model, but these are new since then: {added}."
+    ) if plan.earlier and added else ""  # fmt: skip
     candidates = (
         sentences.describe_unscored(plan.report),
         # without images that are gone, the same model has another score on the earlier ones, too

@@ -5,6 +5,7 @@ Every check of an update that needs no training is made here, before anything is
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,7 +206,9 @@ def plan_update(
             f"{data}: no image of this stream is in the split {run_config.evaluation.split!r}, so "
             "nothing could be scored; add images, or pass --retain FOLDER"
         )
-    fitted = budgets.settle(run_config, corpus)
+    with warnings.catch_warnings():  # a note of the plan says it, with the counts of a batch
+        warnings.filterwarnings("ignore", "mixture.pretraining: no dataset has the role pool")
+        fitted = budgets.settle(run_config, corpus)
     pools = mixtures.task_pools(fitted, corpus, ledger.updates - 1)[-1]
     update_id = _update_id(run_config, parent, ledger, prompt, gone)
     return UpdatePlan(
