@@ -707,7 +707,7 @@ def test_whatever_a_user_names_is_text(two):
 
 
 def test_the_page_says_first_what_to_do_with_the_index(two):
-    found = two.index.assign(new_first=80.0, as_is=27.0, reencoded=82.0)
+    found = two.index.assign(new_first=80.0, as_is=27.0, reencoded=82.0, queries=50)
     found["content"] = np.where(found["content"] == "known", "known", "new")
 
     def heading(table):
@@ -729,6 +729,9 @@ def test_the_page_says_first_what_to_do_with_the_index(two):
     alone = settled[known].assign(new_first=np.nan)
     assert heading(alone).startswith("The old index still serves: by words, known content")
     assert heading(alone.assign(reencoded=90.0)).startswith("Encode every image again: by words")
+    few = found.assign(queries=np.where(found["query"] == "text", 4, 50))
+    assert "by an image, known content is found" in heading(few)  # four searches decide nothing
+    assert "by an image (only 9 queries), known" in heading(found.assign(queries=9))
     page = report.report_page(two)
     assert "may match several images" in page and "The map turns" in page
 
@@ -819,7 +822,7 @@ def test_an_embedded_model_in_a_folder_keeps_its_own_tokens(few, tmp_path):
     ("what", "words"),
     [
         ("smal", "did you mean 'small'"),
-        ("nothing/there", "no model is called"),
+        ("nothing/there", "no folder or model"),
         ("ViT-B-32", "ViT-B-32:START"),
         ("small:annealed:99", "no annealed base 99"),
         ("small:nothing", "model.start: 'nothing'"),
@@ -827,7 +830,7 @@ def test_an_embedded_model_in_a_folder_keeps_its_own_tokens(few, tmp_path):
         ("run:0000000000", "no stored run with this id"),
         ("deadbeef", "no stored run with this id"),
         ("local-dir:/nowhere", "no open_clip_config.json"),
-        ("", "no model is called"),
+        ("", "no folder or model"),
     ],
 )
 def test_what_names_no_model_is_refused(what, words):

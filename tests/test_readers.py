@@ -194,6 +194,19 @@ def test_a_set_has_either_paths_or_images_in_its_files(tmp_path):
         read_set(tmp_path, "parquet", path="*.parquet")
 
 
+def test_a_folder_of_images_beside_described_ones_needs_a_manifest(tmp_path):
+    """Its images were left out, and nobody was told."""
+    for name in ("acme", "bolt"):
+        classes(tmp_path / name)
+    CliRunner().invoke(cli.app, ["data", "init", str(tmp_path / "acme")])
+    for command in (["data", "check"], ["update", "-o", "x", "--start", "small", "--data"]):
+        with pytest.raises(CmpError, match="bolt: has images but no manifest"):
+            CliRunner().invoke(cli.app, [*command, str(tmp_path)], catch_exceptions=False)
+    shutil.rmtree(tmp_path / "bolt")
+    (tmp_path / "notes").mkdir()
+    assert CliRunner().invoke(cli.app, ["data", "check", str(tmp_path)]).exit_code == 0
+
+
 def test_numbers_beside_a_blank_are_labels(tmp_path):
     table = pa.table({"image": [picture(n) for n in range(3)], "label": [3, 4, None]})
     pq.write_table(table, tmp_path / "t.parquet")

@@ -108,7 +108,7 @@ def check(
         cmpt data check fomo --no-decode
     """
     from cmp.embedded import packed
-    from cmp.readers import collection, notes
+    from cmp.readers import collection, folders, notes
     from cmp.readers.index import MEND_FAULTS
     from cmp.releases import arrivals
     from cmp.releases.ledger import SET_NAMES
@@ -131,6 +131,8 @@ def check(
         located = [(dataset.model_copy(update={"name": folder.resolve().name}), root)]
     else:
         located = load_manifests(name)
+        if folder.is_dir():
+            folders.refuse_undescribed(folder)
     states = [collection.dataset_state(*place, decode) for place in located]
     if is_plain:
         index, title = states[0].index, states[0].dataset.title

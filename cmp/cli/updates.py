@@ -149,8 +149,9 @@ def _forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) -
             last = plan.earlier[-1]
             seconds = plan.steps * last.seconds / last.steps
             time = (
-                f"about {forecast.time_in_words(seconds)} with the evaluations, at the speed of "
-                f"{last.name}, whose {last.steps} steps took {forecast.time_in_words(last.seconds)}"
+                f"about {forecast.time_in_words(seconds)} for training and evaluations, at the "
+                f"speed of {last.name}, whose {last.steps} steps took "
+                f"{forecast.time_in_words(last.seconds)}; the comparison at the end comes on top"
             )
         else:
             step = forecast.forecast_step(plan.fitted, device, execution, plan.corpus)

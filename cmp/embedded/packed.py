@@ -174,7 +174,7 @@ def read_packed(dataset: manifest.Dataset) -> PackedDataset:
         raise CmpError(
             f"{folder}: the dataset {dataset.name!r} is not built, or was built from another "
             f"manifest; run `cmpt data build`, or `cmpt data build {dataset.name}` for this "
-            "dataset only"
+            "dataset only; if it is built elsewhere, set CMP_BUILD to that `_build` folder"
         )
     errors = (TypeError, MemoryError, OverflowError, TokenError)
     with explain_errors(f"{folder}: damaged", f"; {remedy}", *errors):

@@ -24,7 +24,7 @@ from cmp.readers.index import (
     Row,
     build_index,
 )
-from cmp.readers.manifest import FileSet
+from cmp.readers.manifest import FileSet, find_manifests, init_command
 
 LOOKED_AT = 10_000
 """Files to inspect to see whether a folder outside the manifest's contains images."""
@@ -73,6 +73,18 @@ def split_folders(folder: Path) -> list[Path]:
 def is_picture_name(path: str) -> bool:
     """Return whether a file has the ending of an image."""
     return path.lower().endswith(IMAGE_SUFFIXES)
+
+
+def refuse_undescribed(folder: Path) -> None:
+    """Raise `CmpError` if a folder of images has no manifest, though others beside it have one: its
+    images would not be read, and nobody would notice."""
+    described = {path.parent for path in find_manifests(folder, "*/*.yaml")}
+    for path in visible_folders(folder) if described else ():
+        if path not in described and any(is_picture_name(name) for name in walk_files(path)):
+            raise CmpError(
+                f"{path}: has images but no manifest, though folders beside it have one; write one "
+                f"({init_command(path)}), or move the folder elsewhere"
+            )
 
 
 def pictures_folder(

@@ -381,7 +381,7 @@ def manifest_folders(source: str) -> list[tuple[Path, Path]]:
                 f"data: {source!r} is not read from manifests; give fomo or a folder of manifests"
             )
         raise CmpError(
-            f"data: {source!r:.200} is neither a folder of manifests nor one of {', '.join(names)}"
+            f"data: {source!r:.200} is neither a folder that exists nor one of {', '.join(names)}"
         )
     return [(folder, folder)]
 

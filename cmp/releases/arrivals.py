@@ -142,8 +142,8 @@ def _how_to_join(folder: Path, name: str, *keys: str) -> str:
     """Return how to write a manifest, with keys, that does not make a folder a set of its own."""
     written = " and ".join(f"`{key}`" for key in (*keys, f"name: {name}"))
     return (
-        f"write a manifest ({init_command(folder)}) and put {written} into it; with another name, "
-        "the folder is a set of its own"
+        f"write a manifest ({init_command(folder)}), put {written} into it, and delete its "
+        "`prompt`; with another name, the folder is a set of its own"
     )
 
 
@@ -174,6 +174,7 @@ def read_sets(
         raise CmpError(f"{option}: {folder} is not a folder")
     if has_manifests(folder):
         located = load_manifests(str(folder))
+        folders.refuse_undescribed(folder)
         if alien := [each for each, _ in located if each.role not in (role, "adapt")]:
             names = " or ".join(f"{o} ({r})" for r, o in OPTIONS.items() if r != role)
             raise CmpError(
@@ -213,7 +214,7 @@ def read_sets(
         if own != before and dataset.name in known:  # it has one classifier
             raise CmpError(
                 f"{option}: {folder}: {dataset.name}: prompt: {own!r}, but it was {before!r} "
-                "before; keep that, or rename the set"
+                "before; leave it out to keep that, or rename the set"
             )
         changes = tree | {"prompt": own}
         if dataset.role != role:  # its splits are those of another role

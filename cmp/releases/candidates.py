@@ -104,7 +104,7 @@ def find_candidate(text: str) -> Candidate:
         )
     near = did_you_mean(name, open_clip.list_models())
     raise CmpError(
-        f"no model is called {text!r:.300}{near or ';'} {'G' if near else 'g'}ive {FORMS}"
+        f"there is no folder or model {text!r:.300}{near or ';'} {'G' if near else 'g'}ive {FORMS}"
     )
 
 

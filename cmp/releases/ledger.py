@@ -415,13 +415,15 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
         moved: Old folder -> new folder, which includes everything below it.
 
     Raises:
-        CmpError: No images came from an old folder.
+        CmpError: No images came from an old folder, or from the new one.
     """
     arrivals = list(ledger.arrivals)
     places = [[os.path.abspath(os.path.expanduser(x)) for x in pair] for pair in moved.items()]
     known = [place for arrival in ledger.arrivals for place in _places_of(arrival)]
     for old, new in sorted(places, key=lambda pair: len(pair[0])):  # the closest folder counts
         if not any(came_from(place, old) for place in known):
+            if any(came_from(place, new) for place in known):  # a later release knows it already
+                continue
             listed = ", ".join(dict.fromkeys(known)) or "no folder yet"
             raise CmpError(f"--moved: no images came from {old}; they came from {listed}")
         for n, arrival in enumerate(ledger.arrivals):

@@ -33,6 +33,8 @@ MOST_SETS = 80
 """The most sets with a list of their worst concepts."""
 CLEARLY = 1.0
 """By how many points recall must differ to decide what is encoded again."""
+FEW_QUERIES = 50
+"""Fewer searches by words do not decide it."""
 LONGEST = 90
 """The most characters of a name or a caption; the rest is cut off."""
 ROLES = {"adapt": "New content (A_KA)", "eval": "Old content (A_ZS)", "transfer": "Transfer"}
@@ -238,7 +240,7 @@ def _head(
         kind = "lost" if broken else "found"
         verdict = f'<p><a class="verdict {kind}" href="#gate">{state}</a></p>'
     # a terminal has them as lines
-    paragraphs = (f"{note[:1].upper()}{note[1:]}." for note in notes)
+    paragraphs = (f"{note[:1].upper()}{note[1:].removesuffix('.')}." for note in notes)
     said = "".join(f"<p>{_text(paragraph, 500)}</p>" for paragraph in paragraphs)
     who = f"<b>{_text(comparison.old)}</b> before, <b>{_text(comparison.new)}</b> now"
     return (
@@ -552,14 +554,19 @@ def _index_bars(part: pd.DataFrame) -> str:
 
 def _index_finding(table: pd.DataFrame) -> str:
     """Return what to do with the old index, and the recall of queries after that."""
-    of_words = table[table["query"] == "text"]
-    chosen = (of_words if len(of_words) else table).groupby("content", sort=False).tail(1)
+    last = table.groupby(["query", "content"], sort=False).tail(1)
+    kinds = [key for key in QUERIES if key in set(last["query"])]
+    least = last.groupby("query")["queries"].min()
+    kind = next((key for key in kinds if least[key] >= FEW_QUERIES), kinds[-1])
+    chosen = last[last["query"] == kind]
     if chosen["as_is"].isna().all():
         return (
             "Encode every image again: the new model cannot search the old index, since their "
             "features differ in size"
         )
-    query = "by words" if len(of_words) else "by an image"
+    query = f"by {QUERIES[kind]}"
+    if least[kind] < FEW_QUERIES:
+        query += f" (only {count_of(int(least[kind]), 'query')})"
     rows = chosen.set_index("content")
     if KNOWN in rows.index:
         now, mixed, again = rows.loc[KNOWN, ["as_is", "new_first", "reencoded"]]
@@ -582,7 +589,7 @@ def _index_finding(table: pd.DataFrame) -> str:
     now, mixed, again = rows.loc[NEW, ["as_is", "new_first", "reencoded"]]
     again = again if math.isnan(mixed) else mixed
     finding = f"{query}, {NEW} content is found in"
-    if round(again, 1) <= round(now, 1):
+    if again <= now + CLEARLY:
         return (
             f"The old model may encode the new images, too: {finding} {decimal(now)}% of queries, "
             f"or in {decimal(again)}% if the new model encodes it"

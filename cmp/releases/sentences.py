@@ -72,13 +72,16 @@ def describe_unscored(report: ArrivalReport) -> str:
         return "no test images, so what this update taught is not scored"
     if not report.untested_names:
         return ""
-    names = ", ".join(report.untested_names[:NAMED])
-    more = " and others" if len(report.untested_names) > NAMED else ""
     total = count_of(len({*report.new_names, *report.old_names}), "name")
     return (
         f"not scored, since there are no test images so far: {len(report.untested_names)} of "
-        f"{total}: {names}{more}"
+        f"{total}: {list_names(report.untested_names)}"
     )
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return the first names, and whether there are others."""
+    return ", ".join(names[:NAMED]) + " and others" * (len(names) > NAMED)
 
 
 def describe_skipped(report: ArrivalReport) -> str:

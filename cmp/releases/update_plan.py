@@ -399,9 +399,11 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
     )
     # the images of a set with captions have no names: their label is that of the set
     captioned = {x["name"] for x in plan.ledger.arrivals[-1].sets if x["task"] == "retrieval"}
-    new_names, old_names = (len({*x} - captioned) for x in (report.new_names, report.old_names))
+    new_names, old_names = ({*x} - captioned for x in (report.new_names, report.old_names))
     if new_names or old_names:
-        yield f"{count_of(new_names, 'new name')}, {count_of(old_names, 'known name')}"
+        some = f" ({sentences.list_names(sorted(new_names))})" if new_names else ""
+        known = count_of(len(old_names), "known name")
+        yield f"{count_of(len(new_names), 'new name')}{some}, {known}"
     if sentence := sentences.describe_unscored(report):
         yield sentence
     if folder := starts.model_folder(plan.config.model.name):
