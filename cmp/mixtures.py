@@ -280,7 +280,7 @@ def fit_mixture(config: RunConfig, corpus: Corpus) -> RunConfig:
     update, buffer = update / (update + buffer), buffer / (update + buffer)
     tree = config.to_dict()
     tree["mixture"] |= {"pretraining": 0.0, "update": update, "buffer": buffer}
-    words = f"no pretraining data is replayed; batches are {update:.0%} update, {buffer:.0%} buffer"
+    words = "no pretraining data is replayed; its share goes to the update and the buffer"
     why = "no image of the pool is left" if names else "no dataset has the role pool"
     warnings.warn(f"mixture.pretraining: {why}, so {words}", stacklevel=2)
     return parse(tree, "data without a dataset of role pool")

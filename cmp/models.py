@@ -173,6 +173,8 @@ def load_from_file(name: str, path: Path) -> Network:
             factory.load_checkpoint(cast(Any, network), str(path))
         settings = saved_preprocessing(path)
         _follow_preprocessing(network, settings)
+    except CmpError:
+        raise
     except Exception as error:  # readers and converters raise all kinds of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CmpError(
@@ -196,7 +198,13 @@ def saved_preprocessing(path: Path) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, framework="pt") as file:
-        return dict(json.loads((file.metadata() or {}).get(PREPROCESSING, "{}")))
+        text = (file.metadata() or {}).get(PREPROCESSING, "{}")
+    with explain_errors(f"{path}: metadata: {PREPROCESSING}", ""):
+        settings = parsing.parse_json(text)
+        known = open_clip.transform.PreprocessCfg.__dataclass_fields__
+        if not isinstance(settings, dict) or not settings.keys() <= known.keys():
+            raise ValueError(f"{text:.80} has other keys than {', '.join(known)}")
+        return settings
 
 
 @functools.cache

@@ -394,3 +394,8 @@ def test_methods_of_the_command_take_settings():
 def test_a_batch_is_a_number_of_samples(batch):
     with pytest.raises(CmpError, match=r"^step_cost: training\.batch: Input should be"):
         budgets.step_cost("small", batch)
+
+
+def test_a_step_cost_is_that_of_a_named_model():
+    with pytest.raises(CmpError, match="model: give a name, such as 'small'"):
+        budgets.step_cost(torch.nn.Linear(2, 2), 8)

@@ -729,9 +729,15 @@ def test_the_page_says_first_what_to_do_with_the_index(two):
     alone = settled[known].assign(new_first=np.nan)
     assert heading(alone).startswith("The old index still serves: by words, known content")
     assert heading(alone.assign(reencoded=90.0)).startswith("Encode every image again: by words")
-    few = found.assign(queries=np.where(found["query"] == "text", 4, 50))
-    assert "by an image, known content is found" in heading(few)  # four searches decide nothing
-    assert "by an image (only 9 queries), known" in heading(found.assign(queries=9))
+    of_words = found["query"] == "text"
+    few = settled.assign(queries=np.where(of_words & ~known, 4, 50))  # which decide nothing
+    few["new_first"] = np.where(of_words, 80.0, 70.0)
+    assert heading(few).endswith(
+        ": by an image, new content is found in 70.0% of queries instead of 27.0%"
+    )
+    pushed["queries"] = np.where(known, 1000, 9)
+    assert heading(pushed).startswith(f"{again}80.0%")  # of known content, there are enough
+    assert "by words (only 9 queries), new" in heading(settled.assign(queries=9))
     page = report.report_page(two)
     assert "may match several images" in page and "The map turns" in page
 

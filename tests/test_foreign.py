@@ -271,6 +271,10 @@ def test_an_id_counts_how_a_file_says_that_images_are_prepared(corpus, theirs, t
     assert identity.run_id_of(of_folder, corpus) == first
     save_file(plain, path, {"preprocess_cfg": json.dumps(own)})
     assert identity.run_id_of(of_folder, corpus) != first
+    for text in ("x", "[]", '{"evil": 1}'):
+        save_file(plain, path, {"preprocess_cfg": text})
+        with pytest.raises(CmpError, match=r"start\.safetensors: metadata: preprocess_cfg"):
+            models.load_model(of_file.model, 0)
 
 
 def test_an_id_counts_the_network_and_the_tokenizer_of_a_folder(corpus, theirs, tmp_path):

@@ -111,6 +111,15 @@ def test_an_update_goes_on_from_a_release_of_links(releases, plan_from, root, tm
         release.write_record(made.folder, made.record)
 
 
+def test_the_state_of_a_release_is_no_other_file(releases, tmp_path):
+    """`slim` would delete the weights that are served."""
+    served = {"state": release.WEIGHTS_FILE}
+    folder = craft(releases / "2", tmp_path / "r", lambda record: record.update(served))
+    with pytest.raises(CmpError, match="state: .* is not the file of a state"):
+        release.slim(folder)
+    assert (folder / release.WEIGHTS_FILE).exists()
+
+
 @pytest.mark.parametrize("is_listed", [False, True])
 @pytest.mark.parametrize("form", ["{0}", "../{1}", "state/../../{1}"])
 def test_a_record_names_no_file_outside_the_release(releases, tmp_path, form, is_listed):
@@ -179,7 +188,7 @@ def test_a_folder_is_not_replaced_where_that_is_asked(tmp_path):
     assert [*tmp_path.rglob("*")] == [out, out / "mine"]
 
 
-@pytest.mark.parametrize("change", ["none", "weights", "no record", "own record"])
+@pytest.mark.parametrize("change", ["none", "weights", "no record", "own record", "pipe"])
 def test_an_export_replaces_only_what_an_export_wrote(tmp_path, change):
     """A model that others saved has the same names, and may be saved over an export."""
     out, record = tmp_path / "model", tmp_path / "model" / exports.EXPORT_FILE
@@ -194,7 +203,13 @@ def test_an_export_replaces_only_what_an_export_wrote(tmp_path, change):
         (out / ".DS_Store").write_text("written by a Mac that looked at it")
         assert export() == first
         return
-    lost = exports.EXPORT_FILE if change == "own record" else "model.safetensors"
+    lost = exports.EXPORT_FILE if change in ("own record", "pipe") else "model.safetensors"
+    if change == "pipe":  # which would never end
+        record.unlink()
+        os.mkfifo(record)
+        with pytest.raises(CmpError, match="is not from it"):
+            export()
+        return
     if change == "weights":
         (out / lost).write_text("trained for a week")
     elif change == "no record":  # as `save_pretrained` writes a folder
@@ -243,6 +258,9 @@ def test_a_page_is_not_written_into_a_release(releases, tmp_path):
         given = [weights] * 2 if command.startswith("merge") else []
         error = invoke(*command.split(), *given, "-o", weights)
         assert isinstance(error, CmpError) and "is inside the release" in str(error)
+    (tmp_path / "link").symlink_to(made / "state")
+    error = invoke("export", releases / "1", "-o", tmp_path / "link" / "new.safetensors")
+    assert isinstance(error, CmpError) and f"inside the release {made}" in str(error)
     assert weights.read_bytes() == before
     assert release.read_release(made).path(release.REPORT_FILE)
 

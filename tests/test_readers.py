@@ -175,6 +175,25 @@ def test_of_two_tables_the_faulty_one_is_named(tmp_path, kind):
     assert f"a.{kind}" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "content", [b"licence: \xfc\nrole: adapt\nreader: {}", b"", b"rolle: adapt\nreader: {}"]
+)
+def test_a_manifest_that_cannot_be_read_is_not_passed_over(tmp_path, content):
+    """Its splits would be ignored, and test images trained on."""
+    classes(tmp_path)
+    (tmp_path / "manifest.yaml").write_bytes(content)
+    with pytest.raises(CmpError, match=r"manifest\.yaml: "):
+        CliRunner().invoke(cli.app, ["data", "check", str(tmp_path)], catch_exceptions=False)
+
+
+def test_the_name_of_an_update_is_one_line(tmp_path):
+    classes(tmp_path)
+    table = pd.DataFrame({"filepath": ["oak/0.png"], "title": ["x"], "month": ["a\nb"]})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(CmpError, match=r"reader\.update .*one line"):
+        read_set(tmp_path, "csv", path="t.csv", update="month")
+
+
 @pytest.mark.parametrize("value", [b"x", ["x"], {"x": 1}])
 def test_updates_have_names_and_no_other_values(tmp_path, value):
     classes(tmp_path)
@@ -192,6 +211,8 @@ def test_a_set_has_either_paths_or_images_in_its_files(tmp_path):
         pq.write_table(table, tmp_path / f"{name}.parquet")
     with pytest.raises(CmpError, match=r"'filepath' has paths in some files and images in others"):
         read_set(tmp_path, "parquet", path="*.parquet")
+    pd.DataFrame(columns=["filepath", "title"]).to_parquet(tmp_path / "a.parquet")
+    assert len(read_set(tmp_path, "parquet", path="*.parquet").table) == 1  # an empty one is fine
 
 
 def test_a_folder_of_images_beside_described_ones_needs_a_manifest(tmp_path):
@@ -202,7 +223,13 @@ def test_a_folder_of_images_beside_described_ones_needs_a_manifest(tmp_path):
     for command in (["data", "check"], ["update", "-o", "x", "--start", "small", "--data"]):
         with pytest.raises(CmpError, match="bolt: has images but no manifest"):
             CliRunner().invoke(cli.app, [*command, str(tmp_path)], catch_exceptions=False)
-    shutil.rmtree(tmp_path / "bolt")
+    with pytest.raises(CmpError, match="bolt: has images but no manifest"):
+        load_data(str(tmp_path))
+    text = (tmp_path / "acme" / "manifest.yaml").read_text().replace("name: acme", "name: bolt")
+    (tmp_path / "about").mkdir()  # a manifest may also describe the folder from another one
+    away = text.replace('"path": "."', '"path": "../bolt"')
+    assert away != text
+    (tmp_path / "about" / "bolt.yaml").write_text(away)
     (tmp_path / "notes").mkdir()
     assert CliRunner().invoke(cli.app, ["data", "check", str(tmp_path)]).exit_code == 0
 

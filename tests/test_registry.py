@@ -295,6 +295,7 @@ def doubled(entries, block):
             r"returned shape \[24\] for 3 models.*shape \[4, 6\]",
         ),
         ("merge_rule", doubled, {"keeps_norm": True}, "needs base=True and matrix=True"),
+        ("merge_rule", doubled, {"linear": True, "matrix": True}, "exclude each other"),
         (
             "merge_rule", lambda models, *given: [1.0], {"linear": True},
             "returned 1 factors for 3 models.*expected 3 factors",

@@ -68,6 +68,7 @@ def compare(
             have no eval or transfer set.
         gate_file: A YAML file of limits, such as `A_ZS: {drop: 2, lost: 15}`.
         page: Write an HTML page to this .html file, with the images that lost or gained their name.
+            It replaces the file.
         gone: If images of a release are missing: refuse, or skip them; changed files count as
             missing.
         moved: A folder of a release's images that has moved, as OLD=NEW; repeat for others.

@@ -15,7 +15,7 @@ from cmp.cli import shared
 from cmp.embedded import manifest
 from cmp.errors import clean_text
 from cmp.files import write_atomic
-from cmp.readers.manifest import FileSet, Role, load_manifests
+from cmp.readers.manifest import FileSet, Role
 
 
 def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive = None) -> None:
@@ -108,7 +108,7 @@ def check(
         cmpt data check fomo --no-decode
     """
     from cmp.embedded import packed
-    from cmp.readers import collection, folders, notes
+    from cmp.readers import collection, notes
     from cmp.readers.index import MEND_FAULTS
     from cmp.releases import arrivals
     from cmp.releases.ledger import SET_NAMES
@@ -130,9 +130,7 @@ def check(
         [(dataset, root)] = arrivals.read_sets(folder, "adapt", USUAL_PROMPT)
         located = [(dataset.model_copy(update={"name": folder.resolve().name}), root)]
     else:
-        located = load_manifests(name)
-        if folder.is_dir():
-            folders.refuse_undescribed(folder)
+        located = collection.read_manifests(name)
     states = [collection.dataset_state(*place, decode) for place in located]
     if is_plain:
         index, title = states[0].index, states[0].dataset.title

@@ -27,13 +27,7 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
         cmpt release show releases/2026-02
     """
     made = release.read_release(folder)
-    removed, faults = made.slimmable() if made.is_slimmed else (), {}
-    for name in made.record.files:
-        if name not in removed or (folder / name).exists():
-            try:
-                made.path(name)
-            except CmpError as error:
-                faults[name] = str(error)
+    faults = made.find_faults()
     rows = [
         (n, x.name, x.images, x.steps, sum(x.counts), f"{x.peak:g}", f"{x.seconds:.0f}")
         for n, x in enumerate(made.record.updates, 1)
@@ -98,8 +92,9 @@ def slim(folder: Annotated[Path, typer.Argument(metavar="RELEASE")], newest: boo
 
 
 def _goes_on_from(made: release.Release, later: release.Release) -> bool:
-    """Return whether another release has the state of the same stream after more updates."""
-    return later.has_state and made.record.id in [x.id for x in later.record.updates[:-1]]
+    """Return whether another release has the state of the same stream after more updates, whole."""
+    is_later = made.record.id in [x.id for x in later.record.updates[:-1]]
+    return is_later and later.has_state and not {*later.slimmable()} & {*later.find_faults()}
 
 
 app = shared.make_group(__doc__, show, slim)

@@ -38,8 +38,8 @@ def plan(
             --gmafs.
         gmafs: Compute budget for all updates, in memory-adjusted GFLOPs. Give this or --gpu-hours.
         device: Device of the plan: h100, a100, rtx-4090, l40s, l40, l4, t4 or core (one CPU core).
-        keep: What to aim for: balance (new and old alike), most (old before new) or all (lose as
-            little as possible).
+        keep: What to aim for: balance (new and old alike), most (old before new) or all (nothing
+            may be lost, even if little is learned).
         pool: Fraction of the pretraining data, or of your own pool, to replay, 0 to 1. Default: 0.5
             for this book's own models, otherwise 1.
         other_pool: Replay public data, because the pretraining data are not available.

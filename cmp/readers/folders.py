@@ -1,9 +1,10 @@
 """Read images in one folder per class, as in torchvision's ImageFolder."""
 
+import contextlib
 import functools
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cmp.errors import CmpError
@@ -24,7 +25,7 @@ from cmp.readers.index import (
     Row,
     build_index,
 )
-from cmp.readers.manifest import FileSet, find_manifests, init_command
+from cmp.readers.manifest import FileSet, init_command
 
 LOOKED_AT = 10_000
 """Files to inspect to see whether a folder outside the manifest's contains images."""
@@ -75,16 +76,25 @@ def is_picture_name(path: str) -> bool:
     return path.lower().endswith(IMAGE_SUFFIXES)
 
 
-def refuse_undescribed(folder: Path) -> None:
+def refuse_undescribed(folder: Path, located: Sequence[tuple[FileSet, Path]]) -> None:
     """Raise `CmpError` if a folder of images has no manifest, though others beside it have one: its
-    images would not be read, and nobody would notice."""
-    described = {path.parent for path in find_manifests(folder, "*/*.yaml")}
-    for path in visible_folders(folder) if described else ():
-        if path not in described and any(is_picture_name(name) for name in walk_files(path)):
-            raise CmpError(
-                f"{path}: has images but no manifest, though folders beside it have one; write one "
-                f"({init_command(path)}), or move the folder elsewhere"
-            )
+    images would not be read, and nobody would notice.
+
+    Args:
+        folder: The folder of a collection.
+        located: Its manifests, each with the folder that its paths start from.
+    """
+    used = [Path(os.path.normpath(root / dataset.reader.path)) for dataset, root in located]
+    used += [root for _, root in located]
+    for path in visible_folders(folder) if folder not in used else ():
+        if any(path.is_relative_to(each) or each.is_relative_to(path) for each in used):
+            continue
+        with contextlib.suppress(PermissionError):  # such as lost+found
+            if any(is_picture_name(name) for name in walk_files(path)):
+                raise CmpError(
+                    f"{path}: has images but no manifest, though folders beside it have one; write "
+                    f"one ({init_command(path)}), or move the folder elsewhere"
+                )
 
 
 def pictures_folder(

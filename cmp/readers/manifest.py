@@ -446,6 +446,8 @@ def find_manifests(folder: Path, pattern: str) -> list[Path]:
 
 
 def _is_manifest(path: Path) -> bool:
+    if path.name == "manifest.yaml":  # is refused, if it is none
+        return True
     with contextlib.suppress(OSError, ValueError):
         text = read_text(path, MAX_YAML_BYTES)
         return all(re.search(rf"\b{key}[\"']?\s*:", text) for key in ("role", "reader"))

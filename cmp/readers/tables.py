@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cmp.errors import CmpError, did_you_mean, explain_errors
+from cmp.errors import CmpError, check_line, did_you_mean, explain_errors
 from cmp.parsing import check_memory, parse_json, read_batches
 from cmp.readers.files import (
     NO_FILE,
@@ -71,7 +71,7 @@ def read_table_files(dataset: FileSet, root: Path) -> ImageIndex:
             sizes.append(inside)
     splits = np.repeat(file_splits(files, root), list(map(len, frames))).tolist()
     if None in sizes:
-        if any(inside is not None for inside in sizes):
+        if any(inside is not None and any(map(len, inside)) for inside in sizes):
             raise CmpError(
                 f"{dataset.name}: reader.image: the column {dataset.reader.image!r} has paths in "
                 "some files and images in others; write a manifest for each"
@@ -292,7 +292,10 @@ def _index_frame(
                 f"{dataset.reader.update!r} must be a text or a number"
             )
     sources = [name or f"row {row}" for row, name in enumerate(names)]
-    splits, updates = map(_cell_text, splits), map(_cell_text, updates)
+    splits, updates = map(_cell_text, splits), list(map(_cell_text, updates))
+    with explain_errors(f"{dataset.name}: reader.update"):
+        for name in set(updates):
+            check_line(name)
     rows = list(map(Row, sources, stamps, splits, labels, captions, updates))
     return _join_captions(build_index(dataset, rows, read, []))
 

@@ -25,7 +25,7 @@ from cmp.readers.index import (
     draw_split,
     summarise_faults,
 )
-from cmp.readers.manifest import FileSet, find_manifests, init_command, load_manifests
+from cmp.readers.manifest import FileSet, find_manifests, init_command
 from cmp.releases.ledger import (
     EMBEDDED,
     NAMED,
@@ -173,8 +173,7 @@ def read_sets(
     if not folder.is_dir():
         raise CmpError(f"{option}: {folder} is not a folder")
     if has_manifests(folder):
-        located = load_manifests(str(folder))
-        folders.refuse_undescribed(folder)
+        located = collection.read_manifests(str(folder))
         if alien := [each for each, _ in located if each.role not in (role, "adapt")]:
             names = " or ".join(f"{o} ({r})" for r, o in OPTIONS.items() if r != role)
             raise CmpError(

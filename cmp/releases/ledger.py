@@ -344,7 +344,10 @@ def append(
         fixed = [x for x in new if (x.set, x.source) not in free] + held
         taken = {name for picture in fixed for name in _contents(picture)}
         new = [x if taken & {*_contents(x)} else x._replace(split="train") for x in new]
-    labels, old_labels = ({(x.set, x.label) for x in some} for some in (new, used))
+    # images with captions have no names: their label is that of the set
+    captioned = {tree["name"] for tree in arrival.sets if tree["task"] == "retrieval"}
+    labels = {(x.set, x.label) for x in new if x.set not in captioned}
+    old_labels = {(x.set, x.label) for x in used}
     tested = {(x.set, x.label) for x in (*used, *new) if x.split == "test"}
     seen = {(x.key[:-1], x.pixels) for x in used}
     looks = {
@@ -415,15 +418,15 @@ def move(ledger: Ledger, moved: Mapping[str, str]) -> Ledger:
         moved: Old folder -> new folder, which includes everything below it.
 
     Raises:
-        CmpError: No images came from an old folder, or from the new one.
+        CmpError: No images came from an old folder, nor from its new place.
     """
     arrivals = list(ledger.arrivals)
     places = [[os.path.abspath(os.path.expanduser(x)) for x in pair] for pair in moved.items()]
     known = [place for arrival in ledger.arrivals for place in _places_of(arrival)]
     for old, new in sorted(places, key=lambda pair: len(pair[0])):  # the closest folder counts
         if not any(came_from(place, old) for place in known):
-            if any(came_from(place, new) for place in known):  # a later release knows it already
-                continue
+            if any(came_from(place, new) for place in known) and all(map(os.path.exists, known)):
+                continue  # a later release knows the new place already
             listed = ", ".join(dict.fromkeys(known)) or "no folder yet"
             raise CmpError(f"--moved: no images came from {old}; they came from {listed}")
         for n, arrival in enumerate(ledger.arrivals):

@@ -7,6 +7,7 @@ needs.
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -151,6 +152,18 @@ class Release:
             raise CmpError(f"{path}: damaged: its hash differs from the one in {RECORD_FILE}")
         return path
 
+    def find_faults(self) -> dict[str, str]:
+        """Return why files are missing or damaged, by their names. Those that `cmpt release slim`
+        removed are not missing."""
+        removed, faults = self.slimmable() if self.is_slimmed else (), {}
+        for name in self.record.files:
+            if name not in removed or (self.folder / name).exists():
+                try:
+                    self.path(name)
+                except CmpError as error:
+                    faults[name] = str(error)
+        return faults
+
     def slimmable(self) -> tuple[str, str]:
         """Return the files that only a further update needs."""
         return self.record.state, START_FILE
@@ -194,7 +207,13 @@ class Release:
 
     def progress(self) -> Progress:
         """Return the state without its tensors, after checking the hash of the whole file."""
-        return checkpoints.read_progress(self.path(self.record.state))
+        path = self.path(self.record.state)
+        progress = checkpoints.read_progress(path)
+        if (progress.task, progress.step) != (len(self.record.updates), 0):
+            raise CmpError(
+                f"{path}: is not a state after {len(self.record.updates)} updates{REMEDY}"
+            )
+        return progress
 
     def state(self) -> RunState:
         """Return the state that the next update starts from, after checking its hash."""
@@ -221,7 +240,8 @@ def refuse_inside(path: Path, named: str) -> None:
         path: The path of an output.
         named: What a user calls it, for the message.
     """
-    if made := next(filter(is_release, path.absolute().parents), None):
+    above = *path.absolute().parents, *path.resolve().parents  # also through a link
+    if made := next(filter(is_release, above), None):
         raise CmpError(
             f"{named}: is inside the release {made}, which is never changed; give a path outside it"
         )
@@ -262,8 +282,9 @@ def _check_names(record: ReleaseRecord) -> None:
         parts = PurePosixPath(name).parts
         if not parts or ".." in parts or name.startswith("/"):
             raise ValueError(f"files: {name!r}: must be a path inside the release")
-    if record.state not in record.files:
-        raise ValueError(f"state: {record.state!r}: is not one of its files")
+    is_state = re.fullmatch(r"state/task-[\w-]+\.safetensors", record.state)
+    if record.state not in record.files or not is_state:
+        raise ValueError(f"state: {record.state!r}: is not the file of a state")
 
 
 def write_record(folder: Path, record: ReleaseRecord) -> None:

@@ -552,25 +552,33 @@ def _index_bars(part: pd.DataFrame) -> str:
     return f"<div><h3>{heading} {count}</h3><ul>{''.join(lines)}</ul>{gains}</div>"
 
 
+def _decisive(rows: pd.DataFrame) -> pd.Series:
+    """Return the row of searches by words or, if they are few, that of the larger number."""
+    enough = rows[rows["queries"] >= FEW_QUERIES].set_index("query", drop=False)
+    for query in QUERIES:
+        if query in enough.index:
+            return enough.loc[query]
+    return rows.loc[rows["queries"].idxmax()]
+
+
+def _asked(row: pd.Series) -> str:
+    """Return how content was searched, and by how many queries if they are few."""
+    few = f" (only {count_of(row['queries'], 'query')})" if row["queries"] < FEW_QUERIES else ""
+    return f"by {QUERIES[row['query']]}{few}"
+
+
 def _index_finding(table: pd.DataFrame) -> str:
     """Return what to do with the old index, and the recall of queries after that."""
-    last = table.groupby(["query", "content"], sort=False).tail(1)
-    kinds = [key for key in QUERIES if key in set(last["query"])]
-    least = last.groupby("query")["queries"].min()
-    kind = next((key for key in kinds if least[key] >= FEW_QUERIES), kinds[-1])
-    chosen = last[last["query"] == kind]
-    if chosen["as_is"].isna().all():
+    last = table.groupby(["content", "query"], sort=False).tail(1)
+    rows = pd.DataFrame({name: _decisive(part) for name, part in last.groupby("content")}).T
+    if rows["as_is"].isna().all():
         return (
             "Encode every image again: the new model cannot search the old index, since their "
             "features differ in size"
         )
-    query = f"by {QUERIES[kind]}"
-    if least[kind] < FEW_QUERIES:
-        query += f" (only {count_of(int(least[kind]), 'query')})"
-    rows = chosen.set_index("content")
     if KNOWN in rows.index:
         now, mixed, again = rows.loc[KNOWN, ["as_is", "new_first", "reencoded"]]
-        finding = f"{query}, {KNOWN} content is found in"
+        finding = f"{_asked(rows.loc[KNOWN])}, {KNOWN} content is found in"
         what = "Encode every image again"
         if NEW in rows.index:
             what += ", or keep two indexes"
@@ -588,7 +596,7 @@ def _index_finding(table: pd.DataFrame) -> str:
             )
     now, mixed, again = rows.loc[NEW, ["as_is", "new_first", "reencoded"]]
     again = again if math.isnan(mixed) else mixed
-    finding = f"{query}, {NEW} content is found in"
+    finding = f"{_asked(rows.loc[NEW])}, {NEW} content is found in"
     if again <= now + CLEARLY:
         return (
             f"The old model may encode the new images, too: {finding} {decimal(now)}% of queries, "

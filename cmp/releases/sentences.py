@@ -5,8 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from cmp.errors import explain_errors
 from cmp.readers.manifest import SPLIT_SHARES
 from cmp.releases import release
 from cmp.releases.compare import Comparison
@@ -157,7 +159,10 @@ def _widest(metrics: pd.DataFrame) -> pd.DataFrame:
 def describe_release_retention(made: Release) -> str:
     """Return a sentence on how A_ZS has changed since before the first update of a release, see
     `describe_retention`."""
-    metrics = pd.read_parquet(made.path(release.SCORES_FILE))
-    hits = {name: x.numpy() for name, x in load_file(made.path(release.HITS_FILE)).items()}
-    changed = changed_retention(made.ledger())
-    return describe_retention(metrics, hits, len(made.record.updates), changed)
+    changed, path = changed_retention(made.ledger()), made.path(release.SCORES_FILE)
+    hits_path = made.path(release.HITS_FILE)
+    errors = *release.RECORD_ERRORS, SafetensorError
+    with explain_errors(f"{path} or {hits_path.name}: cannot be read", release.REMEDY, *errors):
+        metrics = pd.read_parquet(path)
+        hits = {name: x.numpy() for name, x in load_file(hits_path).items()}
+        return describe_retention(metrics, hits, len(made.record.updates), changed)

@@ -160,7 +160,10 @@ def compute_update(
         if work.exists():  # killed after it had written the release
             with update_manager(plan, work, device):
                 pass  # deletes the checkpoints
-        return release.read_release(folder)
+        made = release.read_release(folder)
+        for fault in made.find_faults().values():  # a copy that broke is not made again
+            raise CmpError(f"{fault}; to compute it again, delete {folder} or name another")
+        return made
     _check_tensorboard(folder, (boards or {}).get("tensorboard", ""))
     if not processes.rank():
         check_room(plan, folder)

@@ -5,7 +5,6 @@ Every check of an update that needs no training is made here, before anything is
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,9 +205,7 @@ def plan_update(
             f"{data}: no image of this stream is in the split {run_config.evaluation.split!r}, so "
             "nothing could be scored; add images, or pass --retain FOLDER"
         )
-    with warnings.catch_warnings():  # a note of the plan says it, with the counts of a batch
-        warnings.filterwarnings("ignore", "mixture.pretraining: no dataset has the role pool")
-        fitted = budgets.settle(run_config, corpus)
+    fitted = budgets.settle(run_config, corpus)
     pools = mixtures.task_pools(fitted, corpus, ledger.updates - 1)[-1]
     update_id = _update_id(run_config, parent, ledger, prompt, gone)
     return UpdatePlan(
@@ -397,13 +394,10 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
         f"{new.get('train', 0):,} to train on, {new.get('validation', 0):,} for tuning, "
         f"{new.get('test', 0):,} for tests"
     )
-    # the images of a set with captions have no names: their label is that of the set
-    captioned = {x["name"] for x in plan.ledger.arrivals[-1].sets if x["task"] == "retrieval"}
-    new_names, old_names = ({*x} - captioned for x in (report.new_names, report.old_names))
-    if new_names or old_names:
-        some = f" ({sentences.list_names(sorted(new_names))})" if new_names else ""
-        known = count_of(len(old_names), "known name")
-        yield f"{count_of(len(new_names), 'new name')}{some}, {known}"
+    if report.new_names or report.old_names:
+        some = f" ({sentences.list_names(report.new_names)})" if report.new_names else ""
+        known = count_of(len(report.old_names), "known name")
+        yield f"{count_of(len(report.new_names), 'new name')}{some}, {known}"
     if sentence := sentences.describe_unscored(report):
         yield sentence
     if folder := starts.model_folder(plan.config.model.name):

@@ -227,7 +227,8 @@ def write_checkpoint(state: RunState, folder: Path) -> Path:
     text = json.dumps(dataclasses.asdict(progress))
     header = {"progress": f"{hashlib.sha256(text.encode()).hexdigest()} {text}"}
     what = f"{folder}: the checkpoint of task {progress.task}, step {progress.step}"
-    with files.report_disk_errors(what, "the previous one is kept"):
+    outcome = "the previous one is kept" if checkpoint_files(folder) else "nothing is saved yet"
+    with files.report_disk_errors(what, outcome):
         name = f"task-{progress.task}-step-{progress.step}"
         return write_tensors(state.tensors, header, folder, name)
 

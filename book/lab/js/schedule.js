@@ -188,7 +188,7 @@ export function model(table) {
     name: among(names),
     meta: among(Object.keys(metas)),
     peak: within(table.ranges.peak),
-    shift: within(SHIFTS),
+    shift: (value) => Number.isInteger(value) && within(SHIFTS)(value),
     peaks: (value) => listOf(within([0, 1]))(value) && [0, T].includes(value.length),
     lock: flag,
     ...Object.fromEntries(["warmup", "cooldown", "level", "decay"].map((key) => [key, within([0, 1])])),
