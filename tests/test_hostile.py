@@ -115,7 +115,7 @@ def test_the_state_of_a_release_is_no_other_file(releases, tmp_path):
     """`slim` would delete the weights that are served."""
     served = {"state": release.WEIGHTS_FILE}
     folder = craft(releases / "2", tmp_path / "r", lambda record: record.update(served))
-    with pytest.raises(CmpError, match="state: .* is not the file of a state"):
+    with pytest.raises(CmpError, match=r"state: .* is not the file of a state"):
         release.slim(folder)
     assert (folder / release.WEIGHTS_FILE).exists()
 
