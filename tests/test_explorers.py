@@ -599,7 +599,7 @@ def saved(process):
 
 def test_a_saved_notebook_keeps_the_still_alone():
     notebook, (explorer, other) = saved(7)
-    keeping.keep_stills(model={"type": "notebook", "content": notebook}, path="a.ipynb")
+    keeping.keep_stills(model={"type": "notebook", "content": notebook})
     assert [*explorer["data"]] == ["text/html"]
     assert keeping.VIEW in other["data"]  # of another widget, which is not ours to change
     json.dumps(notebook)

@@ -2,4 +2,3 @@
 from lab import keeping
 
 c.ServerApp.contents_manager_class = keeping.contents_manager()  # noqa: F821
-c.FileContentsManager.pre_save_hook = keeping.keep_stills  # noqa: F821

@@ -29,7 +29,7 @@ def _outputs(notebook: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 yield output
 
 
-def keep_stills(model: Mapping[str, Any], **_: Any) -> None:
+def keep_stills(model: Mapping[str, Any]) -> None:
     """Move the views of explorers out of a notebook that is about to be saved.
 
     Args:
@@ -56,8 +56,8 @@ def restore_views(notebook: Mapping[str, Any], process: int | None) -> None:
 
 
 def contents_manager() -> type:
-    """Return JupyterLab's contents manager, extended to call `restore_views` for opened
-    notebooks."""
+    """Return JupyterLab's contents manager, extended to call `restore_views` for opened notebooks
+    and `keep_stills` for saved ones."""
     from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
 
     class ExplorersManager(AsyncLargeFileManager):
@@ -66,6 +66,10 @@ def contents_manager() -> type:
             if model.get("type") == "notebook" and model.get("content"):
                 restore_views(model["content"], await self._kernel_process(path))
             return model
+
+        async def save(self, model: dict[str, Any], path: str = "") -> dict[str, Any]:
+            keep_stills(model)  # as a hook, it would warn whenever the server starts
+            return await super().save(model, path)
 
         async def _kernel_process(self, path: str) -> int | None:
             """Return the process id of the kernel in a notebook's session."""
