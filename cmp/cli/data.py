@@ -15,7 +15,7 @@ from cmp.cli import shared
 from cmp.embedded import manifest
 from cmp.errors import clean_text
 from cmp.files import write_atomic
-from cmp.readers.manifest import FileSet, Role
+from cmp.readers.manifest import FileSet, Role, load_manifests
 
 
 def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive = None) -> None:
@@ -108,7 +108,7 @@ def check(
         cmpt data check fomo --no-decode
     """
     from cmp.embedded import packed
-    from cmp.readers import collection, notes
+    from cmp.readers import collection, folders, notes
     from cmp.readers.index import MEND_FAULTS
     from cmp.releases import arrivals
     from cmp.releases.ledger import SET_NAMES
@@ -126,11 +126,13 @@ def check(
     folder = Path(name).expanduser()
     arrivals.check_utf8(str(folder), "data")
     is_plain = folder.is_dir() and not arrivals.has_manifests(folder)
+    unread = []
     if is_plain:
         [(dataset, root)] = arrivals.read_sets(folder, "adapt", USUAL_PROMPT)
         located = [(dataset.model_copy(update={"name": folder.resolve().name}), root)]
     else:
-        located = collection.read_manifests(name)
+        located = load_manifests(name)
+        unread = folders.undescribed_folders(folder, located) if folder.is_dir() else []
     states = [collection.dataset_state(*place, decode) for place in located]
     if is_plain:
         index, title = states[0].index, states[0].dataset.title
@@ -155,6 +157,8 @@ def check(
         faults = [(s.dataset.name, *fault) for s in states if s.index for fault in s.index.faults]
         _write_faults(faults_file, faults)
     indexes = [state.index for state in states if state.index is not None]
+    for path in unread:
+        typer.echo(f"note: {path} has images but no manifest, so they are not read")
     for sentence in notes.notes_on(indexes):
         typer.echo(f"note: {sentence}")
     usable = sum(s.state == "present" or s.state.startswith("usable") for s in states)

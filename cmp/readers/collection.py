@@ -184,18 +184,6 @@ def _name_groups(indexes: list[ImageIndex]) -> list[pd.Series]:
     return [index.table["pixels"].map(names) for index in indexes]
 
 
-def read_manifests(source: str) -> list[tuple[FileSet, Path]]:
-    """Read the manifests of a collection, see `manifest.load_manifests`.
-
-    Raises:
-        CmpError: A folder of images beside folders with manifests has none, or see there.
-    """
-    located = load_manifests(source)
-    if source != "fomo":  # of the benchmark, only some sets may be there
-        folders.refuse_undescribed(Path(source).expanduser(), located)
-    return located
-
-
 def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
     """Read and check the datasets of a collection, leaving out absent ones with a warning.
 
@@ -208,7 +196,7 @@ def load_collection(source: str) -> tuple[list[ImageIndex], bool]:
     Raises:
         CmpError: All datasets are absent, or one has wrong counts or faults.
     """
-    located = read_manifests(source)
+    located = load_manifests(source)
     indexes, absent = [], []
     for dataset, root in located:
         try:

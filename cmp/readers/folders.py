@@ -25,7 +25,7 @@ from cmp.readers.index import (
     Row,
     build_index,
 )
-from cmp.readers.manifest import FileSet, init_command
+from cmp.readers.manifest import FileSet
 
 LOOKED_AT = 10_000
 """Files to inspect to see whether a folder outside the manifest's contains images."""
@@ -76,9 +76,9 @@ def is_picture_name(path: str) -> bool:
     return path.lower().endswith(IMAGE_SUFFIXES)
 
 
-def refuse_undescribed(folder: Path, located: Sequence[tuple[FileSet, Path]]) -> None:
-    """Raise `CmpError` if a folder of images has no manifest, though others beside it have one: its
-    images would not be read, and nobody would notice.
+def undescribed_folders(folder: Path, located: Sequence[tuple[FileSet, Path]]) -> list[Path]:
+    """Return the folders of images that no manifest describes, though others beside them have one:
+    their images are not read.
 
     Args:
         folder: The folder of a collection.
@@ -86,15 +86,14 @@ def refuse_undescribed(folder: Path, located: Sequence[tuple[FileSet, Path]]) ->
     """
     used = [Path(os.path.normpath(root / dataset.reader.path)) for dataset, root in located]
     used += [root for _, root in located]
+    found = []
     for path in visible_folders(folder) if folder not in used else ():
         if any(path.is_relative_to(each) or each.is_relative_to(path) for each in used):
             continue
         with contextlib.suppress(PermissionError):  # such as lost+found
             if any(is_picture_name(name) for name in walk_files(path)):
-                raise CmpError(
-                    f"{path}: has images but no manifest, though folders beside it have one; write "
-                    f"one ({init_command(path)}), or move the folder elsewhere"
-                )
+                found.append(path)
+    return found
 
 
 def pictures_folder(

@@ -25,7 +25,7 @@ from cmp.readers.index import (
     draw_split,
     summarise_faults,
 )
-from cmp.readers.manifest import FileSet, find_manifests, init_command
+from cmp.readers.manifest import FileSet, find_manifests, init_command, load_manifests
 from cmp.releases.ledger import (
     EMBEDDED,
     NAMED,
@@ -165,7 +165,8 @@ def read_sets(
 
     Raises:
         CmpError: The folder contains no images, a table beside class folders that cannot be used,
-            datasets with another role, or a known set with another role or prompt.
+            a folder of images without a manifest beside folders with one, datasets with another
+            role, or a known set with another role or prompt.
     """
     ledger = ledger or Ledger()
     known, option = known_sets(ledger), OPTIONS[role]
@@ -173,7 +174,12 @@ def read_sets(
     if not folder.is_dir():
         raise CmpError(f"{option}: {folder} is not a folder")
     if has_manifests(folder):
-        located = collection.read_manifests(str(folder))
+        located = load_manifests(str(folder))
+        for path in folders.undescribed_folders(folder, located):  # nobody would miss its images
+            raise CmpError(
+                f"{option}: {path}: has images but no manifest, though folders beside it have one; "
+                f"write one ({init_command(path)}), or move the folder elsewhere"
+            )
         if alien := [each for each, _ in located if each.role not in (role, "adapt")]:
             names = " or ".join(f"{o} ({r})" for r, o in OPTIONS.items() if r != role)
             raise CmpError(
