@@ -199,11 +199,11 @@ def saved_preprocessing(path: Path) -> dict[str, Any]:
         return {}
     with safe_open(path, framework="pt") as file:
         text = (file.metadata() or {}).get(PREPROCESSING, "{}")
-    with explain_errors(f"{path}: metadata: {PREPROCESSING}", ""):
+    with explain_errors(f"{path}: metadata: {PREPROCESSING}"):
         settings = parsing.parse_json(text)
         known = open_clip.transform.PreprocessCfg.__dataclass_fields__
         if not isinstance(settings, dict) or not settings.keys() <= known.keys():
-            raise ValueError(f"{text:.80} has other keys than {', '.join(known)}")
+            raise ValueError(f"{text:.80}: must be a mapping with keys of {', '.join(known)}")
         return settings
 
 

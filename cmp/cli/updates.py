@@ -151,7 +151,7 @@ def _forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) -
             time = (
                 f"about {forecast.time_in_words(seconds)} for training and evaluations, at the "
                 f"speed of {last.name}, whose {last.steps} steps took "
-                f"{forecast.time_in_words(last.seconds)}; the comparison at the end comes on top"
+                f"{forecast.time_in_words(last.seconds)}, without the comparison at the end"
             )
         else:
             step = forecast.forecast_step(plan.fitted, device, execution, plan.corpus)

@@ -181,7 +181,7 @@ def read_packed(dataset: manifest.Dataset) -> PackedDataset:
         header = parse_record((folder / "store.json").read_text(), StoreHeader)
         if header.file_sha256 != file_digest(folder / "samples.parquet"):
             raise ValueError("samples.parquet is damaged")
-        images = np.lib.format.open_memmap(folder / "images.npy", mode="r")  # refuses pickles
+        images = np.lib.format.open_memmap(folder / "images.npy", mode="r")  # never unpickles
         table = read_table(folder / "samples.parquet", SAMPLE_COLUMNS)
     if images.shape != (len(table), 4, IMAGE_SIZE, IMAGE_SIZE) or images.dtype != np.uint8:
         raise CmpError(f"{folder}: images.npy and samples.parquet do not match; {remedy}")

@@ -86,14 +86,14 @@ def undescribed_folders(folder: Path, located: Sequence[tuple[FileSet, Path]]) -
     """
     used = [Path(os.path.normpath(root / dataset.reader.path)) for dataset, root in located]
     used += [root for _, root in located]
-    found = []
+    unread = []
     for path in visible_folders(folder) if folder not in used else ():
         if any(path.is_relative_to(each) or each.is_relative_to(path) for each in used):
             continue
         with contextlib.suppress(PermissionError):  # such as lost+found
             if any(is_picture_name(name) for name in walk_files(path)):
-                found.append(path)
-    return found
+                unread.append(path)
+    return unread
 
 
 def pictures_folder(

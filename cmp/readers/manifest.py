@@ -446,7 +446,7 @@ def find_manifests(folder: Path, pattern: str) -> list[Path]:
 
 
 def _is_manifest(path: Path) -> bool:
-    if path.name == "manifest.yaml":  # is refused, if it is none
+    if path.name == "manifest.yaml":  # what is wrong with it is said where it is read
         return True
     with contextlib.suppress(OSError, ValueError):
         text = read_text(path, MAX_YAML_BYTES)

@@ -34,7 +34,7 @@ MOST_SETS = 80
 CLEARLY = 1.0
 """By how many points recall must differ to decide what is encoded again."""
 FEW_QUERIES = 50
-"""Fewer searches by words do not decide it."""
+"""Fewer queries of one kind are too few to decide it."""
 LONGEST = 90
 """The most characters of a name or a caption; the rest is cut off."""
 ROLES = {"adapt": "New content (A_KA)", "eval": "Old content (A_ZS)", "transfer": "Transfer"}
@@ -552,8 +552,9 @@ def _index_bars(part: pd.DataFrame) -> str:
     return f"<div><h3>{heading} {count}</h3><ul>{''.join(lines)}</ul>{gains}</div>"
 
 
-def _decisive(rows: pd.DataFrame) -> pd.Series:
-    """Return the row of searches by words or, if they are few, that of the larger number."""
+def _choose_row(rows: pd.DataFrame) -> pd.Series:
+    """Return the row that decides about some content: that of searches by words or, if these are
+    few, by images; if both are few, that of the more frequent kind."""
     enough = rows[rows["queries"] >= FEW_QUERIES].set_index("query", drop=False)
     for query in QUERIES:
         if query in enough.index:
@@ -561,7 +562,7 @@ def _decisive(rows: pd.DataFrame) -> pd.Series:
     return rows.loc[rows["queries"].idxmax()]
 
 
-def _asked(row: pd.Series) -> str:
+def _describe_queries(row: pd.Series) -> str:
     """Return how content was searched, and by how many queries if they are few."""
     few = f" (only {count_of(row['queries'], 'query')})" if row["queries"] < FEW_QUERIES else ""
     return f"by {QUERIES[row['query']]}{few}"
@@ -570,7 +571,7 @@ def _asked(row: pd.Series) -> str:
 def _index_finding(table: pd.DataFrame) -> str:
     """Return what to do with the old index, and the recall of queries after that."""
     last = table.groupby(["content", "query"], sort=False).tail(1)
-    rows = pd.DataFrame({name: _decisive(part) for name, part in last.groupby("content")}).T
+    rows = pd.DataFrame({name: _choose_row(part) for name, part in last.groupby("content")}).T
     if rows["as_is"].isna().all():
         return (
             "Encode every image again: the new model cannot search the old index, since their "
@@ -578,7 +579,7 @@ def _index_finding(table: pd.DataFrame) -> str:
         )
     if KNOWN in rows.index:
         now, mixed, again = rows.loc[KNOWN, ["as_is", "new_first", "reencoded"]]
-        finding = f"{_asked(rows.loc[KNOWN])}, {KNOWN} content is found in"
+        finding = f"{_describe_queries(rows.loc[KNOWN])}, {KNOWN} content is found in"
         what = "Encode every image again"
         if NEW in rows.index:
             what += ", or keep two indexes"
@@ -596,7 +597,7 @@ def _index_finding(table: pd.DataFrame) -> str:
             )
     now, mixed, again = rows.loc[NEW, ["as_is", "new_first", "reencoded"]]
     again = again if math.isnan(mixed) else mixed
-    finding = f"{_asked(rows.loc[NEW])}, {NEW} content is found in"
+    finding = f"{_describe_queries(rows.loc[NEW])}, {NEW} content is found in"
     if again <= now + CLEARLY:
         return (
             f"The old model may encode the new images, too: {finding} {decimal(now)}% of queries, "
