@@ -1,6 +1,8 @@
 # Both commands set everything up by themselves in .venv, from Python 3.11 to 3.14.
 PYTHON ?= python3
 BIN := .venv/bin
+# Where byte code is not kept, each of the many processes that commands start compiles every module.
+unexport PYTHONDONTWRITEBYTECODE
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import CodeType
 from typing import Any, NamedTuple, TypeVar
 
 from cmp.errors import CmpError, did_you_mean, name_choices
@@ -278,15 +280,24 @@ def load_plugin(path: str | os.PathLike[str]) -> None:
     name = f"cmp_plugin_{Path(path).stem}_{place[:12]}"
     _forget(name)  # an edited file may give an option another function
     try:
-        spec = spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
+        if Path(path).suffix != ".py":
             raise CmpError("the name of a plugin must end in .py")
+        spec = spec_from_file_location(name, path, loader=_PluginLoader(name, os.fspath(path)))
+        assert spec and spec.loader
         module = sys.modules[name] = module_from_spec(spec)
         spec.loader.exec_module(module)
     except Exception as error:  # anything that the user's code raises
         _forget(name)
         kind = "" if isinstance(error, CmpError) else f"{type(error).__name__}: "
         raise CmpError(f"--plugin {path}: {kind}{error}") from error
+
+
+class _PluginLoader(SourceFileLoader):
+    """A loader that always compiles the source. Python finds the byte code that it keeps by a
+    file's size and its time in whole seconds, so it would miss a second edit within one second."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def _forget(module: str) -> None:

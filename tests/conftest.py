@@ -8,7 +8,6 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
-import months
 import pytest
 import torch
 from filelock import FileLock
@@ -16,7 +15,6 @@ from hypothesis import settings
 
 from cmp import registry
 from cmp.embedded import packed
-from lab import kernel_explorers, site
 from tests import options
 
 LONGEST = (
@@ -127,6 +125,11 @@ def pages(tmp_path_factory, request):
     """The folder of the built site; of several processes the first that asks builds it. Its
     explorers count no network but ours, as to count the FLOPs of a ViT-B/16 takes half a minute.
     The site that a reader has built stays."""
+    from lab import (
+        kernel_explorers,
+        site,
+    )  # here, since the process that starts others needs neither
+
     shared = tmp_path_factory.getbasetemp()
     if not is_first(request.config):
         shared = shared.parent
@@ -154,6 +157,8 @@ def pages(tmp_path_factory, request):
 @pytest.fixture(scope="session")
 def root(tmp_path_factory):
     """The folder of three months of pictures, which no test changes."""
+    import months  # here, as in `pages`
+
     folder = tmp_path_factory.mktemp("months") / "data"
     months.write_pictures(folder, 3)
     return folder

@@ -2,10 +2,12 @@
 
 import importlib
 import linecache
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from importlib.metadata import EntryPoint
 
 import forked
@@ -867,6 +869,22 @@ def test_plugins_of_one_name_do_not_replace_each_other(tmp_path):
     load_plugin(tmp_path / "b/mine.py")
     assert get_option("schedule", "sawtooth").digest == first.digest  # wherever it lies
     assert get_option("schedule", "sawtooth").module != first.module
+
+
+@pytest.mark.defect
+def test_two_edits_of_a_plugin_within_a_second_both_count(tmp_path, monkeypatch, own_options):
+    """Also where Python keeps byte code, which it finds by the file's size and time."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    path = tmp_path / "mine.py"
+    plugin = IMPORTS + textwrap.dedent(SAWTOOTH)
+    second, digests = int(time.time()) + 1, set()
+    for length, time_of_edit in (("4", second + 0.25), ("8", second + 0.5)):
+        path.write_text(plugin.replace("step %", f"{length} %"))
+        os.utime(path, (time_of_edit, time_of_edit))
+        load_plugin(path)
+        digests.add(get_option("schedule", "sawtooth").digest)
+    assert len(digests) == 2
+    assert not (tmp_path / "__pycache__").exists()
 
 
 def test_a_plugin_may_have_dataclasses(tmp_path):

@@ -295,7 +295,7 @@ def _arrive_beside(
     ledger, report = arrivals.arrive(ledger, folder, role, prompt=prompt)
     if pools and _brought_same(before, pools[-1], ledger):
         return before, [f"--pool: {folder} is the pool of this stream already; leave it out"]
-    said = [_similar_line("its", report)] if report.similar else []
+    said = [_similar_line("image", report)] if report.similar else []
     said = [f"{option}: {x}" for x in (*said, sentences.describe_skipped(report)) if x]
     trained = report.new.get("train", 0)
     if role != "eval" or not trained:
@@ -323,12 +323,12 @@ def _brought_same(before: Ledger, number: int, after: Ledger) -> bool:
     return brought[0] == brought[1]
 
 
-def _similar_line(whose: str, report: ArrivalReport) -> str:
+def _similar_line(noun: str, report: ArrivalReport) -> str:
     """Return a sentence on images that look like one on the other side."""
     return (
-        f"among {whose} images, {report.similar:,} with a lookalike on the other side of the split "
-        f"between training and tests, such as {', '.join(report.similar_names)}; used all the "
-        "same, but scores may be too high"
+        f"{count_of(report.similar, noun)} with a lookalike on the other side of the split between "
+        f"training and tests, such as {', '.join(report.similar_names)}; all are used, but scores "
+        "may be too high"
     )
 
 
@@ -425,7 +425,7 @@ def _notes(plan: UpdatePlan) -> Iterable[str]:
             "name, saved again; remove them, or they are trained on or tested twice"
         )
     if report.similar:
-        yield _similar_line("the new", report)
+        yield _similar_line("new image", report)
     if plan.gone:
         yield f"left out: {count_of(plan.gone, 'image')} missing from earlier updates"
     passes = plan.steps * counts[1] / max(len(plan.pools.update), 1)

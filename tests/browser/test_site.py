@@ -794,6 +794,7 @@ def test_a_guess_and_its_answer_stay_where_they_are(watched, address, pages):
     plane.scroll_into_view_if_needed()
     box, ring = plane.bounding_box(), place.locator(".handle.mine .knob")
     watched.mouse.click(box["x"] + 60, box["y"] + 150)
+    watched.evaluate(NEXT_FRAME)
     x, y = middle(ring)
     watched.mouse.move(x + 6, y + 6)  # not at its middle
     watched.mouse.down()
