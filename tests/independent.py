@@ -22,7 +22,8 @@ class Study:
     """The scores of a published study, by setting and replicate."""
 
     def __init__(self, path: Path):
-        table = pd.read_parquet(path)
+        columns = ["setting", "replicate", "task", "scope", "role", "score", "config"]
+        table = pd.read_parquet(path, columns=columns)
         self.last = table.groupby(["setting", "replicate"])["task"].max().to_dict()
         self.means = (
             table.groupby(["setting", "replicate", "task", "scope", "role"])["score"]
@@ -51,6 +52,10 @@ class Study:
         total = self.last[setting, replicate]
         middle = [task for task in range(total + 1) if total <= 4 * task <= 3 * total]
         return mean([self.means[setting, replicate, task, "full", ADAPT] for task in middle])
+
+
+def read_studies(results: Path) -> dict[str, Study]:
+    return {path.stem: Study(path) for path in sorted(results.glob("*.parquet"))}
 
 
 def mean(values) -> float:
@@ -165,7 +170,7 @@ NOTHING = (math.nan, math.nan, math.nan)
 
 
 def verdicts(
-    claims: Path, results: Path, needed: int = 20
+    claims: Path, studies: dict[str, Study], needed: int = 20
 ) -> dict[str, tuple[float, float, float, str, float]]:
     """Return (estimate, low, high, reading, p) of every claim that has so many replicates."""
     tree = yaml.safe_load(claims.read_text())
@@ -173,7 +178,6 @@ def verdicts(
     if "fronts_of" in tree:
         other = yaml.safe_load(claims.with_name(tree["fronts_of"] + ".yaml").read_text())
         all_fronts = other["fronts"] | all_fronts
-    studies = {path.stem: Study(path) for path in results.glob("*.parquet")}
     tail, judged = 0.05 / 2 / 12, {}
     for claim in tree["claims"]:
         fronts = [all_fronts.get(x.get("front", "plain")) for x in claim["terms"]]
@@ -288,11 +292,10 @@ def row_of(tree: dict) -> str:
     return json.dumps(said, sort_keys=True)
 
 
-def tuned_peaks(results: Path) -> dict[str, dict[float, list[float]]]:
+def tuned_peaks(studies: dict[str, Study]) -> dict[str, dict[float, list[float]]]:
     """The geometric means on the validation split of each row, by peak."""
     found: dict[str, dict[float, list[float]]] = {}
-    for path in sorted(results.glob("*.parquet")):
-        study = Study(path)
+    for study in studies.values():
         for (setting, replicate), tree in study.trees.items():
             if tree["evaluation"]["split"] == "validation":
                 ends = [study.end(setting, replicate, role) for role in (ADAPT, EVAL)]
@@ -301,10 +304,9 @@ def tuned_peaks(results: Path) -> dict[str, dict[float, list[float]]]:
     return found
 
 
-def faults_of_tuning(claims: Path, results: Path, needed: int = 2) -> dict[str, str]:
+def faults_of_tuning(claims: Path, studies: dict[str, Study], needed: int = 2) -> dict[str, str]:
     """What is wrong with the tuned peak of each setting that claims rest on, or ""."""
-    studies = {path.stem: Study(path) for path in results.glob("*.parquet")}
-    tuned, found = tuned_peaks(results), {}
+    tuned, found = tuned_peaks(studies), {}
     for claim in yaml.safe_load(claims.read_text())["claims"]:
         for term in claim["terms"]:
             name = term.get("study", claim["study"])
@@ -342,12 +344,13 @@ def fault_of_peak(chosen: float, tried: dict[float, list[float]], needed: int) -
 if __name__ == "__main__":
     book = Path(__file__).parents[1] / "book"
     later = sorted(book.glob("claims-*.yaml"))
+    published = read_studies(book / "results")
     if sys.argv[1:] == ["--edges"]:
         faults = {}
         for claims in later:
-            faults |= faults_of_tuning(claims, book / "results")
+            faults |= faults_of_tuning(claims, published)
         print("\n".join(f"{name}: {fault or 'inside its grid'}" for name, fault in faults.items()))
         sys.exit(any(faults.values()))
     for claims in map(Path, sys.argv[1:] or (book / "claims.yaml", *later)):
-        for name, (estimate, low, high, said, p) in verdicts(claims, book / "results").items():
+        for name, (estimate, low, high, said, p) in verdicts(claims, published).items():
             print(f"{name}: {estimate:+.2f} ({low:.2f} to {high:.2f}), {said}, p = {p:.4f}")
