@@ -426,6 +426,7 @@ def test_choices_are_undone_one_by_one_and_a_slider_moved_by_keys_as_one(watched
     )
     for name in ("cosine", "rsqrt"):
         curve.select_option(name)
+    watched.evaluate(NEXT_FRAME)  # in which the form gets the fields of this curve
     place.get_by_label("Warmup", exact=True).focus()
     for _ in range(3):
         watched.keyboard.press("ArrowRight")

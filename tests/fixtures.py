@@ -1,0 +1,97 @@
+"""What tests share: the built benchmark and site, and one thread, so two runs agree to the bit."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import months
+import pytest
+import torch
+from filelock import FileLock
+
+from cmp import registry
+from cmp.embedded import packed
+from lab import kernel_explorers, site
+from tests.conftest import is_first
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Before a test's fixtures: an earlier test may have called a command that sets the threads, or
+    have drawn numbers."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def corpus():
+    """The whole embedded benchmark, as `make test` built it."""
+    return packed.load_embedded()
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """The path of a build folder of the test's own, which has no data."""
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    return tmp_path / "build"
+
+
+@pytest.fixture
+def own_options():
+    """What a test registers is gone afterwards."""
+    before = {kind: dict(registry.options_of(kind)) for kind in registry.KINDS}
+    yield
+    for kind, known in before.items():
+        registry.options_of(kind).clear()
+        registry.options_of(kind).update(known)
+
+
+@pytest.fixture
+def clean_drawing():
+    """Figures drawn without a screen, without a warning, and all of them closed."""
+    matplotlib.use("Agg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # garbage of other tests' kernels (event loops) may be collected while this one draws
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+    assert plt.get_fignums() == []
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory, request):
+    """The folder of the built site; of several processes the first that asks builds it. Its
+    explorers count no network but ours, as to count the FLOPs of a ViT-B/16 takes half a minute.
+    The site that a reader has built stays."""
+    shared = tmp_path_factory.getbasetemp()
+    if not is_first(request.config):
+        shared = shared.parent
+    told = shared / "pages"
+    with FileLock(f"{told}.lock"):
+        if not told.exists():
+            with pytest.MonkeyPatch.context() as patch:
+                for explorer in ("budget", "planner"):
+                    patch.setitem(kernel_explorers.SHEET[explorer]["site"], "model", ["small"])
+                build = Path(__file__).parents[1] / "_build"
+                built, kept, tested = (build / f"html{part}" for part in ("", "-kept", "-tested"))
+                if built.exists() and not kept.exists():
+                    built.rename(kept)
+                shutil.rmtree(tested, ignore_errors=True)
+                try:
+                    site.make_site().rename(tested)
+                finally:
+                    if kept.exists():
+                        shutil.rmtree(built, ignore_errors=True)
+                        kept.rename(built)
+                told.write_text(str(tested))
+    return Path(told.read_text())
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+    """The folder of three months of pictures, which no test changes."""
+    folder = tmp_path_factory.mktemp("months") / "data"
+    months.write_pictures(folder, 3)
+    return folder
