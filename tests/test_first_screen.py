@@ -115,6 +115,7 @@ def test_the_table_is_small_and_holds_nothing_else_than_json(table):
     assert table["stops"][table["begins"]]["name"] == SHEET["begins"]
 
 
+@pytest.mark.long
 def test_the_atlas_knows_the_pictures_of_stored_settings(table):
     found = atlas.atlas_table()
     named = {row["name"]: row["names"] for row in found["settings"] if "names" in row}

@@ -29,7 +29,7 @@ def test_every_row_and_every_rule_has_a_golden_result():
     assert golden.RULE_CASES.keys() == golden.read()["rules"].keys(), COMMAND
 
 
-@pytest.mark.parametrize("name", options.one_in(4, RUNS, lambda name: name.partition("=")[0]))
+@pytest.mark.parametrize("name", options.one_in(6, RUNS, lambda name: name.partition("=")[0]))
 def test_runs_give_what_they_gave(name):
     known, found = golden.read()["runs"][name], golden.compute_run(RUNS[name])
     changed = golden.run_changes(RUNS[name].config, known, found, golden.differences(known))

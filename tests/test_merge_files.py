@@ -273,6 +273,7 @@ def test_nothing_but_a_merge_is_replaced(files, tmp_path, name):
     assert out.read_bytes() == before
 
 
+@pytest.mark.long
 def test_killed_while_it_writes(files, tmp_path):
     """SIGKILL at the first tensor that is written: the old file is whole, nothing new has its
     name."""

@@ -1427,6 +1427,7 @@ def test_a_kill_between_training_and_keeping_leaves_a_peak_its_scores(
     assert {"peak", "A_KA"} <= {*table} and table["A_KA"].notna().all()
 
 
+@pytest.mark.long
 def test_after_a_kill_behind_the_release_the_same_command_deletes_the_checkpoints(
     root, tmp_path, monkeypatch
 ):

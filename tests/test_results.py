@@ -233,6 +233,7 @@ def test_a_damaged_table_or_list_is_named_with_the_fix(place, name):
             publish()
 
 
+@pytest.mark.long
 def test_no_bit_of_a_stored_file_flips_silently(tmp_path, monkeypatch):
     files = flips.write_all(tmp_path, monkeypatch)
     outcomes = flips.flip_bits(files, len(files), random.Random(0))

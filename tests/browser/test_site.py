@@ -79,13 +79,13 @@ def ready(page, to):
     return places
 
 
-@pytest.mark.parametrize("part", options.one_in(6, range(6)))
+@pytest.mark.parametrize("part", options.one_in(12, range(12)))
 def test_every_page_is_whole_and_for_everybody(watched, address, pages, part):
     """No error, no request elsewhere (see `watched`), no page wider than its window, no image that
     is not there or has no place kept free; nothing that axe finds, by light and by dark, at a
     desk's width and at a phone's; and every explorer is there and answers."""
     found = {}
-    for path in paths(pages)[part::6]:
+    for path in paths(pages)[part::12]:
         watched.set_viewport_size(DESK)
         watched.emulate_media(color_scheme="light")
         for place in ready(watched, f"{address}/{path}"):
