@@ -133,7 +133,10 @@ def test_a_run_that_is_asked_for_loses_the_stored_pictures(table):
     stop = first_screen.stop_configs()[first_screen.KEEPS]
     names = first_screen.names_at_end(stop, cmp.load_data("embedded"))
     stored = names_of(table, first_screen.KEEPS)[:, -1]
-    assert (np.array(names) != stored).sum() <= 4  # where another machine rounds otherwise
+    truth = np.array([each["truth"] for each in table["images"]])
+    # another processor rounds otherwise, so that few of the pictures get another name; from stop to
+    # stop, nine and more are right in one and wrong in the other
+    assert ((np.array(names) == truth) != (stored == truth)).sum() <= 5
 
 
 def test_the_explorer_begins_where_it_is_told():
