@@ -1,10 +1,10 @@
 # Both commands set everything up by themselves in .venv, from Python 3.11 to 3.14.
 PYTHON ?= python3
 BIN := .venv/bin
-# Where byte code is not kept, each of the many processes that commands start compiles every module.
-unexport PYTHONDONTWRITEBYTECODE
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+# Where it is set, each of the many processes that the tests start would compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: env study lab site test test-long readme-test kill-test study-kill-test flip-test lint clean
 
