@@ -218,8 +218,9 @@ def forward_shapes(state: TrainState, batch: int, replayed: int = 0) -> ForwardO
     height, width = side if isinstance(side, tuple) else (side, side)
     pixels = torch.zeros(batch, 3, height, width, device=device)
     tokens = torch.zeros(batch, model.context_length, dtype=torch.int64, device=device)
-    image = models.encode_image(model, pixels)
     text = models.encode_text_unpacked(model, tokens)
+    has_features = state.method.views(state, 0)
+    image = torch.zeros_like(text) if has_features else models.encode_image(model, pixels)
     place = torch.arange(batch, device=device)
     return ForwardOutput(image, text, pixels, tokens, place, replayed)
 

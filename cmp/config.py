@@ -83,6 +83,12 @@ class Method:
             If None, all blocks have the same rate.
         unlock: How many of the last blocks of a locked tower to train, with all that follows.
             [blocks]
+        views: For "locked-image", how many views of each image are encoded once and stored, in
+            place of encoding images at every step. The first is not augmented. [views]
+        lock_from: For "locked-image" with stored views, the first task with a locked tower; in
+            earlier ones, everything trains. [tasks]
+        image_rate: For "full", the learning rate of the image tower as a multiple of that of the
+            rest.
 
     Example:
         >>> cmp.Method("lora").get("rank")  # its default
@@ -103,9 +109,16 @@ class Method:
     temperature: Positive | None = None
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
     unlock: Count | None = None
+    views: Count | None = None
+    lock_from: Count | None = None
+    image_rate: Positive | None = None
 
     def __post_init__(self) -> None:
         registry.check_settings("method", self.name, self)
+        if self.views and self.unlock:
+            raise ValueError("unlock trains blocks of the image tower, so views cannot be stored")
+        if self.lock_from and not self.views:
+            raise ValueError("lock_from needs stored views; set method.views=1")
 
     def get(self, key: str) -> Any:
         """Return a key's value, or the method's default if the config does not set it."""
@@ -358,6 +371,7 @@ class Training:
             first tasks. [steps]
         batch: Samples per step. [samples]
         precision: The precision of the forward pass.
+        augment: Whether images are augmented; if not, they are prepared as for evaluation.
         budget: What a task may cost, as a multiple of `steps` of full fine-tuning. It determines
             the method's number of steps, see `cmp.budgets`.
 
@@ -371,6 +385,7 @@ class Training:
     task_steps: tuple[Count, ...] = ()
     batch: Annotated[int, Field(ge=2, le=MAX_COUNT)] = 64
     precision: Literal["bf16", "fp32"] = "bf16"
+    augment: bool = True
     budget: Multiple | None = None
 
     def __post_init__(self) -> None:

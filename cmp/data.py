@@ -33,6 +33,7 @@ RANDOM_RANGES = (
 """Bounds of what `augment` draws for an image: the angle in radians; the scale; the shift right and
 down as fractions of half the side; whether the background is tinted, and by how much each channel
 is darkened; contrast, brightness and saturation."""
+NOISE = len(RANDOM_RANGES)
 TINT_PROBABILITY = 0.6
 
 
@@ -91,11 +92,9 @@ class ImageFiles(Protocol):
         """Return images prepared for evaluation, uint8 [B, 3, size, size]."""
         ...
 
-    def random_crops(
-        self, rows: np.ndarray, side: int, generator: np.random.Generator, local: slice
-    ) -> Tensor:
-        """Return a random crop of each image of a batch that `local` selects, uint8 [B, 3, side,
-        side]."""
+    def random_crops(self, rows: np.ndarray, side: int, numbers: np.ndarray) -> Tensor:
+        """Return the crop of each image that its row of `numbers`, [B, 4], determines, uint8
+        [B, 3, side, side]."""
         ...
 
     def ahead(
@@ -285,9 +284,7 @@ def to_rgb(images: Tensor) -> Tensor:
     return x if x.shape[1] == 3 else x[:, :3] * x[:, 3:] + 1 - x[:, 3:]
 
 
-def augment(
-    images: Tensor, generator: torch.Generator, part: tuple[int, int] | None = None
-) -> Tensor:
+def augment(images: Tensor, noise: Tensor) -> Tensor:
     """Return randomly augmented images as RGB in [0, 1], [B, 3, H, W].
 
     RGBA images get an affine map, a background, contrast, brightness and saturation. RGB images are
@@ -295,15 +292,10 @@ def augment(
 
     Args:
         images: uint8 RGBA [B, 4, H, W] or RGB [B, 3, H, W].
-        generator: The source of all randomness, on the CPU, so that a batch is a function of its
-            state.
-        part: For part of a batch, (index of the first image, images in the batch); each image is
-            augmented as in the whole batch.
+        noise: For each image, `NOISE` numbers in [0, 1), on the CPU, [B, NOISE].
     """
     if images.shape[1] == 3:
         return to_rgb(images)
-    first, count = part or (0, len(images))
-    noise = torch.rand(count, len(RANDOM_RANGES), generator=generator)[first : first + len(images)]
     low, high = torch.tensor(RANDOM_RANGES).T
     values = to_device(low + (high - low) * noise, images.device)
     angle, scale, right, down, tinted, *_ = values.T

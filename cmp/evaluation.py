@@ -8,7 +8,7 @@ together, so they count as one observation.
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -289,7 +289,6 @@ def _subset_keys(dataset: str, split: str, count: int) -> tuple[float, ...]:
     return tuple(unit_interval("evaluation subset", dataset, split, n) for n in range(count))
 
 
-@torch.no_grad()
 def image_features(model: Network, corpus: Corpus, rows: np.ndarray, precision: str) -> Tensor:
     """Return unit features of stored images, [len(rows), E].
 
@@ -299,9 +298,22 @@ def image_features(model: Network, corpus: Corpus, rows: np.ndarray, precision: 
         rows: Corpus positions of the images.
         precision: "bf16" or "fp32".
     """
+    return encode_blocks(model, image_blocks(model, corpus, rows), precision)
+
+
+def image_blocks(model: Network, corpus: Corpus, rows: np.ndarray) -> Iterator[Tensor]:
+    """Return an iterator over blocks of images prepared for a network, as RGB in [0, 1]; see
+    `image_features`."""
+    device = model.logit_scale.device
+    blocks = stored_images(corpus, rows, ENCODE_BLOCK, models.preprocessing(model), device)
+    return (to_rgb(block.to(device)) for block in blocks)
+
+
+@torch.no_grad()
+def encode_blocks(model: Network, blocks: Iterable[Tensor], precision: str) -> Tensor:
+    """Return unit features of blocks of RGB images in [0, 1], [images, E]; see `image_features`."""
     device, features = model.logit_scale.device, []
-    for block in stored_images(corpus, rows, ENCODE_BLOCK, models.preprocessing(model), device):
-        x = to_rgb(block.to(device))
+    for x in blocks:
         x = normalise(x, model.visual.image_mean, model.visual.image_std)
         with autocast(precision, device):
             features.append(models.encode_image(model, x))

@@ -167,7 +167,7 @@ def make_batch(
         pools: What the task may draw from.
         task: The task's number, from 0.
         step: The step within the task, from 0.
-        side: Pixels per side of images decoded from files.
+        side: Pixels per side of random crops of files.
         local: The samples whose images are needed, such as those of one process.
     """
     seed = config.seeds.data
@@ -179,9 +179,12 @@ def make_batch(
         # index_select copies whole rows, five times as fast as indexing
         places = to_device(torch.from_numpy(rows[local]), corpus.images.device)
         images = corpus.images.index_select(0, places)
-    else:
+    elif config.training.augment:
         generator = numpy_generator("augment/part", config.seeds.augment, task, step)
-        images = corpus.images.random_crops(rows, side, generator, local)
+        numbers = generator.random((len(rows), 4))  # each sample is cropped as in the whole batch
+        images = corpus.images.random_crops(rows[local], side, numbers[local])
+    else:
+        images = corpus.images[rows[local]]
     return Batch(rows, images, torch.from_numpy(texts), replayed=pools.counts[0])
 
 

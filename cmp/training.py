@@ -9,11 +9,13 @@ executions.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,13 +23,14 @@ from cmp import config as configs
 from cmp import models, schedules
 from cmp.arithmetic import autocast, bf16_products
 from cmp.config import RunConfig
-from cmp.data import WHOLE_BATCH, Batch, Corpus, augment, normalise, to_device
+from cmp.data import NOISE, WHOLE_BATCH, Batch, Corpus, augment, normalise, to_device, to_rgb
 from cmp.errors import CmpError, Diverged
 from cmp.losses import model_loss, uses_sigmoid_loss
 from cmp.mixtures import Pools, fit_mixture, fit_steps, make_batch
 from cmp.models import Network, batch_norms, set_train_mode
 from cmp.registry import get_option
-from cmp.seeds import seed_layers, torch_generator
+from cmp.seeds import numpy_generator, seed_layers, torch_generator
+from cmp.stored_features import StoredFeatures, store_features
 
 
 def train_step(
@@ -113,9 +116,10 @@ def train_task(
     set_train_mode(state.model)
     if first == 0 and not config.carries_moments:
         state.renew_optimizer()
-    if first == 0:
-        with execution.outside_steps():
+    with execution.outside_steps():
+        if first == 0:
             method.begin_task(state, task)
+        state.store_features(pools, task)
     todo = range(first, steps)
     for step, batch in zip(todo, state.batches(pools, task, todo, own_samples), strict=True):
         after_step(step, train_step(state, state.optimizer, batch, task, step, rates[step]))
@@ -156,7 +160,7 @@ class ForwardOutput(Features):
     Attributes:
         image: Unit image features, [B, E].
         text: Unit text features, [B, E].
-        pixels: Augmented and normalised images, [B, 3, H, W].
+        pixels: Augmented and normalised images, [B, 3, H, W]; empty if features are stored.
         tokens: Tokens of the distinct captions, [D, L].
         place: The index of each sample's caption in `tokens`, [B].
         replayed: How many samples at the end come from the pretraining pool.
@@ -273,6 +277,8 @@ class UpdateMethod:
         whole_batch_reason: (section) -> why the method needs the whole batch at once, or "". A
             method with `losses` but without this hook is assumed to need it.
         optimizer: (section) -> a function with AdamW's arguments that returns an optimiser.
+        views: (state, task) -> how many views of each image are encoded once and stored, for a task
+            that does not train the image tower; 0 if the tower runs at every step.
         rates: (state) -> multiples of the learning rate by parameter name; 1 if not given.
         after_backward: (state), called before the gradients are clipped.
         step: (state, optimizer), called after clipping, to take the optimiser's step. On a GPU, the
@@ -292,6 +298,7 @@ class UpdateMethod:
     losses: Callable[[TrainState, Any], dict[str, Tensor]] = lambda state, output: {}
     whole_batch_reason: Callable[[configs.Method], str] | None = None
     optimizer: Callable[[configs.Method], OptimizerFactory] = lambda section: ADAMW
+    views: Callable[[TrainState, int], int] = lambda state, task: 0
     rates: Callable[[TrainState], dict[str, float]] = lambda state: {}
     after_backward: Callable[[TrainState], None] = lambda state: None
     step: Callable[[TrainState, torch.optim.Optimizer], None] = lambda state, opt: opt.step()
@@ -312,6 +319,7 @@ class TrainState:
         frozen_models: Other networks that the method uses. They depend only on the weights that the
             run starts from, so they are not saved.
         execution: How a step is computed.
+        stored_features: Image features that steps read instead of running the image tower.
         unchecked: The steps that are not known to be finite yet, if checks are deferred.
 
     Example:
@@ -327,6 +335,7 @@ class TrainState:
     method_state: dict[str, Tensor] = field(default_factory=dict)
     frozen_models: dict[str, Network] = field(default_factory=dict)
     execution: Execution = field(default_factory=Execution)
+    stored_features: StoredFeatures | None = field(default=None, repr=False)
     unchecked: list[UncheckedStep] = field(default_factory=list, repr=False)
 
     @functools.cached_property
@@ -337,15 +346,27 @@ class TrainState:
     def batches(
         self, pools: Pools, task: int, steps: Sequence[int], local: slice = WHOLE_BATCH
     ) -> Iterator[Batch]:
-        """Return the batches of some steps of a task, with the images of its `local` samples. They
-        are prepared ahead of their step if images must be decoded."""
+        """Return the batches of some steps of a task, with the images of its `local` samples, or
+        with none if their features are stored. They are prepared ahead of their step if images
+        must be decoded."""
         corpus = self.corpus
+        if not (isinstance(corpus.images, Tensor) or self.config.training.augment):
+            images = corpus.images.at(models.preprocessing(self.model))
+            corpus = dataclasses.replace(corpus, images=images)
+        if self.stored_features:
+            local = slice(0, 0)
         make = functools.partial(
             make_batch, self.config, corpus, pools, task, side=self.side, local=local
         )
-        if isinstance(corpus.images, Tensor):
+        if isinstance(corpus.images, Tensor) or self.stored_features:
             return map(make, steps)
         return corpus.images.ahead(make, steps, self.model.logit_scale.device)
+
+    def store_features(self, pools: Pools, task: int) -> None:
+        """Encode the images of a task whose features its steps read, if its method says so."""
+        rows = np.concatenate([pools.pretraining, pools.update, pools.buffer])
+        if views := self.method.views(self, task):
+            self.stored_features = store_features(self, rows, views)
 
     @functools.cached_property
     def method(self) -> UpdateMethod:
@@ -446,13 +467,25 @@ def encode_batch(
     """
     model, config = state.model, state.config
     device = model.logit_scale.device
-    generator = torch_generator("augment", config.seeds.augment, task, step)
-    pixels = augment(to_device(batch.images, device), generator, part)
-    pixels = normalise(pixels, model.visual.image_mean, model.visual.image_std)
+    first, count = part or (0, len(batch.rows))
+    own = slice(first, first + len(batch.rows))
+    if stored := state.stored_features:
+        generator = numpy_generator("data/view", config.seeds.augment, task, step)
+        views = generator.integers(len(stored.table), size=count)[own]
+        image = to_device(stored.read(batch.rows, views), device)  # [B, E]
+        pixels = image.new_empty(0)
+    else:
+        image, pixels = None, to_device(batch.images, device)
+        if config.training.augment:
+            generator = torch_generator("augment", config.seeds.augment, task, step)
+            pixels = augment(pixels, torch.rand(count, NOISE, generator=generator)[own])
+        else:
+            pixels = to_rgb(pixels)
+        pixels = normalise(pixels, model.visual.image_mean, model.visual.image_std)
     distinct, place = batch.texts.unique(return_inverse=True)
     distinct, place = state.tokens[distinct], to_device(place, device)
     with autocast(config.training.precision, device), state.layer_noise(task, step):
-        image = models.encode_image(model, pixels)  # [B, E]
+        image = models.encode_image(model, pixels) if image is None else image  # [B, E]
         text = models.encode_text(model, distinct)[place]  # [D, E] -> [B, E]
     return ForwardOutput(image, text, pixels, distinct, place, batch.replayed)
 

@@ -17,7 +17,7 @@ from cmp import arithmetic, budgets, cli, evaluation, mixtures, models, schedule
 from cmp.bench import gpu, networks, pictures, step, timing
 from cmp.bench.networks import TASK
 from cmp.config import RunConfig
-from cmp.data import Corpus, augment, colour_map, normalise
+from cmp.data import NOISE, Corpus, augment, colour_map, normalise
 from cmp.errors import CmpError
 from cmp.scale import compiling
 from cmp.seeds import torch_generator
@@ -57,7 +57,8 @@ def plain_reference(run_config: RunConfig, corpus: Corpus) -> tuple[nn.Module, t
     )  # fmt: skip
     losses, steps = [], run_config.training.steps
     for number, batch in enumerate(itertools.islice(networks.batches(run_config, corpus), steps)):
-        x = augment(batch.images, torch_generator("augment", 0, TASK, number))
+        generator = torch_generator("augment", 0, TASK, number)
+        x = augment(batch.images, torch.rand(len(batch.rows), NOISE, generator=generator))
         x = normalise(x, model.visual.image_mean, model.visual.image_std).double()
         output = model(x, tokens[batch.texts])
         features = output["image_features"], output["text_features"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cmp import config, mixtures, models
-from cmp.data import augment
+from cmp.data import NOISE, augment
 from cmp.experiments import studies
 from cmp.project import build_folder
 from cmp.runs import identity, store
@@ -38,7 +38,9 @@ def test_the_augmentation_seed_moves_every_task_and_no_sample(corpus):
     [one, two] = (batches(small(f"seeds.augment={seed}"), corpus) for seed in (0, 1))
     for task, (a, b) in enumerate(zip(one, two, strict=True)):
         np.testing.assert_array_equal(a.rows, b.rows)
-        seen = [augment(a.images, torch_generator("augment", seed, task, 0)) for seed in (0, 1)]
+        generators = [torch_generator("augment", seed, task, 0) for seed in (0, 1)]
+        noise = [torch.rand(len(a.images), NOISE, generator=each) for each in generators]
+        seen = [augment(a.images, each) for each in noise]
         assert not torch.equal(*seen)
 
 

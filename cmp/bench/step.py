@@ -14,7 +14,7 @@ from cmp.bench import networks, timing
 from cmp.bench.networks import TASK
 from cmp.bench.report import Report
 from cmp.config import RunConfig
-from cmp.data import Corpus, augment, normalise
+from cmp.data import NOISE, Corpus, augment, normalise
 from cmp.embedded import packed
 from cmp.seeds import torch_generator
 from cmp.training import clamp_logit_scale, create_optimizer, make_train_state, train_step
@@ -49,7 +49,8 @@ def plain_stepper(
 
     def step() -> None:
         number, batch = next(numbered)
-        x = augment(batch.images, torch_generator("augment", 0, TASK, number))
+        generator = torch_generator("augment", 0, TASK, number)
+        x = augment(batch.images, torch.rand(len(batch.rows), NOISE, generator=generator))
         x = normalise(x, model.visual.image_mean, model.visual.image_std)
         output = model(x, tokens[batch.texts])
         features = output["image_features"], output["text_features"]

@@ -15,7 +15,7 @@ import torch
 
 from cmp import budgets, evaluation, mixtures, models, starts
 from cmp.config import Method, RunConfig
-from cmp.data import WHOLE_BATCH, Corpus, ImageFiles, load_data
+from cmp.data import Corpus, ImageFiles, load_data
 from cmp.errors import CmpError
 from cmp.experiments.kernels import traced_share
 from cmp.registry import Option, get_option
@@ -181,7 +181,7 @@ def decoding_rate(corpus: Corpus, run_config: RunConfig) -> float:
     rows = corpus.rows("train")
     rows = rows[:: max(1, len(rows) // DECODED_IMAGES)][:DECODED_IMAGES]
     images, started = cast(ImageFiles, corpus.images), time.perf_counter()
-    images.random_crops(rows, side, numpy_generator("decoding rate", 0), WHOLE_BATCH)
+    images.random_crops(rows, side, numpy_generator("decoding rate", 0).random((len(rows), 4)))
     return len(rows) / max(time.perf_counter() - started, 1e-9)
 
 

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from cmp import models
-from cmp.data import augment, normalise
+from cmp.data import NOISE, augment, normalise
 from cmp.losses import model_loss
 from cmp.models import Network
 
@@ -256,7 +256,7 @@ def trace_step(model: Network, batch: int, caption: int) -> Recorder:
     packed = [x.to("meta") for x in models.pack_texts(tokens)]
     images = torch.empty(batch, 3, side, side, dtype=torch.uint8, device="meta")
     with recorder:
-        pixels = augment(images, torch.Generator())
+        pixels = augment(images, torch.rand(len(images), NOISE))
         pixels = normalise(pixels, clip.visual.image_mean, clip.visual.image_std)
         with CudaAutocast():
             image, text = models.encode_image(model, pixels), models.encode_packed(model, packed)

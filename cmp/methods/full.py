@@ -4,4 +4,4 @@ from cmp.methods import layers
 from cmp.registry import register
 from cmp.training import UpdateMethod
 
-register("method", "full", ["layer_decay"])(UpdateMethod(rates=layers.rate_multiples))
+register("method", "full", ["layer_decay", "image_rate"])(UpdateMethod(rates=layers.rate_multiples))

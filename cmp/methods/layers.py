@@ -10,11 +10,14 @@ from cmp.training import TrainState
 
 def rate_multiples(state: TrainState) -> dict[str, float]:
     """Return the multiple of the learning rate of each parameter: `layer_decay` to the power of its
-    distance from the output (Dong et al. 2022, section 3.1)."""
-    decay = state.config.method.layer_decay
-    if decay is None:
-        return {}
-    return {name: decay**layer for name, layer in layers_from_top(state.model).items()}
+    distance from the output (Dong et al. 2022, section 3.1), and in the image tower, `image_rate`
+    times that."""
+    method = state.config.method
+    decay, image_rate = method.layer_decay or 1.0, method.image_rate or 1.0
+    return {
+        name: decay**layer * (image_rate if name.startswith("visual.") else 1.0)
+        for name, layer in layers_from_top(state.model).items()
+    }
 
 
 def lock(state: TrainState, is_locked: Callable[[str], bool]) -> None:

@@ -346,23 +346,19 @@ class ImageFiles:
         """
         return self.readers[self.set_ids[row]](int(self.positions[row]))
 
-    def random_crops(
-        self, rows: np.ndarray, side: int, generator: np.random.Generator, local: slice
-    ) -> Tensor:
-        """Return a random crop of each image, as a function of the rows and the generator's state.
+    def random_crops(self, rows: np.ndarray, side: int, numbers: np.ndarray) -> Tensor:
+        """Return a random crop of each image.
 
         Args:
-            rows: int [B], the corpus rows of a batch.
+            rows: int [B], the corpus rows of the images.
             side: Side in pixels.
-            generator: The source of all randomness.
-            local: The samples to decode; each is cropped as in the whole batch.
+            numbers: What each crop is drawn from, see `random_crop`, [B, 4].
 
         Returns:
-            uint8 [B, 3, side, side], or fewer images with `local`.
+            uint8 [B, 3, side, side].
         """
-        numbers = generator.random((len(rows), 4))[local]
         crop = functools.partial(random_crop, side=side)
-        return self.decode(rows[local].tolist(), crop, numbers)
+        return self.decode(rows.tolist(), crop, numbers)
 
     def decode(self, rows: Iterable[int], make: Callable[..., np.ndarray], *numbers) -> Tensor:
         """Apply `make` to each file, and return the stacked results.
