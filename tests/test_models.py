@@ -38,6 +38,7 @@ def open_clip_attention(name, seed):
         return open_clip.create_model(name, output_dict=True), split
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", options.families())
 def test_split_attention_changes_no_output(name):
     fused, split = open_clip_attention(name, 3)
@@ -108,6 +109,7 @@ def test_the_newest_open_clip_is_split_or_refused(tmp_path):
     assert str(tmp_path) in done.stdout.decode()
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("count", [1, 2, 16, 33])
 def test_text_in_pairs_equals_open_clips(corpus, count):
     model = models.create_model("tiny", 1)
@@ -117,6 +119,7 @@ def test_text_in_pairs_equals_open_clips(corpus, count):
         torch.testing.assert_close(models.encode_text(model, tokens), expected)
 
 
+@pytest.mark.numbers
 def test_a_text_does_not_see_its_neighbour():
     model = models.create_model("tiny", 1)
     tokens = models.tokenizer("tiny")(["a grinning cat, animal, pet", "cat"])
@@ -284,6 +287,7 @@ def test_captions_fit_the_context(corpus):
     assert sum(n > length for n in lengths) / len(lengths) < 0.005
 
 
+@pytest.mark.numbers
 def test_features_do_not_depend_on_the_batch(corpus):
     model = models.create_model("tiny", 0).eval()
     rows = corpus.rows("test", dataset="shapes")[:40]

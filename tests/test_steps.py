@@ -1,6 +1,5 @@
 """Steps: what they deploy, towers that are compiled, and checks that are deferred."""
 
-import dataclasses
 import functools
 import json
 import math
@@ -66,6 +65,7 @@ def traced(monkeypatch):
     monkeypatch.setattr(compiling, "LAUNCH_BOUND", 0)
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", ["small", pytest.param("tiny-vit", marks=pytest.mark.long)])
 def test_compiled_towers_train_alike_and_keep_their_names(corpus, traced, name):
     """With a compiler that traces alone, to the bit; of texts of all lengths, through adapters."""
@@ -205,10 +205,8 @@ def deferred(monkeypatch):
 
 
 def clipped_run(clip):
-    """The default run with another limit of the gradients' norm."""
-    return dataclasses.replace(
-        DEFAULT, optimizer=dataclasses.replace(DEFAULT.optimizer, clip=clip)
-    )  # fmt: skip
+    """The default run with another limit of the gradients' norm, in fp32."""
+    return options.small(f"optimizer.clip={clip}", "optimizer.eps=1e-4", "training.precision=fp32")
 
 
 def train(poisoned=None):
@@ -250,6 +248,7 @@ def last_weights(clip):
     return torch.nn.utils.parameters_to_vector(state.model.parameters()).detach(), norms
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("clip", [0.01, 1e9])
 def test_an_optimizer_clips_within_its_step_as_if_before_it(clip, deferred, monkeypatch):
     """AdamW's eps makes the size of gradients matter, so clipping changes the weights."""
