@@ -132,6 +132,18 @@ def test_a_step_on_stored_features_costs_the_text_tower_alone():
     assert costs[0] > costs[1] > costs[2]
 
 
+def test_a_budget_pays_for_encoding_each_view_of_each_image_once(monkeypatch):
+    monkeypatch.setattr(budgets, "load_data", lambda _: forked.small_corpus())
+    run_config = small("training.steps=100", "training.budget=1", STORED[0], "method.views=3")
+    budget, full = budgets.task_budget(run_config), budgets.full_cost(run_config)
+    cost = budgets.method_cost(run_config)
+    pools = mixtures.task_pools(run_config, forked.small_corpus())
+    images = len(set(np.concatenate([each.rows for each in pools]).tolist()))
+    image = (full.step - cost.step) / 3 / run_config.training.batch  # backward costs twice forward
+    encoding = 3 * images * image / 2 * (cost.memory / full.memory)
+    assert budget.end == pytest.approx(encoding, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
