@@ -8,7 +8,7 @@ from options import small
 from test_resume import BOUNDARY, FIRST, MIDDLE, assert_resumes
 from torch.nn.functional import cross_entropy
 
-from cmp import budgets, mixtures, models, schedules, stored_features
+from cmp import bench, budgets, mixtures, models, schedules, stored_features
 from cmp.data import Batch
 from cmp.errors import CmpError
 from cmp.runs.runner import execute
@@ -162,3 +162,10 @@ def test_a_run_that_goes_on_encodes_again_to_the_same_bits(tmp_path):
     """Also where the tower locks only after the first task."""
     run_config = small(*STORED, "method.lock_from=1", "merging.policy=ema")
     assert_resumes(run_config, tmp_path, (FIRST, MIDDLE, BOUNDARY))
+
+
+def test_the_benchmark_compares_a_step_on_stored_features_with_a_full_one():
+    report = bench.run_benchmark("features", ["tiny-vit"], 2, 4)
+    assert {row["step"].rpartition(", ")[2] for row in report.rows} == {
+        "all weights", "stored features", "encoding"
+    }  # fmt: skip
