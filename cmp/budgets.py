@@ -342,7 +342,12 @@ def task_budget(run_config: RunConfig) -> Budget | None:
         return None
     full = full_cost(run_config)
     allowed = section.budget * section.steps * full.step
-    cost = method_cost(run_config)
+    cost, method, tasks = method_cost(run_config), run_config.method, run_config.stream.tasks
+    if method.lock_from:  # the mean step: tasks have as many steps before the tower locks as after
+        first = min(method.lock_from, tasks) / tasks
+        locked = dataclasses.replace(run_config, method=dataclasses.replace(method, lock_from=None))
+        mean = first * cost.step + (1 - first) * method_cost(locked).step
+        cost = dataclasses.replace(cost, step=mean)
     cost = dataclasses.replace(cost, end=cost.end + _encoding_flops(run_config))
     return make_budget(allowed, cost, full)
 
@@ -352,7 +357,7 @@ def _encoding_flops(run_config: RunConfig) -> float:
     task; 0 if no views are stored."""
     name, tasks = run_config.model.name, run_config.stream.tasks
     state = shape_state(name, run_config.method, models.create_on_meta(name))
-    views = state.method.views(state, 0)
+    views = state.method.views(state, tasks - 1)
     if not views:
         return 0.0
     pools = mixtures.task_pools(run_config, load_data(run_config.data))

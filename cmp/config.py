@@ -564,11 +564,6 @@ def _check_method(config: RunConfig) -> None:
             "optimizer.carry true with method.fold true: adapters start afresh with each task, "
             "so there are no moments to carry over; set method.fold=false"
         )
-    if method.lock_from and config.training.budget is not None:
-        raise ValueError(
-            "method.lock_from with training.budget: steps cost more before the tower locks; set "
-            "training.task_steps instead"
-        )
     needs_pool = registry.get_option("method", method.name).facts["needs_pool"]
     mixture = config.mixture
     if needs_pool and 0 in (mixture.pretraining, (mixture.last or mixture.shares)[0]):

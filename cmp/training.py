@@ -364,7 +364,9 @@ class TrainState:
     def store_features(self, pools: Pools, task: int) -> None:
         """Encode the images of a task whose features its steps read, if its method says so."""
         if views := self.method.views(self, task):
-            self.stored_features = store_features(self, pools.rows, views)
+            self.stored_features = store_features(
+                self.config, self.corpus, self.model, pools.rows, views, self.stored_features
+            )
 
     @functools.cached_property
     def method(self) -> UpdateMethod:

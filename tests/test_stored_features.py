@@ -46,7 +46,7 @@ def test_a_plain_loop_over_the_same_features_ends_in_the_same_bits():
     for task, pools in enumerate(mixtures.task_pools(config, state.corpus)):
         for step in range(config.training.steps):
             batch = mixtures.make_batch(config, state.corpus, pools, task, step)
-            image = stored_features.encode_view(state, batch.rows, 0)
+            image = stored_features.encode_view(config, state.corpus, model, batch.rows, 0)
             distinct, place = batch.texts.unique(return_inverse=True)
             text = models.encode_text(model, state.tokens[distinct])[place]
             logits = model.logit_scale.exp() * image @ text.T
@@ -79,8 +79,8 @@ def test_a_table_that_grows_task_by_task_is_that_of_all_images_at_once():
     state = trained(STORED[0], STORED[2], "method.views=3")
     grown = state.stored_features
     rows = np.flatnonzero(grown.places >= 0)
-    state.stored_features = None
-    whole = stored_features.store_features(state, rows[::-1], 3)
+    run = (state.config, state.corpus, state.model)
+    whole = stored_features.store_features(*run, rows[::-1], 3)
     assert torch.equal(grown.table[:, grown.places[rows]], whole.table[:, whole.places[rows]])
     views = whole.table[:, whole.places[rows]]
     assert not torch.equal(views[1], views[0]) and not torch.equal(views[1], views[2])
@@ -121,7 +121,8 @@ def test_features_of_another_tower_are_encoded_again():
     before = state.stored_features
     with torch.no_grad():
         next(state.model.visual.parameters()).mul_(1.01)
-    after = stored_features.store_features(state, pools.update, 1)
+    run = (state.config, state.corpus, state.model)
+    after = stored_features.store_features(*run, pools.update, 1, before)
     assert after.tower != before.tower
     assert not torch.equal(after.read(pools.update, pools.update * 0),
                            before.read(pools.update, pools.update * 0))  # fmt: skip
