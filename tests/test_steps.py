@@ -206,7 +206,7 @@ def deferred(monkeypatch):
 
 def clipped_run(clip):
     """The default run with another limit of the gradients' norm, in fp32."""
-    return options.small(f"optimizer.clip={clip}", "optimizer.eps=1e-4", "training.precision=fp32")
+    return options.small(f"optimizer.clip={clip}", "training.precision=fp32")
 
 
 def train(poisoned=None):
