@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -341,7 +342,30 @@ def task_budget(run_config: RunConfig) -> Budget | None:
         return None
     full = full_cost(run_config)
     allowed = section.budget * section.steps * full.step
-    return make_budget(allowed, method_cost(run_config), full)
+    cost, method, tasks = method_cost(run_config), run_config.method, run_config.stream.tasks
+    if method.lock_from:  # the mean step: tasks have as many steps before the tower locks as after
+        first = min(method.lock_from, tasks) / tasks
+        locked = dataclasses.replace(run_config, method=dataclasses.replace(method, lock_from=None))
+        mean = first * cost.step + (1 - first) * method_cost(locked).step
+        cost = dataclasses.replace(cost, step=mean)
+    cost = dataclasses.replace(cost, end=cost.end + _encoding_flops(run_config))
+    return make_budget(allowed, cost, full)
+
+
+def _encoding_flops(run_config: RunConfig) -> float:
+    """Return the FLOPs of encoding the images of a run once in each stored view, as a mean per
+    task; 0 if no views are stored."""
+    name, tasks = run_config.model.name, run_config.stream.tasks
+    state = shape_state(name, run_config.method, models.create_on_meta(name))
+    views = state.method.views(state, tasks - 1)
+    if not views:
+        return 0.0
+    pools = mixtures.task_pools(run_config, load_data(run_config.data))
+    images = len(np.unique(np.concatenate([each.rows for each in pools])))
+    pixels = torch.zeros(1, 3, state.side, state.side, device="meta")
+    with torch.no_grad():
+        flops = count_flops(lambda: models.encode_image(state.model, pixels))
+    return views * images * flops / tasks
 
 
 def apply_budget(run_config: RunConfig) -> RunConfig:

@@ -55,6 +55,11 @@ class Pools:
         """The number of images in the pretraining pool, the update and the buffer."""
         return len(self.pretraining), len(self.update), len(self.buffer)
 
+    @property
+    def rows(self) -> np.ndarray:
+        """The positions of all images that the task may draw."""
+        return np.concatenate([self.pretraining, self.update, self.buffer])
+
     @functools.cached_property
     def members(self) -> list[np.ndarray] | None:
         """The buffer's positions by group, if it has groups, computed once instead of at every

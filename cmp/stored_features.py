@@ -4,12 +4,9 @@ Each image that a run may draw is encoded once, in one or more views, and steps 
 image and view instead of running the tower (Zhai et al. 2022, LiT, section 3.2).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,12 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from cmp import models
+from cmp.config import RunConfig
 from cmp.data import NOISE, Corpus, augment, to_device, to_rgb
 from cmp.evaluation import ENCODE_BLOCK, encode_blocks, evaluation_mode, image_blocks
+from cmp.models import Network
 from cmp.seeds import numpy_generator
-
-if TYPE_CHECKING:
-    from cmp.training import TrainState
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,46 +45,56 @@ class StoredFeatures:
         return self.table[torch.from_numpy(views), torch.from_numpy(self.places[rows])]
 
 
-def store_features(state: TrainState, rows: np.ndarray, views: int) -> StoredFeatures:
+def store_features(
+    config: RunConfig,
+    corpus: Corpus,
+    model: Network,
+    rows: np.ndarray,
+    views: int,
+    stored: StoredFeatures | None = None,
+) -> StoredFeatures:
     """Return the stored features of a run, with all images at `rows` among them.
 
-    Images whose features are already stored are encoded again only if the tower has changed.
-
     Args:
-        state: The network and its run.
+        config: The run's config.
+        corpus: Its data.
+        model: Its network.
         rows: Corpus positions; they may occur more than once.
         views: Stored views of each image.
+        stored: What is stored already. It is encoded again only if the tower has changed.
     """
-    tower = models.weights_digest(state.model.visual)
-    stored = state.stored_features
+    tower = models.weights_digest(model.visual)
     if stored is None or stored.tower != tower:
-        places, tables = np.full(len(state.corpus.table), -1), []
+        places, tables = np.full(len(corpus.table), -1), []
     else:
         places, tables = stored.places.copy(), [stored.table]
     rows = np.unique(rows)
     if len(new := rows[places[rows] < 0]):
         places[new] = places.max() + 1 + np.arange(len(new))
-        encoded = [encode_view(state, new, view) for view in range(views)]
+        encoded = [encode_view(config, corpus, model, new, view) for view in range(views)]
         tables.append(torch.stack(encoded).cpu())
     return StoredFeatures(tower, places, torch.cat(tables, 1))
 
 
-def encode_view(state: TrainState, rows: np.ndarray, view: int) -> Tensor:
+def encode_view(
+    config: RunConfig, corpus: Corpus, model: Network, rows: np.ndarray, view: int
+) -> Tensor:
     """Return the features of one view of some images, [len(rows), E].
 
     All blocks have the same size, so that the features of an image do not depend on the others.
 
     Args:
-        state: The network and its run.
+        config: The run's config.
+        corpus: Its data.
+        model: Its network.
         rows: Corpus positions.
         view: 0 for the images as in an evaluation; others are augmented.
     """
-    model, corpus, config = state.model, state.corpus, state.config
     padded = np.pad(rows, (0, -len(rows) % ENCODE_BLOCK), "edge")
     if view == 0:
         blocks = image_blocks(model, corpus, padded)
     else:
-        blocks = augmented_blocks(state, padded, view)
+        blocks = augmented_blocks(config, corpus, model, padded, view)
     count = len(padded) // ENCODE_BLOCK
     with (
         evaluation_mode(model),
@@ -97,18 +103,20 @@ def encode_view(state: TrainState, rows: np.ndarray, view: int) -> Tensor:
         return encode_blocks(model, bar, config.training.precision)[: len(rows)]
 
 
-def augmented_blocks(state: TrainState, rows: np.ndarray, view: int) -> Iterator[Tensor]:
+def augmented_blocks(
+    config: RunConfig, corpus: Corpus, model: Network, rows: np.ndarray, view: int
+) -> Iterator[Tensor]:
     """Yield blocks of augmented images as RGB in [0, 1]. How an image is augmented depends on its
     dataset, its place there and the view."""
-    corpus, device = state.corpus, state.model.logit_scale.device
-    numbers = view_numbers(corpus, rows, state.config.seeds.augment, view)
+    device, side = model.logit_scale.device, models.preprocessing(model).size
+    numbers = view_numbers(corpus, rows, config.seeds.augment, view)
     blocks = [slice(n, n + ENCODE_BLOCK) for n in range(0, len(rows), ENCODE_BLOCK)]
     if isinstance(corpus.images, Tensor):
         for block in blocks:
             images = to_device(corpus.images[rows[block]], device)
             yield augment(images, torch.from_numpy(numbers[block]).float())
     else:
-        crop = functools.partial(_crop, corpus, rows, numbers, state.side)
+        crop = functools.partial(_crop, corpus, rows, numbers, side)
         for images in corpus.images.ahead(crop, blocks, device):
             yield to_rgb(to_device(images, device))
 

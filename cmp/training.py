@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -364,9 +363,10 @@ class TrainState:
 
     def store_features(self, pools: Pools, task: int) -> None:
         """Encode the images of a task whose features its steps read, if its method says so."""
-        rows = np.concatenate([pools.pretraining, pools.update, pools.buffer])
         if views := self.method.views(self, task):
-            self.stored_features = store_features(self, rows, views)
+            self.stored_features = store_features(
+                self.config, self.corpus, self.model, pools.rows, views, self.stored_features
+            )
 
     @functools.cached_property
     def method(self) -> UpdateMethod:

@@ -64,6 +64,7 @@ WAYS = {
     "cmpt study front merging --jobs 2 --publish": "cmpt study front merging --jobs 2 --dry-run",
     "cmpt book --chapter 03 -P weight=0.5": PRINTED,
     "cmpt bench step": "cmpt bench step --model tiny --rounds 1",
+    "cmpt bench features": "cmpt bench features --model tiny --rounds 1",
     "papermill book/03_merging.ipynb out.ipynb -p profile cpu -p weight 0.5": PRINTED,
     "cmpt doctor --profile gpu": "cmpt doctor --profile gpu || test $? -eq 1",
     "cmpt run gpu --dry-run": f"cmpt run gpu{PLANNED}",

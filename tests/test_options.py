@@ -22,6 +22,7 @@ PLAIN = {
     "model.start",
     "stream.reverse",
     "stream.equal",
+    "training.augment",
     "training.precision",
     "optimizer.carry",
     "evaluation.full",

@@ -296,6 +296,7 @@ def test_a_published_run_is_verified_to_the_bit_by_the_shell(place):
     result = invoke(cli.app, ["results", "verify", "--sample", "1"])
     assert result.exit_code == 0, result.output
     [run] = results.sample_published(1, 0)
+    assert results.find_run(run.id[:8]).id == run.id, "published, and not stored"
     assert f"{run.id[:SHORT_ID]}: bitwise equal: " in result.output
     assert f"{len(run.metrics)} scores and the final weights are equal" in result.output
 

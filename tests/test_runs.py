@@ -184,11 +184,12 @@ def test_every_key_of_the_config_moves_the_id(corpus):
         "merging.window": [0.6, "merging.policy=wsm"],
     }  # fmt: skip
     special = {"targets": ["q_proj"], "fold": False, "fisher": "batch"}
-    special |= {"layer_decay": 0.5, "unlock": 1}
+    special |= {"layer_decay": 0.5, "unlock": 1, "image_rate": 0.3, "views": 2, "lock_from": 1}
     for method in registry.option_names("method"):
         for key, value in registry.get_option("method", method).settings.items():
             changed = special[key] if key in special else value / 2 if value < 2 else value + 1
             other[f"method.{key}"] = [changed, f"method.name={method}"]
+    other["method.lock_from"].append("method.views=1")
     base, ids, changes = small(), set(), 0
     for key, value in config.flat_keys(base.to_dict()):
         names = [name for name in options.choices().get(key, [None, None]) if name != value]

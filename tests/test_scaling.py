@@ -13,7 +13,7 @@ from cmp.errors import CmpError
 from cmp.experiments import pretraining, verdicts
 from cmp.experiments.paper import model_catalogue
 from cmp.experiments.scores import (
-    AGGREGATES,
+    MEASURES,
     by_replicate,
     claims_level,
     estimate_mean,
@@ -55,7 +55,7 @@ def test_the_sibling_of_tiny_s_size_is_tiny():
 def test_means_have_intervals_over_bases():
     rows = [
         {"setting": "a", "replicate": r, "task": task, "scope": "full", "base": r % 3, "planned": 6}
-        | dict.fromkeys(AGGREGATES, 10.0 * task + r % 3)
+        | dict.fromkeys(MEASURES, 10.0 * task + r % 3)
         for r in range(6)
         for task in (0, 2)
     ]

@@ -8,7 +8,7 @@ from options import small
 from test_resume import BOUNDARY, FIRST, MIDDLE, assert_resumes
 from torch.nn.functional import cross_entropy
 
-from cmp import budgets, mixtures, models, schedules, stored_features
+from cmp import bench, budgets, mixtures, models, schedules, stored_features
 from cmp.data import Batch
 from cmp.errors import CmpError
 from cmp.runs.runner import execute
@@ -46,7 +46,7 @@ def test_a_plain_loop_over_the_same_features_ends_in_the_same_bits():
     for task, pools in enumerate(mixtures.task_pools(config, state.corpus)):
         for step in range(config.training.steps):
             batch = mixtures.make_batch(config, state.corpus, pools, task, step)
-            image = stored_features.encode_view(state, batch.rows, 0)
+            image = stored_features.encode_view(config, state.corpus, model, batch.rows, 0)
             distinct, place = batch.texts.unique(return_inverse=True)
             text = models.encode_text(model, state.tokens[distinct])[place]
             logits = model.logit_scale.exp() * image @ text.T
@@ -79,8 +79,8 @@ def test_a_table_that_grows_task_by_task_is_that_of_all_images_at_once():
     state = trained(STORED[0], STORED[2], "method.views=3")
     grown = state.stored_features
     rows = np.flatnonzero(grown.places >= 0)
-    state.stored_features = None
-    whole = stored_features.store_features(state, rows[::-1], 3)
+    run = (state.config, state.corpus, state.model)
+    whole = stored_features.store_features(*run, rows[::-1], 3)
     assert torch.equal(grown.table[:, grown.places[rows]], whole.table[:, whole.places[rows]])
     views = whole.table[:, whole.places[rows]]
     assert not torch.equal(views[1], views[0]) and not torch.equal(views[1], views[2])
@@ -121,7 +121,8 @@ def test_features_of_another_tower_are_encoded_again():
     before = state.stored_features
     with torch.no_grad():
         next(state.model.visual.parameters()).mul_(1.01)
-    after = stored_features.store_features(state, pools.update, 1)
+    run = (state.config, state.corpus, state.model)
+    after = stored_features.store_features(*run, pools.update, 1, before)
     assert after.tower != before.tower
     assert not torch.equal(after.read(pools.update, pools.update * 0),
                            before.read(pools.update, pools.update * 0))  # fmt: skip
@@ -130,6 +131,18 @@ def test_features_of_another_tower_are_encoded_again():
 def test_a_step_on_stored_features_costs_the_text_tower_alone():
     costs = [budgets.method_cost(small(*x)).step for x in ((), STORED[:1], STORED)]
     assert costs[0] > costs[1] > costs[2]
+
+
+def test_a_budget_pays_for_encoding_each_view_of_each_image_once(monkeypatch):
+    monkeypatch.setattr(budgets, "load_data", lambda _: forked.small_corpus())
+    run_config = small("training.steps=100", "training.budget=1", STORED[0], "method.views=3")
+    budget, full = budgets.task_budget(run_config), budgets.full_cost(run_config)
+    cost = budgets.method_cost(run_config)
+    pools = mixtures.task_pools(run_config, forked.small_corpus())
+    images = len(set(np.concatenate([each.rows for each in pools]).tolist()))
+    image = (full.step - cost.step) / 3 / run_config.training.batch  # backward costs twice forward
+    encoding = 3 * images * image / 2 * (cost.memory / full.memory)
+    assert budget.end == pytest.approx(encoding, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -150,3 +163,10 @@ def test_a_run_that_goes_on_encodes_again_to_the_same_bits(tmp_path):
     """Also where the tower locks only after the first task."""
     run_config = small(*STORED, "method.lock_from=1", "merging.policy=ema")
     assert_resumes(run_config, tmp_path, (FIRST, MIDDLE, BOUNDARY))
+
+
+def test_the_benchmark_compares_a_step_on_stored_features_with_a_full_one():
+    report = bench.run_benchmark("features", ["tiny-vit"], 2, 4)
+    assert {row["step"].rpartition(", ")[2] for row in report.rows} == {
+        "all weights", "stored features", "encoding"
+    }  # fmt: skip

@@ -16,6 +16,7 @@ from cmp.experiments import claims, guidelines, verdicts
 from cmp.experiments.claims import MATTERS
 from cmp.experiments.fronts import OutsideFrontError
 from cmp.experiments.scores import (
+    MEASURES,
     Estimate,
     estimate_from_bases,
     estimate_mean,
@@ -34,7 +35,7 @@ MARK = re.compile(r"\{\{(?!diagram|caption|ref)(?P<kind>[a-zA-Z_]+)\s(?P<what>[^
 NOT_YET, NO_GAIN = "(not computed yet)", "(cannot be compared: off the front)"
 CITATION = re.compile(r"\{cite:p\}`([^`]+)`")
 GAINS = ("gain", "gain_less", "local_gain")
-KINDS = ("A_KA", "A_ZS", "GM", "about", *GAINS, "difference", "before", "n", "bases",
+KINDS = (*MEASURES, "about", *GAINS, "difference", "before", "n", "bases",
          "peak", "points", "spread", "verdict")  # fmt: skip
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
            "eleven", "twelve")  # fmt: skip
@@ -127,19 +128,20 @@ def link_citations(text: str, source: str = "") -> str:
 def fill_values(text: str, source: str = "") -> str:
     """Return a text with its measured values filled in.
 
-    `{{A_KA study/setting}}`, `A_ZS` and `GM` are means over replicates at the end of the stream.
-    `{{gain study/setting}}` is the gain over the front of plain fine-tuning, `gain_less` the same
-    with a point of A_KA less, `local_gain` the same over the front of as many updates and steps.
-    `{{difference A_KA study/setting - study/setting}}` is a paired difference, also available for
-    `gain`. All have intervals over bases, at the level of the claims, once all streams of their
-    study are published. `{{before A_KA study/setting}}` is the same mean before the stream,
-    `{{about A_KA study/setting}}` and `{{about before A_KA study/setting}}` are these means as
-    whole numbers, `{{n study/setting}}` is the number of replicates, and `{{bases study/setting}}`
-    how many bases they start from, `{{peak study/setting}}` the peak of its learning rate.
-    `{{points gain study/setting}}` is the size of an estimate in words, such as "four points",
-    without its sign and its interval; any value that has an interval can stand there.
-    `{{verdict claim}}` is the sentence of a primary claim, and `{{spread name, when}}` an estimate
-    of `lab.analyses.order_estimates`. Values that are not published yet are marked as such.
+    `{{A_KA study/setting}}`, `A_ZS`, `GM` and the parts of A_KA (`names`, `looks`, `flags`) are
+    means over replicates at the end of the stream. `{{gain study/setting}}` is the gain over the
+    front of plain fine-tuning, `gain_less` the same with a point of A_KA less, `local_gain` the
+    same over the front of as many updates and steps. `{{difference A_KA study/setting -
+    study/setting}}` is a paired difference, also available for `gain`. All have intervals over
+    bases, at the level of the claims, once all streams of their study are published. `{{before A_KA
+    study/setting}}` is the same mean before the stream, `{{about A_KA study/setting}}` and `{{about
+    before A_KA study/setting}}` are these means as whole numbers, `{{n study/setting}}` is the
+    number of replicates, and `{{bases study/setting}}` how many bases they start from, `{{peak
+    study/setting}}` the peak of its learning rate. `{{points gain study/setting}}` is the size of
+    an estimate in words, such as "four points", without its sign and its interval; any value that
+    has an interval can stand there. `{{verdict claim}}` is the sentence of a primary claim, and
+    `{{spread name, when}}` an estimate of `lab.analyses.order_estimates`. Values that are not
+    published yet are marked as such.
 
     Args:
         text: The text.

@@ -10,6 +10,7 @@ from cmp.errors import CmpError
 
 BENCHMARKS = {
     "step": ("small", "tiny-vit", "bench-nano", "bench-micro", "bench-mid"),
+    "features": ("small", "ViT-B-32", "ViT-B-16"),
     "trace": ("ViT-B-16",),
     "gpu": ("small", "bench-mid", "ViT-B-16"),
 }

@@ -111,7 +111,8 @@ def verify(
     status is 1.
 
     Args:
-        run_id: Id of a stored run, or its first digits. Default: a sample of the published runs.
+        run_id: Id of a published or stored run, or its first digits. Default: a sample of the
+            published runs.
         sample: Number of published runs to draw at random, if no id is given. Default: 1.
         seed: Seed of the draw. Default: 0.
         device: Device: cpu or cuda. Default: the one on which the run was computed.
@@ -122,7 +123,7 @@ def verify(
     if run_id:
         shared.refuse_options("draws published runs; leave out the id", sample=sample, seed=seed)
     chosen = (
-        [lookup.find_run(run_id)] if run_id else results.sample_published(sample or 1, seed or 0)
+        [results.find_run(run_id)] if run_id else results.sample_published(sample or 1, seed or 0)
     )
     if not chosen:
         raise CmpError(

@@ -160,7 +160,7 @@ def bench(
     to 90% range.
 
     Args:
-        name: Benchmark: step, trace or gpu.
+        name: Benchmark: step, features, trace or gpu.
         model: Name of a model; repeat for more. Default: the models of the benchmark.
         rounds: Number of times that each alternative runs.
         batch: Samples per step, at least 2. Default: 128; 64 for bench-mid; 512 for ViT-B-16.

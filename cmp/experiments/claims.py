@@ -87,8 +87,9 @@ class Claim:
         sentence: The claim as a sentence.
         measure: "gain" (see `cmp.experiments.fronts`); "gain from the start", which compares the
             changes of both scores since the start of the stream, for networks that start from other
-            scores; "A_KA"; "A_ZS"; "GM" (the geometric mean of both, for settings that a front
-            does not cover); or "spread": the standard deviation of A_KA over settings.
+            scores; "A_KA"; "A_ZS"; "GM" (the geometric mean of both, for settings that a front does
+            not cover); "names" or "looks" (parts of A_KA, see `scores.PARTS`); or "spread": the
+            standard deviation of A_KA over settings.
         terms: The terms of the sum.
         expected: The claimed sign, or that there is no difference that matters.
         half_width: The half-width of the interval in points, as planned from exploration.
@@ -104,7 +105,9 @@ class Claim:
     study: Text
     source: Literal["paper", "ours"]
     sentence: Text
-    measure: Literal["gain", "gain from the start", "A_KA", "A_ZS", "GM", "spread"]
+    measure: Literal[
+        "gain", "gain from the start", "A_KA", "A_ZS", "GM", "names", "looks", "spread"
+    ]
     terms: Annotated[tuple[Term, ...], Field(min_length=1)]
     expected: Literal["above 0", "below 0", "no difference"]
     half_width: Annotated[float, Field(gt=0)]

@@ -255,8 +255,9 @@ def trace_step(model: Network, batch: int, caption: int) -> Recorder:
         tower.register_forward_hook(lambda *_: setattr(recorder, "region", ""))
     packed = [x.to("meta") for x in models.pack_texts(tokens)]
     images = torch.empty(batch, 3, side, side, dtype=torch.uint8, device="meta")
+    noise = torch.zeros(len(images), NOISE)
     with recorder:
-        pixels = augment(images, torch.rand(len(images), NOISE))
+        pixels = augment(images, noise)
         pixels = normalise(pixels, clip.visual.image_mean, clip.visual.image_std)
         with CudaAutocast():
             image, text = models.encode_image(model, pixels), models.encode_packed(model, packed)

@@ -265,6 +265,21 @@ def restore_runs(study: studies.Study, profile: str, dry_run: bool = False) -> i
     return count
 
 
+def find_run(prefix: str) -> StoredRun:
+    """Return the only run, published or stored, whose id starts with a prefix; raise `CmpError`
+    otherwise."""
+    studies_of = {
+        run_id: path.stem
+        for path in RESULTS.glob("*.parquet")
+        for run_id in pd.read_parquet(path, columns=["run"])["run"].unique()
+        if run_id.startswith(prefix)
+    }
+    if len(studies_of) != 1:
+        return lookup.find_run(prefix)
+    [(run_id, name)] = studies_of.items()
+    return next(run for run in published_runs(name) if run.id == run_id)
+
+
 def sample_published(count: int, seed: int) -> list[StoredRun]:
     """Return a random sample of published runs with starting weights on this machine.
 

@@ -18,6 +18,17 @@ from cmp.runs import store
 from cmp.runs.store import RUN_KEYS
 
 AGGREGATES = ("A_KA", "A_ZS", "GM")
+PARTS = {
+    "names": tuple(
+        f"new-{kind}" for kind in ("emoji-living", "emoji-signs", "emoji-things", "flags", "icons")
+    ),
+    "looks": tuple(f"new-{kind}" for kind in ("animals", "counts", "digits", "solids", "sprites")),
+    "flags": ("new-flags",),
+}
+"""The datasets of each part of A_KA: new names for drawings like those of pretraining, new looks,
+which programs drew, and flags alone, which are among the names. A_KA was split after its scores had
+been seen."""
+MEASURES = (*AGGREGATES, *PARTS)
 ALPHA = 0.05
 """Probability that any claim of a family is wrong."""
 FAMILY = 12
@@ -154,6 +165,20 @@ def run_bases(published: pd.DataFrame) -> pd.Series:
     return trees.map(lambda tree: json.loads(tree)["seeds"]["init"]).rename("base")
 
 
+def part_scores(published: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean scores over the `PARTS` of A_KA, by setting, replicate, task and scope.
+
+    Args:
+        published: The result of `cmp.experiments.results.published_metrics`.
+    """
+    keys = [*RUN_KEYS, "task", "scope"]
+    means = {
+        name: published[published["dataset"].isin(datasets)].groupby(keys)["score"].mean()
+        for name, datasets in PARTS.items()
+    }
+    return pd.DataFrame(means)
+
+
 def study_trajectory(study: str, published: pd.DataFrame | None = None) -> pd.DataFrame:
     """Return the trajectory of a published study, with the columns needed for intervals.
 
@@ -162,11 +187,12 @@ def study_trajectory(study: str, published: pd.DataFrame | None = None) -> pd.Da
         published: Its published metrics, if they were read already.
 
     Returns:
-        The result of `cmp.runs.store.trajectory`, with the `base` of each run and the number of
-        `planned` streams of its setting.
+        The result of `cmp.runs.store.trajectory`, with the `PARTS` of A_KA, the `base` of each run
+        and the number of `planned` streams of its setting.
     """
     published = results.published_metrics(study) if published is None else published
     table = store.trajectory(published).join(run_bases(published), on=RUN_KEYS)
+    table = table.join(part_scores(published), on=[*RUN_KEYS, "task", "scope"])
     counts = studies.load_study(study).counts
     # a setting removed from the study stays incomplete
     planned = table["setting"].map(counts).fillna(max(counts.values()))
@@ -174,7 +200,7 @@ def study_trajectory(study: str, published: pd.DataFrame | None = None) -> pd.Da
 
 
 def setting_estimates(trajectory: pd.DataFrame, setting: str) -> dict[str, Estimate]:
-    """Return the final scores of a setting by aggregate.
+    """Return the final scores of a setting by measure.
 
     Args:
         trajectory: The result of `study_trajectory`.
@@ -182,7 +208,7 @@ def setting_estimates(trajectory: pd.DataFrame, setting: str) -> dict[str, Estim
     """
     rows = store.final_scores(trajectory[trajectory["setting"] == setting]).set_index("replicate")
     planned = int(rows["planned"].iloc[0])
-    return {name: estimate_mean(rows[name], rows["base"], planned) for name in AGGREGATES}
+    return {name: estimate_mean(rows[name], rows["base"], planned) for name in MEASURES}
 
 
 def by_replicate(trajectory: pd.DataFrame, columns: Sequence[str] = AGGREGATES) -> pd.DataFrame:
@@ -208,7 +234,7 @@ def by_replicate(trajectory: pd.DataFrame, columns: Sequence[str] = AGGREGATES) 
 
 
 def paired_differences(trajectory: pd.DataFrame, one: str, other: str) -> dict[str, Estimate]:
-    """Return one setting minus another by aggregate, paired by replicate.
+    """Return one setting minus another by measure, paired by replicate.
 
     The intervals are corrected only for the claims, not for other comparisons.
 
@@ -225,6 +251,6 @@ def paired_differences(trajectory: pd.DataFrame, one: str, other: str) -> dict[s
         there = ", ".join(known)
         raise CmpError(f"paired difference: no setting {missing[0]!r}; the settings are {there}")
     rows = trajectory[trajectory["setting"].isin([one, other])]
-    table, planned = by_replicate(rows, [*AGGREGATES, "base"]), int(rows["planned"].min())
-    differences = {name: (table[name, one] - table[name, other]).dropna() for name in AGGREGATES}
+    table, planned = by_replicate(rows, [*MEASURES, "base"]), int(rows["planned"].min())
+    differences = {name: (table[name, one] - table[name, other]).dropna() for name in MEASURES}
     return {name: estimate_mean(x, table["base", one], planned) for name, x in differences.items()}

@@ -28,12 +28,14 @@ from cmp.evaluation import ROLES, list_questions
 from cmp.experiments import fronts, results, studies
 from cmp.experiments.claims import GAINS, MATTERS, REPLICATES, Claim, ClaimsFile, FrontOf, Term
 from cmp.experiments.scores import (
-    AGGREGATES,
     FAMILY,
+    MEASURES,
+    PARTS,
     Estimate,
     claims_level,
     estimate_from_bases,
     level_in_words,
+    part_scores,
     planned_streams,
     run_bases,
     t_factor,
@@ -76,16 +78,17 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
         published: As `cmp.experiments.results.published_metrics` returns it.
 
     Returns:
-        One row per (setting, replicate): final `A_KA`, `A_ZS` and `GM` on the whole test; A_ZS on
+        One row per (setting, replicate): the final `MEASURES` on the whole test; A_ZS on
         the names that replay `kept` and was `lacking`; `start A_KA` and `start A_ZS`, those of the
         base; `way`, the mean A_KA over the middle half of the updates, NaN if the whole test was
         scored only at the ends; `peak` and `base`; and `kind`, what runs must share for a gain.
     """
     table = store.trajectory(published)
+    table = table.join(part_scores(published), on=[*RUN_KEYS, "task", "scope"])
     table["progress"] = table["task"] / table.groupby(RUN_KEYS)["task"].transform("max")
     ends = table[table["progress"] == 1].set_index([*RUN_KEYS, "scope"])
     by_names = ends["A_ZS"].unstack("scope").filter([results.KEPT, results.LACKING])
-    scores = ends.xs("full", level="scope")[[*AGGREGATES]].join(by_names)
+    scores = ends.xs("full", level="scope")[[*MEASURES]].join(by_names)
     starts = table[(table["scope"] == "full") & (table["task"] == 0)].set_index(RUN_KEYS)
     scores = scores.join(starts[["A_KA", "A_ZS"]].add_prefix("start "))
     on_way = table[(table["scope"] == "full") & table["progress"].between(0.25, 0.75)]
@@ -281,7 +284,8 @@ def _measure_gain(claim: Claim, term: Term, front: FrontOf) -> Contrast:
 
 
 def _measure_scores(claim: Claim, term: Term) -> Contrast:
-    """Return a score, or the spread of A_KA over settings, which has no concept error."""
+    """Return a score, or the spread of A_KA over settings; the spread and the parts of A_KA have no
+    concept error."""
     times, study = term.times, claim.study_of(term)
     if claim.measure == "spread":
         values, base = spread_of(study, term)
@@ -290,6 +294,8 @@ def _measure_scores(claim: Claim, term: Term) -> Contrast:
     scores = setting_scores(study, setting)
     values = scores[claim.measure if claim.names == "all" else claim.names]
     bases = values.groupby(scores["base"]).mean()
+    if claim.measure in PARTS:
+        return Contrast(times * values, times * bases, 0, [])
     slope = float(np.sqrt(scores["A_KA"].mean() / scores["A_ZS"].mean()))  # 2 dGM/dA_ZS
     weights = {"A_ZS": (1.0, 0.0), "A_KA": (0.0, 1.0), "GM": (slope / 2, 1 / slope / 2)}
     retention, accumulation = weights[claim.measure]
