@@ -107,14 +107,16 @@ def test_only_a_method_may_have_defaults_of_its_own():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_option_of_the_package_is_found_by_its_facts(kind):
-    for name in option_names(kind):
-        option = get_option(kind, name)
+def test_the_options_of_the_package_are_found_by_their_facts_and_settings(kind):
+    options = {name: get_option(kind, name) for name in option_names(kind)}
+    for name, option in options.items():
         assert (option.kind, option.name) == (kind, name)
-        assert option.facts.keys() == KINDS[kind].facts.keys()
-        assert name in option_names(kind, **option.facts)
+        for fact, value in option.facts.items():
+            alike = [other for other in options if options[other].facts[fact] == value]
+            assert option_names(kind, **{fact: value}) == alike
         for setting in option.settings:
-            assert name in option_names(kind, setting)
+            readers = [other for other in options if setting in options[other].settings]
+            assert option_names(kind, setting) == readers
 
 
 # --- what is registered twice
