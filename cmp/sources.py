@@ -1,253 +1,47 @@
-"""Collect the source code of a user's option: everything that it consists of or refers to.
+"""Collect the sources of a user's option. Their hash is part of the id of runs that use it.
 
-The hash of the sources is part of the id of runs that use the option. The sources are stored with
-such runs as a record.
+A file of the user counts as a whole, together with the files of the user that it imports, also
+inside functions; even an edited comment is a change. Of a notebook, the statement that defines the
+function or class counts, and what it names: those of other cells, constants, and files. What an
+object holds, such as the 2 in `functools.partial(power, 2)`, counts wherever it was made.
+
+Installed packages and compiled code count by their names. What is read while the option runs, such
+as an environment variable or a table of numbers, is not seen, and neither is a module whose name is
+computed.
 """
 
+import ast
 import contextlib
+import copyreg
 import dis
 import functools
 import hashlib
 import inspect
-import json
-import logging
+import itertools
+import linecache
 import re
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
+from importlib.util import decode_source, resolve_name
 from pathlib import Path
 from types import CodeType
-from typing import Any, TypeVar
+from typing import Any
 
 from cmp.errors import CmpError
 from cmp.files import tensors_digest
 
-T = TypeVar("T")
+Memory = dict[int, tuple[Any, list[Any]]]
+"""By id, an object, which keeps its id unique, and what it consisted of when it was first read."""
 _STARTED = time.time()
 """When this module was imported, in seconds since 1970."""
+_loaded_texts: dict[Path, tuple[Any, str]] = {}
+"""By file, an object that changes if its module is loaded again, and the text that was loaded."""
 
 
 def is_own(module: object) -> bool:
     """Return whether a module name belongs to this package."""
     return str(module).partition(".")[0] == "cmp"
-
-
-Part = tuple[str, Any]
-"""The name and value of something that an option consists of or refers to."""
-
-
-Memory = dict[tuple[Any, int], tuple[Any, Any]]
-"""By reader and id of an object, the object, which keeps its id unique, and what was read of it."""
-
-
-def collect_sources(
-    value: Any, module: str, settings: Any, facts: Any, memory: Memory
-) -> dict[str, str]:
-    """Return the sources of everything that an option consists of or refers to, by name.
-
-    The user's functions and classes give their source, other functions and classes their name, and
-    constants their value as text. Something that was collected before gives the name of its first
-    occurrence.
-
-    Args:
-        value: The registered function or object.
-        module: The module that registers it.
-        settings: The config keys that the option reads.
-        facts: The option's declared properties.
-        memory: What earlier calls for this option have read. An object is read only once, so
-            neither a file that is edited but not loaded again nor a cache or a counter that the
-            option fills counts as a change.
-    """
-    root = module.partition(".")[0]
-    todo: list[Part] = [("facts", facts), ("settings", settings), ("value", value)]
-    seen: dict[int, Part] = {}
-    sources: dict[str, str] = {}
-
-    def read_once(read: Callable[..., T], part: Any, *arguments: Any) -> T:
-        key = read, id(part)
-        if key not in memory:
-            memory[key] = part, read(part, *arguments)
-        return memory[key][1]
-
-    def add(name: str, text: str) -> str:
-        if sources.setdefault(name, text) != text:
-            name = f"{name} {len(sources)}"
-            sources[name] = text
-        return name
-
-    while todo:
-        name, part = todo.pop()
-        part = inspect.unwrap(part, stop=lambda x: inspect.isfunction(x) and _is_users(x, root))
-        text = read_once(_constant_text, part)
-        is_users = _is_users(part, root) or (name == "value" and not is_own(_home(part)))
-        if text is None and not is_users and _is_named(part):
-            text = f"{_home(part).partition('.')[0]}: {part.__name__}"
-        if text is None:
-            if id(part) not in seen:
-                label = getattr(part, "__qualname__", name) if is_users else name
-                if is_users and inspect.isfunction(part):
-                    label = add(label, read_once(_read_source, part.__code__, part.__qualname__))
-                seen[id(part)] = label, part  # keeps the part alive, so its id stays unique
-                if inspect.isfunction(part):
-                    todo += _references(part, root)
-                elif inspect.isclass(part):
-                    todo += _class_members(part)
-                else:
-                    members = read_once(_members, part, name)
-                    todo += [(f"{name}.{key}", member) for key, member in members]
-            text = f"as {seen[id(part)][0]}"
-        if text not in ("{}", f"as {name}"):
-            add(name, text)
-    return sources
-
-
-def _home(part: Any) -> str:
-    """Return the name of a module, or of the module that defines a function, a class or an object's
-    class."""
-    if inspect.ismodule(part):
-        return part.__name__
-    if inspect.isfunction(part):  # a decorator may have changed its `__module__`
-        return part.__globals__.get("__name__", "")
-    return str(getattr(part, "__module__", None) or type(part).__module__)
-
-
-def _is_users(part: Any, root: str) -> bool:
-    """Whether something is the user's: from `root`, the package that registers the option, or from
-    neither this package, nor Python, nor an installed package."""
-    home = _home(part)
-    first = home.partition(".")[0]
-    files = [getattr(sys.modules.get(name), "__file__", None) for name in (home, first)]
-    folders = {part for file in filter(None, files) for part in Path(file).parts}
-    is_installed = not folders.isdisjoint(("site-packages", "dist-packages"))
-    return first == root or not (is_installed or is_own(home) or first in sys.stdlib_module_names)
-
-
-def _is_named(part: Any) -> bool:
-    """Whether its name identifies something completely, as with a function or class without
-    state."""
-    bound = getattr(part, "__self__", None)
-    has_state = getattr(part, "__closure__", None) or not (bound is None or inspect.ismodule(bound))
-    return hasattr(part, "__name__") and not has_state
-
-
-def _members(value: Any, name: str) -> list[tuple[Any, Any]]:
-    """Return the keys and values of what an object, other than a function or class, consists of."""
-    if inspect.ismodule(value) or isinstance(value, logging.Logger):  # does not affect results
-        return []
-    if inspect.isroutine(value) and _is_named(value):  # written in another language
-        raise _unreadable_error(name)
-    if isinstance(value, Mapping):
-        is_plain = all(isinstance(key, str | int) for key in value)
-        return [*(value.items() if is_plain else enumerate(value.items()))]
-    if isinstance(value, list | tuple):
-        return [*enumerate(value)]
-    return [*_state(name, value).items()]
-
-
-def _state(name: str, value: Any) -> dict[str, Any]:
-    """Return an object's class and the state that a copy of it would have."""
-    try:
-        made = value.__reduce_ex__(4)
-    except Exception as error:  # as for a lock or an open file
-        raise _unreadable_error(name, f"the state of this {type(value).__name__}") from error
-    _, args, state, *items = (None, made, None) if isinstance(made, str) else (*made, None)
-    state = state if isinstance(state, dict) else {"state": state}
-    held = {"class": type(value), "args": args} | state
-    return held | {f"items {n}": list(x) for n, x in enumerate(items) if x is not None}
-
-
-def _class_members(part: type) -> list[Part]:
-    """Return a class's own functions and constants, and its base classes and metaclass."""
-    members: dict[str, Any] = {base.__name__: base for base in part.__bases__}
-    for key, member in vars(part).items():
-        if key in ("__replace__", "__annotate_func__"):  # which newer versions of Python add
-            continue
-        if isinstance(member, functools.cached_property):
-            member = member.func
-        member = getattr(member, "__func__", getattr(member, "fget", member))
-        code = getattr(inspect.unwrap(member), "__code__", None)
-        is_hidden = key.startswith(("__", "_abc_")) or hasattr(type(member), "__get__")
-        if code.co_filename != "<string>" if code else inspect.isclass(member) or not is_hidden:
-            members[key] = member
-    return [(f"{part.__qualname__}.{key}", member) for key, member in members.items()]
-
-
-def _references(function: Any, root: str) -> list[Part]:
-    """Return what a function refers to: its defaults and closure and, for a user's function, its
-    globals and what it may use from the user's modules among them."""
-    codes, loaded, names = [function.__code__], [], []
-    for code in codes:  # grows during the loop
-        codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
-        steps = dis.get_instructions(code)
-        loaded += [step.argval for step in steps if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
-        names += code.co_names
-    outer = function.__globals__ if _is_users(function, root) else {}
-    referred = [(name, outer[name]) for name in loaded if name in outer]
-    modules = []
-    for _, part in referred:  # grows during the loop
-        if inspect.ismodule(part) and part not in modules and _is_users(part, root):
-            modules.append(part)
-            referred += [(name, vars(part)[name]) for name in names if name in vars(part)]
-    nonlocals = inspect.getclosurevars(function).nonlocals
-    given = {"defaults": function.__defaults__, **(function.__kwdefaults__ or {}), **nonlocals}
-    qualname = function.__qualname__
-    referred += [(f"{qualname}.{name}", part) for name, part in given.items() if part is not None]
-    return referred
-
-
-def _constant_text(value: Any) -> str | None:
-    """Return a constant as text, such as JSON, that differs for different constants. Return None
-    for anything that is not a constant or does not consist of constants."""
-    with contextlib.suppress(TypeError, ValueError):
-        return json.dumps(value, sort_keys=True)
-    import numpy as np  # imported by now, as is torch
-    import torch
-
-    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-        return f"{value.dtype.str} {value.shape} {_constant_text(value.tobytes())}"
-    if isinstance(value, bytes):
-        return hashlib.sha256(value).hexdigest()
-    if isinstance(value, set | frozenset):
-        members = [_constant_text(member) for member in value]
-        return None if None in members else f"{{{', '.join(sorted(map(str, members)))}}}"
-    if isinstance(value, re.Pattern):
-        return f"{value.pattern!r} {value.flags}"
-    if isinstance(value, torch.Tensor):
-        return tensors_digest({"": value})
-    return None
-
-
-def _read_source(code: CodeType, name: str) -> str:
-    if _is_outdated(code):
-        raise CmpError(
-            f"{name}: {code.co_filename} was edited after it was imported, so its old code would "
-            "run under its new source; restart Python, or reload it with importlib.reload first"
-        )
-    try:
-        return textwrap.dedent(inspect.getsource(code))
-    except (OSError, TypeError) as error:
-        raise _unreadable_error(name) from error
-
-
-def _is_outdated(code: CodeType) -> bool:
-    """Return whether a function's file was edited after it was imported.
-
-    Only a file that was edited while this process runs is compared with the code, since an import
-    hook may compile a file into other code than Python.
-    """
-    path = Path(code.co_filename)
-    try:
-        if path.stat().st_mtime < _STARTED:
-            return False
-        codes = [compile(path.read_bytes(), path, "exec", dont_inherit=True)]
-    except OSError:  # a cell of a notebook
-        return False
-    except (SyntaxError, ValueError):
-        return True
-    for each in codes:  # grows during the loop
-        codes += [constant for constant in each.co_consts if inspect.iscode(constant)]
-    return code not in codes
 
 
 def sources_digest(sources: Mapping[str, str]) -> str:
@@ -256,8 +50,225 @@ def sources_digest(sources: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _unreadable_error(name: str, what: str = "its source") -> CmpError:
-    return CmpError(
-        f"{name}: {what} cannot be read, so runs that use it cannot be distinguished; define it "
-        "in a cell or a file, and create locks, open files and the like inside a function"
-    )
+def collect_sources(value: Any, home: str, file: str | None, memory: Memory) -> dict[str, str]:
+    """Return the sources of everything that an option consists of or refers to, by name.
+
+    Args:
+        value: The registered function or object, and what is declared of it.
+        home: The module that registers it.
+        file: The file of that module, if it has one.
+        memory: The objects that earlier calls for this option have read; empty while it is being
+            registered. An object is read only once, so a cache or a counter that the option fills
+            is no change.
+
+    Raises:
+        CmpError: Something cannot be read, or a file was edited after it was imported.
+    """
+    is_new = not memory
+    sources: dict[str, str] = {}
+    labels: dict[Any, str] = {}
+
+    def add_file(module: str, path: Path) -> None:
+        name = path.name if module == home else module
+        if name not in sources:
+            sources[name] = text = _loaded_text(module, path, is_new)
+            package = module if path.stem == "__init__" else module.rpartition(".")[0]
+            add_modules(_imported_names(text, package), path.parent)
+
+    def add_modules(names: Iterable[str], *folders: Path) -> None:
+        """Add the user's files among modules, or the modules that contain functions so named."""
+        for name in names:
+            for module in itertools.accumulate(name.split("."), "{}.{}".format):
+                if path := _users_file(module, *folders):
+                    add_file(module, path)
+
+    def add_statement(file: str, line: int, names: Mapping[str, Any]) -> str:
+        """Add a statement of a cell and what it names, and return the label of its source."""
+        text = _read_statement(file, line)
+        if text not in labels:
+            labels[text] = label = f"statement {len(labels)}"
+            add_modules(_imported_names(text, ""))
+            held = {name: names[name] for name in _global_names(text) if name in names}
+            for name, rest in re.findall(r"(\w+)\.([\w.]+)", text):
+                if inspect.ismodule(held.get(name)):
+                    add_modules([f"{held[name].__name__}.{rest}"])
+            lines = [f"{name} = {describe(part)}" for name, part in held.items()]
+            sources[label] = "\n".join([text, *lines])
+        return labels[text]
+
+    def describe(part: Any) -> str:
+        """Return what something holds as text, or the label under which its source is added."""
+        part = inspect.unwrap(part, stop=inspect.isfunction)
+        if type(part) in (str, int, float, bool, type(None)):
+            return repr(part)
+        if id(part) in labels:
+            return labels[id(part)]
+        labels[id(part)] = f"part {len(labels)}"  # as it may hold itself
+        if inspect.isfunction(part) or inspect.isclass(part) or inspect.ismodule(part):
+            return describe_named(part)
+        if id(part) not in memory:
+            memory[id(part)] = part, _members(part)
+        texts = [describe(member) for member in memory[id(part)][1]]
+        return f"{type(part).__name__}({', '.join(texts)})"
+
+    def describe_named(part: Any) -> str:
+        """Return the name of a function, class or module, and what it holds if it is a cell's."""
+        module = part.__name__ if inspect.ismodule(part) else part.__module__
+        held = {}
+        if inspect.isfunction(part):
+            module = part.__globals__.get("__name__", "")  # a decorator may change `__module__`
+            held = inspect.getclosurevars(part).nonlocals
+        texts = [getattr(part, "__qualname__", part.__name__)]
+        if not _is_notebook(module):
+            add_modules([module])
+            texts.append("" if module == home else module.partition(".")[0])
+        elif inspect.isclass(part):
+            held = {base.__name__: base for base in part.__bases__} | _class_members(part)
+        elif inspect.isfunction(part):
+            code = part.__code__
+            texts.append(add_statement(code.co_filename, code.co_firstlineno, part.__globals__))
+        return ", ".join([*texts, *(f"{key} = {describe(each)}" for key, each in held.items())])
+
+    try:
+        if file:
+            add_file(home, Path(file))
+        sources["option"] = describe(value)
+    except (OSError, TypeError) as error:  # no source, or no copy, as of a lock or an open file
+        raise CmpError(
+            f"what it consists of cannot be read ({error}), so runs that use it cannot be "
+            "distinguished; define it in a cell or a file, and create locks, open files and the "
+            "like inside a function"
+        ) from error
+    return sources
+
+
+def _loaded_text(module: str, path: Path, is_new: bool) -> str:
+    """Return the text of a file, or the text that it had when its module was loaded.
+
+    Raises:
+        CmpError: An option is new, but Python keeps an old version of a module that it uses.
+    """
+    loaded = sys.modules.get(module)
+    version = getattr(loaded, "__spec__", None) or loaded  # loading it again replaces the spec
+    known, text = _loaded_texts.get(path, (None, ""))
+    if version is None or known is not version:
+        text = decode_source(path.read_bytes())
+        is_outdated = loaded is not None and _is_outdated(loaded, path)
+    else:
+        is_outdated = is_new and text != decode_source(path.read_bytes())
+    if is_outdated:
+        raise CmpError(
+            f"{path} was edited after it was imported, so its old code would run; restart Python, "
+            "or reload it with importlib.reload first"
+        )
+    _loaded_texts[path] = version, text
+    return text
+
+
+def _is_outdated(module: Any, path: Path) -> bool:
+    """Return whether a file that was edited while this process runs lacks functions that Python
+    loaded from it before."""
+    if path.stat().st_mtime < _STARTED:
+        return False
+    codes = _all_codes(compile(path.read_bytes(), path, "exec", dont_inherit=True))
+    functions = [value for value in vars(module).values() if inspect.isfunction(value)]
+    loaded = [each.__code__ for each in functions if each.__globals__ is vars(module)]
+    return any(code not in codes for code in loaded if code.co_filename == str(path))
+
+
+def _all_codes(code: CodeType) -> list[CodeType]:
+    """Return compiled code and the code of all functions in it."""
+    codes = [code]
+    for each in codes:  # grows during the loop
+        codes += [constant for constant in each.co_consts if inspect.iscode(constant)]
+    return codes
+
+
+def _users_file(module: str, *folders: Path) -> Path | None:
+    """Return the file of a module, or None if it is part of this package, of Python or of an
+    installed package. It is not imported; `folders` are searched after `sys.path`."""
+    if is_own(module) or module.partition(".")[0] in sys.stdlib_module_names:
+        return None
+    places = [Path(folder, *module.split(".")) for folder in (*sys.path, *folders)]
+    files = [file for place in places for file in (place / "__init__.py", Path(f"{place}.py"))]
+    if loaded := getattr(sys.modules.get(module), "__file__", None):
+        files = [Path(loaded)]
+    file = next((file for file in files if file.suffix == ".py" and file.is_file()), None)
+    return None if file and {"site-packages", "dist-packages"} & {*file.parts} else file
+
+
+@functools.cache
+def _imported_names(text: str, package: str) -> list[str]:
+    """Return the dotted names that a file of a package may import, also inside functions."""
+    names = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            with contextlib.suppress(ImportError):  # from outside of all packages
+                home = resolve_name("." * node.level + (node.module or ""), package)
+                names += [f"{home}.{alias.name}" for alias in node.names]
+    return names
+
+
+def _is_notebook(module: str) -> bool:
+    """Return whether a module has no file and is not compiled either, as the cells of a notebook
+    or what is typed into Python."""
+    first = module.partition(".")[0]
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in (module, first)]
+    return first not in sys.stdlib_module_names and not any(files)
+
+
+def _read_statement(file: str, line: int) -> str:
+    """Return the statement of a cell that a line belongs to."""
+    lines = linecache.getlines(file)
+    flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+    tree: ast.Module = compile("".join(lines), file, "exec", flags)
+    for statement in tree.body:
+        decorators = getattr(statement, "decorator_list", [])
+        first, last = min(x.lineno for x in (statement, *decorators)), statement.end_lineno or 0
+        if first <= line <= last:
+            return "".join(lines[first - 1 : last])
+    raise OSError(f"{file} has no source")
+
+
+def _global_names(text: str) -> list[str]:
+    """Return the names that a statement, or a function in it, looks up outside of functions."""
+    codes = _all_codes(compile(text, "cell", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT))
+    steps = [step for code in codes for step in dis.get_instructions(code)]
+    return sorted({x.argval for x in steps if x.opname in ("LOAD_GLOBAL", "LOAD_NAME")})
+
+
+def _class_members(part: type) -> dict[str, Any]:
+    """Return the functions and constants in the definition of a cell's class."""
+    members = {}
+    for name, member in vars(part).items():
+        for inner in ("__func__", "fget", "func"):  # of a class method, a property, a cached one
+            member = getattr(member, inner, member)
+        code = getattr(inspect.unwrap(member), "__code__", None)
+        # decorators such as `dataclass` write functions of their own
+        if code.co_filename != "<string>" if code else not name.startswith(("__", "_abc_")):
+            members[name] = member
+    return members
+
+
+def _members(part: Any) -> list[Any]:
+    """Return what an object consists of: its items, or what a copy of it is made from."""
+    import torch  # imported by now
+
+    kind = type(part)
+    if isinstance(part, torch.Tensor):
+        return [tensors_digest({"": part})]
+    if kind is bytes:
+        return [hashlib.sha256(part).hexdigest()]
+    if kind in (list, tuple):
+        return [*part]
+    if kind in (set, frozenset):
+        return sorted(part, key=repr)
+    if kind is dict:
+        return [member for item in part.items() for member in item]
+    made: Any = copyreg.dispatch_table.get(kind, lambda part: part.__reduce_ex__(4))(part)
+    if isinstance(made, str):  # the name of a function in another language
+        home = getattr(part, "__module__", None) or kind.__module__
+        return [home.partition(".")[0], made]
+    return [*made[:3], *(list(items) for items in made[3:5] if items)]

@@ -263,28 +263,6 @@ def update_key(name: str) -> tuple[str, str]:
     return re.sub(r"\d+", lambda number: number[0].zfill(20), name), name
 
 
-def check_option(option: Option) -> None:
-    """Check an order on a small table.
-
-    Raises:
-        CmpError: It does not return a permutation, or ignores the seed although declared seeded.
-    """
-    if option.facts["statistics"]:
-        return  # its columns are only known for a real table
-    table = pd.DataFrame(index=pd.Index([f"digits+++{number}" for number in range(12)]))
-    orders = [np.asarray(option.value(table, seed)) for seed in range(3)]
-    for order in orders:
-        if sorted(order.ravel().tolist()) != list(range(12)):
-            raise CmpError(
-                f"order {option.name!r}: returned {order}: expected a permutation of 0 to 11"
-            )
-    if option.facts["seeded"] and all((order == orders[0]).all() for order in orders):
-        raise CmpError(
-            f"order {option.name!r}: the seed makes no difference; declare seeded=False if that is "
-            "intended"
-        )
-
-
 # The path of "similarity" never stores all pairs. Each point keeps a list of its nearest
 # neighbours, and a path searches all remaining points only when a list is used up. 18,381 points in
 # 512 dimensions take seconds.

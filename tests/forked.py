@@ -275,8 +275,8 @@ def study(tell: Callable[[object], None], grids: Path, *arguments: str) -> None:
 
 def serve(pipe: Connection, device: str, environment: dict[str, str]) -> None:
     """A worker's life on the small corpus. It leaves a file of its process's number beside its
-    build folder, as `workers_of` reads, another one once it has computed a step, and one line in
-    "resumed" for each run that goes on.
+    build folder, as `workers_of` reads, others once it has begun a run and computed a step, and one
+    line in "resumed" for each run that goes on.
 
     With a file "slow" there, every step takes a while; runs of some learning rates are lethal.
     """
@@ -300,6 +300,7 @@ def serve(pipe: Connection, device: str, environment: dict[str, str]) -> None:
             with open(place / "resumed", "a") as file:
                 file.write(f"{steps}\n")
 
+        (place / f"begun-{os.getpid()}").touch()
         return run_one(run_config, Observer(step, resumed=resumed), **options)
 
     launch.run_one = watched

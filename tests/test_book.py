@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ from cmp import cli, config
 from cmp.errors import CmpError
 from cmp.project import build_folder
 from cmp.runs import launch
-from lab import analyses, chapters, run
+from lab import analyses, chapters, run, stamps
 
 PARAMETERS = """\
 profile: str = "quick"  # quick, cpu or gpu
@@ -69,13 +70,9 @@ def texts(path):
 
 
 def stale_notebooks(folder=chapters.BOOK):
-    """The chapters whose committed notebook is missing or was made from another source."""
-    return [
-        source.stem
-        for source in chapters.chapters(folder).values()
-        if run.run_record(source.with_suffix(".ipynb")).get("source_sha256")
-        != chapters.source_hash(source)
-    ]
+    """The chapters whose committed notebook is missing or was made from something else."""
+    changed = run.changed_since(run.committed_tasks(folder=folder))
+    return [target.stem for target, parts in changed.items() if parts]
 
 
 # chapters and notebooks
@@ -103,14 +100,14 @@ def test_a_notebook_is_the_same_every_time_and_an_edit_is_local(tmp_path):
     assert after[:-1] == before[:-1] and after[-1] != before[-1]
 
 
-def test_the_source_hash_ignores_line_ends_only(tmp_path):
+def test_a_stamp_ignores_line_ends_only(tmp_path):
     source = write(tmp_path, "00_a", "1 + 1")
-    unix = chapters.source_hash(source)
+    unix = stamps.make_stamp(source)["text"]
     text = source.read_text()
     source.write_bytes(text.replace("\n", "\r\n").encode())
-    assert chapters.source_hash(source) == unix
+    assert stamps.make_stamp(source)["text"] == unix
     source.write_text(text.replace("1 + 1", "1 + 2"))
-    assert chapters.source_hash(source) != unix
+    assert stamps.make_stamp(source)["text"] != unix
 
 
 # the evidence, which is folded
@@ -144,8 +141,8 @@ def test_evidence_is_folded_wherever_a_chapter_is_read(tmp_path, monkeypatch):
     source.write_text(source.read_text() + EVIDENCE)
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     run.run_book("quick", None, {}, folder=tmp_path)
-    [published] = run.commit_notebooks(folder=tmp_path)
-    for path in (tmp_path / "build" / "quick" / "00_a.ipynb", published):
+    run.commit_notebooks(folder=tmp_path)
+    for path in (tmp_path / "build" / "quick" / "00_a.ipynb", tmp_path / "00_a.ipynb"):
         book = nbformat.read(path, 4)
         [place] = folded(book)
         assert book.cells[place].source == "## Evidence"
@@ -351,16 +348,12 @@ def test_execute_writes_a_whole_notebook(tmp_path, capfd):
     target.parent.mkdir()
     target.with_suffix(".failed.ipynb").write_text("of an earlier run")
     values = chapters.check_parameters(source, {"seeds": "4"})
-    run.execute_chapter(run.Task(source, target, values, "print"))
+    run.execute_chapter(run.Task(source, target, values))
     assert texts(target) == f"4 {tmp_path} 0\n"
     made = run.run_record(target)
     assert made.pop("seconds") > 0
-    assert made == {
-        "source_sha256": chapters.source_hash(source),
-        "parameters": DECLARED | {"seeds": 4},
-        "fingerprint": "print",
-        "ends": {},
-    }
+    assert made.pop("stamp").items() >= stamps.make_stamp(source).items()
+    assert made == {"parameters": DECLARED | {"seeds": 4}, "ends": {}}
     assert [path.name for path in target.parent.iterdir()] == ["00_a.ipynb"]
     assert capfd.readouterr() == ("", "")
 
@@ -387,63 +380,156 @@ def test_a_failing_chapter_leaves_the_target_as_it_was(tmp_path, cell, words):
     assert len(nbformat.read(failed, 4).cells) >= 4
 
 
-def test_a_notebook_is_current_until_anything_changes(tmp_path):
-    source = write(tmp_path, "00_a")
-    target = tmp_path / "00_a.ipynb"
-    assert not run.Task(source, target, DECLARED, "f").is_current()
-    made = {
-        "source_sha256": chapters.source_hash(source),
-        "parameters": DECLARED,
-        "fingerprint": "f",
-    }
-    target.write_text(json.dumps({"metadata": {"cmp": made}}))
-    assert run.Task(source, target, dict(DECLARED), "f").is_current()
-    assert not run.Task(source, target, DECLARED | {"seeds": 2}, "f").is_current()
-    assert not run.Task(source, target, DECLARED, "g").is_current()
-    target.write_text(target.read_text()[:-9])
-    assert not run.Task(source, target, DECLARED, "f").is_current()
-    target.write_text(json.dumps({"metadata": {"cmp": made}}))
-    source.write_text(source.read_text() + "\nmore\n")
-    assert not run.Task(source, target, DECLARED, "f").is_current()
+TABLES = {"02": "merging.parquet", "07": "mixtures.parquet", "A2": "merging.parquet"}
+"""The results that a chapter is said to have read, for this test."""
 
 
-@pytest.mark.parametrize(
-    ("path", "counts"),
-    [
-        ("book/lab/new.py", True),
-        ("book/lab/figures/style.py", True),
-        ("book/results/01.parquet", True),
-        ("book/studies/01.yaml", True),
-        ("book/guidelines.yaml", True),
-        ("book/diagrams/captions.yaml", True),
-        ("book/references.bib", True),
-        ("book/01_a.md", False),
-        ("cmp/training.py", False),
-        ("weights/tiny.json", False),
-        ("data_manifests/embedded/x.yaml", False),
-        ("tests/test_a.py", False),
-    ],
-)
-def test_a_chapter_goes_stale_with_what_its_outputs_rest_on(tmp_path, path, counts):
-    """Results, studies, guidelines and the book's package; goldens guard the core's code."""
-    source, root = write(tmp_path, "00_a"), tmp_path / "project"
-    target = tmp_path / "00_a.ipynb"
-    (root / path).parent.mkdir(parents=True)
-    (root / path).write_text("before")
-    made = {"source_sha256": chapters.source_hash(source), "parameters": DECLARED}
-    made["fingerprint"] = run.package_fingerprint(root)
-    target.write_text(json.dumps({"metadata": {"cmp": made}}))
-    assert run.Task(source, target, DECLARED, run.package_fingerprint(root)).is_current()
-    (root / path).write_text("after")
-    assert (
-        run.Task(source, target, DECLARED, run.package_fingerprint(root)).is_current() is not counts
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A copy of what stamps are made from, to be edited, and a notebook of each chapter that was
+    made from it as it is."""
+    root = tmp_path / "project"
+    ignored = shutil.ignore_patterns("_theme", "_lab", "__pycache__", "weights", "js")
+    for folder in stamps.FOLDERS:
+        shutil.copytree(stamps.ROOT / folder, root / folder, ignore=ignored)
+    monkeypatch.setattr(stamps, "ROOT", root)
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path))
+    (tmp_path / "quick").mkdir()
+    for source in chapters.select():
+        read = [TABLES.get(source.stem[:2], "orders.parquet"), "claims-*.yaml", "later.parquet"]
+        about = {
+            "parameters": chapters.check_parameters(source, {"profile": "quick"}),
+            "stamp": stamps.make_stamp(source) | stamps.digest_files(read),
+        }
+        target = tmp_path / "quick" / f"{source.stem}.ipynb"
+        target.write_text(json.dumps({"metadata": {"cmp": about}}))
+    return root
+
+
+def stale_chapters():
+    """The numbers of the chapters that a dry run calls stale -> why."""
+    printed = CliRunner().invoke(cli.app, ["book", "--dry-run"], catch_exceptions=False).output
+    return dict(re.findall(r"^(\w\w)_\w+: stale \((.*) changed\)$", printed, re.M))
+
+
+def edit(path, *changes):
+    """Replace texts in a file, each given with what takes its place."""
+    text = path.read_text()
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    path.write_text(text)
+
+
+def chapters_with(pattern):
+    return {path.stem[:2] for path in chapters.select() if re.search(pattern, path.read_text())}
+
+
+def test_a_chapter_is_stale_when_code_words_it_anew_and_no_other(project):
+    assert stale_chapters() == {}
+    edit(project / "cmp" / "experiments" / "verdicts.py", ("points of spread", "points of width"))
+    judged = chapters_with(r"judged_claims|boxes\.|\{\{verdict ")
+    assert 5 < len(judged) < 11
+    assert stale_chapters() == dict.fromkeys(judged, "cmp.experiments.verdicts")
+
+
+def test_a_chapter_is_stale_when_a_file_that_it_read_changes_and_no_other(project):
+    results = project / "book" / "results"
+    table = (results / "merging.parquet").read_bytes()
+    (results / "merging.parquet").write_bytes(table[:-1] + bytes([table[-1] ^ 1]))
+    assert stale_chapters() == dict.fromkeys(["02", "A2"], "merging.parquet")
+    (results / "merging.parquet").write_bytes(table)
+    edit(project / "book" / "advice.yaml", ("Methods that penalise", "Methods that punish"))
+    edit(project / "cmp" / "experiments" / "planner.yaml", ("update", "month"))
+    advised, planned = chapters_with(r"boxes\."), chapters_with(r"planner\.")
+    reasons = dict.fromkeys(planned, "planner.yaml") | dict.fromkeys(advised, "advice.yaml")
+    assert stale_chapters() == reasons | dict.fromkeys(
+        advised & planned, "advice.yaml, planner.yaml"
     )
 
 
-def test_a_chapter_goes_stale_with_numerics(tmp_path, monkeypatch):
-    before = run.package_fingerprint(tmp_path)
-    monkeypatch.setattr(run, "NUMERICS", run.NUMERICS + 1)
-    assert run.package_fingerprint(tmp_path) != before
+def test_a_chapter_is_stale_when_a_file_appears_that_it_looked_for(project):
+    (project / "book" / "results" / "later.parquet").write_bytes(b"")
+    assert {*stale_chapters().values()} == {"later.parquet"}
+    (project / "book" / "claims-3.yaml").write_text("claims: []")
+    assert {*stale_chapters().values()} == {"claims-*.yaml, later.parquet"}
+
+
+def test_what_shows_nothing_makes_no_chapter_stale(project):
+    """Comments, docstrings, other quotes and lines, the order of definitions, and moved files."""
+    code, results = project / "cmp" / "experiments", project / "book" / "results"
+    lines = ("claim: Claim,", "claim: Claim,\n    # and\n    ")
+    edit(code / "verdicts.py", ('"""Return', '"""Give'), ('"helps"', "'helps'"), lines)
+    edit(code / "claims.py", ("MATTERS = 1.0\n", ""), ("GAINS = ", "MATTERS = 1.0\nGAINS = "))
+    edit(project / "book" / "advice.yaml", ("guidelines:", "# all of them\nguidelines:\n"))
+    (results / "old").mkdir()
+    (results / "orders.parquet").rename(results / "old" / "orders.parquet")
+    (project / "cmp" / "releases" / "index.py").rename(code / "gallery.py")
+    for path in project.rglob("*.py"):
+        text = path.read_text().replace("cmp.releases.index", "cmp.experiments.gallery")
+        path.write_text(text)
+    assert stale_chapters() == {}
+
+
+def test_a_chapter_is_stale_with_numerics_its_text_and_its_parameters(project, tmp_path):
+    edit(project / "cmp" / "__init__.py", ("NUMERICS = ", "NUMERICS = 1"))
+    assert {*stale_chapters().values()} == {"cmp"} and len(stale_chapters()) == 14
+    source, target = write(tmp_path, "00_a"), tmp_path / "00_a.ipynb"
+    made = {"parameters": DECLARED, "stamp": stamps.make_stamp(source)}
+    target.write_text(json.dumps({"metadata": {"cmp": made}}))
+
+    def changed(**other):
+        return run.changed_since([run.Task(source, target, DECLARED | other)])[target]
+
+    assert changed() == [] and changed(seeds=2) == ["parameters"]
+    source.write_text(source.read_text() + "\nmore\n")
+    assert changed() == ["text"]
+    target.write_text(target.read_text()[:-9])
+    assert "parameters" in changed()
+
+
+def test_code_has_one_digest_in_all_versions_of_python(tmp_path, monkeypatch):
+    monkeypatch.setattr(stamps, "ROOT", tmp_path)
+    (tmp_path / "book" / "lab").mkdir(parents=True)
+    (tmp_path / "book" / "lab" / "code.py").write_text(CODE)
+    source = write(tmp_path, "00_a", "from lab import code\nawait code.Kind(1).show()")
+    assert stamps.digest_code(source) == {"lab.code": "fed970e848a3ca58"}
+
+
+CODE = '''
+import numpy as np
+
+
+class Kind:
+    """A kind."""
+
+    limit: int | None = None
+
+    async def show(self, *names: str, size=2.50, **more):
+        first, *rest = names or ("a" "b",)
+        match rest:
+            case [{"x": 1}, *_] if size > -1:
+                return f"{size!r:>{size}} {{0}} {first=}" f'{more["x"]:.1f}' "..."
+        with open(first) as file, open(rest[0]) as other:
+            return (lambda x, /: x[::2, ...])(file), b"1", 1j, 10_000, np.pi, not other
+'''
+
+
+def test_a_notebook_records_what_its_chapter_read_and_looked_for(tmp_path):
+    source = write(tmp_path, "00_a", READS)
+    target = tmp_path / "out.ipynb"
+    run.execute_chapter(run.Task(source, target, DECLARED))
+    stamp = run.run_record(target)["stamp"]
+    tables = {name for name in stamp if name.endswith(".parquet")}
+    assert tables == {"orders.parquet", "missing.parquet"}
+    assert {"advice.yaml", "orders.yaml"} <= stamp.keys() and "choices.yaml" not in stamp
+
+
+READS = """\
+from cmp.experiments import guidelines, results
+results.published_metrics("orders")
+results.is_published("missing")
+guidelines.load_guidelines()"""
 
 
 @pytest.mark.long
@@ -490,13 +576,13 @@ def test_nothing_starts_where_a_parameter_is_wrong_or_the_run_is_dry(tmp_path, c
 def test_what_is_published_is_stable_and_goes_stale(tmp_path, monkeypatch):
     source = write(tmp_path, "00_a", WIDGET, GUARD)
     assert stale_notebooks(tmp_path) == ["00_a"]
-    written = []
+    written, path = [], tmp_path / "00_a.ipynb"
     for build in ("one", "two"):
         monkeypatch.setenv("CMP_BUILD", str(tmp_path / build))
-        [path] = run.commit_notebooks(folder=tmp_path)
+        path.unlink(missing_ok=True)
+        run.commit_notebooks(folder=tmp_path)
         written.append(path.read_text())
-    assert written[0] == written[1]
-    assert path == tmp_path / "00_a.ipynb" and stale_notebooks(tmp_path) == []
+    assert written[0] == written[1] and stale_notebooks(tmp_path) == []
     nbformat.validate(nbformat.read(path, 4))
     for machine in (
         "ipykernel_",

@@ -133,6 +133,29 @@ def test_overriding_leaves_the_profile_alone():
     assert repr(config.PROFILES) == before
 
 
+def test_a_section_may_be_given_as_a_mapping_and_its_other_keys_stay():
+    given = ["schedule={peak: 0.1}"]
+    assert config.override({}, given) == {"schedule": {"peak": 0.1}}
+    tree = {"schedule": {"name": "wsd", "peak": 0.2}}
+    assert config.override(tree, given) == {"schedule": {"name": "wsd", "peak": 0.1}}
+    with pytest.raises(CmpError, match="training"):
+        config.parse(config.override(config.profile("quick"), ["training=3"]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "accepted"), [([], {0, 3}), (["training.passes=2"], {0, 1, 2, 3})]
+)
+def test_steps_are_given_for_every_task_or_with_passes_for_the_first_ones(settings, accepted):
+    for known in range(5):
+        steps = [9] * known
+        tree = config.override({}, ["stream.tasks=3", f"training.task_steps={steps}", *settings])
+        if known in accepted:
+            assert config.parse(tree).training.task_steps == tuple(steps)
+        else:
+            with pytest.raises(CmpError, match=f"task_steps: {known} numbers for 3 tasks"):
+                config.parse(tree)
+
+
 @pytest.mark.parametrize("text", ["1e-3", "0.001", "1E-3", "1.0e-3", "+1e-3"])
 def test_numbers_may_be_written_as_people_write_them(text):
     tree = config.override(config.profile("quick"), [f"schedule.peak={text}"])

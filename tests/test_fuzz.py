@@ -224,7 +224,7 @@ STUDY = {
     "question": "Does it work?", "replicates": 2, "live": ["a"],
     "settings": {"a": {}, "b": {"schedule.peak": 0.0005}, "joint": {"joint": True}},
 }  # fmt: skip
-RECORD = {"source_sha256": "0", "parameters": {"seeds": 1}, "fingerprint": "", "seconds": 2.5}
+RECORD = {"stamp": {"text": "0", "a.yaml": "1"}, "parameters": {"seeds": 1}, "seconds": 2.5}
 NOTEBOOK = {"cells": [], "nbformat": 4, "nbformat_minor": 5, "metadata": {"cmp": RECORD}}
 CHAPTER = """---
 jupytext:
@@ -384,7 +384,7 @@ def read_notebook_record(folder: Path, content: bytes) -> Any:
     put(folder / "00_x.ipynb", content)
     source = put(folder / "00_x.md", CHAPTER.encode())
     [task] = run.plan_tasks([(source, folder / f"{source.stem}.ipynb", {})])
-    return f"{task.seconds or 0:.0f}"
+    return f"{task.seconds or 0:.0f} {run.changed_since([task])[task.target]}"
 
 
 GOOD_METRICS = to_parquet(small_metrics())

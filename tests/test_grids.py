@@ -120,9 +120,9 @@ def test_the_notebooks_of_a_grid_find_the_diagrams_that_they_show(tmp_path, monk
     assert (index.parent / "diagrams" / "hills.svg").is_file()
 
 
-def test_a_grid_hashes_the_package_once(tmp_path, monkeypatch):
+def test_a_grid_stamps_its_chapter_once(tmp_path, monkeypatch):
     test_book.write(tmp_path, "04_rates", RUNS, parameters=PARAMETERS)
-    hashed = []
-    monkeypatch.setattr(run, "package_fingerprint", lambda: hashed.append(1) or "same")
+    stamped = []
+    monkeypatch.setattr(run.stamps, "make_stamp", lambda source: stamped.append(1) or {})
     grids.run_grid("quick", "04", {"peak": "0.1,0.2"}, dry_run=True, folder=tmp_path)
-    assert hashed == [1]
+    assert stamped == [1]

@@ -153,15 +153,17 @@ def test_a_closed_terminal_is_a_request_to_stop_unless_it_is_ignored(is_ignored)
         signal.signal(signal.SIGHUP, before)
 
 
-def command_of_a_group(tell, *arguments):
-    """`cmp ARGUMENTS` in a group of its own, slowly, telling of each step."""
+def command_of_a_group(tell, sent, *arguments):
+    """`cmp ARGUMENTS` in a group of its own, telling of each step. The third ends once the file
+    `sent` says that the group got its signal."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is ignored under nohup
     os.environ["CMP_WORKERS"] = "2"  # the server has the environment that it began in
 
     def step(task, step, result, model):
         tell("a step")
-        time.sleep(0.1 if step < 2 else 1)  # the signal comes in the third, with time to spare
+        if step == 2:
+            await_true(sent.exists, "asked to stop")
 
     runs.progress_observer = lambda *_: Observer(step)
     forked.command(tell, arguments)
@@ -178,11 +180,13 @@ def command_of_a_group(tell, *arguments):
 )
 def test_a_group_that_is_asked_to_stop_keeps_its_last_step(build, jpegs, monkeypatch, number):
     settings = ["quick", *SETTINGS, "training.steps=8", f"data={jpegs}"]
-    child = Child(build, command_of_a_group, "run", *settings)
+    sent = build.with_name("sent")
+    child = Child(build, command_of_a_group, sent, "run", *settings)
     for _ in range(3):
         assert child.hear(TIMEOUT), child.said()
     assert len(descendants(child.pid)) == 3
     os.killpg(child.pid, number)
+    sent.touch()
     assert child.outcome().status == 128 + number, child.said()
     assert "Traceback" not in child.said()
     [progress] = unfinished_runs()

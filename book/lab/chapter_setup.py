@@ -5,6 +5,7 @@ import html
 import json
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
@@ -18,7 +19,7 @@ from cmp.experiments import forecast, results, studies, workers
 from cmp.runs import identity, logs, store
 from cmp.runs.checkpoints import StopRequest
 from cmp.scale import devices
-from lab import chapters
+from lab import chapters, stamps, values
 from lab.live_runs import scores_on_way
 
 LOOK_SECONDS = 1.0
@@ -160,18 +161,25 @@ def run_status(live: list[RunConfig], uncached: list[RunConfig], jobs: int, devi
     return " ".join(words)
 
 
-def print_ends(scope: dict[str, Any]) -> None:
-    """Print the final scores of runs in a chapter's variables as JSON: name -> [A_KA, A_ZS].
+def print_record(scope: dict[str, Any], source: str) -> None:
+    """Print, as JSON, what `lab.run` stores of a chapter that ends here: the final scores of runs
+    in its variables as `ends`, name -> [A_KA, A_ZS]; its `texts` with the marks filled in; and the
+    `files` that it read.
 
     Args:
         scope: The chapter's `globals()`; runs and dicts of runs by name are used.
+        source: The path of the chapter.
     """
     runs = {}
     for name, value in scope.items():
         named = value.items() if isinstance(value, dict) else [(name, value)]
         runs |= {str(key): run for key, run in named if isinstance(run, store.StoredRun)}
     ends = {name: scores_on_way(run).iloc[-1] for name, run in runs.items()}
-    print(json.dumps({name: end[["A_KA", "A_ZS"]].round(3).tolist() for name, end in ends.items()}))
+    scores = {name: end[["A_KA", "A_ZS"]].round(3).tolist() for name, end in ends.items()}
+    page = chapters.notebook(Path(source))
+    values.fill_notebook(page, Path(source).stem.partition("_")[0])
+    texts = [cell.source for cell in page.cells if cell.cell_type == "markdown"]
+    print(json.dumps({"ends": scores, "texts": texts, "files": stamps.read_names()}))
 
 
 def round_time(seconds: float) -> str:

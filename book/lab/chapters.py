@@ -129,11 +129,6 @@ def copy_diagrams(folder: Path) -> None:
     shutil.copytree(BOOK / "diagrams", folder / "diagrams", ignore=pictures, dirs_exist_ok=True)
 
 
-def source_hash(source: Path) -> str:
-    """Return the sha256 of a chapter's text with Unix line endings."""
-    return hashlib.sha256(source_text(source).encode()).hexdigest()
-
-
 def notebook(source: Path):
     """Read a chapter as a notebook without outputs, byte for byte reproducible.
 

@@ -41,7 +41,7 @@ img { max-height: 235mm; object-fit: contain; }
 </style>"""
 CARD = """<style>
 @page { size: A4; margin: 12mm 15mm; }
-body { font: 9.6pt/1.38 system-ui, "Noto Sans", "DejaVu Sans", sans-serif; color: #1d2329; }
+body { font: 9.3pt/1.34 system-ui, "Noto Sans", "DejaVu Sans", sans-serif; color: #1d2329; }
 h1 { font-size: 22pt; margin: 0 0 3mm; border-top: 2.5mm solid #882255; padding-top: 3mm; }
 h2 { font-size: 12pt; margin: 4mm 0 1.5mm; color: #882255; }
 table { border-collapse: collapse; margin: 0 0 2mm; }

@@ -4,7 +4,6 @@ The committed notebooks are chapters executed with their defaults, byte for byte
 """
 
 import base64
-import hashlib
 import io
 import json
 import logging
@@ -22,17 +21,12 @@ import nbformat
 from PIL import Image
 from tqdm import tqdm
 
-from cmp import NUMERICS
 from cmp.errors import CmpError
 from cmp.files import write_atomic
 from cmp.parsing import parse_json
 from cmp.project import build_folder
-from lab import chapters, keeping, values
+from lab import chapters, keeping, stamps
 
-FINGERPRINTED = ("book/lab/**/*.py", "book/results/*", "book/studies/*", "book/*.yaml",
-                 "book/diagrams/captions.yaml", "book/references.bib")  # fmt: skip
-"""What a chapter's outputs depend on besides its source and `NUMERICS`. Goldens cover other
-code."""
 PLACES = {sys.prefix: "<python>", str(chapters.BOOK.parent): ".", str(Path.home()): "~"}
 VOLATILE = {
     r"/[^\s\"]*/ipykernel_\d+/\d+\.py": "<cell>",
@@ -40,8 +34,10 @@ VOLATILE = {
     r"\[\d\d:\d\d(:\d\d)?(&lt;|<)[^\]]{1,40}\]": "[time]",
 } | {re.escape(place) + r"(?![\w.-])": name for place, name in PLACES.items()}
 """What differs between two runs of a chapter -> its replacement."""
-ENDS = "from lab import chapter_setup\n\nchapter_setup.print_ends(globals())"
-"""A last cell that is executed and then removed."""
+MOST_NAMED = 3
+"""Changed parts that are named for a stale notebook."""
+RECORD = "from lab import chapter_setup\n\nchapter_setup.print_record(globals(), {!r})"
+"""A last cell, with the path of the chapter, that is executed and then removed."""
 
 
 class Task(NamedTuple):
@@ -51,23 +47,13 @@ class Task(NamedTuple):
         source: The chapter.
         target: The path for its executed notebook.
         parameters: All parameter values.
-        fingerprint: See `package_fingerprint`.
+        is_published: Whether the notebook is written in the form to commit.
     """
 
     source: Path
     target: Path
     parameters: dict[str, object]
-    fingerprint: str = ""
-
-    def made_from(self) -> dict[str, object]:
-        """Return the record of what the executed notebook was made from."""
-        given = {"parameters": self.parameters, "fingerprint": self.fingerprint}
-        return {"source_sha256": chapters.source_hash(self.source)} | given
-
-    def is_current(self) -> bool:
-        """Return whether the target was made from exactly this."""
-        record = run_record(self.target)
-        return all(record.get(key) == value for key, value in self.made_from().items())
+    is_published: bool = False
 
     @property
     def seconds(self) -> float | None:
@@ -75,29 +61,13 @@ class Task(NamedTuple):
         return run_record(self.target).get("seconds")
 
 
-def package_fingerprint(root: Path = chapters.BOOK.parent) -> str:
-    """Return a hash of what the outputs of every chapter depend on besides its source.
-
-    Args:
-        root: The folder of the project.
-
-    Returns:
-        The sha256 over `NUMERICS`, results, studies, guidelines and the book's package.
-    """
-    digest = hashlib.sha256(f"{NUMERICS}\n".encode())
-    for path in sorted({path for pattern in FINGERPRINTED for path in root.glob(pattern)}):
-        if path.is_file() and not path.name.startswith("."):
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
-    return digest.hexdigest()
-
-
 def run_record(target: Path) -> dict:
     """Return the record in an executed notebook of how it was made, or {} if it is missing or
     damaged."""
     try:
         record = parse_json(target.read_text(encoding="utf-8"))["metadata"]["cmp"]
-        return record if isinstance(record.get("seconds", 0.0), int | float) else {}
+        is_text = all(isinstance(digest, str) for digest in record.get("stamp", {}).values())
+        return record if is_text and isinstance(record.get("seconds", 0.0), int | float) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -112,9 +82,10 @@ def execute_chapter(task: Task) -> None:
     """
     from papermill.exceptions import PapermillExecutionError
 
-    source, target, record = task.source, task.target, task.made_from()
-    part = target.resolve().with_name(f".{target.stem}.part.ipynb")
-    failed = target.with_suffix(".failed.ipynb")
+    source, target, stamp = task.source, task.target, stamps.make_stamp(task.source)
+    folder = build_folder() / "published" if task.is_published else target.resolve().parent
+    part = folder / f".{target.stem}.part.ipynb"
+    failed = folder / f"{target.stem}.failed.ipynb"
     defaults = {p.name: p.default for p in chapters.parameters(source).values()}
     changed = {key: value for key, value in task.parameters.items() if value != defaults[key]}
     started = []
@@ -131,11 +102,20 @@ def execute_chapter(task: Task) -> None:
     finally:
         part.unlink(missing_ok=True)
     drop_widgets(executed)
-    record["ends"] = parse_json(executed.cells.pop()["outputs"][0]["text"])
-    values.fill_notebook(executed, source.stem.partition("_")[0])
-    executed.metadata["cmp"] = record | {"seconds": round(time.monotonic() - began, 1)}
+    printed = [x["text"] for x in executed.cells.pop()["outputs"] if x.get("name") == "stdout"]
+    record = parse_json("".join(printed))
+    texts = iter(record.pop("texts"))
+    for cell in executed.cells:
+        cell.source = next(texts) if cell.cell_type == "markdown" else cell.source
+    stamp |= stamps.digest_files(record.pop("files"))
+    executed.metadata["cmp"] = record | {
+        "stamp": stamp,
+        "parameters": task.parameters,
+        "seconds": round(time.monotonic() - began, 1),
+    }
     del executed.metadata["papermill"]
-    write_atomic(target, nbformat.writes(executed))
+    page = stable_notebook(executed, source) if task.is_published else executed
+    write_atomic(target, nbformat.writes(page))
     failed.unlink(missing_ok=True)
 
 
@@ -166,7 +146,8 @@ def _execute(source: Path, part: Path, changed: dict, on_start: Callable):
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     notebook = chapters.notebook(source)
-    notebook.cells.append(nbformat.v4.new_code_cell(ENDS, id="ends"))
+    last = RECORD.format(str(source.resolve()))
+    notebook.cells.append(nbformat.v4.new_code_cell(last, id="record"))
     write_atomic(part, nbformat.writes(notebook))
     path = str(part).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
     return papermill.execute_notebook(
@@ -176,6 +157,7 @@ def _execute(source: Path, part: Path, changed: dict, on_start: Callable):
         progress_bar=False,
         start_timeout=120,
         kernel_manager_class=kernel_manager(),
+        extra_arguments=["--IPKernelApp.extra_extensions=lab.reads"],
         resources={"metadata": {"path": str(source.resolve().parent)}},
         shutdown_kernel="immediate",  # a graceful shutdown interrupts, and the kernel may complain
         record_timing=False,
@@ -217,11 +199,23 @@ def plan_tasks(wanted: Iterable[tuple[Path, Path, dict[str, str]]]) -> list[Task
         wanted: For each task the chapter, the path for its executed notebook, and parameter -> text
             of a value.
     """
-    fingerprint = package_fingerprint()
     return [
-        Task(source, target, chapters.check_parameters(source, given), fingerprint)
+        Task(source, target, chapters.check_parameters(source, given))
         for source, target, given in wanted
     ]
+
+
+def changed_since(tasks: list[Task]) -> dict[Path, list[str]]:
+    """Return target -> the names of what has changed since it was made, see `lab.stamps`. If there
+    is no target, that is everything."""
+    now = {source: stamps.make_stamp(source) for source in {task.source for task in tasks}}
+    changed = {}
+    for task in tasks:
+        record = run_record(task.target)
+        parts = stamps.changed_parts(record.get("stamp", {}), now[task.source])
+        is_same = record.get("parameters") == task.parameters
+        changed[task.target] = parts if is_same else ["parameters", *parts]
+    return changed
 
 
 def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[Path, CmpError]:
@@ -235,12 +229,11 @@ def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[P
     Returns:
         Target -> why it failed, in the order of the tasks.
     """
-    todo = [task for task in tasks if not task.is_current()]
+    changed = changed_since(tasks)
+    todo = [task for task in tasks if changed[task.target]]
     took = {task.target: task.seconds for task in tasks}
     for task in tasks:
-        seconds = took[task.target]
-        forecast = f"to run; took {seconds:.0f} s" if seconds else "to run, first time"
-        tqdm.write(f"{task.target.stem}: {forecast if task in todo else 'current, skipped'}")
+        tqdm.write(f"{task.target.stem}: {_state(task, changed[task.target])}")
     known = [seconds for task in todo if (seconds := took[task.target])]
     total = sum(known) / max(1, min(jobs, len(todo)))
     forecast = f", about {total:.0f} s for the {len(known)} that ran before" if known else ""
@@ -253,10 +246,22 @@ def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[P
             failures[task.target] = error
         elif error:
             raise error
-        tqdm.write(f"{task.target.stem}: {'failed' if error else f'{task.seconds} s'}")
-    for folder in {task.target.parent for task in tasks}:
+        took = f"{task.seconds} s" if task.seconds else "written"
+        tqdm.write(f"{task.target.stem}: {'failed' if error else took}")
+    for folder in {task.target.parent for task in tasks if not task.is_published}:
         chapters.copy_diagrams(folder)
     return {task.target: failures[task.target] for task in todo if task.target in failures}
+
+
+def _state(task: Task, changed: list[str]) -> str:
+    """Return what is to be done about a task, and why."""
+    if not changed:
+        return "current, skipped"
+    if not run_record(task.target):
+        return "to run, first time"
+    more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+    took = f"; took {task.seconds:.0f} s" if task.seconds else ""
+    return f"stale ({', '.join(changed[:MOST_NAMED])}{more} changed){took}"
 
 
 def _finished(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, Exception | None]]:
@@ -327,7 +332,7 @@ def stable_notebook(executed, source: Path):
     reproduces.
 
     Times, paths of this machine, memory addresses, random cell ids and versions are removed.
-    Outputs and the source's hash are kept, and pictures get fewer colours.
+    Outputs and the stamp are kept, and pictures get fewer colours.
 
     Args:
         executed: An nbformat notebook.
@@ -349,7 +354,7 @@ def stable_notebook(executed, source: Path):
                 if "image/png" in data:
                     data["image/png"] = shrink_picture(data["image/png"])
     about, ran = page.metadata, executed.metadata["cmp"]
-    about["cmp"] = {key: ran[key] for key in ("source_sha256", "parameters")}
+    about["cmp"] = {key: ran[key] for key in ("stamp", "parameters")}
     about.pop("jupytext", None)  # values are filled in, so the text differs from the source
     about["language_info"] = {"name": "python", "file_extension": ".py"}
     return page
@@ -369,33 +374,39 @@ def shrink_picture(png: str) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
+def committed_tasks(
+    numbers: Iterable[str] | None = None, folder: Path = chapters.BOOK
+) -> list[Task]:
+    """Return the tasks that write `book/NN_name.ipynb`: chapters executed with their defaults, byte
+    for byte reproducible.
+
+    Args:
+        numbers: The chapters; all by default.
+        folder: The book.
+    """
+    sources = chapters.select(numbers, folder)
+    tasks = plan_tasks((source, source.with_suffix(".ipynb"), {}) for source in sources)
+    return [task._replace(is_published=True) for task in tasks]
+
+
 def commit_notebooks(
-    numbers: Iterable[str] | None = None, jobs: int = 1, folder: Path = chapters.BOOK
-) -> list[Path]:
-    """Write `book/NN_name.ipynb`: chapters executed with their defaults, byte for byte
-    reproducible.
+    numbers: Iterable[str] | None = None,
+    jobs: int = 1,
+    dry_run: bool = False,
+    folder: Path = chapters.BOOK,
+) -> None:
+    """Write the committed notebooks that are stale, see `committed_tasks`.
 
     Args:
         numbers: The chapters; all by default.
         jobs: The number of chapters at a time.
+        dry_run: Whether to only print which are stale.
         folder: The book.
-
-    Returns:
-        The written notebooks.
 
     Raises:
         CmpError: Chapters failed; their committed notebooks are unchanged.
     """
-    target = build_folder() / "published"
-    sources = chapters.select(numbers, folder)
-    tasks = plan_tasks((source, target / f"{source.stem}.ipynb", {}) for source in sources)
-    failures = run_tasks(tasks, jobs)
-    written = []
-    for task in tasks:
-        if task.is_current():
-            page = stable_notebook(nbformat.read(task.target, as_version=4), task.source)
-            written.append(task.source.with_suffix(".ipynb"))
-            write_atomic(written[-1], nbformat.writes(page))
-    print(f"notebooks: {folder}")
+    failures = run_tasks(committed_tasks(numbers, folder), jobs, dry_run)
+    if not dry_run:
+        print(f"notebooks: {folder}")
     raise_failures(failures)
-    return written

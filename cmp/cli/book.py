@@ -163,10 +163,10 @@ def book(
         cmpt book --chapter 04 -P peak=0.0008,0.0016 --seeds 3
     """
     if publish:
-        if parameter or dry_run or profile != "quick" or seeds > 1:
-            options = "--profile, --seeds, -P and --dry-run"
+        if parameter or profile != "quick" or seeds > 1:
+            options = "--profile, --seeds and -P"
             raise CmpError(f"--publish: uses the default parameters; leave out {options}")
-        shared.import_lab("run").commit_notebooks(chapter, jobs)
+        shared.import_lab("run").commit_notebooks(chapter, jobs, dry_run)
         return
     given = parameter or []
     if wrong := [assignment for assignment in given if "=" not in assignment]:

@@ -4,7 +4,6 @@
 published studies, so the text follows the results.
 """
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ from cmp.errors import CmpError
 from cmp.experiments import claims, fronts, results, verdicts
 from cmp.experiments.claims import MATTERS, FrontOf, Text
 from cmp.experiments.fronts import MIN_SIGN
+from cmp.files import DIGESTS, cached_by_file
 from cmp.parsing import check_record, read_yaml
 from cmp.project import book_folder
 from cmp.releases.sentences import signed
@@ -73,7 +73,6 @@ class Guideline:
     networks: tuple[Network, ...] = ()
 
 
-@functools.cache
 def load_guidelines() -> dict[str, Guideline]:
     """Return the guidelines by name; raise `CmpError` that names an invalid key."""
     guidelines = check_record(read_yaml(ADVICE), dict[str, tuple[Guideline, ...]], f"{ADVICE}: ")
@@ -143,16 +142,17 @@ def _measure_network(network: Network) -> tuple[str, bool | None]:
 
 
 def judged_claims(*families: Path) -> pd.DataFrame:
-    """Return the verdicts on the book's claims, recomputed only if a result has changed.
+    """Return the verdicts on the book's claims, judged again only if a result or a claim has
+    changed.
 
     Args:
         *families: The files of the families, such as `*claims.FAMILIES`; by default, the first.
     """
-    stamps = [(path.name, path.stat().st_mtime_ns) for path in results.RESULTS.glob("*.parquet")]
-    key = tuple(sorted(stamps))
-    return pd.concat([_judged(path, key) for path in families or claims.FAMILIES[:1]])
+    used = (results.RESULTS / DIGESTS, *claims.FAMILIES)  # a family may use fronts of another
+    stamps = tuple(path.stat().st_mtime_ns for path in used if path.exists())
+    return pd.concat([_judged(path, stamps) for path in families or claims.FAMILIES[:1]])
 
 
-@functools.lru_cache(maxsize=4)
-def _judged(path: Path, stamps: tuple[tuple[str, int], ...]) -> pd.DataFrame:
+@cached_by_file
+def _judged(path: Path, stamps: tuple[int, ...]) -> pd.DataFrame:
     return verdicts.judge_claims(claims.load_claims(path))

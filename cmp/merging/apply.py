@@ -228,12 +228,13 @@ def iter_merged(
             write_weighted_sum(versions, shares)
         elif rule.facts["linear"]:
             factors = rule.value(tensors, start, options, depth.get(name, 0.0))
+            _check_result(rule, f"{len(tensors)} factors", f"{len(factors)} factors")
             write_weighted_sum(versions, factors)
         elif rule.facts["keeps_norm"]:
             versions.write(task_vectors.pop(name))
         elif rule.facts["matrix"]:
             block = BlockContext(options, bounds, name, 0)
-            versions.write(rule.value(versions.stack(), block))
+            versions.write(_merge_block(rule, versions.stack(), block))
         else:
             write_entries(rule, versions, options, bounds)
         yield name, target
@@ -361,9 +362,21 @@ def write_entries(
             block = x[at : at + size].to(space.dtype)
             row.copy_(block) if origin is None else torch.sub(block, origin, out=row)
         versions.check(entries)
-        merged = rule.value(entries, BlockContext(options, bounds, versions.name, number))
+        block = BlockContext(options, bounds, versions.name, number)
+        merged = _merge_block(rule, entries, block)
         into.copy_(merged if origin is None else torch.add(origin, merged, out=merged))
         versions.check(into)
+
+
+def _merge_block(rule: Option, entries: Tensor, block: BlockContext) -> Tensor:
+    merged = rule.value(entries, block)
+    _check_result(rule, f"shape {[*entries.shape[1:]]}", f"shape {[*merged.shape]}")
+    return merged
+
+
+def _check_result(rule: Option, expected: str, returned: str) -> None:
+    if returned != expected:
+        raise CmpError(f"merge_rule {rule.name!r}: returned {returned}, but must return {expected}")
 
 
 def merge_task_vectors(
@@ -394,7 +407,8 @@ def merge_task_vectors(
         entries = Versions(name, tensors, base[name], tensors[0], dtype, finite).stack()
         for number, tau in enumerate(entries):
             squares[number] += square_norm(tau)
-        merged[name] = rule.value(entries, BlockContext(options, [KEEP_ALL] * len(models), name, 0))
+        block = BlockContext(options, [KEEP_ALL] * len(models), name, 0)
+        merged[name] = _merge_block(rule, entries, block)
         merged_square += square_norm(merged[name])
     mean = sum(math.sqrt(square) for square in squares) / len(models)
     factor = (options.scale or 1.0) * mean / math.sqrt(merged_square) if merged_square else 1.0
@@ -404,47 +418,3 @@ def merge_task_vectors(
 def square_norm(x: Tensor) -> float:
     """Return the sum of squares, in fp64."""
     return torch.linalg.vector_norm(x, dtype=torch.float64).item() ** 2
-
-
-def check_option(option: Option) -> None:
-    """Check a merge rule on two small tensors.
-
-    Raises:
-        CmpError: Its properties contradict each other, its result has the wrong shape or is not
-            finite, or it is declared idempotent but changes models that are all equal.
-    """
-    facts = option.facts
-    if facts["linear"] and facts["matrix"]:
-        raise CmpError(
-            f"merge_rule {option.name!r}: linear=True and matrix=True exclude each other"
-        )
-    if facts["keeps_norm"] and not (facts["base"] and facts["matrix"]):
-        raise CmpError(
-            f"merge_rule {option.name!r}: keeps_norm=True needs base=True and matrix=True"
-        )
-    if facts["trims"] and not facts["base"]:
-        raise CmpError(f"merge_rule {option.name!r}: trims=True needs base=True")
-    count, shape = facts["count"] or 3, (4, 6) if facts["matrix"] else (24,)
-    entries = torch.linspace(-1, 1, 24).reshape(shape)
-    models = [entries * (1 + number) for number in range(count)]
-    base = {"x": entries / 2} if facts["base"] else None
-    if facts["linear"]:
-        output = option.value(models, base and base["x"], MergeOptions(), 0.0)
-        returned, expected = f"{len(output)} factors", f"{count} factors"
-    else:
-        block = BlockContext(MergeOptions(), [KEEP_ALL] * count, "x", 0)
-        output = option.value(torch.stack(models), block)
-        returned, expected = f"shape {list(output.shape)}", f"shape {list(models[0].shape)}"
-    if returned != expected or not torch.as_tensor(output).isfinite().all():
-        raise CmpError(
-            f"merge_rule {option.name!r}: returned {returned} for {count} models of 24 entries; "
-            f"expected {expected}, all finite"
-        )
-    model = base or {"x": entries}
-    if facts["idempotent"]:
-        merged = merge(option.name, [model] * count, base)["x"]
-        if not torch.allclose(merged, model["x"], atol=1e-5):
-            raise CmpError(
-                f"merge_rule {option.name!r}: changes models that are all equal; declare "
-                "idempotent=False if that is intended"
-            )

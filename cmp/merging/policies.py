@@ -292,8 +292,19 @@ def apply_policy(end: TaskEnd) -> MergedWeights:
     Args:
         end: The state at the end of the task. The initial memory is {"zero": the weights before the
             stream}.
+
+    Raises:
+        CmpError: A policy from outside the package does not return what it should.
     """
-    return get_option("merge_policy", end.merging.policy).value(end)
+    policy = end.merging.policy
+    merged = get_option("merge_policy", policy).value(end)
+    is_merged = isinstance(merged, MergedWeights)
+    if not is_merged or not merged.start.keys() == merged.deployed.keys() == end.trained.keys():
+        raise CmpError(
+            f"merge_policy {policy!r}: must return MergedWeights(memory, start, deployed) with the "
+            "tensors of the model"
+        )
+    return merged
 
 
 @torch.no_grad()
@@ -323,30 +334,3 @@ def update_step_average(
     )
     for name in current.keys() - set(floats):
         averages[name].copy_(current[name])
-
-
-def check_option(option: Option) -> None:
-    """Check a merge policy after one task of a small model.
-
-    Raises:
-        CmpError: Its `merges` is unknown, or the policy does not return `MergedWeights` with the
-            model's tensors.
-    """
-    merges = option.facts["merges"]
-    if not isinstance(merges, tuple) or {*merges} - {"two", "all"}:
-        raise CmpError(
-            f"merge_policy {option.name!r}: merges={merges!r}: give a tuple of 'two', 'all' or "
-            "both, or () for neither"
-        )
-    zero = {"x": torch.zeros(3)}
-    memory = {"zero": zero}
-    if option.facts["step_share"]:  # see `update_step_average`
-        memory["average"] = {"x": torch.full((3,), 0.5)}
-    end = TaskEnd(Merging(option.name), memory, {"x": torch.ones(3)}, 1, 0)
-    output = option.value(end)
-    is_merged = isinstance(output, MergedWeights)
-    if not is_merged or not output.start.keys() == output.deployed.keys() == zero.keys():
-        raise CmpError(
-            f"merge_policy {option.name!r}: must return MergedWeights(memory, start, deployed) "
-            "with the tensors of the model"
-        )

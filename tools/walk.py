@@ -1,13 +1,16 @@
-"""How far a reader walks through the code: `python -m tests.walks` counts three walks.
+"""Count how far a reader walks through the code: `python -m tools.walk` counts three walks.
 
-1. The distinct functions of `cmp` that `cmpt run quick` enters before its first training step.
+1. The distinct functions of `cmp` that `cmpt run quick` enters before its first training step:
+   336 in 0.3.0, where one machine may enter a few that another does not.
 2. The calls of functions of `cmp` from the draw of a batch to its loss, in the second step, when
    nothing is computed for the first time.
 3. The calls of functions of `cmp` in one merge of state dicts with one setting.
 
-Each walk is counted in a process of its own; the data must be built.
+Each walk is counted in a process of its own; the data must be built. The `cmp` is counted that
+Python imports.
 """
 
+import importlib.util
 import inspect
 import json
 import os
@@ -18,36 +21,30 @@ from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType
 
-PACKAGE = Path(__file__).parents[1] / "cmp"
+PACKAGE = Path(importlib.util.find_spec("cmp").origin).parent
 
 
 class Arrived(BaseException):
     """A walk is over."""
 
 
-def walk(start: Callable[[], object], begins: str, ends: str) -> dict[str, int]:
+def walk(start: Callable[[], object], ends: str = "") -> dict[str, int]:
     """Count calls of functions of the package, nested ones and comprehensions among them.
 
     Args:
         start: What is called.
-        begins: The function whose entry begins the count, by module and name; "" for the start.
-        ends: The function whose entry ends the count; "" for the end.
+        ends: The function whose entry ends the count, by module and name; "" for none.
     """
     calls: list[CodeType] = []
-    counting = not begins
 
     def profile(frame: FrameType, event: str, argument: object) -> None:
-        nonlocal counting
         code = frame.f_code
         is_function = code.co_flags & inspect.CO_OPTIMIZED  # and no body of a class or a module
         if event != "call" or not is_function or not code.co_filename.startswith(str(PACKAGE)):
             return
-        name = f"{Path(code.co_filename).stem}.{code.co_name}"
-        if counting and name == ends:
+        if f"{Path(code.co_filename).stem}.{code.co_name}" == ends:
             raise Arrived
-        counting = counting or name == begins
-        if counting:
-            calls.append(code)
+        calls.append(code)
 
     sys.setprofile(profile)
     try:
@@ -70,7 +67,7 @@ def run_to_first_step() -> dict[str, int]:
         sys.argv = ["cmpt", "run", "quick"]
         from cmp.cli import main
 
-        return walk(main, "", "training.train_step")
+        return walk(main, "training.train_step")
 
 
 def batch_to_loss() -> dict[str, int]:
@@ -87,7 +84,7 @@ def batch_to_loss() -> dict[str, int]:
         cmp.train_step(state, optimizer, batch, 0, number, 1e-3)
 
     step(0)
-    return walk(lambda: step(1), "", "arithmetic.bf16_products")  # what is entered after the loss
+    return walk(lambda: step(1), "arithmetic.bf16_products")  # what is entered after the loss
 
 
 def merge_with_a_setting() -> dict[str, int]:
@@ -99,7 +96,7 @@ def merge_with_a_setting() -> dict[str, int]:
     names = [f"layer.{number}.weight" for number in range(4)]
     base, one, other = ({name: torch.randn(8, 8) for name in names} for _ in range(3))
     cmp.merge("ties", [one, other], base=base, density=0.5)
-    return walk(lambda: cmp.merge("ties", [one, other], base=base, density=0.3), "", "")
+    return walk(lambda: cmp.merge("ties", [one, other], base=base, density=0.3))
 
 
 WALKS = {
@@ -113,7 +110,7 @@ def count_all() -> dict[str, dict[str, int]]:
     """Return the counts of each walk."""
     counts = {}
     for name, function in WALKS.items():
-        command = [sys.executable, "-m", "tests.walks", function.__name__]
+        command = [sys.executable, "-m", "tools.walk", function.__name__]
         done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
         if done.returncode:
             raise SystemExit(f"{name}: {done.stderr}")

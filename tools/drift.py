@@ -1,6 +1,6 @@
 """Compute published runs again with narrower vectors, as another kind of processor would.
 
-`python -m tests.drift --runs 10` writes `book/drift.yaml`, which chapter A2 shows. The libraries
+`python -m tools.drift --runs 10` writes `book/drift.yaml`, which chapter A2 shows. The libraries
 read the variables of `NARROW` when they are loaded, so that the runs are computed in a process of
 their own.
 """
@@ -66,10 +66,10 @@ def main() -> None:
     if all(os.environ.get(name) == value for name, value in NARROW.items()):
         print(json.dumps(measure(arguments.runs, arguments.seed)))
         return
-    command = [sys.executable, "-m", "tests.drift", *sys.argv[1:]]
+    command = [sys.executable, "-m", "tools.drift", *sys.argv[1:]]
     told = subprocess.run(command, env=os.environ | NARROW, stdout=subprocess.PIPE, check=True)
     rows = json.loads(told.stdout)
-    said = "# Written by `python -m tests.drift`: ends of published runs, computed again.\n"
+    said = "# Written by `python -m tools.drift`: ends of published runs, computed again.\n"
     PATH.write_text(said + yaml.safe_dump(rows, sort_keys=False))
 
 
