@@ -28,10 +28,10 @@ test: $(READY)
 	$(BIN)/cmpt data build
 	$(PYTEST) -n 2 -m "not long"
 
-# what compares computed numbers, on ten seeds, with and without oneDNN, on one thread and two
+# what compares computed numbers: each pair of oneDNN on or off and one thread or two, with two seeds
 test-numbers: $(READY)
 	$(BIN)/cmpt data build
-	for variant in 1 2 3 4 5 6 7 8 9 10; do \
+	for variant in 1 2 3 4 5 6 7 8; do \
 	  echo "variant $$variant"; $(PYTEST) -n 2 -m "numbers and not long" --variant $$variant || bad=1; \
 	done; test ! "$$bad"
 

@@ -18,33 +18,28 @@ from lab import kernel_explorers, site
 from tests.conftest import is_first
 
 
-IN_BF16 = []
-"""One entry for each time that the test which runs has computed in bf16."""
-
-
 def pytest_configure(config):
-    """Let no test compare within a tolerance after it computed in bf16, whose rounding hides a
-    small difference or makes a large one of it, by luck. With `--variant N`, shift every seed by N:
-    of the data, of random weights, and the number of the default model's base."""
-    enter, compare = torch.autocast.__enter__, torch.testing.assert_close
-
-    def watch(self):
-        enter(self)
-        IN_BF16.extend([True] * torch.is_autocast_enabled("cpu"))
-        return self
-
-    def compare_in_fp32(*numbers, **tolerance):
-        words = "computed in bf16: set training.precision=fp32, or compare bit for bit"
-        assert not IN_BF16, words
-        compare(*numbers, **tolerance)
-
-    torch.autocast.__enter__, torch.testing.assert_close = watch, compare_in_fp32
+    """With `--variant N`, let tests draw other weights and other data."""
     if variant := config.getoption("variant"):
-        digest, create, fetch = seeds.digest, models.create_fused_model, starts.fetch_weights
-        usual = Model()
-        seeds.digest = lambda *parts: digest(*parts, variant)
-        models.create_fused_model = lambda name, seed=0: create(name, seed + variant)
-        starts.fetch_weights = lambda model, seed: fetch(model, seed + variant * (model == usual))
+        shift_seeds(variant)
+
+
+def shift_seeds(by):
+    """Add a number to all seeds, and to the number of the base that the default model starts from.
+
+    What another process computes is left as it is.
+    """
+    digest, create, fetch = seeds.digest, models.create_fused_model, starts.fetch_weights
+    usual = Model()
+
+    class Shifted(torch.Generator):
+        def manual_seed(self, seed):
+            return super().manual_seed(seed + by)
+
+    torch.Generator = Shifted
+    seeds.digest = lambda *parts: digest(*parts, by)
+    models.create_fused_model = lambda name, seed=0: create(name, seed + by)
+    starts.fetch_weights = lambda model, seed: fetch(model, seed + by * (model == usual))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -55,7 +50,29 @@ def pytest_runtest_setup(item):
     torch.set_num_threads(1 + variant // 2 % 2)
     torch.backends.mkldnn.enabled = variant % 2 == 0
     torch.manual_seed(variant)
-    IN_BF16.clear()
+
+
+@pytest.fixture(autouse=True)
+def tolerances_in_fp32_only():
+    """Let `torch.testing.assert_close` fail in a test that has computed in bf16, whatever it
+    compares: bf16 makes a large difference of a small one on some processors, and none on others.
+    What fixtures of a wider scope compute is not seen."""
+    enter, compare, entered = torch.autocast.__enter__, torch.testing.assert_close, []
+
+    def watch(context):
+        enter(context)
+        entered.extend([True] * torch.is_autocast_enabled(context.device))
+        return context
+
+    def compare_in_fp32(*numbers, **tolerance):
+        words = "the test computed in bf16: set training.precision=fp32, or compare bit for bit"
+        assert not entered, words
+        compare(*numbers, **tolerance)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.autocast, "__enter__", watch)
+        patch.setattr(torch.testing, "assert_close", compare_in_fp32)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from cmp import evaluation, models
 from cmp.errors import CmpError
 from cmp.evaluation import evaluation_rows, retrieval_hits
 
+pytestmark = pytest.mark.numbers
+
 
 def features(count, seed=0, dim=64):
     return F.normalize(

@@ -105,6 +105,7 @@ def test_steps_are_plain_open_clips(corpus, monkeypatch):
         torch.testing.assert_close(ours[key], weights[key], atol=1e-8, rtol=0, msg=key)
 
 
+@pytest.mark.numbers
 def test_changed_weights_are_scored_anew(corpus):
     """Also where the change goes past autograd's count of changes."""
     model = models.create_model("tiny", 0)

@@ -50,7 +50,9 @@ def test_in_other_networks_the_stem_is_lowest_and_what_projects_is_highest(name)
 
 @pytest.mark.numbers
 def test_each_block_s_rate_is_a_fraction_of_the_next_one_s(corpus):
-    run = config.parse({"method": {"name": "full", "layer_decay": 0.5}, "training": {"precision": "fp32"}})
+    run = config.parse(
+        {"method": {"name": "full", "layer_decay": 0.5}, "training": {"precision": "fp32"}}
+    )
     state = make_train_state(run, corpus)
     optimizer = create_optimizer(state)
     assert {group["multiple"] for group in optimizer.param_groups} == {

@@ -32,6 +32,7 @@ from cmp.training import (
 )
 from lab import chapters
 
+pytestmark = pytest.mark.numbers
 NAMES = options.choices()["method.name"]
 
 
@@ -130,7 +131,6 @@ def trained(optimizer, parameters, numbers=range(5)):
     return parameters
 
 
-@pytest.mark.numbers
 def test_galore_with_the_identity_for_directions_is_adamw(monkeypatch):
     monkeypatch.setattr(galore, "leading_directions", lambda gradient, rank: torch.eye(rank))
     ours, theirs = two_parameters(), two_parameters()
@@ -142,7 +142,6 @@ def test_galore_with_the_identity_for_directions_is_adamw(monkeypatch):
         assert not torch.allclose(one, start, atol=1e-3)
 
 
-@pytest.mark.numbers
 @pytest.mark.parametrize("shape", [(6, 4), (5, 5)])
 def test_at_full_rank_the_gradient_comes_back_and_below_its_best_part(shape):
     gradient = matrix(*shape)
@@ -154,7 +153,6 @@ def test_at_full_rank_the_gradient_comes_back_and_below_its_best_part(shape):
     torch.testing.assert_close(gradient @ basis @ basis.T, best, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.numbers
 @pytest.mark.parametrize("shape", [(12, 7), (7, 12), (5, 3, 2, 2)])
 def test_galore_does_not_depend_on_the_signs_of_singular_vectors(shape, monkeypatch):
     """Linear algebra libraries choose them freely, anew at each projection."""
@@ -175,7 +173,6 @@ def test_galore_does_not_depend_on_the_signs_of_singular_vectors(shape, monkeypa
     torch.testing.assert_close(train(), plain, rtol=0, atol=1e-5)
 
 
-@pytest.mark.numbers
 def test_an_aligned_basis_has_the_new_span_and_is_nearest_to_the_old_one():
     old, new = (torch.linalg.qr(matrix(6, 3, seed)).Q for seed in (1, 2))
     aligned = galore.align(new, old)
@@ -211,7 +208,6 @@ def run_losses(*settings):
     return losses, models.weights_digest(result.model)
 
 
-@pytest.mark.numbers
 @pytest.mark.parametrize(
     "settings", [("method.name=ewc", "method.batches=1"), ("method.name=si",)], ids=" ".join
 )
@@ -232,7 +228,6 @@ def make_encode_further(state):
     return encode_further
 
 
-@pytest.mark.numbers
 def test_fisher_by_hand():
     """Per batch: the square of the gradient of the mean; per sample: the mean of the squares of
     each sample's own; both at the temperature of training."""
@@ -307,7 +302,6 @@ def test_the_autograd_function_is_that_of_autograd():
     )
 
 
-@pytest.mark.numbers
 def test_the_path_integral_on_a_quadratic():
     """Gradient descent on k theta^2 / 2 from theta_0 by n small steps: the path integral is the
     loss that was gained, k (theta_0^2 - theta_n^2) / 2, but for the steps' size."""
@@ -389,7 +383,6 @@ def test_distillation_is_nothing_at_first_and_looks_at_the_pool_alone():
     assert distillation.losses(state, others)["distillation"].item() == far.item()
 
 
-@pytest.mark.numbers
 def test_divergence_by_hand():
     student, teacher, against = (matrix(3, 4, seed) for seed in range(3))
     p = (2.0 * teacher @ against.T).softmax(1)
