@@ -505,7 +505,8 @@ def run_and_export(folder, out, *given):
 
 WITHOUT_POOL = ("mixture.pretraining=0", "mixture.update=0.5", "mixture.buffer=0.5")
 ROLES = {
-    "pool": ("mixture.replay=1",), "substitute": ("mixture.pool=substitute", "mixture.replay=1"),
+    "pool": ("mixture.replay=1", "mixture.select=random"),
+    "substitute": ("mixture.pool=substitute", "mixture.replay=1", "mixture.select=random"),
     "adapt": WITHOUT_POOL, "eval": WITHOUT_POOL, "transfer": WITHOUT_POOL,
 }  # fmt: skip
 
