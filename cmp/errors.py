@@ -67,6 +67,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def weights_fault(error: Exception) -> str:
+    """Return in one line why weights cannot be read: only the type of error if it has no message or
+    one in which torch advises to run what the file contains."""
+    words = " ".join(str(error).split())
+    return type(error).__name__ if not words or "weights_only" in words else words
+
+
 class Diverged(CmpError):
     """An error for a loss, a gradient or weights that are not finite.
 

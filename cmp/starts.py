@@ -18,7 +18,7 @@ from open_clip import factory, pretrained
 
 from cmp import files, parsing, project
 from cmp.config import STARTS, Model
-from cmp.errors import CmpError, did_you_mean, first_line
+from cmp.errors import CmpError, did_you_mean, explain_errors, first_line
 from cmp.registry import entry_names, load_entry
 
 HUB_PREFIXES = ("hf-hub:", "local-dir:")
@@ -34,6 +34,9 @@ MAX_LAYERS = 999
 without end."""
 TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "config.json")
 """Patterns of the files that transformers reads a tokenizer from."""
+RECORD_FILE = "stream.json"
+"""The file of a release that lists the hash of each other file."""
+RELEASE_REMEDY = "; get the release again from its source"
 RUN_PREFIX = "run:"
 """Prefix of `model.start` for the weights of a finished run; its id follows."""
 USUAL_PROMPT = "a photo of a {}"
@@ -69,7 +72,7 @@ def hub_config(name: str) -> dict[str, Any]:
     """
     try:
         if folder := model_folder(name):
-            about = parsing.parse_json(parsing.read_text(folder / "open_clip_config.json"))
+            about = parsing.read_json(folder / "open_clip_config.json")
         else:
             about = _downloaded_config(name.removeprefix("hf-hub:"))
         about = {"preprocess_cfg": {}} | about
@@ -241,7 +244,7 @@ def locate_weights(name: str, start: str) -> Path:
 
     Raises:
         CmpError: There is no such file or tag, its weights belong to another model, or they cannot
-            be downloaded.
+            be downloaded; or they are a release's, and damaged.
     """
     tag = pretrained_tag(name, start)
     if tag:
@@ -257,6 +260,7 @@ def locate_weights(name: str, start: str) -> Path:
     try:
         with quiet_logging():
             if may_be_cached and (path := cached_weights(name, start)):
+                check_recorded(path)
                 return path
             if tag:
                 return Path(pretrained.download_pretrained(tag))
@@ -305,6 +309,26 @@ def cached_weights(name: str, start: str) -> Path | None:
         paths = [f"~/.cache/clip/{Path(tag['url']).name}" if tag else start]
     candidates = (Path(path).expanduser() for path in paths if isinstance(path, str))
     return next((path for path in candidates if path.is_file()), None)
+
+
+def check_recorded(path: Path) -> None:
+    """Raise `CmpError` if a file belongs to a release, whose record is beside it or a folder above,
+    and has another hash than the record lists."""
+    for record in (folder / RECORD_FILE for folder in path.absolute().parents[:2]):
+        if not record.is_file():
+            continue
+        with explain_errors(f"{record}: cannot be read", RELEASE_REMEDY, LookupError, TypeError):
+            tree = parsing.read_json(record)
+            # a list of that name is a stream of the reference
+            digests = dict(tree["record"]["files"]) if isinstance(tree, dict) else {}
+        name = path.absolute().relative_to(record.parent).as_posix()
+        if name in digests and _digest_at(path) != digests[name]:
+            raise CmpError(
+                f"{path}: damaged: its hash differs from the one in {RECORD_FILE}{RELEASE_REMEDY}"
+            )
+
+
+_digest_at = files.cached_by_file(files.file_digest)
 
 
 def pretrained_tag(name: str, start: str) -> dict[str, Any]:

@@ -32,6 +32,16 @@ from cmp.runs import launch
 run = CliRunner().invoke
 
 
+def test_a_message_shows_only_the_ends_of_an_endless_name(capsys):
+    cli.complain(f"/here/{'long' * 1250}.yaml: no such file")
+    said = capsys.readouterr().err
+    assert said.startswith("cmpt: /here/long") and said.endswith("long.yaml: no such file\n")
+    assert len(said) < 500
+    path = "/".join(["folder"] * 80)
+    cli.complain(path)
+    assert capsys.readouterr().err == f"cmpt: {path}\n"
+
+
 def test_list_names_every_dataset_with_its_counts():
     lines = run(cli.app, ["data", "list"]).stdout.splitlines()
     for dataset in embedded_manifests().values():

@@ -62,6 +62,15 @@ def test_a_run_leaves_a_line_for_each_step_and_evaluation(build):
     assert store.stored_ids() == [run.id[:12]]
 
 
+def test_a_ruined_run_is_called_so_where_it_is_printed(build, capsys):
+    for peak, is_ruined in ((1e-4, False), (3, True)):
+        run = launch.run_one(
+            small_config(*RUN, f"schedule.peak={peak}", "training.task_steps=[1, 1, 12]")
+        )
+        runs.print_run(run)
+        assert ("may be ruined" in capsys.readouterr().out) == is_ruined
+
+
 def test_a_progress_bar_waits_for_no_step(monkeypatch):
     """Each loss that it shows is asked for twenty steps later, when a card has long had it."""
     waited, shown = [], []

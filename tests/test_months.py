@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import json
+import math
 import re
 import shutil
 import signal
@@ -24,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import __version__, cli, config, evaluation, models, starts
+from cmp import __version__, cli, config, evaluation, files, models, starts
 from cmp.errors import CmpError, Diverged, Interrupted
 from cmp.files import file_digest
 from cmp.parsing import read_yaml
@@ -507,6 +508,40 @@ def test_the_command_says_what_to_do_about_a_peak_and_repeats_nothing(made, root
     assert f"already there: {out}" in done.stdout and "written" not in done.stdout
     done = invoke(*month, "schedule.peak=0.001", "--dry-run")
     assert "cmpt tune" not in done.stdout
+
+
+def test_a_ruined_model_is_called_so_in_output_card_and_report(made, root, tmp_path):
+    """At such a peak, the model ends up guessing."""
+    out = tmp_path / "releases" / "2"
+    month = ("update", made.folder, "--data", root / "y-month", "-o", out)
+    done = invoke(*month, "training.task_steps=[12]", "schedule.peak=3")
+    assert done.exit_code == 0
+    words = "The model may be ruined or untrained: its last losses are 2."
+    for said in (done.stdout, *((out / x).read_text() for x in ("README.md", "report.html"))):
+        assert said.count(words) == 1
+    done = invoke(*month[:-1], out.with_name("3"), *ONE_STEP)  # too few to tell
+    assert done.exit_code == 0 and words not in done.stdout
+
+
+def test_a_sign_of_ruin_is_the_loss_of_guessing_or_half_of_a_zs_lost_at_once(tmp_path):
+    log = tmp_path / "log.jsonl"
+
+    def said(*losses, scores=(60.0, 50.0, 40.0, 19.0), images=(8,) * 4):
+        lines = [{"task": 0, "step": n, "loss": loss} for n, loss in enumerate(losses)]
+        log.write_text("\n".join(map(json.dumps, [*lines, {"done": 1}])))
+        rows = [("kept", "eval", x, images[n], n, "subset") for n, x in enumerate(scores)]
+        rows += [("kept", "eval", 60.0, 9, 0, "full"), ("kept", "eval", 19.0, 9, 3, "full")]
+        names = ["dataset", "role", "score", "images", "task", "scope"]
+        return sentences.describe_ruin(pd.DataFrame(rows, columns=names), log, batch=64)
+
+    guess = math.log(64)
+    assert said(*[9.0] * 20, *[guess - 0.7] * 10, scores=(60.0, 31.0, 20.0)) == ""  # two names
+    assert "its last losses are 4.16, and those of guessing 4.16; compare" in said(
+        1.0, *[guess] * 10, scores=(60.0, 59.0)
+    )
+    assert said(*[guess] * 9, scores=(60.0, 59.0)) == ""  # too few to tell
+    assert "untrained: A_ZS fell from 40.0 to 19.0 in update 3; compare" in said(1.0)
+    assert said(1.0, images=(8, 8, 8, 7)) == ""  # other images
 
 
 def test_a_release_is_found_and_written_in_the_home_folder(made, root, monkeypatch):
@@ -1250,11 +1285,11 @@ def test_a_release_is_never_changed(made, root, tmp_path):
 def test_opening_a_release_reads_each_file_once(made, root, monkeypatch):
     read = []
 
-    def counted(path):
+    def counted(path, *how):
         read.append(path)
-        return file_digest(path)
+        return open(path, *how)
 
-    monkeypatch.setattr(release, "file_digest", counted)
+    monkeypatch.setattr(files, "open", counted, raising=False)
     plan = plan_second(made, root)
     plan.parent.state()
     plan.parent.path(release.START_FILE)

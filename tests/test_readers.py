@@ -267,12 +267,16 @@ def test_hostile_rows(tmp_path):
     classes(tmp_path)
     (tmp_path / "empty.png").touch()
     names = ["oak/0.png", "nowhere.png", "empty.png", "oak/1.png", "", "oak/2.png", "a\0b"]
-    texts = ["good", "x", "x", "  ", "x", "x", "x"]
-    labels = ["oak", "oak", "oak", "oak", "oak", "", "oak"]
+    names += ["oak/3.png", "oak/4.png"]
+    texts = ["good", "x", "x", "  ", "x", "x", "x", "x" * 65_537, "x"]
+    labels = ["oak", "oak", "oak", "oak", "oak", "", "oak", "oak", "x" * 65_537]
     frame = pd.DataFrame({"filepath": names, "title": texts, "label": labels})
     index = read_frame(frame, tmp_path, label="label")
     assert sorted(kinds(index)) == [
-        "caption is empty: oak/1.png", "empty file: empty.png", "label is missing: oak/2.png",
+        "caption is empty: oak/1.png",
+        "caption or label of more than 65,536 characters: oak/3.png",
+        "caption or label of more than 65,536 characters: oak/4.png",
+        "empty file: empty.png", "label is missing: oak/2.png",
         "missing file: a\0b", "missing file: nowhere.png", "missing file: row 4",
     ]  # fmt: skip
     assert index.table["source"].tolist() == ["oak/0.png"]

@@ -275,7 +275,7 @@ def test_going_on_elsewhere_is_said_and_kept(corpus):
     assert "began" not in execute(small(), corpus, manager=manager).provenance
     state = manager.states[MIDDLE]
     elsewhere = MemoryManager(with_machine(state, torch="1.0"))
-    with pytest.warns(UserWarning, match=r"torch 1\.0 and"):
+    with pytest.warns(UserWarning, match=r"under other conditions, .*: torch 1\.0 and"):
         again = execute(small(), corpus, manager=elsewhere)
     assert again.provenance["began"]["torch"] == "1.0"
     assert again.seconds > state.progress.seconds

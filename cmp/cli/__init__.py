@@ -190,8 +190,8 @@ def run_command() -> None:
 
 
 def complain(message: object) -> None:
-    """Print a sentence to standard error."""
-    typer.echo(f"cmpt: {message}", err=True)
+    """Print a sentence to standard error; of a path too long for any disk, only the ends."""
+    typer.echo(re.sub(r"(\S{200})\S{600,}(\S{200})", r"\1...\2", f"cmpt: {message}"), err=True)
 
 
 def _root(version: bool = False, plugin: list[Path] | None = None) -> None:

@@ -68,8 +68,7 @@ def export(
             "another format; a release is such a folder already, so upload it as it is"
         )
     else:
-        candidate = find_candidate(model)
-        run, name, network = None, candidate.name, candidate.load()
+        run, (_, name, network) = None, find_candidate(model)
     if to in EXPORTERS:
         write_export(name, network, out, to)
     elif to == "hf":

@@ -18,8 +18,10 @@ from cmp.errors import CmpError, Interrupted
 from cmp.experiments import preflight, pretraining, statistics
 from cmp.files import SHORT_ID
 from cmp.releases.candidates import find_candidate
+from cmp.releases.sentences import describe_ruin
 from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.launch import ResolvedRun, read_settings, resolve_run
+from cmp.runs.logs import log_path
 from cmp.runs.lookup import find_unfinished
 from cmp.runs.runner import Observer
 from cmp.scale import devices, processes
@@ -158,8 +160,7 @@ def evaluate(
     start = start or (starts.HUB if starts.is_hub(model) else config.Model().start)
     name = model
     if model.startswith("local-dir:") and start == starts.HUB:  # a release is checked first
-        candidate = find_candidate(model)
-        name, network = candidate.name, candidate.load()
+        _, name, network = find_candidate(model)
     else:
         section = config.parse({"model": {"name": model, "start": start}}, "cmpt eval").model
         network = models.load_model(section, seed)
@@ -290,6 +291,8 @@ def print_run(stored: store.StoredRun) -> None:
     ]
     columns = ("updates", "images", "A_KA %", "A_ZS %", "GM %")
     shared.print_table(columns, rows, f"run {stored.id[:SHORT_ID]}")
+    if words := describe_ruin(stored.metrics, log_path(stored.id), stored.config.training.batch):
+        typer.echo(words)
     typer.echo("{seconds:.1f} s on {threads} thread(s)".format_map(stored.provenance))
     if stored.weights:
         typer.echo(f"final weights sha256 {stored.weights}")

@@ -235,7 +235,8 @@ class Run:
     def resume(self, saved: RunState) -> tuple[int, int]:
         """Restore a state, and return the next task and step.
 
-        If the run resumes on another machine, warn. If it ever moved, also record where it began.
+        If the run resumes under other conditions, such as on another machine or with other threads,
+        warn. If it ever did, also record where it began.
         """
         progress = saved.progress
         checkpoints.restore(saved.tensors, self.model, self.state.optimizer)
@@ -252,10 +253,8 @@ class Run:
         self.rows, self.seconds_before = list(progress.metrics), progress.seconds
         differences = machine_differences(progress.machine, self.machine)
         if differences:
-            message = (
-                f"the run began on another machine, so its last bits may differ: {differences}"
-            )
-            warnings.warn(message, stacklevel=2)
+            message = "the run continues under other conditions, so its last bits may differ"
+            warnings.warn(f"{message}: {differences}", stacklevel=2)
         if differences or progress.machine.get("moved"):
             self.machine = self.machine | {"began": progress.machine}
         self.observer.resumed(sum(self.fitted.steps[: progress.task]) + progress.step)
