@@ -21,11 +21,17 @@ class CmpError(Exception):
     """
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return "; did you mean 'NAME'?" with the closest of some names, or "" if none is close."""
+def find_closest(name: str, names: Iterable[str]) -> str | None:
+    """Return the closest of some names, or None if none is close."""
     lower = {each.lower(): each for each in sorted(names)}
     near = difflib.get_close_matches(name.lower(), lower, n=1)
-    return f"; did you mean {lower[near[0]]!r}?" if near else ""
+    return lower[near[0]] if near else None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean 'NAME'?" with the closest of some names, or "" if none is close."""
+    near = find_closest(name, names)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 def name_choices(name: str, names: Collection[str], there_are: str = "there are") -> str:

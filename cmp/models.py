@@ -4,9 +4,7 @@ Attention is split into one matrix per projection, so that adapters, freezing an
 address each one. Weights come from this package's files or any checkpoint that open_clip reads.
 """
 
-import contextlib
 import functools
-import hashlib
 import json
 import math
 import operator
@@ -23,11 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp import files, parsing, project, starts
+from cmp import parsing, starts
 from cmp.config import Model
 from cmp.data import Preprocessing, to_device
 from cmp.errors import CmpError, explain_errors, first_line, weights_fault
-from cmp.files import save_tensors, tensors_digest, write_tensors
+from cmp.files import save_tensors, tensors_digest
 
 MAX_LOGIT_SCALE = math.log(100)
 MAX_PARAMETERS = 10**10
@@ -36,10 +34,6 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 PREPROCESSING = "preprocess_cfg"
 """Key in the metadata of a file of weights: how images are prepared, as JSON."""
 _TEXT_MULTIPLE = 16  # `pack_texts` pads to this, as a CPU compiles kernels for each shape
-
-
-MANY_TEXTS = 50_000
-"""From this many texts on, tokenizing takes seconds, so their tokens are also kept in a file."""
 
 
 class Network(nn.Module):
@@ -227,30 +221,16 @@ def tokenizer(name: str) -> Callable[[list[str]], Tensor]:
 
 @functools.lru_cache(maxsize=256)
 def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
-    """Return the tokens of n texts, int64 or int32 [n, context_length].
+    """Return the tokens of n texts, int32 [n, context_length].
 
-    They are cached and must not be changed. For `MANY_TEXTS` texts or more, they are also cached in
-    the build folder, as int32.
+    This process caches them, so they must not be changed. They are not kept in a file, since 50,000
+    texts take no longer than the imports.
 
     Args:
         name: The model.
         texts: The texts.
     """
-    if len(texts) < MANY_TEXTS:
-        return tokenizer(name)(list(texts))
-    key = [open_clip.__version__, name, texts]
-    if starts.is_hub(name):  # its tokenizer may change under the same name
-        key += [starts.hub_config(name)["model_cfg"], starts.tokenizer_digests(name)]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    folder = project.build_folder() / "tokens"
-    with contextlib.suppress(OSError):
-        for path in folder.glob(f"{digest}-*.safetensors"):
-            if path.stem.endswith(files.file_digest(path)):
-                return load_file(path)["tokens"]
-    tokens = tokenizer(name)(list(texts)).int()
-    with files.warn_of_cache():
-        write_tensors({"tokens": tokens}, {}, folder, digest)
-    return tokens
+    return tokenizer(name)(list(texts)).int()
 
 
 def preprocessing(model: Network, source: str = "model.name") -> Preprocessing:

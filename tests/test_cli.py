@@ -21,13 +21,13 @@ from PIL import Image
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import cli, config, evaluation, models, starts
-from cmp.cli import comparing, runs, shared
-from cmp.cli import streams as stream_commands
+from cmp import cli, config, data, evaluation, models, starts
+from cmp.cli import shared
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 from cmp.experiments import pretraining, statistics
-from cmp.runs import launch
+from cmp.releases import compare
+from cmp.runs import launch, lookup
 
 run = CliRunner().invoke
 
@@ -144,7 +144,7 @@ def test_misuse_is_refused_by_name(arguments, words):
 
 
 def test_eval_prints_every_dataset_by_role_and_the_aggregates(monkeypatch):
-    monkeypatch.setattr(runs, "load_data", lambda source: forked.small_corpus())
+    monkeypatch.setattr(data, "load_data", lambda source: forked.small_corpus())
     result = run(cli.app, ["eval", "tiny"])
     assert result.exit_code == 0, result.output
     first = [line.split()[0] for line in result.output.splitlines() if line.split()]
@@ -154,7 +154,7 @@ def test_eval_prints_every_dataset_by_role_and_the_aggregates(monkeypatch):
 
 
 def test_eval_names_the_base_of_a_model_of_the_book_alone(monkeypatch):
-    monkeypatch.setattr(runs, "load_data", lambda source: None)
+    monkeypatch.setattr(data, "load_data", lambda source: None)
     network = models.create_model("tiny")
     scores = evaluation.evaluate(network, "tiny", forked.small_corpus())
     monkeypatch.setattr(models, "load_model", lambda *_: network)
@@ -177,11 +177,11 @@ def test_a_wrong_choice_is_answered_with_the_choices():
 
 
 def test_eval_takes_the_start_that_a_run_takes(monkeypatch):
-    monkeypatch.setattr(runs, "load_data", lambda source: forked.small_corpus())
+    monkeypatch.setattr(data, "load_data", lambda source: forked.small_corpus())
     starts = []
     load = models.load_model
     monkeypatch.setattr(
-        runs.models, "load_model", lambda model, seed: starts.append(model) or load(model, seed)
+        models, "load_model", lambda model, seed: starts.append(model) or load(model, seed)
     )
     assert run(cli.app, ["eval", "tiny", "--start", "random"]).exit_code == 0
     assert starts == [config.Model("tiny", "random")]
@@ -199,11 +199,11 @@ COUNTED = "stream make mine --model tiny --seed 3 --counts COUNTS"
         ("eval tiny --split validation", evaluation, "evaluate", {"split": "validation"}),
         (
             "compare tiny:annealed tiny:annealed --split validation",
-            comparing, "compare_models", {"split": "validation", "arrived": None},
+            compare, "compare", {"split": "validation", "arrived": None},
         ),
         (
             "compare tiny:annealed tiny:annealed --new ''",
-            comparing, "compare_models", {"split": "test", "arrived": []},
+            compare, "compare", {"split": "test", "arrived": []},
         ),
         (
             "run quick --tensorboard boards",
@@ -223,8 +223,7 @@ def test_an_option_reaches_what_it_is_for(
         arrived.update(signature.bind(*args, **kwargs).arguments)
         raise typer.Exit
 
-    for each in (runs, comparing, stream_commands):
-        monkeypatch.setattr(each, "load_data", lambda source: None)
+    monkeypatch.setattr(data, "load_data", lambda source: None)
     # the base that --seed names need not be on this machine
     monkeypatch.setattr(models, "load_model", lambda *_: models.create_model("tiny"))
     monkeypatch.setattr(module, function, stop)
@@ -242,7 +241,7 @@ def test_a_resumed_run_has_the_threads_it_began_with_or_those_asked_for(
     begun = SimpleNamespace(run="3f2a", machine={"threads": 5}, launch={}, options={})
     begun.config = pretraining.pretraining_config("tiny", 0).to_dict()
     set_to = []
-    monkeypatch.setattr(runs, "find_unfinished", lambda prefix: begun)
+    monkeypatch.setattr(lookup, "find_unfinished", lambda prefix: begun)
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     error = run(cli.app, ["resume", "3f2a", *options]).exception
     assert set_to == [threads]
@@ -265,7 +264,7 @@ def test_peaks_out_of_range_are_refused(tmp_path, peaks):
     ],
 )
 def test_the_device_follows_from_the_model(settings, device):
-    run_config = runs.read_config(settings[0], settings[1:])
+    run_config = config.read_config(settings[0], settings[1:])
     assert starts.default_device(run_config.model.name) == device
     assert starts.default_device(run_config.model.name, "cuda:1") == "cuda:1"
 
@@ -313,22 +312,23 @@ def test_version():
     assert run(cli.app, ["--version"]).stdout.startswith("cmpt 0.")
 
 
-def test_help_and_typing_errors_do_not_wait_for_torch():
-    code = (
-        "import sys; from cmp import cli; from typer.testing import CliRunner; "
-        "print(CliRunner().invoke(cli.app, sys.argv[1:]).output, 'torch' in sys.modules)"
-    )
-    for arguments, words in ((["--help"], "Train a model on a stream"), (["rnu"], "'run'?")):
-        command = [sys.executable, "-c", code, *arguments]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-        assert words in said and said.rstrip().endswith("False")
+WITHOUT_TORCH = """import sys
+from cmp import cli
+from typer.testing import CliRunner
+for command in sys.argv[1:]:
+    said = CliRunner().invoke(cli.app, command.split()).output
+    slow = {"torch", "numpy", "pandas"} & sys.modules.keys()
+    print(command, *said.split(), "waits" if slow else "is fast", sep=" ")
+"""
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_what_help_says_of_a_command_is_what_the_command_says(name):
-    says = " ".join(run(cli.app, [name, "--help"], env={"COLUMNS": "200"}).stdout.split())
-    assert f"Usage: root {name} [OPTIONS]" in says
-    assert " ".join(cli.help_text(name).split("\n\n")[0].split()) in says
+def test_no_help_and_no_typing_error_waits_for_slow_imports():
+    wrong = {"rnu": "'run'?", "run nowhere.yaml": "", "update --dta x": "--data"}
+    commands = {f"{words} --help": f"Usage: root {words} " for words, _ in leaves()} | wrong
+    line = [sys.executable, "-c", WITHOUT_TORCH, *commands]
+    said = subprocess.run(line, capture_output=True, text=True, timeout=120).stdout.splitlines()
+    for answer, (command, words) in zip(said, commands.items(), strict=True):
+        assert answer.startswith(command) and words in answer and answer.endswith("is fast")
 
 
 @pytest.mark.parametrize("threads", ["0", "100000"])
@@ -394,8 +394,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def leaves():
     """Every command, those of groups too, by its words."""
-    for name in cli.COMMANDS:
-        command = cli.load_command(name)
+    for name, command in typer.main.get_command(cli.app).commands.items():
         for child in getattr(command, "commands", {None: command}).items():
             yield (f"{name} {child[0]}" if child[0] else name), child[1]
 
@@ -420,7 +419,9 @@ def test_the_help_is_grouped_and_names_every_command_once():
     panels = [line.strip("╭─╮ ") for line in lines if line.startswith("╭")]
     assert panels == ["Options", *cli.PANELS]
     names = [line.split()[1] for line in lines if line.startswith("│ ")]
-    assert [name for name in names if not name.startswith("--")] == list(cli.COMMANDS)
+    assert [name for name in names if not name.startswith("--")] == [
+        name for panel in cli.PANELS.values() for name in panel
+    ]
 
 
 @pytest.mark.parametrize("command", NEED_A_CHECKOUT)
@@ -606,6 +607,27 @@ def test_too_little_memory_is_no_fault(fault, monkeypatch, capsys):
     assert end.value.code == 2 and len(said.splitlines()) == 1
     assert "--micro-batch" in said and "training.batch" in said and "20 GiB" in said
     assert not [*fault.iterdir()]
+
+
+def test_a_warning_is_told_once(fault, monkeypatch, capsys):
+    say = lambda words: warnings.warn(words, stacklevel=1)  # noqa: E731
+    monkeypatch.setattr(cli, "app", lambda: [say(words) for words in ("same", "same", "other")])
+    with pytest.raises(SystemExit), warnings.catch_warnings(action="always"):
+        cli.main()
+    assert capsys.readouterr().err.splitlines() == ["cmpt: same", "cmpt: other"]
+
+
+def test_debugging_shows_where_the_machine_failed(fault, monkeypatch):
+    def fail(error):
+        raise error
+
+    monkeypatch.setenv("CMP_DEBUG", "1")
+    monkeypatch.setattr(cli, "app", lambda: fail(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        cli.main()
+    monkeypatch.setattr(cli, "app", lambda: fail(CmpError("a mistake")))
+    with pytest.raises(SystemExit):
+        cli.main()
 
 
 def test_what_breaks_a_command_off_is_no_fault(fault, monkeypatch):

@@ -307,18 +307,6 @@ def test_an_id_counts_the_network_and_the_tokenizer_of_a_folder(corpus, theirs, 
     assert len({*ids}) == len(ids) == 7
 
 
-@pytest.mark.usefixtures("build")
-def test_stored_tokens_are_of_the_tokenizer_that_a_folder_has_now(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "MANY_TEXTS", 2)
-    network = open_clip.get_model_config("ViT-B-32")
-    for length in (77, 20):
-        network["text_cfg"]["context_length"] = length
-        name = write_config(tmp_path, network)
-        for function in (models.tokenizer, models.tokenize):  # as in a new process
-            function.cache_clear()
-        assert models.tokenize(name, ("a red cat", "one")).shape[1] == length
-
-
 @pytest.fixture
 def fetched(theirs, with_data, tmp_path, monkeypatch):
     """Weights under the tag "theirs" that are on this machine once they are fetched; how often."""

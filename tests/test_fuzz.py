@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from cmp import NUMERICS, config, models
-from cmp.cli.runs import read_config
+from cmp.config import read_config
 from cmp.embedded import manifest, packages, packed
 from cmp.embedded.manifest import Dataset, Packages, embedded_manifests
 from cmp.errors import CmpError
@@ -436,7 +436,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
     monkeypatch.setattr(studies, "STUDIES", tmp_path / "studies")
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(run, "package_fingerprint", lambda: "")
     monkeypatch.setattr(manifest, "store_fingerprint", lambda dataset: "x")
     return tmp_path
 

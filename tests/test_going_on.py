@@ -19,7 +19,7 @@ from tqdm import tqdm
 from typer.testing import CliRunner
 
 from cmp import budgets, cli, config, evaluation, models, starts
-from cmp.cli import runs
+from cmp.cli import computing
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import hub, results
@@ -312,7 +312,7 @@ def test_an_id_that_a_stored_and_an_unfinished_run_begin_with_is_refused(build):
 def test_a_resumed_run_takes_over_how_it_was_begun_and_says_so(build, monkeypatch, size):
     with monkeypatch.context() as patch:
         patch.setenv("CMP_WORKERS", "0")
-        patch.setattr(runs, "progress_observer", lambda *_: Observer(step=stop_at_second))
+        patch.setattr(computing, "progress_observer", lambda *_: Observer(step=stop_at_second))
         settings = [*QUICK, "--micro-batch", "2", "--keep-weights"]
         with pytest.raises(Interrupted):
             invoke(cli.app, ["run", "quick", *settings])
@@ -353,7 +353,7 @@ def test_a_process_that_is_not_the_first_resumes_too_and_prints_nothing(build, m
     monkeypatch.setattr(processes, "local_slice", lambda count: slice(0, count))
     monkeypatch.setattr(checkpoints, "latest", lambda manager: saved[1])
     capsys.readouterr()
-    runs.compute_run(resolve_run(run_config), "cpu", ExecutionConfig(), True, None)
+    computing.compute_run(resolve_run(run_config), "cpu", ExecutionConfig(), True, None)
     assert capsys.readouterr() == ("", "")
 
 
@@ -422,10 +422,10 @@ def test_a_dry_run_counts_what_there_is_and_ends_with_1_where_nothing_could_star
 
 def test_progress_is_told_in_pictures_per_second(build):
     bar = tqdm(total=40, file=io.StringIO())
-    observer = runs.progress_observer(bar)
+    observer = computing.progress_observer(bar)
     result = StepResult(torch.tensor(1.5), torch.tensor(1.0), 1e-3, samples=64)
     for step in (0, 20):  # a loss is shown when the next is there
         observer.step(0, step, result, torch.nn.Identity())
     assert re.fullmatch(r"[\d,]+ images/s, loss 1\.500", bar.postfix)
     silent = tqdm(total=40, disable=True)
-    runs.progress_observer(silent).step(0, 0, result, torch.nn.Identity())
+    computing.progress_observer(silent).step(0, 0, result, torch.nn.Identity())

@@ -16,7 +16,7 @@ from forked import small_config, small_corpus
 from typer.testing import CliRunner
 
 from cmp import budgets, cli
-from cmp.cli import runs
+from cmp.cli import computing
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.registry import register
@@ -67,7 +67,7 @@ def test_a_ruined_run_is_called_so_where_it_is_printed(build, capsys):
         run = launch.run_one(
             small_config(*RUN, f"schedule.peak={peak}", "training.task_steps=[1, 1, 12]")
         )
-        runs.print_run(run)
+        computing.print_run(run)
         assert ("may be ruined" in capsys.readouterr().out) == is_ruined
 
 
@@ -75,10 +75,10 @@ def test_a_progress_bar_waits_for_no_step(monkeypatch):
     """Each loss that it shows is asked for twenty steps later, when a card has long had it."""
     waited, shown = [], []
     copy_later = lambda x: lambda: waited.append(x.item()) or x  # noqa: E731
-    monkeypatch.setattr(runs, "copy_to_host", copy_later)
+    monkeypatch.setattr(computing, "copy_to_host", copy_later)
     bar = SimpleNamespace(update=lambda: None, set_postfix_str=shown.append, disable=False)
     bar.format_dict = {"rate": 2.0}
-    observer = runs.progress_observer(bar)
+    observer = computing.progress_observer(bar)
     for step in range(41):
         result = StepResult(torch.tensor(float(step)), torch.tensor(1.0), 1e-3, samples=8)
         observer.step(0, step, result, torch.nn.Identity())

@@ -213,11 +213,9 @@ def test_a_note_on_the_pictures_of_two_releases_is_printed_only_with_them(
     made, later, root, tmp_path, monkeypatch, data
 ):
     """What is scored, in both directions, and what only the other release tests."""
-    monkeypatch.setattr("cmp.cli.comparing.load_data", lambda source: source)
+    monkeypatch.setattr("cmp.data.load_data", lambda source: source)
     seen = []
-    monkeypatch.setattr(
-        "cmp.cli.comparing.compare_models", lambda *given, **others: seen.append(given[2])
-    )
+    monkeypatch.setattr(compare, "compare", lambda *given, **others: seen.append(given[2]))
     monkeypatch.setattr("cmp.cli.comparing.print_comparison", lambda comparison: None)
     also = "also tested on the images of later updates"
     steps = (made.folder, f"local-dir:{later.folder}", "before"), (later.folder, made.folder, "now")
@@ -1518,7 +1516,7 @@ def test_tuning_that_was_stopped_goes_on(made, root, tmp_path, monkeypatch):
         )
     monkeypatch.setattr(tuning, "MOST_PEAKS", 1)
     monkeypatch.setattr(
-        "cmp.cli.updates.progress_observer", lambda bar: Observer(resumed=resumed.append)
+        "cmp.cli.computing.progress_observer", lambda bar: Observer(resumed=resumed.append)
     )
     given = ("--data", root / "y-month", "--peaks", "0.001", "-o", tmp_path / "tuned.yaml")
     done = invoke("tune", made.folder, *given)

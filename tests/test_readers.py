@@ -29,7 +29,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 from typer.testing import CliRunner
 
-from cmp import cli, models, parsing
+from cmp import cli, parsing
 from cmp.data import Preprocessing, build_corpus, load_data, stored_images
 from cmp.errors import CmpError
 from cmp.project import build_folder
@@ -1646,29 +1646,24 @@ def test_a_tar_is_read_again_only_once_it_has_changed(tmp_path, monkeypatch):
 
 @pytest.mark.defect
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_what_cannot_be_kept_stops_nothing(tmp_path, monkeypatch, is_folder):
+def test_what_cannot_be_kept_stops_nothing(tmp_path, is_folder):
     """Where the folder of kept files is a file, and where a folder has a kept file's name."""
-    monkeypatch.setattr(models, "MANY_TEXTS", 2)
     folder = classes(tmp_path / "pictures", each=2)
     path = tar(tmp_path / "a.tar", [("1.png", picture(1)), ("1.txt", b"one")])
     reads = [
         lambda: len(checks.usable_images(read_set(folder))[0].table),
         lambda: len(checks.usable_images(read_set(folder), True)[0].table),
         lambda: tars.tar_samples(path),
-        lambda: models.tokenize("tiny", ("a fox", "an owl")).tolist(),
     ]
-    models.tokenize.cache_clear()
     expected = [read() for read in reads]
     kept = [x for x in (tmp_path / "build").rglob("*.*") if x.is_file()]
-    assert len(kept) == 3
-    for each in kept if is_folder else [tmp_path / "build/checked", tmp_path / "build/tokens"]:
+    assert len(kept) == 2
+    for each in kept if is_folder else [tmp_path / "build/checked"]:
         shutil.rmtree(each) if each.is_dir() else each.unlink()
         each.mkdir() if is_folder else each.write_text("x")
     for read, before in zip(reads, expected, strict=True):
-        models.tokenize.cache_clear()
         with pytest.warns(UserWarning, match=r"not cached: .*build"):
             assert read() == before
-    models.tokenize.cache_clear()
 
 
 def test_one_long_caption_takes_no_memory_for_the_others():

@@ -17,7 +17,7 @@ from torch import from_numpy
 from tqdm.auto import tqdm
 
 from cmp import __version__, models, starts
-from cmp.errors import CmpError, Interrupted, explain_errors
+from cmp.errors import CmpError, explain_errors
 from cmp.files import atomic_folder, check_new, save_tensors
 from cmp.parsing import read_table
 from cmp.releases import ledger as ledgers
@@ -255,15 +255,10 @@ def train_update(
     if parent := plan.parent:
         start = parent.state()
         model = models.load_from_file(plan.config.model.name, parent.path(release.START_FILE))
-    try:
-        return execute(
-            plan.config, plan.corpus, observer, model, device=device, manager=manager,
-            execution=execution, fitted=plan.fitted, start=start,
-        )  # fmt: skip
-    except Interrupted as error:
-        raise Interrupted(
-            "stopped; everything is saved; the same command continues", error.signal
-        ) from None
+    return execute(
+        plan.config, plan.corpus, observer, model, device=device, manager=manager,
+        execution=execution, fitted=plan.fitted, start=start,
+    )  # fmt: skip
 
 
 def write_release(

@@ -22,7 +22,6 @@ from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
-from cmp.files import SHORT_ID
 from cmp.merging.policies import Memory, TaskEnd, apply_policy, update_step_average
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
@@ -369,11 +368,10 @@ class Run:
             return
         if self.manager:
             self.manager.finish()
-        run_id = processes.broadcast(self.manager.run_id[:SHORT_ID] if self.manager else "")
+        [is_saved] = processes.all_reduce_max(self.manager is not None)
         processes.barrier()  # wait until the first process has saved
-        outcome = "nothing is kept"
-        if run_id:
-            outcome = f"everything is saved; `cmpt resume {run_id}` continues the run"
+        outcome = "everything is saved; the same command continues"
+        outcome = outcome if is_saved else "nothing is kept"
         raise Interrupted(f"stopped after {task} tasks and {step} steps; {outcome}", signal)
 
     def seconds(self) -> float:
