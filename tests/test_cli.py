@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import cli, config, data, evaluation, models, starts
+from cmp import cli, config, data, evaluation, models, project, starts
 from cmp.cli import shared
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
@@ -374,6 +375,19 @@ def test_the_build_folder_is_one_wherever_a_child_starts(tmp_path, monkeypatch):
     assert run(cli.app, ["study", "--pause"]).exit_code == 0
     assert os.environ["CMP_BUILD"] == str(tmp_path / "mine")
     assert (tmp_path / "mine" / "paused").exists()
+
+
+def test_only_a_checkout_of_this_project_holds_the_build_folder(tmp_path, monkeypatch):
+    """A folder `_build` may be of Sphinx, and that of the manifests anybody's."""
+    monkeypatch.delenv("CMP_BUILD", raising=False)
+    for folder in (inner := tmp_path / "checkout" / "docs", tmp_path / "_build"):
+        folder.mkdir(parents=True)
+    (tmp_path / "data_manifests").mkdir()
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "theirs"\n')
+    monkeypatch.chdir(inner)
+    assert project.build_folder() == inner / "_build"
+    shutil.copy(Path(cli.__file__).parents[2] / "pyproject.toml", inner.parent)
+    assert project.build_folder() == inner.parent / "_build"
 
 
 def test_a_disk_that_refuses_is_a_sentence(outside):

@@ -241,7 +241,7 @@ def lab(
     if reset:
         typer.echo(f"your version: {reader.reset_chapter(reset)}")
         return
-    for name, note in reader.prepare_copies().items():
+    for name, note in (reader.prepare_copies() | reader.fetch_scripts()).items():
         if note:
             typer.echo(f"{name}: {note}")
     if prepare:
