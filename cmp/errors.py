@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import re
 from collections.abc import Collection, Iterable, Iterator
 
@@ -124,16 +125,46 @@ class Interrupted(BaseException):
         return [f"{self}; in a notebook, run the cell again"]
 
 
+_NO_THREAD = re.compile("start new thread|Resource temporarily unavailable|os error 11")
+_NO_MEMORY = re.compile("allocate memory|bad_alloc|os error 12")
+"""What libraries say, in errors of many types, if a limit of the machine is reached."""
+
+
+def explain_limit(error: BaseException) -> str:
+    """Return which limit of the machine an error comes from, and what needs less; "" if from none.
+
+    Such an error says nothing about the file that was being read.
+    """
+    number, reason = getattr(error, "errno", None), first_line(error)
+    if isinstance(error, CmpError):  # it has been explained
+        return ""
+    if number == errno.EAGAIN or _NO_THREAD.search(str(error)):
+        return (
+            f"this machine allows no further thread or process ({reason:.200}); lower --threads or "
+            "CMP_WORKERS, or raise `ulimit -u`"
+        )
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(str(error)):
+        return (
+            f"memory ran out ({reason:.200}); use --micro-batch or a smaller training.batch, set "
+            "CMP_WORKERS to a smaller number, or raise `ulimit -v`"
+        )
+    return ""
+
+
 @contextlib.contextmanager
 def explain_errors(what: str, then: str = "", *errors: type[Exception]) -> Iterator[None]:
-    """Turn the errors that a bad file raises into a `CmpError`.
+    """Turn the errors that a bad file raises, and those of `explain_limit`, into a `CmpError`.
 
     Args:
         what: What is wrong; the original message follows in brackets.
-        then: Text after the brackets.
+        then: Text after the brackets, unless a limit of the machine is the reason.
         *errors: Exceptions to turn besides `OSError` and `ValueError`.
     """
     try:
         yield
-    except (OSError, ValueError, *errors) as error:
+    except Exception as error:
+        if limit := explain_limit(error):
+            raise CmpError(f"{what}: {limit}") from error
+        if not isinstance(error, (OSError, ValueError, *errors)):
+            raise
         raise CmpError(f"{what} ({str(error) or type(error).__name__}){then}") from error

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from cmp import parsing, starts
 from cmp.config import Model
 from cmp.data import Preprocessing, to_device
-from cmp.errors import CmpError, explain_errors, first_line, weights_fault
+from cmp.errors import CmpError, explain_errors, explain_limit, first_line, weights_fault
 from cmp.files import save_tensors, tensors_digest
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -161,9 +161,9 @@ def load_from_file(name: str, path: Path) -> Network:
             factory.load_checkpoint(cast(Any, network), str(path))
         settings = saved_preprocessing(path)
         _follow_preprocessing(network, settings)
-    except CmpError:
-        raise
     except Exception as error:  # readers and converters raise all kinds of errors
+        if isinstance(error, CmpError) or explain_limit(error):
+            raise
         raise CmpError(
             f"{path}: the weights belong to another architecture than {name!r}, or the file is "
             f"damaged or contains more than tensors ({weights_fault(error):.300})"

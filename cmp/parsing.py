@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import yaml
 
-from cmp.errors import CmpError, clean_text, did_you_mean
+from cmp.errors import CmpError, clean_text, did_you_mean, explain_limit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -387,7 +387,9 @@ def read_table(
     try:
         check_memory(path, {*pq.read_schema(path).names} - {*repeated})
         table = pd.read_parquet(path, read_dictionary=repeated)
-    except (pyarrow.ArrowException, LookupError, MemoryError, TypeError) as error:
+    except (pyarrow.ArrowException, LookupError, TypeError) as error:
+        if explain_limit(error):
+            raise
         raise ValueError(f"{path.name}: cannot be read as a table ({error!r:.200})") from error
     held = {name: kind for name, kind in (optional or {}).items() if name in table}
     for name, kind in {**columns, **held}.items():

@@ -18,7 +18,11 @@ from open_clip import factory, pretrained
 
 from cmp import files, parsing, project
 from cmp.config import STARTS, Model
+<<<<<<< HEAD
 from cmp.errors import CmpError, did_you_mean, explain_errors, first_line
+=======
+from cmp.errors import CmpError, did_you_mean, explain_limit, first_line
+>>>>>>> 5b66be66 (Say which limit of the machine was reached, and never call it damage)
 from cmp.registry import entry_names, load_entry
 
 HUB_PREFIXES = ("hf-hub:", "local-dir:")
@@ -264,6 +268,8 @@ def locate_weights(name: str, start: str) -> Path:
             if tag or location:
                 return Path(pretrained.download_pretrained(tag or {"hf_hub": location}))
     except (OSError, RuntimeError, ValueError) as error:  # including those of urllib and the hub
+        if explain_limit(error):
+            raise
         reason = first_line(error)
         raise CmpError(
             f"model.start: the weights {start!r} of {name!r} are not on this machine and cannot "

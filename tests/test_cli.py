@@ -1,5 +1,6 @@
 """The command line: what a person sees, and what misuse gets."""
 
+import errno
 import inspect
 import io
 import os
@@ -12,23 +13,32 @@ import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import forked
+import pyarrow
+import pyarrow.parquet as pq
 import pytest
 import torch
 import typer
 import yaml
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from tqdm import tqdm
 from typer.testing import CliRunner
 
+<<<<<<< HEAD
 from cmp import cli, config, data, evaluation, models, project, starts
+=======
+from cmp import cli, config, data, errors, evaluation, models, parsing, starts
+>>>>>>> 5b66be66 (Say which limit of the machine was reached, and never call it damage)
 from cmp.cli import shared
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 from cmp.experiments import pretraining, statistics
 from cmp.releases import compare
-from cmp.runs import launch, lookup
+from cmp.runs import checkpoints, launch, lookup
 
 run = CliRunner().invoke
 
@@ -609,18 +619,55 @@ def test_a_run_whose_output_cannot_be_written_goes_on(fault, monkeypatch, capsys
         stream.close()  # what was buffered is gone
 
 
-@pytest.mark.defect
-def test_too_little_memory_is_no_fault(fault, monkeypatch, capsys):
-    def fail():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore")
+LIMITS = [
+    (torch.OutOfMemoryError("CUDA out of memory: 20 GiB.\nMore"), "--micro-batch .*training.batch"),
+    (MemoryError(), "memory ran out .*--micro-batch .*training.batch"),
+    (pyarrow.lib.ArrowMemoryError("malloc of size 64 failed"), "ran out .malloc of size 64 failed"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory ran out"),
+    (ImportError("libtorch.so: failed to map segment: Cannot allocate memory"), "memory ran out"),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory ran out"),
+    (RuntimeError("can't start new thread"), "no further thread .*--threads .*CMP_WORKERS"),
+    (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "no further thread or process"),
+]
+"""Errors of a machine that is too small, and what is said of them."""
 
-    monkeypatch.setattr(cli, "app", fail)
+
+@pytest.mark.defect
+@pytest.mark.parametrize(("error", "words"), LIMITS)
+def test_a_limit_of_the_machine_is_no_fault(fault, monkeypatch, capsys, error, words):
+    monkeypatch.setattr(cli, "app", Mock(side_effect=error))
     with pytest.raises(SystemExit) as end:
         cli.main()
     said = capsys.readouterr().err
     assert end.value.code == 2 and len(said.splitlines()) == 1
-    assert "--micro-batch" in said and "training.batch" in said and "20 GiB" in said
-    assert not [*fault.iterdir()]
+    assert re.search(words, said) and not [*fault.iterdir()]
+
+
+@pytest.mark.parametrize(("error", "words"), LIMITS[1:])
+def test_a_limit_of_the_machine_is_no_damage(tmp_path, monkeypatch, error, words):
+    fail, path = Mock(side_effect=error), tmp_path / "a.safetensors"
+    save_file({"x": torch.zeros(1)}, path)
+    with (
+        pytest.raises(CmpError, match=rf"^a: .*{words}"),
+        errors.explain_errors("a", "; repair it"),
+    ):
+        fail()
+    monkeypatch.setattr(pq, "ParquetFile", fail)
+    with pytest.raises(type(error)):
+        parsing.read_table(path, {})
+    monkeypatch.setattr(models, "safe_open", fail)
+    with pytest.raises(type(error)):
+        models.load_from_file("tiny", path)
+
+
+def test_a_checkpoint_that_memory_does_not_hold_is_not_damaged(tmp_path, monkeypatch):
+    """A damaged one is passed over, and deleted with the next."""
+    refuse = Mock(side_effect=SafetensorError("Cannot allocate memory (os error 12)"))
+    monkeypatch.setattr(checkpoints, "safe_open", refuse)
+    (tmp_path / "a").touch()
+    with pytest.raises(CmpError, match="memory ran out") as refusal:
+        checkpoints.read_progress(tmp_path / "a")
+    assert not isinstance(refusal.value, checkpoints.Damaged)
 
 
 def test_a_warning_is_told_once(fault, monkeypatch, capsys):

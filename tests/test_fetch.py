@@ -119,5 +119,5 @@ def test_a_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch, suffix):
 def test_a_truncated_archive_is_named(tmp_path, suffix):
     archive = make_archive(tmp_path / f"x.{suffix}", {"noise": bytes(range(256)) * 40})
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
-    with pytest.raises(CmpError, match="damaged archive"):
+    with pytest.raises(CmpError, match="cannot be read"):
         list(packages.archive_members(archive))

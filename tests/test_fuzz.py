@@ -640,7 +640,7 @@ def test_a_zip_that_lies_of_its_size_is_not_unpacked_beyond_it(folder):
     content = target.getvalue().replace(size.to_bytes(4, "little"), b"\x08\0\0\0")
     tracemalloc.start()
     try:
-        assert "damaged" in survives(lambda: read_archive(folder, content))
+        assert "cannot be read" in survives(lambda: read_archive(folder, content))
         assert tracemalloc.get_traced_memory()[1] < size / 8
     finally:
         tracemalloc.stop()
@@ -651,7 +651,7 @@ def test_a_zip_that_cannot_be_opened_is_refused(folder, place, value):
     content = bytearray(archive_zip())
     entry = content.index(b"PK\x01\x02")  # of the directory; the one before the data agrees
     content[entry + place] = content[place - 2] = value
-    assert "damaged" in survives(lambda: read_archive(folder, bytes(content)))
+    assert "cannot be read" in survives(lambda: read_archive(folder, bytes(content)))
 
 
 def test_the_smallest_of_the_profile_is_a_file_too(folder):

@@ -540,14 +540,18 @@ def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
     assert again.data_hash() == kept.data_hash()
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
-def test_an_image_on_a_disk_that_fails_is_not_called_corrupt(tmp_path, monkeypatch, number):
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("failed"),
+     *(OSError(number, "failed") for number in (errno.EIO, errno.ESTALE, errno.EMFILE))],
+)  # fmt: skip
+def test_an_image_on_a_disk_that_fails_is_not_called_corrupt(tmp_path, error):
     """Nor is it left out for ever, as what is checked is kept."""
     root = classes(tmp_path / "p")
     index = read_set(root, faults="skip")
 
     def fail(*_):
-        raise OSError(number, "failed")
+        raise error
 
     with pytest.raises(CmpError, match=r"cannot be read .*failed.*; try again"):
         collection.check_images(dataclasses.replace(index, read=fail))

@@ -115,7 +115,7 @@ def archive_members(archive: Path, prefix: str = "") -> Iterator[tuple[str, byte
             total.
     """
     total = 0
-    with explain_errors(f"{archive}: damaged archive", "; delete it and rerun", *ARCHIVE_ERRORS):
+    with explain_errors(f"{archive}: cannot be read", "; delete it and rerun", *ARCHIVE_ERRORS):
         for name, size, open_file in _archive_entries(archive):
             if not name.startswith(prefix):
                 continue

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cmp import files, parsing, project
-from cmp.errors import CmpError, Interrupted, explain_errors
+from cmp.errors import CmpError, Interrupted, explain_errors, explain_limit
 from cmp.files import write_tensors
 from cmp.models import PREPROCESSING
 from cmp.scale import processes
@@ -265,6 +265,8 @@ def read_progress(path: Path) -> Progress:
             with safe_open(path, framework="pt") as file:
                 text = (file.metadata() or {}).get("progress", "")
         except SafetensorError as error:
+            if explain_limit(error):
+                raise
             raise Damaged(f"{path}: damaged: {error}") from error
         if text.startswith("{"):  # 0.2.0 wrote no hash of the header
             check_content(path)
