@@ -128,6 +128,23 @@ def test_a_run_that_goes_on_logs_no_step_twice(build, monkeypatch, stop, interva
     assert list(table["done"].dropna()) == [0, 1, 2, 3]
 
 
+def test_a_checkpoint_comes_after_the_lines_of_its_steps(build, monkeypatch):
+    """A kill right behind a checkpoint loses no line, as the run goes on after these steps."""
+    run_config, write, lines = small_config(*RUN), checkpoints.write_checkpoint, []
+
+    def write_and_look(state, folder):
+        kept = logs.read_log(state.progress.run)
+        lines.append((state.progress.task * STEPS + state.progress.step, kept.get("loss", [])))
+        return write(state, folder)
+
+    make = functools.partial(checkpoints.CheckpointManager, interval=0.0)
+    monkeypatch.setattr(launch, "CheckpointManager", make)
+    monkeypatch.setattr(checkpoints, "write_checkpoint", write_and_look)
+    launch.run_one(run_config)
+    assert [done for done, _ in lines] == [*range(TASKS * STEPS + 1)]
+    assert all(pd.Series(losses, dtype=float).count() == done for done, losses in lines)
+
+
 def test_a_log_can_be_read_while_it_is_written(build):
     assert logs.read_log("a" * 64).empty
     path = logs.log_path("a" * 64)

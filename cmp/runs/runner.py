@@ -45,11 +45,14 @@ class Observer:
         task: (tasks done, scores), called after each evaluation, with 0 before the stream. The
             scores are those of the subset if there is one, so that they can be compared.
         resumed: (steps done), called first if a run resumes from a checkpoint.
+        saving: Called before each checkpoint. What it writes is there if the run resumes from this
+            checkpoint after a kill.
     """
 
     step: Callable[[int, int, StepResult, nn.Module], object] = lambda *step: None
     task: Callable[[int, Scores], object] = lambda done, scores: None
     resumed: Callable[[int], object] = lambda steps: None
+    saving: Callable[[], object] = lambda: None
 
 
 NO_OBSERVER = Observer()
@@ -334,6 +337,7 @@ class Run:
             training.check_weights_finite(self.state, task, step)
         if not self.manager:
             return
+        self.observer.saving()
         machine = self.machine
         if began := machine.get("began"):  # a later process may be on the first machine again
             machine = began | {"moved": True}
