@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from cmp import __version__, cli, config, evaluation, files, models, starts
 from cmp.errors import CmpError, Diverged, Interrupted
-from cmp.files import file_digest
+from cmp.files import PARTIAL_PREFIX, file_digest
 from cmp.parsing import read_yaml
 from cmp.readers import checks
 from cmp.releases import (
@@ -1469,6 +1469,14 @@ def test_after_a_kill_behind_the_release_the_same_command_deletes_the_checkpoint
     [left] = tmp_path.rglob(".*.update")
     assert list(left.iterdir())
     call()
+    assert not left.exists()
+
+
+def test_the_same_command_deletes_what_a_kill_at_the_end_of_a_release_left(made, root):
+    left = made.folder.parent / f"{PARTIAL_PREFIX}left"
+    (left / "previous").mkdir(parents=True)
+    plan = months.plan_first(root, "evaluation.subset=null")
+    assert update.compute_update(plan, made.folder).record == made.record
     assert not left.exists()
 
 

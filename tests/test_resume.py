@@ -502,6 +502,23 @@ def test_a_lock_is_of_a_file_that_is_still_there(build, monkeypatch, is_begun_ag
             pass
 
 
+def test_a_run_that_saved_nothing_leaves_no_lock(build):
+    with pytest.raises(CmpError, match="refuses"), CheckpointManager(ID) as manager:
+        refuse()
+    assert not manager.folder.exists()
+    with CheckpointManager(ID) as manager:
+        manager.save(some_state())
+    assert checkpoints.checkpoint_files(manager.folder)
+
+
+def test_the_lock_of_a_process_that_began_the_run_again_is_kept(build):
+    with CheckpointManager(ID) as first:
+        first.remove()
+        first.folder.mkdir()
+        (first.folder / "lock").touch()
+    assert (first.folder / "lock").exists()
+
+
 @pytest.mark.defect
 @pytest.mark.parametrize("wait", [False, True])
 def test_a_request_to_stop_counts_also_while_the_lock_is_taken(build, monkeypatch, wait):

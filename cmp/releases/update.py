@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from cmp import __version__, models, starts
 from cmp.errors import CmpError, explain_errors
-from cmp.files import atomic_folder, check_new, save_tensors
+from cmp.files import atomic_folder, check_new, delete_leftovers, save_tensors
 from cmp.parsing import read_table
 from cmp.releases import ledger as ledgers
 from cmp.releases import release, sentences
@@ -154,6 +154,7 @@ def compute_update(
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; the same command continues.
     """
     check_folder(plan, folder)
+    delete_leftovers(folder.parent)
     work = working_folder(folder)
     if release.is_release(folder):
         if work.exists():  # killed after it had written the release

@@ -426,6 +426,7 @@ class CheckpointManager:
                     _locks.add(lock)
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                        self._lock.callback(self._delete_if_empty, lock)
                         break
                 except (BlockingIOError, FileNotFoundError):
                     if not self.wait and time.monotonic() > end:
@@ -441,6 +442,16 @@ class CheckpointManager:
     def __exit__(self, *_: object) -> None:
         self._writer.shutdown()  # finishes writing
         self._lock.close()  # releases it
+
+    def _delete_if_empty(self, lock: IO) -> None:
+        """Delete the folder of a run that saved nothing, such as one that was refused, unless
+        another process has begun the run again since `remove`."""
+        path = self.folder / "lock"
+        with contextlib.suppress(OSError):
+            is_own = os.path.samestat(os.fstat(lock.fileno()), path.stat())
+            if is_own and [*self.folder.iterdir()] == [path]:
+                path.unlink()
+                self.folder.rmdir()
 
     def is_due(self, done: int, steps: int) -> bool:
         """Return whether a checkpoint is due after `done` of a task's steps."""
