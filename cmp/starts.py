@@ -18,11 +18,7 @@ from open_clip import factory, pretrained
 
 from cmp import files, parsing, project
 from cmp.config import STARTS, Model
-<<<<<<< HEAD
-from cmp.errors import CmpError, did_you_mean, explain_errors, first_line
-=======
-from cmp.errors import CmpError, did_you_mean, explain_limit, first_line
->>>>>>> 5b66be66 (Say which limit of the machine was reached, and never call it damage)
+from cmp.errors import CmpError, did_you_mean, explain_errors, explain_limit, first_line
 from cmp.registry import entry_names, load_entry
 
 HUB_PREFIXES = ("hf-hub:", "local-dir:")

@@ -28,11 +28,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-<<<<<<< HEAD
-from cmp import cli, config, data, evaluation, models, project, starts
-=======
-from cmp import cli, config, data, errors, evaluation, models, parsing, starts
->>>>>>> 5b66be66 (Say which limit of the machine was reached, and never call it damage)
+from cmp import cli, config, data, errors, evaluation, models, parsing, project, starts
 from cmp.cli import shared
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
