@@ -648,7 +648,7 @@ def test_a_limit_of_the_machine_is_no_damage(tmp_path, monkeypatch, error, words
         errors.explain_errors("a", "; repair it"),
     ):
         fail()
-    monkeypatch.setattr(pq, "ParquetFile", fail)
+    monkeypatch.setattr(pq, "read_schema", fail)
     with pytest.raises(type(error)):
         parsing.read_table(path, {})
     monkeypatch.setattr(models, "safe_open", fail)
