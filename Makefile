@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 # Where it is set, each of the many processes that the tests start would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study lab site test test-long readme-test kill-test study-kill-test flip-test lint clean
+.PHONY: env study lab site test test-numbers test-long readme-test kill-test study-kill-test flip-test lint clean
 
 # the environment alone
 env: $(READY)
@@ -27,6 +27,13 @@ site: $(READY)
 test: $(READY)
 	$(BIN)/cmpt data build
 	$(PYTEST) -n 2 -m "not long"
+
+# what compares computed numbers: each pair of oneDNN on or off and one thread or two, with two seeds
+test-numbers: $(READY)
+	$(BIN)/cmpt data build
+	for variant in 1 2 3 4 5 6 7 8; do \
+	  echo "variant $$variant"; $(PYTEST) -n 2 -m "numbers and not long" --variant $$variant || bad=1; \
+	done; test ! "$$bad"
 
 # PART=1/6 runs a sixth of them
 test-long: $(READY)

@@ -293,7 +293,7 @@ def encode_text(model: Network, tokens: Tensor) -> Tensor:
 def encode_packed(model: Any, packed: Sequence[Tensor]) -> Tensor:
     """Return the features of texts that `pack_texts` has packed, on the network's device."""
     rows, position, starts, ends = packed
-    x = model.token_embedding(rows) + model.positional_embedding[position]
+    x = model.token_embedding(rows) + F.embedding(position, model.positional_embedding)
     x = model.transformer(x, attn_mask=pair_mask(starts, rows.shape[1])).flatten(0, 1)[ends]
     return _unit_length(model.ln_final(x) @ model.text_projection)  # [N, width] -> [N, E]
 

@@ -31,6 +31,10 @@ def pytest_addoption(parser):
         "--part", metavar="K/N", default="1/1",
         help="run a part of the tests: every N-th, from the K-th on",
     )  # fmt: skip
+    parser.addoption(
+        "--variant", metavar="N", type=int, default=0,
+        help="compute with other weights and data; odd ones without oneDNN, pairs on two threads",
+    )  # fmt: skip
 
 
 def pytest_configure(config):

@@ -11,18 +11,68 @@ import pytest
 import torch
 from filelock import FileLock
 
-from cmp import registry
+from cmp import models, registry, seeds, starts
+from cmp.config import Model
 from cmp.embedded import packed
 from lab import kernel_explorers, site
 from tests.conftest import is_first
 
 
+def pytest_configure(config):
+    """With `--variant N`, let tests draw other weights and other data."""
+    if variant := config.getoption("variant"):
+        shift_seeds(variant)
+
+
+def shift_seeds(by):
+    """Add a number to all seeds, and to the number of the base that the default model starts from.
+
+    What another process computes is left as it is.
+    """
+    digest, create, fetch = seeds.digest, models.create_fused_model, starts.fetch_weights
+    usual = Model()
+
+    class Shifted(torch.Generator):
+        def manual_seed(self, seed):
+            return super().manual_seed(seed + by)
+
+    torch.Generator = Shifted
+    seeds.digest = lambda *parts: digest(*parts, by)
+    models.create_fused_model = lambda name, seed=0: create(name, seed + by)
+    starts.fetch_weights = lambda model, seed: fetch(model, seed + by * (model == usual))
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup():
+def pytest_runtest_setup(item):
     """Before a test's fixtures: an earlier test may have called a command that sets the threads, or
     have drawn numbers."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    variant = item.config.getoption("variant")
+    torch.set_num_threads(1 + variant // 2 % 2)
+    torch.backends.mkldnn.enabled = variant % 2 == 0
+    torch.manual_seed(variant)
+
+
+@pytest.fixture(autouse=True)
+def tolerances_in_fp32_only():
+    """Let `torch.testing.assert_close` fail in a test that has computed in bf16, whatever it
+    compares: bf16 makes a large difference of a small one on some processors, and none on others.
+    What fixtures of a wider scope compute is not seen."""
+    enter, compare, entered = torch.autocast.__enter__, torch.testing.assert_close, []
+
+    def watch(context):
+        enter(context)
+        entered.extend([True] * torch.is_autocast_enabled(context.device))
+        return context
+
+    def compare_in_fp32(*numbers, **tolerance):
+        words = "the test computed in bf16: set training.precision=fp32, or compare bit for bit"
+        assert not entered, words
+        compare(*numbers, **tolerance)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.autocast, "__enter__", watch)
+        patch.setattr(torch.testing, "assert_close", compare_in_fp32)
+        yield
 
 
 @pytest.fixture(scope="session")

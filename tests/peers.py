@@ -40,8 +40,9 @@ FOLDER = Path(__file__).with_suffix("")
 
 def draw(seed: int, *shape: int, bits: int = 20) -> Tensor:
     """Return integers over 2**bits, from -1 to 1."""
-    noise = torch.Generator().manual_seed(seed)
-    return torch.randint(-(2**bits), 2**bits + 1, shape, generator=noise) / 2**bits
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return torch.randint(-(2**bits), 2**bits + 1, shape) / 2**bits
 
 
 def fill(module: nn.Module, seed: int) -> None:

@@ -16,6 +16,7 @@ from cmp.runs import checkpoints
 from cmp.runs.runner import Observer, execute
 from cmp.training import make_train_state, train_task, trainable_parameters
 
+pytestmark = pytest.mark.numbers
 EMBEDDED = pytest.mark.parametrize("name", options.families())
 ADAPTER_METHODS = registry.option_names("method", "fold")
 ADAPTERS = pytest.mark.parametrize("method", ADAPTER_METHODS)
@@ -139,7 +140,9 @@ def test_what_methods_are_combined_with_resumes_to_the_bit(settings):
 
 
 def test_merging_sees_folded_weights_and_the_average_is_trained_on():
-    run_config = small("method.name=lora", "merging.policy=ema", "merging.weight=0.25")
+    run_config = small(
+        "method.name=lora", "merging.policy=ema", "merging.weight=0.25", "training.precision=fp32"
+    )  # fmt: skip
     manager, ends, starts = MemoryManager(), [], []
 
     def step(task, number, result, model):

@@ -11,9 +11,11 @@ from cmp.mixtures import task_pools
 from cmp.runs.machine import machine_record
 from cmp.training import create_optimizer, make_train_state, train_step
 
+pytestmark = pytest.mark.numbers
+
 
 def bf16(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    return torch.randn(*shape).bfloat16()
 
 
 def convolve(x, weight, bias):
@@ -41,23 +43,13 @@ def test_a_product_in_fp32_is_the_product_rounded_once(name):
     expected.backward(torch.ones_like(expected))
     assert torch.equal(result, expected.bfloat16())
     for one, other in zip(narrow, wide, strict=True):
-        torch.testing.assert_close(one.grad, other.grad.bfloat16(), atol=0, rtol=0.01)
+        assert torch.equal(one.grad, other.grad.bfloat16())
 
 
 def test_products_of_other_types_are_left_alone():
     x = torch.randn(4, 4, dtype=torch.float64)
     with arithmetic.ProductsInFp32():
         assert torch.equal(x @ x, torch.mm(x, x)) and (x @ x).dtype is torch.float64
-
-
-def losses(monkeypatch, lacks):
-    """The losses of three steps in bf16, where the CPU lacks kernels for it and where not."""
-    monkeypatch.setattr(arithmetic, "lacks_bf16_kernels", lambda kind: lacks)
-    state = make_train_state(small_config("training.precision=bf16"), small_corpus())
-    pools, optimizer = task_pools(state.config, state.corpus), create_optimizer(state)
-    batches = [next(state.batches(pools[0], 0, [step])) for step in range(3)]
-    results = [train_step(state, optimizer, x, 0, step, 1e-3) for step, x in enumerate(batches)]
-    return torch.stack([result.loss for result in results])
 
 
 @pytest.mark.parametrize(("precision", "is_watched"), [("bf16", True), ("fp32", False)])
@@ -70,20 +62,23 @@ def test_only_bf16_pays_for_missing_kernels(monkeypatch, precision, is_watched):
         assert isinstance(mode, arithmetic.ProductsInFp32) == is_watched
 
 
-def test_steps_without_kernels_are_those_with_them_but_for_rounding(monkeypatch):
-    with_kernels = losses(monkeypatch, False)
+def test_a_step_without_kernels_computes_its_bf16_products_in_fp32(monkeypatch):
+    """Forward and backward. How its losses differ from those with kernels, golden runs say."""
     seen = set()
 
     class Watched(arithmetic.ProductsInFp32):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            seen.add(func)
+            if any(getattr(x, "dtype", None) is torch.bfloat16 for x in args):
+                seen.add(func)
             return super().__torch_dispatch__(func, types, args, kwargs)
 
+    monkeypatch.setattr(arithmetic, "lacks_bf16_kernels", lambda kind: True)
     monkeypatch.setattr(arithmetic, "ProductsInFp32", Watched)
-    without = losses(monkeypatch, True)
-    torch.testing.assert_close(without, with_kernels, atol=0, rtol=0.02)
-    # the mode was there; on some processors, its losses are the same to the bit
-    assert {torch.ops.aten.mm.default, torch.ops.aten.convolution.default} <= seen
+    state = make_train_state(small_config("training.precision=bf16"), small_corpus())
+    batch = next(state.batches(task_pools(state.config, state.corpus)[0], 0, [0]))
+    assert train_step(state, create_optimizer(state), batch, 0, 0, 1e-3).loss.isfinite()
+    aten = torch.ops.aten
+    assert {aten.mm.default, aten.convolution.default, aten.convolution_backward.default} <= seen
 
 
 @pytest.mark.parametrize("lacks", [True, False])

@@ -136,6 +136,7 @@ def test_an_interval_of_sets_of_any_size_misses_the_truth_rarely(sizes):
     assert (missed / draws <= 0.06).all()
 
 
+@pytest.mark.numbers
 def test_scores_are_those_of_an_evaluation(two, few):
     for column, seed in (("old", 0), ("new", 1)):
         model = models.load_model(cmp.RunConfig().model, seed)
@@ -198,6 +199,7 @@ def test_an_update_weighs_the_directions_of_retrieval_as_its_set_does():
     assert _image_weights(pd.concat([table, names])).sum() == pytest.approx(10)
 
 
+@pytest.mark.numbers
 def test_retrieval_at_five_is_the_score(two):
     at_five = two.retrieval[two.retrieval["k"] == 5]
     score = two.sets.loc["emoji-captions"]
@@ -295,6 +297,7 @@ def encoded(corpus):
     ]
 
 
+@pytest.mark.numbers
 def test_recall_across_versions_is_that_of_a_brute_force(encoded):
     some, (old, new) = encoded
     is_new = np.random.default_rng(0).random(len(old.image)) < 0.4
@@ -323,6 +326,7 @@ def partly_new(old, new, is_new):
     return dataclasses.replace(old, image=image)
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("share", [0, 0.4])
 def test_a_picture_finds_others_of_its_class_and_never_itself(encoded, share):
     """And of its part of the index, known or new."""
@@ -350,13 +354,14 @@ def rotated(features, matrix):
     return dataclasses.replace(features, image=turn(features.image), text=turn(features.text))
 
 
+@pytest.mark.numbers
 def test_a_known_rotation_is_recovered(encoded):
     some, (old, _) = encoded
     generator = torch.Generator().manual_seed(3)
     matrix = torch.linalg.qr(torch.randn(128, 128, generator=generator)).Q
     new = rotated(old, matrix)
     found = fit_map(new.image, old.image)
-    assert torch.allclose(new.text @ found.matrix, old.text, atol=2e-2)
+    assert torch.allclose(new.image @ found.matrix, old.image, atol=2e-3)
     kept = F.normalize(torch.randn(600, 128, generator=generator), dim=-1)
     exact = fit_map(kept @ matrix, kept)
     assert torch.allclose(exact.matrix, matrix.T, atol=1e-4)
@@ -366,6 +371,7 @@ def test_a_known_rotation_is_recovered(encoded):
     assert table["recovers"].to_numpy() == pytest.approx(table["mapped"] - table["as_is"])
 
 
+@pytest.mark.numbers
 def test_what_no_picture_shows_is_left_as_it_is():
     """With fewer pictures than dimensions, the map of a model to itself is still the identity."""
     few_pictures = F.normalize(
@@ -374,6 +380,7 @@ def test_what_no_picture_shows_is_left_as_it_is():
     assert torch.allclose(fit_map(few_pictures, few_pictures).matrix, torch.eye(64), atol=1e-5)
 
 
+@pytest.mark.numbers
 def test_features_of_another_size_get_a_rectangular_map(encoded):
     some, (old, _) = encoded
     generator = torch.Generator().manual_seed(5)

@@ -12,6 +12,8 @@ from cmp import evaluation, models
 from cmp.errors import CmpError
 from cmp.evaluation import evaluation_rows, retrieval_hits
 
+pytestmark = pytest.mark.numbers
+
 
 def features(count, seed=0, dim=64):
     return F.normalize(
@@ -186,7 +188,8 @@ def test_an_evaluation_that_breaks_off_moves_no_mode_either(corpus, monkeypatch)
 
 
 def test_a_random_model_scores_about_chance(corpus):
-    scores = evaluation.evaluate(models.create_model("tiny", 1), "tiny", corpus, subset=64)
+    model = models.create_model("tiny", 1)
+    scores = evaluation.evaluate(model, "tiny", corpus, subset=64, precision="fp32")
     assert set(scores.datasets["role"]) == {"adapt", "eval", "transfer"}
     excess = scores.datasets["score"] - scores.datasets["chance"]
     assert (excess.abs() < np.maximum(10, 6 * scores.datasets["standard_error"])).all()

@@ -443,6 +443,7 @@ def test_a_budget_leaves_out_what_a_network_does_not_take(tmp_path, monkeypatch)
     assert "left out" not in invoke("budget", "--model", make_folder(tmp_path / "clip", CLIP))
 
 
+@pytest.mark.numbers
 def test_galore_projects_no_matrix_of_one_row():
     """Such as the positions of timm's towers, [1, N, W], whose step is AdamW's own."""
     value, gradient = torch.randn(1, 4, 6), torch.randn(1, 4, 6)

@@ -37,7 +37,7 @@ from cmp.runs.runner import Observer
 
 SMALL = (
     "stream.tasks=2", "training.steps=2", "training.batch=8", "evaluation.subset=8",
-    "evaluation.full=false",
+    "evaluation.full=false", "training.precision=fp32",
 )  # fmt: skip
 NANO = "bench-nano"
 assert NANO in networks.BENCH
@@ -100,6 +100,7 @@ def shell(*words) -> str:
     return done.output
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "plain.pt", "epoch_3.pt", "split.safetensors"]
 )
@@ -390,6 +391,7 @@ def scores_of(path, corpus, run_config):
 LORA = ("method.name=lora", "merging.policy=ema")
 
 
+@pytest.mark.numbers
 @pytest.mark.usefixtures("with_data")
 @pytest.mark.parametrize(
     "settings", [pytest.param((), id="full"), pytest.param(LORA, id="lora", marks=pytest.mark.long)]
@@ -411,6 +413,7 @@ def test_there_and_back(corpus, theirs, tmp_path, settings):
     assert load_file(out).keys() == load_file(folder / "model.safetensors").keys()
 
 
+@pytest.mark.numbers
 @pytest.mark.usefixtures("with_data")
 @pytest.mark.parametrize("name", [pytest.param(NANO, marks=pytest.mark.long), "small"])
 def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, name):
@@ -445,6 +448,7 @@ def test_a_run_becomes_a_folder_of_the_hub(corpus, theirs, tmp_path, name):
     assert (mine / "thesis.tex").read_text() == "all of it"
 
 
+@pytest.mark.numbers
 @pytest.mark.usefixtures("with_data")
 def test_an_embedded_model_goes_the_same_way_if_its_weights_are_kept(corpus, tmp_path):
     shell("run", "quick", *SMALL)
@@ -494,11 +498,13 @@ def run_and_export(folder, out, *given):
 
 WITHOUT_POOL = ("mixture.pretraining=0", "mixture.update=0.5", "mixture.buffer=0.5")
 ROLES = {
-    "pool": ("mixture.replay=1",), "substitute": ("mixture.pool=substitute", "mixture.replay=1"),
+    "pool": ("mixture.replay=1", "mixture.select=random"),
+    "substitute": ("mixture.pool=substitute", "mixture.replay=1", "mixture.select=random"),
     "adapt": WITHOUT_POOL, "eval": WITHOUT_POOL, "transfer": WITHOUT_POOL,
 }  # fmt: skip
 
 
+@pytest.mark.numbers
 @pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("role", options.one_in(5, ROLES))
 def test_own_pictures_of_one_role_beside_the_stream_s(theirs, tmp_path, role):
@@ -567,13 +573,14 @@ def loaded_by_open_clip(said):
     return names["model"].eval(), names["preprocess"]
 
 
+@pytest.mark.numbers
 @pytest.mark.usefixtures("build")
 def test_a_model_that_squashes_goes_there_and_back(siglip, tmp_path):
     """open_clip, with its own preprocessing and no line of this package, gives the features that
     the run was scored by."""
     folder = own_pictures(tmp_path / "own", ["adapt", "eval"])
     out = tmp_path / "out.safetensors"
-    given = (f"model.name={siglip}", "model.start=hub", *WITHOUT_POOL, "training.precision=fp32")
+    given = (f"model.name={siglip}", "model.start=hub", *WITHOUT_POOL)
     run, (*_, exported) = run_and_export(folder, out, *given)
     corpus = load_data(str(folder))
     ours = store.final_model(run).eval()
@@ -677,7 +684,7 @@ def test_a_vit_b_16_goes_from_jpegs_to_the_hub(tmp_path):
     given = [
         f"data={folder}", "model.start=random", "stream.tasks=2", "training.steps=1",
         "training.batch=8", "training.budget=null", "mixture.replay=1.0", "merging.policy=ema",
-        "evaluation.subset=1", "evaluation.full=false",
+        "evaluation.subset=1", "evaluation.full=false", "training.precision=fp32",
     ]  # fmt: skip
     shell("run", "gpu", "--device", "cpu", *given)
     [run_id] = store.stored_ids()

@@ -48,8 +48,11 @@ def test_in_other_networks_the_stem_is_lowest_and_what_projects_is_highest(name)
         assert all(mine[n] == 0 for n in mine if n.endswith(("text_projection", "ln_final.weight")))
 
 
+@pytest.mark.numbers
 def test_each_block_s_rate_is_a_fraction_of_the_next_one_s(corpus):
-    run = config.parse({"method": {"name": "full", "layer_decay": 0.5}})
+    run = config.parse(
+        {"method": {"name": "full", "layer_decay": 0.5}, "training": {"precision": "fp32"}}
+    )
     state = make_train_state(run, corpus)
     optimizer = create_optimizer(state)
     assert {group["multiple"] for group in optimizer.param_groups} == {
@@ -77,6 +80,7 @@ def test_each_block_s_rate_is_a_fraction_of_the_next_one_s(corpus):
             assert moved == pytest.approx(1e-3 * multiples[name], rel=0.02), name
 
 
+@pytest.mark.numbers
 def test_a_decay_of_one_is_the_same_run(corpus):
     def weights(**settings):
         run = config.parse({"method": {"name": "full", **settings}, "seed": 3})

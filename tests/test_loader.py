@@ -35,7 +35,8 @@ from cmp.training import make_train_state, train_task
 
 CPU = torch.device("cpu")
 SMALL = ("stream.tasks=2", "training.steps=3", "training.batch=9", "evaluation.subset=4",
-         "evaluation.full=false", "training.precision=fp32", "mixture.replay=1")  # fmt: skip
+         "evaluation.full=false", "training.precision=fp32", "mixture.replay=1",
+         "mixture.select=random")  # fmt: skip
 
 
 @pytest.fixture
@@ -175,6 +176,7 @@ def test_an_export_says_which_pictures_open_clip_sees_otherwise(folder, monkeypa
     assert "* mine: transparent images: 1; " in Path("new/README.md").read_text()
 
 
+@pytest.mark.numbers
 def test_parts_are_drawn_by_step_and_seed_alone(folder):
     run_config = small(folder)
     corpus = load_data(run_config.data)
@@ -190,6 +192,7 @@ def test_parts_are_drawn_by_step_and_seed_alone(folder):
     assert images(0, 0).shape == (9, 3, 32, 32)
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
     run_config = small(folder, "training.steps=5")
@@ -210,6 +213,7 @@ def test_batches_made_ahead_are_the_same(folder, monkeypatch, count):
     assert torch.equal(torch.cat(blocks), corpus.images.at(Preprocessing(20))[rows])
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("count", [0, 2])
 def test_some_of_a_batch_are_decoded_as_they_are_in_the_whole(folder, monkeypatch, count):
     run_config = small(folder)
@@ -290,6 +294,7 @@ def test_cores_are_those_of_the_job_and_not_of_the_machine(monkeypatch):
     assert decoding.usable_cores() == 4
 
 
+@pytest.mark.numbers
 @pytest.mark.long
 @pytest.mark.parametrize("count", [0, 2])
 def test_runs_resume_exactly_at_every_step(folder, monkeypatch, count):

@@ -47,6 +47,7 @@ def test_the_shipped_tables_are_those_of_base_zero(base, measured):
     np.testing.assert_allclose(images["alignment"], again["alignment"], atol=1e-3)
 
 
+@pytest.mark.numbers
 def test_accuracy_is_that_of_an_evaluation(base, measured):
     """The mean over classes of equal size is the dataset's accuracy on its training split."""
     corpus = forked.small_corpus()

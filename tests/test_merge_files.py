@@ -70,6 +70,7 @@ def metadata(path):
         return file.metadata()
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("rule", RULES)
 def test_files_are_merged_as_state_dicts_are(rule, files, tmp_path):
     new, old, base = files
@@ -363,6 +364,7 @@ def rows_of(output):
     }
 
 
+@pytest.mark.numbers
 def test_candidates_are_scored_and_nothing_is_written(tmp_path, shell_on_a_small_corpus):
     paths = [embedded_models.base_path("tiny", "annealed", seed) for seed in (0, 1)]
     before = set(tmp_path.iterdir())

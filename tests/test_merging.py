@@ -33,6 +33,7 @@ from cmp.runs.runner import Observer, execute
 from cmp.schedules import learning_rate
 from cmp.seeds import torch_generator
 
+pytestmark = pytest.mark.numbers
 RULES = registry.option_names("merge_rule")
 PAIR_RULES = registry.option_names("merge_rule", count=2)
 TASK_VECTOR_RULES = registry.option_names("merge_rule", base=True)
@@ -1019,7 +1020,9 @@ def test_an_average_over_steps_deploys_and_training_goes_on_from_it_or_from_the_
     """Of "step-ema" it has a recurrence over the whole stream; of the others it is the mean of the
     last weights of a task, which stands in for their decay."""
     key = "merging.decay=0.7" if policy == "step-ema" else "merging.window=0.6"  # 3 of 5 steps
-    run_config = small(f"merging.policy={policy}", key, "training.steps=5")
+    run_config = small(
+        f"merging.policy={policy}", key, "training.steps=5", "training.precision=fp32"
+    )  # fmt: skip
     start, seen = models.load_model(run_config.model, 0).state_dict(), ([], [])
 
     def average_after(task):

@@ -32,6 +32,7 @@ from cmp.training import (
 )
 from lab import chapters
 
+pytestmark = pytest.mark.numbers
 NAMES = options.choices()["method.name"]
 
 

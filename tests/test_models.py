@@ -31,13 +31,11 @@ from cmp.training import make_train_state
 
 
 def open_clip_attention(name, seed):
-    """The same weights with open_clip's own fused attention."""
-    split = models.create_model(name, seed)
-    with torch.random.fork_rng():
-        torch.random.manual_seed(seed)
-        return open_clip.create_model(name, output_dict=True), split
+    """The same weights with open_clip's own fused attention, and with ours."""
+    return models.create_fused_model(name, seed), models.create_model(name, seed)
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", options.families())
 def test_split_attention_changes_no_output(name):
     fused, split = open_clip_attention(name, 3)
@@ -53,6 +51,7 @@ def test_split_attention_changes_no_output(name):
     assert not any(isinstance(module, nn.MultiheadAttention) for module in split.modules())
 
 
+@pytest.mark.numbers
 @pytest.mark.defect
 def test_attention_that_cannot_be_split_is_refused_with_the_versions_that_fit(monkeypatch):
     """As of open_clip 4, whose blocks have a class of their own."""
@@ -108,6 +107,7 @@ def test_the_newest_open_clip_is_split_or_refused(tmp_path):
     assert str(tmp_path) in done.stdout.decode()
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("count", [1, 2, 16, 33])
 def test_text_in_pairs_equals_open_clips(corpus, count):
     model = models.create_model("tiny", 1)
@@ -117,6 +117,21 @@ def test_text_in_pairs_equals_open_clips(corpus, count):
         torch.testing.assert_close(models.encode_text(model, tokens), expected)
 
 
+@pytest.mark.numbers
+def test_two_threads_compute_the_same_gradients_each_time(corpus):
+    """Of positions, too, whose gradients are sums over texts."""
+    model = models.create_model("tiny", 1)
+    tokens = models.tokenizer("tiny")(corpus.texts[:512])
+    torch.set_num_threads(2)
+    found = []
+    for _ in range(5):
+        model.zero_grad()
+        models.encode_text(model, tokens).sum().backward()
+        found.append(model.positional_embedding.grad.clone())
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+@pytest.mark.numbers
 def test_a_text_does_not_see_its_neighbour():
     model = models.create_model("tiny", 1)
     tokens = models.tokenizer("tiny")(["a grinning cat, animal, pet", "cat"])
@@ -196,6 +211,7 @@ def test_networks_may_be_created_in_threads():
     assert torch.equal(torch.random.get_rng_state(), before[1])
 
 
+@pytest.mark.numbers
 def test_weights_survive_the_disk(tmp_path):
     model = models.create_model("tiny", 5)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
@@ -284,6 +300,7 @@ def test_captions_fit_the_context(corpus):
     assert sum(n > length for n in lengths) / len(lengths) < 0.005
 
 
+@pytest.mark.numbers
 def test_features_do_not_depend_on_the_batch(corpus):
     model = models.create_model("tiny", 0).eval()
     rows = corpus.rows("test", dataset="shapes")[:40]

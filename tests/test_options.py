@@ -103,8 +103,11 @@ def test_locked_towers_are_the_ones_that_stay():
     assert "logit_scale" in trains["locked-image"]
 
 
+@pytest.mark.numbers
 def test_a_run_with_ema_deploys_and_trains_on_from_the_average():
-    run_config = options.small("merging.policy=ema", "merging.weight=0.25")
+    run_config = options.small(
+        "merging.policy=ema", "merging.weight=0.25", "training.precision=fp32"
+    )  # fmt: skip
     ends, deployed = [], []
     corpus, last = forked.small_corpus(), run_config.training.steps - 1
 

@@ -69,6 +69,7 @@ QUICK = ("full", "lora", "si", "distillation")
 """Methods that every test run sees in parts; `make test-long` sees the others."""
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize(
     "name",
     [
@@ -93,6 +94,7 @@ def test_fisher_information_of_whole_batches_is_refused_in_parts(corpus):
         trained(ExecutionConfig(micro_batch=5), *settings)
 
 
+@pytest.mark.numbers
 def test_losses_of_one_s_own_are_refused_in_parts_unless_they_say_that_they_take_them(
     own_options, corpus
 ):
@@ -122,6 +124,7 @@ def test_micro_batches_do_change_what_is_held_at_once(corpus, monkeypatch):
     assert sizes == [(5, False), (5, False), (2, False), (5, True), (5, True), (2, True)]
 
 
+@pytest.mark.numbers
 def test_a_part_is_augmented_as_it_is_in_the_whole(corpus):
     run_config = ranks.small()
     pools = mixtures.task_pools(run_config, corpus)[1]
@@ -187,6 +190,7 @@ def test_processes_that_end_go_on_in_the_same_bits(together, name):
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.numbers
 def test_the_loss_of_parts_is_open_clips_over_all_features(corpus):
     run_config = ranks.small()
     state = make_train_state(run_config, corpus, execution=ExecutionConfig(micro_batch=5))
@@ -224,6 +228,7 @@ def step_of(state, corpus):
     return {name: p.grad for name, p in state.model.named_parameters()}, len(kept)
 
 
+@pytest.mark.numbers
 def test_activations_that_are_computed_again_give_the_same_gradients(corpus):
     plain, kept = step_of(nano(corpus, ExecutionConfig()), corpus)
     recomputed, fewer = step_of(nano(corpus, ExecutionConfig(checkpoint_activations=True)), corpus)
@@ -264,6 +269,7 @@ def sigmoid(tmp_path):
     return ranks.add_sigmoid_model(tmp_path)
 
 
+@pytest.mark.numbers
 @pytest.mark.long
 def test_a_sigmoid_model_trains_by_open_clips_loss_in_parts_and_at_once(corpus, sigmoid):
     settings = (f"model.name={sigmoid}",)

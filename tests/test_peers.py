@@ -31,6 +31,7 @@ from cmp.registry import get_option
 from cmp.seeds import torch_generator
 from cmp.training import ForwardOutput, make_train_state
 
+pytestmark = pytest.mark.numbers
 TOLERANCE = 1e-5
 MAX_BYTES = 300_000
 PAGE = project_folder() / "book" / "choices_beside_peers.md"

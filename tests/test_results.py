@@ -199,6 +199,7 @@ def test_damaged_results_are_replaced_where_every_run_is_stored(place):
     assert publish().read_bytes() == content
 
 
+@pytest.mark.numbers
 def test_names_in_the_pool_and_names_left_out_are_scored_apart(corpus):
     """By another hand, from the hits of a published run."""
     run = next(run for run in results.published_runs("methods") if run.config.seeds.data == 3)

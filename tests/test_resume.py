@@ -108,6 +108,7 @@ def build(corpus, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize(
     "settings", options.one_in(8, options.SETTINGS, options.key_of), ids=" ".join
 )
@@ -141,6 +142,7 @@ def random_network(request, tmp_path_factory):
     return path.stem
 
 
+@pytest.mark.numbers
 @pytest.mark.defect
 @pytest.mark.long
 def test_random_layers_draw_what_the_seeds_say_and_resume_to_the_bit(random_network, tmp_path):
@@ -151,6 +153,7 @@ def test_random_layers_draw_what_the_seeds_say_and_resume_to_the_bit(random_netw
     assert_resumes(small(*settings), tmp_path, places=None)
 
 
+@pytest.mark.numbers
 @pytest.mark.defect
 def test_the_noise_of_random_layers_follows_the_seed_of_augmentation(random_network, monkeypatch):
     """Not only the crops and flips, which stay the same here."""
@@ -177,6 +180,7 @@ def test_runs_of_networks_with_random_layers_have_ids_of_their_own(random_networ
     assert not any(map(is_marked, ("tiny", "small", "ViT-B-32", "RN50")))
 
 
+@pytest.mark.numbers
 def test_hits_of_whole_test_sets_are_kept_through_a_resume_and_add_up_to_the_scores(build):
     settings = ("evaluation.full=true", "evaluation.subset=4")
     run_config, corpus, manager = small(*settings), forked.small_corpus(), MemoryManager()
@@ -224,6 +228,7 @@ def test_moments_are_carried_where_asked_for(corpus, carry):
     assert steps == {place: count for place, count in counted.items() if count}
 
 
+@pytest.mark.numbers
 def test_infinite_deploys_a_branch_and_goes_on_from_the_trunk(corpus):
     manager, scored = MemoryManager(), {}
     settings = ["schedule.name=infinite", "schedule.cooldown_steps=1", "optimizer.carry=true"]
@@ -283,6 +288,7 @@ def test_going_on_elsewhere_is_said_and_kept(corpus):
     assert "began" in execute(small(), corpus, manager=MemoryManager(back)).provenance
 
 
+@pytest.mark.numbers
 def test_evaluation_does_not_move_training(corpus):
     losses = {}
     for subset in (1, 3):
@@ -575,6 +581,7 @@ def test_a_task_that_is_computed_again_keeps_one_model_and_its_checkpoint_none(m
     assert models_of(manager) == []
 
 
+@pytest.mark.numbers
 def test_a_policy_may_name_its_memory_with_a_slash(own_options, tmp_path):
     """What it remembered comes back under the same name, so a resumed run ends the same."""
 
@@ -587,6 +594,7 @@ def test_a_policy_may_name_its_memory_with_a_slash(own_options, tmp_path):
     assert_resumes(small("merging.policy=two-speeds"), tmp_path)
 
 
+@pytest.mark.numbers
 def test_only_a_run_that_deploys_other_weights_than_it_would_go_on_from_keeps_both(corpus):
     def ends(*settings, start=None, tasks=2):
         manager = MemoryManager()
@@ -607,6 +615,7 @@ def test_only_a_run_that_deploys_other_weights_than_it_would_go_on_from_keeps_bo
     assert weights_of(weights) == weights_of(last.tensors)
 
 
+@pytest.mark.numbers
 def test_a_run_that_is_asked_to_stop_in_its_last_evaluation_finishes(corpus):
     manager = MemoryManager()
     watch = Observer(task=lambda done, scores: done == 2 and signal.raise_signal(signal.SIGINT))
@@ -629,6 +638,7 @@ class Counting(torch.optim.SGD):
         super().step()
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("where", ["state", "group"])
 def test_an_optimiser_may_count_in_numbers(own_options, tmp_path, where):
     def make(section):

@@ -85,10 +85,14 @@ def test_a_look_up_leaves_the_checkpoints_of_another_process(run):
     assert not manager.folder.exists()
 
 
+@pytest.mark.numbers
 @pytest.mark.defect
 @pytest.mark.parametrize("name", ["small", "tiny-vit"])
 def test_plain_open_clip_loads_the_network_that_a_run_ends_in(name, tmp_path):
-    result = execute(small(f"model.name={name}", "method.name=lora"), forked.small_corpus())
+    result = execute(
+        small(f"model.name={name}", "method.name=lora", "training.precision=fp32"),
+        forked.small_corpus(),
+    )
     path = tmp_path / "model.safetensors"
     models.export_weights(result.model, path)
     plain = open_clip.create_model(name, pretrained=str(path), output_dict=True).eval()

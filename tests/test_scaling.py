@@ -101,6 +101,7 @@ def test_the_catalogue_agrees_with_the_paper_s_model():
     assert found.loc["ViT-B-32", "steps"] > row["steps"]
 
 
+@pytest.mark.numbers
 @given(st.integers(0, 2**31), st.floats(1e-6, 1e3))
 def test_eight_bits_lose_half_a_scale_at_most(seed, size):
     generator = torch.Generator().manual_seed(seed)
@@ -123,6 +124,7 @@ def test_eight_bits_lose_half_a_scale_at_most(seed, size):
             assert ((back[name] - x).abs() <= 0.5001 * scale).all()
 
 
+@pytest.mark.numbers
 def test_eight_bits_are_read_as_they_were_stored(tmp_path):
     model = models.create_model("tiny-half", 3)
     path = tmp_path / "weights.safetensors"

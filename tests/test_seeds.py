@@ -34,6 +34,7 @@ def test_the_data_seed_moves_every_task_of_one_stream(corpus):
         assert a.texts.tolist() != b.texts.tolist()
 
 
+@pytest.mark.numbers
 def test_the_augmentation_seed_moves_every_task_and_no_sample(corpus):
     [one, two] = (batches(small(f"seeds.augment={seed}"), corpus) for seed in (0, 1))
     for task, (a, b) in enumerate(zip(one, two, strict=True)):

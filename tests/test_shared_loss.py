@@ -22,6 +22,7 @@ from cmp.scale import losses
 from cmp.scale.execution import ExecutionConfig
 from cmp.training import make_train_state, train_task
 
+pytestmark = pytest.mark.numbers
 SAME = {"atol": 1e-9, "rtol": 1e-9}
 
 

@@ -33,6 +33,7 @@ def test_a_step_keeps_the_logit_scale_within_clips_bounds(before, after):
     assert state.model.logit_scale.item() == pytest.approx(after)
 
 
+@pytest.mark.numbers
 @pytest.mark.usefixtures("own_options")
 def test_what_is_scored_and_kept_is_the_deployed_model():
     """Scores do not change where the weights before the stream are deployed all the time."""
@@ -65,6 +66,7 @@ def traced(monkeypatch):
     monkeypatch.setattr(compiling, "LAUNCH_BOUND", 0)
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", ["small", pytest.param("tiny-vit", marks=pytest.mark.long)])
 def test_compiled_towers_train_alike_and_keep_their_names(corpus, traced, name):
     """With a compiler that traces alone, to the bit; of texts of all lengths, through adapters."""
@@ -228,6 +230,7 @@ def train(poisoned=None):
     return [*weights, models.weights_digest(state.model)], None
 
 
+@pytest.mark.numbers
 def test_a_deferred_check_changes_no_bit(deferred, monkeypatch):
     later = train()
     monkeypatch.undo()
@@ -247,6 +250,7 @@ def last_weights(clip):
     return torch.nn.utils.parameters_to_vector(state.model.parameters()).detach(), norms
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("clip", [0.01, 1e9])
 def test_an_optimizer_clips_within_its_step_as_if_before_it(clip, deferred, monkeypatch):
     """AdamW's eps makes the size of gradients matter, so clipping changes the weights."""
@@ -262,6 +266,7 @@ def test_an_optimizer_clips_within_its_step_as_if_before_it(clip, deferred, monk
         assert (free - before).abs().max() > 1e-4
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize(("poisoned", "started"), [(0, 2), (2, 4), (4, 5)])
 def test_a_deferred_check_finds_the_step_and_leaves_its_weights(deferred, poisoned, started):
     weights, step = train(poisoned)

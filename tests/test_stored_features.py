@@ -15,6 +15,7 @@ from cmp.runs.runner import execute
 from cmp.scale.execution import ExecutionConfig
 from cmp.training import encode_batch, make_train_state, train_task
 
+pytestmark = pytest.mark.numbers
 STORED = ("method.name=locked-image", "method.views=1", "training.precision=fp32")
 
 
