@@ -21,8 +21,8 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from cmp import registry, schedules
-from cmp.errors import CmpError, did_you_mean
-from cmp.parsing import explain_fault, first_fault, parse_yaml, raise_cmp_errors
+from cmp.errors import CmpError, find_closest
+from cmp.parsing import explain_fault, first_fault, parse_yaml, raise_cmp_errors, read_yaml
 from cmp.registry import check_name
 from cmp.schedules import Schedule
 from cmp.sources import sources_digest
@@ -56,6 +56,14 @@ substitutes for it."""
 NAMING_KEYS = {"stream": "order"} | dict.fromkeys(("mixture", "merging"), "policy")
 NAMING_KEYS |= dict.fromkeys(("model", "method", "schedule"), "name")
 """For each section, the key that names its option."""
+NAMES_ELSEWHERE = {
+    "lr": ["schedule.peak"],
+    "learning_rate": ["schedule.peak"],
+    "batch_size": ["training.batch"],
+    "epochs": ["training.passes"],
+    "merge": ["merging.policy", "merging.rule"],
+}
+"""The keys here for what other libraries call differently."""
 
 
 @raise_cmp_errors
@@ -631,28 +639,38 @@ def _plain_value(value: Any) -> Any:
 
 
 def _near_key(key: str, tree: Mapping[str, Any]) -> str:
-    """Return a hint that suggests keys of a tree for an unknown one."""
+    """Return a hint that suggests keys of a tree for an unknown one.
+
+    It also knows a key without its section, a section for the key that names its option, and what
+    other libraries call a key.
+    """
     section, _, name = key.partition(".")
     if key in tree and key in defaults():
         return f"; write it as `{section}: {{{name}: ...}}`"
-    dotted = [name for name, _ in flat_keys(tree) if name.startswith(f"{key}.")]
-    if same := [name for name in defaults() if name.rpartition(".")[2] == key and not dotted]:
-        return f"; did you mean {' or '.join(map(repr, same))}?"
-    return did_you_mean((dotted or [key])[0], defaults())
+    meant: dict[str, list[str]] = {}
+    for full in defaults():
+        meant.setdefault(full.rpartition(".")[2], []).append(full)
+    meant |= {each: [each] for each in (*defaults(), "seed", "recipe")}
+    meant |= {each: [f"{each}.{naming}"] for each, naming in NAMING_KEYS.items()}
+    meant |= NAMES_ELSEWHERE
+    dotted = [each for each, _ in flat_keys(tree) if each.startswith(f"{key}.")]
+    near = find_closest((dotted or [key])[0], meant)
+    return f"; did you mean {' or '.join(map(repr, meant[near]))}?" if near else ""
 
 
 def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """Return a copy of a tree with "key=value" assignments applied.
 
     The value of a key whose type is text is taken as it stands, unless it begins with a quote;
-    other values are read as YAML. A recipe overrides the tree, and the other assignments override
-    the recipe.
+    other values are read as YAML. A recipe and `seed`, which sets all seeds, override the tree, and
+    the other assignments override both.
 
     Raises:
         CmpError: An assignment is not "key=value", or its value cannot be read.
     """
     result = copy.deepcopy(tree)
-    for assignment in sorted(assignments, key=lambda text: not text.startswith("recipe=")):
+    is_late = lambda text: not text.startswith(("recipe=", "seed="))  # noqa: E731
+    for assignment in sorted(assignments, key=is_late):
         key, equals, text = assignment.partition("=")
         if not equals:
             raise CmpError(f"{assignment!r}: expected key=value, such as schedule.peak=0.0004")
@@ -665,6 +683,8 @@ def override(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]
         if key == "recipe":
             result = overlay(result, recipe_tree(value))
             continue
+        if key == "seed":
+            result.pop("seeds", None)
         if key in NAMING_KEYS and not isinstance(value, Mapping):
             raise CmpError(f"{key} is a section; set {key}.{NAMING_KEYS[key]}={text}")
         *parents, leaf = key.split(".")
@@ -701,6 +721,16 @@ def profile(name: str) -> dict[str, Any]:
     if name not in PROFILES:
         raise CmpError(f"profile {name!r}: unknown; the profiles are: {', '.join(PROFILES)}")
     return copy.deepcopy(PROFILES[name])
+
+
+def read_settings(what: str) -> dict[str, Any]:
+    """Return the settings of a profile, or of a file NAME.yaml such as `cmpt plan` writes."""
+    return read_yaml(Path(what)) if what.endswith((".yaml", ".yml")) else profile(what)
+
+
+def read_config(what: str, settings: Iterable[str] = ()) -> RunConfig:
+    """Return the config of a profile or a file of settings, changed by "key=value" settings."""
+    return parse(override(read_settings(what), settings), what)
 
 
 def recipe_tree(name: str) -> dict[str, Any]:

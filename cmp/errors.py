@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import re
 from collections.abc import Collection, Iterable, Iterator
 
@@ -21,11 +22,17 @@ class CmpError(Exception):
     """
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return "; did you mean 'NAME'?" with the closest of some names, or "" if none is close."""
+def find_closest(name: str, names: Iterable[str]) -> str | None:
+    """Return the closest of some names, or None if none is close."""
     lower = {each.lower(): each for each in sorted(names)}
     near = difflib.get_close_matches(name.lower(), lower, n=1)
-    return f"; did you mean {lower[near[0]]!r}?" if near else ""
+    return lower[near[0]] if near else None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean 'NAME'?" with the closest of some names, or "" if none is close."""
+    near = find_closest(name, names)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 def name_choices(name: str, names: Collection[str], there_are: str = "there are") -> str:
@@ -65,6 +72,13 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if the message is
     empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def weights_fault(error: Exception) -> str:
+    """Return in one line why weights cannot be read: only the type of error if it has no message or
+    one in which torch advises to run what the file contains."""
+    words = " ".join(str(error).split())
+    return type(error).__name__ if not words or "weights_only" in words else words
 
 
 class Diverged(CmpError):
@@ -111,16 +125,46 @@ class Interrupted(BaseException):
         return [f"{self}; in a notebook, run the cell again"]
 
 
+_NO_THREAD = re.compile("start new thread|Resource temporarily unavailable|os error 11")
+_NO_MEMORY = re.compile("allocate memory|bad_alloc|os error 12")
+"""What libraries say, in errors of many types, if a limit of the machine is reached."""
+
+
+def explain_limit(error: BaseException) -> str:
+    """Return which limit of the machine an error comes from, and what needs less; "" if from none.
+
+    Such an error says nothing about the file that was being read.
+    """
+    number, reason = getattr(error, "errno", None), first_line(error)
+    if isinstance(error, CmpError):  # it has been explained
+        return ""
+    if number == errno.EAGAIN or _NO_THREAD.search(str(error)):
+        return (
+            f"this machine allows no further thread or process ({reason:.200}); lower --threads or "
+            "CMP_WORKERS, or raise `ulimit -u`"
+        )
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(str(error)):
+        return (
+            f"memory ran out ({reason:.200}); use --micro-batch or a smaller training.batch, set "
+            "CMP_WORKERS to a smaller number, or raise `ulimit -v`"
+        )
+    return ""
+
+
 @contextlib.contextmanager
 def explain_errors(what: str, then: str = "", *errors: type[Exception]) -> Iterator[None]:
-    """Turn the errors that a bad file raises into a `CmpError`.
+    """Turn the errors that a bad file raises, and those of `explain_limit`, into a `CmpError`.
 
     Args:
         what: What is wrong; the original message follows in brackets.
-        then: Text after the brackets.
+        then: Text after the brackets, unless a limit of the machine is the reason.
         *errors: Exceptions to turn besides `OSError` and `ValueError`.
     """
     try:
         yield
-    except (OSError, ValueError, *errors) as error:
+    except Exception as error:
+        if limit := explain_limit(error):
+            raise CmpError(f"{what}: {limit}") from error
+        if not isinstance(error, (OSError, ValueError, *errors)):
+            raise
         raise CmpError(f"{what} ({str(error) or type(error).__name__}){then}") from error

@@ -29,6 +29,8 @@ RETRIEVAL_K = 5
 ROLES = {"A_KA": "adapt", "A_ZS": "eval"}
 ENCODE_BLOCK = 256
 """Images, texts or rows per block; activations of larger blocks would not fit the caches."""
+SIMILARITIES = 2**24
+"""Similarities of images and class names that are in memory at a time, at most."""
 
 
 ShareRows = Callable[[Any, Callable[[Any], Tensor]], Tensor]
@@ -448,7 +450,8 @@ def _score(
     name, rows, owner = test_set.dataset.name, test_set.rows, test_set.owner
     if owner is None:
         metric, chance = "top-1", 1 / len(test_set.texts)
-        best = (image @ text.T).argmax(dim=1)
+        blocks = image.split(max(1, SIMILARITIES // len(text)))
+        best = torch.cat([(block @ text.T).argmax(dim=1) for block in blocks])
         answer = np.array(corpus.classes[name])[best.cpu().numpy()]
         hits = answer == corpus.table["label"].iloc[rows].to_numpy().astype(str)
     else:

@@ -11,7 +11,7 @@ import sys
 import traceback
 
 import cmp
-from cmp.errors import CmpError, Interrupted, clean_text, first_line
+from cmp.errors import CmpError, Interrupted, clean_text, explain_limit, first_line
 from cmp.project import DISTRIBUTION, build_folder
 
 
@@ -34,6 +34,8 @@ def explain_failure(error: BaseException) -> str:
     if isinstance(error, getattr(dynamo, "TorchDynamoException", ())):  # such as without Triton
         reason = first_line(getattr(error, "inner_exception", error))
         return f"the towers cannot be compiled here ({reason:.300}); leave out --compile"
+    if limit := explain_limit(error):
+        return limit
     if isinstance(error, OSError):  # such as a full disk
         return f"cannot read or write: {error}"
     if isinstance(error, ModuleNotFoundError) and error.name in sys.stdlib_module_names:

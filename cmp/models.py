@@ -4,9 +4,7 @@ Attention is split into one matrix per projection, so that adapters, freezing an
 address each one. Weights come from this package's files or any checkpoint that open_clip reads.
 """
 
-import contextlib
 import functools
-import hashlib
 import json
 import math
 import operator
@@ -23,21 +21,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cmp import files, parsing, project, starts
+from cmp import parsing, starts
 from cmp.config import Model
 from cmp.data import Preprocessing, to_device
-from cmp.errors import CmpError, explain_errors, first_line
-from cmp.files import save_tensors, tensors_digest, write_tensors
+from cmp.errors import CmpError, explain_errors, explain_limit, first_line, weights_fault
+from cmp.files import save_tensors, tensors_digest
 
 MAX_LOGIT_SCALE = math.log(100)
+MAX_PARAMETERS = 10**10
+"""Most parameters of a network from a hub or folder, twice as many as open_clip's largest has."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 PREPROCESSING = "preprocess_cfg"
 """Key in the metadata of a file of weights: how images are prepared, as JSON."""
 _TEXT_MULTIPLE = 16  # `pack_texts` pads to this, as a CPU compiles kernels for each shape
-
-
-MANY_TEXTS = 50_000
-"""From this many texts on, tokenizing takes seconds, so their tokens are also kept in a file."""
 
 
 class Network(nn.Module):
@@ -81,6 +77,14 @@ def create_model(name: str, seed: int = 0) -> Network:
 
 def create_fused_model(name: str, seed: int = 0) -> nn.Module:
     """Return the network of `create_model` as open_clip builds it, with fused attention."""
+    if starts.is_hub(name):  # whose config may name any width
+        shapes = create_on_meta(name)
+        count = sum(x.numel() for x in (*shapes.parameters(), *shapes.buffers()))
+        if count > MAX_PARAMETERS:
+            raise CmpError(
+                f"model.name: {name:.200}: has {count:,} parameters by its config, but at most "
+                f"{MAX_PARAMETERS:,} are allowed; check its widths, or choose another model"
+            )
     number = operator.index(seed)  # torch does not take numpy's integers
     with starts.PROCESS_LOCK, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(number)  # not those of GPUs, which are not forked
@@ -103,23 +107,7 @@ def _open_clip_model(name: str, **options: Any) -> nn.Module:
     except Exception as error:  # a missing package or hub, or anything in a third-party config
         reason = first_line(error)
         raise CmpError(f"model.name: {name!r} cannot be created here ({reason:.300})") from error
-    check_attention(model)
     return model
-
-
-def check_attention(model: nn.Module) -> None:
-    """Check that all attention can be split, since adapters and merging would miss fused layers.
-
-    Raises:
-        CmpError: An attention layer has an unknown class, such as those of open_clip 4.
-    """
-    for name, module in model.named_modules():
-        if hasattr(module, "in_proj_weight") and not isinstance(module, nn.MultiheadAttention):
-            raise CmpError(
-                f"model.name: {name} has a class of open_clip {open_clip.__version__} whose "
-                "projections cannot be split; install 'open_clip_torch>=3,<4', or choose another "
-                "model"
-            )
 
 
 def load_model(config: Model, seed: int) -> Network:
@@ -173,13 +161,12 @@ def load_from_file(name: str, path: Path) -> Network:
             factory.load_checkpoint(cast(Any, network), str(path))
         settings = saved_preprocessing(path)
         _follow_preprocessing(network, settings)
-    except CmpError:
-        raise
     except Exception as error:  # readers and converters raise all kinds of errors
-        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, CmpError) or explain_limit(error):
+            raise
         raise CmpError(
             f"{path}: the weights belong to another architecture than {name!r}, or the file is "
-            f"damaged or contains more than tensors ({reason:.300})"
+            f"damaged or contains more than tensors ({weights_fault(error):.300})"
         ) from error
     if settings:
         preprocessing(cast(Network, network), f"{path}: metadata")
@@ -234,30 +221,16 @@ def tokenizer(name: str) -> Callable[[list[str]], Tensor]:
 
 @functools.lru_cache(maxsize=256)
 def tokenize(name: str, texts: tuple[str, ...]) -> Tensor:
-    """Return the tokens of n texts, int64 or int32 [n, context_length].
+    """Return the tokens of n texts, int32 [n, context_length].
 
-    They are cached and must not be changed. For `MANY_TEXTS` texts or more, they are also cached in
-    the build folder, as int32.
+    This process caches them, so they must not be changed. They are not kept in a file, since 50,000
+    texts take no longer than the imports.
 
     Args:
         name: The model.
         texts: The texts.
     """
-    if len(texts) < MANY_TEXTS:
-        return tokenizer(name)(list(texts))
-    key = [open_clip.__version__, name, texts]
-    if starts.is_hub(name):  # its tokenizer may change under the same name
-        key += [starts.hub_config(name)["model_cfg"], starts.tokenizer_digests(name)]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    folder = project.build_folder() / "tokens"
-    with contextlib.suppress(OSError):
-        for path in folder.glob(f"{digest}-*.safetensors"):
-            if path.stem.endswith(files.file_digest(path)):
-                return load_file(path)["tokens"]
-    tokens = tokenizer(name)(list(texts)).int()
-    with files.warn_of_cache():
-        write_tensors({"tokens": tokens}, {}, folder, digest)
-    return tokens
+    return tokenizer(name)(list(texts)).int()
 
 
 def preprocessing(model: Network, source: str = "model.name") -> Preprocessing:
@@ -440,10 +413,16 @@ def split_attention(model: nn.Module) -> Network:
     """Split every fused attention of an open_clip network in place, and return the network.
 
     Raises:
-        CmpError: The network is a CoCa, whose attention has keys of another width; or see
-            `check_attention`.
+        CmpError: The network is a CoCa, whose attention has keys of another width; or an attention
+            layer has an unknown class, such as those of open_clip 4.
     """
-    check_attention(model)
+    for name, module in model.named_modules():
+        if hasattr(module, "in_proj_weight") and not isinstance(module, nn.MultiheadAttention):
+            raise CmpError(  # adapters and merging would miss it
+                f"model.name: {name} has a class of open_clip {open_clip.__version__} whose "
+                "projections cannot be split; install 'open_clip_torch>=3,<4', or choose another "
+                "model"
+            )
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.MultiheadAttention):

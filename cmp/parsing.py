@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import yaml
 
-from cmp.errors import CmpError, clean_text, did_you_mean
+from cmp.errors import CmpError, clean_text, did_you_mean, explain_limit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_TEXT_BYTES, MAX_YAML_BYTES = 2**30, 2**20
-"""Size limits for text in general, such as a list of images, and for YAML, which is written by
-hand."""
-MAX_TABLE_BYTES = 2**31
-"""Most bytes in memory of a column of a Parquet file; of a column of images, of a row group."""
-_BATCH_ROWS = 2**16
+MAX_TEXT_BYTES, MAX_RECORD_BYTES, MAX_YAML_BYTES = 2**30, 2**24, 2**20
+"""Size limits for text in general, such as a list of images, for records in JSON, and for YAML,
+which is written by hand."""
+SMALL_COLUMN, MAX_GROWTH, MAX_GROUP_BYTES = 2**26, 100, 2**31
+"""A column of a Parquet file may have so many bytes in memory, or so many times those of the file,
+whichever is more; and a row group never more than the last."""
+INDEX_BYTES = 8
+"""Bytes in memory of a number, or of the place of a text."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -261,6 +263,20 @@ def parse_json(text: str) -> Any:
         raise ValueError(str(error)) from error
 
 
+def read_json(path: Path, limit: int = MAX_RECORD_BYTES) -> Any:
+    """Return the value of a JSON file.
+
+    Args:
+        path: The file, see `read_text`.
+        limit: The largest size allowed, in bytes; a value takes several times as many in memory.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is too large, or not JSON, see `parse_json`.
+    """
+    return parse_json(read_text(path, limit))
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object as a dict; Python itself would silently keep the last value of a
     repeated key."""
@@ -270,73 +286,75 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def declared_size(about: "pyarrow.parquet.FileMetaData", group: int, columns: Collection) -> int:
-    """Return how large a row group of a Parquet file is according to the file, in some columns."""
-    size = 0
-    for place in range(about.num_columns):
-        leaf = about.schema.column(place)  # a struct has one for each field
-        name = leaf.name if leaf.path == leaf.name else leaf.path.partition(".")[0]
-        if name in columns:
-            size += about.row_group(group).column(place).total_uncompressed_size
-    return size
-
-
-def read_batches(
-    file: "pyarrow.parquet.ParquetFile", column: str, groups: Collection[int] | None = None
-) -> "Iterator[pyarrow.RecordBatch]":
-    """Yield a column of a Parquet file in parts that fit into memory.
-
-    A file contains a value once, however many rows have it, so it says little about its size in
-    memory.
+def read_groups(
+    path: Path, column: str, groups: Collection[int] | None = None
+) -> "Iterator[pyarrow.ChunkedArray]":
+    """Yield a column of a Parquet file by row group, in which a text or an image is in memory once,
+    however many rows have it.
 
     Args:
-        file: The open file.
+        path: The file.
         column: The column.
         groups: The row groups; all by default.
 
     Raises:
-        ValueError: The column has more than `MAX_TABLE_BYTES`.
+        ValueError: The column is too large in memory: a row group, which is then not read, by the
+            sizes that the file gives; or all values together.
     """
-    import pyarrow
+    import pyarrow.parquet as pq
 
-    groups = range(file.num_row_groups) if groups is None else groups
-    kind = file.schema_arrow.field(column).type
-    # no value is larger than all pages, and a batch that grows takes more memory than its values;
-    # each batch of categories has all of them
-    largest = max((declared_size(file.metadata, group, [column]) for group in groups), default=0)
-    rows = min(max(MAX_TABLE_BYTES // 2 // max(largest, 1), 1), _BATCH_ROWS)
-    if pyarrow.types.is_dictionary(kind):
-        rows = max(file.metadata.num_rows, 1)
-    elif "dictionary<" in str(kind):
-        raise ValueError(f"{column}: categories within lists or structs are not supported")
-    size = 0
-    for batch in file.iter_batches(rows, row_groups=[*groups], columns=[column]):
-        size += sum(map(_written_out, batch.columns))
-        if max(size, largest) > MAX_TABLE_BYTES:
-            raise ValueError(f"{column}: more than {MAX_TABLE_BYTES:,} bytes in memory; split it")
-        yield batch
+    about, total = pq.read_metadata(path), 0
+    leaves = [about.schema.column(place) for place in range(about.num_columns)]
+    own = [n for n, leaf in enumerate(leaves) if f"{leaf.path}.".startswith(f"{column}.")]
+    limit = max(SMALL_COLUMN, MAX_GROWTH * path.stat().st_size)
+    with pq.ParquetFile(path, read_dictionary=[leaves[n].path for n in own]) as file:
+        for group in range(about.num_row_groups) if groups is None else groups:
+            declared = 0
+            for n in own:  # a struct has one for each field
+                part, width = about.row_group(group).column(n), max(leaves[n].length, INDEX_BYTES)
+                declared += part.total_uncompressed_size + width * part.num_values
+            _check_size(column, declared, min(limit, MAX_GROUP_BYTES))
+            found = file.read_row_group(group, columns=[column])[column]
+            total += sum(map(_written_out, found.chunks))
+            _check_size(column, total, limit)
+            yield found
 
 
-def _written_out(array: "pyarrow.Array") -> int:
-    """Return the bytes of an array if each row had its own value."""
-    import pyarrow
+def _check_size(column: str, size: int, limit: int) -> None:
+    """Raise `ValueError` if a column of a Parquet file is too large in memory."""
+    if size > limit:
+        raise ValueError(
+            f"{column}: {size:,} bytes in memory, but at most {limit:,} are allowed for a file of "
+            "this size; split the file, or leave out the largest values"
+        )
+
+
+def _written_out(array: Any) -> int:
+    """Return the bytes of an array from `read_groups` if each row had its own value."""
     from pyarrow.compute import call_function
 
-    if not isinstance(array, pyarrow.DictionaryArray):
-        return array.nbytes
-    lengths = call_function("binary_length", [array.dictionary]).take(array.indices)
-    return call_function("sum", [lengths]).as_py() or 0
+    if hasattr(array, "dictionary"):
+        return call_function("sum", [value_lengths(array)]).as_py() or 0
+    if hasattr(array, "flatten"):  # a list, or a struct with a part for each field
+        parts = array.flatten()
+        return sum(map(_written_out, parts if isinstance(parts, list) else [parts]))
+    return array.nbytes
 
 
-def check_memory(file: "pyarrow.parquet.ParquetFile", columns: Collection[str]) -> None:
-    """Raise `ValueError` if a column of a Parquet file is too large in memory, see `read_batches`.
-    Where that cannot be, nothing is read."""
-    about = file.metadata
+def value_lengths(array: Any) -> "pyarrow.Array":
+    """Return the length in bytes of each text or image in an array from `read_groups`."""
+    from pyarrow.compute import call_function
+
+    if not hasattr(array, "dictionary"):  # bytes of fixed length
+        return call_function("binary_length", [array])
+    return call_function("binary_length", [array.dictionary]).take(array.indices)
+
+
+def check_memory(path: Path, columns: Collection[str]) -> None:
+    """Raise `ValueError` if a column of a Parquet file is too large, see `read_groups`."""
     for column in columns:
-        sizes = [declared_size(about, group, [column]) for group in range(about.num_row_groups)]
-        if about.num_rows * max(sizes, default=0) > MAX_TABLE_BYTES:
-            for _ in read_batches(file, column):
-                pass
+        for _ in read_groups(path, column):
+            pass
 
 
 def read_table(
@@ -367,10 +385,11 @@ def read_table(
     }
     repeated = [name for name, kind in columns.items() if kind is pd.Categorical]
     try:
-        with pq.ParquetFile(path) as file:
-            check_memory(file, {*file.schema_arrow.names} - {*repeated})
+        check_memory(path, {*pq.read_schema(path).names} - {*repeated})
         table = pd.read_parquet(path, read_dictionary=repeated)
-    except (pyarrow.ArrowException, LookupError, MemoryError, TypeError) as error:
+    except (pyarrow.ArrowException, LookupError, TypeError) as error:
+        if explain_limit(error):
+            raise
         raise ValueError(f"{path.name}: cannot be read as a table ({error!r:.200})") from error
     held = {name: kind for name, kind in (optional or {}).items() if name in table}
     for name, kind in {**columns, **held}.items():

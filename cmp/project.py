@@ -1,5 +1,6 @@
 """Locate a project's folders: its own, the book's, and the one for downloads and results."""
 
+import contextlib
 import importlib.metadata
 import os
 from pathlib import Path
@@ -8,8 +9,6 @@ from cmp.errors import CmpError
 
 DISTRIBUTION = "continual-multimodal-pretraining"
 """The name of this package's distribution."""
-PROJECT_MARKERS = ("_build", "data_manifests")
-"""Folders that mark a project."""
 
 
 def shipped_folder(name: str) -> Path:
@@ -19,10 +18,10 @@ def shipped_folder(name: str) -> Path:
 
 
 def project_folder() -> Path:
-    """Return the nearest folder, from the current one upwards, with one of `PROJECT_MARKERS`.
+    """Return the nearest checkout of this project, from the current folder upwards.
 
     Returns:
-        The folder, or the current one if no folder has one.
+        The folder whose `pyproject.toml` names `DISTRIBUTION`; outside a checkout, the current one.
 
     Raises:
         CmpError: The current folder has been deleted.
@@ -32,8 +31,9 @@ def project_folder() -> Path:
     except FileNotFoundError as error:
         raise CmpError("the current folder has been deleted; change to another one") from error
     for folder in (current, *current.parents):
-        if any((folder / name).is_dir() for name in PROJECT_MARKERS):
-            return folder
+        with contextlib.suppress(OSError):
+            if f'name = "{DISTRIBUTION}"'.encode() in (folder / "pyproject.toml").read_bytes():
+                return folder
     return current
 
 

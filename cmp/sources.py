@@ -6,7 +6,7 @@ function or class counts, and what it names: those of other cells, constants, an
 object holds, such as the 2 in `functools.partial(power, 2)`, counts wherever it was made.
 
 Installed packages and compiled code count by their names. What is read while the option runs, such
-as an environment variable or a table of numbers, is not seen, and neither is a module whose name is
+as an environment variable or a table of numbers, does not count, nor does a module whose name is
 computed.
 """
 

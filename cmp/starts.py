@@ -18,7 +18,7 @@ from open_clip import factory, pretrained
 
 from cmp import files, parsing, project
 from cmp.config import STARTS, Model
-from cmp.errors import CmpError, did_you_mean, first_line
+from cmp.errors import CmpError, did_you_mean, explain_errors, explain_limit, first_line
 from cmp.registry import entry_names, load_entry
 
 HUB_PREFIXES = ("hf-hub:", "local-dir:")
@@ -34,6 +34,9 @@ MAX_LAYERS = 999
 without end."""
 TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "config.json")
 """Patterns of the files that transformers reads a tokenizer from."""
+RECORD_FILE = "stream.json"
+"""The file of a release that lists the hash of each other file."""
+RELEASE_REMEDY = "; get the release again from its source"
 RUN_PREFIX = "run:"
 """Prefix of `model.start` for the weights of a finished run; its id follows."""
 USUAL_PROMPT = "a photo of a {}"
@@ -49,7 +52,8 @@ def family_of(name: str) -> Any:
     Families are entry points of the group "cmp.models". They are modules with `NAMES`,
     `tokenizer(name)`, `base_path(name, start, seed)`, `find_base`, which takes the same arguments
     and raises an error if the base is missing or damaged, `read_weights(path)`, which returns
-    tensors by name, and perhaps `PROMPT`, see `usual_prompt`.
+    tensors by name, and perhaps `PROMPT`, see `usual_prompt`, and `LICENCE`, the hub's name of the
+    licence of the bases.
     """
     families = (load_entry("cmp.models", entry) for entry in entry_names("cmp.models"))
     return next((family for family in families if name in family.NAMES), None)
@@ -69,7 +73,7 @@ def hub_config(name: str) -> dict[str, Any]:
     """
     try:
         if folder := model_folder(name):
-            about = parsing.parse_json(parsing.read_text(folder / "open_clip_config.json"))
+            about = parsing.read_json(folder / "open_clip_config.json")
         else:
             about = _downloaded_config(name.removeprefix("hf-hub:"))
         about = {"preprocess_cfg": {}} | about
@@ -241,9 +245,9 @@ def locate_weights(name: str, start: str) -> Path:
 
     Raises:
         CmpError: There is no such file or tag, its weights belong to another model, or they cannot
-            be downloaded.
+            be downloaded; or they are a release's, and damaged.
     """
-    tag = pretrained_tag(name, start)
+    tag, location = pretrained_tag(name, start), hub_location(name, start)
     if tag:
         quick = (open_clip.get_model_config(name) or {}).get("quick_gelu", False)
         if tag.get("quick_gelu", False) != quick:
@@ -252,17 +256,16 @@ def locate_weights(name: str, start: str) -> Path:
                 f"model.name: the weights {start!r} were not trained with the GELU of {name!r}"
                 f"; use model.name={other}"
             )
-    # open_clip downloads files by URL itself, and checks their sha256
-    may_be_cached = tag.get("hf_hub") or not tag
     try:
         with quiet_logging():
-            if may_be_cached and (path := cached_weights(name, start)):
+            if path := cached_weights(name, start):
+                check_recorded(path)
                 return path
-            if tag:
-                return Path(pretrained.download_pretrained(tag))
-            if start == HUB and name.startswith("hf-hub:"):
-                return Path(pretrained.download_pretrained_from_hf(name.partition(":")[2]))
+            if tag or location:
+                return Path(pretrained.download_pretrained(tag or {"hf_hub": location}))
     except (OSError, RuntimeError, ValueError) as error:  # including those of urllib and the hub
+        if explain_limit(error):
+            raise
         reason = first_line(error)
         raise CmpError(
             f"model.start: the weights {start!r} of {name!r} are not on this machine and cannot "
@@ -285,26 +288,60 @@ def cached_weights(name: str, start: str) -> Path | None:
         name: The model.
         start: As in `locate_weights`.
     """
-    location, tag = name.partition(":")[2], pretrained_tag(name, start)
     if (run := start.removeprefix(RUN_PREFIX)) != start and run.isalnum():
         stored = project.build_folder() / "runs"
         paths = [*map(str, stored.glob(f"{run[: files.SHORT_ID]}*/{files.WEIGHTS}"))]
         if len(paths) > 1:
             raise CmpError(f"model.start: {start!r}: {len(paths)} runs; give more digits of its id")
-    elif name.startswith("local-dir:") and start == HUB:
-        paths = [factory._find_checkpoint_in_dir(Path(location))]
-    elif tag.get("hf_hub") or (is_hub(name) and start == HUB):
-        repository, _, file = tag.get("hf_hub", f"{location}/").rpartition("/")
+    elif start == HUB and (folder := model_folder(name)):
+        paths = [factory._find_checkpoint_in_dir(folder)]
+    elif location := hub_location(name, start):
+        repository, _, file = location.rpartition("/")
         file = file or pretrained.HF_WEIGHTS_NAME
         names = [*pretrained._get_safe_alternatives(file), file]
         try:
             paths = [try_to_load_from_cache(repository, file) for file in names]
         except ValueError as error:
             raise CmpError(f"model.name: {name!r:.200}: {error}") from error
-    else:  # open_clip keeps files that it downloads by URL in its own folder
-        paths = [f"~/.cache/clip/{Path(tag['url']).name}" if tag else start]
+    else:
+        paths = [start]
     candidates = (Path(path).expanduser() for path in paths if isinstance(path, str))
     return next((path for path in candidates if path.is_file()), None)
+
+
+def hub_location(name: str, start: str) -> str:
+    """Return where on the hub pretrained weights are: the repository, "/" and perhaps the file.
+
+    Args:
+        name: The model.
+        start: As in `locate_weights`.
+
+    Returns:
+        "" for weights from elsewhere.
+    """
+    if start == HUB and name.startswith("hf-hub:"):
+        return f"{name.removeprefix('hf-hub:')}/"
+    return pretrained_tag(name, start).get("hf_hub", "")
+
+
+def check_recorded(path: Path) -> None:
+    """Raise `CmpError` if a file belongs to a release, whose record is beside it or a folder above,
+    and has another hash than the record lists."""
+    for record in (folder / RECORD_FILE for folder in path.absolute().parents[:2]):
+        if not record.is_file():
+            continue
+        with explain_errors(f"{record}: cannot be read", RELEASE_REMEDY, LookupError, TypeError):
+            tree = parsing.read_json(record)
+            # a list of that name is a stream of the reference
+            digests = dict(tree["record"]["files"]) if isinstance(tree, dict) else {}
+        name = path.absolute().relative_to(record.parent).as_posix()
+        if name in digests and _digest_at(path) != digests[name]:
+            raise CmpError(
+                f"{path}: damaged: its hash differs from the one in {RECORD_FILE}{RELEASE_REMEDY}"
+            )
+
+
+_digest_at = files.cached_by_file(files.file_digest)
 
 
 def pretrained_tag(name: str, start: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import shlex
 from types import SimpleNamespace
 
-from cmp.cli import runs as cli_runs
+from cmp import config
 from cmp.runs import launch
 from lab import chapters
 
@@ -13,10 +13,10 @@ def computed_by(form, text, size, folder, source):
     if form == "command":
         words = shlex.split(text.replace("\\\n", ""))  # as a shell joins lines
         assert words[:2] == ["cmpt", "run"]
-        return cli_runs.read_config(words[2], words[3:])
+        return config.read_config(words[2], words[3:])
     if form == "YAML":
         (folder / "copied.yaml").write_text(text)
-        return cli_runs.read_config(str(folder / "copied.yaml"), [])
+        return config.read_config(str(folder / "copied.yaml"))
     given = {}
     if form == "Python":
         run = SimpleNamespace(run=lambda what, **more: given.update(config=(what, more)))

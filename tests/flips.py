@@ -140,14 +140,6 @@ def read_start(path: Path) -> str:
     return identity.start_identity(run_config)[1]["weights"] + text_of(load_file(path))
 
 
-def read_tokens(texts: tuple[str, ...]) -> str:
-    """The tokens of some texts, of which two are many."""
-    models.tokenize.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "MANY_TEXTS", 2)
-        return text_of({"tokens": models.tokenize("tiny", texts)})
-
-
 def read_checked(manifest: FileSet, root: Path) -> str:
     """The images of a set that can be used, by what is known of them, and the faults."""
     usable, damaged = checks.usable_images(collection.read_index(manifest, root))
@@ -159,11 +151,9 @@ def write_kept(place: Path) -> list[Stored]:
     folder = classes(place / "pictures", each=2)
     (folder / "oak/0.png").write_bytes(b"no picture")
     path = tar(place / "pictures.tar", [("1.png", picture(1)), ("1.txt", b"one")])
-    texts = ("a fox", "an owl")
     reads = [
         partial(read_checked, fileset(), folder),
         lambda: repr(tars.tar_samples(path)),
-        partial(read_tokens, texts),
     ]
     files, build = [], build_folder()
     for read in reads:

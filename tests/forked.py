@@ -28,7 +28,7 @@ import safetensors.torch
 from torch import nn
 
 from cmp import cli, config, files, models
-from cmp.cli import runs
+from cmp.cli import computing
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.embedded import packed
@@ -242,7 +242,7 @@ def command(
     tell: Callable[[object], None], arguments: tuple[str, ...], number: int = 0, at: int = 0
 ) -> None:
     """`cmp ARGUMENTS`; signal `number` comes in step number `at` of the run, the first being 1."""
-    watch = runs.progress_observer
+    watch = computing.progress_observer
 
     def watch_and_stop(*arguments) -> Observer:
         observer = watch(*arguments)
@@ -254,7 +254,7 @@ def command(
 
         return Observer(step, observer.task, observer.resumed)
 
-    runs.progress_observer = watch_and_stop
+    computing.progress_observer = watch_and_stop
     cli.sys.argv = ["cmp", *arguments]
     cli.main()
 

@@ -33,13 +33,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "book"), str(HERE.parent)]
 import pandas as pd  # noqa: E402
 import test_fuzz as small  # noqa: E402
 import torch  # noqa: E402
+import typer  # noqa: E402
 from pictures import classes, picture, tar, tree  # noqa: E402
 from safetensors.torch import save  # noqa: E402
 
 from cmp import cli, models  # noqa: E402
 from cmp.bench import networks  # noqa: E402
-from cmp.cli.runs import read_config  # noqa: E402
-from cmp.config import Model  # noqa: E402
+from cmp.config import Model, read_config  # noqa: E402
 from cmp.errors import CmpError  # noqa: E402
 from cmp.experiments import statistics, studies  # noqa: E402
 from cmp.project import build_folder  # noqa: E402
@@ -280,8 +280,7 @@ LEFT_OUT = ("site", "bench", "pretrain", "data build", "results verify", "stream
 def all_commands() -> dict[str, list]:
     """The parameters of every command by its words."""
     found = {}
-    for name in cli.COMMANDS:
-        command = cli.load_command(name)
+    for name, command in typer.main.get_command(cli.app).commands.items():
         for child, each in getattr(command, "commands", {None: command}).items():
             found[f"{name} {child}" if child else name] = each.params
     return {name: params for name, params in found.items() if name not in LEFT_OUT}

@@ -133,7 +133,7 @@ def stop_and_go_on() -> dict:
         noted(small(), manager=manager, stop_at=4)
     except Interrupted as stop:
         assert stop.signal == signal.SIGTERM
-        assert "everything is saved; `cmpt resume abababababab`" in str(stop)
+        assert "everything is saved; the same command" in str(stop)
     losses, weights, _ = noted(small(), manager=manager)
     assert len(losses) == 2, "it went on where it was"
     return weights

@@ -1,35 +1,52 @@
 """The command line: what a person sees, and what misuse gets."""
 
+import errno
 import inspect
 import io
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import forked
+import pyarrow
+import pyarrow.parquet as pq
 import pytest
 import torch
 import typer
 import yaml
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import cli, config, evaluation, models, starts
-from cmp.cli import comparing, runs, shared
-from cmp.cli import streams as stream_commands
+from cmp import cli, config, data, errors, evaluation, models, parsing, project, starts
+from cmp.cli import shared
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 from cmp.experiments import pretraining, statistics
-from cmp.runs import launch
+from cmp.releases import compare
+from cmp.runs import checkpoints, launch, lookup
 
 run = CliRunner().invoke
+
+
+def test_a_message_shows_only_the_ends_of_an_endless_name(capsys):
+    cli.complain(f"/here/{'long' * 1250}.yaml: no such file")
+    said = capsys.readouterr().err
+    assert said.startswith("cmpt: /here/long") and said.endswith("long.yaml: no such file\n")
+    assert len(said) < 500
+    path = "/".join(["folder"] * 80)
+    cli.complain(path)
+    assert capsys.readouterr().err == f"cmpt: {path}\n"
 
 
 def test_list_names_every_dataset_with_its_counts():
@@ -134,7 +151,7 @@ def test_misuse_is_refused_by_name(arguments, words):
 
 
 def test_eval_prints_every_dataset_by_role_and_the_aggregates(monkeypatch):
-    monkeypatch.setattr(runs, "load_data", lambda source: forked.small_corpus())
+    monkeypatch.setattr(data, "load_data", lambda source: forked.small_corpus())
     result = run(cli.app, ["eval", "tiny"])
     assert result.exit_code == 0, result.output
     first = [line.split()[0] for line in result.output.splitlines() if line.split()]
@@ -144,7 +161,7 @@ def test_eval_prints_every_dataset_by_role_and_the_aggregates(monkeypatch):
 
 
 def test_eval_names_the_base_of_a_model_of_the_book_alone(monkeypatch):
-    monkeypatch.setattr(runs, "load_data", lambda source: None)
+    monkeypatch.setattr(data, "load_data", lambda source: None)
     network = models.create_model("tiny")
     scores = evaluation.evaluate(network, "tiny", forked.small_corpus())
     monkeypatch.setattr(models, "load_model", lambda *_: network)
@@ -167,11 +184,11 @@ def test_a_wrong_choice_is_answered_with_the_choices():
 
 
 def test_eval_takes_the_start_that_a_run_takes(monkeypatch):
-    monkeypatch.setattr(runs, "load_data", lambda source: forked.small_corpus())
+    monkeypatch.setattr(data, "load_data", lambda source: forked.small_corpus())
     starts = []
     load = models.load_model
     monkeypatch.setattr(
-        runs.models, "load_model", lambda model, seed: starts.append(model) or load(model, seed)
+        models, "load_model", lambda model, seed: starts.append(model) or load(model, seed)
     )
     assert run(cli.app, ["eval", "tiny", "--start", "random"]).exit_code == 0
     assert starts == [config.Model("tiny", "random")]
@@ -189,11 +206,11 @@ COUNTED = "stream make mine --model tiny --seed 3 --counts COUNTS"
         ("eval tiny --split validation", evaluation, "evaluate", {"split": "validation"}),
         (
             "compare tiny:annealed tiny:annealed --split validation",
-            comparing, "compare_models", {"split": "validation", "arrived": None},
+            compare, "compare", {"split": "validation", "arrived": None},
         ),
         (
             "compare tiny:annealed tiny:annealed --new ''",
-            comparing, "compare_models", {"split": "test", "arrived": []},
+            compare, "compare", {"split": "test", "arrived": []},
         ),
         (
             "run quick --tensorboard boards",
@@ -213,8 +230,7 @@ def test_an_option_reaches_what_it_is_for(
         arrived.update(signature.bind(*args, **kwargs).arguments)
         raise typer.Exit
 
-    for each in (runs, comparing, stream_commands):
-        monkeypatch.setattr(each, "load_data", lambda source: None)
+    monkeypatch.setattr(data, "load_data", lambda source: None)
     # the base that --seed names need not be on this machine
     monkeypatch.setattr(models, "load_model", lambda *_: models.create_model("tiny"))
     monkeypatch.setattr(module, function, stop)
@@ -232,7 +248,7 @@ def test_a_resumed_run_has_the_threads_it_began_with_or_those_asked_for(
     begun = SimpleNamespace(run="3f2a", machine={"threads": 5}, launch={}, options={})
     begun.config = pretraining.pretraining_config("tiny", 0).to_dict()
     set_to = []
-    monkeypatch.setattr(runs, "find_unfinished", lambda prefix: begun)
+    monkeypatch.setattr(lookup, "find_unfinished", lambda prefix: begun)
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     error = run(cli.app, ["resume", "3f2a", *options]).exception
     assert set_to == [threads]
@@ -255,7 +271,7 @@ def test_peaks_out_of_range_are_refused(tmp_path, peaks):
     ],
 )
 def test_the_device_follows_from_the_model(settings, device):
-    run_config = runs.read_config(settings[0], settings[1:])
+    run_config = config.read_config(settings[0], settings[1:])
     assert starts.default_device(run_config.model.name) == device
     assert starts.default_device(run_config.model.name, "cuda:1") == "cuda:1"
 
@@ -303,22 +319,23 @@ def test_version():
     assert run(cli.app, ["--version"]).stdout.startswith("cmpt 0.")
 
 
-def test_help_and_typing_errors_do_not_wait_for_torch():
-    code = (
-        "import sys; from cmp import cli; from typer.testing import CliRunner; "
-        "print(CliRunner().invoke(cli.app, sys.argv[1:]).output, 'torch' in sys.modules)"
-    )
-    for arguments, words in ((["--help"], "Train a model on a stream"), (["rnu"], "'run'?")):
-        command = [sys.executable, "-c", code, *arguments]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-        assert words in said and said.rstrip().endswith("False")
+WITHOUT_TORCH = """import sys
+from cmp import cli
+from typer.testing import CliRunner
+for command in sys.argv[1:]:
+    said = CliRunner().invoke(cli.app, command.split()).output
+    slow = {"torch", "numpy", "pandas"} & sys.modules.keys()
+    print(command, *said.split(), "waits" if slow else "is fast", sep=" ")
+"""
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_what_help_says_of_a_command_is_what_the_command_says(name):
-    says = " ".join(run(cli.app, [name, "--help"], env={"COLUMNS": "200"}).stdout.split())
-    assert f"Usage: root {name} [OPTIONS]" in says
-    assert " ".join(cli.help_text(name).split("\n\n")[0].split()) in says
+def test_no_help_and_no_typing_error_waits_for_slow_imports():
+    wrong = {"rnu": "'run'?", "run nowhere.yaml": "", "update --dta x": "--data"}
+    commands = {f"{words} --help": f"Usage: root {words} " for words, _ in leaves()} | wrong
+    line = [sys.executable, "-c", WITHOUT_TORCH, *commands]
+    said = subprocess.run(line, capture_output=True, text=True, timeout=120).stdout.splitlines()
+    for answer, (command, words) in zip(said, commands.items(), strict=True):
+        assert answer.startswith(command) and words in answer and answer.endswith("is fast")
 
 
 @pytest.mark.parametrize("threads", ["0", "100000"])
@@ -366,6 +383,19 @@ def test_the_build_folder_is_one_wherever_a_child_starts(tmp_path, monkeypatch):
     assert (tmp_path / "mine" / "paused").exists()
 
 
+def test_only_a_checkout_of_this_project_holds_the_build_folder(tmp_path, monkeypatch):
+    """A folder `_build` may be of Sphinx, and that of the manifests anybody's."""
+    monkeypatch.delenv("CMP_BUILD", raising=False)
+    for folder in (inner := tmp_path / "checkout" / "docs", tmp_path / "_build"):
+        folder.mkdir(parents=True)
+    (tmp_path / "data_manifests").mkdir()
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "theirs"\n')
+    monkeypatch.chdir(inner)
+    assert project.build_folder() == inner / "_build"
+    shutil.copy(Path(cli.__file__).parents[2] / "pyproject.toml", inner.parent)
+    assert project.build_folder() == inner.parent / "_build"
+
+
 def test_a_disk_that_refuses_is_a_sentence(outside):
     status, _, errors = outside[TOO_LONG]
     assert status == 2 and "File name too long" in errors
@@ -384,8 +414,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 def leaves():
     """Every command, those of groups too, by its words."""
-    for name in cli.COMMANDS:
-        command = cli.load_command(name)
+    for name, command in typer.main.get_command(cli.app).commands.items():
         for child in getattr(command, "commands", {None: command}).items():
             yield (f"{name} {child[0]}" if child[0] else name), child[1]
 
@@ -410,7 +439,9 @@ def test_the_help_is_grouped_and_names_every_command_once():
     panels = [line.strip("╭─╮ ") for line in lines if line.startswith("╭")]
     assert panels == ["Options", *cli.PANELS]
     names = [line.split()[1] for line in lines if line.startswith("│ ")]
-    assert [name for name in names if not name.startswith("--")] == list(cli.COMMANDS)
+    assert [name for name in names if not name.startswith("--")] == [
+        name for panel in cli.PANELS.values() for name in panel
+    ]
 
 
 @pytest.mark.parametrize("command", NEED_A_CHECKOUT)
@@ -584,18 +615,76 @@ def test_a_run_whose_output_cannot_be_written_goes_on(fault, monkeypatch, capsys
         stream.close()  # what was buffered is gone
 
 
-@pytest.mark.defect
-def test_too_little_memory_is_no_fault(fault, monkeypatch, capsys):
-    def fail():
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nMore")
+LIMITS = [
+    (torch.OutOfMemoryError("CUDA out of memory: 20 GiB.\nMore"), "--micro-batch .*training.batch"),
+    (MemoryError(), "memory ran out .*--micro-batch .*training.batch"),
+    (pyarrow.lib.ArrowMemoryError("malloc of size 64 failed"), "ran out .malloc of size 64 failed"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "memory ran out"),
+    (ImportError("libtorch.so: failed to map segment: Cannot allocate memory"), "memory ran out"),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), "memory ran out"),
+    (RuntimeError("can't start new thread"), "no further thread .*--threads .*CMP_WORKERS"),
+    (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "no further thread or process"),
+]
+"""Errors of a machine that is too small, and what is said of them."""
 
-    monkeypatch.setattr(cli, "app", fail)
+
+@pytest.mark.defect
+@pytest.mark.parametrize(("error", "words"), LIMITS)
+def test_a_limit_of_the_machine_is_no_fault(fault, monkeypatch, capsys, error, words):
+    monkeypatch.setattr(cli, "app", Mock(side_effect=error))
     with pytest.raises(SystemExit) as end:
         cli.main()
     said = capsys.readouterr().err
     assert end.value.code == 2 and len(said.splitlines()) == 1
-    assert "--micro-batch" in said and "training.batch" in said and "20 GiB" in said
-    assert not [*fault.iterdir()]
+    assert re.search(words, said) and not [*fault.iterdir()]
+
+
+@pytest.mark.parametrize(("error", "words"), LIMITS[1:])
+def test_a_limit_of_the_machine_is_no_damage(tmp_path, monkeypatch, error, words):
+    fail, path = Mock(side_effect=error), tmp_path / "a.safetensors"
+    save_file({"x": torch.zeros(1)}, path)
+    with (
+        pytest.raises(CmpError, match=rf"^a: .*{words}"),
+        errors.explain_errors("a", "; repair it"),
+    ):
+        fail()
+    monkeypatch.setattr(pq, "read_schema", fail)
+    with pytest.raises(type(error)):
+        parsing.read_table(path, {})
+    monkeypatch.setattr(models, "safe_open", fail)
+    with pytest.raises(type(error)):
+        models.load_from_file("tiny", path)
+
+
+def test_a_checkpoint_that_memory_does_not_hold_is_not_damaged(tmp_path, monkeypatch):
+    """A damaged one is passed over, and deleted with the next."""
+    refuse = Mock(side_effect=SafetensorError("Cannot allocate memory (os error 12)"))
+    monkeypatch.setattr(checkpoints, "safe_open", refuse)
+    (tmp_path / "a").touch()
+    with pytest.raises(CmpError, match="memory ran out") as refusal:
+        checkpoints.read_progress(tmp_path / "a")
+    assert not isinstance(refusal.value, checkpoints.Damaged)
+
+
+def test_a_warning_is_told_once(fault, monkeypatch, capsys):
+    say = lambda words: warnings.warn(words, stacklevel=1)  # noqa: E731
+    monkeypatch.setattr(cli, "app", lambda: [say(words) for words in ("same", "same", "other")])
+    with pytest.raises(SystemExit), warnings.catch_warnings(action="always"):
+        cli.main()
+    assert capsys.readouterr().err.splitlines() == ["cmpt: same", "cmpt: other"]
+
+
+def test_debugging_shows_where_the_machine_failed(fault, monkeypatch):
+    def fail(error):
+        raise error
+
+    monkeypatch.setenv("CMP_DEBUG", "1")
+    monkeypatch.setattr(cli, "app", lambda: fail(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        cli.main()
+    monkeypatch.setattr(cli, "app", lambda: fail(CmpError("a mistake")))
+    with pytest.raises(SystemExit):
+        cli.main()
 
 
 def test_what_breaks_a_command_off_is_no_fault(fault, monkeypatch):

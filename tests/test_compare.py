@@ -24,7 +24,7 @@ from cmp import cli, evaluation, models
 from cmp.errors import CmpError
 from cmp.evaluation import EncodedSets, ScoredSet
 from cmp.project import build_folder
-from cmp.releases import candidates, gate, intervals, report
+from cmp.releases import gate, intervals, report
 from cmp.releases.candidates import find_candidate
 from cmp.releases.compare import (
     NAMING,
@@ -238,35 +238,29 @@ def test_the_map_is_never_fitted_on_scored_pictures(few, encoded_rows, monkeypat
     assert others and split not in others and splits[:50] == [split] * 50
 
 
-def test_one_model_is_in_memory_at_a_time(few, monkeypatch):
-    """One network is gone before the other one is loaded."""
-    import weakref
-
-    alive = []
-
-    def load(seed):
-        assert not any(reference() for reference in alive)
-        network = models.load_model(cmp.RunConfig().model, seed)
-        alive.append(weakref.ref(network))
-        return network
-
-    pair = [candidates.Candidate(f"{n}", "small", lambda n=n: load(n)) for n in (0, 1)]
+def test_each_model_is_created_once(few, monkeypatch):
+    created, create = [], models.create_fused_model
+    monkeypatch.setattr(
+        models, "create_fused_model", lambda *given: created.append(given[0]) or create(*given)
+    )
     monkeypatch.setattr("cmp.releases.compare.FIT_PICTURES", 0)
-    compare(*pair, few, subset=4)
-    assert len(alive) == 2
+    compare("small", "small:unannealed", few, subset=4)
+    assert created == ["small", "small"]
 
 
-def test_a_new_model_that_cannot_be_compared_is_refused_before_the_old_is_encoded(
+def test_a_model_that_cannot_be_compared_is_refused_before_any_is_encoded(
     few, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(evaluation, "image_features", None)
     path = tmp_path / "other.safetensors"
     models.export_weights(base()[1], path)
-    with pytest.raises(CmpError, match="the weights belong to another architecture"):
-        compare("small", f"tiny:{path}", few)
-    larger = forked.clip_folder(tmp_path / "larger", 0, side=64)
-    with pytest.raises(CmpError, match="takes images of 64 pixels, but the data have 32"):
-        compare("small", str(larger), few, device="cpu")
+    for pair in (("small", f"tiny:{path}"), (f"tiny:{path}", "small")):
+        with pytest.raises(CmpError, match="the weights belong to another architecture"):
+            compare(*pair, few)
+    larger = str(forked.clip_folder(tmp_path / "larger", 0, side=64))
+    for pair in (("small", larger), (larger, "small")):
+        with pytest.raises(CmpError, match="takes images of 64 pixels, but the data have 32"):
+            compare(*pair, few, device="cpu")
 
 
 # the index

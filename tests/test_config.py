@@ -11,6 +11,7 @@ from cmp import cli, config
 from cmp.errors import CmpError
 from cmp.experiments.pretraining import PRETRAINING
 from cmp.parsing import read_yaml
+from cmp.runs import launch
 
 run = CliRunner().invoke
 
@@ -77,6 +78,12 @@ def test_what_is_set_by_name_has_its_say_over_a_recipe():
         ("stream=random", "stream is a section; set stream.order=random"),
         ("sched.peak=0.1", "sched: unknown key; did you mean 'schedule.peak'?"),
         ("recipe=foo", "'foo': unknown; the recipes are: default"),
+        ("methods=lora", "did you mean 'method.name'?"),
+        ("lr=0.1", "did you mean 'schedule.peak'?"),
+        ("batch_size=64", "did you mean 'training.batch'?"),
+        ("merge=ties", "did you mean 'merging.policy' or 'merging.rule'?"),
+        ("seeds.dat=1", "did you mean 'seeds.data'?"),
+        ("sed=1", "did you mean 'seed'?"),
     ],
 )
 def test_a_wrong_assignment_is_answered_with_the_right_one(assignment, words):
@@ -115,6 +122,15 @@ def test_a_recipe_stands_between_a_profile_and_what_is_asked_for():
 def test_one_seed_sets_all_and_each_can_be_set_alone():
     seeds = config.parse({"seed": 3, "seeds": {"stream": 5}}).seeds
     assert seeds == config.Seeds(stream=5, init=3, data=3, augment=3)
+
+
+def test_a_seed_of_a_command_or_a_call_sets_the_seeds_of_a_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("seeds: {stream: 5, init: 6}")
+    seeds = config.read_config(str(path), ["seeds.data=7", "seed=3"]).seeds
+    assert seeds == config.Seeds(stream=3, init=3, data=7, augment=3)
+    seeds = launch.from_keywords(str(path), {"seeds": {"data": 7}, "seed": 3}).seeds
+    assert seeds == config.Seeds(stream=3, init=3, data=7, augment=3)
 
 
 def test_a_round_trip_keeps_what_it_changes():

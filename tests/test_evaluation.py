@@ -77,6 +77,13 @@ def test_blocks_do_not_change_hits(monkeypatch):
         np.testing.assert_array_equal(a, b)
 
 
+def test_blocks_do_not_change_the_names_that_images_are_given(corpus, monkeypatch):
+    encoded = evaluation.encode(models.create_model("tiny", 0), "tiny", corpus, "test", 50, "fp32")
+    whole = evaluation.score(corpus, encoded).hits
+    monkeypatch.setattr(evaluation, "SIMILARITIES", 1000)
+    pd.testing.assert_frame_equal(whole, evaluation.score(corpus, encoded).hits)
+
+
 def hits(dataset, group, hit):
     weight = np.full(len(hit), 1 / len(hit))
     return pd.DataFrame({"dataset": dataset, "group": group, "hit": hit, "weight": weight})

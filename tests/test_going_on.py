@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import tomllib
 import warnings
 from pathlib import Path
 from signal import SIGTERM
@@ -15,15 +16,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from tqdm import tqdm
 from typer.testing import CliRunner
 
 from cmp import budgets, cli, config, evaluation, models, starts
-from cmp.cli import runs
+from cmp.cli import computing
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.experiments import hub, results
 from cmp.files import SHORT_ID, listed_file
+from cmp.project import project_folder
+from cmp.releases import card
 from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.launch import from_keywords, resolve_run
 from cmp.runs.lookup import unfinished_runs
@@ -250,10 +254,44 @@ def test_an_export_names_the_package_of_its_model(build, monkeypatch):
     monkeypatch.setattr(starts.family_of("small"), "__name__", "theirs.networks")
     said = invoke(cli.app, ["export", "small:annealed", "-o", str(build / "x.safetensors")]).output
     assert "import theirs.networks first, so that open_clip knows this model" in said
-    card = hub.model_card(
-        stored(config.parse({"stream": {"tasks": 1}}), 1), forked.small_corpus(), "folder"
-    )
-    assert "from theirs.networks import tokenizer as own_tokenizer" in card
+    run = stored(config.parse({"stream": {"tasks": 1}}), 1)
+    text = hub.model_card(run, forked.small_corpus())
+    assert "from theirs.networks import tokenizer as own_tokenizer" in text
+
+
+def test_a_card_says_which_distribution_it_needs_and_whose_weights_are_its_base():
+    """And a release's says the same, where the package `cmp` of PyPI is somebody else's."""
+    project = tomllib.loads((project_folder() / "pyproject.toml").read_text())["project"]
+    corpus = forked.small_corpus()
+    run = stored(config.parse({"stream": {"tasks": 1}, "seeds": {"init": 3}}), 1)
+    text = hub.model_card(run, corpus)
+    about = yaml.safe_load(text.split("---\n")[1])
+    assert about["license"] == project["license"].lower()
+    assert about["base_model"] == "small-s3-annealed" and about["library_name"] == "open_clip"
+    for each in (text, card.CARD["release"], card.snippet("small", corpus)):
+        assert project["name"] in each and "`pip install .`" in each
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "base"),
+    [
+        ("ViT-B-16", "laion2b_s34b_b88k", "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"),
+        ("ViT-B-16-quickgelu", "openai", "timm/vit_base_patch16_clip_224.openai"),
+        ("hf-hub:org/net", "hub", "org/net"),
+        ("small", "random", None),
+        ("small", "ours.safetensors", None),
+    ],
+)
+def test_a_card_invents_neither_a_licence_nor_a_base(name, start, base, monkeypatch):
+    run_config = config.parse({"model": {"name": name, "start": start}})
+    provenance = dict.fromkeys(("device", "torch", "open_clip"), "-")
+    monkeypatch.setattr(starts, "hub_config", lambda name: {"model_cfg": {}})  # not to be fetched
+    monkeypatch.setitem(card.CARD, "run", "{head}---{licence}")
+    text = card.fill_card("run", run_config, forked.small_corpus(), provenance)
+    head, said = text.split("---")
+    about = yaml.safe_load(head)
+    assert about.get("base_model") == base and "license" not in about
+    assert "No licence is known for the weights that training started from" in said
 
 
 def stored(run_config, tasks):
@@ -282,7 +320,7 @@ def test_a_model_card_says_how_many_steps_were_computed(setting, done, words):
         words = f"2 updates of {min(first, second)} to {max(first, second)} steps"
         assert first != second
     run = stored(run_config, done)
-    assert words in " ".join(hub.model_card(run, corpus, "folder").split())
+    assert words in " ".join(hub.model_card(run, corpus).split())
 
 
 def test_a_run_none_of_whose_tasks_is_finished_exports_nothing(build):
@@ -312,7 +350,7 @@ def test_an_id_that_a_stored_and_an_unfinished_run_begin_with_is_refused(build):
 def test_a_resumed_run_takes_over_how_it_was_begun_and_says_so(build, monkeypatch, size):
     with monkeypatch.context() as patch:
         patch.setenv("CMP_WORKERS", "0")
-        patch.setattr(runs, "progress_observer", lambda *_: Observer(step=stop_at_second))
+        patch.setattr(computing, "progress_observer", lambda *_: Observer(step=stop_at_second))
         settings = [*QUICK, "--micro-batch", "2", "--keep-weights"]
         with pytest.raises(Interrupted):
             invoke(cli.app, ["run", "quick", *settings])
@@ -353,7 +391,7 @@ def test_a_process_that_is_not_the_first_resumes_too_and_prints_nothing(build, m
     monkeypatch.setattr(processes, "local_slice", lambda count: slice(0, count))
     monkeypatch.setattr(checkpoints, "latest", lambda manager: saved[1])
     capsys.readouterr()
-    runs.compute_run(resolve_run(run_config), "cpu", ExecutionConfig(), True, None)
+    computing.compute_run(resolve_run(run_config), "cpu", ExecutionConfig(), True, None)
     assert capsys.readouterr() == ("", "")
 
 
@@ -422,10 +460,10 @@ def test_a_dry_run_counts_what_there_is_and_ends_with_1_where_nothing_could_star
 
 def test_progress_is_told_in_pictures_per_second(build):
     bar = tqdm(total=40, file=io.StringIO())
-    observer = runs.progress_observer(bar)
+    observer = computing.progress_observer(bar)
     result = StepResult(torch.tensor(1.5), torch.tensor(1.0), 1e-3, samples=64)
     for step in (0, 20):  # a loss is shown when the next is there
         observer.step(0, step, result, torch.nn.Identity())
     assert re.fullmatch(r"[\d,]+ images/s, loss 1\.500", bar.postfix)
     silent = tqdm(total=40, disable=True)
-    runs.progress_observer(silent).step(0, 0, result, torch.nn.Identity())
+    computing.progress_observer(silent).step(0, 0, result, torch.nn.Identity())

@@ -21,7 +21,7 @@ from forked import TIMEOUT, Child, await_true
 from pictures import picture, tree
 
 from cmp import config
-from cmp.cli import runs
+from cmp.cli import computing
 from cmp.project import project_folder
 from cmp.releases import release
 from cmp.runs import checkpoints, store
@@ -165,7 +165,7 @@ def command_of_a_group(tell, sent, *arguments):
         if step == 2:
             await_true(sent.exists, "asked to stop")
 
-    runs.progress_observer = lambda *_: Observer(step)
+    computing.progress_observer = lambda *_: Observer(step)
     forked.command(tell, arguments)
 
 

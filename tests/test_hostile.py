@@ -4,13 +4,18 @@ import dataclasses
 import io
 import json
 import math
+import multiprocessing
 import os
+import re
+import resource
 import shutil
+import sys
 import tarfile
 import time
 from types import SimpleNamespace
 
 import months
+import numpy as np
 import open_clip
 import pandas as pd
 import pyarrow as pa
@@ -30,6 +35,7 @@ from cmp.files import atomic_folder, check_digest, file_digest
 from cmp.parsing import parse_yaml
 from cmp.readers import collection, folders, infer, tables, tars
 from cmp.releases import (
+    candidates,
     card,
     compare,
     exports,
@@ -109,6 +115,34 @@ def test_an_update_goes_on_from_a_release_of_links(releases, plan_from, root, tm
     (made.folder / "gone").symlink_to("nowhere")
     with pytest.raises(FileNotFoundError):
         release.write_record(made.folder, made.record)
+
+
+@pytest.mark.parametrize("name", [release.WEIGHTS_FILE, release.START_FILE])
+def test_weights_of_a_release_are_checked_where_they_are_named_as_a_file(releases, tmp_path, name):
+    path = shutil.copytree(releases / "2", tmp_path / "r") / name
+    before = candidates.find_candidate(f"tiny:{path}").network.state_dict()
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1  # the last bits of a number
+    path.write_bytes(content)
+    with pytest.raises(CmpError, match=rf"{name}: damaged: its hash .* stream\.json; get the rel"):
+        candidates.find_candidate(f"tiny:{path}")
+    away = path.rename(tmp_path / "own.safetensors")  # without the record that says otherwise
+    after = candidates.find_candidate(f"tiny:{away}").network.state_dict()
+    assert [*after] == [*before]
+    record, path = tmp_path / "r" / release.RECORD_FILE, away.rename(path)
+    record.write_text("{}")
+    with pytest.raises(CmpError, match=r"stream\.json: cannot be read"):
+        candidates.find_candidate(f"tiny:{path}")
+    record.write_text('["oak+++leaf"]')  # a stream of the reference
+    candidates.find_candidate(f"tiny:{path}")
+
+
+def test_a_record_of_a_gigabyte_is_not_read(releases, tmp_path):
+    folder = shutil.copytree(releases / "1", tmp_path / "r")
+    os.truncate(folder / release.RECORD_FILE, 2**30)
+    for read in (release.read_release, lambda x: starts.check_recorded(x / release.WEIGHTS_FILE)):
+        with pytest.raises(CmpError, match=r"stream\.json: cannot be read \(not a .* at most 16,"):
+            read(folder)
 
 
 def test_the_state_of_a_release_is_no_other_file(releases, tmp_path):
@@ -620,17 +654,61 @@ def test_a_table_that_is_small_on_disk_and_large_in_memory_is_refused(tmp_path, 
     dataset = fileset("parquet", name="x", reader=reader)
     size = sum(map(len, (picture(n) for n in range(4))))
     # a column that is not read does not count
-    monkeypatch.setattr(parsing, "MAX_TABLE_BYTES", size + 1000)
+    monkeypatch.setattr(parsing, "MAX_GROUP_BYTES", size + 1000)
     assert len(collection.read_index(dataset, tmp_path).table) == 4
-    monkeypatch.setattr(parsing, "MAX_TABLE_BYTES", size - 1)
-    with pytest.raises(
-        CmpError, match=r"t\.parquet: cannot be read .*image: .* in memory; split it"
-    ):
+    monkeypatch.setattr(parsing, "MAX_GROUP_BYTES", size - 1)
+    with pytest.raises(CmpError, match=r"t\.parquet: cannot be read .*image: .* in memory.*split "):
         collection.read_index(dataset, tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(tables, "MAX_ROWS", 3)
     with pytest.raises(CmpError, match=r"t\.parquet: has 4 rows, but at most 3"):
         collection.read_index(dataset, tmp_path)
+
+
+def read_limited(dataset, root, answer):
+    """Read a dataset in a process that may use ten seconds of processor time."""
+    resource.setrlimit(resource.RLIMIT_CPU, (10, 10))
+    peaks = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+    began, words = time.process_time(), ""
+    try:
+        collection.read_index(dataset, root)
+    except CmpError as error:
+        words = str(error)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    answer.send((words, time.process_time() - began, (peaks[1] - peaks[0]) * 1024))
+
+
+@pytest.mark.parametrize(
+    ("column", "rows", "value", "words"),
+    [
+        ("image", 5_000_000, "a/b.png", "has 5,000,000 rows, .* at most 1,000,000 .*; split it"),
+        ("image", 900_000, "a/b.png", "900,000 rows have the image 'a/b.png', .* at most 1,000 "),
+        ("caption", 100, "x" * 10**7, "caption: 1,000,000,000 bytes in memory, .*; split the"),
+        ("image", 15, bytes(10**8), "image: 100,.* bytes in memory, .*; split the file"),
+        ("image", 9, bytes(5 * 10**7), "image: 450,000,000 bytes in memory, .*; split the file"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="a peak of memory is in kilobytes")
+def test_a_table_made_to_be_large_is_refused_at_once(tmp_path, column, rows, value, words):
+    once = {"image": "a.png", "caption": "x", column: value}
+    table = {
+        name: pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), [each])
+        for name, each in once.items()
+    }
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table(table), path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 50_000
+    dataset = fileset("parquet", name="x", reader={"path": "t.parquet"} | {x: x for x in once})
+    mine, answer = multiprocessing.Pipe()
+    child = multiprocessing.get_context("fork").Process(
+        target=read_limited, args=(dataset, tmp_path, answer)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    said, seconds, taken = mine.recv()
+    assert re.search(rf"t\.parquet: .*{words}", said)
+    assert seconds < 2 and taken < 300e6
 
 
 @pytest.mark.parametrize(
@@ -650,14 +728,13 @@ def test_a_value_that_a_table_holds_once_counts_in_each_row(tmp_path, monkeypatc
         lists = pa.ListArray.from_arrays(range(100), table["label"].combine_chunks())
         table = table.set_column(1, "caption", lists).set_column(0, "label", pa.array(["oak"] * 99))
     pq.write_table(table, tmp_path / "t.parquet")
-    monkeypatch.setattr(parsing, "MAX_TABLE_BYTES", 200_000)
+    monkeypatch.setattr(parsing, "SMALL_COLUMN", 200_000)
+    monkeypatch.setattr(parsing, "MAX_GROWTH", 10)
     dataset = fileset(
         "parquet", name="x", reader={"path": "t.parquet"} | {key: key for key in once}
     )
     assert (tmp_path / "t.parquet").stat().st_size < 20_000
-    with pytest.raises(
-        CmpError, match=r"t\.parquet: cannot be read .*(200,000 bytes|within lists)"
-    ):
+    with pytest.raises(CmpError, match=r"t\.parquet: cannot be read .*at most 200,000"):
         collection.read_index(dataset, tmp_path)
 
 
@@ -665,9 +742,9 @@ def test_the_tables_of_a_release_are_not_larger_in_memory_than_allowed(releases,
     made = release.read_release(releases / "2")
     before = made.ledger()
     largest = max(x.nbytes for x in pq.read_table(made.path(release.LEDGER_FILE)).columns)
-    monkeypatch.setattr(parsing, "MAX_TABLE_BYTES", 2 * largest)
+    monkeypatch.setattr(parsing, "MAX_GROUP_BYTES", 2 * largest)
     assert made.ledger().digest() == before.digest()
-    monkeypatch.setattr(parsing, "MAX_TABLE_BYTES", largest // 2)
+    monkeypatch.setattr(parsing, "MAX_GROUP_BYTES", largest // 2)
     with pytest.raises(CmpError, match=r"pictures\.parquet: cannot be read .* in memory"):
         made.ledger()
 

@@ -16,7 +16,7 @@ from forked import small_config, small_corpus
 from typer.testing import CliRunner
 
 from cmp import budgets, cli
-from cmp.cli import runs
+from cmp.cli import computing
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.registry import register
@@ -62,14 +62,23 @@ def test_a_run_leaves_a_line_for_each_step_and_evaluation(build):
     assert store.stored_ids() == [run.id[:12]]
 
 
+def test_a_ruined_run_is_called_so_where_it_is_printed(build, capsys):
+    for peak, is_ruined in ((1e-4, False), (3, True)):
+        run = launch.run_one(
+            small_config(*RUN, f"schedule.peak={peak}", "training.task_steps=[1, 1, 12]")
+        )
+        computing.print_run(run)
+        assert ("may be ruined" in capsys.readouterr().out) == is_ruined
+
+
 def test_a_progress_bar_waits_for_no_step(monkeypatch):
     """Each loss that it shows is asked for twenty steps later, when a card has long had it."""
     waited, shown = [], []
     copy_later = lambda x: lambda: waited.append(x.item()) or x  # noqa: E731
-    monkeypatch.setattr(runs, "copy_to_host", copy_later)
+    monkeypatch.setattr(computing, "copy_to_host", copy_later)
     bar = SimpleNamespace(update=lambda: None, set_postfix_str=shown.append, disable=False)
     bar.format_dict = {"rate": 2.0}
-    observer = runs.progress_observer(bar)
+    observer = computing.progress_observer(bar)
     for step in range(41):
         result = StepResult(torch.tensor(float(step)), torch.tensor(1.0), 1e-3, samples=8)
         observer.step(0, step, result, torch.nn.Identity())
@@ -117,6 +126,23 @@ def test_a_run_that_goes_on_logs_no_step_twice(build, monkeypatch, stop, interva
     table = logs.read_log(run.id)
     assert every_step(table)
     assert list(table["done"].dropna()) == [0, 1, 2, 3]
+
+
+def test_a_checkpoint_comes_after_the_lines_of_its_steps(build, monkeypatch):
+    """A kill right behind a checkpoint loses no line, as the run goes on after these steps."""
+    run_config, write, lines = small_config(*RUN), checkpoints.write_checkpoint, []
+
+    def write_and_look(state, folder):
+        kept = logs.read_log(state.progress.run)
+        lines.append((state.progress.task * STEPS + state.progress.step, kept.get("loss", [])))
+        return write(state, folder)
+
+    make = functools.partial(checkpoints.CheckpointManager, interval=0.0)
+    monkeypatch.setattr(launch, "CheckpointManager", make)
+    monkeypatch.setattr(checkpoints, "write_checkpoint", write_and_look)
+    launch.run_one(run_config)
+    assert [done for done, _ in lines] == [*range(TASKS * STEPS + 1)]
+    assert all(pd.Series(losses, dtype=float).count() == done for done, losses in lines)
 
 
 def test_a_log_can_be_read_while_it_is_written(build):

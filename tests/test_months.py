@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import json
+import math
 import re
 import shutil
 import signal
@@ -24,9 +25,9 @@ from PIL import Image
 from tqdm import tqdm
 from typer.testing import CliRunner
 
-from cmp import __version__, cli, config, evaluation, models, starts
+from cmp import __version__, cli, config, evaluation, files, models, starts
 from cmp.errors import CmpError, Diverged, Interrupted
-from cmp.files import file_digest
+from cmp.files import PARTIAL_PREFIX, file_digest
 from cmp.parsing import read_yaml
 from cmp.readers import checks
 from cmp.releases import (
@@ -212,11 +213,9 @@ def test_a_note_on_the_pictures_of_two_releases_is_printed_only_with_them(
     made, later, root, tmp_path, monkeypatch, data
 ):
     """What is scored, in both directions, and what only the other release tests."""
-    monkeypatch.setattr("cmp.cli.comparing.load_data", lambda source: source)
+    monkeypatch.setattr("cmp.data.load_data", lambda source: source)
     seen = []
-    monkeypatch.setattr(
-        "cmp.cli.comparing.compare_models", lambda *given, **others: seen.append(given[2])
-    )
+    monkeypatch.setattr(compare, "compare", lambda *given, **others: seen.append(given[2]))
     monkeypatch.setattr("cmp.cli.comparing.print_comparison", lambda comparison: None)
     also = "also tested on the images of later updates"
     steps = (made.folder, f"local-dir:{later.folder}", "before"), (later.folder, made.folder, "now")
@@ -507,6 +506,40 @@ def test_the_command_says_what_to_do_about_a_peak_and_repeats_nothing(made, root
     assert f"already there: {out}" in done.stdout and "written" not in done.stdout
     done = invoke(*month, "schedule.peak=0.001", "--dry-run")
     assert "cmpt tune" not in done.stdout
+
+
+def test_a_ruined_model_is_called_so_in_output_card_and_report(made, root, tmp_path):
+    """At such a peak, the model ends up guessing."""
+    out = tmp_path / "releases" / "2"
+    month = ("update", made.folder, "--data", root / "y-month", "-o", out)
+    done = invoke(*month, "training.task_steps=[12]", "schedule.peak=3")
+    assert done.exit_code == 0
+    words = "The model may be ruined or untrained: its last losses are 2."
+    for said in (done.stdout, *((out / x).read_text() for x in ("README.md", "report.html"))):
+        assert said.count(words) == 1
+    done = invoke(*month[:-1], out.with_name("3"), *ONE_STEP)  # too few to tell
+    assert done.exit_code == 0 and words not in done.stdout
+
+
+def test_a_sign_of_ruin_is_the_loss_of_guessing_or_half_of_a_zs_lost_at_once(tmp_path):
+    log = tmp_path / "log.jsonl"
+
+    def said(*losses, scores=(60.0, 50.0, 40.0, 19.0), images=(8,) * 4):
+        lines = [{"task": 0, "step": n, "loss": loss} for n, loss in enumerate(losses)]
+        log.write_text("\n".join(map(json.dumps, [*lines, {"done": 1}])))
+        rows = [("kept", "eval", x, images[n], n, "subset") for n, x in enumerate(scores)]
+        rows += [("kept", "eval", 60.0, 9, 0, "full"), ("kept", "eval", 19.0, 9, 3, "full")]
+        names = ["dataset", "role", "score", "images", "task", "scope"]
+        return sentences.describe_ruin(pd.DataFrame(rows, columns=names), log, batch=64)
+
+    guess = math.log(64)
+    assert said(*[9.0] * 20, *[guess - 0.7] * 10, scores=(60.0, 31.0, 20.0)) == ""  # two names
+    assert "its last losses are 4.16, and those of guessing 4.16; compare" in said(
+        1.0, *[guess] * 10, scores=(60.0, 59.0)
+    )
+    assert said(*[guess] * 9, scores=(60.0, 59.0)) == ""  # too few to tell
+    assert "untrained: A_ZS fell from 40.0 to 19.0 in update 3; compare" in said(1.0)
+    assert said(1.0, images=(8, 8, 8, 7)) == ""  # other images
 
 
 def test_a_release_is_found_and_written_in_the_home_folder(made, root, monkeypatch):
@@ -1250,11 +1283,11 @@ def test_a_release_is_never_changed(made, root, tmp_path):
 def test_opening_a_release_reads_each_file_once(made, root, monkeypatch):
     read = []
 
-    def counted(path):
+    def counted(path, *how):
         read.append(path)
-        return file_digest(path)
+        return open(path, *how)
 
-    monkeypatch.setattr(release, "file_digest", counted)
+    monkeypatch.setattr(files, "open", counted, raising=False)
     plan = plan_second(made, root)
     plan.parent.state()
     plan.parent.path(release.START_FILE)
@@ -1439,6 +1472,14 @@ def test_after_a_kill_behind_the_release_the_same_command_deletes_the_checkpoint
     assert not left.exists()
 
 
+def test_the_same_command_deletes_what_a_kill_at_the_end_of_a_release_left(made, root):
+    left = made.folder.parent / f"{PARTIAL_PREFIX}left"
+    (left / "previous").mkdir(parents=True)
+    plan = months.plan_first(root, "evaluation.subset=null")
+    assert update.compute_update(plan, made.folder).record == made.record
+    assert not left.exists()
+
+
 @pytest.mark.defect
 def test_a_log_that_is_written_further_does_not_damage_the_release(root, tmp_path, monkeypatch):
     """After a kill right behind the release, which is then moved, the same command goes on."""
@@ -1483,7 +1524,7 @@ def test_tuning_that_was_stopped_goes_on(made, root, tmp_path, monkeypatch):
         )
     monkeypatch.setattr(tuning, "MOST_PEAKS", 1)
     monkeypatch.setattr(
-        "cmp.cli.updates.progress_observer", lambda bar: Observer(resumed=resumed.append)
+        "cmp.cli.computing.progress_observer", lambda bar: Observer(resumed=resumed.append)
     )
     given = ("--data", root / "y-month", "--peaks", "0.001", "-o", tmp_path / "tuned.yaml")
     done = invoke("tune", made.folder, *given)

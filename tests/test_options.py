@@ -13,7 +13,6 @@ import torch
 from typer.testing import CliRunner
 
 from cmp import cli, config, mixtures, models, parsing, registry
-from cmp.cli import runs
 from cmp.errors import CmpError
 from cmp.runs.runner import Observer, execute
 from cmp.training import make_train_state, train_task
@@ -68,7 +67,7 @@ def describer(kind, name):
 @pytest.mark.parametrize("settings", options.SETTINGS, ids=" ".join)
 def test_every_choice_can_be_made_from_a_shell(settings):
     usual = [f"schedule.name={config.Schedule().name}", "stream.tasks=2"]  # which fit all of them
-    made = dict(config.flat_keys(runs.read_config("quick", [*usual, *settings]).to_dict()))
+    made = dict(config.flat_keys(config.read_config("quick", [*usual, *settings]).to_dict()))
     for key, _, value in (setting.partition("=") for setting in settings):
         assert json.loads(json.dumps(made[key])) == parsing.parse_yaml(f"it: {value}")["it"]
 

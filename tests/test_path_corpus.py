@@ -21,7 +21,7 @@ from pictures import tar
 from pydantic import ValidationError
 
 from cmp import config, files, models, starts
-from cmp.cli.runs import read_config
+from cmp.config import read_config
 from cmp.embedded import packages, sheets
 from cmp.embedded.manifest import Dataset, Package, embedded_manifests, select_datasets
 from cmp.embedded.models import WEIGHTS

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import signal
 
 import forked
 import pytest
@@ -11,7 +12,6 @@ from tqdm import tqdm
 from typer.testing import CliRunner
 
 from cmp import budgets, cli, config, evaluation, models
-from cmp.cli import tools
 from cmp.config import Model
 from cmp.embedded import models as embedded_models
 from cmp.embedded.packed import load_embedded
@@ -214,7 +214,7 @@ def test_a_pretraining_that_goes_on_publishes_no_other_run_s_weights(tmp_path, c
     def stop(task, step, *_):
         seen.append(step)
         if step == 6:  # the un-annealed base is that of six steps
-            raise Interrupted("here", 15)
+            signal.raise_signal(signal.SIGINT)
 
     def pretrain(*settings, observer=NO_OBSERVER, folder=folder):
         settings = (*SHORT, "evaluation.subset=1", "evaluation.full=false", *settings)
@@ -225,7 +225,7 @@ def test_a_pretraining_that_goes_on_publishes_no_other_run_s_weights(tmp_path, c
     whole = pretrain(folder=tmp_path / "whole")
     make = functools.partial(CheckpointManager, interval=0.0)
     monkeypatch.setattr(pretraining, "CheckpointManager", make)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match="saved; the same command continues"):
         pretrain(observer=Observer(step=stop))
     other = pretrain("training.steps=4")
     assert other.keys() == whole.keys() and not {*other.values()} & {*whole.values()}
@@ -258,7 +258,7 @@ def test_the_bases_are_those_of_the_steps_that_are_computed(
     assert len(seen) == budgets.total_steps(run_config) == steps[0]
     monkeypatch.setattr(pretraining, "pretrain", lambda *_: {})
     bars = []
-    monkeypatch.setattr(tools, "tqdm", lambda **about: bars.append(about) or tqdm(disable=True))
+    monkeypatch.setattr("tqdm.tqdm", lambda **about: bars.append(about) or tqdm(disable=True))
     done = CliRunner().invoke(cli.app, ["pretrain", "tiny-half", *settings])
     assert done.exit_code == 0 and [bar["total"] for bar in bars] == [steps[0]], done.output
 

@@ -10,9 +10,11 @@ import time
 
 import nbformat
 import pytest
+from typer.testing import CliRunner
 
+from cmp import cli
 from cmp.errors import CmpError
-from lab import chapters, reader
+from lab import chapters, explorers, reader
 
 WORDS = "print('from the book')"
 
@@ -177,6 +179,25 @@ def test_a_damaged_copy_is_set_aside_and_a_missing_one_is_named(copies):
 
 @pytest.mark.defect
 @pytest.mark.long
+def test_lab_fetches_what_explorers_need_or_says_how_to_get_it(copies, monkeypatch):
+    """Without a network, the copies are made all the same."""
+    asked = []
+
+    def refuse(command, **_):
+        asked.append(command)
+        raise OSError("no network")
+
+    monkeypatch.setattr(explorers, "script", explorers.script.__wrapped__)  # not cached
+    monkeypatch.setattr(subprocess, "run", refuse)
+    said = CliRunner().invoke(cli.app, ["lab", "--prepare"])
+    assert ["d3@7.9.0" in command for command in asked] == [True]
+    words = "d3 7.9.0 (npm) cannot be downloaded (no network); connect this machine to the network "
+    words += f"and run `cmpt lab`, or copy the file d3-7.9.0.tgz to {copies.parent / 'packages'}"
+    assert said.exit_code == 0 and f"explorers: {words}\nthe copies: {copies}" in said.output
+    with pytest.raises(CmpError, match=re.escape(words)):
+        explorers.script("d3")
+
+
 def test_jupyterlab_ends_when_it_is_asked_through_the_command(tmp_path):
     """It is a module here that tells its number and waits for a signal."""
     told = tmp_path / "number"

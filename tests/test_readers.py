@@ -29,7 +29,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import RandomResizedCrop
 from typer.testing import CliRunner
 
-from cmp import cli, models, parsing
+from cmp import cli, parsing
 from cmp.data import Preprocessing, build_corpus, load_data, stored_images
 from cmp.errors import CmpError
 from cmp.project import build_folder
@@ -267,12 +267,16 @@ def test_hostile_rows(tmp_path):
     classes(tmp_path)
     (tmp_path / "empty.png").touch()
     names = ["oak/0.png", "nowhere.png", "empty.png", "oak/1.png", "", "oak/2.png", "a\0b"]
-    texts = ["good", "x", "x", "  ", "x", "x", "x"]
-    labels = ["oak", "oak", "oak", "oak", "oak", "", "oak"]
+    names += ["oak/3.png", "oak/4.png"]
+    texts = ["good", "x", "x", "  ", "x", "x", "x", "x" * 65_537, "x"]
+    labels = ["oak", "oak", "oak", "oak", "oak", "", "oak", "oak", "x" * 65_537]
     frame = pd.DataFrame({"filepath": names, "title": texts, "label": labels})
     index = read_frame(frame, tmp_path, label="label")
     assert sorted(kinds(index)) == [
-        "caption is empty: oak/1.png", "empty file: empty.png", "label is missing: oak/2.png",
+        "caption is empty: oak/1.png",
+        "caption or label of more than 65,536 characters: oak/3.png",
+        "caption or label of more than 65,536 characters: oak/4.png",
+        "empty file: empty.png", "label is missing: oak/2.png",
         "missing file: a\0b", "missing file: nowhere.png", "missing file: row 4",
     ]  # fmt: skip
     assert index.table["source"].tolist() == ["oak/0.png"]
@@ -536,14 +540,18 @@ def test_corrupt_images_are_named_and_looked_for_once(tmp_path, monkeypatch):
     assert again.data_hash() == kept.data_hash()
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE])
-def test_an_image_on_a_disk_that_fails_is_not_called_corrupt(tmp_path, monkeypatch, number):
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("failed"),
+     *(OSError(number, "failed") for number in (errno.EIO, errno.ESTALE, errno.EMFILE))],
+)  # fmt: skip
+def test_an_image_on_a_disk_that_fails_is_not_called_corrupt(tmp_path, error):
     """Nor is it left out for ever, as what is checked is kept."""
     root = classes(tmp_path / "p")
     index = read_set(root, faults="skip")
 
     def fail(*_):
-        raise OSError(number, "failed")
+        raise error
 
     with pytest.raises(CmpError, match=r"cannot be read .*failed.*; try again"):
         collection.check_images(dataclasses.replace(index, read=fail))
@@ -1642,29 +1650,24 @@ def test_a_tar_is_read_again_only_once_it_has_changed(tmp_path, monkeypatch):
 
 @pytest.mark.defect
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_what_cannot_be_kept_stops_nothing(tmp_path, monkeypatch, is_folder):
+def test_what_cannot_be_kept_stops_nothing(tmp_path, is_folder):
     """Where the folder of kept files is a file, and where a folder has a kept file's name."""
-    monkeypatch.setattr(models, "MANY_TEXTS", 2)
     folder = classes(tmp_path / "pictures", each=2)
     path = tar(tmp_path / "a.tar", [("1.png", picture(1)), ("1.txt", b"one")])
     reads = [
         lambda: len(checks.usable_images(read_set(folder))[0].table),
         lambda: len(checks.usable_images(read_set(folder), True)[0].table),
         lambda: tars.tar_samples(path),
-        lambda: models.tokenize("tiny", ("a fox", "an owl")).tolist(),
     ]
-    models.tokenize.cache_clear()
     expected = [read() for read in reads]
     kept = [x for x in (tmp_path / "build").rglob("*.*") if x.is_file()]
-    assert len(kept) == 3
-    for each in kept if is_folder else [tmp_path / "build/checked", tmp_path / "build/tokens"]:
+    assert len(kept) == 2
+    for each in kept if is_folder else [tmp_path / "build/checked"]:
         shutil.rmtree(each) if each.is_dir() else each.unlink()
         each.mkdir() if is_folder else each.write_text("x")
     for read, before in zip(reads, expected, strict=True):
-        models.tokenize.cache_clear()
         with pytest.warns(UserWarning, match=r"not cached: .*build"):
             assert read() == before
-    models.tokenize.cache_clear()
 
 
 def test_one_long_caption_takes_no_memory_for_the_others():

@@ -280,7 +280,7 @@ def test_going_on_elsewhere_is_said_and_kept(corpus):
     assert "began" not in execute(small(), corpus, manager=manager).provenance
     state = manager.states[MIDDLE]
     elsewhere = MemoryManager(with_machine(state, torch="1.0"))
-    with pytest.warns(UserWarning, match=r"torch 1\.0 and"):
+    with pytest.warns(UserWarning, match=r"under other conditions, .*: torch 1\.0 and"):
         again = execute(small(), corpus, manager=elsewhere)
     assert again.provenance["began"]["torch"] == "1.0"
     assert again.seconds > state.progress.seconds
@@ -506,6 +506,23 @@ def test_a_lock_is_of_a_file_that_is_still_there(build, monkeypatch, is_begun_ag
         second.save(some_state())
         with pytest.raises(CmpError, match="another process"), CheckpointManager(ID):
             pass
+
+
+def test_a_run_that_saved_nothing_leaves_no_lock(build):
+    with pytest.raises(CmpError, match="refuses"), CheckpointManager(ID) as manager:
+        refuse()
+    assert not manager.folder.exists()
+    with CheckpointManager(ID) as manager:
+        manager.save(some_state())
+    assert checkpoints.checkpoint_files(manager.folder)
+
+
+def test_the_lock_of_a_process_that_began_the_run_again_is_kept(build):
+    with CheckpointManager(ID) as first:
+        first.remove()
+        first.folder.mkdir()
+        (first.folder / "lock").touch()
+    assert (first.folder / "lock").exists()
 
 
 @pytest.mark.defect

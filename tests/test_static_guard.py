@@ -26,6 +26,7 @@ IN_PLACE = {
 }
 EXCEPTIONS = {
     ("cmp/sources.py", "compile"): "compiles a file that was imported, and runs nothing",
+    ("book/lab/stamps.py", "compile"): "parses cells that may await, and runs nothing",
     ("cmp/embedded/models.py", "randn"): "initial weights, only made under fork_rng",
 }
 """(file, call): why this one is right."""

@@ -43,11 +43,15 @@ Answer = Callable[[Mapping[str, Any]], Any]
 
 @functools.cache
 def script(name: str) -> str:
-    """Return the text of a script; for "d3", the pinned package as a module."""
+    """Return the text of a script; for "d3", the pinned package as a module.
+
+    Raises:
+        CmpError: d3 is not on this machine and cannot be downloaded.
+    """
     if name != "d3":
         return (SCRIPTS / f"{name}.js").read_text(encoding="utf-8")
     package = manifest.load_packages(chapters.BOOK / "_theme")["d3"]
-    archive = packages.fetch_package(package)
+    archive = packages.fetch_package(package, "run `cmpt lab`")
     text = packages.archive_member(archive, "package/dist/d3.min.js").decode()
     # if there is another script loader, d3 would register with it
     return (

@@ -20,7 +20,7 @@ import nbformat
 from cmp.errors import CmpError, explain_errors
 from cmp.files import write_atomic
 from cmp.project import build_folder
-from lab import chapters, first_screen
+from lab import chapters, explorers, first_screen
 
 START = "start.ipynb"
 LIVE = "from lab import first_screen\n\nfirst_screen.first_explorer()"
@@ -143,6 +143,19 @@ def prepare_copies() -> dict[str, str]:
     return notes
 
 
+def fetch_scripts() -> dict[str, str]:
+    """Fetch the script that explorers need from a registry, for work without a network later.
+
+    Returns:
+        "explorers" -> why this failed, or "".
+    """
+    try:
+        explorers.script("d3")
+    except CmpError as error:
+        return {"explorers": str(error)}
+    return {"explorers": ""}
+
+
 def write_start_page(notes: dict[str, str]) -> None:
     """Write the notebook that JupyterLab opens, if it would change; one that the reader edited, or
     that is damaged, is set aside first."""
@@ -231,6 +244,8 @@ def open_lab(arguments: list[str]) -> int:
     paths = {"JUPYTER_CONFIG_PATH": settings, "PYTHONPATH": str(chapters.BOOK)}
     for name, path in paths.items():
         paths[name] = os.pathsep.join(filter(None, [path, os.environ.get(name)]))
+    # the folder of a kernel has another path where `_build` is a link
+    paths["CMP_BUILD"] = str(build_folder().absolute())
     command = [sys.executable, "-m", "jupyterlab", str(copies_folder())]
     options = [f"--LabApp.default_url=/lab/tree/{START}", *arguments]
     with subprocess.Popen(command + options, env=os.environ | paths) as lab:

@@ -1,11 +1,14 @@
-"""The command line, `cmpt`. The module of a command is imported when the command is called."""
+"""The command line, `cmpt`.
 
-import ast
+Its modules import torch and all that needs it in the body of a command, since that takes seconds:
+so help, and the answer to a mistyped option, do not wait for it.
+"""
+
 import contextlib
 import functools
-import importlib
 import io
 import os
+import pkgutil
 import re
 import sys
 import warnings
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 import cmp
 from cmp.cli import shared
@@ -23,71 +26,33 @@ from cmp.faults import explain_failure, report_fault
 from cmp.project import foreign_owners, foreign_sentence
 
 PANELS = {
-    "Keep a model current": {"update": "updates.update", "tune": "updates.tune",
-                             "compare": "comparing.compare", "release": "releases.app",
-                             "export": "exporting.export"},
-    "Run": {"run": "runs.run", "resume": "runs.resume", "eval": "runs.evaluate",
-            "results": "results.app", "config": "keys.show"},
-    "Book": {"study": "book.study", "book": "book.book", "site": "book.site", "lab": "book.lab"},
-    "Data": {"data": "data.app", "stream": "streams.app"},
-    "Tools": {"merge": "merging.merge", "budget": "budget.budget", "plan": "tools.plan",
-              "doctor": "tools.doctor", "pretrain": "tools.pretrain", "bench": "tools.bench"},
+    "Keep a model current": {"update": "updates:update", "tune": "updates:tune",
+                             "compare": "comparing:compare", "release": "releases:app",
+                             "export": "exporting:export"},
+    "Run": {"run": "runs:run", "resume": "runs:resume", "eval": "runs:evaluate",
+            "results": "results:app", "config": "tools:explain_keys"},
+    "Book": {"study": "book:study", "book": "book:book", "site": "book:site", "lab": "book:lab"},
+    "Data": {"data": "data:app", "stream": "streams:app"},
+    "Tools": {"merge": "merging:merge", "budget": "budget:budget", "plan": "tools:plan",
+              "doctor": "tools:doctor", "pretrain": "tools:pretrain", "bench": "tools:bench"},
 }  # fmt: skip
 """For each heading of the help, command -> module of this package, and its function or group."""
-COMMANDS = {name: place for panel in PANELS.values() for name, place in panel.items()}
 
 
-class LazyGroup(TyperGroup):
-    """A group that imports a command's module only when the command is called, since imports take
-    seconds."""
+class Commands(TyperGroup):
+    """The group of all commands, in the order of `PANELS`."""
 
-    def get_command(self, ctx, cmd_name):
-        """Return a command with its help, which `cmpt --help` lists, or None."""
-        if command := super().get_command(ctx, cmd_name):
-            command.help = help_text(cmd_name)
-        return command
-
-    def resolve_command(self, ctx, args):
-        """Return the name of the command at the start of `args`, the command, and the rest."""
-        name, _, rest = super().resolve_command(ctx, args)
-        return name, load_command(name), rest
-
-
-def load_command(name: str) -> TyperCommand | TyperGroup:
-    """Import a command or a group of commands."""
-    module, _, attribute = COMMANDS[name].partition(".")
-    command = getattr(importlib.import_module(f"cmp.cli.{module}"), attribute)
-    parent = typer.Typer(rich_markup_mode=None)  # rich cuts long options off
-    if isinstance(command, typer.Typer):
-        parent.add_typer(command, name=name)
-    else:
-        parent.command(name, help=shared.take_help(command))(command)
-    loaded = typer.main.get_group(parent).commands[name]
-    if isinstance(loaded, TyperGroup):  # without rich, the lines of its commands are cut off
-        loaded.rich_markup_mode = "rich"
-    return loaded
-
-
-def help_text(name: str) -> str:
-    """Return the help of a command or group without importing its module."""
-    module, _, attribute = COMMANDS[name].partition(".")
-    tree = _parse_module(module)
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    return shared.split_docstring(ast.get_docstring(functions.get(attribute, tree)))[0]
-
-
-@functools.cache
-def _parse_module(name: str) -> ast.Module:
-    """Parse a module of this package."""
-    return ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+    def list_commands(self, ctx):
+        """Return the names of the commands; typer would list groups last."""
+        return [name for places in PANELS.values() for name in places]
 
 
 app = typer.Typer(
-    cls=LazyGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-for _panel, _names in PANELS.items():
-    for _name in _names:
-        app.command(_name, rich_help_panel=_panel)(lambda: None)
+for _panel, _places in PANELS.items():
+    for _name, _place in _places.items():
+        shared.add_command(app, pkgutil.resolve_name(f"cmp.cli.{_place}"), _name, _panel)
 
 
 def main() -> None:
@@ -96,7 +61,8 @@ def main() -> None:
     An error that the user can fix is printed as one line, with exit status 2. A run stopped by a
     signal exits with 128 plus the signal's number, as usual in shells; with several processes, the
     first prints a message. Any other error is a bug in this package or in one that it uses. It is
-    reported with status 70 (`EX_SOFTWARE` in sysexits.h), or as a traceback with CMP_DEBUG=1.
+    reported with status 70 (`EX_SOFTWARE` in sysexits.h). With CMP_DEBUG=1, bugs and errors of the
+    machine, such as a full disk, are tracebacks.
     """
     if not hasattr(cmp, "__version__"):  # another package's `__init__.py`
         complain(foreign_sentence(foreign_owners()))
@@ -108,7 +74,8 @@ def main() -> None:
         )
         sys.exit(2)
     output, errors = Output(sys.stdout), Output(sys.stderr)
-    warnings.showwarning = lambda message, *_: complain(message)
+    tell = functools.cache(complain)  # several steps of a command may give the same warning
+    warnings.showwarning = lambda message, *_: tell(str(message))
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         status = 0
         try:
@@ -183,15 +150,16 @@ def run_command() -> None:
             complain(stop)
         sys.exit(128 + stop.signal)
     except Exception as error:
-        if not (sentence := explain_failure(error)):
+        is_traced = os.environ.get("CMP_DEBUG") and not isinstance(error, CmpError)
+        if is_traced or not (sentence := explain_failure(error)):
             raise
         complain(sentence)
         sys.exit(70 if isinstance(error, ReportedFault) else 2)
 
 
 def complain(message: object) -> None:
-    """Print a sentence to standard error."""
-    typer.echo(f"cmpt: {message}", err=True)
+    """Print a sentence to standard error; of a path too long for any disk, only the ends."""
+    typer.echo(re.sub(r"(\S{200})\S{600,}(\S{200})", r"\1...\2", f"cmpt: {message}"), err=True)
 
 
 def _root(version: bool = False, plugin: list[Path] | None = None) -> None:

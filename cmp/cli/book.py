@@ -4,9 +4,7 @@ import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from tqdm import tqdm
 
-from cmp import config, starts
 from cmp.cli import shared
 from cmp.errors import CmpError, ReportedFault
 from cmp.project import build_folder, project_folder
@@ -45,6 +43,7 @@ def study(
     Example:
         cmpt study front merging --jobs 2 --publish
     """
+    from cmp import config, starts
     from cmp.experiments import preflight, real, results, studies, workers
 
     if pause or resume:
@@ -114,6 +113,8 @@ def compute_programme(
     Raises:
         CmpError: At the end, if studies failed; the message says which and why.
     """
+    from tqdm import tqdm
+
     from cmp.experiments import results, studies, workers
 
     if workers.pause_file().exists():
@@ -240,7 +241,7 @@ def lab(
     if reset:
         typer.echo(f"your version: {reader.reset_chapter(reset)}")
         return
-    for name, note in reader.prepare_copies().items():
+    for name, note in (reader.prepare_copies() | reader.fetch_scripts()).items():
         if note:
             typer.echo(f"{name}: {note}")
     if prepare:

@@ -2,12 +2,8 @@
 
 import typer
 
-from cmp import config, values
 from cmp.cli import shared
 from cmp.errors import CmpError
-from cmp.experiments import paper
-from cmp.experiments.forecast import GIGA
-from cmp.registry import option_names
 
 
 def budget(
@@ -33,6 +29,11 @@ def budget(
     Example:
         cmpt budget --method full --method lora,rank=4
     """
+    from cmp import config, values
+    from cmp.experiments import paper
+    from cmp.experiments.forecast import GIGA
+    from cmp.registry import option_names
+
     if total is not None and not 0 < total <= values.MAX_COMPUTE:
         raise CmpError(
             f"--total: {total:g} GFLOPs: must be above 0, and at most {values.MAX_COMPUTE:g}"

@@ -3,26 +3,19 @@ it."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
-import torch
 import typer
 
-from cmp import starts
 from cmp.cli import shared
 from cmp.cli.updates import Gone, Moved, parse_moved
-from cmp.data import load_data
 from cmp.errors import CmpError
-from cmp.evaluation import make_test_sets
 from cmp.files import check_target
-from cmp.releases import candidates, gate, report, sentences
-from cmp.releases.compare import Comparison, common_device, shown_updates
-from cmp.releases.compare import compare as compare_models
-from cmp.releases.index import RECALL_AT
-from cmp.releases.ledger import NAMED, Ledger, known_sets
-from cmp.releases.release import Release
-from cmp.releases.sentences import count_of
+
+if TYPE_CHECKING:
+    from cmp.releases.compare import Comparison
+    from cmp.releases.ledger import Ledger
+    from cmp.releases.release import Release
 
 WORST = 8
 """Number of concepts to print."""
@@ -81,6 +74,15 @@ def compare(
     Example:
         cmpt compare releases/2026-01 releases/2026-02 --gate gate.yaml --report report.html
     """
+    import numpy as np
+    import torch
+
+    from cmp.data import load_data
+    from cmp.evaluation import make_test_sets
+    from cmp.releases import candidates, gate, report
+    from cmp.releases import compare as comparing
+    from cmp.releases.release import Release
+
     torch.set_num_threads(threads)
     if page:
         shared.check_out(page, "--report", ".html")
@@ -89,7 +91,7 @@ def compare(
     pair = [candidates.find_release(x) or candidates.find_candidate(x) for x in (old, new)]
     releases = [x for x in pair if isinstance(x, Release)]
     names = [x.config.model.name if isinstance(x, Release) else x.name for x in pair]
-    device = common_device(names, device)
+    device = comparing.common_device(names, device)
     if releases and not data:
         owner = _choose_owner(releases)
         corpus = owner.corpus(gone == "skip", parse_moved(moved, owner.folder))
@@ -106,11 +108,11 @@ def compare(
     if limits:
         sets = make_test_sets(corpus, split, subset)
         rows = [each.rows for each in sets if each.dataset.role == "adapt"]
-        updates = shown_updates(corpus, np.concatenate(rows)) if rows else {}
+        updates = comparing.shown_updates(corpus, np.concatenate(rows)) if rows else {}
         roles = {each.dataset.name: each.dataset.role for each in sets}
         gate.check_scopes(limits, roles, list(updates.values()))
     new_names = [name for name in arrived.split(",") if name] if arrived is not None else None
-    comparison = compare_models(
+    comparison = comparing.compare(
         *pair, corpus, arrived=new_names, split=split, subset=subset, device=device, progress=True
     )
     print_comparison(comparison)
@@ -132,14 +134,14 @@ def compare(
         raise typer.Exit(1)
 
 
-def _choose_owner(releases: list[Release]) -> Release:
+def _choose_owner(releases: "list[Release]") -> "Release":
     """Return the release whose images are scored: the last one, unless the first one continues it
     and so has images of later updates, whose loss would be unseen."""
     ids = [[update.id for update in each.record.updates] for each in releases]
     return releases[0] if ids[0][: len(ids[-1])] == ids[-1] else releases[-1]
 
 
-def _release_notes(other: Release, owner: Release, split: str, is_old: bool) -> Iterator[str]:
+def _release_notes(other: "Release", owner: "Release", split: str, is_old: bool) -> Iterator[str]:
     """Yield sentences on the scores of a release on the images of another one.
 
     Args:
@@ -148,6 +150,9 @@ def _release_notes(other: Release, owner: Release, split: str, is_old: bool) -> 
         split: Their split.
         is_old: Whether `other` is the old model.
     """
+    from cmp.releases.ledger import NAMED
+    from cmp.releases.sentences import count_of
+
     if other is owner:
         return
     which, when = ("old", "before") if is_old else ("new", "now")
@@ -180,14 +185,20 @@ def _release_notes(other: Release, owner: Release, split: str, is_old: bool) -> 
             )
 
 
-def _prompts(ledger: Ledger) -> dict[str, str]:
+def _prompts(ledger: "Ledger") -> dict[str, str]:
     """Return the prompt of each set with names."""
+    from cmp import starts
+    from cmp.releases.ledger import known_sets
+
     named = {x: y for x, y in known_sets(ledger).items() if y["task"] == "classification"}
     return {name: tree.get("prompt", starts.USUAL_PROMPT) for name, tree in named.items()}
 
 
-def print_comparison(comparison: Comparison) -> None:
+def print_comparison(comparison: "Comparison") -> None:
     """Print the scores of both models, the worst concepts, and the recall of the old index."""
+    from cmp.releases import report
+    from cmp.releases.index import RECALL_AT
+
     rows, sets = [], comparison.sets
     for role in shared.ROLE_NAMES:
         members = sets[sets["role"] == role]
@@ -220,7 +231,7 @@ def print_comparison(comparison: Comparison) -> None:
     typer.echo(f"map: {comparison.index_map.sentence}")
 
 
-def _lost_unit(comparison: Comparison) -> str:
+def _lost_unit(comparison: "Comparison") -> str:
     """Return what the numbers of `lost` and `gained` count."""
     images, answers = (int(comparison.sets[key].sum()) for key in ("images", "questions"))
     words = f"lost and gained count answers, of which there are {answers:,} for {images:,} images"
@@ -231,6 +242,8 @@ def _lost_unit(comparison: Comparison) -> str:
 
 def _score_cells(row) -> tuple[object, ...]:
     """Return the cells of a row of `Comparison.sets` or `Comparison.summary`."""
+    from cmp.releases import sentences
+
     change = sentences.signed(row["change"])
     interval = sentences.interval_in_words(row["low"], row["high"])
     share = shared.score_text(row["lost_share"])

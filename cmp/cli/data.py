@@ -7,15 +7,16 @@ Example:
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cmp.cli import shared
-from cmp.embedded import manifest
 from cmp.errors import clean_text
 from cmp.files import write_atomic
-from cmp.readers.manifest import FileSet, Role, load_manifests
+
+if TYPE_CHECKING:
+    from cmp.readers.manifest import FileSet
 
 
 def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive = None) -> None:
@@ -28,6 +29,7 @@ def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive 
     Example:
         cmpt data build new-flags
     """
+    from cmp.embedded import manifest
     from cmp.embedded.build import build_datasets
 
     built = build_datasets(names, jobs)
@@ -41,6 +43,8 @@ def list_() -> None:
     Example:
         cmpt data list
     """
+    from cmp.embedded import manifest
+
     rows = []
     for role in shared.ROLE_NAMES:
         for dataset in manifest.embedded_manifests().values():
@@ -63,7 +67,7 @@ def show(name: str, sheet: Path | None = None) -> None:
     Example:
         cmpt data show new-flags --sheet flags.png
     """
-    from cmp.embedded import packed, sheets
+    from cmp.embedded import manifest, packed, sheets
 
     if sheet:
         shared.check_out(sheet, "--sheet", ".png")
@@ -107,9 +111,10 @@ def check(
     Example:
         cmpt data check fomo --no-decode
     """
-    from cmp.embedded import packed
+    from cmp.embedded import manifest, packed
     from cmp.readers import collection, folders, notes
     from cmp.readers.index import MEND_FAULTS
+    from cmp.readers.manifest import load_manifests
     from cmp.releases import arrivals
     from cmp.releases.ledger import SET_NAMES
     from cmp.starts import USUAL_PROMPT
@@ -167,7 +172,7 @@ def check(
     raise typer.Exit(0 if usable and usable + absent == len(states) else 1)
 
 
-def _state_row(dataset: FileSet, counts: dict[str, int], state: str) -> tuple[str, ...]:
+def _state_row(dataset: "FileSet", counts: dict[str, int], state: str) -> tuple[str, ...]:
     """Return a table row on a dataset: what was found, out of the counts in its manifest."""
     cells = []
     for key in ("classes", "train", "validation", "test"):
@@ -186,7 +191,7 @@ def _write_faults(path: Path, faults: Iterable[tuple[str, ...]]) -> None:
     typer.echo(f"written: {path}, {len(lines)} lines")
 
 
-def init(folder: Path, role: Role = "adapt") -> None:
+def init(folder: Path, role: shared.Role = "adapt") -> None:
     """Write a manifest for a folder of your own data, with blanks to fill in.
 
     To use several datasets, put each with its manifest into its own folder, side by side.

@@ -2,27 +2,18 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cmp import models, starts
 from cmp.cli import shared
-from cmp.data import Preprocessing, load_data
 from cmp.errors import CmpError
-from cmp.experiments import hub
 from cmp.files import SHORT_ID, atomic_file
-from cmp.readers import notes
-from cmp.releases import exports, hugging_face, onnx_files
-from cmp.releases.candidates import find_candidate, is_run
-from cmp.releases.release import is_release, read_release
-from cmp.runs import store
-from cmp.runs.lookup import find_model
 
-EXPORTERS = {"transformers": hugging_face.export_transformers, "onnx": onnx_files.export_onnx}
-"""Format -> the function that writes a network in this format and checks it."""
-EXPORTED = {"hf": hub.FILES, "transformers": hugging_face.FILES, "onnx": onnx_files.FILES}
-"""Format that is a folder -> the files in it."""
+if TYPE_CHECKING:
+    from cmp.models import Network
+    from cmp.releases.exports import Export
+    from cmp.runs.store import StoredRun
 
 
 def export(
@@ -47,6 +38,17 @@ def export(
     Example:
         cmpt export 3f2a -o new.safetensors
     """
+    from cmp import models, starts
+    from cmp.data import load_data
+    from cmp.experiments import hub
+    from cmp.readers import notes
+    from cmp.releases import exports, hugging_face, onnx_files
+    from cmp.releases.candidates import find_candidate, is_run
+    from cmp.releases.release import is_release, read_release
+    from cmp.runs.lookup import find_model
+
+    exporters = {"transformers": hugging_face.export_transformers, "onnx": onnx_files.export_onnx}
+    files = {"hf": hub.FILES, "transformers": hugging_face.FILES, "onnx": onnx_files.FILES}
     shared.check_out(out)
     if to == "open_clip" and out.suffix != ".safetensors":
         raise CmpError(
@@ -56,7 +58,7 @@ def export(
     if to == "open_clip":
         exports.check_file(out)
     else:
-        exports.check_folder(out, EXPORTED[to])
+        exports.check_folder(out, files[to])
     folder = Path(model.removeprefix("local-dir:"))
     if is_run(model) and not Path(model).exists():
         run, network = find_model(model.removeprefix(starts.RUN_PREFIX))
@@ -68,10 +70,9 @@ def export(
             "another format; a release is such a folder already, so upload it as it is"
         )
     else:
-        candidate = find_candidate(model)
-        run, name, network = None, candidate.name, candidate.load()
-    if to in EXPORTERS:
-        write_export(name, network, out, to)
+        run, (_, name, network) = None, find_candidate(model)
+    if to in exporters:
+        print_export(exporters[to](name, network, out), out)
     elif to == "hf":
         hub.write_hub_folder(run, network, load_data(run.config.data), out)
         loading = f'open_clip.create_model_from_pretrained("local-dir:{out}")'
@@ -80,7 +81,7 @@ def export(
         with atomic_file(out) as partial:
             models.export_weights(network, partial)
         typer.echo(f"written: {out}\n{loading_code(name, network, out)}")
-    if (family := starts.family_of(name)) and to not in EXPORTERS:
+    if (family := starts.family_of(name)) and to not in exporters:
         typer.echo(f"import {family.__name__} first, so that open_clip knows this model")
     if run:
         sentences = hub.read_differently(run)
@@ -91,7 +92,7 @@ def export(
         typer.echo(f"note: {sentence}")
 
 
-def report_unfinished(run: store.StoredRun) -> None:
+def report_unfinished(run: "StoredRun") -> None:
     """Print a note if an exported run is not finished."""
     done = run.metrics["task"].max()
     if done < (tasks := run.config.stream.tasks):
@@ -99,10 +100,8 @@ def report_unfinished(run: store.StoredRun) -> None:
         typer.echo(f"run {run.id[:SHORT_ID]} {words}")
 
 
-def write_export(name: str, network: models.Network, out: Path, to: str) -> None:
-    """Export a network in a format that is checked, and print how to load it and what is
-    missing."""
-    written = EXPORTERS[to](name, network, out)
+def print_export(written: "Export", out: Path) -> None:
+    """Print how to load an export whose features were checked, and what is missing."""
     image, text = written.differences
     typer.echo(f"written: {out}\n{written.loading}")
     words = f"differ from the network's by at most {image:.1g} (images) and {text:.1g} (texts)"
@@ -111,8 +110,11 @@ def write_export(name: str, network: models.Network, out: Path, to: str) -> None
         typer.echo(f"note: {sentence}")
 
 
-def loading_code(name: str, model: models.Network, file: Path) -> str:
+def loading_code(name: str, model: "Network", file: Path) -> str:
     """Return Python code with which open_clip loads exported weights and prepares images."""
+    from cmp import models, starts
+    from cmp.data import Preprocessing
+
     call = f"model, _, preprocess = open_clip.create_model_and_transforms({name!r}, "
     if starts.is_hub(name):
         return f"{call}load_weights=False)\nopen_clip.load_checkpoint(model, {str(file)!r})"

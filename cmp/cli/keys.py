@@ -1,5 +1,4 @@
-"""The command `config`, which explains the keys of a run's config from the docstrings of
-`cmp.config`."""
+"""Explain the keys of a run's config, from the docstrings of `cmp.config`."""
 
 import dataclasses
 import inspect
@@ -9,12 +8,10 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-import typer
 from pydantic import TypeAdapter
 
 from cmp import config, values
 from cmp.cli import shared
-from cmp.errors import CmpError, did_you_mean
 from cmp.registry import KINDS, option_names
 
 OPTIONS = {kind.key: name for name, kind in KINDS.items()}
@@ -23,30 +20,6 @@ TYPES = {"integer": "whole number", "boolean": "true or false", "string": "text"
 """Plain names for types of a JSON schema."""
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most",
           "exclusiveMaximum": "below"}  # fmt: skip
-
-
-def show(section: shared.OptionalArgument = None) -> None:
-    """Print the keys of a run's config with their types, units, defaults and meanings.
-
-    Give them to `cmpt run` as KEY=VALUE or in a file. seed=N sets all seeds at once, and
-    recipe=NAME sets the keys of a recipe.
-
-    Args:
-        section: A section, such as schedule, or a single key, such as schedule.peak, seed or
-            recipe. Default: all.
-
-    Example:
-        cmpt config schedule
-    """
-    known = describe_sections()
-    known["seed"] = "seed\n    whole number at least 0\n    Sets all keys of seeds at once."
-    recipes = ", ".join(config.RECIPES)
-    known["recipe"] = f"recipe\n    one of {recipes}\n    Sets the keys of a recipe."
-    names = [*config.RunConfig.__dataclass_fields__] if section is None else [section]
-    if section not in (None, *known):
-        near = did_you_mean(section, known)
-        raise CmpError(f"config: no section or key is called {section!r}{near}")
-    typer.echo("\n\n".join(known[name] for name in names))
 
 
 def describe_sections() -> dict[str, str]:

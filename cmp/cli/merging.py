@@ -6,15 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
-from tqdm import tqdm
 
-from cmp import starts
 from cmp.cli import shared
 from cmp.errors import CmpError, did_you_mean
-from cmp.merging.files import merge_files
-from cmp.merging.rules import MergeOptions, tensor_settings
 from cmp.registry import Option, get_option
 
 
@@ -71,6 +66,11 @@ def merge(
     Example:
         cmpt merge ties new.safetensors old.safetensors --base start.safetensors -o out.safetensors
     """
+    import torch
+    from tqdm import tqdm
+
+    from cmp.merging.files import merge_files
+
     if bool(candidates) == bool(out):
         raise CmpError(
             "give either -o FILE to write a merge or --try KEY=VALUES to compare settings"
@@ -120,8 +120,12 @@ def try_settings(
         CmpError: A candidate cannot be read, the rule does not take it, or torch cannot use the
             device.
     """
-    from cmp import evaluation, models
+    from tqdm import tqdm
+
+    from cmp import evaluation, models, starts
     from cmp.data import load_data
+    from cmp.merging.files import merge_files
+    from cmp.merging.rules import MergeOptions
     from cmp.scale import devices
 
     option = get_option("merge_rule", rule)
@@ -176,6 +180,8 @@ def candidate_settings(
         CmpError: A candidate does not have this form, the rule does not take its key, or a key is
             given twice.
     """
+    from cmp.merging.rules import tensor_settings
+
     known = [*(["weight"] if "weight" in rule.settings else []), *tensor_settings(rule)]
     choices = []
     for text in candidates:

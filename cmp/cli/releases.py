@@ -2,16 +2,15 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cmp import starts
 from cmp.cli import shared
-from cmp.cli.results import print_log
 from cmp.errors import CmpError
-from cmp.releases import arrivals, release
-from cmp.releases.update import find_unfinished
+
+if TYPE_CHECKING:
+    from cmp.releases.release import Release
 
 
 def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
@@ -26,6 +25,9 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
     Example:
         cmpt release show releases/2026-02
     """
+    from cmp.cli.computing import print_log
+    from cmp.releases import release
+
     made = release.read_release(folder)
     faults = made.find_faults()
     rows = [
@@ -46,8 +48,11 @@ def show(folder: Annotated[Path, typer.Argument(metavar="RELEASE")]) -> None:
         raise typer.Exit(1)
 
 
-def _needs(made: release.Release) -> Iterable[str]:
+def _needs(made: "Release") -> Iterable[str]:
     """Yield lines on what the next update needs, and whether it is there."""
+    from cmp import starts
+    from cmp.releases import arrivals
+
     yield "the next update needs this folder, and each earlier image where it was:"
     for folder, (needed, there, reason) in arrivals.count_present(made.ledger()).items():
         yield f"  {reason or f'{folder}: {there:,} of {needed:,} images are there'}"
@@ -70,6 +75,9 @@ def slim(folder: Annotated[Path, typer.Argument(metavar="RELEASE")], newest: boo
     Example:
         cmpt release slim releases/2026-01
     """
+    from cmp.releases import release
+    from cmp.releases.update import find_unfinished
+
     made = release.read_release(folder)
     beside = release.releases_beside(made)
     if not newest and not any(_goes_on_from(made, each) for each in beside):
@@ -91,7 +99,7 @@ def slim(folder: Annotated[Path, typer.Argument(metavar="RELEASE")], newest: boo
     )
 
 
-def _goes_on_from(made: release.Release, later: release.Release) -> bool:
+def _goes_on_from(made: "Release", later: "Release") -> bool:
     """Return whether another release has the state of the same stream after more updates, whole."""
     is_later = made.record.id in [x.id for x in later.record.updates[:-1]]
     return is_later and later.has_state and not {*later.slimmable()} & {*later.find_faults()}

@@ -4,21 +4,17 @@ Example:
     cmpt results verify --sample 3
 """
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from tqdm import tqdm
 
-from cmp import budgets, config
 from cmp.cli import shared
-from cmp.cli.runs import print_run, progress_observer
 from cmp.errors import CmpError
-from cmp.experiments import results
 from cmp.files import SHORT_ID
 from cmp.project import build_folder
-from cmp.runs import launch, logs, lookup, store
-from cmp.scale.execution import ExecutionConfig
+
+if TYPE_CHECKING:
+    from cmp.runs.store import StoredRun
 
 
 def ls() -> None:
@@ -29,6 +25,8 @@ def ls() -> None:
     Example:
         cmpt results ls
     """
+    from cmp.runs import lookup, store
+
     rows, left_out = [], []
     for run_id in store.stored_ids():
         try:
@@ -50,8 +48,10 @@ def ls() -> None:
         typer.echo("\n".join(left_out), err=True)
 
 
-def _row(run: store.StoredRun, unfinished: str) -> tuple[str, ...]:
+def _row(run: "StoredRun", unfinished: str) -> tuple[str, ...]:
     """Return a run's row in `ls`; the run may be unfinished."""
+    from cmp.runs import launch, store
+
     [last] = store.final_scores(store.trajectory(run.metrics)).itertuples()
     words = " ".join(f"{k}={value}" for k, value in launch.changes_to_cpu(run.config).items())
     scores = [shared.score_text(score) for score in (last.A_KA, last.A_ZS, last.GM)]
@@ -65,23 +65,15 @@ def show(run_id: str) -> None:
     Example:
         cmpt results show 3f2a
     """
+    from cmp import config
+    from cmp.cli.computing import print_log, print_run
+    from cmp.runs import logs, lookup
+
     run = lookup.find_any_run(run_id)
     for key, value in [*config.flat_keys(run.config.to_dict()), *run.provenance.items()]:
         typer.echo(f"{key}: {value}")
     print_run(run)
     print_log(logs.log_path(run.id))
-
-
-def print_log(path: Path) -> None:
-    """Print the columns of a log as lines of bars, if there is one."""
-    log, damaged = logs.check_log(path)
-    speeds = ("samples_per_second", "waiting", "peak_share", "memory")
-    for name in ("loss", "gradient_norm", "rate", *speeds):
-        if name in log and (known := log[name].dropna()).size:
-            first, last = known.iloc[[0, -1]]
-            typer.echo(f"{name:18} {first:.4g} {logs.sparkline(known)} {last:.4g}")
-    if damaged:
-        typer.echo(f"{path}: damaged or incomplete lines, which were skipped: {damaged}", err=True)
 
 
 def rm(run_id: str) -> None:
@@ -93,6 +85,8 @@ def rm(run_id: str) -> None:
     Example:
         cmpt results rm 3f2a
     """
+    from cmp.experiments import results
+
     name, size = results.delete_run(run_id)
     typer.echo(f"run {name}: deleted, {size / 1e6:,.1f} MB freed")
 
@@ -120,6 +114,13 @@ def verify(
     Example:
         cmpt results verify --sample 3 --seed 7
     """
+    from tqdm import tqdm
+
+    from cmp import budgets
+    from cmp.cli.computing import progress_observer
+    from cmp.experiments import results
+    from cmp.scale.execution import ExecutionConfig
+
     if run_id:
         shared.refuse_options("draws published runs; leave out the id", sample=sample, seed=seed)
     chosen = (

@@ -1,30 +1,13 @@
 """The commands `run`, `resume` and `eval`, which train and score models."""
 
-import math
-import signal
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import typer
-from tqdm import tqdm
 
-from cmp import config, evaluation, mixtures, models, starts
 from cmp.cli import shared
-from cmp.data import load_data
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import preflight, pretraining, statistics
 from cmp.files import SHORT_ID
-from cmp.releases.candidates import find_candidate
-from cmp.runs import checkpoints, identity, launch, lookup, store
-from cmp.runs.launch import ResolvedRun, read_settings, resolve_run
-from cmp.runs.lookup import find_unfinished
-from cmp.runs.runner import Observer
-from cmp.scale import devices, processes
-from cmp.scale.execution import ExecutionConfig, copy_to_host
-from cmp.training import StepResult, make_train_state
 
 
 def run(
@@ -59,8 +42,19 @@ def run(
     Example:
         cmpt run cpu method.name=lora schedule.peak=0.005
     """
+    from cmp import config
+
+    run_config = config.read_config(what, settings or [])  # a wrong file is refused at once
+    import torch
+
+    from cmp import starts
+    from cmp.cli.computing import compute_run, plan_run
+    from cmp.runs import lookup
+    from cmp.runs.launch import resolve_run
+    from cmp.scale import devices, processes
+    from cmp.scale.execution import ExecutionConfig
+
     torch.set_num_threads(threads)
-    run_config = read_config(what, settings or [])
     device = starts.default_device(run_config.model.name, device)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
     if dry_run:
@@ -71,12 +65,13 @@ def run(
         boards = shared.name_boards(tensorboard, wandb)
         try:
             compute_run(resolved, local_device, execution, keep_weights, boards, stop_after)
-        except Interrupted as stop:
+        except Interrupted:
             done = max((kept.task for kept in lookup.unfinished_runs(resolved.id)), default=0)
             if not stop_after or done < stop_after:
                 raise
             if processes.rank() == 0:
-                typer.echo(f"{stop}; compare the scores with `cmpt results ls`")
+                again = f"`cmpt resume {resolved.id[:SHORT_ID]}` continues"
+                typer.echo(f"stopped; {again}; compare the scores with `cmpt results ls`")
 
 
 def resume(
@@ -103,7 +98,15 @@ def resume(
     Example:
         cmpt resume 3f2a
     """
-    progress = find_unfinished(run_id)
+    import torch
+
+    from cmp import config
+    from cmp.cli.computing import compute_run
+    from cmp.experiments import pretraining
+    from cmp.runs import launch, lookup, store
+    from cmp.scale import devices, processes
+
+    progress = lookup.find_unfinished(run_id)
     name = f"run {progress.run[:SHORT_ID]}"
     torch.set_num_threads(threads or progress.machine["threads"])
     given = {"micro_batch": micro_batch, "checkpoint_activations": checkpoint_activations}
@@ -117,7 +120,7 @@ def resume(
     device = shared.recorded_device(progress.machine, device)
     with processes.init_distributed(device) as local_device:
         devices.check_device(local_device)
-        resolved = resolve_run(run_config)
+        resolved = launch.resolve_run(run_config)
         if resolved.id != progress.run:
             raise CmpError(
                 f"{name} began with different data or weights, or another version of this package; "
@@ -153,13 +156,19 @@ def evaluate(
     Example:
         cmpt eval small --seed 3 --start unannealed
     """
+    import torch
+
+    from cmp import config, evaluation, models, starts
+    from cmp.data import load_data
+    from cmp.releases.candidates import find_candidate
+    from cmp.scale import devices
+
     torch.set_num_threads(threads)
     devices.check_device(device := starts.default_device(model, device))
     start = start or (starts.HUB if starts.is_hub(model) else config.Model().start)
     name = model
     if model.startswith("local-dir:") and start == starts.HUB:  # a release is checked first
-        candidate = find_candidate(model)
-        name, network = candidate.name, candidate.load()
+        _, name, network = find_candidate(model)
     else:
         section = config.parse({"model": {"name": model, "start": start}}, "cmpt eval").model
         network = models.load_model(section, seed)
@@ -179,117 +188,3 @@ def evaluate(
     base = f" base {seed}" * (start in config.STARTS)
     title = f"{model}, {start}{base}, {split}, in percent"
     shared.print_table(columns, rows, title)
-
-
-def progress_observer(
-    bar: tqdm, stop_after: int | None = None, enough: float = math.inf
-) -> Observer:
-    """Return an observer that updates a progress bar. Every 20 steps it shows the images per second
-    and a loss at most 40 steps old, so that no step waits for a GPU. After `stop_after` tasks, or
-    if the run resumes with at least `enough` steps done, the observer asks the run to stop."""
-    losses: list[Callable[[], torch.Tensor]] = []
-
-    def step(task: int, step: int, result: StepResult, network: torch.nn.Module) -> None:
-        bar.update()
-        if step % 20 == 0 and not bar.disable:
-            losses.append(copy_to_host(result.loss))
-            if len(losses) > 1:
-                about = bar.format_dict
-                speed = about["rate"] or (bar.n - bar.initial) / about["elapsed"]
-                words = f"{speed * result.samples:,.0f} images/s, loss {losses.pop(0)():.3f}"
-                bar.set_postfix_str(words)
-
-    def after_task(done: int, scores: evaluation.Scores) -> None:
-        words = ", ".join(f"{key} {value:.1f}" for key, value in scores.summary().items())
-        bar.write(f"{f'after update {done}' if done else 'before the stream'}: {words}")
-        if done == stop_after:
-            signal.raise_signal(signal.SIGINT)  # saves the state and ends the run
-
-    def resumed(steps: int) -> None:  # earlier steps do not count for the speed
-        bar.n, bar.initial = bar.n + steps, bar.initial + steps
-        if steps >= enough:
-            signal.raise_signal(signal.SIGINT)
-
-    return Observer(step, after_task, resumed)
-
-
-def read_config(what: str, settings: list[str]) -> config.RunConfig:
-    """Return the config of a profile or a YAML file, changed by key=value settings."""
-    return config.parse(config.override(read_settings(what), settings), what)
-
-
-def compute_run(
-    run: ResolvedRun,
-    device: str,
-    execution: ExecutionConfig,
-    keep_weights: bool,
-    boards: Mapping[str, str],
-    stop_after: int | None = None,
-) -> None:
-    """Compute or load a run, and print its scores.
-
-    With several processes, only the first prints.
-    """
-    is_first = processes.rank() == 0
-    if (is_kept := launch.is_kept(run.id, keep_weights)) and is_first:
-        typer.echo("this run is already stored; nothing to compute")
-    with tqdm(total=run.steps, desc="run", unit=" steps", disable=is_kept or not is_first) as bar:
-        enough = math.inf
-        if stop_after and stop_after < run.config.stream.tasks:
-            enough = sum(run.fitted.steps[:stop_after])
-        observer = progress_observer(bar, stop_after, enough)
-        stored = launch.compute(
-            run, observer, device, execution=execution, keep=keep_weights, boards=boards
-        )
-    if is_first:
-        print_run(stored)
-
-
-def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConfig) -> None:
-    """Print what a run would do without computing anything; exit with status 1 if it cannot
-    start."""
-    for key, value in run_config.changes().items():
-        typer.echo(f"{key}: {value}")
-    typer.echo("Other keys have their defaults (`cmpt results show` prints all keys later).")
-    checks, corpus, fitted = preflight.check_run(run_config, device, execution)
-    typer.echo("\n".join(preflight.describe_run(run_config, fitted)))
-    if corpus:
-        columns = ("dataset", "role", "classes", "train", "validation", "test")
-        shared.print_table(columns, preflight.count_images(corpus))
-        pools = mixtures.task_pools(fitted, corpus)
-        report = statistics.stream_report(run_config, corpus)
-        passes = ", ".join(f"{number:.1f}" for number in report["passes"])
-        typer.echo(f"images of each update: {', '.join(map(str, report['images']))}")
-        typer.echo(f"times that an image is seen in its own update: {passes}")
-        typer.echo(f"images replayed from the pool: {len(pools[0].pretraining)}")
-    report_checks(checks)
-    if corpus is None or not identity.has_start(run_config):
-        return typer.echo("run: its id is known once its starting weights are on this machine")
-    make_train_state(run_config, corpus, execution=replace(execution, compile_towers=False))
-    run_id = identity.run_id_of(run_config, corpus)
-    saved = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
-    state = "continues from its last checkpoint" if saved else "to be computed"
-    typer.echo(f"run {run_id[:SHORT_ID]}: {'stored' if store.is_stored(run_id) else state}")
-
-
-def report_checks(checks: list[preflight.Check]) -> None:
-    """Print checks; exit with status 1 if anything is missing or damaged."""
-    for check in checks:
-        typer.echo(f"{check.what:10}{check.state:10}{check.sentence}")
-    bad = [x.what for x in checks if x.state in (preflight.MISSING, preflight.DAMAGED)]
-    if bad:
-        typer.echo(f"Not ready: {', '.join(bad)}. The lines above say why.")
-        raise typer.Exit(1)
-
-
-def print_run(stored: store.StoredRun) -> None:
-    """Print a run's scores over its stream, its time and the hash of its weights."""
-    rows = [
-        (row.task, row.scope, *map(shared.score_text, (row.A_KA, row.A_ZS, row.GM)))
-        for row in store.trajectory(stored.metrics).itertuples()
-    ]
-    columns = ("updates", "images", "A_KA %", "A_ZS %", "GM %")
-    shared.print_table(columns, rows, f"run {stored.id[:SHORT_ID]}")
-    typer.echo("{seconds:.1f} s on {threads} thread(s)".format_map(stored.provenance))
-    if stored.weights:
-        typer.echo(f"final weights sha256 {stored.weights}")

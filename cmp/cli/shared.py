@@ -1,7 +1,7 @@
 """Shared parts of commands: options, help from docstrings, tables, and access to the book's
 package.
 
-This module has no heavy imports, so that `cmpt --help` is fast.
+Like all modules with commands, it has no heavy imports, so that help is fast.
 """
 
 import copy
@@ -15,9 +15,10 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from cmp.errors import CmpError, clean_text
 
@@ -51,7 +52,8 @@ DESCRIPTIONS = {
 }
 """Help for parameters of several commands; a command's docstring may override it."""
 
-ROLE_NAMES = {
+Role = Literal["pool", "substitute", "adapt", "eval", "transfer"]
+ROLE_NAMES: dict[Role, str] = {
     "pool": "pretraining pool",
     "substitute": "stand-in for the pool",
     "adapt": "adaptation (A_KA)",
@@ -101,10 +103,35 @@ def make_group(docstring: str, *functions: Callable[..., None]) -> typer.Typer:
         The group, with help from the docstrings.
     """
     text = split_docstring(docstring)[0]
-    group = typer.Typer(no_args_is_help=True, help=text, rich_markup_mode=None)
+    group = typer.Typer(no_args_is_help=True, help=text)
     for function in functions:
-        group.command(function.__name__.rstrip("_"), help=take_help(function))(function)
+        add_command(group, function, function.__name__.rstrip("_"))
     return group
+
+
+def add_command(
+    group: typer.Typer, command: Callable[..., None] | typer.Typer, name: str, panel: str = ""
+) -> None:
+    """Add a function or a group of commands to a group.
+
+    Args:
+        group: The group.
+        command: The function, whose docstring is its help, or the other group.
+        name: The name of the command.
+        panel: The heading below which help lists it.
+    """
+    options: dict[str, Any] = {"rich_help_panel": panel} if panel else {}
+    if isinstance(command, typer.Typer):
+        group.add_typer(command, name=name, **options)
+    else:
+        group.command(name, cls=PlainCommand, help=take_help(command), **options)(command)
+
+
+class PlainCommand(TyperCommand):
+    """A command whose help is plain text, since rich cuts long options off."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options | {"rich_markup_mode": None})
 
 
 def take_help(function: Callable) -> str:

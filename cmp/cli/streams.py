@@ -7,16 +7,10 @@ Example:
 from io import StringIO
 from pathlib import Path
 
-import pandas as pd
-import torch
 import typer
 
-from cmp import config, models
 from cmp.cli import shared
-from cmp.cli.runs import read_config
-from cmp.data import load_data
 from cmp.errors import explain_errors
-from cmp.experiments import statistics
 from cmp.parsing import read_text
 
 
@@ -29,7 +23,12 @@ def show(settings: shared.Settings = None, profile: str = "cpu") -> None:
     Example:
         cmpt stream show stream.order=similarity
     """
-    run_config = read_config(profile, settings or [])
+    from cmp import config
+
+    run_config = config.read_config(profile, settings or [])  # a wrong file is refused at once
+    from cmp.data import load_data
+    from cmp.experiments import statistics
+
     corpus = load_data(run_config.data)
     report = statistics.stream_report(run_config, corpus)
     rows = [(*row[:-1], f"{row.passes:.1f}") for row in report.itertuples()]
@@ -58,6 +57,12 @@ def make(
     Example:
         cmpt stream make mine --model small --seed 0
     """
+    import torch
+
+    from cmp import config, models
+    from cmp.data import load_data
+    from cmp.experiments import statistics
+
     path = statistics.new_statistics_path(name)  # fails before the work, not after
     state = _describe_writing(path)
     torch.set_num_threads(threads)
@@ -76,6 +81,8 @@ def _describe_writing(path: Path) -> str:
 
 def read_counts(path: Path) -> dict[str, int]:
     """Return how often a text corpus names each class, from a CSV file with `class` and `count`."""
+    import pandas as pd
+
     with explain_errors(f"{path}: expected the columns class,count", "", LookupError):
         text = StringIO(read_text(path))
         table = pd.read_csv(text, dtype={"class": str}, keep_default_na=False)
@@ -92,6 +99,10 @@ def import_(file: Path, name: str) -> None:
     Example:
         cmpt stream import order.json mine
     """
+    import pandas as pd
+
+    from cmp.experiments import statistics
+
     order = statistics.read_stream_file(file)
     positions = pd.DataFrame({"entry": order, "position": range(len(order))})
     state = _describe_writing(statistics.new_statistics_path(name))

@@ -1,15 +1,39 @@
-"""The commands `plan`, `doctor`, `pretrain` and `bench`, which support runs."""
+"""The commands `config`, `plan`, `doctor`, `pretrain` and `bench`, which support runs."""
 
 from pathlib import Path
 
-import torch
 import typer
-from tqdm import tqdm
 
-from cmp import starts
 from cmp.cli import shared
-from cmp.errors import CmpError
+from cmp.errors import CmpError, did_you_mean
 from cmp.project import build_folder
+
+
+def explain_keys(section: shared.OptionalArgument = None) -> None:
+    """Print the keys of a run's config with their types, units, defaults and meanings.
+
+    Give them to `cmpt run` as KEY=VALUE or in a file. seed=N sets all seeds at once, and
+    recipe=NAME sets the keys of a recipe.
+
+    Args:
+        section: A section, such as schedule, or a single key, such as schedule.peak, seed or
+            recipe. Default: all.
+
+    Example:
+        cmpt config schedule
+    """
+    from cmp import config
+    from cmp.cli.keys import describe_sections
+
+    known = describe_sections()
+    known["seed"] = "seed\n    whole number at least 0\n    Sets all keys of seeds at once."
+    recipes = ", ".join(config.RECIPES)
+    known["recipe"] = f"recipe\n    one of {recipes}\n    Sets the keys of a recipe."
+    names = [*config.RunConfig.__dataclass_fields__] if section is None else [section]
+    if section not in (None, *known):
+        near = did_you_mean(section, known)
+        raise CmpError(f"config: no section or key is called {section!r}{near}")
+    typer.echo("\n\n".join(known[name] for name in names))
 
 
 def plan(
@@ -77,7 +101,8 @@ def doctor(
     Example:
         cmpt doctor --profile gpu
     """
-    from cmp.cli.runs import read_config, report_checks
+    from cmp import config, starts
+    from cmp.cli.computing import report_checks
     from cmp.experiments import preflight
     from cmp.scale.execution import ExecutionConfig
 
@@ -90,7 +115,7 @@ def doctor(
         )  # fmt: skip
         checks = preflight.check_setup()
     else:
-        run_config = read_config(profile, settings or [])
+        run_config = config.read_config(profile, settings or [])
         device = starts.default_device(run_config.model.name, device)
         execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
         checks, _, fitted = preflight.check_run(run_config, device, execution)
@@ -117,8 +142,11 @@ def pretrain(
     Example:
         cmpt pretrain small --seed 7
     """
+    import torch
+    from tqdm import tqdm
+
     from cmp import budgets
-    from cmp.cli.runs import progress_observer
+    from cmp.cli.computing import progress_observer
     from cmp.embedded import models as embedded_models
     from cmp.embedded import packed
     from cmp.experiments import pretraining
@@ -168,6 +196,8 @@ def bench(
     Example:
         cmpt bench step --model small
     """
+    import torch
+
     from cmp.bench import run_benchmark
 
     torch.set_num_threads(threads)

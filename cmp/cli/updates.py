@@ -3,31 +3,17 @@
 import os
 import shlex
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 import typer
-from tqdm import tqdm
 
-from cmp import config
 from cmp.cli import shared
-from cmp.cli.runs import progress_observer
 from cmp.errors import CmpError
-from cmp.experiments import forecast, preflight
 from cmp.parsing import read_yaml
-from cmp.releases import release, tuning
-from cmp.releases.ledger import came_from
-from cmp.releases.sentences import describe_release_retention
-from cmp.releases.update import (
-    check_folder,
-    check_room,
-    compute_update,
-    update_device,
-)
-from cmp.releases.update_plan import UpdatePlan, plan_update
-from cmp.runs.runner import Observer
-from cmp.scale import devices, processes
-from cmp.scale.execution import ExecutionConfig
+
+if TYPE_CHECKING:
+    from cmp.releases.update_plan import UpdatePlan
+    from cmp.runs.runner import Observer
 
 Chosen = Annotated[Path | None, typer.Option("--settings", metavar="FILE")]
 Folders = Annotated[list[Path] | None, typer.Option("--retain", metavar="FOLDER")]
@@ -35,10 +21,6 @@ Gone = Literal["refuse", "skip"]
 Moved = Annotated[list[str] | None, typer.Option("--moved", metavar="OLD=NEW")]
 Prompt = Annotated[str | None, typer.Option(metavar="TEMPLATE")]
 Start = Annotated[str | None, typer.Argument(metavar="RELEASE")]
-
-STEPS_TOLERANCE = 0.25
-"""How far the steps of an update may differ from those of the last one, as a fraction, for its time
-to be forecast from that."""
 
 
 def update(
@@ -96,6 +78,16 @@ def update(
     """
     if out is None:
         raise CmpError("-o: give the folder of the new release")
+    import torch
+    from tqdm import tqdm
+
+    from cmp.cli.computing import forecast_lines, progress_observer, release_lines
+    from cmp.releases import release
+    from cmp.releases.update import check_folder, check_room, compute_update, update_device
+    from cmp.releases.update_plan import plan_update
+    from cmp.scale import devices, processes
+    from cmp.scale.execution import ExecutionConfig
+
     torch.set_num_threads(threads)
     given = _given(parent, start, data, settings, chosen)
     execution = ExecutionConfig(micro_batch, checkpoint_activations, compile)
@@ -113,7 +105,7 @@ def update(
             typer.echo("\n".join([f"from {given[0]}: {origin}", *plan.notes]))
         if dry_run:
             if is_first:
-                typer.echo("\n".join(_forecast_lines(plan, local_device, execution)))
+                typer.echo("\n".join(forecast_lines(plan, local_device, execution)))
                 if not release.is_release(out):
                     typer.echo(f"disk: {check_room(plan, out)}")
                 typer.echo("nothing was computed")
@@ -135,54 +127,6 @@ def update(
                 )
 
 
-def _forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) -> list[str]:
-    """Return how long an update may take, by the last one if it was computed alike, how much memory
-    a step needs, and whether the device is another one than this machine has.
-
-    Raises:
-        CmpError: This machine has GPUs, but not this one.
-    """
-    is_like_last = _is_like_last(plan, device, execution)  # raises if this GPU is not there
-    try:
-        memory = preflight.check_memory(plan.fitted, device, execution).sentence
-        if is_like_last:
-            last = plan.earlier[-1]
-            seconds = plan.steps * last.seconds / last.steps
-            time = (
-                f"about {forecast.time_in_words(seconds)} for training and evaluations, at the "
-                f"speed of {last.name}, whose {last.steps} steps took "
-                f"{forecast.time_in_words(last.seconds)}, without the comparison at the end"
-            )
-        else:
-            step = forecast.forecast_step(plan.fitted, device, execution, plan.corpus)
-            time = forecast.describe_forecast(step, plan.steps)
-    except CmpError as error:  # a method of one's own whose cost cannot be counted
-        return [f"forecast: unknown: {error}"]
-    lines = [f"forecast: {time}", f"memory: {memory}"]
-    if not devices.is_present(device):
-        lines.append("device: torch finds no GPU on this machine; the numbers are for an H100")
-    return lines
-
-
-def _is_like_last(plan: UpdatePlan, device: str, execution: ExecutionConfig) -> bool:
-    """Return whether an update takes as long for each step, with its share of the evaluations, as
-    the last one: about as many steps, the same method, batch, precision and kind of device, and no
-    other way to compute it."""
-    if not (devices.is_present(device) and plan.parent and execution == ExecutionConfig()):
-        return False
-    last = plan.earlier[-1].steps
-    if abs(plan.steps - last) > STEPS_TOLERANCE * last:
-        return False
-    machine = {"device": devices.device_name(device), "threads": torch.get_num_threads()}
-    if not machine.items() <= plan.parent.record.provenance.items():
-        return False
-    ways = [
-        (x.method, x.training.batch, x.training.precision)
-        for x in (plan.parent.config, plan.config)
-    ]
-    return ways[0] == ways[1]
-
-
 def _given(
     parent: str | None,
     start: str | None,
@@ -191,6 +135,9 @@ def _given(
     chosen: Path | None,
 ) -> tuple[str, Path, dict[str, Any]]:
     """Return the start, the data and the settings of an update from a command's arguments."""
+    from cmp import config
+    from cmp.releases import release
+
     settings, parent = list(settings or []), parent and os.path.expanduser(parent)
     if parent and "=" in parent and not Path(parent).exists():
         settings, parent = [parent, *settings], None  # a first update's setting
@@ -220,6 +167,8 @@ def parse_moved(moved: list[str] | None, start: str | Path) -> dict[str, str]:
     Raises:
         CmpError: A text has another form, or an old folder is given twice.
     """
+    from cmp.releases import release
+
     folders: list[str] = []
     if moved and release.is_release(Path(start)):
         folders = [arrival.folder for arrival in release.read_release(start).record.arrivals]
@@ -231,6 +180,8 @@ def parse_moved(moved: list[str] | None, start: str | Path) -> dict[str, str]:
 
 
 def _split_moved(text: str, folders: list[str]) -> tuple[str, str]:
+    from cmp.releases.ledger import came_from
+
     parts = text.split("=")
     pairs = [("=".join(parts[:n]), "=".join(parts[n:])) for n in range(1, len(parts))]
     pairs = [pair for pair in pairs if all(pair)]
@@ -238,16 +189,6 @@ def _split_moved(text: str, folders: list[str]) -> tuple[str, str]:
         raise CmpError(f"--moved: {text!r}: give OLD=NEW, two folders")
     known = [pair for pair in pairs if any(came_from(folder, pair[0]) for folder in folders)]
     return (known or pairs)[0]
-
-
-def release_lines(made: release.Release) -> str:
-    """Return lines on what to look at in a release."""
-    folder = made.folder
-    lines = [
-        release.describe(made), f"open_clip loads it as local-dir:{folder}",
-        f"report: {folder / release.REPORT_FILE}", describe_release_retention(made),
-    ]  # fmt: skip
-    return "\n".join(filter(None, lines))
 
 
 def tune(
@@ -293,6 +234,15 @@ def tune(
     Example:
         cmpt tune releases/2026-01 --data pictures/2026-02 -o tuned.yaml
     """
+    import torch
+    from tqdm import tqdm
+
+    from cmp.cli.computing import progress_observer
+    from cmp.releases import tuning
+    from cmp.releases.update import update_device
+    from cmp.scale import processes
+    from cmp.scale.execution import ExecutionConfig
+
     if out is None or out.suffix != ".yaml":
         raise CmpError("-o: give the file for the result, NAME.yaml")
     shared.check_out(out)
@@ -305,7 +255,7 @@ def tune(
         is_first = processes.rank() == 0
         with tqdm(unit=" steps", disable=not is_first) as bar:
 
-            def begin(plan: UpdatePlan) -> Observer:
+            def begin(plan: "UpdatePlan") -> "Observer":
                 tried.append(plan)
                 bar.reset(plan.steps)
                 bar.set_description(f"peak {plan.config.schedule.peak:g}")
@@ -339,5 +289,7 @@ def _parse_peaks(text: str | None) -> list[float]:
 
 
 def _score_line(row: Any) -> str:
+    from cmp.releases import tuning
+
     scores = ", ".join(f"{name} {row[name]:.1f}" for name in tuning.SCORES if name in row)
     return f"peak {row['peak']:g}: {scores or 'training diverged'}"

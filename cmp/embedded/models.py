@@ -34,6 +34,8 @@ OF_RECIPE = ("annealed", "unannealed")
 """Starts that the recipe of pretraining makes; others are named after their schedule."""
 PROMPT = "{}"
 """The prompt of a class in pretraining: its bare name."""
+LICENCE = "mit"
+"""The licence of the bases, which is that of the project, by its name on the hub."""
 NAMES = tuple(sorted(path.stem for path in MODEL_CONFIGS.glob("*.json")))
 """The embedded models."""
 GROUP_CHANNELS = 16

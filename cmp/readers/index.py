@@ -19,6 +19,8 @@ from cmp.seeds import unit_interval
 
 MAX_IMAGE_BYTES = 64 * 2**20
 """Largest size of an image file in bytes."""
+MAX_TEXT = 2**16
+"""Most characters of a caption or a label."""
 MAX_KINDS = 8
 """Most kinds of faults that are reported for a dataset."""
 MEND_FAULTS = "fix them, or set `faults: skip` in its manifest"
@@ -214,7 +216,10 @@ def _row_fault(row: Row, texts: list[str] | None, labelled: bool) -> str:
         return row.stamp.problem or "empty file"
     if row.stamp.size > MAX_IMAGE_BYTES:
         return "file is too large"
-    if HALF_CHARACTER.search("".join((row.source, row.label or "", *(texts or ())))):
+    words = row.label or "", *(texts or ())
+    if max(map(len, words)) > MAX_TEXT:
+        return f"caption or label of more than {MAX_TEXT:,} characters"
+    if HALF_CHARACTER.search("".join((row.source, *words))):
         return "name is not UTF-8"
     if row.split and row.split.lower() not in SPLIT_NAMES:
         return f"unknown split {row.split:.40}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cmp.errors import CmpError, clean_text, first_line
+from cmp.errors import CmpError, clean_text, explain_limit, first_line
 from cmp.files import write_atomic
 from cmp.parsing import parse_yaml, read_yaml
 from cmp.readers import pairs
@@ -181,6 +181,8 @@ def _infer_table(folder: Path, passed_over: list[str]) -> Inference | None:
                 columns = list(read_csv(path, rows=0))
             check_width(path, len(columns))
         except (OSError, ValueError, pa.ArrowException) as error:
+            if explain_limit(error):
+                raise
             passed_over.append(f"{path}: not used: cannot be read ({first_line(error):.200}){fix}")
             continue
         lower = {column.lower(): column for column in columns}

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cmp import parsing
 from cmp.errors import CmpError, check_line, did_you_mean, explain_errors
-from cmp.parsing import check_memory, parse_json, read_batches
 from cmp.readers.files import (
     NO_FILE,
     NoFilesError,
@@ -34,8 +34,8 @@ COLUMN_KEYS = ("image", "caption", "label", "split", "update")
 """The keys of a `manifest.TableReader` that name columns."""
 MAX_COLUMNS = 10_000
 """Most columns that a table may have; pandas takes seconds to read more."""
-MAX_ROWS = 10**7
-"""Most rows that a Parquet file may have."""
+MAX_ROWS, MAX_ROWS_OF_IMAGE = 10**6, 1000
+"""Most rows that a Parquet file may have, and most of them with the same path."""
 NAMED_COLUMNS = 20
 """Most columns that a message names."""
 
@@ -178,7 +178,7 @@ def read_jsonl(file: Path, rows: int | None = None) -> pd.DataFrame:
     """
     with file.open(encoding="utf-8-sig") as lines:
         filled = ((n, line) for n, line in enumerate(lines, 1) if line.strip())
-        items = [(n, parse_json(line)) for n, line in itertools.islice(filled, rows)]
+        items = [(n, parsing.parse_json(line)) for n, line in itertools.islice(filled, rows)]
     keys = items[0][1].keys() if items and isinstance(items[0][1], dict) else ()
     check_width(file, len(keys))
     for n, item in items:
@@ -227,6 +227,13 @@ def read_frame(
     _check_columns(dataset, list(map(str, frame)))
     images = _column(dataset, frame, "image")
     names = [name.removeprefix(f"{root}/") if isinstance(name, str) else "" for name in images]
+    for name, count in Counter(filter(None, names)).most_common(1):
+        if count > MAX_ROWS_OF_IMAGE:
+            raise CmpError(
+                f"{dataset.name}: {root / dataset.reader.path}: {count:,} rows have the image "
+                f"{name!r:.80}, but at most {MAX_ROWS_OF_IMAGE:,} may have the same; leave out the "
+                "others"
+            )
     known: dict[str, bool] = {}
     stamps = [file_stamp(root, name, known) if name else NO_FILE for name in names]
     if names and all(stamp == NO_FILE for stamp in stamps):
@@ -347,7 +354,7 @@ def _class_names(schema: pa.Schema, column: str | None) -> dict[str, str]:
     names: list[str] = []
     if column in schema.names and pa.types.is_integer(schema.field(column).type):
         with contextlib.suppress(LookupError, TypeError, ValueError):  # other metadata
-            about = parse_json((schema.metadata or {})[b"huggingface"].decode())
+            about = parsing.parse_json((schema.metadata or {})[b"huggingface"].decode())
             names = list(map(str, about["info"]["features"][column]["names"]))
     return {str(number): name for number, name in enumerate(names)}
 
@@ -361,9 +368,9 @@ def _read_row(files: list[Path], column: str, rows: np.ndarray, position: int) -
 
 @functools.lru_cache(maxsize=4)
 def _cached_row_group(path: Path, changed: int, group: int, name: str) -> pa.ChunkedArray:
-    """Return a column of bytes of a row group, cached until the file changes. It was not too large
-    in memory when it was indexed."""
-    return _bytes_of(pq.ParquetFile(path).read_row_group(group, columns=[name])[name], name)
+    """Return a column of bytes of a row group, cached until the file changes."""
+    [column] = parsing.read_groups(path, name, [group])
+    return _bytes_of(column, name)
 
 
 def _bytes_of(column: pa.Array | pa.ChunkedArray, name: str) -> pa.Array | pa.ChunkedArray:
@@ -375,11 +382,11 @@ def _bytes_of(column: pa.Array | pa.ChunkedArray, name: str) -> pa.Array | pa.Ch
     return pc.struct_field(column, "bytes")
 
 
-def _image_sizes(file: pq.ParquetFile, group: int, image: str) -> list[int]:
+def _image_sizes(column: pa.ChunkedArray) -> list[int]:
     """Return the sizes of the images in a row group; -1 for a missing one."""
-    batches = read_batches(file, image, [group])
-    parts = [pc.binary_length(_bytes_of(batch.column(0), image)) for batch in batches]
-    return [size for part in parts for size in part.fill_null(-1).to_pylist()]
+    chunks = [part for part in column.chunks if len(part)]  # an empty one may have no type
+    parts = [parsing.value_lengths(part).fill_null(-1).to_pylist() for part in chunks]
+    return list(itertools.chain.from_iterable(parts))
 
 
 def _read_parquet(dataset: FileSet, path: Path) -> tuple[pd.DataFrame, list[list[int]] | None]:
@@ -391,7 +398,8 @@ def _read_parquet(dataset: FileSet, path: Path) -> tuple[pd.DataFrame, list[list
     _check_columns(dataset, schema.names)
     if file.metadata.num_rows > MAX_ROWS:
         raise CmpError(
-            f"{path}: has {file.metadata.num_rows:,} rows, but at most {MAX_ROWS:,} are allowed"
+            f"{path}: has {file.metadata.num_rows:,} rows, but at most {MAX_ROWS:,} are allowed; "
+            "split it into several files"
         )
     columns = {getattr(reader, key) for key in COLUMN_KEYS} & {*schema.names}
     cell = schema.field(reader.image).type
@@ -399,9 +407,9 @@ def _read_parquet(dataset: FileSet, path: Path) -> tuple[pd.DataFrame, list[list
         cell = cell.value_type
     if cell not in (pa.string(), pa.large_string(), pa.string_view()):
         columns.remove(reader.image)  # bytes are read group by group, not kept
-        groups = range(file.num_row_groups)
-        sizes = [_image_sizes(file, group, reader.image) for group in groups]
-    check_memory(file, columns)
+        groups = parsing.read_groups(path, reader.image)
+        sizes = [_image_sizes(_bytes_of(group, reader.image)) for group in groups]
+    parsing.check_memory(path, columns)
     # by pandas' metadata, columns would go back into its index and be missed here
     frame = file.read(columns=sorted(columns)).to_pandas(ignore_metadata=True)
     if names := _class_names(schema, reader.label):  # -1 is an image without a class

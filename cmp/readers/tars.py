@@ -81,7 +81,7 @@ def tar_members(path: Path, faults: list[Fault]) -> Iterator[tuple[tarfile.TarIn
     what = f"{path}: cannot be read as an uncompressed tar"
     remedy = "; images are already compressed, so pack them without compression"
     with (
-        explain_errors(what, remedy, tarfile.TarError, EOFError, MemoryError, RecursionError),
+        explain_errors(what, remedy, tarfile.TarError, EOFError, RecursionError),
         path.open("rb") as file,
         tarfile.open(fileobj=file, mode="r:") as archive,
     ):

@@ -1,11 +1,9 @@
 """Find the model that one text names: an embedded base, a tag, a file, a run, a folder, a hub."""
 
-import functools
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import open_clip
 
@@ -20,7 +18,7 @@ from cmp.releases.release import (
     is_release,
     read_release,
 )
-from cmp.runs import lookup, store
+from cmp.runs import lookup
 from cmp.starts import HUB, RUN_PREFIX
 
 USUAL_START = "annealed"
@@ -33,19 +31,18 @@ FORMS = (
 """The ways to name a model, for errors."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A model that is loaded when needed, since two may not fit in memory.
+class Candidate(NamedTuple):
+    """A model to compare or export.
 
     Attributes:
         title: Its title in tables and reports.
         name: The model's name, which determines its tokenizer.
-        load: Returns the network.
+        network: The network.
     """
 
     title: str
     name: str
-    load: Callable[[], Network]
+    network: Network
 
 
 def split_start(text: str) -> tuple[str, str]:
@@ -96,7 +93,8 @@ def find_candidate(text: str) -> Candidate:
     if exists and Path(text).is_dir():
         return folder_candidate(Path(text))
     if is_run(text):
-        return _run_candidate(text.removeprefix(RUN_PREFIX))
+        run, network = lookup.find_model(text.removeprefix(RUN_PREFIX))
+        return Candidate(f"run {run.id[:SHORT_ID]}", run.config.model.name, network)
     if exists:
         raise CmpError(
             f"{text}: a file does not say which network its weights belong to; write NAME:{text}, "
@@ -121,16 +119,7 @@ def _usual_start(name: str) -> str:
 def _candidate(title: str, name: str, start: str, seed: int = 0) -> Candidate:
     tree = {"model": {"name": name, "start": start}}
     section = config.parse(tree, f"{title!r:.300}").model
-    starts.fetch_weights(section, seed)  # reports missing files before anything is computed
-    return Candidate(title, name, lambda: models.load_model(section, seed))
-
-
-def _run_candidate(prefix: str) -> Candidate:
-    run = lookup.find_any_run(prefix)
-    if store.is_stored(run.id):
-        store.kept_path(run)  # raises if its weights are gone
-    name = run.config.model.name
-    return Candidate(f"run {run.id[:SHORT_ID]}", name, lambda: lookup.find_model(prefix)[1])
+    return Candidate(title, name, models.load_model(section, seed))
 
 
 def folder_candidate(folder: Path) -> Candidate:
@@ -155,6 +144,5 @@ def folder_candidate(folder: Path) -> Candidate:
             made.path(name)  # checks its hash
     name = starts.known_name(f"local-dir:{folder}")
     if starts.family_of(name):
-        load = functools.partial(models.load_from_file, name, folder / WEIGHTS_FILE)
-        return Candidate(str(folder), name, load)
+        return _candidate(str(folder), name, str(folder / WEIGHTS_FILE))
     return _candidate(str(folder), f"local-dir:{folder}", HUB)

@@ -1,14 +1,15 @@
-"""The model card of a release, in Markdown."""
+"""Model cards of releases and of runs, in Markdown."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from huggingface_hub import ModelCardData  # noqa: TID251 - it is plain data
 
 from cmp import starts
-from cmp.config import RunConfig
+from cmp.config import STARTS, RunConfig
 from cmp.data import Corpus
 from cmp.errors import clean_text
 from cmp.parsing import read_yaml
@@ -17,7 +18,7 @@ from cmp.releases.compare import Comparison
 from cmp.releases.release import ReleaseRecord
 
 CARD = read_yaml(Path(__file__).with_name("card.yaml"))
-"""The template of the card, and that of the code snippet in it."""
+"""The templates of cards, and those of the code in them."""
 SHOWN_NAMES = 4
 """The number of names in the snippet."""
 
@@ -40,7 +41,7 @@ def release_card(
         update_sentences: Sentences on the last update.
         score_sentences: Sentences on the scores.
     """
-    name, last = run_config.model.name, record.updates[-1]
+    last = record.updates[-1]
     rows = []
     for number, update in enumerate(record.updates):
         source = sentences.describe_peak(update.is_peak_given, record.updates[:number])
@@ -55,12 +56,9 @@ def release_card(
     ]
     columns = ["", "role", "prompt", "licence"]
     data = pd.DataFrame([*dict.fromkeys(sets)], columns=pd.Index(columns))
-    hidden = ("data", "training.task_steps")
-    changes = [(k, str(x)) for k, x in run_config.changes().items() if k not in hidden]
-    mixture = run_config.mixture
-    card = CARD["card"].format(
-        name=code_span(name), start=code_span(run_config.model.start),
-        snippet=snippet(name, corpus).rstrip(), set=code_span(corpus.by_role("adapt")[-1]),
+    return fill_card(
+        "release", run_config, corpus, record.provenance, ("data", "training.task_steps"),
+        set=code_span(corpus.by_role("adapt")[-1]),
         count="once" if len(record.updates) == 1 else f"{len(record.updates)} times",
         last=escape_markdown(last.name), id=record.id,
         images=sentences.count_of(last.images, "training image"),
@@ -69,17 +67,47 @@ def release_card(
         months=escape_markdown(sentences.describe_updates(comparison)),
         said="\n\n".join(map(escape_markdown, score_sentences)),
         plan="\n".join(f"* {escape_markdown(sentence)}" for sentence in update_sentences),
-        updates=markdown_table(updates), method=run_config.method.name,
-        merging=run_config.merging.policy, batch=sum(last.counts),
-        shares=", ".join(f"{share:.2f}" for share in mixture.shares), data=markdown_table(data),
+        updates=markdown_table(updates), data=markdown_table(data), batch=sum(last.counts),
+    )  # fmt: skip
+
+
+def fill_card(
+    kind: str, run_config: RunConfig, corpus: Corpus, provenance: Mapping[str, object],
+    hidden: Sequence[str] = (), **parts: object,
+) -> str:  # fmt: skip
+    """Return a card from its template.
+
+    The head names the licence and the repository, or the file, of the weights that the model
+    descends from, if they are known.
+
+    Args:
+        kind: "release" or "run".
+        run_config: The config of the run or the last update.
+        corpus: Its data, for the code.
+        provenance: The machine that computed it.
+        hidden: Settings that the card leaves out.
+        **parts: What only this card says.
+    """
+    name, start, licence = run_config.model.name, run_config.model.start, None
+    base = starts.hub_location(name, start).rpartition("/")[0] or None
+    family = starts.family_of(name)
+    if family and start in STARTS and start != "random":
+        base = family.base_path(name, start, run_config.seeds.init).stem
+        licence = getattr(family, "LICENCE", None)
+    head = ModelCardData(license=licence, base_model=base, **CARD["head"])
+    changes = [(k, str(x)) for k, x in run_config.changes().items() if k not in hidden]
+    card = CARD[kind].format(
+        head=head.to_yaml().rstrip(), name=code_span(name), start=code_span(start),
+        licence="" if licence else CARD["unlicensed"],
+        snippet=snippet(name, corpus).rstrip(), config=run_config, provenance=provenance,
         settings=markdown_table(pd.DataFrame(changes, columns=pd.Index(["", "value"]))),
-        **{key: record.provenance[key] for key in ("device", "torch", "open_clip")},
+        **parts,
     )  # fmt: skip
     return re.sub(r"\n{3,}", "\n\n", card)
 
 
 def snippet(name: str, corpus: Corpus) -> str:
-    """Return Python code that names an image with the model of a release, run in its folder.
+    """Return Python code that names an image with a model, run in the folder of its card.
 
     Args:
         name: The model.
@@ -88,10 +116,8 @@ def snippet(name: str, corpus: Corpus) -> str:
     dataset = corpus.by_role("adapt")[-1]
     prompt = corpus.datasets[dataset].prompt if _is_named(corpus, dataset) else "{}"
     names = _known_texts(corpus, dataset)[:SHOWN_NAMES]
-    name = starts.known_name(name)
-    family = starts.family_of(name)
-    how = CARD["usual"]
-    if family:  # with its package's own networks and tokens
+    how, name = CARD["usual"], starts.known_name(name)
+    if family := starts.family_of(name):  # with its package's own networks and tokens
         how = CARD["own"].format(name=name, module=family.__name__)
     return CARD["snippet"].format(how=how.rstrip(), names=names, prompt=prompt)
 

@@ -1,6 +1,5 @@
 """Compare two models on the same images: scores, names lost and gained, and a stored index."""
 
-import dataclasses
 import functools
 import itertools
 import os
@@ -120,7 +119,7 @@ def compare(
     """Compare two models on the same images: what the new one now gets right, and what wrong.
 
     Every image is decoded and encoded once for each model, by its own preprocessing; only
-    features are kept. One model is in memory at a time, unless networks are given. Right-to-wrong
+    features are kept. Both models are loaded before any image is. Right-to-wrong
     answers are the negative flips of Yan et al. (2020, arXiv 2011.09161), here as a share of what
     was right.
 
@@ -168,13 +167,14 @@ def compare(
     is_new = arrived_images(corpus, arrived)
     fitting = min(FIT_PICTURES, FIT_PER_SCORED * (subset or FIT_PICTURES))
     kept = _unscored_rows(corpus, split, fitting)
+    for candidate in candidates:  # either may be refused, so before minutes of encoding
+        corpus.check_side(models.preprocessing(candidate.network).size, candidate.name)
     features, fitted = [], []
-    # the new one first, which is the one that may be faulty
-    for candidate, role in [(candidates[1], "new"), (candidates[0], "old")]:
-        encode = functools.partial(_encode, candidate, corpus, split, subset, kept, precision)
-        scored, others = encode(target, role if progress else "")
-        features.insert(0, scored)
-        fitted.insert(0, others)
+    for candidate, role in zip(candidates, ("old", "new"), strict=True):
+        bar = role if progress else ""
+        scored, others = _encode(candidate, corpus, split, subset, kept, precision, target, bar)
+        features.append(scored)
+        fitted.append(others)
     old_scores, new_scores = (evaluation.score(corpus, each) for each in features)
     questions = _pair_questions(corpus, features[0], old_scores, new_scores)
     is_same = features[0].equals(features[1])
@@ -209,16 +209,16 @@ def compare(
 def as_candidate(
     model: str | os.PathLike[str] | Release | Candidate | tuple[str, Network],
 ) -> Candidate:
-    """Return a model in the form that `compare` uses, to be loaded when needed."""
+    """Return a model in the form that `compare` uses, loading it if necessary."""
     if isinstance(model, Release):
         title = os.path.basename(os.path.abspath(model.folder))  # the folder may be "."
-        return dataclasses.replace(folder_candidate(model.folder), title=title)
+        return folder_candidate(model.folder)._replace(title=title)
     if isinstance(model, str | os.PathLike):
         return find_candidate(os.fspath(model))
     if isinstance(model, Candidate):
         return model
     name, network = model
-    return Candidate(name, name, lambda: network)
+    return Candidate(name, name, network)
 
 
 def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str] | None:
@@ -306,9 +306,9 @@ def _encode(
     device: str,
     progress: str,
 ) -> tuple[EncodedSets, Tensor]:
-    """Load a model and return its features of the scored and of other images; `progress` names the
-    progress bar, "" for none."""
-    network = candidate.load()
+    """Return a model's features of the scored and of other images; `progress` names the progress
+    bar, "" for none."""
+    _, name, network = candidate
     side = models.preprocessing(network).size
     network, corpus = network.to(device), corpus.on(device)
     sets = evaluation.make_test_sets(corpus, split, subset)
@@ -317,7 +317,6 @@ def _encode(
         total=total, desc=f"encode {progress}", unit=" images", disable=not progress, delay=1
     ) as bar:
         share = functools.partial(_in_blocks, bar, _block_size(side, device))
-        name = candidate.name
         scored = evaluation.encode(network, name, corpus, split, subset, precision, share)
         if not len(others):
             return scored, scored.image[:0]

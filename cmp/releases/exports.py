@@ -17,7 +17,7 @@ from cmp import models, starts
 from cmp.errors import CmpError
 from cmp.files import atomic_folder, check_target, file_digest
 from cmp.models import Network
-from cmp.parsing import parse_json, read_text
+from cmp.parsing import read_json
 from cmp.seeds import torch_generator
 
 TOLERANCE = 1e-5
@@ -135,7 +135,7 @@ def export_folder(folder: Path, names: set[str]) -> Iterator[Path]:
     with atomic_folder(folder) as partial:
         yield partial
         record = partial / EXPORT_FILE
-        tree = parse_json(read_text(record)) if record.exists() else {}
+        tree = read_json(record) if record.exists() else {}
         files = {path.name: file_digest(path) for path in partial.iterdir() if path != record}
         write_json(record, tree | {"files": files})
         check_folder(folder, names)  # files may have been added meanwhile
@@ -175,7 +175,7 @@ def check_folder(folder: Path, names: set[str]) -> None:
     """
     record, written = folder / EXPORT_FILE, {}
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # no export wrote it
-        listed = dict(parse_json(read_text(record))["files"])
+        listed = dict(read_json(record)["files"])
         written = {name: digest for name, digest in listed.items() if name in names}
         written[EXPORT_FILE] = file_digest(record)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():

@@ -29,8 +29,8 @@ from cmp import config, models, starts
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import CmpError, check_line, explain_errors
-from cmp.files import SHORT_ID, cached_by_file, file_digest
-from cmp.parsing import parse_json, parse_record, read_table, read_text, refuse_later
+from cmp.files import SHORT_ID, file_digest
+from cmp.parsing import parse_record, read_json, read_table, refuse_later
 from cmp.readers.manifest import Prompt
 from cmp.releases import arrivals
 from cmp.releases import ledger as ledgers
@@ -38,10 +38,11 @@ from cmp.releases.ledger import Arrival, Ledger, Picture, checked_ledger
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import Progress, RunState
 from cmp.runs.identity import json_digest
+from cmp.starts import RECORD_FILE
+from cmp.starts import RELEASE_REMEDY as REMEDY
 from cmp.values import STRICT, NotNegative, Steps
 
 SCHEMA = 1
-RECORD_FILE = "stream.json"
 WEIGHTS_FILE, CONFIG_FILE = HF_SAFE_WEIGHTS_NAME, HF_CONFIG_NAME
 CARD_FILE, REPORT_FILE = "README.md", "report.html"
 SCORES_FILE, MATRIX_FILE, HITS_FILE = "scores.parquet", "matrix.parquet", "hits.safetensors"
@@ -49,7 +50,6 @@ LOG_FILE = "log.jsonl"
 LEDGER_FILE, START_FILE = "state/pictures.parquet", "state/start.safetensors"
 SLIMMED_FILE = "state/slimmed"
 """An empty file that `slim` leaves, so that what it removed is not taken for lost."""
-REMEDY = "; get the release again from its source"
 RECORD_ERRORS = LookupError, TypeError
 """Errors of a record or a table with other keys or types, besides `ValueError`."""
 
@@ -148,8 +148,7 @@ class Release:
             else:
                 why = f"slimmed, or not copied whole: copy the release again, or {again}"
             raise CmpError(f"{path}: is missing; {why}")
-        if _digest_at(path) != self.record.files[name]:
-            raise CmpError(f"{path}: damaged: its hash differs from the one in {RECORD_FILE}")
+        starts.check_recorded(path)
         return path
 
     def find_faults(self) -> dict[str, str]:
@@ -222,12 +221,6 @@ class Release:
             return RunState(checkpoints.read_progress(path), load_file(path))
 
 
-@cached_by_file
-def _digest_at(path: Path) -> str:
-    """Return the hash of a file; a release is read once."""
-    return file_digest(path)
-
-
 def is_release(folder: Path) -> bool:
     """Return whether a folder contains a release."""
     return (folder / RECORD_FILE).is_file()
@@ -266,7 +259,7 @@ def read_release(folder: str | os.PathLike[str]) -> Release:
         raise CmpError(f"{folder}: not a release, since it contains no {RECORD_FILE}")
     path = folder / RECORD_FILE
     with explain_errors(f"{path}: cannot be read", REMEDY, *RECORD_ERRORS):
-        tree = parse_json(read_text(path))
+        tree = read_json(path)
         if json_digest(tree["record"]) != tree["sha256"]:
             raise CmpError(f"{path}: damaged: its content is not what was written")
         refuse_later(tree["record"], "schema", SCHEMA, path)

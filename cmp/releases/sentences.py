@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,12 @@ from cmp.releases import release
 from cmp.releases.compare import Comparison
 from cmp.releases.ledger import NAMED, ArrivalReport, changed_retention
 from cmp.releases.release import Release, UpdateRecord
+from cmp.runs.logs import check_log
 
+LAST_STEPS, GUESSING = 10, 0.99
+"""How many last steps show a ruined model, and the share of log(batch), the loss of guessing, that
+their mean loss then reaches. Collapsed models end above log(batch) by up to 0.002%, healthy ones of
+this book below 60% of it, and a month with no more than two names below 90%."""
 SCORES = (
     "A_KA is the mean score of the sets that updates teach, A_ZS of those that the model knew "
     "before, both in percent; GM, which tuning maximises, is their geometric mean."
@@ -106,6 +112,32 @@ def describe_peak(is_given: bool, earlier: Sequence[UpdateRecord]) -> str:
     return f"kept from {chosen[-1]}" if chosen else ""
 
 
+def describe_ruin(metrics: pd.DataFrame, log: Path, batch: int) -> str:
+    """Return a sentence if a model may be ruined, since its training ended in guessing or an update
+    halved A_ZS; otherwise "".
+
+    Args:
+        metrics: The scores of a run or stream, as in `RunResult.metrics`.
+        log: The file of its log, which may be missing.
+        batch: Its batch size.
+    """
+    steps, guess, signs = check_log(log)[0], math.log(batch), []
+    last = steps["loss"].dropna().tail(LAST_STEPS) if "loss" in steps else ()
+    if len(last) == LAST_STEPS and last.mean() >= GUESSING * guess:
+        signs.append(f"its last losses are {last.mean():.2f}, and those of guessing {guess:.2f}")
+    every_time = metrics["scope"].isin(metrics["scope"].head(1))  # the others are of the ends only
+    kept = metrics[every_time & (metrics["role"] == "eval")]
+    now = kept.pivot_table("score", "task", ["dataset", "images"])
+    was = now.shift()
+    was, now = was.where(now.notna()).mean(axis=1), now.where(was.notna()).mean(axis=1)
+    for task in now.index[now < was / 2][-1:]:
+        signs.append(f"A_ZS fell from {was[task]:.1f} to {now[task]:.1f} in update {task}")
+    if not signs:
+        return ""
+    what = f"The model may be ruined or untrained: {' and '.join(signs)}"
+    return f"{what}; compare it with the one before, and try a lower schedule.peak."
+
+
 def describe_retention(
     metrics: pd.DataFrame,
     hits: Mapping[str, np.ndarray],
@@ -157,12 +189,14 @@ def _widest(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def describe_release_retention(made: Release) -> str:
-    """Return a sentence on how A_ZS has changed since before the first update of a release, see
-    `describe_retention`."""
+    """Return sentences on whether a release may be ruined and how A_ZS has changed since before its
+    first update, see `describe_ruin` and `describe_retention`."""
     changed, path = changed_retention(made.ledger()), made.path(release.SCORES_FILE)
     hits_path = made.path(release.HITS_FILE)
     errors = *release.RECORD_ERRORS, SafetensorError
     with explain_errors(f"{path} or {hits_path.name}: cannot be read", release.REMEDY, *errors):
         metrics = pd.read_parquet(path)
         hits = {name: x.numpy() for name, x in load_file(hits_path).items()}
-        return describe_retention(metrics, hits, len(made.record.updates), changed)
+        words = describe_retention(metrics, hits, len(made.record.updates), changed)
+        ruin = describe_ruin(metrics, made.folder / release.LOG_FILE, made.config.training.batch)
+    return "\n".join(filter(None, (ruin, words)))

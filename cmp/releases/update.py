@@ -6,7 +6,6 @@ stream, and written as a release.
 
 import contextlib
 import dataclasses
-import functools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,8 @@ from torch import from_numpy
 from tqdm.auto import tqdm
 
 from cmp import __version__, models, starts
-from cmp.errors import CmpError, Interrupted, explain_errors
-from cmp.files import atomic_folder, check_new, save_tensors
+from cmp.errors import CmpError, explain_errors
+from cmp.files import atomic_folder, check_new, delete_leftovers, save_tensors
 from cmp.parsing import read_table
 from cmp.releases import ledger as ledgers
 from cmp.releases import release, sentences
@@ -155,6 +154,7 @@ def compute_update(
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; the same command continues.
     """
     check_folder(plan, folder)
+    delete_leftovers(folder.parent)
     work = working_folder(folder)
     if release.is_release(folder):
         if work.exists():  # killed after it had written the release
@@ -256,15 +256,10 @@ def train_update(
     if parent := plan.parent:
         start = parent.state()
         model = models.load_from_file(plan.config.model.name, parent.path(release.START_FILE))
-    try:
-        return execute(
-            plan.config, plan.corpus, observer, model, device=device, manager=manager,
-            execution=execution, fitted=plan.fitted, start=start,
-        )  # fmt: skip
-    except Interrupted as error:
-        raise Interrupted(
-            "stopped; everything is saved; the same command continues", error.signal
-        ) from None
+    return execute(
+        plan.config, plan.corpus, observer, model, device=device, manager=manager,
+        execution=execution, fitted=plan.fitted, start=start,
+    )  # fmt: skip
 
 
 def write_release(
@@ -320,7 +315,7 @@ def write_release(
         matrix.to_parquet(partial / release.MATRIX_FILE, index=False)
         hits = {name: from_numpy(x) for name, x in result.hits.items()}
         save_tensors(hits, partial / release.HITS_FILE)
-        score_sentences = _sentences(plan, result)
+        score_sentences = _sentences(plan, result, state.with_name(release.LOG_FILE))
         card = release_card(
             record, plan.config, plan.corpus, comparison, plan.notes, score_sentences
         )
@@ -333,8 +328,8 @@ def write_release(
         release.write_record(partial, record)
 
 
-def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:
-    """Return sentences on the scores after an update."""
+def _sentences(plan: UpdatePlan, result: RunResult, log: Path) -> list[str]:
+    """Return sentences on the scores after an update, which wrote a log."""
     changed, split = ledgers.changed_retention(plan.ledger), plan.config.evaluation.split
     counts = {f"{split} image": plan.report.new.get(split, 0), "name": len(plan.report.new_names)}
     added = " and ".join(sentences.count_of(count, noun) for noun, count in counts.items() if count)
@@ -343,6 +338,7 @@ def _sentences(plan: UpdatePlan, result: RunResult) -> list[str]:
         f"“before” here. It is the same model, but these are new since then: {added}."
     ) if plan.earlier and added else ""  # fmt: skip
     candidates = (
+        sentences.describe_ruin(result.metrics, log, plan.config.training.batch),
         sentences.describe_unscored(plan.report),
         # without images that are gone, the same model has another score on the earlier ones, too
         "" if plan.gone else before,
@@ -355,15 +351,14 @@ def compare_with_before(plan: UpdatePlan, result: RunResult, device: str) -> Com
     """Compare the model after an update with the one before."""
     section, name = plan.config.evaluation, plan.config.model.name
     if plan.parent:
-        path = plan.parent.path(release.WEIGHTS_FILE)
-        before = functools.partial(models.load_from_file, name, path)
+        before = models.load_from_file(name, plan.parent.path(release.WEIGHTS_FILE))
         title = f"after {plan.parent.record.updates[-1].name}"
     else:
-        before = functools.partial(models.load_model, plan.config.model, plan.config.seeds.init)
+        before = models.load_model(plan.config.model, plan.config.seeds.init)
         title = f"{name} as it was"
     return compare(
         Candidate(title, name, before),
-        Candidate(f"after {plan.name}", name, lambda: result.model),
+        Candidate(f"after {plan.name}", name, result.model),
         plan.corpus, arrived=[ledgers.update_label(plan.ledger.arrivals[-1])], split=section.split,
         subset=None if section.full else section.subset,
         precision=plan.config.training.precision, device=device,

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cmp import files, parsing, project
-from cmp.errors import CmpError, Interrupted, explain_errors
+from cmp.errors import CmpError, Interrupted, explain_errors, explain_limit
 from cmp.files import write_tensors
 from cmp.models import PREPROCESSING
 from cmp.scale import processes
@@ -265,6 +265,8 @@ def read_progress(path: Path) -> Progress:
             with safe_open(path, framework="pt") as file:
                 text = (file.metadata() or {}).get("progress", "")
         except SafetensorError as error:
+            if explain_limit(error):
+                raise
             raise Damaged(f"{path}: damaged: {error}") from error
         if text.startswith("{"):  # 0.2.0 wrote no hash of the header
             check_content(path)
@@ -424,6 +426,7 @@ class CheckpointManager:
                     _locks.add(lock)
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                        self._lock.callback(self._delete_if_empty, lock)
                         break
                 except (BlockingIOError, FileNotFoundError):
                     if not self.wait and time.monotonic() > end:
@@ -439,6 +442,16 @@ class CheckpointManager:
     def __exit__(self, *_: object) -> None:
         self._writer.shutdown()  # finishes writing
         self._lock.close()  # releases it
+
+    def _delete_if_empty(self, lock: IO) -> None:
+        """Delete the folder of a run that saved nothing, such as one that was refused, unless
+        another process has begun the run again since `remove`."""
+        path = self.folder / "lock"
+        with contextlib.suppress(OSError):
+            is_own = os.path.samestat(os.fstat(lock.fileno()), path.stat())
+            if is_own and [*self.folder.iterdir()] == [path]:
+                path.unlink()
+                self.folder.rmdir()
 
     def is_due(self, done: int, steps: int) -> bool:
         """Return whether a checkpoint is due after `done` of a task's steps."""

@@ -17,7 +17,7 @@ import cmp
 from cmp import budgets, mixtures, models, registry, starts, streams
 from cmp.config import STARTS, Method, Model, RunConfig
 from cmp.data import Corpus, load_data, named_sources
-from cmp.errors import CmpError
+from cmp.errors import CmpError, weights_fault
 from cmp.files import cached_by_file, file_digest, tensors_digest
 from cmp.models import batch_norms
 from cmp.registry import Option
@@ -218,9 +218,9 @@ def _read_start(path: Path, is_base: bool) -> tuple[str, dict[str, Any]]:
         digest = tensors_digest({n: torch.as_tensor(x) for n, x in read(str(path)).items()})
         return digest, models.saved_preprocessing(path)
     except Exception as error:  # readers raise all kinds of errors
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise CmpError(
-            f"{path}: cannot be read as a checkpoint that contains only tensors ({reason:.160})"
+            f"{path}: cannot be read as a checkpoint that contains only tensors "
+            f"({weights_fault(error):.160})"
         ) from error
 
 

@@ -7,7 +7,6 @@ import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -17,7 +16,6 @@ from cmp.config import RunConfig
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.files import delete_leftovers
-from cmp.parsing import read_yaml
 from cmp.runs import identity, lookup, store
 from cmp.runs.boards import BOARDS
 from cmp.runs.checkpoints import CheckpointManager, checkpoint_folder
@@ -77,11 +75,6 @@ def _is_stored(run_config: RunConfig) -> bool:
         return False
 
 
-def read_settings(what: str) -> dict[str, Any]:
-    """Return the settings of a profile, or of a file NAME.yaml such as `cmpt plan` writes."""
-    return read_yaml(Path(what)) if what.endswith((".yaml", ".yml")) else config.profile(what)
-
-
 def from_keywords(what: str, settings: Mapping[str, Any]) -> RunConfig:
     """Return the config for a profile and keyword settings, see `cmp.run`.
 
@@ -94,11 +87,13 @@ def from_keywords(what: str, settings: Mapping[str, Any]) -> RunConfig:
     Raises:
         CmpError: A key is unknown, or not unique to one section.
     """
-    tree = read_settings(what)
+    tree = config.read_settings(what)
     if "recipe" in settings:
         tree = config.overlay(tree, config.recipe_tree(settings["recipe"]))
-    if "seed" in settings and isinstance(settings.get("seeds"), config.Seeds):
-        raise CmpError("seed: seeds=cmp.Seeds(...) sets all four seeds; give only one of the two")
+    if "seed" in settings:
+        if isinstance(settings.get("seeds"), config.Seeds):
+            raise CmpError("seed: seeds=cmp.Seeds(...) sets all four seeds; give one of the two")
+        tree.pop("seeds", None)
     sections = config.RunConfig.__dataclass_fields__
     # sections first, since a whole one would replace the single keys
     for key, value in sorted(settings.items(), key=lambda pair: pair[0] not in sections):
@@ -156,7 +151,7 @@ def resolve_run(run_config: RunConfig) -> ResolvedRun:
     """Load what a run needs, and determine what its config leaves open.
 
     With several processes, all of them call this. The first downloads and decodes, and the others
-    use its cached results.
+    use the files that it leaves.
 
     Args:
         run_config: The run's config.
@@ -167,7 +162,7 @@ def resolve_run(run_config: RunConfig) -> ResolvedRun:
     run_config = lookup.fetch_start(run_config)
     with processes.first_process_first():
         corpus = load_data(run_config.data)
-        models.tokenize(run_config.model.name, tuple(corpus.texts))
+        models.tokenizer(run_config.model.name)
     fitted = budgets.settle(run_config, corpus)
     try:
         config.check_schedule(fitted, 0)

@@ -200,7 +200,11 @@ class RunLog:
             if is_last or time.monotonic() - self.flushed >= FLUSH_SECONDS:
                 self.flush()
 
-        return Observer(step, task, resumed)
+        def saving() -> None:
+            observer.saving()
+            self.flush()
+
+        return Observer(step, task, resumed, saving)
 
     def flush(self) -> None:
         """Write the pending steps, waiting for the device once."""

@@ -22,7 +22,6 @@ from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.errors import Diverged, Interrupted
 from cmp.evaluation import Scores, evaluate
-from cmp.files import SHORT_ID
 from cmp.merging.policies import Memory, TaskEnd, apply_policy, update_step_average
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
@@ -46,11 +45,14 @@ class Observer:
         task: (tasks done, scores), called after each evaluation, with 0 before the stream. The
             scores are those of the subset if there is one, so that they can be compared.
         resumed: (steps done), called first if a run resumes from a checkpoint.
+        saving: Called before each checkpoint. What it writes is there if the run resumes from this
+            checkpoint after a kill.
     """
 
     step: Callable[[int, int, StepResult, nn.Module], object] = lambda *step: None
     task: Callable[[int, Scores], object] = lambda done, scores: None
     resumed: Callable[[int], object] = lambda steps: None
+    saving: Callable[[], object] = lambda: None
 
 
 NO_OBSERVER = Observer()
@@ -235,7 +237,8 @@ class Run:
     def resume(self, saved: RunState) -> tuple[int, int]:
         """Restore a state, and return the next task and step.
 
-        If the run resumes on another machine, warn. If it ever moved, also record where it began.
+        If the run resumes under other conditions, such as on another machine or with other threads,
+        warn. If it ever did, also record where it began.
         """
         progress = saved.progress
         checkpoints.restore(saved.tensors, self.model, self.state.optimizer)
@@ -252,10 +255,8 @@ class Run:
         self.rows, self.seconds_before = list(progress.metrics), progress.seconds
         differences = machine_differences(progress.machine, self.machine)
         if differences:
-            message = (
-                f"the run began on another machine, so its last bits may differ: {differences}"
-            )
-            warnings.warn(message, stacklevel=2)
+            message = "the run continues under other conditions, so its last bits may differ"
+            warnings.warn(f"{message}: {differences}", stacklevel=2)
         if differences or progress.machine.get("moved"):
             self.machine = self.machine | {"began": progress.machine}
         self.observer.resumed(sum(self.fitted.steps[: progress.task]) + progress.step)
@@ -336,6 +337,7 @@ class Run:
             training.check_weights_finite(self.state, task, step)
         if not self.manager:
             return
+        self.observer.saving()
         machine = self.machine
         if began := machine.get("began"):  # a later process may be on the first machine again
             machine = began | {"moved": True}
@@ -370,11 +372,10 @@ class Run:
             return
         if self.manager:
             self.manager.finish()
-        run_id = processes.broadcast(self.manager.run_id[:SHORT_ID] if self.manager else "")
+        [is_saved] = processes.all_reduce_max(self.manager is not None)
         processes.barrier()  # wait until the first process has saved
-        outcome = "nothing is kept"
-        if run_id:
-            outcome = f"everything is saved; `cmpt resume {run_id}` continues the run"
+        outcome = "everything is saved; the same command continues"
+        outcome = outcome if is_saved else "nothing is kept"
         raise Interrupted(f"stopped after {task} tasks and {step} steps; {outcome}", signal)
 
     def seconds(self) -> float:

@@ -29,7 +29,7 @@ from cmp.config import RunConfig
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES
 from cmp.files import SHORT_ID, WEIGHTS, atomic_folder, child_path, file_digest, save_tensors
-from cmp.parsing import parse_json, parse_record, read_table, refuse_later
+from cmp.parsing import parse_json, parse_record, read_json, read_table, refuse_later
 from cmp.project import build_folder
 from cmp.runs.identity import PLACEHOLDERS, json_digest
 from cmp.runs.runner import RunResult
@@ -234,7 +234,7 @@ def load_record(run_id: str) -> tuple[RunRecord, RunConfig]:
 def _read_record(path: Path) -> RunRecord:
     """Return the content of `run.json`; raise `ValueError` if it is damaged, and `CmpError` if a
     later version wrote it."""
-    tree = parse_json(path.read_text(encoding="utf-8"))
+    tree = read_json(path)
     refuse_later(tree, "format", RUN_FORMAT, path)
     if not isinstance(tree, dict) or tree.get("format") != RUN_FORMAT:
         raise ValueError(f"run.json does not have format {RUN_FORMAT}: another version wrote it")
