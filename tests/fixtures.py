@@ -55,8 +55,8 @@ def pytest_runtest_setup(item):
 @pytest.fixture(autouse=True)
 def tolerances_in_fp32_only():
     """Let `torch.testing.assert_close` fail in a test that has computed in bf16, whatever it
-    compares: bf16 makes a large difference of a small one on some processors, and none on others.
-    What fixtures of a wider scope compute is not seen."""
+    compares: some processors' bf16 makes a small difference large, and others' hides it. Fixtures
+    of a wider scope, and other ways to compare, are not checked."""
     enter, compare, entered = torch.autocast.__enter__, torch.testing.assert_close, []
 
     def watch(context):
