@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import errno
 import re
+import traceback
 from collections.abc import Collection, Iterable, Iterator
 
 
@@ -135,18 +136,19 @@ def explain_limit(error: BaseException) -> str:
 
     Such an error says nothing about the file that was being read.
     """
-    number, reason = getattr(error, "errno", None), first_line(error)
     if isinstance(error, CmpError):  # it has been explained
         return ""
-    if number == errno.EAGAIN or _NO_THREAD.search(str(error)):
+    number = getattr(error, "errno", None)
+    text = traceback.format_exception_only(error)[-1]  # the text of some errors fails
+    if number == errno.EAGAIN or _NO_THREAD.search(text):
         return (
-            f"this machine allows no further thread or process ({reason:.200}); lower --threads or "
-            "CMP_WORKERS, or raise `ulimit -u`"
+            f"this machine allows no further thread or process ({first_line(error):.200}); lower "
+            "--threads or CMP_WORKERS, or raise `ulimit -u`"
         )
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(str(error)):
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(text):
         return (
-            f"memory ran out ({reason:.200}); use --micro-batch or a smaller training.batch, set "
-            "CMP_WORKERS to a smaller number, or raise `ulimit -v`"
+            f"memory ran out ({first_line(error):.200}); use --micro-batch or a smaller "
+            "training.batch, set CMP_WORKERS to a smaller number, or raise `ulimit -v`"
         )
     return ""
 
