@@ -1,19 +1,29 @@
-"""What pyproject.toml cannot say: an editable install has the book's package `lab` as well.
+"""What pyproject.toml cannot say: an editable install has the book's packages, commands and data.
 
-It is of a checkout, whose chapters import `lab` wherever their kernels start. A wheel has `cmp`.
+It is of a checkout, whose chapters import them wherever their kernels start. A wheel has `cmp`.
 """
 
 from setuptools import setup
 from setuptools.command.editable_wheel import editable_wheel
+
+BOOK = ("lab", "lab.evidence", "lab.figures", "benchmark")
+COMMANDS = ("study", "book", "site", "lab", "plan", "pretrain", "data.build", "results.verify")
+SOURCES = ("embedded-inverted = benchmark.variants:load_inverted",
+           "embedded-months = benchmark.variants:load_months")  # fmt: skip
 
 
 class EditableWithBook(editable_wheel):
     """The command behind `pip install -e .`."""
 
     def run(self) -> None:
-        """Make the editable wheel of `cmp` and `lab`."""
-        self.distribution.packages += ["lab", "lab.figures"]
-        self.distribution.package_dir |= {"lab": "book/lab"}
+        """Make the editable wheel of `cmp` and the book's packages."""
+        about = self.distribution
+        about.packages += BOOK
+        about.package_dir |= {name: f"book/{name}" for name in ("lab", "benchmark")}
+        about.entry_points["cmp.commands"] = [
+            f"{name} = lab.commands:{name.rpartition('.')[2]}" for name in COMMANDS
+        ]
+        about.entry_points["cmp.data"] += SOURCES
         super().run()
 
 

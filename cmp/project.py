@@ -37,16 +37,6 @@ def project_folder() -> Path:
     return current
 
 
-def book_folder() -> Path:
-    """Return the folder of the book's studies and results.
-
-    Returns:
-        The folder `book` of the project, or else that of the installed package.
-    """
-    folder = project_folder() / "book"
-    return folder if (folder / "studies").is_dir() else shipped_folder("book")
-
-
 def build_folder() -> Path:
     """Return the folder for downloads and results: `$CMP_BUILD`, or else `_build` in the
     project."""

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import pandas as pd
 
 from cmp import config
-from cmp.experiments import forecast
-from cmp.experiments.forecast import DEVICES, USABLE_MEMORY
 from cmp.files import write_atomic
-from cmp.project import book_folder
+from cmp.runs import forecast
+from cmp.runs.forecast import DEVICES, USABLE_MEMORY
+from lab.evidence import BOOK
 
-PAGE = book_folder() / "manual.md"
+PAGE = BOOK / "manual.md"
 BEGIN, END = "% written by tests/card_table.py", "% end of the table"
 MODELS = (
     "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-g-14", "ViT-bigG-14",

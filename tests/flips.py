@@ -25,13 +25,13 @@ from pictures import classes, fileset, picture, tar
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+from benchmark import drawn, pretraining
 from cmp import config, models, streams
 from cmp.data import Corpus
-from cmp.embedded import drawn, packed
 from cmp.embedded import models as embedded_models
+from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests, store_path
 from cmp.errors import CmpError
-from cmp.experiments import pretraining, results, studies
 from cmp.files import DIGESTS, tensors_digest
 from cmp.merging.files import merge_files
 from cmp.project import build_folder
@@ -42,6 +42,7 @@ from cmp.releases.candidates import find_candidate
 from cmp.runs import checkpoints, identity, launch, logs, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import execute
+from lab.evidence import results, studies
 
 REFUSED, SAME, SEEN, MADE = "refused", "the same", "another id", "made again"
 DIFFERENT = "silently different"
@@ -166,7 +167,7 @@ def write_kept(place: Path) -> list[Stored]:
 def read_served(folder: Path) -> str:
     """A release as it is exported, scored and compared."""
     candidate = find_candidate(str(folder))
-    return candidate.name + text_of(dict(candidate.load().state_dict()))
+    return candidate.name + text_of(dict(candidate.network.state_dict()))
 
 
 def read_whole_release(folder: Path) -> str:

@@ -34,13 +34,13 @@ from cmp.data import Corpus
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
-from cmp.experiments import studies, workers
 from cmp.files import SHORT_ID, WEIGHTS
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer
 from cmp.scale.execution import ExecutionConfig
 from cmp.training import StepResult
+from lab.evidence import studies, workers
 
 STORING = "storing"
 """What a child says right before it stores its result."""

@@ -6,11 +6,9 @@
 
 import textwrap
 
-from cmp.cli.shared import import_lab
 from cmp.errors import CmpError
 from cmp.files import write_atomic
-
-chapters, values = import_lab("chapters"), import_lab("values")
+from lab import chapters, values
 
 PAGES = (chapters.BOOK.parent / "README.md", chapters.BOOK / "index.md")
 BEGIN, END = "<!-- answer: python -m tests.front_door writes it -->", "<!-- end of the answer -->"

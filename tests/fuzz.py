@@ -41,10 +41,10 @@ from cmp import cli, models  # noqa: E402
 from cmp.bench import networks  # noqa: E402
 from cmp.config import Model, read_config  # noqa: E402
 from cmp.errors import CmpError  # noqa: E402
-from cmp.experiments import statistics, studies  # noqa: E402
 from cmp.project import build_folder  # noqa: E402
-from cmp.readers import collection  # noqa: E402
+from cmp.readers import class_statistics, collection  # noqa: E402
 from cmp.readers.manifest import load_manifests  # noqa: E402
+from lab.evidence import studies  # noqa: E402
 
 SECONDS, BYTES = 10.0, 2 * 10**9
 """The most that a case may take, in seconds of CPU and bytes of memory."""
@@ -215,7 +215,7 @@ def cases_of_files(count: int, rng: random.Random) -> Iterator[Case]:
     plain = {
         "config.yaml": (of_tree(config, small.to_yaml), lambda p: read_config(str(p), [])),
         "config as JSON": (of_tree(config, small.to_json), lambda p: read_config(str(p), [])),
-        "stream": (of_tree(stream, small.to_json), statistics.read_stream_file),
+        "stream": (of_tree(stream, small.to_json), class_statistics.read_stream_file),
         "study": (of_tree(study, small.to_yaml), read_study),
         "local-dir": (of_tree(local, small.to_json), read_local),
         "safetensors": (of_bytes(made["safetensors"]), lambda p: models.load_from_file(NANO, p)),

@@ -19,7 +19,6 @@ from cmp.config import RunConfig
 from cmp.data import Corpus, load_data
 from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.experiments import results, studies
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
 from cmp.registry import get_option, option_names
@@ -27,6 +26,7 @@ from cmp.runs import identity
 from cmp.runs.machine import machine_differences, machine_record
 from cmp.runs.runner import Observer, execute
 from cmp.seeds import numpy_generator
+from lab.evidence import results, studies
 from tests import forked, options
 
 PATH = Path(__file__).with_suffix(".json")

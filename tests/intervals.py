@@ -8,8 +8,8 @@ import argparse
 import numpy as np
 import pandas as pd
 
-from cmp.experiments.fronts import OutsideFrontError, measure_gain
-from cmp.experiments.scores import claims_level, t_interval
+from lab.evidence.fronts import OutsideFrontError, measure_gain
+from lab.evidence.scores import claims_level, t_interval
 
 STEPS = np.arange(8)
 A_KA = 54 - 27 * np.exp(-STEPS / 2.6)

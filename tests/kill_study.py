@@ -23,8 +23,8 @@ from forked import TIMEOUT, Child, await_true, server, small_corpus, study, work
 from tqdm import tqdm
 
 from cmp.embedded import packed
-from cmp.experiments import studies
 from lab import analyses
+from lab.evidence import studies
 
 SIZES = {
     "stream.tasks": 3, "training.steps": 8, "training.batch": 8, "evaluation.subset": 2,

@@ -14,8 +14,8 @@ from cmp import config, mixtures, registry, starts
 from cmp.config import RunConfig
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
-from cmp.experiments import statistics
 from cmp.methods import ewc
+from cmp.readers import class_statistics
 
 KIND_OF = {about.key: kind for kind, about in registry.KINDS.items()}
 """Key that names an option -> the option's kind."""
@@ -135,4 +135,4 @@ def write_list() -> Path:
     flags = packed.read_packed(embedded_manifests()["new-flags"]).header.classes
     entries = [f"new-flags+++{name}" for name in flags]
     positions = pd.DataFrame({"entry": entries, "position": range(len(entries))})
-    return statistics.write_statistics(positions, "by-hand")
+    return class_statistics.write_statistics(positions, "by-hand")

@@ -8,7 +8,7 @@ from torch import nn
 from cmp import evaluation
 from cmp.config import POOL_DATA_ROLES
 from cmp.data import Corpus
-from cmp.experiments.statistics import PRECISION
+from cmp.readers.class_statistics import PRECISION
 from cmp.seeds import numpy_generator
 
 CLUSTERS = 64

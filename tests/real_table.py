@@ -5,16 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from cmp.cli.shared import import_lab
 from cmp.errors import CmpError
-from cmp.experiments import real
 from cmp.files import write_atomic
-from cmp.project import book_folder
+from lab import values
+from lab.evidence import BOOK, real
 
-values = import_lab("values")
-
-PAGE = book_folder() / "manual.md"
-SENT = book_folder() / "results" / "real"
+PAGE = BOOK / "manual.md"
+SENT = BOOK / "results" / "real"
 BEGIN, END = "% written by tests/real_table.py", "% end of the results"
 OURS = {
     "before": "before {} recipe/recipe",

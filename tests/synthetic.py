@@ -9,9 +9,9 @@ import pandas as pd
 import cmp
 from cmp.data import load_data
 from cmp.evaluation import ROLES, list_questions
-from cmp.experiments import results, studies
 from cmp.files import listed_file
 from cmp.runs import identity
+from lab.evidence import results, studies
 
 REGIME = {"stream.tasks": 20, "mixture.replay": 0.5, "mixture.select": "concepts"}
 

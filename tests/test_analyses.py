@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from cmp.experiments import claims, studies
 from lab import analyses
+from lab.evidence import claims, studies
 
 
 def test_a_perfect_learner_ends_alike_in_all_orders():

@@ -11,9 +11,9 @@ import synthetic
 from PIL import Image
 
 import cmp
-from cmp.experiments import claims, verdicts
 from cmp.project import build_folder
 from lab import atlas, figures, scrubber
+from lab.evidence import claims, verdicts
 
 CLAIMS = claims.load_claims()
 META = {"schedule.name": "rsqrt", "schedule.meta": "rsqrt", "schedule.peak": 1.6e-3}

@@ -427,10 +427,13 @@ def chapters_with(pattern):
 
 def test_a_chapter_is_stale_when_code_words_it_anew_and_no_other(project):
     assert stale_chapters() == {}
-    edit(project / "cmp" / "experiments" / "verdicts.py", ("points of spread", "points of width"))
+    edit(
+        project / "book" / "lab" / "evidence" / "verdicts.py",
+        ("points of spread", "points of width"),
+    )
     judged = chapters_with(r"judged_claims|boxes\.|\{\{verdict ")
     assert 5 < len(judged) < 11
-    assert stale_chapters() == dict.fromkeys(judged, "cmp.experiments.verdicts")
+    assert stale_chapters() == dict.fromkeys(judged, "lab.evidence.verdicts")
 
 
 def test_a_chapter_is_stale_when_a_file_that_it_read_changes_and_no_other(project):
@@ -440,7 +443,7 @@ def test_a_chapter_is_stale_when_a_file_that_it_read_changes_and_no_other(projec
     assert stale_chapters() == dict.fromkeys(["02", "A2"], "merging.parquet")
     (results / "merging.parquet").write_bytes(table)
     edit(project / "book" / "advice.yaml", ("Methods that penalise", "Methods that punish"))
-    edit(project / "cmp" / "experiments" / "planner.yaml", ("update", "month"))
+    edit(project / "book" / "lab" / "evidence" / "planner.yaml", ("update", "month"))
     advised, planned = chapters_with(r"boxes\."), chapters_with(r"planner\.")
     reasons = dict.fromkeys(planned, "planner.yaml") | dict.fromkeys(advised, "advice.yaml")
     assert stale_chapters() == reasons | dict.fromkeys(
@@ -457,7 +460,7 @@ def test_a_chapter_is_stale_when_a_file_appears_that_it_looked_for(project):
 
 def test_what_shows_nothing_makes_no_chapter_stale(project):
     """Comments, docstrings, other quotes and lines, the order of definitions, and moved files."""
-    code, results = project / "cmp" / "experiments", project / "book" / "results"
+    code, results = project / "book" / "lab" / "evidence", project / "book" / "results"
     lines = ("claim: Claim,", "claim: Claim,\n    # and\n    ")
     edit(code / "verdicts.py", ('"""Return', '"""Give'), ('"helps"', "'helps'"), lines)
     edit(code / "claims.py", ("MATTERS = 1.0\n", ""), ("GAINS = ", "MATTERS = 1.0\nGAINS = "))
@@ -466,7 +469,7 @@ def test_what_shows_nothing_makes_no_chapter_stale(project):
     (results / "orders.parquet").rename(results / "old" / "orders.parquet")
     (project / "cmp" / "releases" / "index.py").rename(code / "gallery.py")
     for path in project.rglob("*.py"):
-        text = path.read_text().replace("cmp.releases.index", "cmp.experiments.gallery")
+        text = path.read_text().replace("cmp.releases.index", "lab.evidence.gallery")
         path.write_text(text)
     assert stale_chapters() == {}
 
@@ -526,7 +529,7 @@ def test_a_notebook_records_what_its_chapter_read_and_looked_for(tmp_path):
 
 
 READS = """\
-from cmp.experiments import guidelines, results
+from lab.evidence import guidelines, results
 results.published_metrics("orders")
 results.is_published("missing")
 guidelines.load_guidelines()"""
@@ -650,7 +653,7 @@ def test_the_site_can_show_what_committed_notebooks_hold():
 
 RUN = """
 from cmp import config
-from cmp.experiments import studies
+from lab.evidence import studies
 from lab import analyses
 settings = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
 run_config = config.parse(config.override(config.profile("quick"), settings))

@@ -20,8 +20,7 @@ from cmp import budgets, cli, config, models
 from cmp.budgets import Budget, Cost
 from cmp.config import Method
 from cmp.errors import CmpError
-from cmp.experiments import forecast, paper
-from cmp.runs import store
+from cmp.runs import forecast, paper, store
 from cmp.runs.runner import Observer, execute
 from cmp.training import create_optimizer
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cmp import budgets, config, models
-from cmp.experiments import forecast, paper
+from cmp.runs import forecast, paper
 from tests import card_table
 from tests.card_table import Fit
 

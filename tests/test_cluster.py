@@ -21,7 +21,6 @@ from cmp import config, models
 from cmp.bench import networks
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import cluster, studies, workers
 from cmp.faults import explain_failure
 from cmp.project import build_folder
 from cmp.runs import checkpoints, identity, launch, lookup, store
@@ -29,6 +28,7 @@ from cmp.runs.checkpoints import StopRequest
 from cmp.runs.lookup import unfinished_runs
 from cmp.scale import decoding
 from lab import analyses
+from lab.evidence import cluster, studies, workers
 
 SMALL = ["stream.tasks=3", "training.batch=12", "evaluation.subset=2", "model.start=random"]
 SEEDS = range(5)

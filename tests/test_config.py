@@ -7,9 +7,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
+from benchmark.pretraining import PRETRAINING
 from cmp import cli, config
 from cmp.errors import CmpError
-from cmp.experiments.pretraining import PRETRAINING
 from cmp.parsing import read_yaml
 from cmp.runs import launch
 

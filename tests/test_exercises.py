@@ -10,13 +10,14 @@ import cmp
 import lab
 from cmp import mixtures, streams
 from cmp.errors import CmpError
-from cmp.experiments import paper, planner, statistics, verdicts
-from cmp.experiments.evidence import gather_evidence
-from cmp.experiments.studies import load_study
 from cmp.merging.policies import TaskEnd, apply_policy
 from cmp.parsing import read_yaml
-from cmp.runs import launch
+from cmp.readers import class_statistics
+from cmp.runs import launch, paper
 from lab import analyses, chapters, exercises
+from lab.evidence import planner, verdicts
+from lab.evidence.evidence import gather_evidence
+from lab.evidence.studies import load_study
 
 SHEET = read_yaml(exercises.SHEET)
 CHECKED = SHEET["exercises"]
@@ -160,7 +161,7 @@ def test_the_answers_about_the_benchmark():
     assert answer("01.2") == verdicts.read_interval(0.9, 1.6)
     stream = launch.from_keywords("cpu", {}).stream
     corpus = cmp.load_data("embedded")
-    counts = statistics.class_counts(streams.task_classes(corpus, stream, 0)).sum()
+    counts = class_statistics.class_counts(streams.task_classes(corpus, stream, 0)).sum()
     points = [100 / len(counts) / classes for classes in (counts.min(), counts.max())]
     assert answer("01.3") == pytest.approx(points, abs=1e-4)
 

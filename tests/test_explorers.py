@@ -22,12 +22,12 @@ from scipy import stats
 from cmp import config, mixtures
 from cmp.config import Mixture, Schedule
 from cmp.errors import CmpError
-from cmp.experiments import claims, planner
 from cmp.project import build_folder, project_folder
 from cmp.registry import option_names
 from cmp.runs import checkpoints, identity, logs, lookup, store
 from cmp.runs.lookup import unfinished_runs
 from lab import analyses, atlas, chapters, explorers, keeping, live_runs, site
+from lab.evidence import claims, planner
 from lab.surface import collect_surface
 
 CASES = """import { rates, drawable } from "./schedules.js";

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from cmp import budgets, config, mixtures, streams
-from cmp.experiments import statistics
+from cmp.readers import class_statistics
 from lab import analyses
 from tests import chapter_code
 
@@ -25,7 +25,7 @@ def test_counts_are_those_of_the_batches_that_training_makes():
 
 def test_report(corpus):
     chosen = config.parse(config.profile("cpu"))
-    report = statistics.stream_report(chosen, corpus)
+    report = class_statistics.stream_report(chosen, corpus)
     assert report["classes"].tolist() == [
         len(b) for b in streams.task_classes(corpus, chosen.stream, 0)
     ]
@@ -42,8 +42,8 @@ def test_counts_and_passes_are_of_the_steps_that_a_budget_buys(corpus):
     assert bought.training.steps != chosen.training.steps
     counts = analyses.sample_counts(chosen, corpus)
     assert counts.sum() == 2 * bought.training.steps * chosen.training.batch
-    report = statistics.stream_report(chosen, corpus)
-    assert report.equals(statistics.stream_report(bought, corpus))
+    report = class_statistics.stream_report(chosen, corpus)
+    assert report.equals(class_statistics.stream_report(bought, corpus))
 
 
 def test_replay_brings_batches_nearer_to_all_data(corpus):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cmp.embedded import packages
+from benchmark import packages
 from cmp.embedded.manifest import Package
 from cmp.errors import CmpError
 

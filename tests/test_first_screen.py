@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 
 import cmp
-from cmp.experiments import results
 from cmp.parsing import read_yaml
 from cmp.project import project_folder
 from cmp.runs import store
 from lab import atlas, explorers, first_screen
+from lab.evidence import results
 
 SHEET = read_yaml(first_screen.SHEET)
 

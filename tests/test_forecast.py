@@ -11,11 +11,11 @@ from pictures import classes
 from typer.testing import CliRunner
 
 from cmp import budgets, cli, config
-from cmp.experiments import forecast, kernels, planner, preflight
-from cmp.experiments.forecast import DEVICES
-from cmp.runs import identity, logs
+from cmp.runs import forecast, identity, kernels, logs, preflight
+from cmp.runs.forecast import DEVICES
 from cmp.scale import decoding, processes
 from cmp.scale.execution import ExecutionConfig
+from lab.evidence import planner
 
 GPU = config.parse(config.profile("gpu"))
 H100 = DEVICES["h100"]
@@ -74,7 +74,7 @@ def test_a_card_that_is_not_listed_is_named_with_what_it_is_taken_for(monkeypatc
     monkeypatch.setattr(forecast, "worker_count", lambda device: 100)
     said = {}
     for card in ("Quadro RTX 8000", "Tesla T4"):
-        for place in ("cmp.scale.devices", "cmp.experiments.forecast"):
+        for place in ("cmp.scale.devices", "cmp.runs.forecast"):
             monkeypatch.setattr(f"{place}.device_name", lambda device, card=card: card)
         said[card] = forecast.forecast_step(GPU, "cuda").by
     assert "Quadro RTX 8000 is not listed, so an H100 is assumed" in said["Quadro RTX 8000"]

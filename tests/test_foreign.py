@@ -27,13 +27,13 @@ from cmp.config import Model, RunConfig
 from cmp.data import load_data
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import preflight, studies
 from cmp.files import SHORT_ID
 from cmp.merging.files import merge_files
 from cmp.project import build_folder
-from cmp.runs import identity, launch, logs, lookup, store, verify
+from cmp.runs import identity, launch, logs, lookup, preflight, store, verify
 from cmp.runs.lookup import unfinished_runs
 from cmp.runs.runner import Observer
+from lab.evidence import studies
 
 SMALL = (
     "stream.tasks=2", "training.steps=2", "training.batch=8", "evaluation.subset=8",

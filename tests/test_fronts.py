@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cmp.errors import CmpError
-from cmp.experiments import fronts
-from cmp.experiments.fronts import fit_front, measure_gain
+from lab.evidence import fronts
+from lab.evidence.fronts import fit_front, measure_gain
 
 PEAKS = 1e-4 * 1.6 ** np.arange(7)
 A_KA = np.array([30.0, 36, 42, 46, 49, 51, 50])

@@ -31,16 +31,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from benchmark import packages
 from cmp import NUMERICS, config, models
 from cmp.config import read_config
-from cmp.embedded import manifest, packages, packed
+from cmp.embedded import manifest, packed
 from cmp.embedded.manifest import Dataset, Packages, embedded_manifests
 from cmp.errors import CmpError
-from cmp.experiments import results, studies
 from cmp.files import file_digest, listed_file
 from cmp.readers.manifest import MANIFESTS, read_manifest
 from cmp.runs import checkpoints, identity, store
 from lab import chapters, run
+from lab.evidence import results, studies
 
 pytestmark = pytest.mark.filterwarnings("ignore:The following metadata:UserWarning")
 

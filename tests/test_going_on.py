@@ -24,10 +24,9 @@ from cmp import budgets, cli, config, evaluation, models, starts
 from cmp.cli import computing
 from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import hub, results
-from cmp.files import SHORT_ID, listed_file
+from cmp.files import SHORT_ID
 from cmp.project import project_folder
-from cmp.releases import card
+from cmp.releases import card, hub
 from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.launch import from_keywords, resolve_run
 from cmp.runs.lookup import unfinished_runs
@@ -408,16 +407,8 @@ def test_the_first_of_several_processes_says_that_they_were_stopped(monkeypatch,
         assert capsys.readouterr().err == said
 
 
-def test_a_run_is_removed_and_what_it_freed_is_said(build, monkeypatch):
+def test_a_run_is_removed_and_what_it_freed_is_said(build):
     run = computed(*QUICK)
-    (build / "book").mkdir()
-    monkeypatch.setattr(results, "RESULTS", build / "book")
-    published = pd.DataFrame({"run": ["0" * 64, run.id]})
-    with listed_file(build / "book" / "77.parquet") as partial:
-        published.to_parquet(partial)
-    assert "77.parquet, so it cannot be deleted" in refused("results", "rm", run.id[:6])
-    with listed_file(build / "book" / "77.parquet") as partial:
-        published[:1].to_parquet(partial)
     with launch.CheckpointManager(run.id):
         assert "another process" in refused("results", "rm", run.id[:6])
     assert "the closest is" in refused("results", "rm", other_end(run.id))

@@ -18,14 +18,14 @@ from cmp import budgets, cli, config, mixtures
 from cmp.embedded import packed
 from cmp.embedded.models import base_seeds
 from cmp.errors import CmpError
-from cmp.experiments import forecast, paper, preflight, studies, workers
 from cmp.project import build_folder
 from cmp.releases import tuning, update
-from cmp.runs import launch
+from cmp.runs import forecast, launch, paper, preflight
 from cmp.runs.checkpoints import StopRequest
 from cmp.scale import devices
 from cmp.scale.execution import ExecutionConfig
 from lab import chapter_setup, chapters, run
+from lab.evidence import studies, workers
 from tests import card_table
 
 GPU = config.parse(config.profile("gpu"))
@@ -274,7 +274,7 @@ def test_weights_that_are_nowhere_are_missing_in_words():
     ],
 )
 def test_a_full_run_is_forecast_without_computing(monkeypatch, card, device):
-    for place in ("cmp.scale.devices", "cmp.experiments.forecast"):
+    for place in ("cmp.scale.devices", "cmp.runs.forecast"):
         monkeypatch.setattr(f"{place}.device_name", lambda device: card)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(forecast, "worker_count", lambda device: 15)
@@ -411,7 +411,8 @@ import multiprocessing
 from types import SimpleNamespace
 import torch
 from cmp import config, training
-from cmp.experiments import forecast, workers
+from cmp.runs import forecast
+from lab.evidence import workers
 from cmp.scale import devices
 
 made = []

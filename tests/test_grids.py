@@ -7,9 +7,9 @@ import pytest
 import test_book
 
 from cmp.errors import CmpError
-from cmp.experiments import results, studies
 from cmp.project import build_folder
 from lab import chapters, grids, run
+from lab.evidence import results, studies
 
 PARAMETERS = """\
 profile: str = "quick"  # quick, cpu or gpu

@@ -305,7 +305,7 @@ STUDY = """
 import os, sys
 from pathlib import Path
 from cmp import cli
-from cmp.experiments import studies
+from lab.evidence import studies
 studies.STUDIES = Path(os.environ["CMP_BUILD"])
 sys.argv = ["cmp", "study", "77", "--profile", "quick", "--jobs", "2"]
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 import synthetic
 
-from cmp.experiments import claims, guidelines
-from cmp.experiments.claims import ClaimsFile, FrontOf
-from cmp.experiments.guidelines import Guideline, measure_guideline
 from cmp.parsing import check_record
 from lab import boxes
+from lab.evidence import claims, guidelines
+from lab.evidence.claims import ClaimsFile, FrontOf
+from lab.evidence.guidelines import Guideline, measure_guideline
 
 LOCAL = {f"plain, peak {peak}": {"schedule.peak": peak} for peak in (0.0004, 0.0006, 0.0009)}
 ENDS = {"plain, peak 0.0004": (40, 52), "plain, peak 0.0006": (46, 50),

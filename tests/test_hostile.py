@@ -29,7 +29,6 @@ from cmp import cli, models, parsing, starts
 from cmp.cli import shared
 from cmp.cli.updates import _score_line
 from cmp.errors import CmpError, Diverged
-from cmp.experiments import evidence, planner
 from cmp.faults import explain_failure
 from cmp.files import atomic_folder, check_digest, file_digest
 from cmp.parsing import parse_yaml
@@ -50,6 +49,7 @@ from cmp.releases import (
 from cmp.runs import checkpoints, logs
 from cmp.runs.identity import json_digest
 from cmp.runs.runner import Observer, execute
+from lab.evidence import evidence, planner
 
 ONE_STEP = ["training.task_steps=[1]"]
 

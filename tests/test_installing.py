@@ -1,4 +1,4 @@
-"""What an installation has: `cmp` and the tables of `cmpt plan`, and in a checkout also `lab`."""
+"""What an installation has: `cmp`, and in a checkout also the book's packages and commands."""
 
 import os
 import shutil
@@ -12,10 +12,7 @@ import pytest
 
 import cmp
 from cmp import cli
-from cmp.cli import shared
-from cmp.errors import CmpError
-from cmp.experiments import preflight
-from cmp.experiments.claims import FAMILIES
+from cmp.runs import preflight
 from tests import lock
 
 ROOT = Path(cmp.__file__).parents[1]
@@ -26,13 +23,21 @@ from setuptools import build_meta
 build_meta.build_wheel("../wheel")
 build_meta.build_editable("../editable")
 """
-WITHOUT_BOOK = """
+IN_A_WHEEL = """
 import sys
-from cmp.cli import main
 
 for name in ("jupyterlab", "ipywidgets", "anywidget", "matplotlib", "papermill", "IPython"):
     sys.modules[name] = None
-main()
+import torch
+import cmp
+
+older, newer = ({"weight": torch.full((2, 2), float(value))} for value in (0, 1))
+merged = cmp.merge("interpolation", [newer, older], weights=[0.25, 0.75])
+assert merged["weight"].unique().tolist() == [0.25]
+try:
+    cmp.load_data("embedded")
+except cmp.CmpError as error:
+    print(error)
 """
 
 
@@ -65,12 +70,16 @@ def test_an_editable_install_has_the_book_s_package_and_a_wheel_has_not(built, t
     where += "print(found.find_spec('lab').origin)"
     done = python("-S", "-c", where, built / "editable", cwd=tmp_path, env={})
     assert Path(done.stdout.strip()).is_relative_to(built / "tree" / "book"), done.stderr
-    assert not (built / "wheel" / "lab").exists() and (built / "wheel" / "cmp").is_dir()
+    [entries] = (built / "editable").glob("*.dist-info/entry_points.txt")
+    assert "study = lab.commands:study" in entries.read_text()
 
 
 @pytest.mark.defect
-def test_a_wheel_has_the_claims_of_all_families(built):
-    assert all((built / "wheel" / "cmp" / "book" / path.name).exists() for path in FAMILIES)
+def test_a_wheel_has_cmp_alone_and_is_small(built):
+    folders = {path.name for path in (built / "wheel").glob("*/") if path.suffix != ".dist-info"}
+    assert folders == {"cmp"}
+    [wheel] = (built / "wheel").glob("*.whl")
+    assert wheel.stat().st_size < 2.5e6
 
 
 @pytest.mark.defect
@@ -81,23 +90,12 @@ def test_versions_are_locked_for_the_oldest_python_that_is_allowed():
 
 
 @pytest.mark.defect
-def test_an_installed_command_in_another_checkout_says_whose_command_to_run(tmp_path, monkeypatch):
-    (tmp_path / "book" / "lab").mkdir(parents=True)
-    shutil.copytree(ROOT / "cmp" / "cli", tmp_path / "cmp")
-    monkeypatch.setattr("cmp.project.project_folder", lambda: tmp_path)
-    with pytest.raises(CmpError, match=r"its own package.*\.venv/bin/cmpt"):
-        shared.import_lab("run")
-
-
-@pytest.mark.long
-@pytest.mark.defect
-def test_a_wheel_plans_from_published_runs_without_the_book_s_packages(built, tmp_path):
-    command = ["plan", "--gpu-hours", "0.0116", "--device", "core"]
+def test_a_wheel_merges_and_says_in_an_empty_folder_where_the_benchmark_is_built(built, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(built / "wheel")}
     environment.pop("CMP_BUILD", None)
-    done = python("-c", WITHOUT_BOOK, *command, cwd=tmp_path, env=environment)
+    done = python("-c", IN_A_WHEEL, cwd=tmp_path, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "The nearest stored runs" in done.stdout and "Effect of EMA-Merge" in done.stdout
+    assert done.stdout.count("in a clone of the study book") == 1
 
 
 @pytest.mark.defect

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 import cmp
 from cmp import models
-from cmp.experiments import paper, statistics
+from cmp.readers import class_statistics
+from cmp.runs import paper
 from lab import kernel_explorers
 
 
@@ -18,7 +19,7 @@ def test_a_stream_is_that_of_its_report(corpus):
     table = kernel_explorers.stream_table(corpus=corpus)
     [(key, answer)] = table["answers"].items()
     assert key == '["random",false,"classes",20,0]'
-    report = statistics.stream_report(cmp.config.parse(cmp.config.profile("cpu")), corpus)
+    report = class_statistics.stream_report(cmp.config.parse(cmp.config.profile("cpu")), corpus)
     assert answer["images"] == report["images"].tolist()
     assert [sum(column) for column in zip(*answer["counts"], strict=True)] == [*report["classes"]]
     assert answer["changes"] == {}

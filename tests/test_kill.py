@@ -28,19 +28,20 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from benchmark import pretraining
 from cmp import NUMERICS, config, files, mixtures, models, training
 from cmp.cli import exporting, streams
 from cmp.embedded import models as embedded_models
 from cmp.embedded import packed, sheets
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError, Diverged
-from cmp.experiments import pretraining, results, studies
 from cmp.files import SHORT_ID, delete_leftovers
 from cmp.losses import model_loss
 from cmp.merging.files import merge_files
 from cmp.runs import checkpoints, identity, lookup, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer, RunResult, execute
+from lab.evidence import results, studies
 
 TOTAL = forked.TASKS * forked.STEPS
 

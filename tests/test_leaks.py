@@ -7,12 +7,13 @@ import options
 import pandas as pd
 import pytest
 
+from benchmark import icons
+from benchmark.pretraining import PRETRAINING
 from cmp import config, mixtures
-from cmp.embedded import icons, packed
+from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.evaluation import list_questions
-from cmp.experiments import results
-from cmp.experiments.pretraining import PRETRAINING
+from lab.evidence import results
 
 
 @pytest.fixture(scope="module")

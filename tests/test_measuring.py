@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from cmp import config, evaluation, models, streams
 from cmp.cli.streams import read_counts
 from cmp.errors import CmpError
-from cmp.experiments import statistics
-from cmp.readers import class_tables
+from cmp.readers import class_statistics, class_tables
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def measured(base):
-    return statistics.measure_classes(base, "small", forked.small_corpus()).set_index("entry")
+    return class_statistics.measure_classes(base, "small", forked.small_corpus()).set_index("entry")
 
 
 def test_the_shipped_tables_are_those_of_base_zero(base, measured):
@@ -57,7 +56,7 @@ def test_accuracy_is_that_of_an_evaluation(base, measured):
 
 def test_loss_and_alignment_by_hand():
     image = torch.eye(2)[[0, 0, 1]]
-    found = statistics._image_decisions(image, torch.eye(2), torch.tensor([0, 1, 1]), 2.0)
+    found = class_statistics._image_decisions(image, torch.eye(2), torch.tensor([0, 1, 1]), 2.0)
     assert found["accuracy"].tolist() == [100, 0, 100]
     assert found["alignment"].tolist() == [1, 0, 1]
     right, wrong = np.log(1 + np.exp(-2)), np.log(1 + np.exp(2))
@@ -68,7 +67,7 @@ def test_frequencies_count_texts_that_name_a_class():
     texts = ["A red fox.", "red  FOX, red fox", "foxes", "the fox", "fox-red"]
     labels = pd.Series(["fox", "red fox", "Red Fox!", "cat"])
     expected = {"fox": 4, "red fox": 2, "Red Fox!": 2, "cat": 0}
-    assert statistics.class_frequencies(labels, texts) == expected
+    assert class_statistics.class_frequencies(labels, texts) == expected
 
 
 @given(label=st.text(), texts=st.lists(st.text(), max_size=3))
@@ -78,9 +77,9 @@ def test_a_label_is_counted_only_in_texts_that_contain_it(label, texts):
     words = [" ".join(re.findall("[a-z0-9]+", text.lower())) for text in (label, *texts)]
     if not words[0]:
         with pytest.raises(CmpError, match=r"cannot be counted; give the number .* --counts$"):
-            statistics.class_frequencies(pd.Series([label]), texts)
+            class_statistics.class_frequencies(pd.Series([label]), texts)
         return
-    found = statistics.class_frequencies(pd.Series([label]), texts)[label]
+    found = class_statistics.class_frequencies(pd.Series([label]), texts)[label]
     assert found == sum(f" {words[0]} " in f" {text} " for text in words[1:])
 
 
@@ -90,20 +89,22 @@ def test_counts_of_another_corpus_are_taken_and_must_be_whole(base, tmp_path):
     path = tmp_path / "counts.csv"
     pd.DataFrame({"class": labels, "count": range(len(labels))}).to_csv(path, index=False)
     counts = read_counts(path)
-    found = statistics.measure_classes(base, "small", corpus, counts).set_index("entry")[
+    found = class_statistics.measure_classes(base, "small", corpus, counts).set_index("entry")[
         "frequency"
     ]
     assert [found[f"new-flags+++{label}"] for label in labels] == list(range(len(labels)))
     del counts["algeria"]
     with pytest.raises(CmpError, match="counts: no count of 'algeria'"):
-        statistics.measure_classes(base, "small", corpus, counts)
+        class_statistics.measure_classes(base, "small", corpus, counts)
     for role, words in (
         ("pool", "there is no pool to count names in"),
         ("adapt", "the role adapt"),
     ):
         roles = {name: x for name, x in corpus.datasets.items() if x.role != role}
         with pytest.raises(CmpError, match=words):
-            statistics.measure_classes(base, "small", dataclasses.replace(corpus, datasets=roles))
+            class_statistics.measure_classes(
+                base, "small", dataclasses.replace(corpus, datasets=roles)
+            )
     path.write_text("class,count\n007,1\n010,2\n")
     assert read_counts(path) == {"007": 1, "010": 2}
     path.write_text("name,count\na,1\n")

@@ -19,7 +19,6 @@ from cmp import buffers, config, mixtures, registry
 from cmp.buffers import choose_lowest, rank_within_groups
 from cmp.config import Mixture
 from cmp.errors import CmpError
-from cmp.experiments import statistics
 from cmp.mixtures import (
     ROLE_OF_POOL,
     MixtureSampler,
@@ -33,7 +32,7 @@ from cmp.mixtures import (
     sample,
     sample_evenly,
 )
-from cmp.readers import class_tables
+from cmp.readers import class_statistics, class_tables
 from cmp.runs.runner import Observer, execute
 from cmp.seeds import numpy_generator
 from lab import analyses
@@ -531,12 +530,12 @@ def test_without_a_pool_update_and_buffer_take_its_share(without_pool):
     )
     with pytest.warns(UserWarning, match="its share goes to"):
         fitted = mixtures.fit_mixture(uneven, without_pool)
-        report = statistics.stream_report(uneven, without_pool)
+        report = class_statistics.stream_report(uneven, without_pool)
         assert analyses.sample_counts(uneven, without_pool).sum() == 3 * 4 * 4
     assert fitted.mixture.shares == pytest.approx((0, 0.2, 0.8))
     assert (
         report["passes"].tolist()
-        == statistics.stream_report(fitted, without_pool)["passes"].tolist()
+        == class_statistics.stream_report(fitted, without_pool)["passes"].tolist()
     )
     assert mixtures.fit_mixture(half, without_pool) is half
     assert mixtures.fit_mixture(run_config, forked.small_corpus()) is run_config

@@ -24,9 +24,9 @@ from cmp import cli, config, evaluation, models, starts
 from cmp.config import Model
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
-from cmp.experiments import preflight
 from cmp.files import DIGESTS
 from cmp.project import project_folder
+from cmp.runs import preflight
 from cmp.training import make_train_state
 
 

@@ -17,9 +17,9 @@ from nbclient.exceptions import DeadKernelError
 from typer.testing import CliRunner
 
 from cmp import cli, config, registry
-from cmp.experiments import workers
 from cmp.project import build_folder
 from cmp.runs.checkpoints import StopRequest
+from lab.evidence import workers
 
 NOTEBOOK = Path(__file__).with_name("own_options.md")
 BOOK = Path(__file__).parents[1] / "book"

@@ -6,8 +6,9 @@ import os
 import numpy as np
 import pytest
 
+from benchmark import build, drawn, variants
 from cmp import config, streams
-from cmp.embedded import build, drawn, manifest, packed, variants
+from cmp.embedded import manifest, packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 

@@ -20,13 +20,13 @@ import torch
 from pictures import tar
 from pydantic import ValidationError
 
+from benchmark import packages, pretraining
 from cmp import config, files, models, starts
 from cmp.config import read_config
-from cmp.embedded import packages, sheets
+from cmp.embedded import sheets
 from cmp.embedded.manifest import Dataset, Package, embedded_manifests, select_datasets
 from cmp.embedded.models import WEIGHTS
 from cmp.errors import CmpError
-from cmp.experiments import pretraining, results, studies
 from cmp.files import (
     PARTIAL_PREFIX,
     atomic_file,
@@ -39,6 +39,7 @@ from cmp.runs import checkpoints, identity, lookup, store
 from cmp.runs.lookup import find_unfinished, unfinished_runs
 from cmp.runs.runner import Observer, RunResult
 from lab import chapters, run
+from lab.evidence import results, studies
 
 OUTSIDE = [
     *("../outside/secret", "../../outside/secret", "..", ".", "", "/", "/etc/passwd", "~", "~root"),

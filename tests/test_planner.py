@@ -18,11 +18,13 @@ from cmp import budgets, cli, config, mixtures, starts, streams
 from cmp.config import Mixture
 from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.experiments import evidence, forecast, paper, planner, results, statistics, studies
-from cmp.experiments.guidelines import load_guidelines
-from cmp.experiments.planner import DEVICES, GIGA, ImpossibleRequest, PlanRequest
 from cmp.merging.policies import TaskEnd, apply_policy
+from cmp.readers import class_statistics
+from cmp.runs import forecast, paper
 from lab import kernel_explorers
+from lab.evidence import evidence, planner, results, studies
+from lab.evidence.guidelines import load_guidelines
+from lab.evidence.planner import DEVICES, GIGA, ImpossibleRequest, PlanRequest
 
 invoke = CliRunner().invoke
 HOURS = 0.0116
@@ -348,7 +350,7 @@ def test_the_embedded_stream_is_as_large_as_the_planner_thinks():
     corpus = packed.load_embedded()
     run = config.parse(config.profile("cpu"))
     tasks = streams.task_classes(corpus, run.stream, 0)
-    assert statistics.class_counts(tasks).to_numpy().sum() == planner.CLASSES
+    assert class_statistics.class_counts(tasks).to_numpy().sum() == planner.CLASSES
     rows = sum(len(corpus.rows("train", dataset=each)) for each in corpus.by_role("adapt"))
     assert rows == planner.ARRIVING
 

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from cmp.errors import CmpError
-from cmp.experiments.scores import claims_level, level_in_words
 from lab import figures
+from lab.evidence.scores import claims_level, level_in_words
 from lab.figures import runs, style
 
 pytestmark = pytest.mark.usefixtures("clean_drawing")

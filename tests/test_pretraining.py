@@ -11,12 +11,12 @@ import torch
 from tqdm import tqdm
 from typer.testing import CliRunner
 
+from benchmark import pretraining
 from cmp import budgets, cli, config, evaluation, models
 from cmp.config import Model
 from cmp.embedded import models as embedded_models
 from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError, Interrupted
-from cmp.experiments import pretraining
 from cmp.files import DIGESTS, check_digest, file_digest
 from cmp.project import project_folder
 from cmp.readers.manifest import STATISTICS

@@ -5,8 +5,8 @@ import colorsys
 import numpy as np
 import pytest
 
-from cmp.embedded import drawn
-from cmp.embedded.drawn import SCENES, draw_scene
+from benchmark import drawn
+from benchmark.drawn import SCENES, draw_scene
 
 # written down apart from the module's own table, as a reader would name them
 RGB = {

@@ -8,11 +8,11 @@ from forked import small_config, small_corpus
 
 from cmp import config, data
 from cmp.errors import CmpError
-from cmp.experiments import forecast, results, studies
 from cmp.project import build_folder
-from cmp.runs import checkpoints, identity, launch, store
+from cmp.runs import checkpoints, forecast, identity, launch, store
 from cmp.runs.lookup import unfinished_runs
 from lab import chapter_setup, run
+from lab.evidence import results, studies
 
 PARAMETERS = {"profile": "quick", "seeds": 2, "jobs": 2, "device": "cpu"}
 
@@ -97,7 +97,7 @@ def test_a_chapter_begins_with_its_parameters_checked_and_its_live_runs(build, c
 
 SECONDS = 300
 COMPUTE = """from cmp import config
-from cmp.experiments import studies
+from lab.evidence import studies
 changes = ["stream.tasks=1", "training.steps=120", "training.batch=8", "evaluation.subset=1"]
 grid = [config.parse(config.override(config.profile("quick"), changes))]
 studies.compute_runs(grid)"""

@@ -23,10 +23,11 @@ from typer.testing import CliRunner
 from cmp import cli, config
 from cmp.data import load_data
 from cmp.errors import CmpError
-from cmp.experiments import forecast, real, studies, verdicts
-from cmp.experiments.forecast import DEVICES
 from cmp.parsing import read_yaml
 from cmp.project import build_folder, project_folder
+from cmp.runs import forecast
+from cmp.runs.forecast import DEVICES
+from lab.evidence import real, studies, verdicts
 from tests import real_table
 
 SETS = ("pets", "aircraft", "satellite", "textures", "flowers", "signs", "things")
@@ -321,7 +322,8 @@ SCRIPT = """
 import os, sys
 from pathlib import Path
 from cmp import cli
-from cmp.experiments import forecast, real, studies, verdicts
+from cmp.runs import forecast
+from lab.evidence import real, studies, verdicts
 studies.STUDIES = Path(os.environ["CMP_BUILD"])
 real.COUNTS = SMALL
 real.download_set = lambda name, root: None

@@ -19,11 +19,10 @@ import cmp
 from cmp import config, data, mixtures, registry, streams
 from cmp.embedded.packed import load_embedded
 from cmp.errors import CmpError
-from cmp.experiments import forecast
 from cmp.merging.apply import merge
 from cmp.merging.policies import TaskEnd, apply_policy
 from cmp.registry import KINDS, get_option, load_plugin, option_names, register
-from cmp.runs import identity
+from cmp.runs import forecast, identity
 
 pytestmark = pytest.mark.usefixtures("own_options")
 IMPORTS = "import functools\nimport torch\nimport cmp\n"

@@ -21,13 +21,13 @@ from cmp import cli, config, mixtures, models, registry
 from cmp.cli import shared
 from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.experiments import results, studies
-from cmp.experiments.studies import joint_training
 from cmp.files import SHORT_ID, file_digest, tensors_digest
 from cmp.methods import adapters
-from cmp.runs import identity, launch, runner, store
+from cmp.runs import identity, launch, lookup, runner, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import execute
+from lab.evidence import studies
+from lab.evidence.studies import joint_training
 
 SMALL = ["stream.tasks=2", "training.steps=3", "training.batch=12", "evaluation.subset=8"]
 
@@ -459,6 +459,6 @@ def test_a_file_that_a_user_put_beside_a_run_is_not_deleted_with_it(build, monke
     folder = store.run_folder(run.id)
     (folder / "notes.txt").write_text("mine")
     with pytest.warns(UserWarning, match=r"notes\.txt"):
-        results.delete_run(run.id)
+        lookup.delete_run(run.id)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
     assert store.stored_ids() == []

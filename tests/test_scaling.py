@@ -7,12 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmark import pretraining
 from cmp import budgets, config, mixtures, models
 from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
-from cmp.experiments import pretraining, verdicts
-from cmp.experiments.paper import model_catalogue
-from cmp.experiments.scores import (
+from cmp.parsing import read_yaml
+from cmp.releases.sentences import signed
+from cmp.runs import launch, store
+from cmp.runs.paper import model_catalogue
+from lab import analyses, chapters, figures
+from lab.evidence import verdicts
+from lab.evidence.scores import (
     MEASURES,
     by_replicate,
     claims_level,
@@ -21,10 +26,6 @@ from cmp.experiments.scores import (
     t_factor,
     t_interval,
 )
-from cmp.parsing import read_yaml
-from cmp.releases.sentences import signed
-from cmp.runs import launch, store
-from lab import analyses, chapters, figures
 
 SIZES = {
     "tiny-half": ("tiny", 0.5),

@@ -6,11 +6,11 @@ import torch
 
 from cmp import config, mixtures, models
 from cmp.data import NOISE, augment
-from cmp.experiments import studies
 from cmp.project import build_folder
 from cmp.runs import identity, store
 from cmp.runs.runner import execute
 from cmp.seeds import digest, seed_layers, torch_generator
+from lab.evidence import studies
 
 SMALL = ["stream.tasks=2", "training.steps=2", "training.batch=12", "evaluation.subset=2"]
 

@@ -20,9 +20,8 @@ from typer.testing import CliRunner
 from cmp import cli, config, registry, streams
 from cmp.config import Stream
 from cmp.errors import CmpError
-from cmp.experiments import statistics
 from cmp.files import DIGESTS, listed_file
-from cmp.readers import class_tables
+from cmp.readers import class_statistics, class_tables
 from cmp.runs import identity
 
 MEASURED = registry.option_names("order", partial=False, updates=False)
@@ -254,7 +253,7 @@ def test_equal_images_are_about_equal(corpus):
 
 def test_class_counts(corpus):
     tasks = streams.task_classes(corpus, Stream(tasks=5), 0)
-    counts = statistics.class_counts(tasks)
+    counts = class_statistics.class_counts(tasks)
     assert counts.sum(axis=1).tolist() == [len(task) for task in tasks]
     assert counts["new-digits"].sum() == 10
     assert counts.index.tolist() == [1, 2, 3, 4, 5]
@@ -310,7 +309,7 @@ def write(path, content):
 def test_the_references_stream_files_are_read(tmp_path):
     entries = [f"SET{index % 41}+++class {index}" for index in range(18_381)]
     path = write(tmp_path / "s.json", entries)
-    order = statistics.read_stream_file(path)
+    order = class_statistics.read_stream_file(path)
     blocks = streams.cut_into_tasks(order, 20)
     assert order == entries
     assert [*map(len, blocks)] == [920] + [919] * 19
@@ -331,9 +330,9 @@ def test_the_references_stream_files_are_read(tmp_path):
 def test_what_is_no_stream_is_refused(tmp_path, content, words):
     path = write(tmp_path / "s.json", content)
     with pytest.raises(CmpError, match=words):
-        statistics.read_stream_file(path)
+        class_statistics.read_stream_file(path)
     with pytest.raises(CmpError, match=r"none\.json: cannot be read"):
-        statistics.read_stream_file(tmp_path / "none.json")
+        class_statistics.read_stream_file(tmp_path / "none.json")
 
 
 def test_a_stream_is_imported_and_an_unknown_class_is_refused(build, tmp_path, corpus):
@@ -370,11 +369,11 @@ def test_a_damaged_table_of_traits_is_refused(build):
     with pytest.raises(CmpError, match=r"broken-classes\.parquet: cannot be read"):
         streams.class_statistics("broken")
     twice = pd.DataFrame({"entry": ["a+++b", "a+++b"], "position": [0, 1]})
-    statistics.write_statistics(twice, "twice")
+    class_statistics.write_statistics(twice, "twice")
     with pytest.raises(CmpError, match=r"'a\+\+\+b' is listed twice"):
         streams.class_statistics("twice")
     words = pd.DataFrame({"entry": ["a+++b"], "loss": ["much"]})
-    statistics.write_statistics(words, "words")
+    class_statistics.write_statistics(words, "words")
     with pytest.raises(CmpError, match="loss: must be one column of float"):
         streams.class_statistics("words")
     with pytest.raises(CmpError, match=r"not a valid name.*letters, digits, - and _"):
@@ -391,7 +390,7 @@ def test_a_table_of_traits_that_is_not_what_was_written_is_refused(
     monkeypatch.setattr(class_tables, "STATISTICS", tmp_path / "shipped")
     name = "made" if made else "embedded"
     if made:
-        statistics.write_statistics(streams.class_statistics("embedded").reset_index(), name)
+        class_statistics.write_statistics(streams.class_statistics("embedded").reset_index(), name)
     path, pool = class_tables.statistics_path(name), tmp_path / "shipped/embedded-pool.parquet"
     assert len(streams.class_statistics(name))
     for file in [path] if made else [path, pool]:
@@ -435,7 +434,7 @@ def test_a_table_that_would_never_be_read_is_not_written(build, tmp_path):
 def test_a_pipe_is_no_stream(tmp_path):
     os.mkfifo(tmp_path / "order.json")
     with pytest.raises(CmpError, match="not a regular file"):
-        statistics.read_stream_file(tmp_path / "order.json")
+        class_statistics.read_stream_file(tmp_path / "order.json")
 
 
 def test_a_shown_stream_says_what_arrives():
@@ -451,7 +450,7 @@ def test_the_shipped_traits_are_of_every_class_and_pool_image(corpus):
     for role in ("pool", "substitute"):
         datasets = corpus.table["dataset"].isin(corpus.by_role(role)).to_numpy()
         statistics = class_tables.pool_statistics(corpus, np.flatnonzero(datasets))
-        assert statistics.notna().all().all()
+        assert class_statistics.notna().all().all()
         assert statistics["cluster"].nunique() > 32
     with pytest.raises(CmpError, match=r"mixture\.select: .*not for 'new-digits'.*'random'"):
         class_tables.pool_statistics(corpus, corpus.rows("train", dataset="new-digits")[:3])

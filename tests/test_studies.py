@@ -25,18 +25,17 @@ from kill_study import Campaign
 from typer.testing import CliRunner
 
 from cmp import cli, config, mixtures
-from cmp.cli import book
 from cmp.embedded import packed
 from cmp.errors import CmpError, FaultReason
-from cmp.experiments import forecast, results, studies, workers
 from cmp.files import SHORT_ID
 from cmp.mixtures import empty_shares
 from cmp.project import build_folder, project_folder
-from cmp.runs import identity, launch, store
+from cmp.runs import forecast, identity, launch, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.lookup import unfinished_runs
 from cmp.runs.runner import execute
-from lab import analyses
+from lab import analyses, commands
+from lab.evidence import results, studies, workers
 
 SIZES = {
     "stream.tasks": 3, "training.steps": 4, "training.batch": 4, "evaluation.subset": 1,
@@ -482,7 +481,7 @@ def test_a_study_with_a_bug_ends_with_the_status_of_one(build, monkeypatch, caps
         )
         todo = {small_config(f"seed={seed}"): 1.0 for seed in range(3)}
         plans = {"77": SimpleNamespace(todo=todo)}
-        command = partial(book.compute_programme, plans, 1, "cpu", "local", False)
+        command = partial(commands.compute_programme, plans, 1, "cpu", "local", False)
         monkeypatch.setattr(cli, "app", command)
         with pytest.raises(SystemExit) as end:
             cli.main()
@@ -598,7 +597,7 @@ REAL = """
 import sys
 from pathlib import Path
 from cmp import cli
-from cmp.experiments import studies
+from lab.evidence import studies
 if __name__ == "__main__":
     studies.STUDIES = Path(sys.argv.pop())
     cli.main()

@@ -12,9 +12,9 @@ from cmp import cli, models
 from cmp.bench import networks, trace
 from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.experiments import kernels as tracing
-from cmp.experiments.kernels import Kernel
-from cmp.project import book_folder
+from cmp.runs import kernels as tracing
+from cmp.runs.kernels import Kernel
+from lab.evidence import BOOK
 
 NANO, BATCH = "bench-nano", 8
 
@@ -109,7 +109,7 @@ def test_what_h100_py_predicts_is_what_the_trace_says(captions, tokens):
         cells = [1e3 * sum(kernel.seconds for kernel in kernels), row["% of peak"]]
         cells += [1e3 * seconds for seconds in trace.kind_seconds(kernels).values()]
         line = f"| {tokens} tokens{ending} | {' | '.join(f'{x:.1f}' for x in cells)} |"
-        assert line in (book_folder() / "manual.md").read_text(encoding="utf-8").splitlines(), line
+        assert line in (BOOK / "manual.md").read_text(encoding="utf-8").splitlines(), line
         for key in ("ms", "samples/s", "% of peak"):
             assert row[key] == pytest.approx(found[key], rel=0.005)
     assert predicted["ceilings"]["copy TB/s"] == pytest.approx(tracing.BANDWIDTH / 1e12)

@@ -9,12 +9,12 @@ import synthetic
 from scipy import stats
 
 from cmp.errors import CmpError
-from cmp.experiments import claims, studies, verdicts
-from cmp.experiments.claims import FAMILIES, ClaimsFile, FrontOf
-from cmp.experiments.claims import load_claims as load_real_claims
-from cmp.experiments.scores import claims_level, study_trajectory
 from cmp.parsing import read_yaml
 from lab import chapters, values
+from lab.evidence import claims, studies, verdicts
+from lab.evidence.claims import FAMILIES, ClaimsFile, FrontOf
+from lab.evidence.claims import load_claims as load_real_claims
+from lab.evidence.scores import claims_level, study_trajectory
 from tests import front_door
 
 CONDITION = re.compile(r"(?P<mark>[^<>]+?) (?P<sign>[<>]|includes|excludes) (?P<other>[^<>]+)")

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from cmp import evaluation
 from cmp.errors import CmpError
-from cmp.experiments import claims, fronts, guidelines, results, scores, studies, verdicts
-from cmp.experiments.claims import FrontOf
-from cmp.experiments.scores import claims_level, level_in_words
 from cmp.parsing import read_yaml
 from lab import analyses, figures
+from lab.evidence import claims, fronts, guidelines, results, scores, studies, verdicts
+from lab.evidence.claims import FrontOf
+from lab.evidence.scores import claims_level, level_in_words
 
 ORDERS = ["order a", "order b", "order c"]
 PEAK = next(iter(synthetic.FRONT))

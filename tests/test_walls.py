@@ -11,7 +11,7 @@ import cmp
 from tools.lines import code_lines
 
 PACKAGE = Path(cmp.__file__).parent
-LAB = PACKAGE.parent / "book" / "lab"
+BOOK = PACKAGE.parent / "book"
 
 MAY_IMPORT = {
     "core": {"core"},
@@ -21,25 +21,25 @@ MAY_IMPORT = {
     "embedded": {"core", "scale", "readers", "embedded"},
     "releases": {"core", "scale", "runs", "readers", "releases"},
 }
-MAY_IMPORT["experiments"] = {*MAY_IMPORT["releases"], "embedded", "experiments"}
-MAY_IMPORT["bench"] = MAY_IMPORT["experiments"] | {"bench", "cli"}
-MAY_IMPORT["cli"] = MAY_IMPORT["experiments"] | {"bench", "cli"}
-MAY_IMPORT["lab"] = MAY_IMPORT["experiments"] | {"lab"}
-"""The rooms that a room's modules may import from when they are themselves imported."""
-
-MAY_IMPORT_LATE = MAY_IMPORT | {"cli": MAY_IMPORT["cli"] | {"lab"}}
-"""The same for imports inside a function: the shell works where the book is not installed."""
+MAY_IMPORT["bench"] = MAY_IMPORT["cli"] = {*MAY_IMPORT["releases"], "embedded", "bench", "cli"}
+MAY_IMPORT["benchmark"] = MAY_IMPORT["cli"] | {"benchmark"}
+MAY_IMPORT["lab"] = MAY_IMPORT["benchmark"] | {"lab"}
+"""The rooms that a room's modules may import from. `cmp` imports nothing of the book."""
 
 MAX_REPEATED = 6
 
-SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted(LAB.rglob("*.py"))
+SOURCES = [
+    path
+    for folder in (PACKAGE, BOOK / "lab", BOOK / "benchmark")
+    for path in sorted(folder.rglob("*.py"))
+]
 
 
 def room_of(module: str) -> str:
     """The room of a module by its dotted name, such as `cmp.merging.rules`."""
     first, *parts = module.split(".")
-    if first == "lab":
-        return "lab"
+    if first in ("lab", "benchmark"):
+        return first
     if parts and parts[0] == "__main__":
         return "cli"
     return parts[0] if parts and parts[0] in MAY_IMPORT else "core"
@@ -47,7 +47,7 @@ def room_of(module: str) -> str:
 
 def module_of(path: Path) -> str:
     """The dotted name under which a file is imported."""
-    parts = path.relative_to(LAB.parent if path.is_relative_to(LAB) else PACKAGE.parent).parts
+    parts = path.relative_to(BOOK if path.is_relative_to(BOOK) else PACKAGE.parent).parts
     return ".".join(parts).removesuffix(".py").removesuffix(".__init__")
 
 
@@ -66,31 +66,14 @@ def own_modules(node: ast.AST) -> list[str]:
         names = [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom) and node.module:
         names = [f"{node.module}.{alias.name}" for alias in node.names]
-    return [name for name in names if name.split(".")[0] in ("cmp", "lab")]
-
-
-def imported_rooms(tree: ast.Module, late: bool) -> set[str]:
-    """The rooms that a module imports from: inside functions (`late`), or when it is imported."""
-    inside = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-    }
-    return {
-        room_of(name)
-        for node in ast.walk(tree)
-        if (id(node) in inside) == late
-        for name in own_modules(node)
-    }
+    return [name for name in names if name.split(".")[0] in ("cmp", "lab", "benchmark")]
 
 
 def test_imports_run_one_way():
     for path in SOURCES:
-        room, tree = room_of(module_of(path)), parse_source(path)
-        for late, allowed in ((False, MAY_IMPORT), (True, MAY_IMPORT_LATE)):
-            wrong = imported_rooms(tree, late) - allowed[room]
-            assert not wrong, f"{label(path)}, in {room}, imports from {sorted(wrong)}"
+        room, nodes = room_of(module_of(path)), ast.walk(parse_source(path))
+        wrong = {room_of(name) for node in nodes for name in own_modules(node)} - MAY_IMPORT[room]
+        assert not wrong, f"{label(path)}, in {room}, imports from {sorted(wrong)}"
 
 
 def test_no_files_import_in_a_circle():
@@ -102,7 +85,7 @@ def test_no_files_import_in_a_circle():
             for node in ast.walk(parse_source(path))
             for target in own_modules(node)
             for module in (target, target.rpartition(".")[0])
-            if module in modules and module not in (name, "cmp", "lab")
+            if module in modules and module not in (name, "cmp", "lab", "benchmark")
         }
         for name, path in modules.items()
     }

@@ -17,11 +17,11 @@ import yaml
 
 from cmp.budgets import apply_budget
 from cmp.data import load_data
-from cmp.experiments import results
 from cmp.project import project_folder
 from cmp.runs import store
 from cmp.runs.runner import execute
 from lab import live_runs
+from lab.evidence import results
 
 PATH = project_folder() / "book" / "drift.yaml"
 NARROW = {

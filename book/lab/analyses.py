@@ -2,7 +2,7 @@
 
 A trajectory frame is the result of `cmp.runs.store.trajectory`: one row per (setting, replicate,
 task) with `scope`, `A_KA`, `A_ZS` and `GM` in percent. Published metrics are the result of
-`cmp.experiments.results.published_metrics`.
+`lab.evidence.results.published_metrics`.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ import pandas as pd
 from pandas.api.types import union_categoricals
 from torch import nn
 
+from benchmark.pretraining import pretraining_config
 from cmp import budgets, config, evaluation, mixtures, models, schedules, streams
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
-from cmp.experiments import claims, forecast, paper, results, scores, studies, verdicts
-from cmp.experiments.claims import ClaimsFile, FrontOf, Term
-from cmp.experiments.pretraining import pretraining_config
-from cmp.experiments.scores import estimate_mean, planned_streams
 from cmp.files import SHORT_ID
 from cmp.merging.rules import Weights
 from cmp.methods import adapters
 from cmp.parsing import read_yaml
 from cmp.readers.manifest import MANIFESTS
-from cmp.runs import identity, store
+from cmp.runs import forecast, identity, paper, store
 from cmp.runs.runner import Observer, execute
 from cmp.training import StepResult
 from lab import chapters
+from lab.evidence import claims, results, scores, studies, verdicts
+from lab.evidence.claims import ClaimsFile, FrontOf, Term
+from lab.evidence.scores import estimate_mean, planned_streams
 
 MEANS = {"A_KA": "A_KA", "A_ZS": "A_ZS"}
 POOL = 4751
@@ -128,7 +128,7 @@ def runs_of_size(
     Args:
         profile: "quick", "cpu" or "gpu".
         study: The study with published runs; for `quick`, its band, see
-            `cmp.experiments.studies.band_of`.
+            `lab.evidence.studies.band_of`.
         live: Computed runs by (setting, replicate), used if none are published.
     """
     name = {"quick": f"{studies.BAND}{study}", "cpu": study}.get(profile, "")
@@ -155,7 +155,7 @@ def mean_scores(
 
     Args:
         settings: The name of each here -> its study/setting.
-        columns: Columns of `cmp.experiments.verdicts.run_scores` -> their names here.
+        columns: Columns of `lab.evidence.verdicts.run_scores` -> their names here.
         shared: Whether to use only replicates that all these settings have.
 
     Returns:
@@ -203,7 +203,7 @@ IDEAL_STREAMS = 5
 
 
 WHEN = {"during the stream": "way", "at the end": "end"}
-"""When orders are compared -> the same for `cmp.experiments.claims.Term`."""
+"""When orders are compared -> the same for `lab.evidence.claims.Term`."""
 
 
 def order_spreads() -> pd.DataFrame:
@@ -280,7 +280,7 @@ def ideal_spread(study: str, settings: Sequence[str], at: str) -> float:
     Args:
         study: The study.
         settings: Settings that differ in their streams.
-        at: "way" or "end", see `cmp.experiments.claims.Term`.
+        at: "way" or "end", see `lab.evidence.claims.Term`.
 
     Returns:
         The standard deviation over settings in points, averaged over `IDEAL_STREAMS` replicates.
@@ -419,7 +419,7 @@ def retraining_costs() -> pd.DataFrame:
     H100.
 
     Samples are taken from the names of open_clip's LAION-2B weights, FLOPs are computed from
-    shapes, and the speed is assumed, see `cmp.experiments.forecast.DEVICES`.
+    shapes, and the speed is assumed, see `cmp.runs.forecast.DEVICES`.
 
     Returns:
         One row per model.

@@ -10,10 +10,10 @@ import pandas as pd
 import cmp
 from cmp import config
 from cmp.errors import CmpError
-from cmp.experiments import claims, guidelines, results, studies
-from cmp.experiments.claims import ClaimsFile
 from cmp.runs import store
 from lab import chapters, explorers, figures, first_screen
+from lab.evidence import claims, guidelines, results, studies
+from lab.evidence.claims import ClaimsFile
 from lab.explorers import AXES
 
 FIELDS = {

@@ -6,8 +6,8 @@ from html import escape
 
 from IPython.display import HTML
 
-from cmp.experiments.claims import FAMILIES
-from cmp.experiments.guidelines import ROWS, judged_claims, load_guidelines, measure_guideline
+from lab.evidence.claims import FAMILIES
+from lab.evidence.guidelines import ROWS, judged_claims, load_guidelines, measure_guideline
 
 LESSON, EVIDENCE = (ROWS[0], ROWS[3]), ROWS[1:3]
 """The rows of a box in a lesson, and those for its evidence."""

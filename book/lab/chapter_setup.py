@@ -15,11 +15,11 @@ from IPython.display import display
 from cmp import budgets, config
 from cmp.config import RunConfig
 from cmp.errors import CmpError
-from cmp.experiments import forecast, results, studies, workers
-from cmp.runs import identity, logs, store
+from cmp.runs import forecast, identity, logs, store
 from cmp.runs.checkpoints import StopRequest
 from cmp.scale import devices
 from lab import chapters, stamps, values
+from lab.evidence import results, studies, workers
 from lab.live_runs import scores_on_way
 
 LOOK_SECONDS = 1.0

@@ -21,15 +21,16 @@ import pandas as pd
 import traitlets
 from matplotlib.figure import Figure
 
+from benchmark import packages
 from cmp import config, schedules
-from cmp.embedded import manifest, packages
+from cmp.embedded import manifest
 from cmp.errors import CmpError
-from cmp.experiments import claims, fronts, planner, results, studies, verdicts, workers
-from cmp.experiments.scores import claims_level, estimate_mean, t_factor
 from cmp.parsing import read_yaml
 from cmp.registry import Option, get_option, option_names
 from cmp.runs.launch import changes_to_cpu
 from lab import analyses, chapters, figures, keeping, live_runs
+from lab.evidence import claims, fronts, planner, results, studies, verdicts, workers
+from lab.evidence.scores import claims_level, estimate_mean, t_factor
 from lab.surface import collect_surface
 
 SCRIPTS = Path(__file__).with_name("js")

@@ -21,13 +21,15 @@ import cmp
 from cmp import budgets, config, evaluation, models, starts, streams
 from cmp.data import Corpus
 from cmp.errors import CmpError
-from cmp.experiments import evidence, paper, planner, results, statistics, verdicts
-from cmp.experiments.forecast import GIGA
 from cmp.merging.apply import merge
 from cmp.merging.rules import Weights
+from cmp.readers import class_statistics
 from cmp.registry import option_names
+from cmp.runs import paper
+from cmp.runs.forecast import GIGA
 from cmp.runs.launch import changes_to_cpu
 from lab import analyses, figures
+from lab.evidence import evidence, planner, results, verdicts
 from lab.explorers import (
     AXES,
     SHEET,
@@ -177,16 +179,18 @@ def _stream_facts(corpus: Corpus, request: Mapping[str, Any]) -> tuple:
     stream = {key: request[key] for key in STREAM}
     tree = config.profile("cpu") | {"stream": stream, "seeds": {"stream": request["seed"]}}
     run = config.parse(tree, "stream")
-    counts = statistics.class_counts(streams.task_classes(corpus, run.stream, run.seeds.stream))
+    counts = class_statistics.class_counts(
+        streams.task_classes(corpus, run.stream, run.seeds.stream)
+    )
     counts = counts.reindex(columns=sorted(corpus.by_role("adapt")), fill_value=0)
-    return counts, statistics.stream_report(run, corpus), run
+    return counts, class_statistics.stream_report(run, corpus), run
 
 
 def stream_sentence(report: pd.DataFrame) -> str:
     """Return sentences on how unequal the updates of a stream are.
 
     Args:
-        report: See `cmp.experiments.statistics.stream_report`.
+        report: See `cmp.readers.class_statistics.stream_report`.
 
     Returns:
         The sentences.

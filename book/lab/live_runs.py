@@ -19,10 +19,10 @@ import torch
 from cmp import budgets, config
 from cmp.config import RunConfig
 from cmp.errors import Interrupted
-from cmp.experiments import workers
 from cmp.project import build_folder
 from cmp.runs import identity, launch, logs, lookup, store
 from lab import chapters
+from lab.evidence import workers
 
 AT_A_TIME = 2
 """Runs that a machine computes at a time. Further runs wait, whichever process computes the

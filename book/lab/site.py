@@ -14,7 +14,8 @@ from pathlib import Path
 
 import nbformat
 
-from cmp.embedded import manifest, packages
+from benchmark import packages
+from cmp.embedded import manifest
 from cmp.errors import CmpError
 from cmp.files import make_folder, write_atomic
 from cmp.parsing import read_yaml

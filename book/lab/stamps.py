@@ -28,7 +28,10 @@ SUFFIXES = (".parquet", ".yaml", ".csv", ".bib")
 """The files that count. A saved notebook contains none of the explorers' scripts and styles."""
 NAMED = re.compile(r"'([\w-]+\.(?:yaml|csv|bib))'")
 """A file that code names."""
-SHOWING = re.compile(r"cmp$|lab\b|cmp\.releases\b|cmp\.experiments\b(?!\.(workers|cluster)$)")
+SHOWING = re.compile(
+    r"cmp$|lab\b(?!\.evidence\.(workers|cluster)$)|cmp\.releases\b|benchmark\b"
+    r"|cmp\.runs\.(forecast|kernels|preflight|paper)$|cmp\.readers\.class_statistics$"
+)
 """The modules that count. All others compute, as workers and the cluster do."""
 ALWAYS = ("cmp.NUMERICS", "lab.run.drop_widgets", "lab.run.stable_notebook",
           "lab.values.fill_notebook")  # fmt: skip

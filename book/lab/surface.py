@@ -7,9 +7,9 @@ import pandas as pd
 
 from cmp import config
 from cmp.errors import CmpError
-from cmp.experiments import results
-from cmp.experiments.scores import by_replicate, run_bases
 from cmp.runs import store
+from lab.evidence import results
+from lab.evidence.scores import by_replicate, run_bases
 
 SHARE_KEYS = ("mixture.pretraining", "mixture.update", "mixture.buffer", "seeds.")
 """The keys that differ on a surface, and those that distinguish replicates."""

@@ -12,10 +12,12 @@ from typing import Any
 import pandas as pd
 
 from cmp.errors import CmpError, name_choices
-from cmp.experiments import claims, guidelines, verdicts
-from cmp.experiments.claims import MATTERS
-from cmp.experiments.fronts import OutsideFrontError
-from cmp.experiments.scores import (
+from cmp.parsing import read_yaml
+from lab import analyses, chapters
+from lab.evidence import claims, guidelines, verdicts
+from lab.evidence.claims import MATTERS
+from lab.evidence.fronts import OutsideFrontError
+from lab.evidence.scores import (
     MEASURES,
     Estimate,
     estimate_from_bases,
@@ -24,8 +26,6 @@ from cmp.experiments.scores import (
     setting_estimates,
     study_trajectory,
 )
-from cmp.parsing import read_yaml
-from lab import analyses, chapters
 
 DIAGRAMS = chapters.BOOK / "diagrams"
 FIGURE = re.compile(r"\{\{(?P<kind>diagram|caption) (?P<label>[\w-]+)(?:: (?P<text>[^{}]+))?\}\}")

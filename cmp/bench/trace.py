@@ -1,5 +1,5 @@
 """Predict a training step on an H100 from its kernels, eager and compiled, see
-`cmp.experiments.kernels`."""
+`cmp.runs.kernels`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from cmp import models
 from cmp.bench import networks
 from cmp.bench.report import Report
 from cmp.errors import CmpError
-from cmp.experiments.kernels import (
+from cmp.runs.kernels import (
     BANDWIDTH,
     HOST,
     KINDS,

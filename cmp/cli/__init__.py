@@ -13,11 +13,11 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TextIO
 
 import typer
-from typer.core import TyperGroup
 
 import cmp
 from cmp.cli import shared
@@ -31,28 +31,23 @@ PANELS = {
                              "export": "exporting:export"},
     "Run": {"run": "runs:run", "resume": "runs:resume", "eval": "runs:evaluate",
             "results": "results:app", "config": "tools:explain_keys"},
-    "Book": {"study": "book:study", "book": "book:book", "site": "book:site", "lab": "book:lab"},
     "Data": {"data": "data:app", "stream": "streams:app"},
-    "Tools": {"merge": "merging:merge", "budget": "budget:budget", "plan": "tools:plan",
-              "doctor": "tools:doctor", "pretrain": "tools:pretrain", "bench": "tools:bench"},
+    "Tools": {"merge": "merging:merge", "budget": "budget:budget", "doctor": "tools:doctor",
+              "bench": "tools:bench"},
 }  # fmt: skip
 """For each heading of the help, command -> module of this package, and its function or group."""
 
-
-class Commands(TyperGroup):
-    """The group of all commands, in the order of `PANELS`."""
-
-    def list_commands(self, ctx):
-        """Return the names of the commands; typer would list groups last."""
-        return [name for places in PANELS.values() for name in places]
-
-
 app = typer.Typer(
-    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    cls=shared.Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
+_groups = {"": app}
 for _panel, _places in PANELS.items():
     for _name, _place in _places.items():
-        shared.add_command(app, pkgutil.resolve_name(f"cmp.cli.{_place}"), _name, _panel)
+        _groups[_name] = pkgutil.resolve_name(f"cmp.cli.{_place}")
+        shared.add_command(app, _groups[_name], _name, _panel)
+for _entry in sorted(entry_points(group="cmp.commands"), key=lambda entry: entry.name):
+    _group, _, _name = _entry.name.rpartition(".")  # such as "data.build"
+    shared.add_command(_groups[_group], _entry.load(), _name, "" if _group else "Book and plug-ins")
 
 
 def main() -> None:

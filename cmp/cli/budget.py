@@ -30,9 +30,9 @@ def budget(
         cmpt budget --method full --method lora,rank=4
     """
     from cmp import config, values
-    from cmp.experiments import paper
-    from cmp.experiments.forecast import GIGA
     from cmp.registry import option_names
+    from cmp.runs import paper
+    from cmp.runs.forecast import GIGA
 
     if total is not None and not 0 < total <= values.MAX_COMPUTE:
         raise CmpError(

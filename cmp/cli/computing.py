@@ -14,12 +14,12 @@ from tqdm import tqdm
 from cmp import config, evaluation, mixtures
 from cmp.cli import shared
 from cmp.errors import CmpError
-from cmp.experiments import forecast, preflight, statistics
 from cmp.files import SHORT_ID
+from cmp.readers import class_statistics
 from cmp.releases import release, sentences
 from cmp.releases.sentences import describe_release_retention
 from cmp.releases.update_plan import UpdatePlan
-from cmp.runs import checkpoints, identity, launch, logs, store
+from cmp.runs import checkpoints, forecast, identity, launch, logs, preflight, store
 from cmp.runs.launch import ResolvedRun
 from cmp.runs.runner import Observer
 from cmp.scale import devices, processes
@@ -102,7 +102,7 @@ def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConf
         columns = ("dataset", "role", "classes", "train", "validation", "test")
         shared.print_table(columns, preflight.count_images(corpus))
         pools = mixtures.task_pools(fitted, corpus)
-        report = statistics.stream_report(run_config, corpus)
+        report = class_statistics.stream_report(run_config, corpus)
         passes = ", ".join(f"{number:.1f}" for number in report["passes"])
         typer.echo(f"images of each update: {', '.join(map(str, report['images']))}")
         typer.echo(f"times that an image is seen in its own update: {passes}")

@@ -1,4 +1,4 @@
-"""List, show, build and check datasets, or write a manifest for your own.
+"""List, show and check datasets, or write a manifest for your own.
 
 Example:
     cmpt data check pictures
@@ -17,24 +17,6 @@ from cmp.files import write_atomic
 
 if TYPE_CHECKING:
     from cmp.readers.manifest import FileSet
-
-
-def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive = None) -> None:
-    """Download, render and pack embedded datasets that are missing or out of date.
-
-    Args:
-        names: Names of embedded datasets. Default: all.
-        jobs: Number of processes. Default: one per core.
-
-    Example:
-        cmpt data build new-flags
-    """
-    from cmp.embedded import manifest
-    from cmp.embedded.build import build_datasets
-
-    built = build_datasets(names, jobs)
-    current = len(manifest.select_datasets(names)) - len(built)
-    typer.echo(f"{len(built)} datasets built, {current} up to date")
 
 
 def list_() -> None:
@@ -213,4 +195,4 @@ def init(folder: Path, role: shared.Role = "adapt") -> None:
     typer.echo(f"written: {path}; check it with `cmpt data check {shlex.quote(str(folder))}`")
 
 
-app = shared.make_group(__doc__, build, list_, show, check, init)
+app = shared.make_group(__doc__, list_, show, check, init)

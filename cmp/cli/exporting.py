@@ -40,9 +40,8 @@ def export(
     """
     from cmp import models, starts
     from cmp.data import load_data
-    from cmp.experiments import hub
     from cmp.readers import notes
-    from cmp.releases import exports, hugging_face, onnx_files
+    from cmp.releases import exports, hub, hugging_face, onnx_files
     from cmp.releases.candidates import find_candidate, is_run
     from cmp.releases.release import is_release, read_release
     from cmp.runs.lookup import find_model

@@ -1,10 +1,10 @@
-"""List, show, delete and verify runs.
+"""List, show and delete runs.
 
 Example:
-    cmpt results verify --sample 3
+    cmpt results show 3f2a
 """
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -79,69 +79,16 @@ def show(run_id: str) -> None:
 def rm(run_id: str) -> None:
     """Delete a run with its weights, log and checkpoints, without asking.
 
-    Published runs of the book and runs in progress cannot be deleted. Runs that started from a
-    deleted run (model.start=run:ID) can no longer be verified or resumed.
+    Runs in progress cannot be deleted. Runs that started from a deleted run (model.start=run:ID)
+    can no longer be verified or resumed.
 
     Example:
         cmpt results rm 3f2a
     """
-    from cmp.experiments import results
+    from cmp.runs import lookup
 
-    name, size = results.delete_run(run_id)
+    name, size = lookup.delete_run(run_id)
     typer.echo(f"run {name}: deleted, {size / 1e6:,.1f} MB freed")
 
 
-def verify(
-    run_id: shared.OptionalArgument = None,
-    sample: shared.OptionalPositive = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    device: str | None = None,
-    micro_batch: shared.OptionalPositive = None,
-    checkpoint_activations: bool = False,
-) -> None:
-    """Compute a run again and compare it with the stored one.
-
-    The result is "bitwise equal", "within tolerance", or "different". If it is different, the exit
-    status is 1.
-
-    Args:
-        run_id: Id of a published or stored run, or its first digits. Default: a sample of the
-            published runs.
-        sample: Number of published runs to draw at random, if no id is given. Default: 1.
-        seed: Seed of the draw. Default: 0.
-        device: Device: cpu or cuda. Default: the one on which the run was computed.
-
-    Example:
-        cmpt results verify --sample 3 --seed 7
-    """
-    from tqdm import tqdm
-
-    from cmp import budgets
-    from cmp.cli.computing import progress_observer
-    from cmp.experiments import results
-    from cmp.scale.execution import ExecutionConfig
-
-    if run_id:
-        shared.refuse_options("draws published runs; leave out the id", sample=sample, seed=seed)
-    chosen = (
-        [results.find_run(run_id)] if run_id else results.sample_published(sample or 1, seed or 0)
-    )
-    if not chosen:
-        raise CmpError(
-            f"{results.RESULTS}: nothing is published; run this in a checkout of the project, or "
-            "publish a study with `cmpt study NAME --publish`"
-        )
-    answers, execution = set(), ExecutionConfig(micro_batch, checkpoint_activations)
-    for run in chosen:
-        total = budgets.total_steps(run.config)
-        with tqdm(total=total, desc="verify", unit=" steps") as bar:
-            place = shared.recorded_device(run.provenance, device)
-            observer = progress_observer(bar)
-            verdict = results.verify_published(run, observer, place, execution)
-        typer.echo(f"{run.id[:SHORT_ID]}: {verdict.answer}: {verdict.sentence}")
-        answers.add(verdict.answer)
-    if "different" in answers:
-        raise typer.Exit(1)
-
-
-app = shared.make_group(__doc__, ls, show, rm, verify)
+app = shared.make_group(__doc__, ls, show, rm)

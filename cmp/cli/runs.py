@@ -102,7 +102,6 @@ def resume(
 
     from cmp import config
     from cmp.cli.computing import compute_run
-    from cmp.experiments import pretraining
     from cmp.runs import launch, lookup, store
     from cmp.scale import devices, processes
 
@@ -114,8 +113,6 @@ def resume(
     options = progress.launch | {key: value for key, value in given.items() if value is not None}
     store.check_sources(progress.run, progress.options)
     run_config = config.parse(progress.config, f"checkpoint of {name}")
-    if pretraining.is_pretraining(run_config):
-        raise CmpError(f"{name} is a pretraining run; continue it with its `cmpt pretrain`")
     execution, keep, boards = launch.take_launch(options)
     device = shared.recorded_device(progress.machine, device)
     with processes.init_distributed(device) as local_device:

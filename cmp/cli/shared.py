@@ -5,20 +5,17 @@ Like all modules with commands, it has no heavy imports, so that help is fast.
 """
 
 import copy
-import importlib
 import inspect
 import math
 import os
 import re
-import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from cmp.errors import CmpError, clean_text
 
@@ -103,7 +100,7 @@ def make_group(docstring: str, *functions: Callable[..., None]) -> typer.Typer:
         The group, with help from the docstrings.
     """
     text = split_docstring(docstring)[0]
-    group = typer.Typer(no_args_is_help=True, help=text)
+    group = typer.Typer(cls=Commands, no_args_is_help=True, help=text)
     for function in functions:
         add_command(group, function, function.__name__.rstrip("_"))
     return group
@@ -125,6 +122,27 @@ def add_command(
         group.add_typer(command, name=name, **options)
     else:
         group.command(name, cls=PlainCommand, help=take_help(command), **options)(command)
+
+
+OF_A_CHECKOUT = ("study", "book", "site", "lab", "plan", "pretrain", "build", "verify")
+"""Commands that the study book adds where its repository is installed."""
+
+
+class Commands(TyperGroup):
+    """A group of commands that knows which ones only a checkout has."""
+
+    def resolve_command(self, ctx, args):
+        """Return the name of the command at the start of `args`, the command, and the rest.
+
+        Raises:
+            CmpError: The command is one that a wheel does not have.
+        """
+        if args[0] not in self.commands and args[0] in OF_A_CHECKOUT:
+            raise CmpError(
+                f"{args[0]!r} is a command of the study book, which a wheel does not have: clone "
+                "its repository, and run `make env` there"
+            )
+        return super().resolve_command(ctx, args)
 
 
 class PlainCommand(TyperCommand):
@@ -220,32 +238,6 @@ def name_boards(tensorboard: Path | None, wandb: str | None) -> dict[str, str]:
     """Return the boards of a command, as `cmp.runs.launch.compute` takes them."""
     boards = {"tensorboard": str(tensorboard or ""), "wandb": wandb or ""}
     return {name: place for name, place in boards.items() if place}
-
-
-def import_lab(name: str) -> ModuleType:
-    """Import a module of the book's package, which exists only in a checkout of the project.
-
-    Args:
-        name: The module within `lab`, such as "figures".
-
-    Raises:
-        CmpError: The current folder is not in a checkout, or in one whose package is not this one.
-    """
-    from cmp.project import project_folder
-
-    checkout = project_folder()
-    book = checkout / "book"
-    if not (book / "lab").is_dir():
-        raise CmpError(f"{book / 'lab'}: no such folder; run this in a checkout of the project")
-    installed = Path(__file__).parents[1]
-    if not (checkout / "cmp").is_dir() or not installed.samefile(checkout / "cmp"):
-        raise CmpError(
-            f"{checkout}: this checkout has its own package, but this cmpt comes from {installed}; "
-            f"run {checkout / '.venv' / 'bin' / 'cmpt'}, which `make env` installs"
-        )
-    if str(book) not in sys.path:
-        sys.path.append(str(book))
-    return importlib.import_module(f"lab.{name}")
 
 
 def print_table(

@@ -27,10 +27,10 @@ def show(settings: shared.Settings = None, profile: str = "cpu") -> None:
 
     run_config = config.read_config(profile, settings or [])  # a wrong file is refused at once
     from cmp.data import load_data
-    from cmp.experiments import statistics
+    from cmp.readers import class_statistics
 
     corpus = load_data(run_config.data)
-    report = statistics.stream_report(run_config, corpus)
+    report = class_statistics.stream_report(run_config, corpus)
     rows = [(*row[:-1], f"{row.passes:.1f}") for row in report.itertuples()]
     title = f"order {run_config.stream.order}{', reversed' * run_config.stream.reverse}"
     shared.print_table(("update", *report.columns), rows, title)
@@ -61,16 +61,16 @@ def make(
 
     from cmp import config, models
     from cmp.data import load_data
-    from cmp.experiments import statistics
+    from cmp.readers import class_statistics
 
-    path = statistics.new_statistics_path(name)  # fails before the work, not after
+    path = class_statistics.new_statistics_path(name)  # fails before the work, not after
     state = _describe_writing(path)
     torch.set_num_threads(threads)
     corpus, section = load_data(data), config.parse({"model": {"name": model}}).model
     known = None if counts is None else read_counts(counts)
     network = models.load_model(section, seed).eval()
-    classes = statistics.measure_classes(network, model, corpus, known)
-    statistics.write_statistics(classes, name)
+    classes = class_statistics.measure_classes(network, model, corpus, known)
+    class_statistics.write_statistics(classes, name)
     typer.echo(f"{len(classes)} classes; {state}: {path}")
 
 
@@ -101,12 +101,12 @@ def import_(file: Path, name: str) -> None:
     """
     import pandas as pd
 
-    from cmp.experiments import statistics
+    from cmp.readers import class_statistics
 
-    order = statistics.read_stream_file(file)
+    order = class_statistics.read_stream_file(file)
     positions = pd.DataFrame({"entry": order, "position": range(len(order))})
-    state = _describe_writing(statistics.new_statistics_path(name))
-    path = statistics.write_statistics(positions, name)
+    state = _describe_writing(class_statistics.new_statistics_path(name))
+    path = class_statistics.write_statistics(positions, name)
     datasets = len({entry.partition("+++")[0] for entry in order})
     typer.echo(f"{len(order)} classes of {datasets} datasets; {state}: {path}")
     typer.echo(f"to see its updates: cmpt stream show stream.order=listed stream.traits={name}")

@@ -149,7 +149,7 @@ class ArrayRecipe(StrictModel):
 
 
 class SceneRecipe(StrictModel):
-    """A recipe for images drawn by `cmp.embedded.drawn`.
+    """A recipe for images drawn by `benchmark.drawn`.
 
     Attributes:
         kind: "scene".

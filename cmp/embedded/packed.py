@@ -173,8 +173,9 @@ def read_packed(dataset: manifest.Dataset) -> PackedDataset:
     if not manifest.is_built(dataset):
         raise CmpError(
             f"{folder}: the dataset {dataset.name!r} is not built, or was built from another "
-            f"manifest; run `cmpt data build`, or `cmpt data build {dataset.name}` for this "
-            "dataset only; if it is built elsewhere, set CMP_BUILD to that `_build` folder"
+            "manifest; in a clone of the study book, run `cmpt data build`, or `cmpt data build "
+            f"{dataset.name}` for this dataset only; if it is built elsewhere, set CMP_BUILD to "
+            "that `_build` folder"
         )
     errors = (TypeError, OverflowError, TokenError)
     with explain_errors(f"{folder}: cannot be read", f"; {remedy}", *errors):

@@ -10,11 +10,19 @@ import pandas as pd
 from cmp import config, models, starts
 from cmp.config import RunConfig
 from cmp.errors import CmpError
-from cmp.files import SHORT_ID
+from cmp.files import SHORT_ID, delete_folder
 from cmp.project import build_folder
-from cmp.runs import checkpoints
+from cmp.runs import checkpoints, logs
 from cmp.runs.checkpoints import Progress, latest_progress
-from cmp.runs.store import StoredRun, final_model, kept_path, load_run, stored_ids
+from cmp.runs.store import (
+    FILES,
+    StoredRun,
+    final_model,
+    kept_path,
+    load_run,
+    run_folder,
+    stored_ids,
+)
 from cmp.scale import processes
 from cmp.starts import RUN_PREFIX
 
@@ -180,3 +188,39 @@ def run_so_far(progress: Progress, done: int) -> StoredRun:
     rows = rows[rows["scope"].isin(scopes)]
     provenance = progress.machine | {"seconds": progress.seconds}
     return StoredRun(progress.run, run_config, provenance, rows, "")
+
+
+def delete_run(prefix: str) -> tuple[str, int]:
+    """Delete a stored or unfinished run: its result, weights, log and checkpoints.
+
+    Args:
+        prefix: The run's id, or its first digits.
+
+    Returns:
+        The short id, and the number of bytes freed.
+
+    Raises:
+        CmpError: The id does not match exactly one run, or a process is computing it.
+    """
+    places = (build_folder() / "runs", build_folder() / "checkpoints")
+    run_ids = {path.name for place in places for path in place.glob("[0-9a-f]*/")}
+    names = [name for name in run_ids if name.startswith(prefix[:SHORT_ID])]
+    if len(names) != 1 or not prefix:
+        raise CmpError(
+            f"{prefix!r}: {len(names) or 'no'} runs have this id; `cmpt results ls` lists all runs"
+        )
+    [name] = names
+    if len(prefix) > SHORT_ID and not unfinished_runs(prefix):
+        find_run(prefix)  # compares the digits that the folder's name lacks
+    with checkpoints.CheckpointManager(name) as manager:
+        folder, log = run_folder(name), logs.log_path(name)
+
+        def held() -> int:
+            paths = [log, *folder.rglob("*"), *manager.folder.rglob("*")]
+            return sum(path.stat().st_size for path in paths if path.is_file())
+
+        size = held()
+        log.unlink(missing_ok=True)
+        delete_folder(folder, [folder / file for file in FILES])
+        manager.remove()
+        return name, size - held()

@@ -44,7 +44,6 @@ from cmp.bench.jpegs import decoding_rates
 from cmp.bench.networks import TASK
 from cmp.embedded import packed
 from cmp.errors import CmpError
-from cmp.experiments import studies
 from cmp.merging import apply
 from cmp.project import build_folder
 from cmp.registry import option_names
@@ -55,6 +54,7 @@ from cmp.scale import compiling
 from cmp.scale.decoding import worker_count
 from cmp.scale.execution import ExecutionConfig
 from cmp.training import make_train_state, train_task
+from lab.evidence import studies
 
 PREDICTED: dict[str, dict[str, float]] = {
     "ceilings": {"product TFLOP/s": 798, "copy TB/s": 3.0},

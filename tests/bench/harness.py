@@ -22,7 +22,7 @@ from cmp.bench.networks import TASK
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.embedded import packed
-from cmp.experiments import kernels
+from cmp.runs import kernels
 from cmp.scale import decoding
 from cmp.scale.execution import ExecutionConfig
 from cmp.training import StepResult, create_optimizer, make_train_state, train_step

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cmp.embedded import packages
+from benchmark import packages
 from cmp.embedded.manifest import Package
 
 if TYPE_CHECKING:

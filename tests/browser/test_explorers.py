@@ -22,7 +22,7 @@ AWAKE = 30
 LONG = """import os
 os.environ["CMP_BUILD"] = {build!r}
 from cmp import config
-from cmp.experiments import studies
+from lab.evidence import studies
 changes = ["stream.tasks=1", "training.steps=600", "training.batch=8", "evaluation.subset=1"]
 grid = [config.parse(config.override(config.profile("quick"), changes))]"""
 BEGIN = """import os, time, asyncio

@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cmp.experiments.evidence import Evidence
-from cmp.experiments.planner import Plan
 from lab.analyses import setting_means
+from lab.evidence.evidence import Evidence
+from lab.evidence.planner import Plan
 from lab.figures import style
 from lab.surface import Surface
 

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cmp.experiments import fronts, verdicts
-from cmp.experiments.claims import MATTERS
-from cmp.experiments.scores import level_in_words
 from cmp.releases.sentences import signed
+from lab.evidence import fronts, verdicts
+from lab.evidence.claims import MATTERS
+from lab.evidence.scores import level_in_words
 from lab.figures import style
 
 LOOKS = {
@@ -235,7 +235,7 @@ def plot_verdicts(rows: pd.DataFrame) -> Figure:
     Claims are named after what they compare, see `book/style.yaml`.
 
     Args:
-        rows: The result of `cmp.experiments.verdicts.judge_claims`. A claim that is not computed
+        rows: The result of `lab.evidence.verdicts.judge_claims`. A claim that is not computed
             has only text.
 
     Returns:

@@ -3,7 +3,7 @@
 A trajectory frame has one row per (setting, replicate, task): `task` (0 = before the stream),
 `scope` ("subset" or "full"), `A_KA`, `A_ZS` and `GM` in percent. Lines are means over replicates.
 Bands and bars are t-intervals over bases, at the level of the claims, in frames from
-`cmp.experiments.scores.study_trajectory` once all streams of a setting are published. If a frame
+`lab.evidence.scores.study_trajectory` once all streams of a setting are published. If a frame
 has "subset" rows, these are drawn, because they score the same questions after every task.
 """
 
@@ -24,9 +24,9 @@ from matplotlib.ticker import MaxNLocator
 
 from cmp.config import Schedule
 from cmp.errors import CmpError
-from cmp.experiments import scores
 from cmp.runs.store import StoredRun
 from lab import analyses, chapters
+from lab.evidence import scores
 from lab.figures import style
 
 IDEA = chapters.BOOK / "idea.svg"
@@ -369,7 +369,7 @@ def plot_stream(counts: pd.DataFrame, report: pd.DataFrame | None = None) -> Fig
     Args:
         counts: The number of classes, with one column per dataset, indexed by task (1, 2, ...).
         report: A table with column `images`, indexed by task; see
-            `cmp.experiments.statistics.stream_report`.
+            `cmp.readers.class_statistics.stream_report`.
 
     Returns:
         The figure.

@@ -17,9 +17,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
-from cmp.experiments.scores import level_in_words
 from cmp.parsing import read_yaml
 from lab import chapters
+from lab.evidence.scores import level_in_words
 
 WIDTH = 9
 """Width of every figure in inches. Pages scale all figures to the width of the text, so that their

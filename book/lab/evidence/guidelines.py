@@ -12,16 +12,15 @@ import pandas as pd
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp.errors import CmpError
-from cmp.experiments import claims, fronts, results, verdicts
-from cmp.experiments.claims import MATTERS, FrontOf, Text
-from cmp.experiments.fronts import MIN_SIGN
 from cmp.files import DIGESTS, cached_by_file
 from cmp.parsing import check_record, read_yaml
-from cmp.project import book_folder
 from cmp.releases.sentences import signed
 from cmp.values import STRICT
+from lab.evidence import BOOK, claims, fronts, results, verdicts
+from lab.evidence.claims import MATTERS, FrontOf, Text
+from lab.evidence.fronts import MIN_SIGN
 
-ADVICE = book_folder() / "advice.yaml"
+ADVICE = BOOK / "advice.yaml"
 ROWS = ("The paper found", "We measured", "On other networks", "So you should")
 OWN = "small"
 """The book's own network."""
@@ -55,7 +54,7 @@ class Guideline:
     """A guideline of the paper.
 
     Attributes:
-        name: The name used by claims, see `cmp.experiments.claims.Claim`.
+        name: The name used by claims, see `lab.evidence.claims.Claim`.
         paper: What the paper found.
         scale: The scale of the paper's experiments.
         advice: What to do.
@@ -100,7 +99,7 @@ def measure_guideline(guideline: Guideline, judged: pd.DataFrame) -> Measured:
 
     Args:
         guideline: The guideline.
-        judged: The verdicts, see `cmp.experiments.verdicts.judge_claims`.
+        judged: The verdicts, see `lab.evidence.verdicts.judge_claims`.
     """
     made = judged[judged["guideline"] == guideline.name]
     sentences = tuple(f'Claim: "{row.claimed}" {row.sentence}' for row in made.itertuples())

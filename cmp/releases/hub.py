@@ -10,13 +10,12 @@ import pandas as pd
 
 from cmp import budgets, models, starts
 from cmp.data import Corpus
-from cmp.experiments import preflight
 from cmp.readers import notes
 from cmp.releases.card import fill_card, markdown_table
 from cmp.releases.exports import export_folder
 from cmp.releases.hugging_face import TOKENIZER_FILES
 from cmp.releases.release import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_served_model
-from cmp.runs import store
+from cmp.runs import preflight, store
 
 FILES = {WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, *TOKENIZER_FILES}
 """All files of an export, besides the record of their hashes."""

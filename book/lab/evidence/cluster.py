@@ -20,12 +20,12 @@ import torch
 
 from cmp.config import RunConfig
 from cmp.errors import CmpError, Interrupted, first_line
-from cmp.experiments import workers
 from cmp.models import Network
 from cmp.project import build_folder
 from cmp.runs import identity, launch, lookup, store
 from cmp.runs.checkpoints import StopRequest
 from cmp.scale.decoding import JOBS
+from lab.evidence import workers
 
 STOP_SECONDS = 20
 """Seconds that runs have to finish their step and save after a stop is requested."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmark.packages import archive_member
 from cmp.embedded.manifest import ArrayRecipe, SceneRecipe
-from cmp.embedded.packages import archive_member
 from cmp.embedded.packed import Samples
 from cmp.seeds import numpy_generator
 

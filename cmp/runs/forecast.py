@@ -17,9 +17,9 @@ from cmp import budgets, evaluation, mixtures, models, starts
 from cmp.config import Method, RunConfig
 from cmp.data import Corpus, ImageFiles, load_data
 from cmp.errors import CmpError
-from cmp.experiments.kernels import traced_share
 from cmp.registry import Option, get_option
 from cmp.runs import logs, store
+from cmp.runs.kernels import traced_share
 from cmp.runs.runner import evaluation_sizes
 from cmp.scale import processes
 from cmp.scale.decoding import worker_count
@@ -92,7 +92,7 @@ def predict_step(
     """Predict the time of a run's step on a device, without measuring.
 
     It is the time of the step's FLOPs at the share of the peak that a trace of its kernels predicts
-    (`cmp.experiments.kernels`), at most `facts.utilisation`; or the time of decoding, if that is
+    (`cmp.runs.kernels`), at most `facts.utilisation`; or the time of decoding, if that is
     longer.
 
     Args:

@@ -13,10 +13,10 @@ its values: `full` with `product: {schedule.peak: [0.001, 0.002]}` becomes "full
 "full, peak 0.002".
 
 `common` contains changes shared by all settings. `recipe: NAME` in a setting stands for the keys of
-a recipe in `cmp/profiles.yaml`, and `data: first-real` for the folder that `cmp.experiments.real`
+a recipe in `cmp/profiles.yaml`, and `data: first-real` for the folder that `lab.evidence.real`
 prepares. Choices, such as that of a learning rate, are made in separate exploring studies on the
 validation split. The claims about settings are in `book/claims.yaml`, see
-`cmp.experiments.verdicts`.
+`lab.evidence.verdicts`.
 """
 
 import contextlib
@@ -35,16 +35,15 @@ from tqdm.auto import tqdm
 from cmp import config, values
 from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, RunConfig
 from cmp.errors import CmpError, FaultReason, ReportedFault
-from cmp.experiments import cluster, forecast, real, workers
 from cmp.files import SHORT_ID, cached_by_file, child_path
 from cmp.parsing import check_record, read_yaml
-from cmp.project import book_folder
-from cmp.runs import identity, lookup, store
+from cmp.runs import forecast, identity, lookup, store
 from cmp.runs.checkpoints import StopRequest
 from cmp.scale import devices
 from cmp.values import STRICT
+from lab.evidence import BOOK, cluster, real, workers
 
-STUDIES = book_folder() / "studies"
+STUDIES = BOOK / "studies"
 MAX_LIVE = 4
 MAX_REPLICATES = 1000
 EXPLORING, CONFIRMING = (0, 2), (2, 10)

@@ -22,21 +22,19 @@ from cmp import config
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES, list_questions
-from cmp.experiments import studies
-from cmp.files import SHORT_ID, check_digest, child_path, delete_folder, listed_file
+from cmp.files import check_digest, child_path, listed_file
 from cmp.mixtures import is_kept_concept
 from cmp.parsing import read_table
-from cmp.project import book_folder, build_folder
-from cmp.runs import identity, logs, lookup, store, verify
-from cmp.runs.checkpoints import CheckpointManager
+from cmp.runs import identity, lookup, store, verify
 from cmp.runs.runner import NO_OBSERVER, Observer
 from cmp.runs.store import METRIC_COLUMNS, METRIC_KEYS, RUN_KEYS, StoredRun
 from cmp.runs.verify import Verdict
 from cmp.scale import devices
 from cmp.scale.execution import ExecutionConfig
 from cmp.seeds import numpy_generator
+from lab.evidence import BOOK, studies
 
-RESULTS = book_folder() / "results"
+RESULTS = BOOK / "results"
 MAX_BYTES = 2_000_000
 KEPT, LACKING = "kept", "lacking"
 RUN_COLUMNS = {"run": str, "weights": str, "config": pd.Categorical, "provenance": pd.Categorical}
@@ -236,7 +234,7 @@ def restore_runs(study: studies.Study, profile: str, dry_run: bool = False) -> i
     not be computed here.
 
     Runs are published in the study's own profile, and some in `quick`, see
-    `cmp.experiments.studies.band_of`. If the file cannot be read, warn.
+    `lab.evidence.studies.band_of`. If the file cannot be read, warn.
 
     Args:
         study: The study.
@@ -309,47 +307,3 @@ def verify_published(
         reason = "it is stale: its NUMERICS, data or starting weights have changed"
         return Verdict("different", reason)
     return verify.verify_run(run, corpus, observer, device, execution)
-
-
-def delete_run(prefix: str) -> tuple[str, int]:
-    """Delete a stored or unfinished run: its result, weights, log and checkpoints.
-
-    Args:
-        prefix: The run's id, or its first digits.
-
-    Returns:
-        The short id, and the number of bytes freed.
-
-    Raises:
-        CmpError: The id does not match exactly one run, the run is published, or a process is
-            computing it.
-    """
-    places = (build_folder() / "runs", build_folder() / "checkpoints")
-    run_ids = {path.name for place in places for path in place.glob("[0-9a-f]*/")}
-    names = [name for name in run_ids if name.startswith(prefix[:SHORT_ID])]
-    if len(names) != 1 or not prefix:
-        raise CmpError(
-            f"{prefix!r}: {len(names) or 'no'} runs have this id; `cmpt results ls` lists all runs"
-        )
-    [name] = names
-    if len(prefix) > SHORT_ID and not lookup.unfinished_runs(prefix):
-        lookup.find_run(prefix)  # compares the digits that the folder's name lacks
-    for path in RESULTS.glob("*.parquet"):
-        remedy = f"restore it, or write it with `cmpt study {path.stem} --publish`"
-        check_digest(path, remedy)
-        with explain_errors(f"{path}: cannot be read", f"; {remedy}", LookupError, TypeError):
-            published = pd.read_parquet(path, columns=["run"])["run"]
-        if published.str.startswith(name).any():
-            raise CmpError(f"run {name}: published in {path}, so it cannot be deleted")
-    with CheckpointManager(name) as manager:
-        folder, log = store.run_folder(name), logs.log_path(name)
-
-        def held() -> int:
-            paths = [log, *folder.rglob("*"), *manager.folder.rglob("*")]
-            return sum(path.stat().st_size for path in paths if path.is_file())
-
-        size = held()
-        log.unlink(missing_ok=True)
-        delete_folder(folder, [folder / file for file in store.FILES])
-        manager.remove()
-        return name, size - held()

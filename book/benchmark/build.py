@@ -12,9 +12,10 @@ import multiprocessing
 from tqdm import tqdm
 from tqdm.contrib.concurrent import thread_map
 
-from cmp.embedded import drawn, icons, packed
+from benchmark import drawn, icons
+from benchmark.packages import cache_path, fetch_package
+from cmp.embedded import packed
 from cmp.embedded.manifest import Dataset, load_packages, select_datasets
-from cmp.embedded.packages import cache_path, fetch_package
 from cmp.scale.decoding import usable_cores
 
 RECIPES = {

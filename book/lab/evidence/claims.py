@@ -1,6 +1,6 @@
 """The primary claims of the book, and the fronts from which their gains are measured.
 
-`book/claims.yaml` was committed before the runs of its claims. `cmp.experiments.verdicts` judges
+`book/claims.yaml` was committed before the runs of its claims. `lab.evidence.verdicts` judges
 them.
 """
 
@@ -14,10 +14,10 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from cmp.errors import CmpError
 from cmp.files import cached_by_file, child_path
 from cmp.parsing import check_record, read_yaml
-from cmp.project import book_folder
 from cmp.values import STRICT
+from lab.evidence import BOOK
 
-CLAIMS = book_folder() / "claims.yaml"
+CLAIMS = BOOK / "claims.yaml"
 FAMILIES = (CLAIMS, *sorted(CLAIMS.parent.glob("claims-*.yaml")))
 """The files of all families; later ones ask what earlier ones left open."""
 REPLICATES = 20
@@ -44,7 +44,7 @@ class FrontOf:
         settings: The settings of the study, one per peak.
         check: A further peak between them, with a gain of 0 if the front is right; see chapter 01.
         local: Whether a few peaks around the measured setting are enough, see
-            `cmp.experiments.fronts`.
+            `lab.evidence.fronts`.
         least: The fewest peaks allowed, if not the default.
     """
 
@@ -85,7 +85,7 @@ class Claim:
         study: The study with the claim's settings.
         source: Whether the paper or this book makes the claim.
         sentence: The claim as a sentence.
-        measure: "gain" (see `cmp.experiments.fronts`); "gain from the start", which compares the
+        measure: "gain" (see `lab.evidence.fronts`); "gain from the start", which compares the
             changes of both scores since the start of the stream, for networks that start from other
             scores; "A_KA"; "A_ZS"; "GM" (the geometric mean of both, for settings that a front does
             not cover); "names" or "looks" (parts of A_KA, see `scores.PARTS`); or "spread": the

@@ -1,16 +1,19 @@
-"""The commands `study`, `book`, `site` and `lab`, which compute and open the book."""
+"""The commands of a checkout: those that compute, print and open the book, and that make its data
+and bases."""
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cmp.cli import shared
 from cmp.errors import CmpError, ReportedFault
-from cmp.project import build_folder, project_folder
+from cmp.files import SHORT_ID
+from cmp.project import build_folder
 
 if TYPE_CHECKING:
-    from cmp.experiments.studies import StudyPlan
+    from lab.evidence.studies import StudyPlan
 
 
 def study(
@@ -44,7 +47,8 @@ def study(
         cmpt study front merging --jobs 2 --publish
     """
     from cmp import config, starts
-    from cmp.experiments import preflight, real, results, studies, workers
+    from cmp.runs import preflight
+    from lab.evidence import real, results, studies, workers
 
     if pause or resume:
         others = (profile, jobs, device, shard, dry_run, publish, backend != "local")
@@ -69,8 +73,6 @@ def study(
     if publish and (profile != "cpu" or shard):
         why = f"the book needs the cpu profile, not {profile!r}"
         raise CmpError(f"--publish: {'needs all runs; drop --shard' if shard else why}")
-    if publish and not (project_folder() / "book" / "studies").is_dir():
-        raise CmpError("--publish: writes to book/results; run this in a checkout of the project")
     usual = config.parse(config.profile(profile), profile).model.name
     device = starts.default_device(usual, device)
     is_foreign, plans = profile in config.FOREIGN_MODEL_PROFILES, {}
@@ -107,7 +109,7 @@ def compute_programme(
         plans: The work of each study.
         jobs: The number of runs at a time.
         device: "cpu" or "cuda".
-        backend: One of `cmp.experiments.studies.BACKENDS`.
+        backend: One of `lab.evidence.studies.BACKENDS`.
         publish: Whether to publish each study as soon as it is computed.
 
     Raises:
@@ -115,7 +117,7 @@ def compute_programme(
     """
     from tqdm import tqdm
 
-    from cmp.experiments import results, studies, workers
+    from lab.evidence import results, studies, workers
 
     if workers.pause_file().exists():
         typer.echo("studies are paused; run `cmpt study --resume` to continue them")
@@ -163,11 +165,13 @@ def book(
     Example:
         cmpt book --chapter 04 -P peak=0.0008,0.0016 --seeds 3
     """
+    from lab import grids, run
+
     if publish:
         if parameter or profile != "quick" or seeds > 1:
             options = "--profile, --seeds and -P"
             raise CmpError(f"--publish: uses the default parameters; leave out {options}")
-        shared.import_lab("run").commit_notebooks(chapter, jobs, dry_run)
+        run.commit_notebooks(chapter, jobs, dry_run)
         return
     given = parameter or []
     if wrong := [assignment for assignment in given if "=" not in assignment]:
@@ -178,10 +182,9 @@ def book(
     if seeds > 1 or any("," in text for text in parameters.values()):
         if len(chapter or []) != 1:
             raise CmpError("-P: a grid needs one chapter; add --chapter, such as --chapter 04")
-        grids = shared.import_lab("grids")
         grids.run_grid(profile, *chapter, parameters, seeds, jobs, dry_run)
         return
-    shared.import_lab("run").run_book(profile, chapter, parameters, jobs, dry_run)
+    run.run_book(profile, chapter, parameters, jobs, dry_run)
 
 
 def site(picture: bool = False, predictions: bool = False, pdf: bool = False) -> None:
@@ -197,19 +200,22 @@ def site(picture: bool = False, predictions: bool = False, pdf: bool = False) ->
     Example:
         cmpt site
     """
+    from lab import figures, first_screen, printing
+    from lab.site import make_site
+
     if sum((picture, predictions, pdf)) > 1:
         raise CmpError("site: give only one of --picture, --predictions and --pdf")
     if predictions:
-        typer.echo(f"stored: {shared.import_lab('first_screen').write_predictions()}")
+        typer.echo(f"stored: {first_screen.write_predictions()}")
         return
     if picture:
-        typer.echo(f"drawn: {shared.import_lab('figures').write_idea()}")
-        typer.echo(f"drawn: {shared.import_lab('first_screen').write_picture()}")
+        typer.echo(f"drawn: {figures.write_idea()}")
+        typer.echo(f"drawn: {first_screen.write_picture()}")
         return
-    pages = shared.import_lab("site").make_site()
+    pages = make_site()
     typer.echo(f"the book: {pages}")
     if pdf:
-        for path in shared.import_lab("printing").print_book(pages):
+        for path in printing.print_book(pages):
             typer.echo(f"printed: {path}")
     folder = shlex.quote(str(pages))
     typer.echo(f"to read it: python3 -m http.server --bind 127.0.0.1 --directory {folder}")
@@ -232,9 +238,10 @@ def lab(
     Example:
         cmpt lab --diff 04
     """
+    from lab import reader
+
     if sum(map(bool, (diff, reset, prepare))) > 1:
         raise CmpError("lab: give only one of --diff, --reset and --prepare")
-    reader = shared.import_lab("reader")
     if diff:
         typer.echo(reader.diff_chapter(diff) or "your copy is the same as the book's")
         return
@@ -248,3 +255,172 @@ def lab(
         typer.echo(f"the copies: {reader.copies_folder()}")
         return
     raise typer.Exit(reader.open_lab(arguments or []))
+
+
+def build(names: shared.OptionalArguments = None, jobs: shared.OptionalPositive = None) -> None:
+    """Download, render and pack embedded datasets that are missing or out of date.
+
+    Args:
+        names: Names of embedded datasets. Default: all.
+        jobs: Number of processes. Default: one per core.
+
+    Example:
+        cmpt data build new-flags
+    """
+    from benchmark.build import build_datasets
+    from cmp.embedded import manifest
+
+    built = build_datasets(names, jobs)
+    current = len(manifest.select_datasets(names)) - len(built)
+    typer.echo(f"{len(built)} datasets built, {current} up to date")
+
+
+def plan(
+    model: str = "small",
+    updates: int = 20,
+    images: int | None = None,
+    gpu_hours: float | None = None,
+    gmafs: float | None = None,
+    device: str = "h100",
+    keep: str = "balance",
+    pool: float | None = None,
+    other_pool: bool = False,
+    buffer: int | None = None,
+    start: str | None = None,
+) -> None:
+    """Plan a run for your model, data and compute, and print it as a file for `cmpt run`.
+
+    Comments in the file give costs, scores of similar runs, and reasons.
+
+    Args:
+        model: One of this book's own models, such as small, or an open_clip model, hf-hub:ORG/NAME,
+            or local-dir:FOLDER for a folder in open_clip's format.
+        updates: Number of updates.
+        images: Mean number of images per update. Default: that of the benchmark.
+        gpu_hours: Compute budget for training all updates, in hours on the device. Give this or
+            --gmafs.
+        gmafs: Compute budget for all updates, in memory-adjusted GFLOPs. Give this or --gpu-hours.
+        device: Device of the plan: h100, a100, rtx-4090, l40s, l40, l4, t4 or core (one CPU core).
+        keep: What to aim for: balance (new and old alike), most (old before new) or all (nothing
+            may be lost, even if little is learned).
+        pool: Fraction of the pretraining data, or of your own pool, to replay, 0 to 1. Default: 0.5
+            for this book's own models, otherwise 1.
+        other_pool: Replay public data, because the pretraining data are not available.
+        buffer: Number of images of earlier updates that can be stored. Default: all.
+        start: Starting weights: a pretrained tag of open_clip, or the path of a file. Default: the
+            paper's, else the first that open_clip lists, or the hub's or folder's own.
+
+    Example:
+        cmpt plan --model ViT-B-16 --gpu-hours 8 --updates 20
+    """
+    from lab.evidence import evidence, planner
+
+    request = planner.PlanRequest(
+        model, updates, images, gpu_hours, gmafs, device, keep, pool, other_pool, buffer, start
+    )
+    made = planner.make_plan(request, evidence.gather_evidence())
+    typer.echo(planner.plan_as_yaml(made), nl=False)
+
+
+def pretrain(
+    model: str,
+    settings: shared.Settings = None,
+    seed: shared.NotNegative = 0,
+    out: Path | None = None,
+    threads: shared.Threads = 1,
+) -> None:
+    """Pretrain a base model on the pool, and compare it with the shipped one.
+
+    The annealed and the unannealed weights are written, each with a model card. The exit status is
+    1 if a score differs from the shipped model's by more than the tolerance.
+
+    Args:
+        model: Name of one of this book's own models, such as small.
+        out: Folder for weights and cards. Default: models in the build folder.
+
+    Example:
+        cmpt pretrain small --seed 7
+    """
+    import torch
+    from tqdm import tqdm
+
+    from benchmark import pretraining
+    from cmp import budgets
+    from cmp.cli.computing import progress_observer
+    from cmp.embedded import models as embedded_models
+    from cmp.embedded import packed
+
+    torch.set_num_threads(threads)
+    run_config = pretraining.pretraining_config(model, seed, *(settings or []))
+    folder = out or build_folder() / "models"
+    steps = budgets.total_steps(run_config)
+    with tqdm(total=steps, desc=f"pretrain {model} {seed}", unit=" steps") as bar:
+        observer = progress_observer(bar)
+        cards = pretraining.pretrain(run_config, packed.load_embedded(), folder, observer)
+    all_within = True
+    for start, card in cards.items():
+        scores = card["scores"].items()
+        values = ", ".join(f"{k} {x['value']} ± {x['standard_error']}" for k, x in scores)
+        typer.echo(f"{start}: {values}")
+        shipped = embedded_models.base_path(model, start, seed)
+        is_other = shipped.parent.resolve() != folder.resolve()
+        if shipped.exists() and not settings and is_other:
+            within, sentence = pretraining.compare_cards(card, pretraining.read_card(shipped))
+            typer.echo(f"{start}: {sentence}")
+            all_within &= within
+    typer.echo(f"weights and cards: {folder}")
+    if not all_within:
+        raise typer.Exit(1)
+
+
+def verify(
+    run_id: shared.OptionalArgument = None,
+    sample: shared.OptionalPositive = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    device: str | None = None,
+    micro_batch: shared.OptionalPositive = None,
+    checkpoint_activations: bool = False,
+) -> None:
+    """Compute a run again and compare it with the stored one.
+
+    The result is "bitwise equal", "within tolerance", or "different". If it is different, the exit
+    status is 1.
+
+    Args:
+        run_id: Id of a published or stored run, or its first digits. Default: a sample of the
+            published runs.
+        sample: Number of published runs to draw at random, if no id is given. Default: 1.
+        seed: Seed of the draw. Default: 0.
+        device: Device: cpu or cuda. Default: the one on which the run was computed.
+
+    Example:
+        cmpt results verify --sample 3 --seed 7
+    """
+    from tqdm import tqdm
+
+    from cmp import budgets
+    from cmp.cli.computing import progress_observer
+    from cmp.scale.execution import ExecutionConfig
+    from lab.evidence import results
+
+    if run_id:
+        shared.refuse_options("draws published runs; leave out the id", sample=sample, seed=seed)
+    chosen = (
+        [results.find_run(run_id)] if run_id else results.sample_published(sample or 1, seed or 0)
+    )
+    if not chosen:
+        raise CmpError(
+            f"{results.RESULTS}: nothing is published; run this in a checkout of the project, or "
+            "publish a study with `cmpt study NAME --publish`"
+        )
+    answers, execution = set(), ExecutionConfig(micro_batch, checkpoint_activations)
+    for run in chosen:
+        total = budgets.total_steps(run.config)
+        with tqdm(total=total, desc="verify", unit=" steps") as bar:
+            place = shared.recorded_device(run.provenance, device)
+            observer = progress_observer(bar)
+            verdict = results.verify_published(run, observer, place, execution)
+        typer.echo(f"{run.id[:SHORT_ID]}: {verdict.answer}: {verdict.sentence}")
+        answers.add(verdict.answer)
+    if "different" in answers:
+        raise typer.Exit(1)

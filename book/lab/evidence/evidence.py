@@ -10,11 +10,10 @@ import pandas as pd
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from cmp import config, values
-from cmp.experiments import results, scores, studies
 from cmp.parsing import check_record, read_yaml
-from cmp.project import book_folder
+from lab.evidence import BOOK, results, scores, studies
 
-CHOICES_FILE = book_folder() / "choices.yaml"
+CHOICES_FILE = BOOK / "choices.yaml"
 SIZES = ("stream.tasks", "training.steps", "training.budget", "training.batch")
 """Keys for how much is trained. All others except seeds and evaluation set how."""
 SLACK = 1.1
@@ -53,7 +52,7 @@ class Evidence:
     """The published runs.
 
     Attributes:
-        trajectory: The trajectories of all studies, see `cmp.experiments.scores.study_trajectory`,
+        trajectory: The trajectories of all studies, see `lab.evidence.scores.study_trajectory`,
             with settings named study/setting.
         runs: The config of one replicate of each study/setting.
     """
@@ -64,7 +63,7 @@ class Evidence:
     @functools.cached_property
     def differences(self) -> Callable[[str, str], dict[str, scores.Estimate]]:
         """A function of two settings that returns the first minus the second, by aggregate, like
-        `cmp.experiments.scores.paired_differences`, and caches the result."""
+        `lab.evidence.scores.paired_differences`, and caches the result."""
         return functools.cache(functools.partial(scores.paired_differences, self.trajectory))
 
     def outside(self, run: config.RunConfig, full_steps: float) -> str:

@@ -1,6 +1,6 @@
 """Judge the primary claims of the book from the results of their runs.
 
-The claims (`cmp.experiments.claims`) form one family. Each has one interval, a t-interval over the
+The claims (`lab.evidence.claims`) form one family. Each has one interval, a t-interval over the
 ten bases that were not used for tuning, at the level of `claims_level`, like every other interval
 of a measured value. `read_interval` defines how it is read.
 
@@ -25,9 +25,13 @@ from scipy.sparse.csgraph import connected_components
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.evaluation import ROLES, list_questions
-from cmp.experiments import fronts, results, studies
-from cmp.experiments.claims import GAINS, MATTERS, REPLICATES, Claim, ClaimsFile, FrontOf, Term
-from cmp.experiments.scores import (
+from cmp.files import cached_by_file
+from cmp.releases.sentences import signed
+from cmp.runs import store
+from cmp.runs.store import RUN_KEYS
+from lab.evidence import fronts, results, studies
+from lab.evidence.claims import GAINS, MATTERS, REPLICATES, Claim, ClaimsFile, FrontOf, Term
+from lab.evidence.scores import (
     FAMILY,
     MEASURES,
     PARTS,
@@ -41,10 +45,6 @@ from cmp.experiments.scores import (
     t_factor,
     t_interval,
 )
-from cmp.files import cached_by_file
-from cmp.releases.sentences import signed
-from cmp.runs import store
-from cmp.runs.store import RUN_KEYS
 
 HELPS, HURTS, SAME = "helps", "hurts", "no difference that matters"
 HELPS_OPEN, HURTS_OPEN, OPEN = "helps, size open", "hurts, size open", "open"
@@ -75,7 +75,7 @@ def run_scores(published: pd.DataFrame) -> pd.DataFrame:
     """Return the scores of each run of a study.
 
     Args:
-        published: As `cmp.experiments.results.published_metrics` returns it.
+        published: As `lab.evidence.results.published_metrics` returns it.
 
     Returns:
         One row per (setting, replicate): the final `MEASURES` on the whole test; A_ZS on
@@ -148,7 +148,7 @@ def gain_of(
     replicates: pd.Index | None = None,
     from_start: bool = False,
 ) -> fronts.Gain:
-    """Return the gain of a published setting, see `cmp.experiments.fronts.measure_gain`.
+    """Return the gain of a published setting, see `lab.evidence.fronts.measure_gain`.
 
     Args:
         study: The study.

@@ -13,9 +13,9 @@ import pandas as pd
 from scipy import stats
 
 from cmp.errors import CmpError
-from cmp.experiments import results, studies
 from cmp.runs import store
 from cmp.runs.store import RUN_KEYS
+from lab.evidence import results, studies
 
 AGGREGATES = ("A_KA", "A_ZS", "GM")
 PARTS = {
@@ -159,7 +159,7 @@ def run_bases(published: pd.DataFrame) -> pd.Series:
     """Return the base that each published run starts from, by setting and replicate.
 
     Args:
-        published: The result of `cmp.experiments.results.published_metrics`.
+        published: The result of `lab.evidence.results.published_metrics`.
     """
     trees = published.groupby(RUN_KEYS)["config"].first().astype(str)
     return trees.map(lambda tree: json.loads(tree)["seeds"]["init"]).rename("base")
@@ -169,7 +169,7 @@ def part_scores(published: pd.DataFrame) -> pd.DataFrame:
     """Return the mean scores over the `PARTS` of A_KA, by setting, replicate, task and scope.
 
     Args:
-        published: The result of `cmp.experiments.results.published_metrics`.
+        published: The result of `lab.evidence.results.published_metrics`.
     """
     keys = [*RUN_KEYS, "task", "scope"]
     means = {

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cmp import budgets, config, models
 from cmp.errors import CmpError
-from cmp.experiments.forecast import GIGA
+from cmp.runs.forecast import GIGA
 
 TABLE4_MODEL, TABLE4_BATCH, TABLE4_TOTAL, TABLE4_TASKS = "ViT-B-16", 512, 1.8e9, 20
 FISHER_BATCHES = 98

@@ -18,13 +18,14 @@ import yaml
 from cmp import budgets, config, mixtures, models, starts, streams, values
 from cmp.embedded import packed
 from cmp.errors import CmpError, did_you_mean, name_choices
-from cmp.experiments import evidence, forecast, results
-from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
-from cmp.experiments.guidelines import load_guidelines
-from cmp.experiments.scores import AGGREGATES, level_in_words
 from cmp.mixtures import MIN_STEPS
 from cmp.parsing import read_yaml
 from cmp.releases.sentences import count_of
+from cmp.runs import forecast
+from cmp.runs.forecast import DEVICES, GIGA, USABLE_MEMORY
+from lab.evidence import evidence, results
+from lab.evidence.guidelines import load_guidelines
+from lab.evidence.scores import AGGREGATES, level_in_words
 
 _WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))
 KEEP: dict[str, str] = _WORDS["keep"]
@@ -68,7 +69,7 @@ class PlanRequest:
             model has the embedded stream, whatever is given.
         gpu_hours: The hours on `device` for training all updates; or
         gmafs: The total memory-adjusted GFLOPs, the paper's unit.
-        device: One of `cmp.experiments.forecast.DEVICES`.
+        device: One of `cmp.runs.forecast.DEVICES`.
         keep: One of `KEEP`.
         pool: The fraction of the pool to replay, 0 to 1. If None, half for an embedded model, as in
             the studies, and everything for a real one, with the user's own pool.
@@ -212,7 +213,7 @@ def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
 
     Args:
         request: The request.
-        known: The published runs, see `cmp.experiments.evidence.gather_evidence`.
+        known: The published runs, see `lab.evidence.evidence.gather_evidence`.
 
     Raises:
         ImpossibleRequest: No run can fulfil the request.

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import resvg_py
 
+from benchmark.packages import archive_member, archive_members
 from cmp.data import IMAGE_SIZE
 from cmp.embedded import manifest
-from cmp.embedded.packages import archive_member, archive_members
 from cmp.embedded.packed import Samples
 from cmp.readers.images import decode_rgba
 from cmp.seeds import unit_interval

@@ -16,13 +16,11 @@ from packaging.requirements import Requirement
 from cmp import budgets, mixtures, models, starts
 from cmp.config import STARTS, RunConfig
 from cmp.data import Corpus, load_data
-from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.evaluation import ENCODE_BLOCK
-from cmp.experiments import forecast, paper
-from cmp.experiments.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.project import DISTRIBUTION, build_folder, foreign_owners, foreign_sentence
-from cmp.runs import identity, lookup
+from cmp.runs import forecast, identity, lookup, paper
+from cmp.runs.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.scale import devices, processes
 from cmp.scale.decoding import worker_count
 from cmp.scale.execution import ExecutionConfig
@@ -284,11 +282,12 @@ def _is_installed(requirement: Requirement) -> bool:
 
 
 def _check_bases() -> Check:
-    counts = {name: len(embedded_models.base_seeds(name)) for name in embedded_models.NAMES}
+    embedded = starts.family_of("small")
+    counts = {name: len(embedded.base_seeds(name)) for name in embedded.NAMES}
     sentence = ", ".join(f"{count} of {name}" for name, count in counts.items() if count)
     if not counts.get("small"):
         return Check("bases", MISSING, sentence or "none: run `cmpt pretrain small` to make one")
-    folders = embedded_models.base_folders()
+    folders = embedded.base_folders()
     paths = [path for folder in folders for path in folder.glob("*.safetensors")]
     return _check_base_files("bases", paths, sentence)
 
@@ -297,7 +296,7 @@ def _check_base_files(what: str, bases: list[Path], sentence: str) -> Check:
     """Check that bases are not damaged."""
     try:
         for path in bases:
-            embedded_models.check_base(path)
+            starts.family_of("small").check_base(path)
     except CmpError as error:
         return Check(what, DAMAGED, str(error))
     return Check(what, PRESENT, sentence)

@@ -1,0 +1,1 @@
+"""How the embedded benchmark is made: fetched, drawn and packed, and its bases pretrained."""

@@ -1,1 +1,0 @@
-"""Compute studies, which are grids of runs, and evaluate their results."""
