@@ -3,6 +3,8 @@
 It is of a checkout, whose chapters import them wherever their kernels start. A wheel has `cmp`.
 """
 
+import warnings
+
 from setuptools import setup
 from setuptools.command.editable_wheel import editable_wheel
 
@@ -24,7 +26,9 @@ class EditableWithBook(editable_wheel):
             f"{name} = lab.commands:{name.rpartition('.')[2]}" for name in COMMANDS
         ]
         about.entry_points["cmp.data"] += SOURCES
-        super().run()
+        with warnings.catch_warnings():  # it warns of folders that hide installed packages
+            warnings.filterwarnings("ignore", "Editable installation")
+            super().run()
 
 
 setup(cmdclass={"editable_wheel": EditableWithBook})
