@@ -97,14 +97,6 @@ class Diverged(CmpError):
         return self.args[0]
 
 
-class ReportedFault(CmpError):
-    """An error for runs that failed because of a bug, which has been reported."""
-
-
-class FaultReason(str):
-    """Why a run failed, if a bug was the reason."""
-
-
 class Interrupted(BaseException):
     """Raised when a run was asked to stop and has stopped after a full step, with its state saved.
 

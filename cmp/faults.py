@@ -1,25 +1,20 @@
-"""Tell a user's mistakes and a machine's limits from bugs in this program, and report the bugs."""
+"""Tell a user's mistakes and a machine's limits from bugs in this program."""
 
 import contextlib
-import datetime
 import importlib.metadata
-import os
-import platform
 import re
-import shlex
 import sys
 import traceback
 
-import cmp
-from cmp.errors import CmpError, Interrupted, clean_text, explain_limit, first_line
-from cmp.project import DISTRIBUTION, build_folder
+from cmp.errors import CmpError, Interrupted, explain_limit, first_line
+from cmp.project import DISTRIBUTION
 
 
 def explain_failure(error: BaseException) -> str:
     """Explain to a user an error that is not a bug in this program; return "" for a bug."""
     torch = sys.modules.get("torch")
     if isinstance(error, CmpError | Interrupted):
-        return clean_text(str(error))
+        return str(error)
     if isinstance(error, getattr(torch, "OutOfMemoryError", ())):
         return (
             f"the device has too little memory ({first_line(error):.300}); use --micro-batch or a "
@@ -46,32 +41,13 @@ def explain_failure(error: BaseException) -> str:
     return ""
 
 
-def report_fault(error: BaseException) -> str:
-    """Write a report of a bug to the build folder: versions, command and traceback, without data.
-
-    Returns:
-        A sentence that says what to send to the maintainers.
-    """
-    what = "".join(traceback.format_exception_only(error)).partition("\n")[0]
-    fault = f"a bug in this program, not a mistake in your command ({what:.300})"
-    try:
-        from cmp.files import write_atomic  # takes time to import
-
-        packages = {each.name: each.version for each in importlib.metadata.distributions()}
-        lines = [
-            f"cmpt {cmp.__version__}, Python {sys.version}, {platform.platform()}",
-            f"command: {shlex.join(sys.argv)}",
-            "".join(traceback.format_exception(error)),
-            *(f"{name} {version}" for name, version in sorted(packages.items())),
-        ]
-        name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.txt"
-        path = build_folder().absolute() / "reports" / name
-        text = "\n".join(lines) + "\n"  # names of files may not be UTF-8
-        write_atomic(path, text.encode("utf-8", "backslashreplace").decode())
-    except Exception as refused:  # a full disk, or a consequence of the first error
-        why = f"no report could be written ({type(refused).__name__})"
-        return f"{fault}; {why}: run the command again with CMP_DEBUG=1 and send the output"
-    return f"{fault}; please send {path} to the maintainers, and describe what you did"
+def describe_bug(error: BaseException) -> str:
+    """Return a sentence on a bug and how to report it, and below it the traceback."""
+    return (
+        "a bug in this program or in a package that it uses, not a mistake in your command; "
+        "please open an issue in the project's repository with the lines below, and describe "
+        f"what you did\n{''.join(traceback.format_exception(error)).strip()}"
+    )
 
 
 def extras_with(module: str) -> str:

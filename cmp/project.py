@@ -1,7 +1,6 @@
 """Locate a project's folders: its own, the book's, and the one for downloads and results."""
 
 import contextlib
-import importlib.metadata
 import os
 from pathlib import Path
 
@@ -41,21 +40,3 @@ def build_folder() -> Path:
     """Return the folder for downloads and results: `$CMP_BUILD`, or else `_build` in the
     project."""
     return Path(os.environ.get("CMP_BUILD") or project_folder() / "_build").expanduser()
-
-
-def foreign_owners() -> list[str]:
-    """Return other installed distributions with files in `cmp`, such as ["cmp 0.0.1"].
-
-    pip silently overwrites files of one distribution with those of another.
-    """
-    owners = set(importlib.metadata.packages_distributions().get("cmp", ())) - {DISTRIBUTION}
-    return [f"{name} {importlib.metadata.version(name)}" for name in sorted(owners)]
-
-
-def foreign_sentence(owners: list[str]) -> str:
-    """Return an error message for other distributions with files in `cmp`, with the fix."""
-    names = ", ".join(owners) or "unknown"
-    return (
-        f"another distribution has put files into the package cmp ({names}): uninstall it with "
-        f"pip, then install {DISTRIBUTION} again"
-    )

@@ -552,7 +552,7 @@ def test_a_run_that_breaks_is_over(monkeypatch):
     hear(explorer, RUN_IT | {"changes": {}})
     [run] = explorer.runs
     assert run["words"].startswith("failed: a bug in this program") and run["over"]
-    assert "KeyError: 'a bug'" in run["words"] and "/reports/" in run["words"]
+    assert run["words"].endswith("KeyError: 'a bug'")
 
 
 def test_a_run_is_trained_once_and_forgotten_when_it_is_over(monkeypatch):

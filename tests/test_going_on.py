@@ -394,7 +394,7 @@ def test_a_process_that_is_not_the_first_resumes_too_and_prints_nothing(build, m
     assert capsys.readouterr() == ("", "")
 
 
-def test_the_first_of_several_processes_says_that_they_were_stopped(monkeypatch, capsys):
+def test_the_first_of_several_processes_says_that_they_were_stopped(monkeypatch, capfd):
     def stop():
         raise Interrupted("stopped", SIGTERM)
 
@@ -404,7 +404,7 @@ def test_the_first_of_several_processes_says_that_they_were_stopped(monkeypatch,
         monkeypatch.setattr(processes, "rank", lambda number=number: number)
         with pytest.raises(SystemExit, match="143"):
             cli.main()
-        assert capsys.readouterr().err == said
+        assert capfd.readouterr().err == said
 
 
 def test_a_run_is_removed_and_what_it_freed_is_said(build):

@@ -4,13 +4,11 @@ import dataclasses
 import itertools
 import json
 import os
-import pickle
 import random
 import re
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,7 +24,7 @@ from typer.testing import CliRunner
 
 from cmp import cli, config, mixtures
 from cmp.embedded import packed
-from cmp.errors import CmpError, FaultReason
+from cmp.errors import CmpError
 from cmp.files import SHORT_ID
 from cmp.mixtures import empty_shares
 from cmp.project import build_folder, project_folder
@@ -34,7 +32,7 @@ from cmp.runs import forecast, identity, launch, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.lookup import unfinished_runs
 from cmp.runs.runner import execute
-from lab import analyses, commands
+from lab import analyses
 from lab.evidence import results, studies, workers
 
 SIZES = {
@@ -446,13 +444,11 @@ def failing(monkeypatch, error):
 
 @pytest.mark.defect
 @pytest.mark.parametrize("error", [Odd(), ValueError("two\n  lines"), KeyError("x")])
-def test_a_bug_in_a_worker_is_a_line_and_a_report(build, monkeypatch, error):
+def test_a_bug_in_a_worker_is_told_with_its_traceback(build, monkeypatch, error):
     failing(monkeypatch, error)
-    line = workers._attempt_run(small_config(), "cpu")
-    [report] = (build / "reports").glob("*")
-    assert isinstance(line, FaultReason) and len(line.splitlines()) == 1
-    assert type(error).__name__ in line and f"send {report} " in line
-    assert pickle.loads(pickle.dumps(line)).__class__ is FaultReason  # as a pipe sends it
+    said = workers._attempt_run(small_config(), "cpu")
+    assert said.startswith("a bug in this program") and "Traceback" in said
+    assert type(error).__name__ in said.splitlines()[-1] or "two\n  lines" in said
 
 
 @pytest.mark.parametrize(
@@ -466,26 +462,7 @@ def test_a_bug_in_a_worker_is_a_line_and_a_report(build, monkeypatch, error):
 def test_what_is_no_bug_is_a_line_alone(build, monkeypatch, error, line):
     failing(monkeypatch, error)
     said = workers._attempt_run(small_config(), "cpu")
-    assert line in said and not isinstance(said, FaultReason)
-    assert not (build / "reports").exists()
-
-
-@pytest.mark.defect
-def test_a_study_with_a_bug_ends_with_the_status_of_one(build, monkeypatch, capsys):
-    reasons = ("one thing", FaultReason("a bug"), "another")
-    for chosen, status in ((reasons, 70), (reasons[::2], 2)):
-        monkeypatch.setitem(
-            studies.BACKENDS,
-            "local",
-            lambda todo, *_, chosen=chosen: dict(zip(todo, chosen, strict=False)),
-        )
-        todo = {small_config(f"seed={seed}"): 1.0 for seed in range(3)}
-        plans = {"77": SimpleNamespace(todo=todo)}
-        command = partial(commands.compute_programme, plans, 1, "cpu", "local", False)
-        monkeypatch.setattr(cli, "app", command)
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        assert end.value.code == status and "one thing" in capsys.readouterr().err
+    assert line in said and len(said.splitlines()) == 1
 
 
 def test_killed_workers_cost_their_own_run_only(build, write):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cmp.cli import shared
-from cmp.errors import CmpError, ReportedFault
+from cmp.errors import CmpError
 from cmp.files import SHORT_ID
 from cmp.project import build_folder
 
@@ -124,7 +124,6 @@ def compute_programme(
     times = [times for plan in plans.values() for times in plan.todo.items()]
     weights = {run: max(1, round(seconds)) for run, seconds in times}
     failures: list[str] = []
-    kind = CmpError
     form = "{l_bar}{bar}| {n_fmt} of {total_fmt} core-s, {elapsed}<{remaining}"
     with tqdm(total=sum(weights.values()), bar_format=form) as bar:
         for name, plan in plans.items():
@@ -136,9 +135,8 @@ def compute_programme(
                     bar.write(f"published: {results.publish_study(studies.load_study(name))}")
             except CmpError as error:
                 failures.append(f"study {name}: {error}")
-                kind = ReportedFault if isinstance(error, ReportedFault) else kind
     if failures:
-        raise kind("\n".join(failures))
+        raise CmpError("\n".join(failures))
 
 
 def book(

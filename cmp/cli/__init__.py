@@ -12,7 +12,6 @@ import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,9 +20,8 @@ import typer
 
 import cmp
 from cmp.cli import shared
-from cmp.errors import CmpError, Interrupted, ReportedFault, clean_text
-from cmp.faults import explain_failure, report_fault
-from cmp.project import foreign_owners, foreign_sentence
+from cmp.errors import CmpError, Interrupted, clean_text
+from cmp.faults import describe_bug, explain_failure
 
 PANELS = {
     "Keep a model current": {"update": "updates:update", "tune": "updates:tune",
@@ -51,110 +49,85 @@ for _entry in sorted(entry_points(group="cmp.commands"), key=lambda entry: entry
 
 
 def main() -> None:
-    """Run the command line.
-
-    An error that the user can fix is printed as one line, with exit status 2. A run stopped by a
-    signal exits with 128 plus the signal's number, as usual in shells; with several processes, the
-    first prints a message. Any other error is a bug in this package or in one that it uses. It is
-    reported with status 70 (`EX_SOFTWARE` in sysexits.h). With CMP_DEBUG=1, bugs and errors of the
-    machine, such as a full disk, are tracebacks.
-    """
-    if not hasattr(cmp, "__version__"):  # another package's `__init__.py`
-        complain(foreign_sentence(foreign_owners()))
-        sys.exit(2)
+    """Run the command line, and exit with the status of `run_command`."""
     if (encoding := sys.getfilesystemencoding()) != "utf-8":
         complain(
             f"this locale is not UTF-8 but {encoding}, so names of files would be misread; set "
             "PYTHONUTF8=1 or LANG=C.UTF-8"
         )
         sys.exit(2)
-    output, errors = Output(sys.stdout), Output(sys.stderr)
+    output, raw = open_output(sys.stdout)
+    errors, _ = open_output(sys.stderr)
     tell = functools.cache(complain)  # several steps of a command may give the same warning
     warnings.showwarning = lambda message, *_: tell(str(message))
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        status = 0
-        try:
-            run_command()
-        except SystemExit as end:
-            status = end.code
-        except Exception as error:
-            if os.environ.get("CMP_DEBUG"):
-                raise
-            complain(report_fault(error))
-            status = 70
+        status = run_command()
         output.flush()
-        if output.error and not isinstance(output.error, BrokenPipeError):
-            complain(f"standard output: cannot be written ({output.error}); write it elsewhere")
+        if raw.error and not isinstance(raw.error, BrokenPipeError):
+            complain(f"standard output: cannot be written ({raw.error}); write it elsewhere")
             status = status or 2
         errors.flush()
     sys.exit(status)
 
 
-_DRAWING = re.compile(r"(^\r|^\x1b\[A|\x1b\[[0-7;]*m)")
-"""What progress bars and tables write besides text: a step back to begin with, and colours; not
-style 8, which hides text."""
-
-
-class Output:
-    """An output stream whose errors do not stop a run: after the first, such as a full disk or a
-    closed pipe, output is lost. No name in a text steers the terminal.
+class Output(io.FileIO):
+    """A standard stream without which a run goes on: what cannot be written is lost, as when the
+    disk is full or the reader of a pipe has left.
 
     Attributes:
-        error: The first error, or None.
+        error: The last error, or None.
     """
 
-    def __init__(self, stream: TextIO | None):
-        # a stream that was closed from the start is None
-        self.stream = stream or open(os.devnull, "w")  # noqa: SIM115
-        self.error: OSError | None = None
-        if isinstance(stream, io.TextIOWrapper):  # not every terminal has all letters
-            stream.reconfigure(errors="replace")
+    error: OSError | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
-        """Write a text, and return its length."""
-        parts = re.split(_DRAWING, text)
-        parts[::2] = map(clean_text, parts[::2])
-        self._attempt(lambda: self.stream.write("".join(parts)))
-        return len(text)
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        self._attempt(self.stream.flush)
-
-    def _attempt(self, action: Callable[[], object]) -> None:
+    def write(self, data: Any) -> int:
+        """Write bytes or lose them, and return how many are done with."""
         try:
-            action()
+            return super().write(data)
         except OSError as error:
-            self.error = self.error or error
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())  # for what is buffered, too
-            os.close(nowhere)
+            self.error = error
+            return len(data)
 
 
-def run_command() -> None:
-    """Run the given command, and exit as described in `main`."""
+def open_output(stream: TextIO | None) -> tuple[TextIO, Output]:
+    """Return a text stream in place of a standard stream, which is None if it was closed from the
+    start, and what writes its bytes. Letters that a terminal does not have become "?"."""
+    raw = Output(stream.fileno(), "w", closefd=False) if stream else Output(os.devnull, "w")
+    encoding = stream.encoding if stream else None
+    buffer = io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffer, encoding, errors="replace", line_buffering=True), raw
+
+
+def run_command() -> int | str | None:
+    """Run the given command, and return its exit status.
+
+    An error that the user can fix is printed as one sentence, with status 2. A run stopped by a
+    signal has 128 plus the signal's number, as usual in shells; with several processes, the first
+    prints a message. Any other error is a bug in this package or in one that it uses. Its traceback
+    is printed below a sentence, with status 70 (`EX_SOFTWARE` in sysexits.h).
+    """
     try:
         app()
+    except SystemExit as end:
+        return end.code
     except Interrupted as stop:
         from cmp.scale import processes
 
         if processes.rank() == 0:
             complain(stop)
-        sys.exit(128 + stop.signal)
+        return 128 + stop.signal
     except Exception as error:
-        is_traced = os.environ.get("CMP_DEBUG") and not isinstance(error, CmpError)
-        if is_traced or not (sentence := explain_failure(error)):
-            raise
-        complain(sentence)
-        sys.exit(70 if isinstance(error, ReportedFault) else 2)
+        sentence = explain_failure(error)
+        complain(sentence or describe_bug(error))
+        return 2 if sentence else 70
+    return 0
 
 
 def complain(message: object) -> None:
-    """Print a sentence to standard error; of a path too long for any disk, only the ends."""
-    typer.echo(re.sub(r"(\S{200})\S{600,}(\S{200})", r"\1...\2", f"cmpt: {message}"), err=True)
+    """Print a sentence to standard error, without characters that steer a terminal; of a path too
+    long for any disk, only the ends."""
+    text = re.sub(r"(\S{200})\S{600,}(\S{200})", r"\1...\2", f"cmpt: {message}")
+    typer.echo(clean_text(text), err=True)
 
 
 def _root(version: bool = False, plugin: list[Path] | None = None) -> None:

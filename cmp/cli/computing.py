@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from cmp import config, evaluation, mixtures
 from cmp.cli import shared
-from cmp.errors import CmpError
+from cmp.errors import CmpError, clean_text
 from cmp.files import SHORT_ID
 from cmp.readers import class_statistics
 from cmp.releases import release, sentences
@@ -120,7 +120,7 @@ def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConf
 def report_checks(checks: list[preflight.Check]) -> None:
     """Print checks; exit with status 1 if anything is missing or damaged."""
     for check in checks:
-        typer.echo(f"{check.what:10}{check.state:10}{check.sentence}")
+        typer.echo(clean_text(f"{check.what:10}{check.state:10}{check.sentence}"))
     bad = [x.what for x in checks if x.state in (preflight.MISSING, preflight.DAMAGED)]
     if bad:
         typer.echo(f"Not ready: {', '.join(bad)}. The lines above say why.")

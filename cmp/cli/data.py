@@ -139,15 +139,15 @@ def check(
             reason = arrivals.without_manifest(reason, SET_NAMES["adapt"], folder)
         named.setdefault(reason, []).append(s.dataset.name)
     for reason in filter(None, named):
-        typer.echo(f"{', '.join(named[reason])}: {reason}")
+        typer.echo(clean_text(f"{', '.join(named[reason])}: {reason}"))
     if faults_file:
         faults = [(s.dataset.name, *fault) for s in states if s.index for fault in s.index.faults]
         _write_faults(faults_file, faults)
     indexes = [state.index for state in states if state.index is not None]
     for path in unread:
-        typer.echo(f"note: {path} has images but no manifest, so they are not read")
+        typer.echo(clean_text(f"note: {path} has images but no manifest, so they are not read"))
     for sentence in notes.notes_on(indexes):
-        typer.echo(f"note: {sentence}")
+        typer.echo(clean_text(f"note: {sentence}"))
     usable = sum(s.state == "present" or s.state.startswith("usable") for s in states)
     absent = sum(s.state == "absent" for s in states)
     typer.echo(f"{usable} of {len(states)} datasets can be used, {absent} are absent")

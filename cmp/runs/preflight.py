@@ -18,7 +18,7 @@ from cmp.config import STARTS, RunConfig
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
 from cmp.evaluation import ENCODE_BLOCK
-from cmp.project import DISTRIBUTION, build_folder, foreign_owners, foreign_sentence
+from cmp.project import DISTRIBUTION, build_folder
 from cmp.runs import forecast, identity, lookup, paper
 from cmp.runs.forecast import DEVICES, GIGA, USABLE_MEMORY
 from cmp.scale import devices, processes
@@ -263,8 +263,6 @@ def _check_packages() -> Check:
         requirements = map(Requirement, importlib.metadata.requires(DISTRIBUTION) or [])
     except importlib.metadata.PackageNotFoundError:
         return Check("packages", MISSING, f"{DISTRIBUTION}: run `pip install -e .`")
-    if owners := foreign_owners():
-        return Check("packages", DAMAGED, foreign_sentence(owners))
     core = [each for each in requirements if not each.marker or each.marker.evaluate({"extra": ""})]
     missing = [str(requirement) for requirement in core if not _is_installed(requirement)]
     if missing:

@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 
 from cmp import config, values
 from cmp.config import FOREIGN_MODEL_PROFILES, PROFILES, RunConfig
-from cmp.errors import CmpError, FaultReason, ReportedFault
+from cmp.errors import CmpError
 from cmp.files import SHORT_ID, cached_by_file, child_path
 from cmp.parsing import check_record, read_yaml
 from cmp.runs import forecast, identity, lookup, store
@@ -313,7 +313,6 @@ def compute_runs(
     Raises:
         Interrupted: A signal was received; unfinished runs are saved.
         CmpError: At the end, if runs failed; the message says which and why.
-        ReportedFault: The same, if a bug was among the reasons.
     """
     for run_config in {(each.model, each.seeds.init): each for each in configs}.values():
         with contextlib.suppress(CmpError):  # its runs fail and say why
@@ -328,9 +327,7 @@ def compute_runs(
     if failures:
         names = [identity.known_id(each)[:SHORT_ID] or "a run without weights" for each in failures]
         lines = map("  {}: {}".format, names, failures.values())
-        is_fault = any(isinstance(reason, FaultReason) for reason in failures.values())
-        kind = ReportedFault if is_fault else CmpError
-        raise kind("\n".join([f"{len(failures)} of {len(todo)} runs failed:", *lines]))
+        raise CmpError("\n".join([f"{len(failures)} of {len(todo)} runs failed:", *lines]))
 
 
 def shard_runs(configs: list[RunConfig], text: str) -> list[RunConfig]:

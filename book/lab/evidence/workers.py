@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from cmp.config import RunConfig
-from cmp.errors import FaultReason, Interrupted
-from cmp.faults import explain_failure, report_fault
+from cmp.errors import Interrupted
+from cmp.faults import describe_bug, explain_failure
 from cmp.files import write_atomic
 from cmp.project import build_folder
 from cmp.registry import load_plugin
@@ -171,8 +171,8 @@ def pause_studies(pause: bool) -> None:
 
 
 def failure_reason(error: BaseException) -> str:
-    """Return why a run failed, in one line; a bug is reported, and gives a `FaultReason`."""
-    return explain_failure(error) or FaultReason(report_fault(error))
+    """Return why a run failed: a sentence, and for a bug also its traceback."""
+    return explain_failure(error) or describe_bug(error)
 
 
 def worker_environment() -> dict[str, str]:
