@@ -83,7 +83,6 @@ WAYS = {
     "cmpt export ID -o new --to onnx": "cmpt export --help",
     "cmpt book --profile gpu --chapter 04": "cmpt book --profile gpu --chapter 04 --dry-run",
     "cmpt bench gpu": "cmpt bench --help",
-    "cmpt bench trace": PRINTED,
     "torchrun --nproc-per-node 4 --shutdown-timeout 100 -m cmp run gpu & run=$!":
         "torchrun --shutdown-timeout 100 --help",
     "trap 'kill -TERM $run; wait $run; scontrol requeue $SLURM_JOB_ID' TERM": PRINTED,

@@ -19,7 +19,7 @@ from cmp.bench.networks import TASK
 from cmp.config import RunConfig
 from cmp.data import NOISE, Corpus, augment, colour_map, normalise
 from cmp.errors import CmpError
-from cmp.scale import compiling
+from cmp.scale import compiling, devices
 from cmp.seeds import torch_generator
 from cmp.training import train_task
 
@@ -173,7 +173,7 @@ def test_bench_step_from_a_shell(corpus, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["stepp"], ["stepp", "trace"]),
+        (["stepp"], ["stepp", "features"]),
         (["step", "--model", "tinny"], ["tinny", "tiny"]),
         (["step", "--model", "ViT-B-16"], ["224 pixels", "32"]),
         pytest.param(
@@ -196,7 +196,7 @@ def test_the_gpu_benchmark_without_a_gpu(corpus, monkeypatch, tmp_path):
     monkeypatch.setattr(compiling, "BACKEND", "eager")
     monkeypatch.setattr(arithmetic, "lacks_bf16_kernels", lambda kind: False)  # dynamo needs it
     monkeypatch.setattr(compiling, "LAUNCH_BOUND", 0)
-    monkeypatch.setitem(timing.SIDE, "cpu", 64)  # bf16 is emulated here
+    monkeypatch.setitem(devices.SIDE, "cpu", 64)  # bf16 is emulated here
     monkeypatch.setattr(networks, "LARGE", "bench-nano")
     rows = gpu.measure_all(["tiny", "bench-nano"], corpus, 1, 12)
     steps, tasks = rows[:5], rows[5:]

@@ -270,18 +270,19 @@ def test_weights_that_are_nowhere_are_missing_in_words():
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA L40", "l40"),
         ("Tesla T4", "t4"),
-        ("a card of another kind", "h100"),  # in no list
+        ("a card of another kind", None),
     ],
 )
-def test_a_full_run_is_forecast_without_computing(monkeypatch, card, device):
-    for place in ("cmp.scale.devices", "cmp.runs.forecast"):
-        monkeypatch.setattr(f"{place}.device_name", lambda device: card)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(forecast, "worker_count", lambda device: 15)
+def test_a_card_is_found_in_the_table_by_its_name(monkeypatch, card, device):
+    monkeypatch.setattr(devices, "device_name", lambda device: card)
+    assert devices.find_device("cuda") == devices.DEVICES.get(device)
+
+
+def test_a_full_run_is_forecast_without_computing(monkeypatch):
     monkeypatch.setattr(forecast, "_measure_step", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     [seconds] = forecast.forecast_seconds([GPU], "cuda")
-    step = forecast.predict_step(GPU, forecast.DEVICES[device])
-    assert seconds == pytest.approx(20 * 1428 * step.seconds)
+    assert seconds == pytest.approx(20 * 1428 * forecast.estimate_step(GPU, "h100").seconds)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,6 @@ NEAREST = {
     "book/lab/evidence/claims.py": "verdicts",
     "book/lab/evidence/evidence.py": "planner",
     "cmp/releases/hub.py": "going_on",
-    "cmp/runs/kernels.py": "trace",
     "cmp/runs/paper.py": "scaling",
     "cmp/runs/preflight.py": "forecast",
     "book/lab/evidence/scores.py": "verdicts",

@@ -30,7 +30,7 @@ NAMED = re.compile(r"'([\w-]+\.(?:yaml|csv|bib))'")
 """A file that code names."""
 SHOWING = re.compile(
     r"cmp$|lab\b(?!\.evidence\.(workers|cluster)$)|cmp\.releases\b|benchmark\b"
-    r"|cmp\.runs\.(forecast|kernels|preflight|paper)$|cmp\.readers\.class_statistics$"
+    r"|cmp\.runs\.(forecast|preflight|paper)$|cmp\.readers\.class_statistics$"
 )
 """The modules that count. All others compute, as workers and the cluster do."""
 ALWAYS = ("cmp.NUMERICS", "lab.run.drop_widgets", "lab.run.stable_notebook",

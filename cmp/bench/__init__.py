@@ -11,7 +11,6 @@ from cmp.errors import CmpError
 BENCHMARKS = {
     "step": ("small", "tiny-vit", "bench-nano", "bench-micro", "bench-mid"),
     "features": ("small", "ViT-B-32", "ViT-B-16"),
-    "trace": ("ViT-B-16",),
     "gpu": ("small", "bench-mid", "ViT-B-16"),
 }
 """Name -> default models. A module of this package has that name, and a function in it, too."""

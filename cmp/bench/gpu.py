@@ -21,6 +21,7 @@ from cmp.data import Corpus
 from cmp.embedded import packed
 from cmp.errors import CmpError
 from cmp.mixtures import Pools
+from cmp.scale.devices import product_rate
 from cmp.scale.execution import ExecutionConfig
 from cmp.training import (
     StepResult,
@@ -141,7 +142,7 @@ def measure(run_config: RunConfig, corpus: Corpus, rounds: int) -> list[dict[str
     for path, times in seconds.items():
         middle, precision = float(np.median(times)) / STEPS, PATHS[path][0]
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        peak = timing.matmul_peak(dtype, DEVICE)
+        peak = product_rate(dtype, DEVICE)
         rows.append(
             {
                 "path": f"{name} {path}",

@@ -16,6 +16,7 @@ from cmp.bench.report import Report
 from cmp.config import RunConfig
 from cmp.data import NOISE, Corpus, augment, normalise
 from cmp.embedded import packed
+from cmp.scale.devices import product_rate
 from cmp.seeds import torch_generator
 from cmp.training import clamp_logit_scale, create_optimizer, make_train_state, train_step
 
@@ -84,7 +85,7 @@ def measure(
     rows, batch, peaks = [], run_config.training.batch, {}
     for path, times in seconds.items():
         dtype, middle = torch.bfloat16 if path == "bf16" else torch.float32, float(np.median(times))
-        peaks[dtype] = peaks.get(dtype) or timing.matmul_peak(dtype)
+        peaks[dtype] = peaks.get(dtype) or product_rate(dtype)
         rows.append(
             {
                 "path": f"{name} {path}",

@@ -13,11 +13,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cmp import arithmetic
-
-SIDE = {"cpu": 2048, "cuda": 8192}
-"""Size of the square matrices whose product defines the peak."""
-
 
 @dataclass(frozen=True)
 class Ratio:
@@ -77,25 +72,3 @@ def times_faster(base: np.ndarray, other: np.ndarray) -> Ratio:
     """Return how many times faster `other` is, from the seconds of both in the same rounds."""
     low, median, high = np.quantile(base / other, [0.1, 0.5, 0.9])
     return Ratio(float(median), float(low), float(high))
-
-
-def matmul_peak(dtype: torch.dtype, device: str = "cpu") -> float:
-    """Return the best FLOP/s of several products of square matrices.
-
-    Args:
-        dtype: The type of the matrices. Where a device has no kernels for bf16, products are
-            computed in fp32, as in training.
-        device: The device; on a CPU, all of torch's threads are used.
-    """
-    if dtype == torch.bfloat16 and arithmetic.lacks_bf16_kernels(device):
-        dtype = torch.float32
-    side = SIDE[device]
-    noise = torch.Generator().manual_seed(0)
-    a, b = (torch.rand(side, side, generator=noise).to(device, dtype) for _ in range(2))
-
-    def product() -> None:
-        a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return 2 * side**3 / float(interleaved({"product": product}, 5)["product"].min())

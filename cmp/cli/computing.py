@@ -174,7 +174,7 @@ def forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) ->
                 f"{forecast.time_in_words(last.seconds)}, without the comparison at the end"
             )
         else:
-            step = forecast.forecast_step(plan.fitted, device, execution, plan.corpus)
+            step = forecast.estimate_step(plan.fitted, device, execution, plan.corpus)
             time = forecast.describe_forecast(step, plan.steps)
     except CmpError as error:  # a method of one's own whose cost cannot be counted
         return [f"forecast: unknown: {error}"]

@@ -80,14 +80,13 @@ def bench(
     batch: shared.Batch = None,
     threads: shared.Threads = 1,
 ) -> None:
-    """Compare the speed of several ways to do the same step (`trace` predicts it), and write a JSON
-    file.
+    """Compare the speed of several ways to do the same step, and write a JSON file.
 
     The alternatives run in turn in this process. Each number is the median over rounds, with the 10
     to 90% range.
 
     Args:
-        name: Benchmark: step, features, trace or gpu.
+        name: Benchmark: step, features or gpu.
         model: Name of a model; repeat for more. Default: the models of the benchmark.
         rounds: Number of times that each alternative runs.
         batch: Samples per step, at least 2. Default: 128; 64 for bench-mid; 512 for ViT-B-16.

@@ -1,6 +1,7 @@
-"""Forecast how long runs take: from stored runs, from measured steps, or from FLOPs, a trace of
-kernels and the speed of decoding."""
+"""Forecast how long runs take: from stored runs, measured steps, or FLOPs and the speed of
+decoding."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -19,11 +20,10 @@ from cmp.data import Corpus, ImageFiles, load_data
 from cmp.errors import CmpError
 from cmp.registry import Option, get_option
 from cmp.runs import logs, store
-from cmp.runs.kernels import traced_share
 from cmp.runs.runner import evaluation_sizes
 from cmp.scale import processes
 from cmp.scale.decoding import worker_count
-from cmp.scale.devices import DEVICES, Device, device_name, find_device, is_present
+from cmp.scale.devices import DEVICES, device_name, is_present, product_rate
 from cmp.scale.execution import ExecutionConfig
 from cmp.schedules import Schedule
 from cmp.seeds import numpy_generator
@@ -53,22 +53,13 @@ PAUSE = 20
 """A time between two steps of a log that is longer than this many steps was a pause."""
 
 UNITS = {"s": 1, "min": 60, "h": 3600, "days": 86400}
-MEASURED_STEPS = 4
-"""Steps to measure if no such run is stored; the first is not counted."""
+MEASURED_STEPS, CARD_STEPS = 4, 10
+"""Steps to measure of an embedded model if no such run is stored, of which the first is not
+counted, and of any model on a GPU, after `UNCOUNTED` others."""
 
 _IRRELEVANT = ("model.start", "stream.", "mixture.", "schedule.", "optimizer.", "seeds.")
 _IRRELEVANT += ("method.strength", "merging.weight")
 """Keys that do not affect the time of a step."""
-
-
-def device_facts(device: str) -> Device:
-    """Return the assumed properties of a device. An unlisted GPU is taken for an H100, and `about`
-    says so."""
-    if facts := find_device(device):
-        return facts
-    assumed = DEVICES["h100"]
-    about = f"{assumed.about}; {device_name(device)} is not listed, so an H100 is assumed"
-    return assumed._replace(about=about)
 
 
 class StepForecast(NamedTuple):
@@ -83,86 +74,92 @@ class StepForecast(NamedTuple):
     by: str
 
 
-def predict_step(
-    run_config: RunConfig,
-    facts: Device,
-    execution: ExecutionConfig | None = None,
-    decoding: float = math.inf,
-) -> StepForecast:
-    """Predict the time of a run's step on a device, without measuring.
-
-    It is the time of the step's FLOPs at the share of the peak that a trace of its kernels predicts
-    (`cmp.runs.kernels`), at most `facts.utilisation`; or the time of decoding, if that is
-    longer.
-
-    Args:
-        run_config: The run's config.
-        facts: The device.
-        execution: How steps are computed. Micro-batches and recomputed activations each take
-            another forward pass.
-        decoding: Images decoded per second for each of the processes that compute the run.
-    """
-    execution, name = execution or ExecutionConfig(), run_config.model.name
-    count = processes.world_size()
-    batch = math.ceil(run_config.training.batch / count)
-    size = min(execution.micro_batch or batch, batch)
-    share, source = facts.utilisation, "assumed"
-    if facts is not DEVICES["core"] and name not in starts.family_names():
-        bandwidth = facts.bandwidth / DEVICES["h100"].bandwidth
-        parts = math.ceil(batch / size)
-        mode = (size, execution.compile_towers, facts.peak, bandwidth, parts)
-        traced = traced_share(name, *mode) or share
-        if traced < share:
-            share, source = traced, "from its kernels"
-    again = {"micro-batches": size < batch, "activations": execution.checkpoint_activations}
-    flops = step_flops(run_config)
-    # a forward pass is a third of a full step
-    flops += sum(again.values()) * budgets.full_cost(run_config).step / 3
-    seconds, images = flops / count / (share * facts.peak), batch / decoding
-    if images > seconds:
-        return StepForecast(images, f"predicted from decoding {decoding:,.0f} images/s")
-    passes = " and ".join(key for key, is_repeated in again.items() if is_repeated)
-    passes = f", with another forward pass for {passes}" if passes else ""
-    rate = "the speed" if share == 1 else f"{share:.0%} ({source}) of the peak"
-    return StepForecast(seconds, f"predicted from FLOPs{passes} at {rate} of {facts.about}")
-
-
-def step_flops(run_config: RunConfig) -> float:
-    """Return the FLOPs of a step, including its part of the work at the end of a task."""
-    cost, steps = budgets.method_cost(run_config), budgets.apply_budget(run_config).steps
-    return cost.step + (cost.end * len(steps) / sum(steps) if steps else 0)
-
-
-def forecast_step(
+def estimate_step(
     run_config: RunConfig,
     device: str,
     execution: ExecutionConfig | None = None,
     corpus: Corpus | None = None,
     run_id: str = "",
 ) -> StepForecast:
-    """Return the time of a run's step: measured, if the run has a log of enough steps, or
-    predicted.
+    """Estimate the time of a run's step, without evaluations.
+
+    It is measured if the run has a log of enough steps, or on a GPU that is here if the data are,
+    too. Otherwise it is predicted: the time of the step's FLOPs, or that of decoding its images if
+    that is longer. Micro-batches and recomputed activations each take another forward pass.
 
     Args:
         run_config: The run's config, with the steps that its budget or passes give.
-        device: "cpu" or "cuda". A missing GPU is replaced by an H100 with `DECODERS` processes that
-            decode.
+        device: One of `DEVICES`, which need not be here, or "cpu" or "cuda". A missing GPU is
+            replaced by an H100 with `DECODERS` processes that decode.
         execution: How steps are computed.
-        corpus: The run's data, if they are on this machine: some of the images are decoded to
-            measure how long that takes. Otherwise, it is assumed.
+        corpus: The run's data, if they are on this machine. For a GPU that is not here, some of the
+            images are decoded to measure how long that takes. Otherwise, it is assumed.
         run_id: The run's id, that of its config as given; "" if it is not known.
     """
-    if run_id:
-        times = logs.read_log(run_id)
-        if measured := measured_step_seconds(times):
-            return StepForecast(measured, f"measured over {MEASURED} steps of this run")
-    is_here = is_present(device)
-    facts = device_facts(device) if is_here else DEVICES["h100"]
-    images = math.inf
-    if device != "cpu" and run_config.model.name not in starts.family_names():
-        rate = decoding_rate(corpus, run_config) if corpus and corpus.in_files else DECODED
-        images = rate * (worker_count(torch.device(device)) if is_here else DECODERS)
-    return predict_step(run_config, facts, execution, images)
+    if run_id and (measured := measured_step_seconds(logs.read_log(run_id))):
+        return StepForecast(measured, f"measured over {MEASURED} steps of this run")
+    execution, name = execution or ExecutionConfig(), run_config.model.name
+    is_here = device not in ("cpu", *DEVICES) and is_present(device)
+    if is_here and corpus and not run_config.method.views:  # storing features takes long
+        # what does not fit or cannot be computed is said by other checks
+        with contextlib.suppress(CmpError, torch.OutOfMemoryError):
+            return _measure_on_card(run_config, corpus, device, execution)
+    images, count = math.inf, processes.world_size()
+    batch = math.ceil(run_config.training.batch / count)
+    if device not in ("cpu", "core") and name not in starts.family_names():
+        images = decoding_rate(corpus, run_config) if corpus and corpus.in_files else DECODED
+        images *= worker_count(torch.device(device)) if is_here else DECODERS
+    is_split = (execution.micro_batch or batch) < batch
+    again = {"micro-batches": is_split, "activations": execution.checkpoint_activations}
+    flops = step_flops(run_config)
+    # a forward pass is a third of a full step
+    flops += sum(again.values()) * budgets.full_cost(run_config).step / 3
+    speed, words = _assumed_speed(device, is_here)
+    if batch / images > flops / count / speed:
+        return StepForecast(batch / images, f"predicted from decoding {images:,.0f} images/s")
+    passes = " and ".join(key for key, is_repeated in again.items() if is_repeated)
+    passes = f", with another forward pass for {passes}" if passes else ""
+    return StepForecast(flops / count / speed, f"predicted from FLOPs{passes} at {words}")
+
+
+def _assumed_speed(device: str, is_here: bool) -> tuple[float, str]:
+    """Return the FLOP/s that training is assumed to reach on a device, and what they are."""
+    if is_here:
+        rate = product_rate(torch.bfloat16, device)
+        about = f"{device_name(device)} ({rate / 1e12:.3g} TFLOP/s by a large product)"
+        facts = DEVICES["h100"]._replace(peak=rate, about=about)
+    else:
+        facts = DEVICES.get("core" if device == "cpu" else device, DEVICES["h100"])
+    if facts is DEVICES["core"]:
+        return facts.speed, f"the speed of {facts.about}"
+    share = f"an assumed {facts.utilisation:.0%} of the peak of {facts.about}"
+    return facts.speed, f"{share}, where public runs took two to three times as long"
+
+
+_CARD_SECONDS: dict[tuple[str, str, ExecutionConfig], float] = {}
+
+
+def _measure_on_card(
+    run_config: RunConfig, corpus: Corpus, device: str, execution: ExecutionConfig
+) -> StepForecast:
+    """Measure a few steps of a run on a GPU, with random weights, and one large product."""
+    key = (_timing_key(run_config), device, execution)  # a study has many runs of a kind
+    if key not in _CARD_SECONDS:
+        model, clock = models.create_model(run_config.model.name).to(device), time.perf_counter
+        steps = UNCOUNTED + CARD_STEPS
+        _CARD_SECONDS[key], _ = _step_seconds(
+            run_config, corpus, model, device, clock, execution, steps, UNCOUNTED
+        )
+    rate = product_rate(torch.bfloat16, device)
+    share = step_flops(run_config) / processes.world_size() / _CARD_SECONDS[key] / rate
+    by = f"measured over {CARD_STEPS} steps on {device_name(device)}"
+    return StepForecast(_CARD_SECONDS[key], f"{by}, at {share:.0%} of the speed of a large product")
+
+
+def step_flops(run_config: RunConfig) -> float:
+    """Return the FLOPs of a step, including its part of the work at the end of a task."""
+    cost, steps = budgets.method_cost(run_config), budgets.apply_budget(run_config).steps
+    return cost.step + (cost.end * len(steps) / sum(steps) if steps else 0)
 
 
 def describe_forecast(step: StepForecast, steps: int) -> str:
@@ -214,7 +211,7 @@ def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[floa
     """Return the forecast of each run, in seconds of one core or of a GPU.
 
     It is based on stored runs of the same kind. If there are none, a few steps of an embedded model
-    are measured. For other models, measuring would take minutes, so `forecast_step` predicts.
+    are measured. For other models, measuring would take minutes, so `estimate_step` predicts.
     """
     if not configs:  # no need to read the store
         return []
@@ -224,7 +221,7 @@ def forecast_seconds(configs: list[RunConfig], device: str = "cpu") -> list[floa
             if run_config.model.name in families:
                 seconds[key] = _measure_step(run_config, device)
             else:
-                seconds[key] = forecast_step(run_config, device).seconds
+                seconds[key] = estimate_step(run_config, device).seconds
     return [seconds[_timing_key(each)] * budgets.total_steps(each) for each in configs]
 
 
@@ -284,15 +281,18 @@ def _step_seconds(
     model: torch.nn.Module,
     device: str,
     clock: Callable[[], float],
+    execution: ExecutionConfig | None = None,
+    steps: int = MEASURED_STEPS,
+    uncounted: int = 1,
 ) -> tuple[float, float]:
     """Return the seconds of a step of the last task, and of the method's work at the end of a
     task."""
     # `passes` stays, since it may shrink batches
-    task_steps = (MEASURED_STEPS,) * run_config.stream.tasks
+    task_steps = (steps,) * run_config.stream.tasks
     training = dataclasses.replace(run_config.training, budget=None, task_steps=task_steps)
     curve = Schedule("constant", peak=run_config.schedule.peak)  # any curve fits in
     short = dataclasses.replace(run_config, training=training, schedule=curve)
-    state = make_train_state(short, corpus, model, device, ExecutionConfig())
+    state = make_train_state(short, corpus, model, device, execution or ExecutionConfig())
     pools, ends = mixtures.task_pools(short, state.corpus), []
 
     def after_step(step: int, result: StepResult) -> None:
@@ -300,7 +300,7 @@ def _step_seconds(
         ends.append(clock())
 
     train_task(state, pools[-1], len(pools) - 1, after_step=after_step)
-    return (ends[-1] - ends[0]) / (MEASURED_STEPS - 1), clock() - ends[-1]
+    return (ends[-1] - ends[uncounted - 1]) / (steps - uncounted), clock() - ends[-1]
 
 
 def memory_account(run: RunConfig, recomputed: bool = False) -> dict[str, int]:

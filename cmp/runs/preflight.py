@@ -104,7 +104,7 @@ def _describe_time(
         corpus: The run's data, or None if they cannot be loaded.
     """
     run_id = identity.known_id(run_config, corpus) if corpus else ""
-    step = forecast.forecast_step(fitted, device, execution, corpus, run_id)
+    step = forecast.estimate_step(fitted, device, execution, corpus, run_id)
     return forecast.describe_forecast(step, sum(budgets.apply_budget(fitted).steps))
 
 

@@ -1,12 +1,14 @@
 """GPUs as their makers specify them, and what is assumed until a run is measured."""
 
+import functools
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
 
-from cmp import starts
+from cmp import arithmetic, starts
 from cmp.errors import CmpError, first_line
 
 
@@ -16,21 +18,19 @@ class Device(NamedTuple):
     Attributes:
         peak: FLOP/s of dense bf16 products, as stated by its maker. A T4 has no units for bf16, so
             for it this is the rate of fp32.
-        utilisation: The largest fraction of the peak that training is assumed to reach.
+        utilisation: The fraction of the peak that training is assumed to reach.
         memory: The memory in bytes.
-        bandwidth: The bandwidth of its memory in bytes/s.
         about: The device, and the source of the numbers.
     """
 
     peak: float
     utilisation: float
     memory: float
-    bandwidth: float
     about: str
 
     @property
     def speed(self) -> float:
-        """The largest FLOP/s that training is assumed to reach."""
+        """The FLOP/s that training is assumed to reach."""
         return self.peak * self.utilisation
 
 
@@ -81,3 +81,28 @@ def find_device(device: str) -> Device | None:
         return DEVICES["core"]
     name = f"-{device_name(device).lower().replace(' ', '-')}-"  # an L40 is not an L4
     return next((facts for key, facts in DEVICES.items() if f"-{key}-" in name), None)
+
+
+SIDE = {"cpu": 2048, "cuda": 8192}
+"""Size of the square matrices whose product defines the peak."""
+
+
+@functools.cache
+def product_rate(dtype: torch.dtype, device: str = "cpu") -> float:
+    """Return the best FLOP/s of several products of square matrices.
+
+    Args:
+        dtype: The type of the matrices. Where a device has no kernels for bf16, products are
+            computed in fp32, as in training.
+        device: The device; on a CPU, all of torch's threads are used.
+    """
+    kind = torch.device(device).type
+    if dtype == torch.bfloat16 and arithmetic.lacks_bf16_kernels(kind):
+        dtype = torch.float32
+    noise, side, seconds = torch.Generator().manual_seed(0), SIDE[kind], []
+    a, b = (torch.rand(side, side, generator=noise).to(device, dtype) for _ in range(2))
+    for _ in range(6):
+        started = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 2 * side**3 / min(seconds)

@@ -39,7 +39,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cmp import arithmetic, config, evaluation, mixtures, models
-from cmp.bench import gpu, timing
+from cmp.bench import gpu
 from cmp.bench.jpegs import decoding_rates
 from cmp.bench.networks import TASK
 from cmp.embedded import packed
@@ -50,7 +50,7 @@ from cmp.registry import option_names
 from cmp.runs import checkpoints, identity, store
 from cmp.runs.checkpoints import SCHEMA, CheckpointManager, Progress, RunState
 from cmp.runs.machine import machine_record
-from cmp.scale import compiling
+from cmp.scale import compiling, devices
 from cmp.scale.decoding import worker_count
 from cmp.scale.execution import ExecutionConfig
 from cmp.training import make_train_state, train_task
@@ -78,11 +78,11 @@ PREDICTED: dict[str, dict[str, float]] = {
     "small runs": {"most to one": 5},
 }
 """Section -> value -> what an H100 is expected to show, with ViT-B-16 at batch 512, and ViT-L-14 in
-micro-batches of 128. Nothing of it was measured on a card: steps are predicted by `cmpt bench
-trace`, open_clip's as a step of long captions, memory by `cmp.budgets`; rates of products and
-copies are those that the trace assumes; and the loader's images come from the rate of one core
-of a CPU, 1,281 a second, times the cores. What a core decodes was measured on a core of another
-CPU."""
+micro-batches of 128. Nothing of it was measured on a card: steps were predicted from a trace of
+their kernels that version 0.3 had, open_clip's as a step of long captions, memory by `cmp.budgets`;
+rates of products and copies are those that the trace assumed; and the loader's images come from the
+rate of one core of a CPU, 1,281 a second, times the cores. What a core decodes was measured on a
+core of another CPU."""
 LIMITS = {
     "fp32 against the CPU": 5e-3,  # convolutions are TF32 on a card, as torch has it by default
     "bf16 against fp32": 5e-2,
@@ -454,7 +454,7 @@ def main() -> None:
         sys.exit(f"h100.py: the embedded data are needed, and nothing was measured: {error}")
     lab = Lab("cpu" if arguments.small else "cuda", arguments.small, work, out)
     if lab.small:
-        gpu.DEVICE, gpu.STEPS, timing.SIDE[lab.device] = lab.device, 1, 128
+        gpu.DEVICE, gpu.STEPS, devices.SIDE[lab.device] = lab.device, 1, 128
         compiling.BACKEND = "eager"  # inductor is refused on a CPU
         arithmetic.lacks_bf16_kernels = lambda kind: False  # dynamo refuses the mode for it
     went_well = [work_through(lab, stage, PREDICTED) for stage in arguments.stages]

@@ -15,15 +15,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from cmp import config, mixtures, models
+from cmp import budgets, config, mixtures, models
 from cmp.bench import gpu
 from cmp.bench.jpegs import SIZE
 from cmp.bench.networks import TASK
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.embedded import packed
-from cmp.runs import kernels
+from cmp.losses import model_loss
 from cmp.scale import decoding
+from cmp.scale.devices import DEVICES
 from cmp.scale.execution import ExecutionConfig
 from cmp.training import StepResult, create_optimizer, make_train_state, train_step
 
@@ -175,7 +176,7 @@ def measure_loop(
         "ms": 1e3 * seconds[0],
         "samples/s": batch / seconds[0],
         "peak GB": peak / 1e9,
-        "% of peak": 100 * flops / seconds[0] / kernels.PEAK,
+        "% of peak": 100 * flops / seconds[0] / DEVICES["h100"].peak,
         "waiting": (waits[-1] - waits[0]) / (times[-1] - times[0]),
         "losses": [losses[0].item(), losses[-1].item()],
     }
@@ -185,8 +186,17 @@ def measure_loop(
 def step_flops(name: str, batch: int, captions: str) -> int:
     """Return the FLOPs of a step with captions of a kind, see `cmp.bench.pictures.LENGTHS`."""
     model = models.create_on_meta(name)
-    tokens = min(77 if captions == "long" else 24, model.context_length)
-    return sum(kernel.flops for kernel in kernels.trace_step(model, batch, tokens).kernels)
+    side, length = models.preprocessing(model).size, model.context_length
+    tokens = torch.ones(batch, length, dtype=torch.int64)
+    tokens[:, min(77 if captions == "long" else 24, length) - 1] = 2  # the last has the largest id
+    texts = [x.to("meta") for x in models.pack_texts(tokens)]
+    pixels = torch.empty(batch, 3, side, side, device="meta")
+
+    def step() -> None:
+        image, text = models.encode_image(model, pixels), models.encode_packed(model, texts)
+        model_loss(model, image, text).backward()
+
+    return budgets.count_flops(step)
 
 
 def work_through(lab: Lab, stage: int, predicted: dict[str, dict[str, float]]) -> bool:

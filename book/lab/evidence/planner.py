@@ -159,19 +159,14 @@ def plan_costs(request: PlanRequest, run: config.RunConfig) -> dict[str, float]:
     evaluation."""
     steps = sum(run.steps)
     flops = steps * forecast.step_flops(run)
+    seconds = forecast.estimate_step(run, request.device).seconds
     return {
         "FLOPs": flops,
         "memory-adjusted GFLOPs": flops / GIGA * _memory_multiplier(run),
-        f"hours on {request.device}": steps * predict_step(request, run).seconds / 3600,
+        f"hours on {request.device}": steps * seconds / 3600,
         "GB of memory": forecast.step_memory(run) / GIGA,
         "GB of disk": forecast.checkpoint_bytes(run) / GIGA,
     }
-
-
-def predict_step(request: PlanRequest, run: config.RunConfig) -> forecast.StepForecast:
-    """Return the predicted time of a run's step on the request's device."""
-    decoding = np.inf if request.embedded else forecast.DECODED * forecast.DECODERS
-    return forecast.predict_step(run, DEVICES[request.device], decoding=decoding)
 
 
 def _memory_multiplier(run: config.RunConfig) -> float:
@@ -358,8 +353,8 @@ def _affordable_steps(request: PlanRequest, run: config.RunConfig) -> int:
     if request.gmafs is not None:
         total, unit = request.gmafs * GIGA, budgets.full_cost(run)
     else:
-        speed = forecast.step_flops(run) / predict_step(request, run).seconds  # in FLOP/s
-        total, unit = request.gpu_hours * 3600 * speed, cost
+        steps = request.gpu_hours * 3600 / forecast.estimate_step(run, request.device).seconds
+        total, unit = steps * forecast.step_flops(run), cost
     budget = budgets.make_budget(total / request.updates, cost, unit)
     if (steps := budget.steps) < MIN_STEPS:
         most = int(request.updates * budget.allowed / (MIN_STEPS * budget.step + budget.end))
@@ -409,10 +404,10 @@ def plan_as_yaml(plan: Plan, comments: bool = True) -> str:
     if not comments:
         return text
     costs = ", ".join(f"{amount:.3g} {what}" for what, amount in plan.costs.items())
+    by = forecast.estimate_step(plan.run, plan.request.device).by
     paragraphs = [
         plan_summary(plan),
-        f"Training takes {costs}, {predict_step(plan.request, plan.run).by}; scoring takes "
-        "additional time.",
+        f"Training takes {costs}, {by}; scoring takes additional time.",
         place_sentence(plan),
         *(f"Note: {note}" for note in plan.notes),
         *(
