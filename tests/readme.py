@@ -56,6 +56,9 @@ WAYS = {
     "cmpt results verify ID": "cmpt results verify {kept}",
     "cmpt merge ties new.safetensors old.safetensors --base start.safetensors "
     "-o merged.safetensors": PRINTED,
+    "for weights in 0.25,0.75 0.5,0.5 0.75,0.25; do cmpt merge interpolation new.safetensors "
+    "old.safetensors --weights $weights -o tried.safetensors && cmpt eval small "
+    "--start tried.safetensors --split validation; done": PRINTED,
     "cmpt budget --method full --method lora,rank=4": PRINTED,
     "cmpt plan --model ViT-B-16 --gpu-hours 8 --updates 20 > plan.yaml": PRINTED,
     "cmpt stream show stream.order=similarity": PRINTED,

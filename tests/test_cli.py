@@ -133,10 +133,6 @@ def test_show_writes_a_contact_sheet(tmp_path, monkeypatch):
         (["site", "--picture", "--pdf"], ["only one of --picture", "--pdf"]),
         (["doctor", "--micro-batch", "7"], ["--micro-batch: needs --profile"]),
         (["doctor", "--compile"], ["--compile: needs --profile"]),
-        (
-            ["merge", "ties", "a", "b", "-o", "c.safetensors", "--model", "tiny"],
-            ["--model: needs --try"],
-        ),
         (["results", "verify", "3f2a", "--sample", "2"], ["--sample", "leave out the id"]),
     ],
 )

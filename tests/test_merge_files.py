@@ -8,9 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
-import forked
 import options
 import pytest
 import torch
@@ -28,9 +26,8 @@ from test_merging import (
 from typer.testing import CliRunner
 
 import cmp
-from cmp import cli, data, evaluation, models
+from cmp import cli
 from cmp.cli import merging
-from cmp.embedded import models as embedded_models
 from cmp.errors import CmpError
 from cmp.merging import files as merging_files
 from cmp.merging.apply import merge
@@ -344,78 +341,3 @@ def test_progress_hears_of_all_the_work(files, tmp_path):
     out = tmp_path / "out.safetensors"
     merging_files.merge_files("interpolation", files[:2], out, progress=counts.append)
     assert merging.merged_bytes(files[:2]) - 3000 < sum(counts) <= merging.merged_bytes(files[:2])
-
-
-@pytest.fixture
-def shell_on_a_small_corpus(monkeypatch):
-    """`cmpt merge` whose data are a small part of the benchmark."""
-    corpus = forked.small_corpus()
-    monkeypatch.setattr(data, "load_data", lambda name: corpus)
-    return corpus
-
-
-def rows_of(output):
-    """The cells of a printed table by the text of the first column."""
-    lines = [line.strip() for line in output.splitlines()]
-    return {
-        " ".join(words[:-5]): [float(word) for word in words[-5:]]
-        for words in map(str.split, lines)
-        if len(words) > 5 and words[-1].replace(".", "").isdigit()
-    }
-
-
-@pytest.mark.numbers
-def test_candidates_are_scored_and_nothing_is_written(tmp_path, shell_on_a_small_corpus):
-    paths = [embedded_models.base_path("tiny", "annealed", seed) for seed in (0, 1)]
-    before = set(tmp_path.iterdir())
-    choice = ("--try", "weight=0.9,1", "--model", "tiny")
-    result = shell("interpolation", *paths, *choice)
-    assert result.exit_code == 0, result.exception
-    rows = rows_of(result.output)
-    assert list(rows) == [paths[0].name, paths[1].name, "weight=0.9", "weight=1"]
-    assert rows["weight=1"] == rows[paths[0].name]
-    out = merged(tmp_path, "interpolation", *paths, "--weights", "0.9,0.1")
-    network = models.load_from_file("tiny", out)
-    scores = evaluation.evaluate(network, "tiny", shell_on_a_small_corpus, "validation").summary()
-    found = [rows["weight=0.9"][place] for place in (0, 2, 4)]
-    assert found == pytest.approx(list(scores.values()), abs=0.051)
-    assert set(tmp_path.iterdir()) == before | {out}
-
-
-def test_candidates_are_combined():
-    rule = SimpleNamespace(name="own", settings=("weight", "scale", "density"))
-    found = merging.candidate_settings(rule, ["weight=0.25,0.5", "scale=2"], 3)
-    assert found == {
-        "weight=0.25 scale=2": {"weights": [0.25, 0.375, 0.375], "scale": 2.0},
-        "weight=0.5 scale=2": {"weights": [0.5, 0.25, 0.25], "scale": 2.0},
-    }
-    # candidates that differ little are different rows
-    assert len(merging.candidate_settings(rule, ["density=0.1234567,0.1234568"], 2)) == 2
-    with pytest.raises(CmpError, match=r"--try: 'density' is given twice; .*density=0\.1,0\.3"):
-        merging.candidate_settings(rule, ["density=0.1", "density=0.3"], 2)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], ["-o FILE", "--try"]),
-        (["--try", "weight=0.5", "-o", "x"], ["-o FILE", "--try"]),
-        (["--try", "weight=0.5"], ["--model"]),
-        (["--try", "weight", "--model", "tiny"], ["--try weight", "numbers"]),
-        (["--try", "weight=0.5,x", "--model", "tiny"], ["--try weight=0.5,x", "numbers"]),
-        (["--try", "density=0.5", "--model", "tiny"], ["interpolation", "not 'density'"]),
-        (["--try", "weigt=0.1", "--model", "tiny"], ["takes weight", "mean 'weight'?"]),
-        (["--try", "weights=0.9,0.1", "--model", "tiny"], ["takes weight,", "mean 'weight'?"]),
-        (["--try", "weight=0.5", "--model", "tinny"], ["tinny"]),
-        (
-            ["--try", "weight=0.5", "--model", "tiny", "--device", "cuda:999"],
-            ["device 'cuda:999'", "choose cpu"],
-        ),
-    ],
-)
-def test_candidates_that_make_no_sense_are_refused(
-    arguments, words, files, shell_on_a_small_corpus
-):
-    error = shell("interpolation", *files[:2], *arguments).exception
-    assert isinstance(error, CmpError), error
-    assert all(word in str(error) for word in words)
