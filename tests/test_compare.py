@@ -16,7 +16,6 @@ import pytest
 import torch
 from pictures import classes
 from scipy import stats
-from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import cmp
@@ -34,7 +33,7 @@ from cmp.releases.compare import (
     compare,
 )
 from cmp.releases.gate import Gate, Limits, UpdateLimits
-from cmp.releases.index import GALLERIES, fit_map, measure_index
+from cmp.releases.index import GALLERIES, measure_index
 from cmp.runs import launch
 from cmp.runs.launch import from_keywords, resolve_run
 from cmp.runs.runner import execute
@@ -222,20 +221,12 @@ def encoded_rows(monkeypatch):
     return rows_so_far
 
 
-def test_every_picture_is_encoded_once_for_each_model(few, encoded_rows, monkeypatch):
-    monkeypatch.setattr("cmp.releases.compare.FIT_PICTURES", 30)
-    compare("small", "small:annealed:1", few, subset=20)
-    assert len(encoded_rows) == 2 * (5 * 20 + 30)
-    assert set(np.unique(encoded_rows, return_counts=True)[1]) == {2}
-
-
 @pytest.mark.parametrize("split", ["test", "validation"])
-def test_the_map_is_never_fitted_on_scored_pictures(few, encoded_rows, monkeypatch, split):
-    monkeypatch.setattr("cmp.releases.compare.FIT_PICTURES", 40)
-    compare("small", "small", few, split=split, subset=10)
-    splits = few.table["split"].iloc[encoded_rows].tolist()
-    others = splits[50 : len(splits) // 2]
-    assert others and split not in others and splits[:50] == [split] * 50
+def test_every_scored_picture_is_encoded_once_for_each_model_and_no_other(few, encoded_rows, split):
+    compare("small", "small:annealed:1", few, split=split, subset=10)
+    assert len(encoded_rows) == 2 * 5 * 10
+    assert set(np.unique(encoded_rows, return_counts=True)[1]) == {2}
+    assert {*few.table["split"].iloc[encoded_rows]} == {split}
 
 
 def test_each_model_is_created_once(few, monkeypatch):
@@ -243,7 +234,6 @@ def test_each_model_is_created_once(few, monkeypatch):
     monkeypatch.setattr(
         models, "create_fused_model", lambda *given: created.append(given[0]) or create(*given)
     )
-    monkeypatch.setattr("cmp.releases.compare.FIT_PICTURES", 0)
     compare("small", "small:unannealed", few, subset=4)
     assert created == ["small", "small"]
 
@@ -301,16 +291,12 @@ def encoded(corpus):
 def test_recall_across_versions_is_that_of_a_brute_force(encoded):
     some, (old, new) = encoded
     is_new = np.random.default_rng(0).random(len(old.image)) < 0.4
-    index_map = fit_map(new.image, old.image)
-    mapped = dataclasses.replace(
-        new, image=index_map.apply(new.image), text=index_map.apply(new.text)
-    )
     galleries = {
-        "before": (old, old), "reencoded": (new, new), "as_is": (old, new), "mapped": (old, mapped),
+        "before": (old, old), "reencoded": (new, new), "as_is": (old, new),
         "new_first": (partly_new(old, new, is_new), new),
     }  # fmt: skip
     assert [*galleries] == [*GALLERIES]
-    table = measure_index(some, old, new, is_new, index_map)
+    table = measure_index(some, old, new, is_new)
     for row in table[table["query"] == "text"].itertuples():
         for name, (gallery, queries) in galleries.items():
             score, count = brute_force(some, gallery, queries, is_new, row.content, row.k)
@@ -332,7 +318,7 @@ def test_a_picture_finds_others_of_its_class_and_never_itself(encoded, share):
     """And of its part of the index, known or new."""
     some, (old, new) = encoded
     is_new = np.random.default_rng(0).random(len(old.image)) < share
-    table = measure_index(some, old, new, is_new, fit_map(new.image, old.image))
+    table = measure_index(some, old, new, is_new)
     labels = np.concatenate(
         [[f"{s.dataset.name}/{x}" for x in some.table["label"].iloc[s.rows]] for s in new.test_sets]
     )
@@ -349,57 +335,18 @@ def test_a_picture_finds_others_of_its_class_and_never_itself(encoded, share):
     assert share or table["new_first"].isna().all()
 
 
-def rotated(features, matrix):
-    turn = lambda x: F.normalize(x @ matrix, dim=-1)  # noqa: E731
-    return dataclasses.replace(features, image=turn(features.image), text=turn(features.text))
-
-
 @pytest.mark.numbers
-def test_a_known_rotation_is_recovered(encoded):
+def test_an_index_of_another_size_is_not_searched(encoded):
     some, (old, _) = encoded
-    generator = torch.Generator().manual_seed(3)
-    matrix = torch.linalg.qr(torch.randn(128, 128, generator=generator)).Q
-    new = rotated(old, matrix)
-    found = fit_map(new.image, old.image)
-    assert torch.allclose(new.image @ found.matrix, old.image, atol=2e-3)
-    kept = F.normalize(torch.randn(600, 128, generator=generator), dim=-1)
-    exact = fit_map(kept @ matrix, kept)
-    assert torch.allclose(exact.matrix, matrix.T, atol=1e-4)
-    table = measure_index(some, old, new, np.zeros(len(old.image), bool), exact)
-    assert (table["mapped"] - table["before"]).abs().max() < 0.5
-    assert (table["as_is"] < table["before"] - 10).all()
-    assert table["recovers"].to_numpy() == pytest.approx(table["mapped"] - table["as_is"])
-
-
-@pytest.mark.numbers
-def test_what_no_picture_shows_is_left_as_it_is():
-    """With fewer pictures than dimensions, the map of a model to itself is still the identity."""
-    few_pictures = F.normalize(
-        torch.randn(10, 64, generator=torch.Generator().manual_seed(0)), dim=1
-    )
-    assert torch.allclose(fit_map(few_pictures, few_pictures).matrix, torch.eye(64), atol=1e-5)
-
-
-@pytest.mark.numbers
-def test_features_of_another_size_get_a_rectangular_map(encoded):
-    some, (old, _) = encoded
-    generator = torch.Generator().manual_seed(5)
-    matrix = torch.linalg.qr(torch.randn(160, 128, generator=generator)).Q.T  # [128, 160]
-    new = rotated(old, matrix)
-    found = fit_map(new.image, old.image)
-    assert found.matrix.shape == (160, 128) and "rectangular map from 160 to 128" in found.sentence
-    table = measure_index(some, old, new, np.zeros(len(old.image), bool), found)
+    new = dataclasses.replace(old, image=old.image[:, :64], text=old.text[:, :64])
+    table = measure_index(some, old, new, np.zeros(len(old.image), bool))
     assert table["as_is"].isna().all() and table["new_first"].isna().all()
-    assert (table["mapped"] - table["before"]).abs().max() < 5
-    none = fit_map(new.image[:0], old.image[:0])
-    assert none.matrix is None and "none is left to fit it on" in none.sentence
-    table = measure_index(some, old, new, np.zeros(len(old.image), bool), none)
-    assert table["mapped"].isna().all() and (table["reencoded"] == table["before"]).all()
+    assert table["loses"].isna().all() and table["reencoded"].notna().all()
 
 
 def test_captions_are_queries_too(two, few):
     rows = two.index
-    assert set(rows["content"]) == {"known", "new"} and list(rows.columns)[4:9] == list(GALLERIES)
+    assert set(rows["content"]) == {"known", "new"} and list(rows.columns)[4:8] == list(GALLERIES)
     captions = {text for row in evaluation.evaluation_rows(few, "emoji-captions", "test", 60)
                 for text in few.captions(row)}  # fmt: skip
     [queries] = rows[(rows["query"] == "text") & (rows["content"] == "known")]["queries"].unique()
@@ -557,9 +504,7 @@ def good(few):
 
 
 def look(good, bad, corpus, limits=HEALTHY):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cmp.releases.compare.FIT_PICTURES", 200)
-        tables = compare(good, bad, corpus, subset=160, precision="fp32")
+    tables = compare(good, bad, corpus, subset=160, precision="fp32")
     return tables, gate.check_gate(limits, tables)
 
 
@@ -612,7 +557,7 @@ def test_the_weights_of_another_seed_are_seen_though_no_score_falls(corpus):
     assert [words.partition(":")[0] for words in broken] == ["A_ZS.lost"]
     assert (tables.sets["lost_share"] > 2).all() and tables.sets["lost_share"].idxmax() in names[:4]
     words = tables.index[(tables.index["query"] == "text") & (tables.index["k"] == 5)]
-    assert (words["as_is"] < 10).all() and (words["mapped"] > words["as_is"] + 20).all()
+    assert (words["as_is"] < 10).all()
 
 
 def test_a_shifted_preprocessing_is_seen(few):
@@ -740,7 +685,7 @@ def test_the_page_says_first_what_to_do_with_the_index(two):
     assert heading(pushed).startswith(f"{again}80.0%")  # of known content, there are enough
     assert "by words (only 9 queries), new" in heading(settled.assign(queries=9))
     page = report.report_page(two)
-    assert "may match several images" in page and "The map turns" in page
+    assert "may match several images" in page and "image tower is locked" in page
 
 
 def test_a_page_of_many_pictures_stays_small(two, monkeypatch):
@@ -795,7 +740,7 @@ def test_folders_of_another_size_on_pictures_in_files(shop, tmp_path):
     new = forked.clip_folder(tmp_path / "new", 1, width=48)
     tables = compare(str(old), f"local-dir:{new}", cmp.load_data(str(shop)), device="cpu")
     assert list(tables.sets.index) == ["arrivals", "kept"]
-    assert tables.index["as_is"].isna().all() and tables.index_map.matrix.shape == (48, 32)
+    assert tables.index["as_is"].isna().all()
     text = report.report_page(tables)
     page = Page(text)
     sources = {x["src"][:22] for x in page.all("img")}
@@ -849,7 +794,6 @@ def test_a_stored_run_is_named_by_its_id(few, tmp_path, monkeypatch):
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
     settings = {"stream": {"tasks": 1}, "steps": 1, "evaluation": {"subset": 1, "full": False}}
     run = launch.compute(resolve_run(from_keywords("quick", settings)), keep=True)
-    monkeypatch.setattr("cmp.releases.compare.FIT_PICTURES", 0)
     tables = compare(f"run:{run.id}", run.id[:8], few, subset=5)
     assert tables.is_same and tables.old == f"run {run.id[:12]}"
     (tmp_path / "runs" / run.id[:12] / "weights.safetensors").unlink()
@@ -885,7 +829,6 @@ def call(*arguments):
 
 
 def test_the_command_prints_writes_and_exits_by_the_gate(tmp_path, monkeypatch):
-    monkeypatch.setattr("cmp.releases.compare.FIT_PICTURES", 100)
     page, path = tmp_path / "report.html", tmp_path / "gate.yaml"
     path.write_text("each: {drop: 0, lost: 0, sure: true}")
     common = ("small", "small:annealed:1", "--subset", 8, "--threads", 1, "--report", page)
@@ -928,7 +871,6 @@ def test_what_cannot_be_is_refused_before_anything_is_encoded(
 
 
 def test_the_gate_is_judged_before_the_page_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("cmp.releases.compare.FIT_PICTURES", 9)
     (tmp_path / "gate.yaml").write_text("each: {drop: 0}")
     common = ("small", "small", "--subset", 2, "--gate", tmp_path / "gate.yaml", "--threads", 1)
     common += ("--report", tmp_path / "report.html")

@@ -336,7 +336,6 @@ def test_a_month_whose_own_name_begins_with_a_number_keeps_it(made, root):
 def test_nothing_is_new_to_the_index_of_a_later_release_or_of_itself(
     made, root, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(compare, "FIT_PICTURES", 4)
     kept = classes(tmp_path / "kept")
     plan = plan_second(made, root, retain=[kept])
     later = compute_second(plan, tmp_path)

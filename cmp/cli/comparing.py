@@ -228,7 +228,6 @@ def print_comparison(comparison: "Comparison") -> None:
     title = f"recall@{max(RECALL_AT)}, in percent, by what is in the index"
     shared.print_table(columns, shown, title)
     typer.echo("; ".join(f"{cell}: {words}" for cell, words in cells.items()))
-    typer.echo(f"map: {comparison.index_map.sentence}")
 
 
 def _lost_unit(comparison: "Comparison") -> str:

@@ -19,15 +19,12 @@ from cmp.errors import CmpError, name_choices
 from cmp.evaluation import ENCODE_BLOCK, ROLES, EncodedSets, Scores
 from cmp.models import Network
 from cmp.releases.candidates import Candidate, find_candidate, find_release, folder_candidate
-from cmp.releases.index import RECALL_AT, IndexMap, fit_map, measure_index
+from cmp.releases.index import RECALL_AT, measure_index
 from cmp.releases.intervals import mean_interval, share_interval
 from cmp.releases.ledger import update_label
 from cmp.releases.release import Release
 from cmp.scale.devices import check_device
 
-FIT_PICTURES, FIT_PER_SCORED = 2000, 5
-"""The number of unscored images that the map to an old index is fitted on; with a subset, the
-maximum per scored image."""
 SMALL_SIDE = 64
 """Pixels per side up to which a CPU encodes a whole block of `cmp.evaluation` at once."""
 NAMING, TO_TEXT, TO_IMAGE = "name", "image to text", "text to image"
@@ -70,7 +67,6 @@ class Comparison:
         retrieval: A row per dataset with captions, `asked` and `k`: recall@k as `old`, `new`,
             `change`, `low`, `high`, and `questions`.
         index: The recall of a stored index, see `cmp.releases.index.measure_index`.
-        index_map: The linear map from new queries to the old index.
         is_same: Whether both models have bitwise the same features, so no interval is needed.
         scores: The evaluation of the old model, and of the new one.
     """
@@ -86,7 +82,6 @@ class Comparison:
     concepts: pd.DataFrame
     retrieval: pd.DataFrame
     index: pd.DataFrame
-    index_map: IndexMap
     is_same: bool
     scores: tuple[Scores, Scores]
 
@@ -133,8 +128,7 @@ def compare(
             None, the updates between two releases that are in the data; otherwise the datasets of
             the role "adapt", or none if the data have no dataset of the role "eval" or "transfer".
         split: "test" or "validation".
-        subset: Images per dataset; None for all. If given, the map to the old index is fitted on
-            at most five times as many images of other splits, and never on more than 2,000.
+        subset: Images per dataset; None for all.
         precision: "bf16" or "fp32". If None, the new model's if it is a release, so that scores
             match its card; otherwise "bf16".
         device: "cpu" or "cuda". If None, the CPU for embedded models and a GPU for others.
@@ -165,26 +159,21 @@ def compare(
     if precision is None:
         precision = new.config.training.precision if isinstance(new, Release) else "bf16"
     is_new = arrived_images(corpus, arrived)
-    fitting = min(FIT_PICTURES, FIT_PER_SCORED * (subset or FIT_PICTURES))
-    kept = _unscored_rows(corpus, split, fitting)
     for candidate in candidates:  # either may be refused, so before minutes of encoding
         corpus.check_side(models.preprocessing(candidate.network).size, candidate.name)
-    features, fitted = [], []
-    for candidate, role in zip(candidates, ("old", "new"), strict=True):
-        bar = role if progress else ""
-        scored, others = _encode(candidate, corpus, split, subset, kept, precision, target, bar)
-        features.append(scored)
-        fitted.append(others)
+    features = [
+        _encode(candidate, corpus, split, subset, precision, target, role if progress else "")
+        for candidate, role in zip(candidates, ("old", "new"), strict=True)
+    ]
     old_scores, new_scores = (evaluation.score(corpus, each) for each in features)
     questions = _pair_questions(corpus, features[0], old_scores, new_scores)
     is_same = features[0].equals(features[1])
     sets, summary = _summaries(questions, old_scores.datasets)
     rows = np.concatenate([test_set.rows for test_set in features[0].test_sets])
-    index_map = fit_map(fitted[1], fitted[0])
     updates = _compare_updates(corpus, questions).reindex(columns=["label", "images", *sets])
     sets = old_scores.datasets[["role", "metric", "images", "chance"]].join(sets)
     retrieval = _compare_retrieval(corpus, features)
-    index = measure_index(corpus, *features, is_new[rows], index_map)
+    index = measure_index(corpus, *features, is_new[rows])
     if is_same:  # nothing can differ, not even on other images
         for table in (sets, summary, updates, retrieval, index):
             table[[column for column in table if column in DIFFERENCES]] = 0.0
@@ -200,7 +189,6 @@ def compare(
         concepts=_compare_concepts(questions),
         retrieval=retrieval,
         index=index,
-        index_map=index_map,
         is_same=is_same,
         scores=(old_scores, new_scores),
     )
@@ -282,48 +270,27 @@ def arrived_images(corpus: Corpus, arrived: Collection[str] | None) -> np.ndarra
     return (table["dataset"].isin(list(arrived)) | table["update"].isin(updates)).to_numpy()
 
 
-def _unscored_rows(corpus: Corpus, split: str, count: int) -> np.ndarray:
-    """Return the positions of images that are not scored, spread evenly over datasets and their
-    rows: validation images first, then training images."""
-    each, chosen = -(-count // len(corpus.datasets)), []
-    for name in corpus.datasets:
-        left = each
-        for other in ("validation", "train"):
-            rows = corpus.rows(other, dataset=name) if other != split else np.zeros(0, int)
-            place = np.linspace(0, len(rows) - 1, min(left, len(rows))).round().astype(int)
-            chosen.append(rows[place])
-            left -= len(place)
-    return np.sort(np.concatenate(chosen))[:count]
-
-
 def _encode(
     candidate: Candidate,
     corpus: Corpus,
     split: str,
     subset: int | None,
-    others: np.ndarray,
     precision: str,
     device: str,
     progress: str,
-) -> tuple[EncodedSets, Tensor]:
-    """Return a model's features of the scored and of other images; `progress` names the progress
-    bar, "" for none."""
+) -> EncodedSets:
+    """Return a model's features of the scored images; `progress` names the progress bar, "" for
+    none."""
     _, name, network = candidate
     side = models.preprocessing(network).size
     network, corpus = network.to(device), corpus.on(device)
     sets = evaluation.make_test_sets(corpus, split, subset)
-    total = sum(len(each.rows) for each in sets) + len(others)
+    total = sum(len(each.rows) for each in sets)
     with tqdm(
         total=total, desc=f"encode {progress}", unit=" images", disable=not progress, delay=1
     ) as bar:
         share = functools.partial(_in_blocks, bar, _block_size(side, device))
-        scored = evaluation.encode(network, name, corpus, split, subset, precision, share)
-        if not len(others):
-            return scored, scored.image[:0]
-        with evaluation.evaluation_mode(network):
-            return scored, share(
-                others, lambda rows: evaluation.image_features(network, corpus, rows, precision)
-            )
+        return evaluation.encode(network, name, corpus, split, subset, precision, share)
 
 
 def _block_size(side: int, device: str) -> int:

@@ -1,13 +1,9 @@
-"""How well a stored index serves a new model: the recall of new queries against old features, and a
-linear map between the two."""
-
-from dataclasses import dataclass
+"""How well a stored index serves a new model: the recall of new queries against old features."""
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cmp import evaluation
 from cmp.data import Corpus
@@ -17,59 +13,12 @@ from cmp.releases.intervals import mean_interval
 RECALL_AT = (1, RETRIEVAL_K)
 KNOWN, NEW = "known", "new"
 """The names of the two parts of an index."""
-TIE_BREAK = 1e-6
-"""Weight of the identity in the fit of a map, relative to the largest singular value, so that
-directions that no image determines stay as they are."""
-GALLERIES = ("before", "reencoded", "as_is", "mapped", "new_first")
+GALLERIES = ("before", "reencoded", "as_is", "new_first")
 """The columns of recall, see `measure_index`."""
 
 
-@dataclass(frozen=True)
-class IndexMap:
-    """A linear map from a new model's queries to an old index.
-
-    Attributes:
-        matrix: [E of the new model, E of the old]; None if it could not be fitted.
-        sentence: What kind of map it is, or why there is none.
-    """
-
-    matrix: Tensor | None
-    sentence: str
-
-    def apply(self, features: Tensor) -> Tensor:
-        """Return unit features of the new model [N, E] as those of the old, [N, E of the old]."""
-        assert self.matrix is not None
-        return F.normalize(features @ self.matrix.to(features), dim=-1)
-
-
-def fit_map(new: Tensor, old: Tensor) -> IndexMap:
-    """Fit the orthogonal map from new features to old ones of the same images (Procrustes).
-
-    Among all matrices with orthonormal columns (or rows, if there are fewer of them), it makes
-    `new @ matrix` closest to `old` in squares.
-
-    Args:
-        new: The new model's features, [N, E].
-        old: The old model's features of the same images, [N, E of the old].
-    """
-    count, dims = len(new), (new.shape[1], old.shape[1])
-    if count < 2:
-        return IndexMap(None, "no map: all images are scored, and none is left to fit it on")
-    product = new.double().T @ old.double()
-    largest = torch.linalg.matrix_norm(product, 2)
-    tie_break = torch.eye(*dims, dtype=torch.float64, device=product.device)
-    u, _, vh = torch.linalg.svd(product + TIE_BREAK * largest * tie_break, full_matrices=False)
-    words = f"an orthogonal map, fitted on {count:,} images that are not scored"
-    if dims[0] != dims[1]:
-        words = (
-            f"a rectangular map from {dims[0]} to {dims[1]} dimensions, fitted on {count:,} "
-            "images that are not scored; without it the new model cannot query the old index"
-        )
-    return IndexMap((u @ vh).float(), words)
-
-
 def measure_index(
-    corpus: Corpus, old: EncodedSets, new: EncodedSets, is_new: np.ndarray, index_map: IndexMap
+    corpus: Corpus, old: EncodedSets, new: EncodedSets, is_new: np.ndarray
 ) -> pd.DataFrame:
     """Return how often queries find what they ask for in one index of all scored images.
 
@@ -83,15 +32,13 @@ def measure_index(
         new: The features of the model that will answer queries.
         is_new: Whether each scored image is new to the index, bool [N], in the order of the
             features.
-        index_map: See `fit_map`.
 
     Returns:
         A row per content ("known", "new"), query ("text", "picture") and `k`: `queries`; recall@k
         in percent, of old queries on the old index (`before`), and of new queries on an index that
-        is wholly `reencoded`, on the old one `as_is`, on the old one through the map (`mapped`),
-        and on the old one with only new images encoded again (`new_first`); `loses`, reencoded
-        minus as_is, with the ends `low` and `high` of its 95% interval; and `recovers`, mapped
-        minus as_is. NaN where there is no such query.
+        is wholly `reencoded`, on the old one `as_is`, and on the old one with only new images
+        encoded again (`new_first`); and `loses`, reencoded minus as_is, with the ends `low` and
+        `high` of its 95% interval. NaN where there is no such query.
     """
     picture, text = _pairs(corpus, new)
     columns: dict[str, tuple[Tensor, Tensor, Tensor]] = {  # gallery, text and image queries
@@ -103,8 +50,6 @@ def measure_index(
         if 0 < is_new.sum() < len(is_new):
             is_new_row = torch.from_numpy(is_new).to(new.image.device)[:, None]
             columns["new_first"] = (new.image.where(is_new_row, old.image), new.text, new.image)
-    if index_map.matrix is not None:
-        columns["mapped"] = (old.image, index_map.apply(new.text), index_map.apply(new.image))
     nearest = {
         key: (_neighbours(texts, gallery), _neighbours(pictures, gallery, skip_self=True))
         for key, (gallery, texts, pictures) in columns.items()
@@ -197,6 +142,6 @@ def _recall_rows(
         if "as_is" in hits:
             even, one = np.full(len(group), 1 / len(group)), np.zeros(len(group), int)
             ends = mean_interval(hits["reencoded"] - hits["as_is"], even, one, group)
-        row |= {key: 100 * end for key, end in zip(("loses", "low", "high"), ends, strict=True)}
-        rows.append(row | {"recovers": row["mapped"] - row["as_is"]})
+        ends = {key: 100 * end for key, end in zip(("loses", "low", "high"), ends, strict=True)}
+        rows.append(row | ends)
     return rows

@@ -59,7 +59,6 @@ CAPTION_WALLS = {
 INDEX_COLUMNS = {
     "before": "old model on its own index",
     "as_is": "new model, old index",
-    "mapped": "the same, with mapped queries",
     "new_first": "new images re-encoded",
     "reencoded": "everything re-encoded",
 }
@@ -518,9 +517,8 @@ def _index(comparison: Comparison) -> str:
         "an image asks for another of its class. One index holds all scored images. The bars show "
         "the percentage of queries that find what they ask for among the first "
         f"{max(RECALL_AT)} (in brackets: first of all). Re-encoded images are closer to the new "
-        "model's queries than the others, so they can push known ones out of the first places. The "
-        "map turns the new model's queries towards an index that is not yet re-encoded: "
-        f"{_text(comparison.index_map.sentence, 300)}."
+        "model's queries than the others, so they can push known ones out of the first places. An "
+        "index stays valid as long as the image tower is locked (method.name=locked-image)."
     )
     return (
         f'<section id="index">\n<h2>{_index_finding(table)}</h2>\n<p class="quiet">{about}</p>\n'
@@ -543,10 +541,8 @@ def _index_bars(part: pd.DataFrame) -> str:
     gains = ""
     if not math.isnan(last["loses"]):
         again = f"{signed(last['loses'])} points ({interval_in_words(last['low'], last['high'])})"
-        gains = f"Compared with the old index, re-encoding everything adds {again}"
-        if not math.isnan(last["recovers"]):
-            gains += f", the map {signed(last['recovers'])}"
-        gains = f'<p class="quiet">{gains}.</p>'
+        words = f"Compared with the old index, re-encoding everything adds {again}"
+        gains = f'<p class="quiet">{words}.</p>'
     heading = f"{last['content'].capitalize()} content, asked by {QUERIES[last['query']]}"
     count = f'<span class="quiet">{count_of(int(last["queries"]), "query")}</span>'
     return f"<div><h3>{heading} {count}</h3><ul>{''.join(lines)}</ul>{gains}</div>"
