@@ -18,12 +18,10 @@ import torch
 from pictures import classes, fileset, picture, tree, write_manifest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from siglip import SIGLIP_VISION
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from cmp import cli, models, starts
-from cmp.cli import budget
+from cmp import cli, models, registry, starts
 from cmp.config import Model
 from cmp.errors import CmpError
 from cmp.methods import galore
@@ -33,17 +31,12 @@ from cmp.runs import store
 CLIP_VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 2, "head_width": 16}
 CLIP_TEXT = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 CLIP = {"embed_dim": 24, "vision_cfg": CLIP_VISION, "text_cfg": CLIP_TEXT}
-SIGLIP_TEXT = {
+WORDED = CLIP | {"text_cfg": {
     "context_length": 12, "vocab_size": 64, "width": 32, "heads": 2, "layers": 2,
-    "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6},
-    "act_kwargs": {"approximate": "tanh"}, "hf_tokenizer_name": "someone/siglip",
-    "tokenizer_kwargs": {"clean": "canonicalize"},
-}  # fmt: skip
-SIGLIP = {
-    "embed_dim": 48, "init_logit_bias": -10, "custom_text": True,
-    "vision_cfg": SIGLIP_VISION, "text_cfg": SIGLIP_TEXT,
-}  # fmt: skip
-WORDED = {"embed_dim": 24, "custom_text": True, "vision_cfg": CLIP_VISION, "text_cfg": SIGLIP_TEXT}
+    "hf_tokenizer_name": "someone/words", "tokenizer_kwargs": {"clean": "canonicalize"},
+}}  # fmt: skip
+SIGMOID = CLIP | {"init_logit_bias": -10.0, "custom_text": True}
+"""A network for SigLIP's loss."""
 SQUASHED = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
 WORDS = "a cat photo of two dogs running the shops 3 red shoes size 42 an octopus very long"
 
@@ -101,11 +94,11 @@ def picture_of(seed, size=(50, 40)):
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
 
 
-def features_by_transformers(folder, class_name, texts):
+def features_by_transformers(folder, texts):
     """Unit features of a picture and of texts by what a reader would write, with the logits."""
     import transformers
 
-    model = getattr(transformers, class_name).from_pretrained(folder).eval()
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
     processor = transformers.AutoProcessor.from_pretrained(folder)
     inputs = processor(
         text=texts, images=picture_of(1), padding="max_length", truncation=True,
@@ -131,7 +124,7 @@ def test_clip_loads_in_transformers(tmp_path, quick):
     assert acts == ({"quick_gelu"} if quick else {"gelu"})
     theirs, _, prepare = open_clip.create_model_and_transforms(name)
     texts = ["A photo of two Dogs, running!", "Straße in München, 1987", "a very long " * 20]
-    pixels, image, text, logits = features_by_transformers(out, "CLIPModel", texts)
+    pixels, image, text, logits = features_by_transformers(out, texts)
     expected_pixels = prepare(picture_of(1))[None]
     assert (pixels - expected_pixels).abs().max() < 1.01 / 255 / 0.26  # one level: torchvision's
     own = transformers.AutoImageProcessor.from_pretrained(out, backend="pil")
@@ -147,34 +140,18 @@ def test_clip_loads_in_transformers(tmp_path, quick):
     torch.testing.assert_close(logits, scale * expected @ expected_text.T, atol=1e-3, rtol=0)
 
 
-def test_siglip_loads_in_transformers(tmp_path):
+def test_a_tokenizer_of_another_kind_is_named_instead_of_written(tmp_path):
     need("transformers")
-    name = make_folder(tmp_path / "siglip", SIGLIP, SQUASHED)
-    add_tokenizer(tmp_path / "siglip")
-    out = tmp_path / "out"
-    said = invoke("export", name, "--to", "transformers", "-o", out)
-    assert "SiglipModel" in said and "no tokenizer" not in said
-    config = json.loads((out / "config.json").read_text())
-    assert config["text_config"]["hidden_act"] == "gelu_pytorch_tanh"
-    assert config["vision_config"]["hidden_act"] == "gelu"
-    theirs, _, prepare = open_clip.create_model_and_transforms(name)
-    texts = ["A photo of two Dogs, running!", "the shop's 3 red shoes", "a very_long " * 20]
-    pixels, image, text, logits = features_by_transformers(out, "SiglipModel", texts)
-    assert (pixels - prepare(picture_of(1))[None]).abs().max() < 1.01 / 255 / 0.5
-    tokens = open_clip.get_tokenizer(name)(texts)
-    assert (tokens[:2] > 1).sum() == 6 + 5  # words that are known once texts are cleaned
-    with torch.no_grad():
-        expected = theirs.eval().encode_image(pixels, normalize=True)
-        expected_text = theirs.encode_text(tokens, normalize=True)
-        expected_logits = theirs.get_logits(pixels, tokens)[0]
-    torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(text, expected_text, atol=1e-5, rtol=0)
-    torch.testing.assert_close(logits, expected_logits, atol=1e-3, rtol=0)
+    name = make_folder(tmp_path / "words", WORDED)
+    add_tokenizer(tmp_path / "words")
+    probe = exports.make_probe(name, load(name))
+    [note] = hugging_face.write_tokenizer(name, models.tokenizer(name), probe, tmp_path / "words")
+    assert note.startswith("no tokenizer is written (it is a HFTokenizer): use someone/words, ")
 
 
 def test_a_model_whose_tokenizer_is_not_here_is_not_exported(tmp_path):
     need("transformers")
-    name = make_folder(tmp_path / "siglip", SIGLIP, SQUASHED)
+    name = make_folder(tmp_path / "words", WORDED)
     with pytest.raises(CmpError, match="its tokenizer cannot be read"):
         invoke("export", name, "--to", "transformers", "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -216,15 +193,10 @@ def test_features_that_differ_are_refused(wrong):
         exports.compare_features(probe, image, text, "x")
 
 
-BOTH = {"clip": (CLIP, None), "siglip": (SIGLIP, SQUASHED)}
-
-
-@pytest.mark.parametrize("kind", BOTH)
-def test_every_tensor_has_a_name_of_its_own(tmp_path, kind):
+def test_every_tensor_has_a_name_of_its_own(tmp_path):
     """Without `transformers`: nothing is lost, nothing is written twice."""
-    model = load(make_folder(tmp_path / kind, *BOTH[kind]))
+    model = load(make_folder(tmp_path / "clip", CLIP))
     renamed = hugging_face.rename_tensors("x", model)
-    assert hugging_face.find_kind("x", model) == kind
     own = sum(x.numel() for x in model.state_dict().values())
     assert sum(x.numel() for x in renamed.values()) == own
     assert hugging_face.rename("visual.trunk.cls_token") is None
@@ -241,10 +213,10 @@ REFUSED = {
     "layer scale": (
         {**CLIP, "vision_cfg": {**CLIP_VISION, "ls_init_value": 0.1}}, "ls_1.* has no counterpart",
     ),
-    "a bias of the logits": ({**CLIP, "init_logit_bias": -10.0}, "logit_bias"),
-    "a class token beside attention pooling": (
-        {**SIGLIP, "vision_cfg": {**SIGLIP_VISION, "timm_model_name": "vit_tiny_patch16_224"},
-         "embed_dim": 192}, "cls_token' has no counterpart",
+    "a bias of the logits": (SIGMOID, "logit_bias"),
+    "a tower of timm": (
+        {**CLIP, "vision_cfg": {"image_size": 32, "timm_model_name": "vit_tiny_patch16_224"}},
+        "its image tower is a VisionTransformer",
     ),
 }  # fmt: skip
 
@@ -294,7 +266,7 @@ def test_an_extra_that_is_missing_is_named(tmp_path, monkeypatch, package, to):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("what", ["clip", "siglip", "small", "tiny-vit", "resnet"])
+@pytest.mark.parametrize("what", ["clip", "sigmoid", "small", "tiny-vit", "resnet"])
 def test_any_network_runs_in_onnxruntime(tmp_path, what):
     """From what the page of facts says alone: batches of any size, features, logits."""
     onnx, runtime, _ = map(need, ("onnx", "onnxruntime", "onnxscript"))
@@ -303,10 +275,8 @@ def test_any_network_runs_in_onnxruntime(tmp_path, what):
         model, name = models.create_model(what).eval(), what
         onnx_files.export_onnx(name, model, out)
     else:
-        about = {**BOTH, "resnet": (REFUSED["a ResNet"][0], None)}[what]
-        name = make_folder(tmp_path / what, *about)
-        if what == "siglip":
-            add_tokenizer(tmp_path / what)
+        networks = {"clip": CLIP, "sigmoid": SIGMOID, "resnet": REFUSED["a ResNet"][0]}
+        name = make_folder(tmp_path / what, networks[what], SQUASHED)
         said = invoke("export", name, "--to", "onnx", "-o", out)
         assert "checked: features differ" in said and "opset 18" in said
         model = load(name)
@@ -433,8 +403,8 @@ def test_an_embedded_model_in_a_folder_keeps_its_tokens(tmp_path):
 def test_a_budget_leaves_out_what_a_network_does_not_take(tmp_path, monkeypatch):
     """SigLIP's loss has no labels to draw, which the exact Fisher matrix needs; asked for by name,
     the method is refused."""
-    monkeypatch.setattr(budget, "option_names", lambda kind: ["full", "ewc", "galore"])
-    name = make_folder(tmp_path / "siglip", SIGLIP, SQUASHED)
+    monkeypatch.setattr(registry, "option_names", lambda kind: ["full", "ewc", "galore"])
+    name = make_folder(tmp_path / "sigmoid", SIGMOID)
     said = invoke("budget", "--model", name)
     assert "left out: ewc: method.fisher" in said
     assert "\n full " in said and "\n galore " in said and "\n ewc " not in said

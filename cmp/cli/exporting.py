@@ -32,8 +32,8 @@ def export(
             hf-hub:ORG/NAME, or a folder as open_clip writes it, such as a release.
         out: File to write, NAME.safetensors, for open_clip; otherwise a folder.
         to: Format: open_clip; hf, a folder for the Hugging Face hub with a model card, which
-            open_clip loads; transformers, for CLIPModel and SiglipModel; or onnx, one file for
-            images and one for texts.
+            open_clip loads; transformers, for CLIPModel; or onnx, one file for images and one
+            for texts.
 
     Example:
         cmpt export 3f2a -o new.safetensors

@@ -1,5 +1,4 @@
-"""A network as a folder of `transformers`: `CLIPModel` or `SiglipModel`, with its preprocessing and
-its tokenizer.
+"""A network as a folder of `transformers`, a `CLIPModel` with its preprocessing and its tokenizer.
 
 Both libraries compute the same from the same tensors under different names, so an export is little
 more than a table of names. A tensor without a counterpart is an error that names it.
@@ -13,10 +12,8 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.timm_model import TimmModel
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
+from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import VisionTransformer
-from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,9 +33,6 @@ from cmp.releases.exports import (
     write_json,
 )
 
-CLIP, SIGLIP = "clip", "siglip"
-CLASSES = {CLIP: "CLIPModel", SIGLIP: "SiglipModel"}
-"""The class in `transformers` by kind of network, which is the `model_type` there."""
 TOKENIZER_FILES = {
     "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
@@ -49,15 +43,12 @@ FILES = {"config.json", "model.safetensors", "preprocessor_config.json", *TOKENI
 
 TENSORS = {
     "logit_scale": "logit_scale",
-    "logit_bias": "logit_bias",
     # the text tower: in the network itself for CLIP, and otherwise in its part `text`
     "token_embedding": "text_model.embeddings.token_embedding",
     "positional_embedding": "text_model.embeddings.position_embedding.weight",
     "transformer.resblocks": "text_model.encoder.layers",
     "ln_final": "text_model.final_layer_norm",
     "text_projection": "text_projection.weight",
-    "text_projection.weight": "text_model.head.weight",
-    "text_projection.bias": "text_model.head.bias",
     # open_clip's image tower
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.conv1": "vision_model.embeddings.patch_embedding",
@@ -66,27 +57,14 @@ TENSORS = {
     "visual.transformer.resblocks": "vision_model.encoder.layers",
     "visual.ln_post": "vision_model.post_layernorm",
     "visual.proj": "visual_projection.weight",
-    # timm's image tower
-    "visual.trunk.patch_embed.proj": "vision_model.embeddings.patch_embedding",
-    "visual.trunk.pos_embed": "vision_model.embeddings.position_embedding.weight",
-    "visual.trunk.blocks": "vision_model.encoder.layers",
-    "visual.trunk.norm": "vision_model.post_layernorm",
-    "visual.trunk.attn_pool.latent": "vision_model.head.probe",
-    "visual.trunk.attn_pool.in_proj_weight": "vision_model.head.attention.in_proj_weight",
-    "visual.trunk.attn_pool.in_proj_bias": "vision_model.head.attention.in_proj_bias",
-    "visual.trunk.attn_pool.proj": "vision_model.head.attention.out_proj",
-    "visual.trunk.attn_pool.norm": "vision_model.head.layernorm",
-    "visual.trunk.attn_pool.mlp": "vision_model.head.mlp",
 }
 """A tensor or layer of open_clip -> its name in `transformers`."""
 BLOCKS = {
-    "ln_1": "layer_norm1", "norm1": "layer_norm1",
-    "ln_2": "layer_norm2", "norm2": "layer_norm2",
+    "ln_1": "layer_norm1", "ln_2": "layer_norm2",
     "attn.q_proj": "self_attn.q_proj", "attn.k_proj": "self_attn.k_proj",
     "attn.v_proj": "self_attn.v_proj",
-    "attn.out_proj": "self_attn.out_proj", "attn.proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1", "mlp.fc1": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2", "mlp.fc2": "mlp.fc2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
 }  # fmt: skip
 """The same within a block of a transformer."""
 TRANSPOSED = {"visual.proj", "text_projection"}
@@ -101,9 +79,7 @@ FILTERS = {"bicubic": 3, "random": 3, "bilinear": 2}
 """Interpolations as Pillow numbers them; `random` is bicubic in evaluation."""
 SPECIAL_TOKENS = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
 """The tokens around a text in open_clip -> in `transformers`."""
-PUNCTUATION = r"[!-/:-@\[-`{-~]"
-"""Python's `string.punctuation` as a regular expression."""
-LOADING = """model = transformers.{kind}.from_pretrained("{folder}")
+LOADING = """model = transformers.CLIPModel.from_pretrained("{folder}")
 processor = transformers.AutoProcessor.from_pretrained("{folder}")"""
 PIXELS = (
     "a prepared image may differ from open_clip's by one level in 255: `transformers` "
@@ -132,8 +108,11 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
         ModuleNotFoundError: The extra `transformers` is not installed.
     """
     model.eval()
-    kind, how = find_kind(name, model), models.preprocessing(model)
-    tensors, settings = rename_tensors(name, model), describe_preprocessing(name, how)
+    if not isinstance(tower := model.visual, VisionTransformer):
+        tower = getattr(tower, "trunk", tower)  # a network of timm
+        raise unsupported_error(name, f"its image tower is a {type(tower).__name__}")
+    tensors = rename_tensors(name, model)
+    settings = describe_preprocessing(name, models.preprocessing(model))
     # an extra that takes seconds to import, so unsupported networks are refused before
     import transformers
 
@@ -141,9 +120,9 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
     with export_folder(folder, FILES) as partial, starts.quiet_logging():
         save_tensors(tensors, partial / "model.safetensors", {"format": "pt"})
         write_json(partial / "preprocessor_config.json", settings)
-        write_json(partial / "config.json", describe_network(model, kind, probe, tokenizer))
+        write_json(partial / "config.json", describe_network(model, probe))
         notes = [PIXELS, *write_tokenizer(name, tokenizer, probe, partial)]
-        load: Any = getattr(transformers, CLASSES[kind]).from_pretrained
+        load: Any = transformers.CLIPModel.from_pretrained
         network, report = load(partial, local_files_only=True, output_loading_info=True)
         if wrong := sorted(map(str, (*report["missing_keys"], *report["unexpected_keys"]))):
             raise unsupported_error(name, f"{wrong[0]} has no counterpart")
@@ -152,7 +131,7 @@ def export_transformers(name: str, model: Network, folder: Path) -> Export:
             text = network.get_text_features(input_ids=probe.tokens).pooler_output
         unit = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
         differences = compare_features(probe, *unit, str(folder))
-    return Export(differences, LOADING.format(kind=CLASSES[kind], folder=folder), notes)
+    return Export(differences, LOADING.format(folder=folder), notes)
 
 
 def unsupported_error(name: str, reason: str) -> CmpError:
@@ -164,28 +143,8 @@ def unsupported_error(name: str, reason: str) -> CmpError:
     """
     return CmpError(
         f"--to transformers: {name!r}: {reason}; only CLIP (open_clip's own vision transformer "
-        "and its causal text tower) and SigLIP (timm's vision transformer with attention pooling, "
-        "and a text tower without a causal mask) can be exported; --to onnx takes any network"
+        "and its causal text tower) can be exported; --to onnx takes any network"
     )
-
-
-def find_kind(name: str, model: Network) -> str:
-    """Return the kind of a network, by its image tower.
-
-    Args:
-        name: The model, for the error.
-        model: Its network.
-
-    Raises:
-        CmpError: `transformers` has no such network.
-    """
-    visual = model.visual
-    if isinstance(visual, VisionTransformer):
-        return CLIP
-    tower: Any = visual.trunk if isinstance(visual, TimmModel) else visual
-    if isinstance(getattr(tower, "attn_pool", None), AttentionPoolLatent):
-        return SIGLIP
-    raise unsupported_error(name, f"its image tower is a {type(tower).__name__}")
 
 
 def rename_tensors(name: str, model: Network) -> dict[str, Tensor]:
@@ -199,20 +158,11 @@ def rename_tensors(name: str, model: Network) -> dict[str, Tensor]:
         CmpError: A tensor has no counterpart there.
     """
     renamed = {}
-    for old, x in split_timm(model.state_dict()).items():
+    for old, x in model.state_dict().items():
         if (new := rename(old.removeprefix("text."))) is None:
             raise unsupported_error(name, f"{old!r} has no counterpart")
         renamed[new] = (x.T if old.removeprefix("text.") in TRANSPOSED else x).clone().contiguous()
-    if "vision_model.head.probe" in renamed:  # SigLIP's
-        renamed["logit_scale"] = renamed["logit_scale"].reshape(1)
-        bias = renamed.get("logit_bias", torch.zeros(1))
-        renamed["logit_bias"] = bias.reshape(1)
-        positions = "vision_model.embeddings.position_embedding.weight"
-        renamed[positions] = renamed[positions].flatten(0, -2)  # without timm's batch of one
-    else:
-        if "logit_bias" in renamed:
-            raise unsupported_error(name, "'logit_bias' has no counterpart")
-        renamed["logit_scale"] = renamed["logit_scale"].reshape(())
+    renamed["logit_scale"] = renamed["logit_scale"].reshape(())
     return renamed
 
 
@@ -233,73 +183,43 @@ def _replace_start(name: str, table: dict[str, str]) -> str | None:
     return table[start] + name.removeprefix(start) if start else None
 
 
-def split_timm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with timm's attention in the form of `transformers`: one matrix per projection
-    in a block, and one for all three in attention pooling."""
-    split = {}
-    for name, x in tensors.items():
-        if name.startswith("visual.trunk.blocks.") and ".attn.qkv." in name:
-            parts = zip(models.PROJECTIONS, x.chunk(3), strict=True)
-            split |= {name.replace("qkv", part): piece for part, piece in parts}
-        elif found := re.fullmatch(r"(visual\.trunk\.attn_pool)\.q\.(weight|bias)", name):
-            keys_and_values = tensors[f"{found[1]}.kv.{found[2]}"]
-            split[f"{found[1]}.in_proj_{found[2]}"] = torch.cat([x, keys_and_values])
-        elif not name.startswith("visual.trunk.attn_pool.kv."):
-            split[name] = x
-    return split
-
-
-def describe_network(model: Network, kind: str, probe: Probe, tokenizer: Any) -> dict[str, Any]:
+def describe_network(model: Network, probe: Probe) -> dict[str, Any]:
     """Return the config of a network in `transformers`.
 
     Args:
         model: The network.
-        kind: Its kind.
         probe: Texts, whose tokens show those for the start and the end.
-        tokenizer: The tokenizer.
     """
     visual, text = model.visual, text_tower(model)
     width = text.ln_final.normalized_shape[0]
-    size = probe.image_features.shape[1]
+    size, patches = probe.image_features.shape[1], visual.conv1
     text_config = _describe_blocks(text.transformer.resblocks, text.ln_final) | {
         "vocab_size": text.vocab_size,
         "max_position_embeddings": model.context_length,
         "hidden_size": width,
+        "projection_dim": size,
+        "bos_token_id": int(probe.tokens[0, 0]),
+        "eos_token_id": int(probe.tokens[0].max()),
     }
-    if kind == CLIP:
-        first, last = int(probe.tokens[0, 0]), int(probe.tokens[0].max())
-        text_config |= {"projection_dim": size, "bos_token_id": first, "eos_token_id": last}
-        vision_config = _describe_blocks(visual.transformer.resblocks, visual.ln_post)
-        patches, vision_config["projection_dim"] = visual.conv1, size
-    else:
-        own = getattr(tokenizer, "tokenizer", None)
-        keys = ("bos_token_id", "eos_token_id", "pad_token_id")
-        text_config |= {key: getattr(own, key, None) for key in keys} | {"projection_size": size}
-        vision_config = _describe_blocks(visual.trunk.blocks, visual.trunk.norm)
-        patches = visual.trunk.patch_embed.proj
-    vision_config |= {
+    vision_config = _describe_blocks(visual.transformer.resblocks, visual.ln_post) | {
+        "projection_dim": size,
         "hidden_size": patches.out_channels,
         "image_size": models.preprocessing(model).size,
         "patch_size": patches.kernel_size[0],
     }
-    about = {"architectures": [CLASSES[kind]], "model_type": kind, "dtype": "float32"}
-    about |= {"projection_dim": size} if kind == CLIP else {}
-    return about | {"text_config": text_config, "vision_config": vision_config}
+    about = {"architectures": ["CLIPModel"], "model_type": "clip", "dtype": "float32"}
+    towers = {"text_config": text_config, "vision_config": vision_config}
+    return about | {"projection_dim": size} | towers
 
 
 def _describe_blocks(blocks: Any, norm: nn.LayerNorm) -> dict[str, Any]:
     """Return the part of a tower's config that describes its blocks and norms."""
     block = blocks[0]
-    heads = block.attn.heads if hasattr(block.attn, "heads") else block.attn.num_heads
-    is_timm = hasattr(block.mlp, "fc1")
-    inner, activation = (
-        (block.mlp.fc1, block.mlp.act) if is_timm else (block.mlp.c_fc, block.mlp.gelu)
-    )
     return {
         "num_hidden_layers": len(blocks),
-        "num_attention_heads": heads,
-        "intermediate_size": inner.out_features,
-        "hidden_act": name_activation(activation),
+        "num_attention_heads": getattr(block.attn, "heads", None) or block.attn.num_heads,
+        "intermediate_size": block.mlp.c_fc.out_features,
+        "hidden_act": name_activation(block.mlp.gelu),
         "layer_norm_eps": norm.eps,
     }
 
@@ -365,20 +285,15 @@ def write_tokenizer(name: str, tokenizer: Any, probe: Probe, folder: Path) -> li
     from transformers import AutoTokenizer
 
     length, before = probe.tokens.shape[1], {*folder.iterdir()}
-    if isinstance(tokenizer, SimpleTokenizer):
-        write_byte_pairs(tokenizer, length, folder)
-        ends = probe.tokens.argmax(dim=1, keepdim=True)
-        is_text = torch.arange(length) <= ends
-        expected = probe.tokens.where(is_text, probe.tokens.max())  # its padding is the last token
-    elif getattr(getattr(tokenizer, "tokenizer", None), "is_fast", False):
-        write_fast_tokenizer(tokenizer, length, folder)
-        expected = probe.tokens
-    else:
+    if not isinstance(tokenizer, SimpleTokenizer):
         own = open_clip.get_model_config(name)["text_cfg"].get("hf_tokenizer_name")
         return [
             f"no tokenizer is written (it is a {type(tokenizer).__name__}): use "
             f"{own or 'the original tokenizer'}, and pad texts to {length} tokens"
         ]
+    write_byte_pairs(tokenizer, length, folder)
+    is_text = torch.arange(length) <= probe.tokens.argmax(dim=1, keepdim=True)
+    expected = probe.tokens.where(is_text, probe.tokens.max())  # its padding is the last token
     again = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     encoded = again([*TEXTS], padding="max_length", truncation=True, return_tensors="pt")
     if torch.equal(encoded["input_ids"], expected):
@@ -407,37 +322,3 @@ def write_byte_pairs(tokenizer: SimpleTokenizer, length: int, folder: Path) -> N
     tokens = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
     about = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length}
     write_json(folder / "tokenizer_config.json", about | tokens)
-
-
-def write_fast_tokenizer(tokenizer: HFTokenizer, length: int, folder: Path) -> None:
-    """Write a tokenizer of `transformers` that first cleans texts as open_clip does.
-
-    It returns only tokens and no mask, since SigLIP was trained without one.
-
-    Args:
-        tokenizer: open_clip's wrapper around it.
-        length: The most tokens of a text.
-        folder: The folder of the export.
-    """
-    from tokenizers import Regex, Tokenizer, normalizers
-    from transformers import PreTrainedTokenizerFast
-
-    own = tokenizer.tokenizer
-    spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    punctuation = [normalizers.Replace(Regex(x), y) for x, y in (("_", " "), (PUNCTUATION, ""))]
-    steps = {
-        get_clean_fn("whitespace"): spaces,
-        get_clean_fn("lower"): [*spaces, normalizers.Lowercase()],
-        get_clean_fn("canonicalize"): [*punctuation, normalizers.Lowercase(), *spaces],
-    }[tokenizer.clean_fn]
-    backend = Tokenizer.from_str(own.backend_tokenizer.to_str())
-    after = [backend.normalizer] if backend.normalizer else []
-    backend.normalizer = normalizers.Sequence([*steps, *after])
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_max_length=length,
-        model_input_names=["input_ids"],
-        padding_side=own.padding_side,
-        **{key: getattr(own, key) for key in names if getattr(own, key)},
-    ).save_pretrained(folder)
