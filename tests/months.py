@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from cmp import config
 from cmp.data import load_data
 from cmp.releases import update, update_plan
+from cmp.releases.ledger import Ledger
 from cmp.releases.release import Release
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import execute
@@ -92,6 +93,14 @@ def plan_first(root: Path, *settings: str, **pictures: Any) -> update_plan.Updat
     """Plan a small update of a model with the first month, which replays the pool."""
     pictures = {"pool": root / "pool"} | pictures
     return update_plan.plan_update(START, root / month_name(0), [*SMALL, *settings], **pictures)
+
+
+def pictures_in(ledger: Ledger, **wanted: object) -> list[Any]:
+    """Return the rows of a ledger's images that have some values."""
+    table = ledger.pictures
+    for name, value in wanted.items():
+        table = table[table[name] == value]
+    return [*table.itertuples()]
 
 
 def update_months(root: Path, releases: Path, updates: int, settings: tuple[str, ...]) -> Release:

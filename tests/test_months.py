@@ -124,7 +124,7 @@ def test_a_release_holds_what_serves_judges_and_goes_on(releases, made):
     assert again.record == made.record and again.config == made.config
     [done] = made.record.updates
     assert done.name == "z-month" and done.id == made.record.id and done.steps >= 10
-    trained = [x for x in made.ledger().pictures if (x.set, x.split) == ("catalogue", "train")]
+    trained = months.pictures_in(made.ledger(), set="catalogue", split="train")
     assert done.images == len(trained)
     later = release.read_release(releases / "2")
     first, second = (each.seconds for each in later.record.updates)
@@ -408,7 +408,7 @@ def test_retention_is_compared_on_the_same_images_only(root, tmp_path, change):
     made = first(root, tmp_path, retain=[tmp_path / "kept"])
     more = [classes(tmp_path / "kept", ("mug", "shirt"), prefix="x-")] * (change == "more")
     if change == "gone":
-        test = next(x for x in made.ledger().pictures if (x.set, x.split) == ("kept", "test"))
+        test = months.pictures_in(made.ledger(), set="kept", split="test")[0]
         (tmp_path / "kept" / test.source).unlink()
     plan = plan_second(made, root, retain=more, skip_gone=True)
     later = compute_second(plan, tmp_path)
@@ -623,7 +623,7 @@ def test_a_card_lists_the_data(made):
     assert "| pool | pool | {} | not given |" in card
     assert "| catalogue | adapt | {} | not given |" in card
     assert "20% of an update's images are held out for tests and 10% for tuning" in card
-    tests = sum(x.split == "test" and x.set == "catalogue" for x in made.ledger().pictures)
+    tests = len(months.pictures_in(made.ledger(), set="catalogue", split="test"))
     assert tests > 0 and f"| catalogue | {tests} |" in card and "GM, which tuning maximises" in card
     assert f"`{release.LEDGER_FILE}` of the release has all" in card
 
@@ -665,14 +665,14 @@ def test_months_of_any_size(made, root, tmp_path, size):
 def test_a_held_out_picture_stays_held_out(made, root, tmp_path):
     """Also under another name, in another file with the same pixels, and in another class."""
     old = made.ledger()
-    tests = [x for x in old.pictures if x.split == "test"]
-    trained = next(x for x in old.pictures if x.split == "train" and x.set == "catalogue")
+    tests = months.pictures_in(old, split="test")
+    trained = months.pictures_in(old, set="catalogue", split="train")[0]
     folder = tree(tmp_path / "again", {f"fresh/{n}.png": picture(5000 + n) for n in range(6)})
     for number, held in enumerate(tests[:2]):
         Image.open(root / "z-month" / held.source).save(folder / "fresh" / f"copy-{number}.bmp")
     shutil.copy(root / "z-month" / trained.source, folder / "fresh" / "known.png")
     plan = plan_update(made, folder)
-    splits = {x.source: x.split for x in plan.ledger.pictures[len(old.pictures) :]}
+    splits = {x.source: x.split for x in months.pictures_in(plan.ledger)[len(old.pictures) :]}
     assert splits["fresh/copy-0.bmp"] == splits["fresh/copy-1.bmp"] == "test"
     assert splits["fresh/known.png"] == "train"
     assert plan.report.held_out == 2 and any("held out before" in x for x in plan.notes)
@@ -680,7 +680,7 @@ def test_a_held_out_picture_stays_held_out(made, root, tmp_path):
 
 def test_a_picture_with_two_names_is_reported(made, root, tmp_path):
     """Of an earlier month or of this one, trained on or held out."""
-    old = [x for x in made.ledger().pictures if x.set == "catalogue"]
+    old = months.pictures_in(made.ledger(), set="catalogue")
     chosen = [next(x for x in old if x.split == split) for split in ("train", "test")]
     folder = tree(tmp_path / "mixed", {f"fresh/{n}.png": picture(6000 + n) for n in range(6)})
     assert not any("two names" in x for x in plan_update(made, folder).notes)
@@ -694,7 +694,7 @@ def test_a_picture_with_two_names_is_reported(made, root, tmp_path):
 
 def test_pictures_that_look_like_held_out_ones_are_reported(made, root, tmp_path):
     """They stay in training: the same look is no proof."""
-    held = next(x for x in made.ledger().pictures if x.split == "test")
+    held = months.pictures_in(made.ledger(), split="test")[0]
     folder = tree(tmp_path / "near", {f"fresh/{n}.png": picture(7000 + n) for n in range(9)})
     near = Image.open(root / "z-month" / held.source)
     near.resize((96, 80), Image.Resampling.BICUBIC).save(folder / "fresh" / "train-larger.png")
@@ -709,13 +709,13 @@ def test_pictures_that_look_like_held_out_ones_are_reported(made, root, tmp_path
 
 def test_test_pictures_that_look_like_trained_ones_are_reported(made, root, tmp_path):
     """As where a shop's server saves last month's pictures anew."""
-    trained = [x for x in made.ledger().pictures if x.set == "catalogue" and x.split == "train"]
+    trained = months.pictures_in(made.ledger(), set="catalogue", split="train")
     (tmp_path / "again/fresh").mkdir(parents=True)
     for number, each in enumerate(trained[:12]):
         near = Image.open(root / "z-month" / each.source).convert("RGB")
         near.resize((96, 80), Image.Resampling.BICUBIC).save(tmp_path / f"again/fresh/{number}.png")
     plan = plan_update(made, tmp_path / "again")
-    held = {x.source for x in plan.ledger.pictures if x.split in ("test", "validation")}
+    held = {x.source for x in months.pictures_in(plan.ledger) if x.split != "train"}
     assert plan.report.similar and {*plan.report.similar_names} <= held
 
 
@@ -727,7 +727,7 @@ def test_a_pool_and_a_retention_set_have_the_splits_of_their_manifests(root, tmp
         write_manifest(folder / "manifest.yaml", name=name, role=role, splits=splits)
     places = {"pool": tmp_path / "pool", "retain": [tmp_path / "kept"]}
     plan = plan_update(months.START, root / "z-month", months.SMALL, **places)
-    counts = collections.Counter((x.set, x.split) for x in plan.ledger.pictures)
+    counts = collections.Counter((x.set, x.split) for x in months.pictures_in(plan.ledger))
     assert counts["kept", "test"] == 60 and 10 < counts["pool", "train"] < 50
     manifest = {"name": "kept", "splits": {"train": 0.5, "test": 0.5}}  # of another role
     write_manifest(tmp_path / "kept" / "manifest.yaml", role="adapt", **manifest)
@@ -764,11 +764,11 @@ def test_a_folder_without_a_manifest_has_the_prompt_that_the_model_is_used_to(
     """Or the one that the first update gives; later updates have it, too."""
     assert starts.usual_prompt("ViT-B-32") == "a photo of a {}"
     plan = plan_second(made, root, retain=[classes(tmp_path / "kept", ("red fox",))])
-    assert {x.captions for x in plan.ledger.pictures if x.label == "red fox"} == {("red fox",)}
+    assert {x.captions for x in months.pictures_in(plan.ledger, label="red fox")} == {("red fox",)}
     assert plan.corpus.datasets["kept"].prompt == plan.corpus.datasets["catalogue"].prompt == "{}"
     assert 'prompt: "{}" for pool, catalogue, kept' in plan.notes
     plan = plan_second(own, root)
-    assert {x.captions[0].partition(" ")[0] for x in plan.ledger.pictures} == {"my"}
+    assert {x.captions[0].partition(" ")[0] for x in months.pictures_in(plan.ledger)} == {"my"}
     with pytest.raises(CmpError, match=r"--prompt: 'the \{\}', but this stream has 'my \{\}'"):
         plan_second(own, root, prompt="the {}")
     with pytest.raises(CmpError, match=r"--prompt: .* exactly one"):
@@ -885,7 +885,7 @@ def test_what_was_there_already_is_left_out(made, root, tmp_path):
 
 def test_pictures_that_are_gone_are_refused_or_skipped(own_root, tmp_path):
     made = first(own_root, tmp_path)
-    known = [x for x in made.ledger().pictures if x.set == "catalogue"]
+    known = months.pictures_in(made.ledger(), set="catalogue")
     (own_root / "z-month" / known[0].source).unlink()
     before = plan_second(made, own_root, skip_gone=True).id
     (own_root / "z-month" / known[3].source).write_bytes(picture(77))  # another picture now
@@ -899,12 +899,11 @@ def test_pictures_that_are_gone_are_refused_or_skipped(own_root, tmp_path):
     plan = plan_second(made, own_root, skip_gone=True)
     assert plan.id != before  # other images are left
     whole = made.ledger().pictures
-    gone = [n for n, x in enumerate(whole) if x.source in (known[0].source, known[3].source)]
-    gone = [n for n in gone if whole[n].set == "catalogue"]
+    is_gone = whole["source"].isin([known[0].source, known[3].source])
+    is_gone &= whole["set"] == "catalogue"
     assert len(plan.ledger.pictures) > len(whole)
-    assert not set(gone) & {*plan.pools.buffer.tolist(), *plan.pools.update.tolist()}
-    others = [n for n, x in enumerate(whole) if n not in gone]
-    assert [plan.ledger.pictures[n] for n in others] == [whole[n] for n in others]
+    assert not {*whole.index[is_gone]} & {*plan.pools.buffer.tolist(), *plan.pools.update.tolist()}
+    assert plan.ledger.pictures[: len(whole)][~is_gone].equals(whole[~is_gone])
     later = compute_second(plan, tmp_path)
     assert "The card of z-month" not in later.path(release.CARD_FILE).read_text()  # counts new ones
 
@@ -928,7 +927,7 @@ def test_updates_continue_when_a_whole_month_is_gone(own_root, tmp_path):
 def test_updates_continue_when_one_picture_of_a_month_is_left(own_root, tmp_path):
     """Only what is still to be trained needs enough pictures for a batch."""
     made = first(own_root, tmp_path, pool=None)
-    trained = [x for x in made.ledger().pictures if x.split == "train"]
+    trained = months.pictures_in(made.ledger(), split="train")
     for gone in trained[1:]:
         (own_root / "z-month" / gone.source).unlink()
     plan = plan_second(made, own_root, skip_gone=True)
@@ -1191,10 +1190,10 @@ def test_what_the_next_update_needs_is_shown_until_the_release_is_slimmed(own_ro
     def shown():
         return invoke("release", "show", made.folder).stdout
 
-    needed = len([x for x in made.ledger().pictures if x.set == "catalogue"])
+    needed = len(months.pictures_in(made.ledger(), set="catalogue"))
     words = f"{own_root / 'z-month'}: {{}} of {needed} images are there"
     assert words.format(needed) in shown() and "all files are intact" in shown()
-    (own_root / "z-month" / made.ledger().pictures[-1].source).unlink()
+    (own_root / "z-month" / made.ledger().pictures["source"].iloc[-1]).unlink()
     assert words.format(needed - 1) in shown() and "--moved OLD=NEW" in shown()
     table = own_root / "z-month" / "months.csv"
     table.write_text(table.read_text().replace("filepath", "place", 1))

@@ -1333,7 +1333,7 @@ def test_an_image_folder_of_hugging_face_has_its_captions(tmp_path, role):
     texts = [*(f"a café, {n}" for n in range(6)), ["a cup", "a mug"]]
     root = described(tmp_path / "month", *({"text": text, "price": 3} for text in texts))
     arrived, _ = arrivals.arrive(ledger.Ledger(), str(root), role)
-    captions = {x.source: list(x.captions) for x in arrived.pictures}
+    captions = arrived.pictures.set_index("source")["captions"].map(list).to_dict()
     expected = [[text] if isinstance(text, str) else text for text in texts]
     assert captions == {f"images/{n}.png": text for n, text in enumerate(expected)}
     assert "not used: price" in infer.infer_manifest(root)[2]

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import months
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pictures import classes, picture, tar, tree
 
@@ -70,7 +72,24 @@ def test_tars_of_the_same_name_are_told_apart(tmp_path):
     located, parts, gone = arrivals.locate(arrived)
     assert sum(report.new.values()) == 16 and gone == 0
     assert parts[0].table["digest"].nunique() == 16
-    assert [picture.split for picture in located.pictures] == [x.split for x in arrived.pictures]
+    assert located.pictures.equals(arrived.pictures)
+
+
+def test_a_ledger_is_stored_and_hashed_as_before(tmp_path):
+    """Its hash is part of the ids of releases, and its file has a hash in their records."""
+    row = (0, "catalogue", "é/1.png", "test", 'a "b"', ("x, y", "z"), 1, 2**59, 3)
+    tree = {"root": ".", "name": "catalogue", "title": "T", "role": "adapt", "licence": "own"}
+    tree["reader"] = {"kind": "folder"}
+    arrived = ledger.Arrival(1, "may", "adapt", "/may", (tree,))
+    pictures = pd.DataFrame([row], columns=[*ledger.COLUMNS])
+    line = rb'[0, "catalogue", "\u00e9/1.png", "test", "a \"b\"", ["x, y", "z"], '
+    line += b"1, 576460752303423488, 3]\n"
+    kept = ledger.Ledger((arrived,), pictures)
+    assert kept.digest() == hashlib.sha256(line).hexdigest()
+    release.write_ledger(kept, tmp_path / "new.parquet")
+    table = pa.Table.from_pylist([dict(zip(ledger.COLUMNS, row, strict=True))])
+    pq.write_table(table, tmp_path / "by rows.parquet")
+    assert (tmp_path / "new.parquet").read_bytes() == (tmp_path / "by rows.parquet").read_bytes()
 
 
 @pytest.mark.parametrize("skip_gone", [False, True])
@@ -79,7 +98,7 @@ def test_an_image_on_a_disk_that_fails_is_not_gone(tmp_path, monkeypatch, skip_g
     month = classes(tmp_path / "month")
     arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
     monkeypatch.setenv("CMP_BUILD", str(tmp_path / "other"))  # where nothing is checked yet
-    check, failing = checks._check_image, arrived.pictures[3].digest
+    check, failing = checks._check_image, arrived.pictures["digest"][3]
 
     def fail_once(read, position):
         def read_or_fail(position):
@@ -95,7 +114,7 @@ def test_an_image_on_a_disk_that_fails_is_not_gone(tmp_path, monkeypatch, skip_g
         with pytest.raises(CmpError, match=r"cannot be read .*Input/output error.*; try again"):
             arrivals.locate(arrived, skip_gone)
     located, _, gone = arrivals.locate(arrived, skip_gone)
-    assert located.pictures == arrived.pictures and gone == 0
+    assert located.pictures.equals(arrived.pictures) and gone == 0
 
 
 def test_a_month_that_cannot_be_listed_is_not_gone(tmp_path, monkeypatch):
@@ -139,7 +158,9 @@ def test_the_images_of_a_table_that_is_broken_are_not_gone(tmp_path, change, wor
     arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
     (month / "t.csv").write_text(text.replace(*change), encoding="latin-1")
     refuse_to_look(arrived, month, f".*{words}")
-    assert arrivals.locate(arrived.without([0]))[2] == 0  # a pool that was replaced is not read
+    assert (
+        arrivals.locate(arrived.without(arrived.pictures["arrival"] == 0))[2] == 0
+    )  # a pool that was replaced is not read
     (month / "t.csv").unlink()  # on purpose, like images in a folder
     assert arrivals.locate(arrived, True)[2] == 4
     (month / "t.csv").write_text(text)
@@ -182,7 +203,7 @@ def test_a_copy_of_a_test_image_in_an_old_month_s_training_folder_changes_nothin
     arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
     shutil.copy(month / "test/cat/0.png", month / "train/cat/again.png")
     located, [part], gone = arrivals.locate(arrived)
-    assert located.pictures == arrived.pictures and gone == 0
+    assert located.pictures.equals(arrived.pictures) and gone == 0
     [row] = part.table[part.table["source"] == "test/cat/0.png"].to_dict("records")
     assert row["split"] == "test" and part.read(row["position"]) == picture(70)
     (month / "test/cat/0.png").write_bytes(b"no image")
@@ -199,8 +220,8 @@ def test_a_small_update_trains_on_no_image_that_a_table_holds_out(tmp_path):
     (month / "a" / "m.yaml").write_text(about.format("a", table))
     (month / "b" / "m.yaml").write_text(about.format("b", "folder") + "splits: {test: 1.0}\n")
     arrived, report = arrivals.arrive(ledger.Ledger(), str(month), "adapt")
-    assert [x.source for x in arrived.pictures] == ["cat/1.png"] * 2
-    assert {x.set: x.split for x in arrived.pictures} == {"a": "test", "b": "train"}
+    assert arrived.pictures["source"].to_list() == ["cat/1.png"] * 2
+    assert arrived.pictures.set_index("set")["split"].to_dict() == {"a": "test", "b": "train"}
     assert report.new == {"test": 1, "train": 1}
 
 
@@ -215,7 +236,7 @@ def test_the_same_pixels_have_one_split_in_an_arrival(tmp_path, held):
         for number, order in enumerate((rows, rows[::-1])):
             (month / "t.csv").write_text("".join(["filepath,label,split\n", *order]))
             arrived, _ = arrivals.arrive(ledger.Ledger(), str(month), "adapt", str(number))
-            splits = {x.source: x.split for x in arrived.pictures}
+            splits = arrived.pictures.set_index("source")["split"].to_dict()
             assert len(splits) == 3 and splits[names[0]] == splits[names[1]]
             assert "train" in splits.values()
 
@@ -230,17 +251,19 @@ def test_names_of_files_that_recur_test_other_images_each_month(tmp_path):
             for number in range(4)
         }
         if month == 3:  # a held-out image is sent again, as another file
-            held = next(x for x in found.pictures if x.split == "test")
+            held = months.pictures_in(found, split="test")[0]
             seed = 1000 * held.arrival + 10 * ("mug", "lamp", "sofa").index(held.label)
             seed += int(held.source.partition("/")[2][0])
             files[f"{held.label}/again.bmp"] = picture(seed, kind="BMP")
         folder = tree(tmp_path / f"month-{month}", files)
         found, report = arrivals.arrive(found, str(folder), "adapt")
-        untested = {"mug", "lamp", "sofa"} - {x.label for x in found.pictures if x.split == "test"}
+        untested = {"mug", "lamp", "sofa"} - {
+            x.label for x in months.pictures_in(found, split="test")
+        }
         assert {*report.untested_names} == untested and report.copies == (month == 3)
         alone, _ = arrivals.arrive(ledger.Ledger(), str(folder), "adapt")
-        splits = [x.split for x in found.pictures if x.arrival == month]
-        assert (splits == [x.split for x in alone.pictures]) == (month == 0)
+        splits = [x.split for x in months.pictures_in(found, arrival=month)]
+        assert (splits == alone.pictures["split"].to_list()) == (month == 0)
     located, parts, _ = arrivals.locate(found)
     corpus = arrivals.corpus_of(located, parts)
     tested = corpus.table[corpus.table["split"] == "test"]
@@ -332,7 +355,7 @@ def test_a_retention_folder_that_is_given_again_stays_in_its_set(tmp_path):
     arrived, _ = arrivals.arrive(ledger.Ledger(), str(folder), "eval")
     [first] = arrived.arrivals
     first = dataclasses.replace(first, sets=({**first.sets[0], "name": "kept"},))
-    pictures = tuple(x._replace(set="kept") for x in arrived.pictures)
+    pictures = arrived.pictures.assign(set="kept")
     arrived, _ = arrivals.arrive(ledger.Ledger((first,), pictures), str(new), "eval")
     arrived, report = arrivals.arrive(arrived, str(classes(folder, prefix="more ")), "eval")
     assert [*ledger.set_names(arrived, "eval")] == ["kept", "shoes"]
@@ -502,7 +525,7 @@ def test_a_pool_replaces_the_embedded_one(corpus, tmp_path):
     after = arrivals.corpus_of(*arrivals.locate(arrived)[:2])
     pool, _ = mixtures.choose_replay(after, cmp.RunConfig().mixture, 0)
     assert {*after.table["dataset"].iloc[pool]} == {"pool"}
-    assert len(pool) == sum(x.set == "pool" and x.split == "train" for x in arrived.pictures)
+    assert len(pool) == len(months.pictures_in(arrived, set="pool", split="train"))
     same = [name for name in before.datasets if before.datasets[name].role != "pool"]
     assert after.by_role("eval") == before.by_role("eval") != []
     start, kept = after.table.iloc[: len(before.table)], before.table["dataset"].isin(same)
@@ -563,7 +586,7 @@ def test_a_slim_release_serves_and_ends_the_stream(first, root, tmp_path):
     size = state.stat().st_size
     assert release.slim(made.folder) == size
     assert not start.exists() and not state.exists() and first.path(release.START_FILE)
-    assert release.read_release(made.folder).ledger().pictures
+    assert len(release.read_release(made.folder).ledger().pictures)
     plan = update_plan.plan_update(made, root / "x-month")
     with pytest.raises(CmpError, match="slim"):
         update.compute_update(plan, tmp_path / "3")

@@ -150,7 +150,7 @@ def _release_notes(other: "Release", owner: "Release", split: str, is_old: bool)
         split: Their split.
         is_old: Whether `other` is the old model.
     """
-    from cmp.releases.ledger import NAMED
+    from cmp.releases.ledger import NAMED, is_among
     from cmp.releases.sentences import count_of
 
     if other is owner:
@@ -163,10 +163,10 @@ def _release_notes(other: "Release", owner: "Release", split: str, is_old: bool)
             "captions, too"
         )
     own, scored = other.ledger(), owner.ledger()
-    known = {picture.key for picture in scored.pictures if picture.split == split}
-    lacking = [x for x in own.pictures if x.split == split and x.key not in known]
-    if lacking:
-        arrivals = [own.arrivals[n] for n in dict.fromkeys(x.arrival for x in lacking)]
+    theirs, known = (x.pictures[x.pictures["split"] == split] for x in (own, scored))
+    lacking = theirs[~is_among(theirs, known)]
+    if len(lacking):
+        arrivals = [own.arrivals[n] for n in lacking["arrival"].unique()]
         more = ", ..." if len(arrivals) > NAMED else ""
         places = ", ".join(arrival.name for arrival in arrivals[:NAMED]) + more
         yield (

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -27,13 +28,13 @@ from cmp.readers.index import (
 )
 from cmp.readers.manifest import FileSet, find_manifests, init_command, load_manifests
 from cmp.releases.ledger import (
+    COLUMNS,
     EMBEDDED,
     NAMED,
     OPTIONS,
     Arrival,
     ArrivalReport,
     Ledger,
-    Picture,
     Role,
     append,
     joined_set,
@@ -306,23 +307,27 @@ def arrive(
         for (dataset, root), index in zip(located, indexes, strict=True)
     )
     arrival = Arrival(number, name, role, str(path), sets)
-    arriving, free = [], set()  # splits that no file gives may change
-    known = {(picture.set, picture.source) for picture in ledger.pictures}
-    for index in indexes:
-        for row in index.table.itertuples():
-            place, split = (index.dataset.name, row.source), row.split
-            if not row.given:
-                free.add(place)
-                if place in known:  # names that recur would test the same classes every month
-                    split = draw_split(index.dataset, f"{ledger.updates + 1}/{row.source}")
-            about = (len(ledger.arrivals), *place, split, row.label)
-            arriving.append(Picture(*about, tuple(row.captions), row.digest, row.pixels, row.look))
-    ledger, report = append(ledger, arrival, arriving, free)
+    ledger, report = append(ledger, arrival, pd.concat([_arriving(ledger, x) for x in indexes]))
     faults = [fault for index in indexes for fault in index.faults]
     facts = {"skipped": len(faults), "skipped_faults": summarise_faults(faults)}
     if role == "adapt" and not has_manifests(path):
         facts["reading"] = describe_reading(indexes[0], path)
     return ledger, dataclasses.replace(report, **facts)
+
+
+def _arriving(ledger: Ledger, index: ImageIndex) -> pd.DataFrame:
+    """Return the images of a set as `append` takes them. A file that recurs under its name gets
+    another split, if no file gives it one: otherwise each month would test the same classes."""
+    name, table = index.dataset.name, index.table
+    known = ledger.pictures["source"][ledger.pictures["set"] == name]
+    recurs = table["source"].isin(known) & ~table["given"]
+    again = [
+        draw_split(index.dataset, f"{ledger.updates + 1}/{x}") for x in table["source"][recurs]
+    ]
+    table = table.assign(arrival=len(ledger.arrivals), set=name)
+    table["captions"] = [*map(tuple, table["captions"])]
+    table.loc[recurs, "split"] = again
+    return table[[*COLUMNS, "given"]]
 
 
 def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageIndex], int]:
@@ -340,22 +345,21 @@ def locate(ledger: Ledger, skip_gone: bool = False) -> tuple[Ledger, list[ImageI
         CmpError: Images are gone, and `skip_gone` is not set; or images cannot be looked for, since
             the disk fails or a table is broken.
     """
-    parts, gone = [], set()
-    for number, tree, places in ledger.parts():
-        pictures = [ledger.pictures[place] for place in places]
+    parts, gone = [], []
+    for number, tree, pictures in ledger.parts():
         part, lost = _locate_set(ledger.arrivals[number], tree, pictures)
-        gone |= {places[n] for n in lost}
+        gone += lost
         parts.append(part)
     if gone and not skip_gone:
-        some = [ledger.pictures[place] for place in sorted(gone)[:NAMED]]
-        names = ", ".join(f"{ledger.arrivals[x.arrival].folder}/{x.source}" for x in some)
+        some = ledger.pictures.loc[sorted(gone)[:NAMED]]
+        places = zip(some["arrival"], some["source"], strict=True)
+        names = ", ".join(f"{ledger.arrivals[n].folder}/{source}" for n, source in places)
         raise CmpError(
             f"images of earlier updates that are gone or changed: {len(gone):,}, such as {names}; "
             "put them back (a renamed class folder counts as gone: rename it back), or pass "
             "--moved OLD=NEW, or --gone skip to continue without them"
         )
-    kept = (x._replace(split="") if n in gone else x for n, x in enumerate(ledger.pictures))
-    return Ledger(ledger.arrivals, tuple(kept)), parts, len(gone)
+    return ledger.without(ledger.pictures.index.isin(gone)), parts, len(gone)
 
 
 def count_present(ledger: Ledger) -> dict[str, tuple[int, int, str]]:
@@ -367,12 +371,12 @@ def count_present(ledger: Ledger) -> dict[str, tuple[int, int, str]]:
         Folder -> (needed, there, why they cannot be looked for or ""), in the order of arrival.
     """
     counts: dict[str, tuple[int, int, str]] = {}
-    for number, tree, places in ledger.parts():
+    for number, tree, pictures in ledger.parts():
         arrival = ledger.arrivals[number]
-        if sources := [ledger.pictures[n].source for n in places if ledger.pictures[n].split]:
+        sources = pictures["source"][pictures["split"] != ""]
+        if len(sources):
             index, reason = _read_again(arrival, tree, sources)
-            names = frozenset(() if index is None else index.table["source"])
-            there = sum(source in names for source in sources)
+            there = 0 if index is None else int(sources.isin(index.table["source"]).sum())
             before = counts.get(arrival.folder, (0, 0, ""))
             counts[arrival.folder] = (
                 before[0] + len(sources), before[1] + there, before[2] or reason
@@ -422,40 +426,39 @@ def _fold(name: str) -> str:
 
 
 def _locate_set(
-    arrival: Arrival, tree: Mapping[str, Any], pictures: list[Picture]
+    arrival: Arrival, tree: Mapping[str, Any], pictures: pd.DataFrame
 ) -> tuple[ImageIndex, list[int]]:
-    """Return the images of an arrival's set, and the positions of those that are gone.
+    """Return the images of an arrival's set, and the rows in the ledger of those that are gone.
 
     Raises:
         CmpError: They cannot be looked for.
     """
-    dataset = manifest_of(tree)
-    files: dict[tuple[str, int], dict[str, Any]] = {}
-    wanted = [picture.source for picture in pictures if picture.split]
-    index, reason = _read_again(arrival, tree, wanted) if wanted else (None, "")
+    is_used = pictures["split"] != ""
+    wanted = pictures["source"][is_used]
+    index, reason = _read_again(arrival, tree, wanted) if len(wanted) else (None, "")
     if reason:
         raise CmpError(f"{reason}; nothing was left out")
+    facts, rows = pd.DataFrame([NO_FACTS]), np.full(len(pictures), GONE)
     if index is not None:
         # this raises if the disk fails, as nothing is gone then
         examined, _ = checks.examine_images(index)
         # a copy in another split, added since, changes nothing: the ledger has the splits
         examined = examined[examined["fault"].isin(["", checks.REPEATED])]
         # tars of the same name in two folders may have images of the same name
-        keys = zip(examined["source"], examined["digest"], strict=True)
-        files = dict(zip(keys, examined[[*NO_FACTS]].to_dict("records"), strict=True))
-    update = update_label(arrival)
-    rows, lost = [], []
-    for place, picture in enumerate(pictures):
-        facts = files.get((picture.source, picture.digest)) if picture.split else None
-        if picture.split and not facts:
-            lost.append(place)
-        row = (facts or NO_FACTS) | picture._asdict()
-        split = picture.split if facts else ""
-        rows.append(row | {"split": split, "captions": list(picture.captions)})
-    table = pd.DataFrame(rows).assign(given=True, update=update)
-    classes = sorted({picture.label for picture in pictures})
+        key = ["source", "digest"]
+        examined = examined.drop_duplicates(key, keep="last")
+        found, sought = (pd.MultiIndex.from_frame(x[key]) for x in (examined, pictures))
+        rows = np.where(is_used, found.get_indexer(sought), GONE)
+        facts = pd.concat([examined[[*NO_FACTS]], facts])  # the last row is that of `GONE`
+    is_there = rows != GONE
+    table = pictures.assign(
+        split=pictures["split"].where(is_there, ""), captions=pictures["captions"].map(list),
+        given=True, update=update_label(arrival), **facts.iloc[rows].set_index(pictures.index),
+    ).reset_index(drop=True)  # fmt: skip
+    classes = sorted(table["label"].unique())
     read = functools.partial(read_or_blank, None if index is None else index.read)
-    return ImageIndex(dataset, table, read, [], classes), lost
+    part = ImageIndex(manifest_of(tree), table, read, [], classes)
+    return part, [*pictures.index[is_used & ~is_there]]
 
 
 @functools.cache

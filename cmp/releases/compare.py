@@ -21,7 +21,7 @@ from cmp.models import Network
 from cmp.releases.candidates import Candidate, find_candidate, find_release, folder_candidate
 from cmp.releases.index import RECALL_AT, measure_index
 from cmp.releases.intervals import mean_interval, share_interval
-from cmp.releases.ledger import update_label
+from cmp.releases.ledger import is_among, update_label
 from cmp.releases.release import Release
 from cmp.scale.devices import check_device
 
@@ -223,11 +223,8 @@ def _updates_between(old: Release, new: Release, corpus: Corpus) -> set[str] | N
         return None
     pairs = zip(old.record.updates, new.record.updates, strict=False)
     shared = len([*itertools.takewhile(lambda pair: pair[0].id == pair[1].id, pairs)])
-    had = {picture.key for picture in old.ledger().pictures if picture.split}
-    lacking = {
-        picture.arrival for picture in new.ledger().pictures
-        if picture.split and picture.key not in had
-    }  # fmt: skip
+    pictures = new.ledger().used
+    lacking = pictures["arrival"][~is_among(pictures, old.ledger().used)].unique()
     return known & {labels[n] for n in lacking if arrivals[n].update > shared}
 
 

@@ -10,10 +10,12 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
+import numpy as np
+import pandas as pd
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
@@ -25,9 +27,14 @@ from cmp.values import STRICT, Steps
 
 EMBEDDED = "embedded"
 """In place of a folder: the embedded benchmark's pool and retention sets."""
+COLUMNS: dict[str, type] = {
+    "arrival": int, "set": str, "source": str, "split": str, "label": str, "captions": list,
+    "digest": int, "pixels": int, "look": int,
+}  # fmt: skip
+"""The columns of `Ledger.pictures`, whose order is that of the values in `Ledger.digest`."""
 SPLITS = ("", "train", "validation", "test")
-"""The values of `Picture.split`."""
-FLAT = {0}
+"""The values of the column `split`."""
+FLAT = 0
 """The look hash of plain images, which all share."""
 NAMED = 3
 """How many images a message names."""
@@ -67,37 +74,6 @@ class Arrival:
                 raise ValueError(f"{path!r:.80} must be the path of a folder")
 
 
-class Picture(NamedTuple):
-    """A row of the ledger.
-
-    Attributes:
-        arrival: The position of its arrival.
-        set: The set that it belongs to.
-        source: Its name in that folder.
-        split: "train", "validation" or "test"; "" if it is no longer used.
-        label: Its class.
-        captions: Its captions.
-        digest: A hash of its file.
-        pixels: A hash of its pixels.
-        look: A hash that similar images share.
-    """
-
-    arrival: int
-    set: str
-    source: str
-    split: str
-    label: str
-    captions: tuple[str, ...]
-    digest: int
-    pixels: int
-    look: int
-
-    @property
-    def key(self) -> tuple:
-        """The key that an image keeps when it is sent again."""
-        return self.set, self.label, self.captions, self.digest
-
-
 def update_label(arrival: Arrival) -> str:
     """Return the name of an arrival's update in a corpus; "" for a pool or a retention set."""
     return f"{arrival.update} {arrival.name}" if arrival.role == "adapt" else ""
@@ -109,34 +85,43 @@ class Ledger:
 
     Attributes:
         arrivals: The folders of the images.
-        pictures: The images.
+        pictures: One row per image: `arrival`, the position of its arrival; `set`, which it belongs
+            to; `source`, its name in that folder; `split`, or "" if it is no longer used; `label`,
+            its class; `captions`, a tuple of texts; and as in `cmp.readers.index.ImageIndex`, the
+            hashes `digest`, `pixels` and `look`.
     """
 
     arrivals: tuple[Arrival, ...] = ()
-    pictures: tuple[Picture, ...] = ()
+    pictures: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=pd.Index(COLUMNS)).astype(
+            {name: object if kind is list else kind for name, kind in COLUMNS.items()}
+        )
+    )
 
     @property
     def updates(self) -> int:
         """The number of updates so far."""
         return max((arrival.update for arrival in self.arrivals), default=0)
 
-    def parts(self) -> Iterator[tuple[int, dict[str, Any], list[int]]]:
-        """Yield the number of an arrival, a set of it, and the positions of its images, for each
-        set of which images were new."""
-        places = collections.defaultdict(list)
-        for place, picture in enumerate(self.pictures):
-            places[picture.arrival, picture.set].append(place)
+    @property
+    def used(self) -> pd.DataFrame:
+        """The images that are still used."""
+        return self.pictures[self.pictures["split"] != ""]
+
+    def parts(self) -> Iterator[tuple[int, dict[str, Any], pd.DataFrame]]:
+        """Yield the number of an arrival, a set of it, and its images, for each set of which images
+        were new."""
+        places = self.pictures.groupby(["arrival", "set"]).indices
         for number, arrival in enumerate(self.arrivals):
             for tree in arrival.sets:
-                if positions := places[number, tree["name"]]:
-                    yield number, tree, positions
+                if (number, tree["name"]) in places:
+                    yield number, tree, self.pictures.iloc[places[number, tree["name"]]]
 
     def digest(self, first: int = 0) -> str:
         """Return the sha256 of all images from an arrival on."""
-        digest = hashlib.sha256()
-        for picture in self.pictures:
-            if picture.arrival >= first:
-                digest.update(json.dumps(picture).encode() + b"\n")
+        pictures, digest = self.pictures[self.pictures["arrival"] >= first], hashlib.sha256()
+        for row in zip(*(pictures[name].tolist() for name in COLUMNS), strict=True):
+            digest.update(json.dumps(row).encode() + b"\n")
         return digest.hexdigest()
 
     def unusual_readings(self, first: int) -> dict[str, dict[str, Any]]:
@@ -151,28 +136,28 @@ class Ledger:
             it.
         """
         readings = {}
-        for number, tree, places in self.parts():
+        for number, tree, pictures in self.parts():
             if number < first:
                 continue
             name, dataset = tree["name"], manifest_of(tree)
-            pictures = [self.pictures[place] for place in places]
             keys = {*PictureReader.model_fields}
             reading = dataset.reader.model_dump(include=keys, exclude_defaults=True)
-            usual_task = task_of({x.label for x in pictures}, name)
+            usual_task = task_of({*pictures["label"]}, name)
             if dataset.task != usual_task:
                 reading["task"] = dataset.task
             is_classified = dataset.task == "classification"
-            is_shown = any(x.captions == (dataset.prompt.format(x.label),) for x in pictures)
+            captions = zip(pictures["captions"], pictures["label"], strict=True)
+            is_shown = any(shown == (dataset.prompt.format(label),) for shown, label in captions)
             if is_classified and not is_shown and dataset.prompt != starts.USUAL_PROMPT:
                 reading["prompt"] = dataset.prompt  # only the classifier uses it
             if reading:
                 readings[f"{number} {name}"] = reading
         return readings
 
-    def without(self, arrivals: Collection[int]) -> "Ledger":
-        """Return the ledger with the images of some arrivals no longer used."""
-        kept = [x._replace(split="") if x.arrival in arrivals else x for x in self.pictures]
-        return Ledger(self.arrivals, tuple(kept))
+    def without(self, gone: np.ndarray | pd.Series) -> "Ledger":
+        """Return the ledger with some images no longer used, whose rows are true in `gone`."""
+        split = self.pictures["split"].mask(gone, "")
+        return Ledger(self.arrivals, self.pictures.assign(split=split))
 
 
 @dataclass(frozen=True)
@@ -222,23 +207,33 @@ def manifest_of(tree: Mapping[str, Any]) -> FileSet:
     return parse_record(json.dumps(manifest), FileSet)
 
 
-def checked_ledger(arrivals: tuple[Arrival, ...], pictures: Sequence[Picture]) -> Ledger:
+def checked_ledger(arrivals: tuple[Arrival, ...], table: pd.DataFrame) -> Ledger:
     """Return the ledger that a release was read from.
+
+    Args:
+        arrivals: The folders of the images.
+        table: The images, with an array per list of captions.
 
     Raises:
         ValueError: An image names an arrival, set or split that does not exist, or its source,
-            label or captions are not what an arrival gives.
+            label or captions are not what an arrival gives; or there are other columns.
     """
-    sets = {(n, tree["name"]) for n, x in enumerate(arrivals) for tree in x.sets}
-    for place, picture in enumerate(pictures):
-        is_known = (picture.arrival, picture.set) in sets and picture.split in SPLITS
-        if not is_known:
-            raise ValueError(f"row {place}: arrival, set or split is not in the release")
-        captions = picture.captions if isinstance(picture.captions, tuple) else (None,)
-        are_texts = all(isinstance(text, str) for text in (picture.label, *captions))
-        if not (are_texts and _is_path(picture.source)):
-            raise ValueError(f"row {place}: source, label and each caption must be texts")
-    return Ledger(arrivals, tuple(pictures))
+    if {*table} != {*COLUMNS}:
+        raise ValueError(f"has the columns {', '.join(table)}, not {', '.join(COLUMNS)}")
+    sets = [(n, tree["name"]) for n, x in enumerate(arrivals) for tree in x.sets]
+    is_known = pd.MultiIndex.from_frame(table[["arrival", "set"]]).isin(sets)
+    is_known &= table["split"].isin(SPLITS)
+    are_texts = table["label"].notna() & ~table["source"].str.contains("\0", regex=False, na=True)
+    are_texts &= table["captions"].map(
+        lambda captions: isinstance(captions, np.ndarray) and {*map(type, captions)} <= {str}
+    )
+    for is_right, fault in (
+        (is_known, "arrival, set or split is not in the release"),
+        (are_texts, "source, label and each caption must be texts"),
+    ):
+        if not np.all(is_right):
+            raise ValueError(f"row {np.argmin(is_right)}: {fault}")
+    return Ledger(arrivals, table.assign(captions=[*map(tuple, table["captions"])])[[*COLUMNS]])
 
 
 def _is_path(path: object) -> bool:
@@ -269,11 +264,11 @@ def changed_retention(ledger: Ledger) -> set[str]:
     """Return the retention sets that have gained or lost images since the first update. A subset of
     such a set may have as many images as before, but different ones."""
     roles = [arrival.role for arrival in ledger.arrivals]
-    return {
-        picture.set for picture in ledger.pictures
-        if roles[picture.arrival] == "eval"
-        and ("adapt" in roles[: picture.arrival] or not picture.split)
-    }  # fmt: skip
+    first = roles.index("adapt") if "adapt" in roles else len(roles)
+    pictures = ledger.pictures
+    is_kept = pictures["arrival"].isin([n for n, role in enumerate(roles) if role == "eval"])
+    is_changed = (pictures["arrival"] > first) | (pictures["split"] == "")
+    return {*pictures["set"][is_kept & is_changed]}
 
 
 def joined_set(ledger: Ledger, role: Role, folder: str, own: str) -> str:
@@ -304,104 +299,105 @@ def joined_set(ledger: Ledger, role: Role, folder: str, own: str) -> str:
 
 
 def append(
-    ledger: Ledger, arrival: Arrival, arriving: list[Picture], free: Collection[tuple[str, str]]
+    ledger: Ledger, arrival: Arrival, arriving: pd.DataFrame
 ) -> tuple[Ledger, ArrivalReport]:
     """Return the ledger with the new images of an arrival appended, see `arrive`.
 
     Args:
         ledger: The ledger.
         arrival: The arrival.
-        arriving: Its images.
-        free: The sets and names of images whose split no file gives.
+        arriving: Its images as in `Ledger.pictures`, and whether a file gave the split of each, in
+            the column `given`.
     """
-    used = [picture for picture in ledger.pictures if picture.split]
-    known, splits = {picture.key for picture in used}, _splits_of(ledger)
-    before, new, held = dict(splits), [], []
-    for picture in arriving:
-        if picture.key in known:
-            continue
-        names = _contents(picture)
-        earlier = [split for name in names if (split := before.get(name))]
-        if earlier and earlier[0] != "train":
-            held.append(picture)
-        split = next((splits[name] for name in names if name in splits), picture.split)
-        new.append(picture._replace(split=split))
-        for name in names:
-            splits.setdefault(name, split)
-    if not new and arrival.role == "adapt":
-        keys = {picture.key for picture in arriving}
-        numbers = dict.fromkeys(x.arrival for x in used if x.key in keys)
+    used = ledger.used
+    is_known = is_among(arriving, used)
+    if is_known.all() and arrival.role == "adapt":
+        numbers = used["arrival"][is_among(used, arriving)].unique()
         where = ", ".join(update_label(ledger.arrivals[n]) for n in numbers)
         raise CmpError(
             f"--data: {arrival.folder}: all images have arrived before, in update {where}; give a "
             "folder with new ones"
         )
-    if not new:
+    if is_known.all():
         raise CmpError(
             f"{OPTIONS[arrival.role]}: {arrival.folder} contains no new image; leave it out"
         )
-    if arrival.role == "adapt" and not any(picture.split == "train" for picture in new):
-        fixed = [x for x in new if (x.set, x.source) not in free] + held
-        taken = {name for picture in fixed for name in _contents(picture)}
-        new = [x if taken & {*_contents(x)} else x._replace(split="train") for x in new]
+    new, is_held = _share_splits(ledger, arriving[~is_known].reset_index(drop=True))
+    if arrival.role == "adapt" and not (new["split"] == "train").any():
+        fixed = new[new["given"] | is_held]
+        is_taken = new["digest"].isin(fixed["digest"]) | new["pixels"].isin(fixed["pixels"])
+        new["split"] = new["split"].where(is_taken, "train")
+    every = pd.concat([used, new], ignore_index=True)
     # images with captions have no names: their label is that of the set
-    captioned = {tree["name"] for tree in arrival.sets if tree["task"] == "retrieval"}
-    labels = {(x.set, x.label) for x in new if x.set not in captioned}
-    old_labels = {(x.set, x.label) for x in used}
-    tested = {(x.set, x.label) for x in (*used, *new) if x.split == "test"}
-    seen = {(x.key[:-1], x.pixels) for x in used}
-    looks = {
-        trains: {x.look for x in (*used, *new) if (x.split == "train") == trains} - FLAT
-        for trains in (True, False)
-    }
-    similar = [x.source for x in new if x.look in looks[x.split != "train"]]
-    pairs = _in_two_classes(used, new)
-    shown = [f"{x.source} ({x.label})" for pair in pairs[:1] for x in pair]
+    captioned = [tree["name"] for tree in arrival.sets if tree["task"] == "retrieval"]
+    labels, old_labels = _names_in(new[~new["set"].isin(captioned)]), _names_in(used)
+    tested = _names_in(every[every["split"] == "test"])
+    trains = every["split"] == "train"
+    is_similar = new["look"].isin(every["look"][trains])
+    is_similar = is_similar.where(new["split"] != "train", new["look"].isin(every["look"][~trains]))
+    held, similar = new["source"][is_held], new["source"][is_similar & (new["look"] != FLAT)]
+    pairs = _in_two_classes(every, len(used))
+    shown = every.loc[[place for pair in pairs[:1] for place in pair], ["source", "label"]]
     report = ArrivalReport(
-        dict(collections.Counter(picture.split for picture in new)), len(arriving) - len(new),
-        len(held), tuple(x.source for x in held[:NAMED]), len(similar), tuple(similar[:NAMED]),
-        len(pairs), tuple(shown), sum((x.key[:-1], x.pixels) in seen for x in new),
+        dict(collections.Counter(new["split"])), int(is_known.sum()),
+        len(held), (*held[:NAMED],), len(similar), (*similar[:NAMED],),
+        len(pairs), tuple(f"{source} ({label})" for source, label in shown.to_numpy()),
+        int(is_among(new, used, "pixels").sum()),
         tuple(sorted(name for _, name in labels - old_labels)),
         tuple(sorted(name for _, name in labels & old_labels)),
         tuple(sorted(name for _, name in labels - tested)),
     )  # fmt: skip
-    return Ledger((*ledger.arrivals, arrival), (*ledger.pictures, *new)), report
+    pictures = pd.concat([ledger.pictures, new[[*COLUMNS]]], ignore_index=True)
+    return Ledger((*ledger.arrivals, arrival), pictures), report
 
 
-def _contents(picture: Picture) -> tuple[tuple[str, int], tuple[str, int]]:
-    """Return what images with one split have in common: their file or their pixels."""
-    return ("file", picture.digest), ("pixels", picture.pixels)
+def is_among(pictures: pd.DataFrame, others: pd.DataFrame, content: str = "digest") -> np.ndarray:
+    """Return whether each image is also among others: in the same set, with the same class and
+    captions, and an equal file or, if `content` is "pixels", equal pixels."""
+    key = ["set", "label", "captions", content]
+    found = pictures[key].merge(others[key].drop_duplicates(), "left", indicator="found")
+    return (found["found"] == "both").to_numpy()
 
 
-def _in_two_classes(
-    used: Sequence[Picture], new: Sequence[Picture]
-) -> list[tuple[Picture, Picture]]:
-    """Return the new images that equal an image of another class in their set, each with the first
-    such image."""
-    first: dict[tuple[str, str, int], Picture] = {}
-    pairs = []
-    for place, picture in enumerate((*used, *new)):
-        names = [(picture.set, *name) for name in _contents(picture)]
-        twins = [first.setdefault(name, picture) for name in names]
-        others = [twin for twin in twins if twin.label != picture.label]
-        if others and place >= len(used):
-            pairs.append((picture, others[0]))
-    return pairs
+def _names_in(pictures: pd.DataFrame) -> set[tuple[str, str]]:
+    """Return the names of classes with images, each with its set."""
+    return {*pictures[["set", "label"]].drop_duplicates().itertuples(index=False, name=None)}
 
 
-def _splits_of(ledger: Ledger) -> dict[tuple[str, int], str]:
-    """Return the split of the first image by the hash of its file, and by that of its pixels.
+def _share_splits(ledger: Ledger, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """Return new images with the split of the first image that has their file or their pixels, and
+    whether an earlier arrival holds each out.
 
     An image that is no longer used may have been trained on, so its split is "train", unless it
     was for retention or is also used elsewhere.
     """
-    splits: dict[tuple[str, int], str] = {}
-    for picture in sorted(ledger.pictures, key=lambda picture: not picture.split):
-        if picture.split or ledger.arrivals[picture.arrival].role != "eval":
-            split = picture.split or "train"
-            for name in _contents(picture):
-                splits.setdefault(name, split)
-    return splits
+    retention = [n for n, arrival in enumerate(ledger.arrivals) if arrival.role == "eval"]
+    gone = ledger.pictures[ledger.pictures["split"] == ""]
+    gone = gone[~gone["arrival"].isin(retention)].assign(split="train")
+    known = pd.concat([ledger.used, gone])[::-1]  # the first image counts
+    by_file, by_pixels = (
+        dict(zip(known[name], known["split"], strict=True)) for name in ("digest", "pixels")
+    )
+    contents = [*zip(new["digest"], new["pixels"], strict=True)]
+    earlier = [by_file.get(file) or by_pixels.get(pixels) for file, pixels in contents]
+    splits = []
+    for (file, pixels), own in zip(contents, new["split"], strict=True):
+        splits.append(by_file.get(file) or by_pixels.get(pixels) or own)
+        by_file.setdefault(file, splits[-1])
+        by_pixels.setdefault(pixels, splits[-1])
+    return new.assign(split=splits), pd.Series(earlier).isin(["validation", "test"])
+
+
+def _in_two_classes(pictures: pd.DataFrame, first: int) -> list[tuple[int, int]]:
+    """Return the images, from one on, that equal an image of another class in their set, each with
+    the first such image."""
+    places = pictures.index.to_series()
+    twins = pd.Series(-1, places)
+    for name in ("pixels", "digest"):  # an equal file is named rather than equal pixels
+        twin = places.groupby([pictures["set"], pictures[name]]).transform("min")
+        is_other = pictures["label"][twin].to_numpy() != pictures["label"]
+        twins = twins.mask(is_other, twin)
+    return [(place, twin) for place, twin in twins[first:].items() if twin >= 0]
 
 
 def came_from(folder: str, old: str) -> bool:

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,7 +33,7 @@ from cmp.parsing import parse_record, read_json, read_table, refuse_later
 from cmp.readers.manifest import Prompt
 from cmp.releases import arrivals
 from cmp.releases import ledger as ledgers
-from cmp.releases.ledger import Arrival, Ledger, Picture, checked_ledger
+from cmp.releases.ledger import Arrival, Ledger, checked_ledger
 from cmp.runs import checkpoints
 from cmp.runs.checkpoints import Progress, RunState
 from cmp.runs.identity import json_digest
@@ -185,11 +184,7 @@ class Release:
         """
         path = self.path(LEDGER_FILE)
         with explain_errors(f"{path}: cannot be read", REMEDY, *RECORD_ERRORS):
-            table = read_table(path, Picture.__annotations__)
-            lists = [tuple(x) if isinstance(x, np.ndarray) else x for x in table["captions"]]
-            rows = table.assign(captions=lists).to_dict("records")
-            known = [Picture(**{str(key): x for key, x in row.items()}) for row in rows]
-            return checked_ledger(self.record.arrivals, known)
+            return checked_ledger(self.record.arrivals, read_table(path, ledgers.COLUMNS))
 
     def corpus(self, skip_gone: bool = False, moved: Mapping[str, str] | None = None) -> Corpus:
         """Return the data so far: the images of all updates, the pool, and the retention sets.
@@ -291,7 +286,10 @@ def write_record(folder: Path, record: ReleaseRecord) -> None:
 
 def write_ledger(ledger: Ledger, path: Path) -> None:
     """Write the images of a ledger as a table."""
-    pq.write_table(pa.Table.from_pylist([x._asdict() for x in ledger.pictures]), path)
+    kinds = {int: pa.int64(), str: pa.string(), list: pa.list_(pa.string())}
+    schema = pa.schema([(name, kinds[kind]) for name, kind in ledgers.COLUMNS.items()])
+    table = pa.Table.from_pandas(ledger.pictures, schema, preserve_index=False)
+    pq.write_table(table.replace_schema_metadata(None), path)
 
 
 def write_served_model(model: models.Network, name: str, folder: Path) -> None:

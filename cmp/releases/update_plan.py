@@ -291,7 +291,7 @@ def _arrive_beside(
     before, pools = ledger, []
     if role == "pool":
         pools = [n for n, x in enumerate(ledger.arrivals) if x.role == role]
-        ledger = ledger.without(pools)
+        ledger = ledger.without(ledger.pictures["arrival"].isin(pools))
     ledger, report = arrivals.arrive(ledger, folder, role, prompt=prompt)
     if pools and _brought_same(before, pools[-1], ledger):
         return before, [f"--pool: {folder} is the pool of this stream already; leave it out"]
@@ -307,7 +307,9 @@ def _arrive_beside(
     if {*report.new} == {"train"}:
         raise CmpError(f"--retain: {folder}: none of its images is left to score: {reason}")
     name, last = ledger.arrivals[-1].name, len(ledger.arrivals) - 1
-    some = next(x.source for x in ledger.pictures if x.arrival == last and x.split == "train")
+    pictures = ledger.pictures
+    is_trained = (pictures["arrival"] == last) & (pictures["split"] == "train")
+    some = pictures["source"][is_trained].iloc[0]
     count = count_of(sum(report.new.values()), "image")
     said.append(f"--retain: {name}: not scored: {trained:,} of {count}, such as {some}: {reason}")
     return ledger, said
@@ -316,11 +318,12 @@ def _arrive_beside(
 def _brought_same(before: Ledger, number: int, after: Ledger) -> bool:
     """Return whether an arrival in a ledger and the last one in another are the same folder with
     the same images."""
-    brought = [
-        (ledger.arrivals[n], [x._replace(arrival=0) for x in ledger.pictures if x.arrival == n])
-        for ledger, n in ((before, number), (after, len(after.arrivals) - 1))
-    ]
-    return brought[0] == brought[1]
+    last = len(after.arrivals) - 1
+    was, now = (
+        each.pictures[each.pictures["arrival"] == n].drop(columns="arrival").reset_index(drop=True)
+        for each, n in ((before, number), (after, last))
+    )
+    return before.arrivals[number] == after.arrivals[last] and was.equals(now)
 
 
 def _similar_line(noun: str, report: ArrivalReport) -> str:
