@@ -450,7 +450,7 @@ def test_the_shipped_traits_are_of_every_class_and_pool_image(corpus):
     for role in ("pool", "substitute"):
         datasets = corpus.table["dataset"].isin(corpus.by_role(role)).to_numpy()
         statistics = class_tables.pool_statistics(corpus, np.flatnonzero(datasets))
-        assert class_statistics.notna().all().all()
+        assert statistics.notna().all().all()
         assert statistics["cluster"].nunique() > 32
     with pytest.raises(CmpError, match=r"mixture\.select: .*not for 'new-digits'.*'random'"):
         class_tables.pool_statistics(corpus, corpus.rows("train", dataset="new-digits")[:3])

@@ -70,8 +70,11 @@ def is_present(device: str) -> bool:
 
 
 def device_name(device: str) -> str:
-    """Return the name of a device in a run's provenance: "cpu", or the name of the GPU."""
-    return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
+    """Return the name of a device in a run's provenance: "cpu", or the name of the GPU, which is ""
+    if there is none."""
+    if device == "cpu":
+        return "cpu"
+    return torch.cuda.get_device_name(device) if is_present(device) else ""
 
 
 def find_device(device: str) -> Device | None:
