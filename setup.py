@@ -4,6 +4,7 @@ It is of a checkout, whose chapters import them wherever their kernels start. A 
 """
 
 import warnings
+from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.editable_wheel import editable_wheel
@@ -31,4 +32,9 @@ class EditableWithBook(editable_wheel):
             super().run()
 
 
-setup(cmdclass={"editable_wheel": EditableWithBook})
+# an egg-info folder beside `cmp` would hide the commands of an editable install
+Path("_build").mkdir(exist_ok=True)
+setup(
+    cmdclass={"editable_wheel": EditableWithBook},
+    options={"egg_info": {"egg_base": "_build"}, "build": {"build_base": "_build/wheel"}},
+)

@@ -57,6 +57,7 @@ def built(tmp_path_factory):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     done = python("-c", BUILD, cwd=tree)
     assert done.returncode == 0, done.stderr
+    assert not list(tree.glob("*.egg-info"))  # it would hide the commands of an editable install
     for wheel in folder.glob("*/*.whl"):
         with zipfile.ZipFile(wheel) as packed:
             packed.extractall(wheel.parent)
