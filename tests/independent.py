@@ -16,13 +16,17 @@ from scipy.stats import t as student
 
 EVAL, ADAPT = "eval", "adapt"
 GAINS = ("gain", "gain from the start")
+HALVES = {
+    "names": ["new-emoji-living", "new-emoji-signs", "new-emoji-things", "new-flags", "new-icons"],
+    "looks": ["new-animals", "new-counts", "new-digits", "new-solids", "new-sprites"],
+}
 
 
 class Study:
     """The scores of a published study, by setting and replicate."""
 
     def __init__(self, path: Path):
-        columns = ["setting", "replicate", "task", "scope", "role", "score", "config"]
+        columns = ["setting", "replicate", "task", "scope", "role", "dataset", "score", "config"]
         table = pd.read_parquet(path, columns=columns)
         self.last = table.groupby(["setting", "replicate"])["task"].max().to_dict()
         self.means = (
@@ -30,6 +34,10 @@ class Study:
             .mean()
             .to_dict()
         )
+        for half, datasets in HALVES.items():
+            part = table[table["dataset"].isin(datasets)]
+            scores = part.groupby(["setting", "replicate", "task", "scope"])["score"].mean()
+            self.means |= {(*key, half): score for key, score in scores.items()}
         trees = table.drop_duplicates(["setting", "replicate"])
         self.trees = {
             (row.setting, row.replicate): json.loads(row.config) for row in trees.itertuples()
@@ -223,6 +231,9 @@ def verdict(claim: dict, fronts: list[dict | None], studies: dict[str, Study], t
                 if measure == "GM":
                     both = study.end(settings[0], r, ADAPT) * study.end(settings[0], r, EVAL)
                     values[r] = math.sqrt(both)
+                    continue
+                if measure in HALVES:
+                    values[r] = study.end(settings[0], r, measure)
                     continue
                 scores = [
                     study.way(s, r) if term.get("at") == "way" else study.end(s, r, ADAPT)
