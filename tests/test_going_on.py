@@ -26,7 +26,7 @@ from cmp.embedded import packed
 from cmp.errors import CmpError, Interrupted
 from cmp.files import SHORT_ID
 from cmp.project import project_folder
-from cmp.releases import card, hub
+from cmp.releases import hub
 from cmp.runs import checkpoints, identity, launch, lookup, store
 from cmp.runs.launch import from_keywords, resolve_run
 from cmp.runs.lookup import unfinished_runs
@@ -259,7 +259,7 @@ def test_an_export_names_the_package_of_its_model(build, monkeypatch):
 
 
 def test_a_card_says_which_distribution_it_needs_and_whose_weights_are_its_base():
-    """And a release's says the same, where the package `cmp` of PyPI is somebody else's."""
+    """The package `cmp` of PyPI is somebody else's."""
     project = tomllib.loads((project_folder() / "pyproject.toml").read_text())["project"]
     corpus = forked.small_corpus()
     run = stored(config.parse({"stream": {"tasks": 1}, "seeds": {"init": 3}}), 1)
@@ -267,7 +267,7 @@ def test_a_card_says_which_distribution_it_needs_and_whose_weights_are_its_base(
     about = yaml.safe_load(text.split("---\n")[1])
     assert about["license"] == project["license"].lower()
     assert about["base_model"] == "small-s3-annealed" and about["library_name"] == "open_clip"
-    for each in (text, card.CARD["release"], card.snippet("small", corpus)):
+    for each in text.split("```")[:2]:  # in words, and in the code
         assert project["name"] in each and "`pip install .`" in each
 
 
@@ -283,11 +283,9 @@ def test_a_card_says_which_distribution_it_needs_and_whose_weights_are_its_base(
 )
 def test_a_card_invents_neither_a_licence_nor_a_base(name, start, base, monkeypatch):
     run_config = config.parse({"model": {"name": name, "start": start}})
-    provenance = dict.fromkeys(("device", "torch", "open_clip"), "-")
     monkeypatch.setattr(starts, "hub_config", lambda name: {"model_cfg": {}})  # not to be fetched
-    monkeypatch.setitem(card.CARD, "run", "{head}---{licence}")
-    text = card.fill_card("run", run_config, forked.small_corpus(), provenance)
-    head, said = text.split("---")
+    text = hub.model_card(stored(run_config, 1), forked.small_corpus())
+    _, head, said = text.split("---\n", 2)
     about = yaml.safe_load(head)
     assert about.get("base_model") == base and "license" not in about
     assert "No licence is known for the weights that training started from" in said

@@ -33,13 +33,13 @@ from cmp.parsing import parse_yaml
 from cmp.readers import collection, folders, infer, tables, tars
 from cmp.releases import (
     candidates,
-    card,
     compare,
     exports,
     gate,
     hugging_face,
     release,
     report,
+    templates,
     tuning,
     update,
     update_plan,
@@ -549,8 +549,8 @@ def test_a_card_shows_the_texts_of_users_as_they_are(plan_from, tmp_path):
         for place in places:
             slashes = len(text[:place]) - len(text[:place].rstrip("\\"))
             assert slashes % 2 == 1, text[place - 20 : place + 20]
-    table = card.markdown_table(pd.DataFrame({"set": [EVIL, "a"]}))
-    assert len(table.splitlines()) == 4 and card.code_span("w[1]\n`b") == "w[1] 'b"
+    table = templates.markdown_table(pd.DataFrame({"set": [EVIL, "a"]}))
+    assert len(table.splitlines()) == 4 and templates.code_span("w[1]\n`b") == "w[1] 'b"
 
 
 def test_names_of_updates_and_prompts_are_one_line(releases, plan_from, tmp_path):

@@ -13,7 +13,7 @@ import pandas as pd
 from cmp.errors import CmpError
 from cmp.files import write_atomic
 from cmp.project import build_folder
-from cmp.releases.card import markdown_table
+from cmp.releases.templates import markdown_table
 from lab import chapters, figures, run
 
 Points = Mapping[Path, Mapping[str, str]]

@@ -11,7 +11,7 @@ import pandas as pd
 from cmp import budgets, models, starts
 from cmp.data import Corpus
 from cmp.readers import notes
-from cmp.releases.card import fill_card, markdown_table
+from cmp.releases.card import fill_card
 from cmp.releases.exports import export_folder
 from cmp.releases.hugging_face import TOKENIZER_FILES
 from cmp.releases.release import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_served_model
@@ -67,11 +67,10 @@ def model_card(run: store.StoredRun, corpus: Corpus) -> str:
     tasks = run.metrics["task"].max()  # those done, of a run that is not finished
     steps = budgets.settle(about, corpus).steps[:tasks]
     return fill_card(
-        "run", about, corpus, run.provenance, tasks=tasks, steps=preflight.steps_in_words(steps),
-        scope=scope, run=run.id,
-        scores=markdown_table(_scores(run.metrics[run.metrics["scope"] == scope])),
-        data=markdown_table(pd.DataFrame(data, columns=["", "role", "licence"])),
-        pictures="\n".join(f"* {sentence}" for sentence in read_differently(run)),
+        about, corpus, run.provenance, run=run.id, tasks=tasks, scope=scope,
+        steps=preflight.steps_in_words(steps), differences=read_differently(run),
+        scores=_scores(run.metrics[run.metrics["scope"] == scope]),
+        data=pd.DataFrame(data, columns=["", "role", "licence"]),
     )  # fmt: skip
 
 
