@@ -130,7 +130,7 @@ def test_show_writes_a_contact_sheet(tmp_path, monkeypatch):
         (["study", "front", "--resume"], ["--resume", "alone", "repeat its command"]),
         (["study", "--pause", "--resume"], ["--pause and --resume", "alone"]),
         (["study", "--resume", "--jobs", "3"], ["--pause and --resume", "alone"]),
-        (["site", "--picture", "--pdf"], ["only one of --picture", "--pdf"]),
+        (["site", "--picture", "--predictions"], ["only one of --picture", "--predictions"]),
         (["doctor", "--micro-batch", "7"], ["--micro-batch: needs --profile"]),
         (["doctor", "--compile"], ["--compile: needs --profile"]),
         (["results", "verify", "3f2a", "--sample", "2"], ["--sample", "leave out the id"]),

@@ -185,24 +185,22 @@ def book(
     run.run_book(profile, chapter, parameters, jobs, dry_run)
 
 
-def site(picture: bool = False, predictions: bool = False, pdf: bool = False) -> None:
+def site(picture: bool = False, predictions: bool = False) -> None:
     """Build the book as static pages. The first build downloads the theme's packages.
 
     Args:
         picture: Only draw the images of the first page and of README.
         predictions: Only train the models of the first screen, about a minute for each setting, and
             store their predictions.
-        pdf: Also print the book and the card "Keep CLIP current" to PDF, with an installed
-            chromium.
 
     Example:
         cmpt site
     """
-    from lab import figures, first_screen, printing
+    from lab import figures, first_screen
     from lab.site import make_site
 
-    if sum((picture, predictions, pdf)) > 1:
-        raise CmpError("site: give only one of --picture, --predictions and --pdf")
+    if picture and predictions:
+        raise CmpError("site: give only one of --picture and --predictions")
     if predictions:
         typer.echo(f"stored: {first_screen.write_predictions()}")
         return
@@ -212,9 +210,6 @@ def site(picture: bool = False, predictions: bool = False, pdf: bool = False) ->
         return
     pages = make_site()
     typer.echo(f"the book: {pages}")
-    if pdf:
-        for path in printing.print_book(pages):
-            typer.echo(f"printed: {path}")
     folder = shlex.quote(str(pages))
     typer.echo(f"to read it: python3 -m http.server --bind 127.0.0.1 --directory {folder}")
 

@@ -19,7 +19,6 @@ from browser import site as browser_site
 from playwright.sync_api import Browser, Page
 
 from lab import site
-from lab.printing import served
 
 HANDLES = {
     "schedule": ".knees .handle",
@@ -130,7 +129,7 @@ def main() -> None:
     load = "busy" if parser.parse_args().busy else "alone"
     pages, rows = site.make_site(), []
     busy = busy_processes(2 if load == "busy" else 0)
-    with served(pages) as address, lab.browser() as browser, busy:
+    with browser_site.served(pages) as address, lab.browser() as browser, busy:
         rows += time_pages(browser, address, pages, load)
     for path in sorted((pages / "explorers" / "data").iterdir()):
         size = len(gzip.compress(path.read_bytes())) / 1000

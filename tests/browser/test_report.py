@@ -11,7 +11,6 @@ from cmp.data import load_data
 from cmp.releases.compare import compare
 from cmp.releases.gate import Gate, Limits, apply_gate
 from cmp.releases.report import write_report
-from lab.printing import served
 
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 BROKEN = "[...document.images].filter((each) => each.complete && !each.naturalWidth).length"
@@ -27,7 +26,7 @@ def address(tmp_path_factory):
     tables = compare("small:annealed:0", "small:annealed:1", load_data("embedded"), subset=100)
     lines = apply_gate(Gate(each=Limits(drop=1, lost=30)), tables)
     write_report(tables, folder / "index.html", gate=lines, notes=["Five new pictures arrived."])
-    with served(folder) as found:
+    with browser_site.served(folder) as found:
         yield found
 
 

@@ -23,7 +23,6 @@ from typer.testing import CliRunner
 import cmp
 from cmp import cli
 from lab import chapters, explorers, site
-from lab.printing import served
 
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -48,7 +47,7 @@ def browser(there):
 
 @pytest.fixture(scope="module")
 def address(there, pages):
-    with served(pages) as found:
+    with browser_site.served(pages) as found:
         yield found
 
 
@@ -646,6 +645,13 @@ def test_the_first_screen_saves_pictures_by_replay(watched, address, pages):
     expect(place.get_by_role("button", name="Undo")).to_be_enabled()
 
 
+@pytest.mark.defect
+def test_the_start_page_prints_its_pictures(watched, address):
+    """They are backgrounds, which browsers leave out of what they print."""
+    ready(watched, f"{address}/")
+    assert re.search(rb"/Subtype\s*/Image", watched.pdf())
+
+
 def test_the_start_page_is_small(watched, address, pages):
     """All that it loads, gzipped, is at most 600 kB."""
     loaded = []
@@ -922,7 +928,7 @@ def test_a_reader_finds_the_explorer_and_comes_back_to_where_she_was(watched, ad
 
 @pytest.mark.long
 def test_evidence_is_folded_until_a_link_lands_in_it_or_it_is_printed(watched, pages, tmp_path):
-    with served(site.build_pages(sample_book.write(tmp_path))) as address:
+    with browser_site.served(site.build_pages(sample_book.write(tmp_path))) as address:
         last = watched.get_by_text("The last words.")
         in_view = "each => Math.abs(each.getBoundingClientRect().top) < innerHeight"
         watched.goto(f"{address}/cells")
@@ -955,7 +961,7 @@ def test_evidence_is_folded_until_a_link_lands_in_it_or_it_is_printed(watched, p
 def test_everything_that_the_theme_shows(watched, pages, tmp_path):
     """On the sample book: boxes that fold, and copying."""
     watched.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    with served(site.build_pages(sample_book.write(tmp_path))) as address:
+    with browser_site.served(site.build_pages(sample_book.write(tmp_path))) as address:
         watched.goto(f"{address}/")
         assert not watched.get_by_text("Folded.").is_visible()
         watched.get_by_text("Not yet").click()
