@@ -17,7 +17,7 @@ title: Sample
 (here)=
 ## A part
 
-{set}`Sixty <atlas: {"study": "all"}>`
+{set}`Sixty <mixture: {"heat": "x"}>`
 of them, with `code`, $x^2$, [a link](https://example.org), {cite:p}`someone2024`,
 and {ref}`here`. See {ref}`the equation <eq>`.
 
@@ -56,7 +56,7 @@ Batch
 
 ## Another part
 
-:::{explorer} atlas
+:::{explorer} mixture
 :::
 
 More text.

@@ -24,10 +24,10 @@ from cmp.config import Mixture, Schedule
 from cmp.errors import CmpError
 from cmp.project import build_folder, project_folder
 from cmp.registry import option_names
-from cmp.runs import checkpoints, identity, logs, lookup, store
+from cmp.runs import checkpoints, identity, launch, logs, lookup, store
 from cmp.runs.lookup import unfinished_runs
-from lab import analyses, atlas, chapters, explorers, keeping, live_runs, site
-from lab.evidence import claims, planner
+from lab import analyses, chapters, explorers, keeping, live_runs, site
+from lab.evidence import claims, planner, results
 from lab.surface import collect_surface
 
 CASES = """import { rates, drawable } from "./schedules.js";
@@ -49,7 +49,7 @@ def curves():
 
 def node(source, given, folder):
     """What a module of the scripts' folder prints as JSON, of what it reads as JSON."""
-    for name in [*explorers.NEEDS, "schedule", "mixture", "kernel", "atlas", "loader"]:
+    for name in [*explorers.NEEDS, "schedule", "mixture", "kernel", "loader"]:
         (folder / f"{name}.js").write_text(explorers.script(name))
     (folder / "package.json").write_text('{"type": "module"}')
     (folder / "source.mjs").write_text(source)
@@ -453,10 +453,10 @@ def test_a_link_has_a_peak_for_each_update_or_for_none(published, tmp_path):
     assert [bool(words) for words in said] == [False, True, True, False, True]
 
 
-ATLAS_FORMS = """import fs from "node:fs";
+EVERY_FORM = """import fs from "node:fs";
 import { FORMS } from "./export.js";
 const { settings, profiles } = JSON.parse(fs.readFileSync(0, "utf-8"));
-console.log(JSON.stringify(settings.map(({ changes }) =>
+console.log(JSON.stringify(settings.map((changes) =>
   ["command", "YAML", "Python"].map((form) =>
     FORMS[form]({ profile: "cpu", profiles, changes })))));
 """
@@ -464,9 +464,15 @@ console.log(JSON.stringify(settings.map(({ changes }) =>
 
 @pytest.mark.long
 def test_roundtrip_of_every_form_of_every_published_setting(tmp_path):
-    table = atlas.atlas_table()
-    for setting, forms in zip(table["settings"], node(ATLAS_FORMS, table, tmp_path), strict=True):
-        wanted = explorers.changed_run("cpu", setting["changes"])
+    published = map(results.published_metrics, [x.stem for x in results.RESULTS.glob("*.parquet")])
+    settings = [
+        launch.changes_to_cpu(run)
+        for metrics in published
+        for run in results.setting_configs(metrics).values()
+    ]
+    given = {"settings": settings, "profiles": explorers.profile_settings()}
+    for changes, forms in zip(settings, node(EVERY_FORM, given, tmp_path), strict=True):
+        wanted = explorers.changed_run("cpu", changes)
         for form, text in zip(("command", "YAML", "Python"), forms, strict=True):
             assert computed_by(form, text, "cpu", tmp_path, None) == wanted, text
 

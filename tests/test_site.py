@@ -129,10 +129,10 @@ def test_no_link_dangles_and_nothing_is_asked_of_elsewhere(pages):
 def test_dangling_links_are_found(tmp_path):
     (tmp_path / "b").mkdir()
     links = ["/b", "/b#there", "/b#gone", "#here", "#nor", "/c", "x.md", "https://elsewhere.org#a"]
-    links += ["/b#explorer=atlas", "/b#explorer=gone&amp;state=%7B%7D"]
+    links += ["/b#explorer=mixture", "/b#explorer=gone&amp;state=%7B%7D"]
     text = '<p id="here">' + "".join(f'<a href="{link}">' for link in links)
     (tmp_path / "index.html").write_text(text)
-    (tmp_path / "b" / "index.html").write_text('<p id="there" data-explorer="atlas">')
+    (tmp_path / "b" / "index.html").write_text('<p id="there" data-explorer="mixture">')
     assert site.dangling_links(tmp_path) == [
         ".: /b#gone", ".: #nor", ".: /c", ".: x.md", ".: /b#explorer=gone&amp;state=%7B%7D",
     ]  # fmt: skip
@@ -143,7 +143,7 @@ def test_the_theme_shows_all_kinds_of_content(tmp_path, pages):
     text = (folder / "index.html").read_text()
     for part in (
         '<details class="box"', 'class="katex', '<li>', '<td></td><th>two</th>',
-        '<a class="sets" href="#explorer=atlas&amp;state=%7B%22study%22%3A+%22all%22%7D">Sixty</a>',
+        '<a class="sets" href="#explorer=mixture&amp;state=%7B%22heat%22%3A+%22x%22%7D">Sixty</a>',
         'id="cite-someone2024"', 'class="hljs-keyword"', 'href="#here"',
         f'<p class="caption"><strong>Figure 1.1.</strong> What {INDEX} is, beside <code>A_KA<',
         '>cmpt export run  <span class="hljs-comment"># for', '<a href="#term-base">B</a></nav>',

@@ -5,7 +5,6 @@ to update.
 JupyterLab's start page and README's picture are made from the stored results.
 """
 
-import dataclasses
 import functools
 import html
 import itertools
@@ -17,13 +16,11 @@ from typing import Any
 import pandas as pd
 
 import cmp
-from cmp import evaluation
 from cmp.config import RunConfig
 from cmp.data import Corpus
 from cmp.files import write_atomic
 from cmp.merging.rules import Weights
 from cmp.parsing import parse_json, read_text, read_yaml
-from cmp.runs.runner import execute
 from lab import analyses, chapters, explorers, scrubber
 
 SHEET = chapters.BOOK / "first_screen.yaml"
@@ -153,30 +150,6 @@ def _truths(names: pd.DataFrame, rows: list[int]) -> list[dict[str, Any]]:
 def stored_table() -> dict[str, Any]:
     """Return the stored table of the first screen."""
     return parse_json(read_text(STORED))
-
-
-def final_names() -> dict[tuple[str, str], list[str]]:
-    """Return the final names at the stops that are published settings, by study and setting."""
-    sheet = read_yaml(SHEET)
-    return {
-        (sheet["study"], stop["setting"]): [names[-1] for names in made["names"]]
-        for stop, made in zip(sheet["stops"], stored_table()["stops"], strict=True)
-        if "setting" in stop
-    }
-
-
-def names_at_end(run: RunConfig, corpus: Corpus) -> list[str]:
-    """Return a run's predictions for the shown pictures after its last update.
-
-    Args:
-        run: The run, which is computed only for this.
-        corpus: The embedded benchmark.
-    """
-    rows = [image["row"] for image in stored_table()["images"]]
-    quiet = dataclasses.replace(run.evaluation, full=False, subset=1)
-    network = execute(dataclasses.replace(run, evaluation=quiet), corpus).model
-    hits = evaluation.evaluate(network, run.model.name, corpus, subset=analyses.SUBSET).hits
-    return hits[hits["answer"] != ""].set_index("row")["answer"].loc[rows].tolist()
 
 
 def first_explorer(**state: Any) -> explorers.Explorer:

@@ -20,13 +20,15 @@ from cmp.errors import CmpError
 from cmp.files import make_folder, write_atomic
 from cmp.parsing import read_yaml
 from cmp.project import build_folder
-from lab import atlas, chapters, explorers, figures, first_screen, kernel_explorers, reader
+from lab import chapters, explorers, figures, first_screen, kernel_explorers, reader
 
 THEME = chapters.BOOK / "_theme"
 VENDORED = read_yaml(THEME / "vendored.yaml")
 """Package -> file or folder in its archive -> path in the theme."""
-TABLES = explorers.TABLES | kernel_explorers.TABLES
-TABLES |= {"atlas": atlas.atlas_table, "first": first_screen.stored_table}
+TABLES = explorers.TABLES | kernel_explorers.TABLES | {"first": first_screen.stored_table}
+
+GONE = {"atlas": "the-guide"}
+"""Page that an earlier edition had -> page to which its address leads."""
 
 
 def copy_parts(archive: Path, parts: dict[str, str], theme: Path) -> None:
@@ -178,4 +180,11 @@ def make_site() -> Path:
     """Build the book's site with everything it needs, and return the folder of its pages."""
     vendor_packages()
     write_lookups()
-    return build_pages()
+    html = build_pages()
+    for slug, target in GONE.items():
+        address = f"{os.environ.get('BASE_URL', '')}/{target}"
+        text = f'<meta charset="utf-8"><meta http-equiv="refresh" content="0; url={address}">'
+        text += f'<title>Moved</title><a href="{address}">This page has moved</a>'
+        make_folder(html / slug)
+        write_atomic(html / slug / "index.html", f"<!doctype html>{text}")
+    return html

@@ -8,9 +8,7 @@ import nbformat
 
 from lab import chapters
 
-EXPLORER = re.compile(
-    r"^(?:(?:kernel_)?explorers|atlas|scrubber)\.(\w+_(?:explorer|calculator))\(", re.M
-)
+EXPLORER = re.compile(r"^(?:(?:kernel_)?explorers|scrubber)\.(\w+_(?:explorer|calculator))\(", re.M)
 
 
 def names(code: str) -> tuple[set[str], set[str]]:

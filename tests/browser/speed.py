@@ -23,7 +23,6 @@ from lab import site
 HANDLES = {
     "schedule": ".knees .handle",
     "mixture": ".handle.shares",
-    "atlas": ".brush .overlay",
 }
 """What is dragged in an explorer."""
 PAGES = {
@@ -36,7 +35,6 @@ REDRAW = {"alone": 25, "busy": 50}
 """Milliseconds that 95% of the redraws may take at most: alone, or beside two busy processes."""
 FIRST_PAINT, TABLE = 1000, 300
 """Milliseconds until something is painted, and kB of an explorer's table."""
-ATLAS_TABLE = 1000
 NOTE_FRAMES = """
 window.delays = [];
 window.addEventListener("pointermove", () => {
@@ -133,8 +131,7 @@ def main() -> None:
         rows += time_pages(browser, address, pages, load)
     for path in sorted((pages / "explorers" / "data").iterdir()):
         size = len(gzip.compress(path.read_bytes())) / 1000
-        limit = ATLAS_TABLE if path.stem == "atlas" else TABLE
-        rows.append((f"table of {path.stem}, gzipped", size, "kB", limit))
+        rows.append((f"table of {path.stem}, gzipped", size, "kB", TABLE))
     table = pd.DataFrame(rows, columns=["what", "measured", "unit", "at most"])
     print(table.round(1).to_string(index=False))
     slow = table[table["measured"] > table["at most"]]

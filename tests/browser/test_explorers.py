@@ -78,9 +78,8 @@ def served(browser, build, tmp_path_factory):
         "busy": [*shown, f"print('begun')\ntime.sleep({AWAKE})\nprint('awake')"],
         "gone": [
             *shown,
-            "from lab import atlas, kernel_explorers",
+            "from lab import kernel_explorers",
             "kernel_explorers.budget_explorer()",
-            "atlas.atlas_explorer()",
         ],
         "await": [*shown, f"print('begun')\nawait asyncio.sleep({AWAKE})\nprint('awake')"],
     }
@@ -127,7 +126,7 @@ SHOWN = {number: cut.explorers(source) for number, source in chapters.chapters()
 
 def test_the_book_has_its_explorers():
     assert {name for names in SHOWN.values() for name in names} == {
-        "atlas_explorer", "budget_explorer", "mixture_explorer", "path_explorer",
+        "budget_explorer", "mixture_explorer", "path_explorer",
         "planner_explorer", "schedule_explorer", "scrubber_explorer", "stream_explorer",
     }  # fmt: skip
 
@@ -424,23 +423,17 @@ def test_a_kernel_that_is_gone_is_said_within_a_second_by_every_explorer(served)
     with lab.opened(*served, "gone.ipynb") as watched:
         page = watched.page
         watched.command("notebook:run-all-cells")
-        names = ("schedule_explorer", "budget_explorer", "atlas_explorer")
-        schedule, budget, atlas = (Explorer(page, name) for name in names)
+        schedule, budget = (Explorer(page, f"{name}_explorer") for name in ("schedule", "budget"))
         page.wait_for_timeout(3000)
         expect(page.locator(".gone", has_text="gone")).to_have_count(0)
-        atlas.place.locator(".list tbody button").first.click()
-        atlas.press("Train it once: which pictures does it lose?")
-        expect(atlas.place.locator(".about")).to_contain_text("a minute or two")
         asks = page.evaluate(GONE, ".explorer .gone")
         assert asks < 1500  # a second, and half for a machine that is loaded
-        assert page.locator(".explorer .gone").count() == 3
-        expect(atlas.place.locator(".about")).to_contain_text("kernel busy or gone: queued")
+        assert page.locator(".explorer .gone").count() == 2
         budget.place.get_by_label("Model").select_option("ViT-L-14")
         expect(budget.place.locator(".waiting")).to_contain_text("kernel busy or gone: queued")
         schedule.run()
         schedule.shows("kernel busy or gone")
         keep(schedule, "gone")
-        keep(atlas, "gone-atlas")
         before = schedule.said.text_content()
         schedule.press("infinite")
         expect(schedule.said).not_to_have_text(before)

@@ -274,7 +274,7 @@ HALVES = {"mixture.pretraining": 0.5, "mixture.update": 0.5, "mixture.buffer": 0
 HARD_FIRST = {"stream.order": "easy-accuracy", "stream.reverse": True}
 CHOSEN = {
     "schedule": ("meta rsqrt, tuned", RSQRT), "mixture": ("no buffer", HALVES),
-    "stream": ("hard first", HARD_FIRST), "atlas": (None, None), "path": (None, None),
+    "stream": ("hard first", HARD_FIRST), "path": (None, None),
     "budget": ("our runs", None), "planner": ("no pool", None),
 }  # fmt: skip
 """Of each explorer a preset and the changes that it means, where the forms are those of a run."""
@@ -294,11 +294,6 @@ def test_roundtrip_of_every_copied_form_in_the_page(watched, address, pages, exp
     if preset:
         place.get_by_role("button", name=preset, exact=True).click()
         watched.evaluate(NEXT_FRAME)
-    if explorer == "atlas":
-        first = place.locator(".list tbody button").first
-        first.click()
-        table = json.loads((pages / "explorers" / "data" / "atlas.json").read_text())
-        changes = table["settings"][int(first.get_attribute("value"))]["changes"]
     expect(place.locator("pre")).not_to_be_empty()
     texts = copied(place)
     forms = {name: text for name, text in texts.items() if name != "link"}
@@ -481,7 +476,7 @@ def test_a_schedule_that_cannot_be_run_is_not_handed_out(watched, address, pages
     "explorer, state, field, value",
     [
         ("schedule", '{"peak":7}', "Curve of an update", '"wsd"'),
-        ("atlas", '{"box":{"at":"ab","half":"cd"}}', "Colour by", '"merging"'),
+        ("budget", '{"model":7}', "Model", '"small"'),
     ],
 )
 def test_a_malformed_link_says_so_and_shows_the_defaults(
@@ -496,14 +491,18 @@ def test_a_malformed_link_says_so_and_shows_the_defaults(
     expect(place.get_by_label(field)).to_have_value(value)
 
 
-def test_an_explorer_that_fails_leaves_its_still_and_the_others(browser, address):
+def test_an_explorer_that_fails_leaves_its_still(browser, address):
     page = browser.new_page(viewport=DESK)
-    page.route("**/data/planner.json", lambda route: route.fulfill(json={}))
-    page.goto(f"{address}/the-guide")
-    page.locator('[data-explorer="atlas"][data-ready]').wait_for()
-    planner = page.locator('[data-explorer="planner"]')
-    expect(planner).to_contain_text("This is a still picture")
+    page.route("**/data/budget.json", lambda route: route.fulfill(json={}))
+    with page.expect_event("pageerror"):
+        page.goto(f"{address}/methods")
+    expect(page.locator('[data-explorer="budget"]')).to_contain_text("This is a still picture")
     page.close()
+
+
+def test_the_address_of_a_page_that_is_gone_leads_on(watched, address):
+    watched.goto(f"{address}/atlas/#explorer=atlas&state={{}}")
+    watched.wait_for_url(f"{address}/the-guide")
 
 
 @pytest.mark.parametrize("path", ["learning-rates", "glossary"])
@@ -662,7 +661,7 @@ def test_the_start_page_is_small(watched, address, pages):
 
 HANDLED = [
     ("schedule", ".handle.peak", (0, 60)), ("mixture", ".handle.shares", (0, -50)),
-    ("first", ".handle.mark", (90, 0)), ("atlas", ".brush .selection", (60, 0)),
+    ("first", ".handle.mark", (90, 0)),
 ]  # fmt: skip
 ALIKE = [
     ("schedule", ".handle.warmup", (30, 0)), ("schedule", ".handle.update-1", (0, 60)),
@@ -677,8 +676,6 @@ ALIKE = [
 )
 def test_touch_drags_to_where_the_finger_goes(phone, address, pages, explorer, handle, way):
     place = page_with(phone, address, pages, explorer)
-    if explorer == "atlas":
-        place.locator(".brush .overlay").tap()  # makes a box
     handle = place.locator(handle).first
     handle.scroll_into_view_if_needed()
     before, scrolled = handle.bounding_box(), phone.evaluate("scrollY")
@@ -692,21 +689,13 @@ def test_touch_drags_to_where_the_finger_goes(phone, address, pages, explorer, h
     assert min(before["width"], before["height"]) >= 24
 
 
-def test_a_click_in_the_box_picks_a_dot(watched, address, pages):
-    place = page_with(watched, address, pages, "atlas")
-    place.locator(".brush").focus()
-    watched.keyboard.press("ArrowRight")  # where most runs are
-    place.locator(".brush .selection").click()
-    expect(place.locator(".about")).to_contain_text("the command computes")
-
-
 STOPS = """place => [...place.querySelectorAll('*')].filter((each) => each.tabIndex >= 0
     && !each.disabled && each.checkVisibility()).length"""
 
 
 @pytest.mark.parametrize(
     "explorer",
-    options.one_in(3, ["schedule", "mixture", "stream", "budget", "planner", "atlas"]),
+    options.one_in(3, ["schedule", "mixture", "stream", "budget", "planner"]),
 )
 def test_an_explorer_has_few_stops_of_the_tab_key(watched, address, pages, explorer):
     place = page_with(watched, address, pages, explorer)

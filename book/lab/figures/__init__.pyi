@@ -1,7 +1,6 @@
 from .comparisons import plot_allowed_steps as plot_allowed_steps
 from .comparisons import plot_changes as plot_changes
 from .comparisons import plot_curves as plot_curves
-from .comparisons import plot_ends as plot_ends
 from .comparisons import plot_lines_between as plot_lines_between
 from .comparisons import plot_merge_path as plot_merge_path
 from .comparisons import plot_plan as plot_plan

@@ -77,25 +77,6 @@ def _means_note(points: pd.DataFrame, columns: Iterable[str]) -> str:
     return style.interval_note(points, bool(halves.notna().any(axis=None)))
 
 
-def plot_ends(ends: pd.DataFrame) -> Figure:
-    """Final scores of published runs, as dots.
-
-    Args:
-        ends: Columns `A_KA`, `A_ZS`, and `merges`, which says whether a run merges weights of
-            updates.
-
-    Returns:
-        The figure.
-    """
-    with style.plane(5.4) as (figure, axes):
-        for merges, words in enumerate(("without merging", "with merging")):
-            rows, look = ends[ends["merges"] == bool(merges)], {"alpha": 0.4, "markersize": 4}
-            colour = style.COLOURS[merges]
-            axes.plot(rows["A_KA"], rows["A_ZS"], "o", color=colour, label=words, **look)
-        axes.legend(frameon=False)
-    return figure
-
-
 def plot_allowed_steps(table: pd.DataFrame) -> Figure:
     """What a step of each method costs, and how many of them a task's budget allows.
 
