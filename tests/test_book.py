@@ -525,7 +525,7 @@ def test_a_notebook_records_what_its_chapter_read_and_looked_for(tmp_path):
     stamp = run.run_record(target)["stamp"]
     tables = {name for name in stamp if name.endswith(".parquet")}
     assert tables == {"orders.parquet", "missing.parquet"}
-    assert {"advice.yaml", "orders.yaml"} <= stamp.keys() and "choices.yaml" not in stamp
+    assert {"advice.yaml", "orders.yaml"} <= stamp.keys() and "claims.yaml" not in stamp
 
 
 READS = """\

@@ -16,7 +16,6 @@ from cmp.readers import class_statistics
 from cmp.runs import launch, paper
 from lab import analyses, chapters, exercises
 from lab.evidence import planner, verdicts
-from lab.evidence.evidence import gather_evidence
 from lab.evidence.studies import load_study
 
 SHEET = read_yaml(exercises.SHEET)
@@ -191,7 +190,7 @@ def test_the_answer_about_the_smallest_replay():
 @pytest.mark.long
 def test_the_answer_about_a_night_of_training():
     request = planner.PlanRequest("ViT-B-16", gpu_hours=8, device="h100", updates=20)
-    steps = planner.make_plan(request, gather_evidence()).run.training.steps
+    steps = planner.make_plan(request).run.training.steps
     assert answer("08.1") == pytest.approx(steps, rel=0.01)
 
 

@@ -47,7 +47,7 @@ from cmp.releases import (
 from cmp.runs import checkpoints, logs
 from cmp.runs.identity import json_digest
 from cmp.runs.runner import Observer, execute
-from lab.evidence import evidence, planner
+from lab.evidence import planner
 
 ONE_STEP = ["training.task_steps=[1]"]
 
@@ -577,7 +577,7 @@ def test_a_terminal_is_not_steered_by_names(capsys):
 
 def test_a_plan_is_what_its_model_is_called(monkeypatch):
     given = "small", 2, None, 0.01, None, "core", "balance", None, False, None, None
-    plan = planner.make_plan(planner.PlanRequest(*given), evidence.gather_evidence())
+    plan = planner.make_plan(planner.PlanRequest(*given))
     for line in ("\x85", "\u2028"):
         words = f"a{line}training: {{steps: 1}}"
         monkeypatch.setattr(planner, "plan_summary", lambda plan, words=words: words)

@@ -4,7 +4,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-import pytest
 from forked import await_true
 from matplotlib.figure import Figure
 
@@ -45,35 +44,6 @@ def test_a_budget_has_the_costs_of_the_package():
         expected.memory,
     )
     assert len(table["answers"]) == kernel_explorers.READY < len(table["each"]["method"])
-
-
-def test_what_is_asked_of_a_plan_follows_the_model(monkeypatch):
-    requests = []
-    monkeypatch.setattr(
-        kernel_explorers, "_planner_answer", lambda request: requests.append(request) or {}
-    )
-    table = kernel_explorers.planner_table(with_answers=True)
-    assert len(requests) == len(table["answers"])
-    for request in requests:
-        is_small = request["model"] == "small"
-        assert ("minutes" in request) == is_small == ("hours" not in request)
-    offered = {field["key"]: [value for value, _ in field["options"]] for field in table["fields"]}
-    for preset in table["presets"]:
-        assert all(value in offered[key] for key, value in preset["state"].items())
-
-
-@pytest.mark.parametrize(
-    "what, amount, words",
-    [
-        ("hours on core", 0.0064, ("seconds on one core", "23")),
-        ("hours on core", 0.5, ("minutes on one core", "30")),
-        ("hours on h100", 8, ("hours on h100", "8")),
-        ("hours on h100", 100, ("days on h100", "4.17")),
-        ("FLOPs", 1.84e12, ("GFLOPs", "1,840")),
-    ],
-)
-def test_costs_have_units_that_fit(what, amount, words):
-    assert kernel_explorers._cost_words(what, amount) == words
 
 
 def test_points_of_a_path_that_are_asked_together_do_not_mix(corpus, monkeypatch):

@@ -27,7 +27,6 @@ NEAREST = {
     "book/benchmark/packages.py": "fetch",
     "book/lab/evidence": "studies",
     "book/lab/evidence/claims.py": "verdicts",
-    "book/lab/evidence/evidence.py": "planner",
     "cmp/releases/hub.py": "going_on",
     "cmp/runs/paper.py": "scaling",
     "cmp/runs/preflight.py": "forecast",

@@ -283,7 +283,7 @@ def plan(
 ) -> None:
     """Plan a run for your model, data and compute, and print it as a file for `cmpt run`.
 
-    Comments in the file give costs, scores of similar runs, and reasons.
+    Comments in the file give its costs, and the advice that applies.
 
     Args:
         model: One of this book's own models, such as small, or an open_clip model, hf-hub:ORG/NAME,
@@ -306,13 +306,12 @@ def plan(
     Example:
         cmpt plan --model ViT-B-16 --gpu-hours 8 --updates 20
     """
-    from lab.evidence import evidence, planner
+    from lab.evidence import planner
 
     request = planner.PlanRequest(
         model, updates, images, gpu_hours, gmafs, device, keep, pool, other_pool, buffer, start
     )
-    made = planner.make_plan(request, evidence.gather_evidence())
-    typer.echo(planner.plan_as_yaml(made), nl=False)
+    typer.echo(planner.plan_as_yaml(planner.make_plan(request)), nl=False)
 
 
 def pretrain(

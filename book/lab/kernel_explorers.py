@@ -1,4 +1,4 @@
-"""Explorers with answers computed in Python: streams, budgets, paths between weights, and plans.
+"""Explorers with answers computed in Python: streams, budgets, and paths between weights.
 
 All use the script `kernel` with a table of their kind. The values of their form are a question, or
 one question for each value of a key in `each`. On the site, the table contains the answers to all
@@ -26,17 +26,14 @@ from cmp.merging.rules import Weights
 from cmp.readers import class_statistics
 from cmp.registry import option_names
 from cmp.runs import paper
-from cmp.runs.forecast import GIGA
 from cmp.runs.launch import changes_to_cpu
 from lab import analyses, figures
-from lab.evidence import evidence, planner, results, verdicts
+from lab.evidence import results, verdicts
 from lab.explorers import (
-    AXES,
     SHEET,
     Answer,
     Explorer,
     draw_still,
-    half_widths,
     profile_settings,
     stored_runs,
 )
@@ -45,8 +42,6 @@ READY = 5
 """Answers per question that are available from the start, and in the still."""
 STORED = 9
 """Points of a path that are scored for pages without a kernel."""
-LONG = 48
-"""Number of hours above which compute is given in days."""
 STREAM = ("order", "reverse", "equal", "tasks")
 
 Table = dict[str, Any]
@@ -62,8 +57,7 @@ def _make_table(
         answer: Answers its questions.
         with_answers: Whether to include answers to all questions on the fewer values of the site,
             instead of only the first ones.
-        menus: The entries of menus by key, if not in the sheet; the values of `each`; and models by
-            the purpose of fields.
+        menus: The entries of menus by key, if not in the sheet, and the values of `each`.
         **facts: Further data for the script.
     """
     sheet = SHEET[kind]
@@ -100,29 +94,17 @@ def _question_key(request: Mapping[str, Any]) -> str:
 
 
 def _make_field(listed: Mapping[str, Any], only: list | None, menus: Mapping) -> dict[str, Any]:
-    """Return a field with its menu and purpose, restricted to the given values if there are any."""
-    field, unit = dict(listed), listed.get("unit", "")
-    if "when" in field:
-        field["when"] = {key: menus[names] for key, names in field["when"].items()}
-    options = field.get("options", menus.get(field["key"])) or [
-        [value, f"{value:g} {unit}".strip()] for value in only or []
-    ]
-    pairs = [each if isinstance(each, list) else [each, str(each)] for each in options]
-    if pairs:
-        field["options"] = [pair for pair in pairs if only is None or pair[0] in only]
-    return field
+    """Return a field with its menu, restricted to the given values if there are any."""
+    options = listed.get("options", menus.get(listed["key"])) or only or []
+    pairs = [[each, str(each)] for each in options if only is None or each in only]
+    return dict(listed) | ({"options": pairs} if pairs else {})
 
 
 def _questions(table: Table, values: Mapping[str, list]) -> Iterator[dict[str, Any]]:
     """Yield the script's questions for every combination of values by key."""
     for chosen in itertools.product(*values.values()):
         state = dict(zip(values, chosen, strict=True))
-        keys = [
-            field["key"]
-            for field in table["fields"]
-            if not field.get("local")
-            and all(state[key] in names for key, names in field.get("when", {}).items())
-        ]
+        keys = [field["key"] for field in table["fields"] if not field.get("local")]
         yield {key: state[key] for key in dict.fromkeys([*keys, *table["each"]])}
 
 
@@ -301,92 +283,8 @@ def _stored_path(table: Table, answer: Answer) -> Table:
     return table | {"fields": fields, "each": {"share": shares}, "answers": answers}
 
 
-def planner_table(with_answers: bool = False) -> Table:
-    """Return the table of the explorer of plans.
-
-    Args:
-        with_answers: Whether to include answers to all questions, for pages without a kernel.
-    """
-    known, embedded = evidence.gather_evidence(), starts.family_names()
-    means, stored = analyses.setting_means(known.trajectory)[AXES].round(2), {}
-    for name, run in known.runs.items():
-        stored.setdefault(run.model.name, []).append(means.loc[name].tolist())
-    menus = {"keep": [[name, f"{name}: {words}"] for name, words in planner.KEEP.items()]}
-    menus |= {"model": [*embedded, *paper.CATALOGUE_MODELS]}
-    menus |= {"embedded": embedded, "real": list(paper.CATALOGUE_MODELS)}
-    menus["device"] = [name for name in planner.DEVICES if name != "core"]
-    return _make_table("planner", _planner_answer, with_answers, menus, stored=stored, long=LONG)
-
-
-def _make_plan(request: Mapping[str, Any]) -> planner.Plan:
-    """Return the plan for a form, with compute in minutes of one core or hours of a GPU."""
-    asked, is_public = dict(request), request["pool"] == "public"
-    minutes, hours = asked.pop("minutes", None), asked.pop("hours", None)
-    asked |= {"pool": None if is_public else request["pool"], "other_pool": is_public}
-    if minutes is not None:
-        asked["device"], hours = "core", float(f"{minutes / 60:.3g}")
-    known = evidence.gather_evidence()
-    return planner.make_plan(planner.PlanRequest(gpu_hours=hours, **asked), known)
-
-
-def _planner_answer(request: Mapping[str, Any]) -> dict[str, Any]:
-    plan = _make_plan(request)
-    place = plan.place and {
-        "at": (mean := plan.place.scores.loc[AXES, "mean"].round(2)).tolist(),
-        "half": half_widths((plan.place.scores.loc[AXES, "high"] - mean).tolist()),
-    }
-    given = {key: value for key, value in vars(plan.request).items() if value is not None}
-    is_public = given.pop("other_pool")
-    options = [f"--{key.replace('_', '-')} {value}" for key, value in given.items()]
-    return {
-        "sentence": planner.plan_summary(plan),
-        "place": place,
-        "costs": [_cost_words(*cost) for cost in plan.costs.items()],
-        "notes": [planner.place_sentence(plan), *plan.notes],
-        "effects": plan.effects.to_numpy().tolist(),
-        "rejected": [*plan.rejected.items()],
-        "advice": [*plan.advice.items()],
-        "command": " ".join(["cmpt plan", *options, *["--other-pool"] * is_public]),
-        "YAML": planner.plan_as_yaml(plan, comments=False),
-    }
-
-
-def _cost_words(what: str, amount: float) -> tuple[str, str]:
-    """Return the label of a cost and its amount as text: time in a suitable unit, or three
-    digits."""
-    if what == "FLOPs":
-        what, amount = "GFLOPs", amount / GIGA
-    elif what.startswith("hours"):
-        units = {"seconds": 1 / 60, "minutes": 1, "hours": LONG, "days": np.inf}
-        unit = next(unit for unit, most in units.items() if amount < most)
-        what = what.replace("hours", unit).replace("on core", "on one core")
-        amount *= {"seconds": 3600, "minutes": 60, "hours": 1, "days": 1 / 24}[unit]
-    return what, f"{float(f'{amount:.3g}'):,.15g}"
-
-
-def planner_explorer() -> Explorer:
-    """Explore plans: from what you have and what must be kept to a run, and the scores of similar
-    runs.
-
-    Returns:
-        The explorer.
-    """
-    table = planner_table()
-    [request] = _questions(table, {key: [value] for key, value in table["defaults"].items()})
-    plan = _make_plan(request)
-    words = f"{planner.plan_summary(plan)} {planner.place_sentence(plan)}"
-    known, title = evidence.gather_evidence(), "No stored setting is near the plan"
-    if plan.place is not None:
-        learned, retained = plan.place.scores.loc[["A_KA", "A_ZS"], "mean"]
-        title = "The stored setting nearest to the plan ends at an A_KA of "
-        title += f"{learned:.0f}% and an A_ZS of {retained:.0f}%"
-    figure = figures.with_title(figures.plot_plan(plan, known), title)
-    return _explorer(table, figure, words, _planner_answer)
-
-
 TABLES = {
     "stream": functools.partial(stream_table, True),
     "budget": functools.partial(budget_table, True),
-    "planner": functools.partial(planner_table, True),
 }
 """Functions that make the table of each explorer that works on the site without a kernel."""

@@ -127,7 +127,7 @@ SHOWN = {number: cut.explorers(source) for number, source in chapters.chapters()
 def test_the_book_has_its_explorers():
     assert {name for names in SHOWN.values() for name in names} == {
         "budget_explorer", "mixture_explorer", "path_explorer",
-        "planner_explorer", "schedule_explorer", "scrubber_explorer", "stream_explorer",
+        "schedule_explorer", "scrubber_explorer", "stream_explorer",
     }  # fmt: skip
 
 

@@ -12,7 +12,6 @@ import options
 import pytest
 import sample_book
 import torch
-import yaml
 from browser import lab
 from browser import site as browser_site
 from copied import computed_by
@@ -275,7 +274,7 @@ HARD_FIRST = {"stream.order": "easy-accuracy", "stream.reverse": True}
 CHOSEN = {
     "schedule": ("meta rsqrt, tuned", RSQRT), "mixture": ("no buffer", HALVES),
     "stream": ("hard first", HARD_FIRST), "path": (None, None),
-    "budget": ("our runs", None), "planner": ("no pool", None),
+    "budget": ("our runs", None),
 }  # fmt: skip
 """Of each explorer a preset and the changes that it means, where the forms are those of a run."""
 
@@ -303,9 +302,7 @@ def test_roundtrip_of_every_copied_form_in_the_page(watched, address, pages, exp
         for form, text in forms.items():
             assert computed_by(form, text, "cpu", tmp_path, source) == wanted, text
     else:
-        {"budget": check_budget, "path": check_path, "planner": check_plan}[explorer](
-            place, forms, tmp_path
-        )
+        {"budget": check_budget, "path": check_path}[explorer](place, forms, tmp_path)
     watched.goto("about:blank")
     ready(watched, texts["link"])
     expect(place.locator("pre")).not_to_be_empty()
@@ -327,12 +324,6 @@ def check_budget(place, forms, _):
     row = place.locator("tbody tr", has_text="full fine-tuning").locator("td").all_text_contents()
     lines = [line.split() for line in output_of(command).splitlines()]
     assert [line[-2:] for line in lines if line[:1] == ["full"]] == [row[-2:]]
-
-
-def check_plan(_, forms, __):
-    """The command prints the file that the page has, and comments."""
-    assert forms.keys() == {"command", "YAML"}
-    assert yaml.safe_load(output_of(forms["command"])) == yaml.safe_load(forms["YAML"])
 
 
 def check_path(_, forms, folder):
@@ -695,7 +686,7 @@ STOPS = """place => [...place.querySelectorAll('*')].filter((each) => each.tabIn
 
 @pytest.mark.parametrize(
     "explorer",
-    options.one_in(3, ["schedule", "mixture", "stream", "budget", "planner"]),
+    options.one_in(3, ["schedule", "mixture", "stream", "budget"]),
 )
 def test_an_explorer_has_few_stops_of_the_tab_key(watched, address, pages, explorer):
     place = page_with(watched, address, pages, explorer)

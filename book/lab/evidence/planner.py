@@ -1,4 +1,4 @@
-"""Plan a run (`cmpt plan`): turn a request into a file for `cmpt run`, with costs and reasons."""
+"""Plan a run (`cmpt plan`): turn a request into a file for `cmpt run`, with costs and advice."""
 
 import bisect
 import contextlib
@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import open_clip
-import pandas as pd
 import yaml
 
 from cmp import budgets, config, mixtures, models, starts, streams, values
@@ -23,9 +22,7 @@ from cmp.parsing import read_yaml
 from cmp.releases.sentences import count_of
 from cmp.runs import forecast
 from cmp.runs.forecast import DEVICES, GIGA, USABLE_MEMORY
-from lab.evidence import evidence, results
 from lab.evidence.guidelines import load_guidelines
-from lab.evidence.scores import AGGREGATES, level_in_words
 
 _WORDS = read_yaml(Path(__file__).with_name("planner.yaml"))
 KEEP: dict[str, str] = _WORDS["keep"]
@@ -182,70 +179,31 @@ class Plan:
         tree: The settings that differ from the defaults, in the form of a file for `cmpt run`.
         run: The config.
         costs: The costs by quantity, see `plan_costs`.
-        place: The final scores of similar stored runs, or None.
-        outside: Why there is no place.
-        effects: The effect of each choice in stored runs, largest first: `choice`, `A_KA` and
-            `A_ZS` as text, and the `study`.
-        rejected: Why each alternative was rejected, only for embedded models, which have evidence.
-        advice: The guidelines' advice, for other models.
-        notes: Notes for the reader.
+        notes: Notes for the reader, by what the request says.
+        advice: The advice of each guideline.
     """
 
     request: PlanRequest
     tree: dict[str, Any]
     run: config.RunConfig
     costs: dict[str, float]
-    place: evidence.Place | None
-    outside: str
-    effects: pd.DataFrame
-    rejected: dict[str, str]
-    advice: dict[str, str]
     notes: tuple[str, ...]
+    advice: dict[str, str]
 
 
-def make_plan(request: PlanRequest, known: evidence.Evidence) -> Plan:
+def make_plan(request: PlanRequest) -> Plan:
     """Return the run that the studies suggest for a request.
-
-    Args:
-        request: The request.
-        known: The published runs, see `lab.evidence.evidence.gather_evidence`.
 
     Raises:
         ImpossibleRequest: No run can fulfil the request.
-        CmpError: The model is embedded, but no study is published.
     """
     for problem in _problems(request):
         raise ImpossibleRequest(problem)
-    if request.embedded and not known.runs:
-        raise CmpError(PROBLEMS["no study"].format(folder=results.RESULTS))
     tree, bought = _choose_sizes(request, choose_settings(request))
     run = config.parse(tree, "plan")
-    step = budgets.method_cost(run).step * _memory_multiplier(run)
-    full_steps = run.training.steps * step / budgets.full_cost(run).step
-    outside = known.outside(run, full_steps)
-    place = None if outside else known.nearest(run, full_steps)
-    facts = evidence.plan_facts(run, request.other_pool)
-    choices = evidence.load_choices() if known.runs else {}  # from the same book
-    guidelines = load_guidelines() if known.runs and not request.embedded else {}
-    chosen, rejected = (
-        evidence.effects_of(choices.get(kind, ()), facts, known, numbers=not outside)
-        for kind in ("chosen", "rejected")
-    )
-    effects = chosen.sort_values("size", ascending=False, kind="stable", ignore_index=True)
-    return Plan(
-        request, tree, run, plan_costs(request, run), place,
-        outside or ("" if place else "no stored setting is similar to this plan"),
-        effects.rename(columns={"words": "choice"})[["choice", "A_KA", "A_ZS", "study"]],
-        {row.words: _rejection(row) for row in rejected.itertuples()} if request.embedded else {},
-        {name: guideline.advice for name, guideline in guidelines.items()},
-        _notes(request, run, bought),
-    )  # fmt: skip
-
-
-def _rejection(row: Any) -> str:
-    """Return the effect of a rejected choice, if it was measured, and the reason."""
-    words = f"{row.setting!r} minus {row.against!r}: A_KA {row.A_KA}, A_ZS {row.A_ZS}, GM {row.GM}"
-    return f"{words} (study {row.study}){'; ' if row.reason else ''}{row.reason}"
+    notes = _notes(request, run, bought)
+    advice = {name: guideline.advice for name, guideline in load_guidelines().items()}
+    return Plan(request, tree, run, plan_costs(request, run), notes, advice)
 
 
 def choose_settings(request: PlanRequest) -> dict[str, Any]:
@@ -399,7 +357,7 @@ def _notes(request: PlanRequest, run: config.RunConfig, bought: int) -> tuple[st
 
 
 def plan_as_yaml(plan: Plan, comments: bool = True) -> str:
-    """Return a plan as a file for `cmpt run`, with its costs and reasons in comments at the top."""
+    """Return a plan as a file for `cmpt run`, with its costs and advice in comments at the top."""
     text = yaml.safe_dump(plan.tree, sort_keys=False)
     if not comments:
         return text
@@ -408,13 +366,7 @@ def plan_as_yaml(plan: Plan, comments: bool = True) -> str:
     paragraphs = [
         plan_summary(plan),
         f"Training takes {costs}, {by}; scoring takes additional time.",
-        place_sentence(plan),
         *(f"Note: {note}" for note in plan.notes),
-        *(
-            f"Effect of {row.choice}: A_KA {row.A_KA}, A_ZS {row.A_ZS} (study {row.study})."
-            for row in plan.effects.itertuples()
-        ),
-        *(f"Rejected: {name}. {reason}." for name, reason in plan.rejected.items()),
         *(f"Advice on {name}: {advice}" for name, advice in plan.advice.items()),
     ]
     parts = [" ".join(part.split()) for part in paragraphs]  # a name may have line breaks
@@ -432,21 +384,4 @@ def plan_summary(plan: Plan) -> str:
         f"{batch}, {trained}; batches of "
         f"{mixture.pretraining:.0%} pool, {mixture.update:.0%} update, {mixture.buffer:.0%} "
         f"earlier updates; EMA-Merge, {run.merging.weight:g} of each update."
-    )
-
-
-def place_sentence(plan: Plan) -> str:
-    """Return a sentence on the scores of stored runs similar to a plan, or that there are none."""
-    if plan.place is None:
-        signs = f" {_WORDS['signs']}" if len(plan.effects) else ""
-        return _WORDS["no place"].format(reason=plan.outside) + signs
-    rows = plan.place.scores.loc[list(AGGREGATES)]
-    scores = ", ".join(f"{name} {words}" for name, words in rows["words"].items())
-    over = ""
-    if rows["low"].notna().all():
-        over = f": {level_in_words()} t-intervals over bases, {plan.place.n} streams"
-    differs = f" The plan has {', '.join(plan.place.differs)}." if plan.place.differs else ""
-    return (
-        f"The nearest stored runs, {plan.place.setting!r} of study {plan.place.study}, scored (in "
-        f"percent) {scores}{over}.{differs}"
     )

@@ -3,7 +3,6 @@ from .comparisons import plot_changes as plot_changes
 from .comparisons import plot_curves as plot_curves
 from .comparisons import plot_lines_between as plot_lines_between
 from .comparisons import plot_merge_path as plot_merge_path
-from .comparisons import plot_plan as plot_plan
 from .comparisons import plot_scatter as plot_scatter
 from .comparisons import plot_spread as plot_spread
 from .comparisons import plot_triangles as plot_triangles

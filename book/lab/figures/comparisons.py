@@ -8,9 +8,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lab.analyses import setting_means
-from lab.evidence.evidence import Evidence
-from lab.evidence.planner import Plan
 from lab.figures import style
 from lab.surface import Surface
 
@@ -121,32 +118,6 @@ def plot_merge_path(between: pd.DataFrame, chosen: pd.Series) -> Figure:
         labels += [(x[0], y[0], "before", {}), (x[-1], y[-1], "fine-tuned", {})]
         axes.margins(0.14)
         style.label_points(axes, labels)
-    return figure
-
-
-def plot_plan(plan: Plan, evidence: Evidence) -> Figure:
-    """Final scores of the stored setting nearest to a plan, among all others.
-
-    Args:
-        plan: The plan, marked if it has a place among the stored runs.
-        evidence: The evidence from stored runs.
-
-    Returns:
-        The figure.
-    """
-    model = plan.run.model.name
-    stored = [key for key, run in evidence.runs.items() if run.model.name == model]
-    note = f"Grey: stored settings of {f'the network {model}' if stored else 'other models'}."
-    with style.plane(5.4, note) as (figure, axes):
-        means = setting_means(evidence.trajectory)
-        points = means.loc[stored or means.index, list(style.AXES)].to_numpy()
-        axes.plot(*points.T, "o", color="0.8", markersize=6, zorder=1)
-        if plan.place is not None:
-            mean, high = plan.place.scores.loc[list(style.AXES), ["mean", "high"]].to_numpy(float).T
-            look = {"marker": "o", "markersize": 11, "color": style.COLOURS[0], "capsize": 4}
-            axes.errorbar(*mean, *(high - mean)[::-1], zorder=5, **look)
-            words = f"nearest to the plan: {plan.place.setting}"
-            style.label_points(axes, [(*mean, words, style.bold(style.COLOURS[0]))])
     return figure
 
 

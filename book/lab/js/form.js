@@ -117,7 +117,7 @@ export function table(head, rows) {
 }
 
 // Fields of a form. Each is {key, label, options} or {key, label, range: [low, high], step, log, percent,
-// whole, unit}, `long` where it takes two places of the grid, and `off` where it does not matter for a state:
+// whole}, `long` where it takes two places of the grid, and `off` where it does not matter for a state:
 // it stays in its place, so that nothing below it jumps.
 export function form(place, change, warn) {
   let drawn = "";
@@ -141,7 +141,7 @@ export function form(place, change, warn) {
 
   // With `percent`, a share is shown and typed as per cent: 30, or 30%, is 0.3.
   function number(field) {
-    const { key, label, range: [low, high], step, log, unit = () => "" } = field;
+    const { key, label, range: [low, high], step, log } = field;
     const format = (value) => (field.percent ? percent(value) : field.whole ? String(value) : short(value));
     let current = low;
     const [to, from] = log ? [Math.log10, (x) => 10 ** x] : [Number, Number];
@@ -178,18 +178,16 @@ export function form(place, change, warn) {
         warn(`${label}: ${became}; it goes from ${format(low)} to ${format(high)}.`);
       else if (format(value) !== format(asked)) warn(`${label}: ${became}, the nearest that can be set here.`);
     }
-    const after = element("span");
     shown.set(key, (value) => {
       current = value;
       // a slider stays where it is if that rounds to the value, so that keys can move it on in small steps
       if (tidy(field, from(Number(slider.value))) !== value) slider.value = to(value);
-      after.textContent = unit(value);
-      slider.setAttribute("aria-valuetext", `${format(value)} ${unit(value)}`.trim());
+      slider.setAttribute("aria-valuetext", format(value));
       if (isTyping || typed.value === format(value)) return;
       typed.value = format(value);
       if (typed.matches(":focus")) typed.select(); // as it was when Tab led here, before this drawing
     });
-    return element("div", { class: "number" }, element("span", {}, label), slider, typed, after);
+    return element("div", { class: "number" }, element("span", {}, label), slider, typed);
   }
 
   return (fields, state) => {

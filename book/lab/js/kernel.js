@@ -1,4 +1,4 @@
-// Explorers whose answers take Python: streams, budgets, paths between weights, and plans.
+// Explorers whose answers take Python: streams, budgets, and paths between weights.
 import { takeAway } from "./export.js";
 import { element, form, places, points, say, score, short, table, tidy } from "./form.js";
 import { axes, d3, drawing, group, handles, join, plane, write } from "./plane.js";
@@ -254,42 +254,16 @@ function path({ picture, drawPlane }, data, state, found, change) {
   };
 }
 
-// A plan: what it costs, where stored runs like it ended, and what each of its choices did.
-function planner({ picture, drawPlane, more }, data, state, [[, plan]]) {
-  const marked = (text) => text.split("`").map((part, n) => (n % 2 ? element("code", {}, part) : part));
-  const sentences = plan.notes.map((each) => element("p", {}, ...marked(each)));
-  picture.replaceChildren(table(["what it costs", ""], plan.costs), ...sentences);
-  drawPlane(
-    state.model in data.stored
-      ? { pinned: plan.place ? [{ ...plan.place, colour: ORANGE }] : [], dots: data.stored[state.model] }
-      : null,
-  );
-  const parts = [
-    ["What each choice did in the stored runs", ["choice", "A_KA", "A_ZS", "study"], plan.effects],
-    ["What was rejected, and why", ["rejected", "why"], plan.rejected],
-    ["What the guide advises", ["on", "advice"], plan.advice],
-  ].filter(([, , rows]) => rows.length);
-  const opened = [...more.querySelectorAll("details")].map((each) => each.open);
-  more.replaceChildren(
-    ...parts.map(([title, head, rows], n) =>
-      element("details", { open: opened[n] ?? n === 0 }, element("summary", {}, title), table(head, rows)),
-    ),
-  );
-  return { sentence: plan.sentence, away: { YAML: plan.YAML, command: plan.command } };
-}
-
 const KINDS = {
   stream: [stream, "command", "YAML", "Python"],
   budget: [budget, "command"],
   path: [path, "command", "Python"],
-  planner: [planner, "command", "YAML"],
 };
 
 // What the layers of a plane are, where it is not as for settings.
 const LAYERS = {
   stream: { pinned: "of this stream" },
   path: { front: "a mean of both ends’ scores", own: "the path", predicted: "this share" },
-  planner: { dots: "stored setting", pinned: "nearest to this plan, with its intervals" },
 };
 
 // What a state can be, from the fields of a table.
@@ -307,11 +281,6 @@ export function explore(el, { table: data, kernel, start }) {
   const sides = element("div", { class: "sides" }, place.picture, place.plane);
   const { presets, controls, said, warned, waiting, more, away } = place;
   el.append(presets, controls, said, warned, waiting, sides, more, away);
-  const units = {
-    minutes: () => "minutes",
-    hours: (value) => (value > data.long ? `hours, ${short(value / 24)} GPU-days` : "hours"),
-  };
-  const fields = data.fields.map((field) => ({ ...field, unit: units[field.unit] }));
   const { kinds, settle } = model(data);
   const rules = { defaults: data.defaults, settle, keyOf: canonical };
   const bench = frame(el, { name: data.kind, rules, kinds, kernel, start, presets: data.presets, place, draw });
@@ -328,12 +297,13 @@ export function explore(el, { table: data, kernel, start }) {
   const drawAway = takeAway(place.away, names, () => ({ ...taken, profiles: data.profiles, chapter: data.chapter, link: bench.address() }));
 
   function drawPlane(shown) {
-    place.plane.hidden = !shown;
-    if (shown) layers(shown);
+    place.plane.hidden = false;
+    layers(shown);
   }
   // What a state asks: the values of its fields, and where `each` has a key, that once per value.
-  function questions(shown, state) {
-    const own = Object.fromEntries(shown.filter((field) => !field.local).map(({ key }) => [key, state[key]]));
+  function questions(state) {
+    const asked = data.fields.filter((field) => !field.local);
+    const own = Object.fromEntries(asked.map(({ key }) => [key, state[key]]));
     const [[key, values] = []] = Object.entries(data.each);
     const all = key ? values.map((value) => ({ ...own, [key]: value })) : [];
     return key in own ? [own, ...all.filter((each) => each[key] !== own[key])] : all.length ? all : [own];
@@ -341,11 +311,8 @@ export function explore(el, { table: data, kernel, start }) {
 
   function draw(everything) {
     const { state } = bench.model;
-    const shown = fields.filter((field) =>
-      Object.entries(field.when ?? {}).every(([key, values]) => values.includes(state[key])),
-    );
-    drawForm(shown, state);
-    const answers = ask.want(questions(shown, state));
+    drawForm(data.fields, state);
+    const answers = ask.want(questions(state));
     const refusal = answers.find(([, answer]) => answer?.refused)?.[1].refused;
     const found = answers.filter(([, answer]) => answer && !answer.refused);
     const drawn = found.length ? chart({ ...place, drawPlane }, data, state, found, change) : null;
