@@ -707,6 +707,41 @@ def test_pictures_that_look_like_held_out_ones_are_reported(made, root, tmp_path
     assert any("with a lookalike on the other side" in note for note in plan.notes)
 
 
+@pytest.mark.defect
+def test_of_planted_copies_with_another_pixel_those_within_two_bits_are_all_counted(
+    made, root, tmp_path
+):
+    held = [x for x in months.pictures_in(made.ledger(), set="catalogue") if x.split == "test"]
+    rows, distances = [("other.png", "new", "train")], []
+    folder = tree(tmp_path / "near", {"other.png": picture(7000)})
+    for number, each in enumerate(held):
+        copy = Image.open(root / "z-month" / each.source).convert("RGB")
+        copy.putpixel((number % copy.width, copy.height // 2), (255, 0, 255))
+        copy.save(folder / f"{number}.png")
+        rows.append((f"{number}.png", f"copy {number % 2}", "train"))
+        look = int(checks.hash_look(copy), 16)
+        distances.append(min((look ^ x.look).bit_count() for x in held))
+    frame = pd.DataFrame(rows, columns=["filepath", "label", "split"])
+    frame.to_csv(folder / "near.csv", index=False)
+    report = plan_update(made, folder).report
+    near = [f"copy {number % 2}" for number, bits in enumerate(distances) if bits <= 2]
+    assert report.similar == collections.Counter(near)
+    assert len(near) > sum(bits == 0 for bits in distances) > 0
+
+
+def test_look_hashes_are_compared_in_both_directions():
+    rng = np.random.default_rng(0)
+    some, others = rng.integers(1, 2**60, (2, 300))
+    for place in range(60):  # three bits are too many
+        others[place] = some[place]
+        for bit in rng.choice(60, place % 4, replace=False):
+            others[place] ^= 1 << int(bit)
+    is_near = np.bitwise_count(some[:, None] ^ others) <= 2
+    one, other = ledger.look_alike(some, others)
+    assert (one == is_near.any(axis=1)).all() and (other == is_near.any(axis=0)).all()
+    assert one.sum() == 45 and not ledger.look_alike(some, others[:0])[0].any()
+
+
 def test_test_pictures_that_look_like_trained_ones_are_reported(made, root, tmp_path):
     """As where a shop's server saves last month's pictures anew."""
     trained = months.pictures_in(made.ledger(), set="catalogue", split="train")

@@ -36,6 +36,8 @@ SPLITS = ("", "train", "validation", "test")
 """The values of the column `split`."""
 FLAT = 0
 """The look hash of plain images, which all share."""
+FLIPS = np.append(0, 1 << np.arange(60))
+"""What changes at most one bit of a look hash."""
 NAMED = 3
 """How many images a message names."""
 
@@ -169,8 +171,8 @@ class ArrivalReport:
         again: How many images were known already, with the same class and captions.
         held_out: How many images were held out by an earlier arrival, and stay so.
         held_from: Names of some of them.
-        similar: How many new images look like one on the other side: a training image like a
-            held-out one, or the reverse.
+        similar: How many new images of each class look like one on the other side: a training
+            image like a held-out one, or the reverse. The class with most comes first.
         similar_names: Names of some of them.
         twice: How many new images are in the set under another class, too.
         twice_names: One of them, and the image that it equals, each with its class.
@@ -188,7 +190,7 @@ class ArrivalReport:
     again: int = 0
     held_out: int = 0
     held_from: tuple[str, ...] = ()
-    similar: int = 0
+    similar: dict[str, int] = dataclasses.field(default_factory=dict)
     similar_names: tuple[str, ...] = ()
     twice: int = 0
     twice_names: tuple[str, ...] = ()
@@ -332,15 +334,13 @@ def append(
     captioned = [tree["name"] for tree in arrival.sets if tree["task"] == "retrieval"]
     labels, old_labels = _names_in(new[~new["set"].isin(captioned)]), _names_in(used)
     tested = _names_in(every[every["split"] == "test"])
-    trains = every["split"] == "train"
-    is_similar = new["look"].isin(every["look"][trains])
-    is_similar = is_similar.where(new["split"] != "train", new["look"].isin(every["look"][~trains]))
-    held, similar = new["source"][is_held], new["source"][is_similar & (new["look"] != FLAT)]
+    held, similar = new["source"][is_held], every.loc[_find_lookalikes(every, len(used))]
     pairs = _in_two_classes(every, len(used))
     shown = every.loc[[place for pair in pairs[:1] for place in pair], ["source", "label"]]
     report = ArrivalReport(
         dict(collections.Counter(new["split"])), int(is_known.sum()),
-        len(held), (*held[:NAMED],), len(similar), (*similar[:NAMED],),
+        len(held), (*held[:NAMED],),
+        similar["label"].value_counts().to_dict(), (*similar["source"][:NAMED],),
         len(pairs), tuple(f"{source} ({label})" for source, label in shown.to_numpy()),
         int(is_among(new, used, "pixels").sum()),
         tuple(sorted(name for _, name in labels - old_labels)),
@@ -386,6 +386,45 @@ def _share_splits(ledger: Ledger, new: pd.DataFrame) -> tuple[pd.DataFrame, pd.S
         by_file.setdefault(file, splits[-1])
         by_pixels.setdefault(pixels, splits[-1])
     return new.assign(split=splits), pd.Series(earlier).isin(["validation", "test"])
+
+
+def _find_lookalikes(pictures: pd.DataFrame, first: int) -> np.ndarray:
+    """Return which images, from one on, look like an image on the other side of the split between
+    training and tests; plain images do not count."""
+    looks = pictures["look"].to_numpy(np.int64)
+    trained, places = (pictures["split"] == "train").to_numpy(), np.arange(len(looks))
+    old_trained, new_trained, held, new_held = (
+        places[(looks != FLAT) & side & since]
+        for side, since in (
+            (trained, places < first), (trained, places >= first),
+            (~trained, places >= 0), (~trained, places >= first),
+        )
+    )  # fmt: skip
+    found = np.zeros(len(looks), bool)
+    found[held], found[new_trained] = look_alike(looks[held], looks[new_trained])
+    found[new_held] |= look_alike(looks[new_held], looks[old_trained])[0]
+    return places[found & (places >= first)]
+
+
+def look_alike(some: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each look hash on either side whether one on the other side differs in at most two
+    bits. Such a pair has a number in common that differs from each in at most one bit.
+
+    Args:
+        some: Look hashes, int64; fewer than on the other side, for speed.
+        others: Look hashes, int64.
+    """
+    near, places = np.unique(some[:, None] ^ FLIPS, return_inverse=True)
+    others, positions = np.unique(others, return_inverse=True)  # in order, they are found faster
+    is_shared, found = np.zeros(len(near) + 1, bool), np.zeros(len(others), bool)
+    near = np.append(near, -1)  # no look hash, for those above all others
+    for flip in FLIPS:
+        flipped = others ^ flip
+        at = np.searchsorted(near[:-1], flipped)
+        is_equal = near[at] == flipped
+        found |= is_equal
+        is_shared[at[is_equal]] = True
+    return is_shared[places.reshape(-1, len(FLIPS))].any(axis=1), found[positions]
 
 
 def _in_two_classes(pictures: pd.DataFrame, first: int) -> list[tuple[int, int]]:

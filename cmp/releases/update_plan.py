@@ -328,10 +328,11 @@ def _brought_same(before: Ledger, number: int, after: Ledger) -> bool:
 
 def _similar_line(noun: str, report: ArrivalReport) -> str:
     """Return a sentence on images that look like one on the other side."""
+    by_class = [f"{count:,} of {name}" for name, count in report.similar.items()]
     return (
-        f"{count_of(report.similar, noun)} with a lookalike on the other side of the split between "
-        f"training and tests, such as {', '.join(report.similar_names)}; all are used, but scores "
-        "may be too high"
+        f"{count_of(sum(report.similar.values()), noun)} with a lookalike on the other side of the "
+        f"split between training and tests, such as {', '.join(report.similar_names)} "
+        f"({sentences.list_names(by_class)}); all are used, but scores may be too high"
     )
 
 
