@@ -436,6 +436,14 @@ def test_a_chapter_is_stale_when_code_words_it_anew_and_no_other(project):
     assert stale_chapters() == dict.fromkeys(judged, "lab.evidence.verdicts")
 
 
+@pytest.mark.defect
+def test_a_chapter_is_stale_when_the_benchmark_s_recipe_that_it_shows_changes(project):
+    recipe = project / "book" / "benchmark" / "pretraining.py"
+    edit(recipe, ('[f"model.name={name}", *PRETRAINING_OF', '["model.name=tiny", *PRETRAINING_OF'))
+    shown = chapters_with(r"analyses\.regime_table")
+    assert stale_chapters() == dict.fromkeys(shown, "benchmark.pretraining") != {}
+
+
 def test_a_chapter_is_stale_when_a_file_that_it_read_changes_and_no_other(project):
     results = project / "book" / "results"
     table = (results / "merging.parquet").read_bytes()

@@ -33,6 +33,8 @@ SHOWING = re.compile(
     r"|cmp\.runs\.(forecast|preflight|paper)$|cmp\.readers\.class_statistics$"
 )
 """The modules that count. All others compute, as workers and the cluster do."""
+PACKAGES = {"cmp": "", "lab": "book", "benchmark": "book"}
+"""The project's packages, and the folder of each."""
 ALWAYS = ("cmp.NUMERICS", "lab.run.drop_widgets", "lab.run.stable_notebook",
           "lab.values.fill_notebook")  # fmt: skip
 """Definitions that make every notebook what it is."""
@@ -137,7 +139,7 @@ def _locate(dotted: str) -> tuple[str, str, _Survey | None]:
     parts = dotted.split(".")
     for count in range(len(parts) - 1, 0, -1):
         module, name = ".".join(parts[:count]), parts[count]
-        place = ROOT.joinpath("book" * (parts[0] == "lab"), *parts[:count])
+        place = ROOT.joinpath(PACKAGES.get(parts[0], ""), *parts[:count])
         for path in (place.with_suffix(".py"), place / "__init__.py", place / "__init__.pyi"):
             if SHOWING.match(module) and path.is_file():
                 known = _read_module(path, module)
@@ -184,7 +186,7 @@ def _is_own_import(node: Any) -> bool:
     roots = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
     roots += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
     is_stub = isinstance(node, ast.ImportFrom) and node.level > 0
-    return is_stub or any(name.partition(".")[0] in ("cmp", "lab") for name in roots)
+    return is_stub or any(name.partition(".")[0] in PACKAGES for name in roots)
 
 
 def _defined_names(statement: ast.stmt) -> set[str]:
