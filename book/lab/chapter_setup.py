@@ -18,7 +18,7 @@ from cmp.errors import CmpError
 from cmp.runs import forecast, identity, logs, store
 from cmp.runs.checkpoints import StopRequest
 from cmp.scale import devices
-from lab import chapters, stamps, values
+from lab import chapters, keeping, stamps, values
 from lab.evidence import results, studies, workers
 from lab.live_runs import scores_on_way
 
@@ -102,7 +102,7 @@ async def compute_live(live: Mapping[Any, RunConfig], jobs: int, device: str) ->
         Interrupted: The cell was interrupted; unfinished runs are saved.
     """
     shown, runs = widgets.HTML(), [*live.values()]
-    display(shown)
+    display(shown, metadata=keeping.PASSING)
     try:
         with StopRequest() as stop:
             work = asyncio.to_thread(studies.compute_runs, runs, jobs, device, stop=stop)

@@ -31,6 +31,12 @@ from lab import explorers"""
 QUICK = """from cmp.config import PROFILES
 PROFILES["quick"] |= {"stream": {"tasks": 2}, "training": {"steps": 4, "batch": 8},
                       "evaluation": {"full": False, "subset": 2}}"""
+BARS = """import cmp
+from cmp import config
+from lab import chapter_setup
+cmp.run("quick")
+run = config.parse(config.profile("quick") | {"seeds": {"stream": 1}})
+await chapter_setup.compute_live({"a run": run}, 1, "cpu")"""
 SMALL = f"""{QUICK}
 PROFILES["cpu"] |= {{"training": {{"steps": 4000, "batch": 8}}}}"""
 """Sizes of runs that tests can wait for: `quick` takes seconds, `cpu` does not end by itself."""
@@ -81,6 +87,7 @@ def served(browser, build, tmp_path_factory):
             "from lab import kernel_explorers",
             "kernel_explorers.budget_explorer()",
         ],
+        "bars": [BEGIN.format(build=str(build)), QUICK, BARS],
         "await": [*shown, f"print('begun')\nawait asyncio.sleep({AWAKE})\nprint('awake')"],
     }
     for name, cells in notebooks.items():
@@ -329,21 +336,32 @@ def test_reopen_with_a_kernel_finds_state_pins_and_runs(served):
     assert watched.elsewhere == []
 
 
-@pytest.mark.long
-def test_reopen_without_a_kernel_shows_the_still(served):
-    with lab.opened(*served, "small.ipynb") as watched:
-        page = watched.page
+LIVE = [pytest.param(each, marks=pytest.mark.long) for each in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("notebook", ["small", "bars", *LIVE])
+def test_a_second_visit_without_the_kernel_shows_a_picture_of_each_explorer(served, notebook):
+    """And each bar is a line of text; nothing is missing."""
+    shown = [name for number in NOTEBOOKS.get(notebook, ()) for name in SHOWN[number]]
+    names = ["schedule_explorer"] if notebook == "small" else shown
+    with lab.opened(*served, f"{notebook}.ipynb") as watched:
         watched.command("notebook:run-all-cells")
-        Explorer(page, "schedule_explorer")
+        for name in names:
+            Explorer(watched.page, name)
+        bars = watched.page.locator(".widget-hprogress").count()
         watched.command("docmanager:save")
-        page.evaluate(lab.SHUT_DOWN)
-        page.goto(page.url)
-        watched.idle()  # another kernel has begun
-        cell = page.locator(".jp-CodeCell", has_text="schedule_explorer(")
-        expect(cell.locator(".answering")).to_contain_text("This is a still picture")
-        expect(page.get_by_text("Error displaying widget")).to_have_count(0)
-        watched.command("notebook:run-all-cells")
-        Explorer(page, "schedule_explorer")
+    with lab.opened(*served, f"{notebook}.ipynb") as watched:  # which begins another kernel
+        page = watched.page
+        for name in names:
+            cell = page.locator(".jp-CodeCell", has_text=f"{name}(")
+            expect(cell.locator(".answering")).to_contain_text("This is a still picture")
+            expect(cell.locator("img")).to_have_count(1)
+            assert cell.locator("img").evaluate("each => each.naturalWidth") > 300
+        expect(page.get_by_text("[progress bar").nth(bars - 1)).to_be_visible() if bars else None
+        missing = page.get_by_text(re.compile("Error displaying widget|model not found"))
+        assert missing.count() == 0
+    assert bars or notebook != "bars"
+    assert watched.elsewhere == []
 
 
 @pytest.mark.long
