@@ -168,27 +168,18 @@ def partial_folder(parent: Path) -> Iterator[Path]:
         yield folder
 
 
-def delete_folder(folder: Path, own: Iterable[Path]) -> None:
-    """Delete a folder and its own files; if it contains other files, keep them and warn.
+def delete_files(folder: Path, own: Iterable[Path]) -> None:
+    """Delete files in a folder, and the folder if nothing else is in it.
 
     Args:
         folder: The folder.
-        own: The files in it that may be deleted.
+        own: The files, in the order in which they are deleted.
     """
-    own = [*own]
     with contextlib.suppress(OSError):
         delete_leftovers(folder)
         for path in own:
             path.unlink(missing_ok=True)
         folder.rmdir()
-    others = sorted(path.name for path in folder.glob("*") if path not in own)
-    if others:
-        names = ", ".join(others[:3] if len(others) <= 3 else [*others[:3], "..."])
-        message = (
-            f"{folder}: kept, since it contains files that cmpt did not write ({names}); move or "
-            "delete it"
-        )
-        warnings.warn(message, stacklevel=3)
 
 
 def delete_leftovers(parent: Path) -> None:

@@ -39,7 +39,7 @@ from cmp.readers import checks, class_tables, collection, tars
 from cmp.readers.manifest import FileSet
 from cmp.releases import release, sentences, update, update_plan
 from cmp.releases.candidates import find_candidate
-from cmp.runs import checkpoints, identity, launch, logs, store
+from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import execute
 from lab.evidence import results, studies
@@ -99,22 +99,6 @@ def read_model(path: Path) -> str:
     """The tensors of a file beside checkpoints."""
     checkpoints.check_content(path)
     return text_of(load_file(path))
-
-
-def log_rows(run_id: str) -> list[str]:
-    """What a log says, line by line."""
-    return [
-        repr(sorted(row.items()))
-        for row in logs.check_log(logs.log_path(run_id))[0].to_dict("records")
-    ]
-
-
-def read_log(run_id: str, known: list[str]) -> str:
-    """A log; lines that are left out, and counted, are an error here, if all others are as ever."""
-    rows, damaged = log_rows(run_id), logs.check_log(logs.log_path(run_id))[1]
-    if damaged and {*rows} < {*known}:
-        raise CmpError(f"{logs.log_path(run_id).name}: {damaged} lines are damaged")
-    return repr(rows)
 
 
 def read_base(path: Path) -> str:
@@ -209,9 +193,8 @@ def write_all(place: Path, patch: pytest.MonkeyPatch) -> list[Stored]:
     run_config = small_config(*SETTINGS)
     run = launch.run_one(run_config, keep=True)
     folder, files = store.run_folder(run.id), []
-    for path in folder.iterdir():
-        files.append(Stored(path, partial(read_run, run.id)))
-    files.append(Stored(logs.log_path(run.id), partial(read_log, run.id, log_rows(run.id))))
+    for name in store.FILES:
+        files.append(Stored(folder / name, partial(read_run, run.id)))
     with CheckpointManager("c" * 64, interval=0.0) as manager:
         execute(run_config, corpus, manager=manager)
         [path, *_] = checkpoints.checkpoint_files(manager.folder)

@@ -34,7 +34,7 @@ from cmp.data import Corpus
 from cmp.embedded import packed
 from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
-from cmp.files import SHORT_ID, WEIGHTS
+from cmp.files import SHORT_ID
 from cmp.runs import checkpoints, identity, launch, store
 from cmp.runs.checkpoints import CheckpointManager
 from cmp.runs.runner import Observer
@@ -363,16 +363,28 @@ def _die_half_written() -> None:
     safetensors.torch.save_file = write_half
 
 
-def _die_flushing(pattern: str) -> Callable[[], None]:
-    """Die where a path like `pattern` would be flushed."""
+def _die_flushing(content: str = "") -> Callable[[], None]:
+    """Die where a run's folder would be flushed, once it has this content."""
     real = files.sync_to_disk
 
     def flush(path: Path) -> None:
-        if path.match(pattern):
+        if path.match("runs/*") and (path / content).exists():
             die()
         real(path)
 
-    return lambda: setattr(files, "sync_to_disk", flush)
+    return lambda: [setattr(place, "sync_to_disk", flush) for place in (files, store)]
+
+
+def _die_renaming(name: str) -> Callable[[], None]:
+    """Die where a file would get this name."""
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if Path(target).name == name:
+            die()
+        real(source, target)
+
+    return lambda: setattr(os, "replace", replace)
 
 
 def _die_pruning(before: bool) -> None:
@@ -389,11 +401,20 @@ def _die_pruning(before: bool) -> None:
 
 
 def _die_removing() -> None:
-    def remove(manager: CheckpointManager) -> None:
-        checkpoints.checkpoint_files(manager.folder)[0].unlink()
+    """Die after the first file."""
+    real = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        real(path, missing_ok)
         die()
 
-    CheckpointManager.remove = remove
+    remove = CheckpointManager.remove
+
+    def start_removing(manager: CheckpointManager) -> None:
+        Path.unlink = unlink
+        remove(manager)
+
+    CheckpointManager.remove = start_removing
 
 
 def _fill_disk() -> None:
@@ -404,7 +425,7 @@ def _fill_disk() -> None:
 
 def _make_read_only() -> None:
     """Nobody may write to the run's folder, which root always may: so root goes."""
-    checkpoints.checkpoint_folder(small_id()).chmod(0o555)
+    checkpoints.run_folder(small_id()).chmod(0o555)
     if os.getuid() == 0:
         os.setuid(pwd.getpwnam("nobody").pw_uid)
 
@@ -414,12 +435,13 @@ TROUBLES: dict[str, Callable[[], None]] = {
     "half written": _die_half_written,
     "before the hash": _die_instead(files, "file_digest"),
     "before the rename": _die_instead(os, "replace"),
-    "before the folder is flushed": _die_flushing("checkpoints/*"),
+    "before the folder is flushed": _die_flushing(),
     "before the old one is pruned": functools.partial(_die_pruning, True),
     "after the old one is pruned": functools.partial(_die_pruning, False),
     "before the result is written": _die_instead(pd.DataFrame, "to_parquet"),
-    "before the result is renamed": _die_instead(os, "rename"),
-    "after the result is renamed": _die_flushing("runs"),
+    "before the result is renamed": _die_renaming(store.METRICS),
+    "before the record is renamed": _die_renaming(store.RECORD),
+    "after the record is renamed": _die_flushing(store.RECORD),
     "before the checkpoints are removed": _die_instead(CheckpointManager, "remove"),
     "while the checkpoints are removed": _die_removing,
     "the disk is full": _fill_disk,
@@ -430,7 +452,5 @@ TROUBLES: dict[str, Callable[[], None]] = {
 def leftovers(build: Path, run_id: str | None = None) -> list[str]:
     """What a finished run left in its build folder beside itself."""
     name = (run_id or small_id())[:SHORT_ID]
-    files = ("run.json", store.METRICS, store.HITS, WEIGHTS)
-    run = {"runs", f"runs/{name}", *(f"runs/{name}/{file}" for file in files)}
-    paths = {str(path.relative_to(build)) for path in build.rglob("*")}
-    return sorted(paths - run - {"checkpoints", "logs", f"logs/{name}.jsonl"})
+    run = {"runs", f"runs/{name}", *(f"runs/{name}/{x}" for x in (*store.FILES, "log.jsonl"))}
+    return sorted({str(path.relative_to(build)) for path in build.rglob("*")} - run)

@@ -131,7 +131,7 @@ class _Lane:
             campaign.killed += 1
             campaign.storing += self.child.is_storing
             self.kills -= 1
-            campaign.writing += any(self.build.glob(f"checkpoints/*/{PARTIAL_PREFIX}*/*"))
+            campaign.writing += any(self.build.glob(f"runs/*/{PARTIAL_PREFIX}*/tensors"))
             campaign.tick()
             self._next_child()
             return True

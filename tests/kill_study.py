@@ -130,7 +130,7 @@ class Campaign:
             self.problems.append(f"status {status}: {child.said()[-2000:]}")
         await_true(lambda: not workers_of(self.build), "without workers", 30)
         self.look()
-        if left := [path.name for path in self.build.glob("checkpoints/*")]:
+        if left := [path.name for path in self.build.glob("runs/*/task-*")]:
             self.problems.append(f"checkpoints are left: {left}")
         self.compare(self.folder / "whole")
 

@@ -49,7 +49,6 @@ WAYS = {
     "cmpt run cpu mixture.buffer=0 mixture.update=0.67 mixture.pretraining=0.33": PRINTED,
     "cmpt run cpu recipe=default schedule.peak=0.0024": PRINTED,
     "cmpt run cpu method.name=lora training.budget=1": PRINTED,
-    "cmpt resume ID": "cmpt resume {stopped}",
     "cmpt config schedule": PRINTED,
     "cmpt results ls": PRINTED,
     "cmpt results rm ID": "cmpt results rm {trial}",
@@ -122,7 +121,6 @@ for seed, name in enumerate(("new", "old", "start")):
     save_file(cmp.create_model("small", seed).state_dict(), f"{name}.safetensors")
 """
 RUNS = {
-    "stopped": "cmpt run quick seed=5 --stop-after 1",
     "trial": f"cmpt run quick {SMALL} seed=6",
     "kept": f"cmpt run quick {SMALL} seed=7 --keep-weights",
 }
@@ -167,8 +165,7 @@ class Clone:
 
     def runs(self) -> set[str]:
         """Return the ids of all runs, finished or not."""
-        places = (self.folder / "_build" / name for name in ("runs", "checkpoints"))
-        return {path.name for place in places for path in place.glob("[0-9a-f]*")}
+        return {path.name for path in (self.folder / "_build/runs").glob("[0-9a-f]*")}
 
 
 def draw_pictures(folder: Path, classes: int, pictures: int, first: int = 0) -> None:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import forked
@@ -32,7 +31,7 @@ from cmp.embedded.manifest import embedded_manifests
 from cmp.errors import CmpError
 from cmp.readers import class_statistics
 from cmp.releases import compare
-from cmp.runs import checkpoints, launch, lookup
+from cmp.runs import checkpoints, launch
 
 run = CliRunner().invoke
 
@@ -234,21 +233,6 @@ def test_an_option_reaches_what_it_is_for(
     assert {key: arrived.get(key) for key in arrives} == arrives
 
 
-@pytest.mark.parametrize(("options", "threads"), [([], 5), (["--threads", "3"], 3)])
-def test_a_resumed_run_has_the_threads_it_began_with_or_those_asked_for(
-    monkeypatch, options, threads
-):
-    machine = {"threads": 5, "device": "cpu"}
-    begun = SimpleNamespace(run="3f2a", machine=machine, launch={}, options={})
-    begun.config = config.profile("quick")
-    set_to = []
-    monkeypatch.setattr(lookup, "find_unfinished", lambda prefix: begun)
-    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
-    error = run(cli.app, ["resume", "3f2a", *options]).exception
-    assert set_to == [threads]
-    assert isinstance(error, CmpError) and "began with different data" in str(error)
-
-
 @pytest.mark.parametrize("peaks", ["0", "-0.1", "0.1,1000", "nan", "0.1,x"])
 def test_peaks_out_of_range_are_refused(tmp_path, peaks):
     command = ["tune", "--start", "tiny", "--data", str(tmp_path), "-o", str(tmp_path / "x.yaml")]
@@ -336,7 +320,7 @@ def test_no_help_and_no_typing_error_waits_for_slow_imports():
 
 @pytest.mark.parametrize("threads", ["0", "100000"])
 def test_no_threads_and_more_than_any_machine_has_are_refused_by_the_option(threads):
-    commands = ["eval tiny", "run quick", "resume abc", "stream make x", "pretrain tiny"]
+    commands = ["eval tiny", "run quick", "stream make x", "pretrain tiny"]
     commands += ["bench step", "merge ties a b -o c"]
     for command in commands:
         result = run(cli.app, [*command.split(), "--threads", threads])
@@ -347,7 +331,6 @@ def test_no_threads_and_more_than_any_machine_has_are_refused_by_the_option(thre
     ("command", "name"),
     [
         ("results verify ''", "run_id"),
-        ("resume ''", "run_id"),
         ("release show ''", "RELEASE"),
         ("update r --data x -o y --retain x --retain ''", "--retain"),
         ("update r --data '' -o y", "--data"),

@@ -122,7 +122,7 @@ def noted(build, monkeypatch):
         doomed = "DOOMED" in os.environ
         if doomed:
             checkpoints.CheckpointManager.save = hang
-        found = checkpoints.latest_checkpoint(checkpoints.checkpoint_folder(run_id))
+        found = checkpoints.latest_checkpoint(checkpoints.run_folder(run_id))
         with open(place, "a", buffering=1) as file:
             print(doomed, run_id, found[1].progress.task if found else 0, file=file)
             result = work(run_id, run_config, device, jobs)

@@ -725,7 +725,7 @@ def test_a_log_without_any_scores_shows_no_trail(build, monkeypatch):
         return await begin("sleep", "1", **settings)
 
     monkeypatch.setattr(asyncio, "create_subprocess_exec", begin_asleep)
-    monkeypatch.setattr(logs, "read_log", lambda run_id: pd.DataFrame({"loss": [1.0, 0.9]}))
+    monkeypatch.setattr(logs, "read_log", lambda path: pd.DataFrame({"loss": [1.0, 0.9]}))
     told = follow(small_run())
     assert {"trail": []} in told and told[-1]["words"] == "stopped; run it to continue"
 
@@ -738,7 +738,7 @@ def test_a_run_that_is_killed_while_it_stops_failed(build, monkeypatch):
 
 
 def test_a_look_at_runs_in_progress_stops_no_run_that_starts(build, monkeypatch):
-    folder = checkpoints.checkpoint_folder("a" * 64)
+    folder = checkpoints.run_folder("a" * 64)
     folder.mkdir(parents=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
@@ -764,7 +764,7 @@ def test_a_run_ends_with_the_kernel(build):
     process.stdin.write(json.dumps(small_run("training.steps=4000").to_dict()).encode() + b"\n")
     process.stdin.flush()
     run_id, end = identity.run_id_of(small_run("training.steps=4000")), time.monotonic() + 300
-    while "loss" not in logs.read_log(run_id):
+    while "loss" not in logs.read_log(logs.log_path(run_id)):
         assert time.monotonic() < end and process.poll() is None
         time.sleep(0.1)
     process.stdin.close()

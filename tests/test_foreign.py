@@ -360,7 +360,7 @@ def test_a_stopped_run_whose_weights_were_fetched_is_resumed(corpus, fetched):
     with pytest.raises(Interrupted):
         launch.run_one(run_config, Observer(step=stop))
     [progress] = unfinished_runs()
-    shell("resume", progress.run[:6])
+    launch.run_one(run_config)
     assert store.stored_ids() == [progress.run[:SHORT_ID]]
 
 
@@ -688,7 +688,7 @@ def test_a_vit_b_16_goes_from_jpegs_to_the_hub(tmp_path):
     ]  # fmt: skip
     shell("run", "gpu", "--device", "cpu", *given)
     [run_id] = store.stored_ids()
-    log = logs.read_log(run_id)
+    log = logs.read_log(logs.log_path(run_id))
     assert log["loss"].notna().sum() == 2
     assert log["done"].dropna().tolist() == [0, 1, 2]
     out = tmp_path / "hub"

@@ -1,7 +1,5 @@
 """A run from the weights that another one ended in, and what becomes of one that was stopped."""
 
-import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -27,7 +25,7 @@ from cmp.errors import CmpError, Interrupted
 from cmp.files import SHORT_ID
 from cmp.project import project_folder
 from cmp.releases import hub
-from cmp.runs import checkpoints, identity, launch, lookup, store
+from cmp.runs import checkpoints, identity, launch, logs, lookup, store
 from cmp.runs.launch import from_keywords, resolve_run
 from cmp.runs.lookup import unfinished_runs
 from cmp.runs.runner import Observer
@@ -132,7 +130,7 @@ def test_a_trial_stops_after_some_updates_is_listed_and_goes_on():
     name = whole.id[:SHORT_ID]
     assert invoke(cli.app, ["results", "rm", name]).exit_code == 0
     trial = invoke(cli.app, ["run", "quick", *EMA, "--keep-weights", "--stop-after", "1"])
-    assert trial.exit_code == 0 and f"cmpt resume {name}" in trial.output
+    assert trial.exit_code == 0 and "the same command without --stop-after" in trial.output
     again = invoke(cli.app, ["run", "quick", *EMA, "--keep-weights", "--stop-after", "1"])
     assert again.exit_code == 0 and "after update" not in again.output
     listed = invoke(cli.app, ["results", "ls"], env={"COLUMNS": "200"}).output
@@ -142,6 +140,30 @@ def test_a_trial_stops_after_some_updates_is_listed_and_goes_on():
     shown = invoke(cli.app, ["results", "show", name[:6]]).output
     assert "stream.tasks: 2" in shown and "final weights" not in shown
     assert computed(*EMA).weights == whole.weights
+
+
+def test_a_finished_run_of_0_3_is_read_and_an_unfinished_one_refused(build, monkeypatch):
+    """0.3 kept checkpoints and logs in two other folders, each with one of a run's name."""
+    finished, log = computed(*QUICK), logs.log_path(store.stored_ids()[0])
+    (build / "logs").mkdir()
+    log.rename(build / "logs" / f"{log.parent.name}.jsonl")
+    assert {path.name for path in log.parent.iterdir()} <= {*store.FILES}
+    invoke(cli.app, ["run", "quick", *EMA, "--stop-after", "1"])
+    [progress] = unfinished_runs()
+    name = progress.run[:SHORT_ID]
+    (build / "checkpoints").mkdir()
+    checkpoints.run_folder(name).rename(build / "checkpoints" / name)
+    for options in ((), ("--dry-run",)):
+        say = refused("run", "quick", *EMA, *options)
+        assert say.startswith(
+            f"{build / 'checkpoints' / name}: version 0.3 left this run unfinished"
+        )
+        assert say.endswith("finish it with 0.3, or delete this folder to start again")
+    monkeypatch.setattr(launch, "execute", pytest.fail)
+    assert computed(*QUICK).weights == finished.weights
+    listed = invoke(cli.app, ["results", "ls"], env={"COLUMNS": "200"}).output
+    assert finished.id[:SHORT_ID] in listed and name not in listed
+    assert invoke(cli.app, ["results", "show", finished.id[:6]]).exit_code == 0
 
 
 def test_a_file_of_settings_is_run_from_python_and_its_stream_shown(build):
@@ -160,7 +182,7 @@ def test_a_file_of_settings_is_run_from_python_and_its_stream_shown(build):
 def test_an_unfinished_run_does_not_hide_a_stored_one():
     parent = computed(*QUICK)
     name = parent.id[:4] + "0" * 8
-    folder = checkpoints.checkpoint_folder(name)
+    folder = checkpoints.run_folder(name)
     folder.mkdir(parents=True)
     (folder / f"task-0-step-1-{'c' * 64}.safetensors").touch()
     section = config.Model("small", f"run:{parent.id[:4]}")
@@ -241,10 +263,10 @@ def test_of_a_stopped_run_the_model_after_its_last_task_is_exported(build, polic
     hub = invoke(cli.app, ["export", progress.run[:6], "-o", str(build / "hub"), "--to", "hf"])
     assert hub.exit_code == 0, hub.exception
     assert "# small, after 1 updates" in (build / "hub" / "README.md").read_text()
-    [file] = (build / "checkpoints").glob("*/model-1-*")
+    [file] = (build / "runs").glob("*/model-1-*")
     file.write_bytes(file.read_bytes()[:-1] + b"\1")
     assert "damaged" in refused("export", progress.run[:6], *out)
-    assert invoke(cli.app, ["resume", progress.run[:6]]).exit_code == 0
+    launch.run_one(config.parse(progress.config), keep=True)
     assert invoke(cli.app, ["export", progress.run[:6], *out]).exit_code == 0
 
 
@@ -323,7 +345,7 @@ def test_a_model_card_says_how_many_steps_were_computed(setting, done, words):
 def test_a_run_none_of_whose_tasks_is_finished_exports_nothing(build):
     progress = stopped(step=2)
     say = refused("export", progress.run[:6], "-o", str(build / "x.safetensors"))
-    assert "no task is finished; `cmpt resume" in say
+    assert "no task is finished; repeat the command" in say
     say = refused("export", "fff0", "-o", str(build / "x.safetensors"))
     assert "no stored run with this id" in say
 
@@ -339,39 +361,23 @@ def test_an_id_that_a_stored_and_an_unfinished_run_begin_with_is_refused(build):
         with pytest.raises(CmpError, match=f"'{same}': several runs have an id that starts so; "):
             find(same)
         assert find(progress.run)
-    stored.rename(stored.with_name(progress.run[:SHORT_ID]))  # what is left of a run's checkpoints
-    assert lookup._progress_of(same) is None
+    stored.joinpath("run.json").rename(checkpoints.run_folder(progress.run) / "run.json")
+    assert lookup._progress_of(same) is None  # some of its checkpoints are left
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_a_resumed_run_takes_over_how_it_was_begun_and_says_so(build, monkeypatch, size):
+def test_the_options_of_a_run_that_goes_on_are_those_given_now(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setenv("CMP_WORKERS", "0")
         patch.setattr(computing, "progress_observer", lambda *_: Observer(step=stop_at_second))
-        settings = [*QUICK, "--micro-batch", "2", "--keep-weights"]
-        with pytest.raises(Interrupted):
-            invoke(cli.app, ["run", "quick", *settings])
+        with pytest.raises(Interrupted, match="the same command continues"):
+            invoke(cli.app, ["run", "quick", *QUICK, "--micro-batch", "2"])
     [progress] = unfinished_runs()
-    monkeypatch.setenv("CMP_WORKERS", "")  # so that it is put back after the test
-    monkeypatch.delenv("CMP_WORKERS")
-    given = ["--micro-batch", "4"] if size == 4 else []
-    with pytest.warns(match="micro-batches of 4") if given else contextlib.nullcontext():
-        result = invoke(cli.app, ["resume", progress.run[:6], *given])
+    with pytest.warns(match="micro-batches of 4"):
+        result = invoke(cli.app, ["run", "quick", *QUICK, "--micro-batch", "4", "--keep-weights"])
     assert result.exit_code == 0, result.exception
-    said = f"continues: cpu, 1 thread(s), keep_weights True, micro_batch {size}, workers 0"
-    assert said in result.output
-    assert os.environ["CMP_WORKERS"] == "0"
     run = store.load_run(progress.run)
-    assert run.provenance["execution"] == f"micro-batches of {size}"
+    assert run.provenance["execution"] == "micro-batches of 4"
+    assert run.provenance["began"]["execution"] == "micro-batches of 2"
     assert store.weights_path(run.id).exists()
-
-
-def test_a_run_whose_data_have_changed_is_not_resumed(monkeypatch):
-    progress, corpus = stopped(), forked.small_corpus()
-    other = dataclasses.replace(corpus, hashes=corpus.hashes | {"new-flags": "0" * 64})
-    monkeypatch.setattr(packed, "load_embedded", lambda *roles: other)
-    said = refused("resume", progress.run[:6])
-    assert "began with different data or weights" in said and "`cmpt run` to start again" in said
 
 
 def stop_at_second(task, step, loss, model):
@@ -382,7 +388,7 @@ def stop_at_second(task, step, loss, model):
 def test_a_process_that_is_not_the_first_resumes_too_and_prints_nothing(build, monkeypatch, capsys):
     progress = stopped()
     run_config = config.parse(progress.config)
-    saved = checkpoints.latest_checkpoint(checkpoints.checkpoint_folder(progress.run))
+    saved = checkpoints.latest_checkpoint(checkpoints.run_folder(progress.run))
     launch.run_one(run_config, keep=True)  # as the first one does meanwhile
     monkeypatch.setattr(processes, "rank", lambda: 1)
     monkeypatch.setattr(processes, "local_slice", lambda count: slice(0, count))

@@ -192,7 +192,7 @@ def test_a_group_that_is_asked_to_stop_keeps_its_last_step(build, jpegs, monkeyp
     [progress] = unfinished_runs()
     assert progress.task == 0 and 3 <= progress.step < 8
     assert f"stopped after 0 tasks and {progress.step} steps" in child.said()
-    again = Child(build, forked.command, ("resume", progress.run[:6]))
+    again = Child(build, command_of_a_group, sent, "run", *settings)
     assert again.outcome().status == 0, again.said()
     monkeypatch.setenv("CMP_BUILD", str(build.parent / "whole"))
     monkeypatch.setenv("CMP_WORKERS", "0")
@@ -217,7 +217,7 @@ def await_steps(build, process, runs, processes):
 
     def trains():
         assert process.poll() is None, build.with_suffix(".txt").read_text()
-        logs = [*build.glob("logs/*.jsonl")]
+        logs = [*build.glob("runs/*/log.jsonl")]
         started = sum('"step"' in path.read_text() for path in logs) == runs
         return started and len(descendants(process.pid)) >= processes
 
@@ -226,7 +226,7 @@ def await_steps(build, process, runs, processes):
 
 def steps_kept(build):
     """Steps done in the last checkpoint of each run."""
-    folders = build.glob("checkpoints/*/")
+    folders = build.glob("runs/*/")
     return [checkpoints.latest_checkpoint(folder)[1].progress.step for folder in folders]
 
 

@@ -395,17 +395,8 @@ def test_a_log_of_another_update_stops_nothing(plan, tmp_path):
     lines = b'{"task":0,"step":0,"loss":7.5}\n{"done":9}\n{"task":8,"step":0,"loss":1.5}\n'
     (work / release.LOG_FILE).write_bytes(lines)
     made = update.compute_update(plan, tmp_path / "r")
-    log = logs.check_log(made.path(release.LOG_FILE))[0]
+    log = logs.read_log(made.path(release.LOG_FILE))
     assert set(log["task"].dropna()) == {2} and 7.5 not in set(log["loss"])
-
-
-def test_lines_of_tasks_that_a_stream_has_not_are_cut(plan, tmp_path):
-    path = tmp_path / "log.jsonl"
-    kept = b'{"task":0,"step":0,"loss":1.5}\n'
-    path.write_bytes(kept + b'{"done":9}\n' + kept)
-    with logs.RunLog(path, "x", plan.fitted, "cpu") as log:
-        log.observe(Observer()).resumed(2)
-    assert path.read_bytes() == kept
 
 
 def test_a_peak_that_diverges_has_no_score_and_is_tried_once(releases, root, tmp_path, monkeypatch):

@@ -1420,7 +1420,7 @@ def test_another_update_that_was_stopped_is_not_overwritten(made, root, tmp_path
     done = invoke("update", "--start", months.START, *settings, *given)
     assert f"from {months.START}: a first update" in done.stdout, done.output
     made = update.compute_update(plan, out)
-    log = logs.check_log(made.path(release.LOG_FILE))[0]
+    log = logs.read_log(made.path(release.LOG_FILE))
     assert log["step"].dropna().tolist() == list(range(plan.steps))
     states = [each.path(each.record.state) for each in (made, whole)]
     assert months.differences(*states) == []
@@ -1439,7 +1439,7 @@ def test_an_update_that_diverged_may_be_repeated_at_a_lower_peak_as_its_error_sa
     assert latest_progress(work) and (work / "diverged.json").exists()
     made = update.compute_update(plan.with_peak(0.001), out)
     assert made.record.id == plan.with_peak(0.001).id and not work.exists()
-    assert logs.check_log(made.path(release.LOG_FILE))[0]["step"].dropna().tolist() == [0, 1, 2]
+    assert logs.read_log(made.path(release.LOG_FILE))["step"].dropna().tolist() == [0, 1, 2]
 
 
 def test_the_bar_of_an_update_that_goes_on_ends_full(root, made, tmp_path, monkeypatch):
@@ -1460,7 +1460,7 @@ def test_the_bar_of_an_update_that_goes_on_ends_full(root, made, tmp_path, monke
     monkeypatch.setattr(update, "tqdm", Bar)
     update.update(made, root / "y-month", out)
     assert [(bar.n, bar.total) for bar in bars] == [(plan.steps, plan.steps)]
-    log = logs.check_log(out / release.LOG_FILE)[0]
+    log = logs.read_log(out / release.LOG_FILE)
     assert log["step"].dropna().tolist() == list(range(plan.steps))  # those before the stop, too
 
 

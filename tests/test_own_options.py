@@ -45,7 +45,7 @@ def execute(build: Path, without: str = "\0") -> list[str]:
 def first_checkpoint(build: Path, has_ended) -> Path:
     """Wait for the first checkpoint of a run's second task."""
     deadline = time.monotonic() + 200
-    while not (found := list(build.glob("checkpoints/*/task-1-step-0-*"))):
+    while not (found := list(build.glob("runs/*/task-1-step-0-*"))):
         assert not has_ended() and time.monotonic() < deadline, "no checkpoint came"
         time.sleep(0.05)
     return found[0]
@@ -126,8 +126,9 @@ def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build, monke
     same, other = tmp_path / "same.py", tmp_path / "other.py"
     same.write_text(PLUGIN.format(divisor=2))
     other.write_text(PLUGIN.format(divisor=4))
-    command = [sys.executable, "-m", "cmp", "--plugin", str(same), "run", "quick"]
-    command += ["schedule.name=halved", "stream.tasks=2", "training.steps=60", "training.batch=8"]
+    wanted = ["run", "quick", "schedule.name=halved", "stream.tasks=2", "training.steps=60"]
+    wanted += ["training.batch=8"]
+    command = [sys.executable, "-m", "cmp", "--plugin", str(same), *wanted]
     environment = os.environ | {"CMP_BUILD": str(build)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     run_id = first_checkpoint(build, process.poll).parent.name
@@ -135,13 +136,14 @@ def test_a_plugin_is_named_where_it_lacks_or_differs(tmp_path, make_build, monke
     process.wait()
 
     monkeypatch.setenv("CMP_BUILD", str(build))
-    for words in ("run quick schedule.name=halved --dry-run", f"resume {run_id}"):
-        status, text = cmpt(*words.split())
+    for words in (wanted, ["results", "show", run_id]):
+        status, text = cmpt(*words)
         assert status and "'halved'" in text
-    assert "--plugin FILE" in text
-    status, text = cmpt("--plugin", str(other), "resume", run_id)
-    assert status and "different source" in text
-    status, text = cmpt("--plugin", str(same), "resume", run_id)
+    status, text = cmpt("--plugin", str(other), *wanted, "--dry-run")
+    assert status == 0 and run_id not in text  # another source is another run
+    status, text = cmpt("--plugin", str(same), *wanted, "--dry-run")
+    assert f"run {run_id}: continues from its last checkpoint" in text
+    status, text = cmpt("--plugin", str(same), *wanted)
     assert status == 0, text
     for words in ("ls", f"show {run_id}", f"verify {run_id}"):
         _, text = cmpt("results", *words.split())

@@ -36,7 +36,7 @@ from cmp.files import (
     partial_folder,
 )
 from cmp.runs import checkpoints, identity, lookup, store
-from cmp.runs.lookup import find_unfinished, unfinished_runs
+from cmp.runs.lookup import unfinished_runs
 from cmp.runs.runner import Observer, RunResult
 from lab import chapters, run
 from lab.evidence import results, studies
@@ -108,34 +108,37 @@ def test_a_name_that_is_a_name_is_looked_for(place):
 
 
 @pytest.mark.parametrize("name", [name for name in OUTSIDE if name], ids=ascii)
-@pytest.mark.parametrize("find", [lookup.find_run, find_unfinished, lambda x: chapters.select([x])])
+@pytest.mark.parametrize(
+    "find", [lookup.find_run, lookup.find_any_run, lambda x: chapters.select([x])]
+)
 def test_what_no_id_begins_with_is_not_found(place, find, name):
-    keep_checkpoint(keep_run(place))
+    keep_checkpoint(OTHER_ID)
+    keep_run(place)
     with pytest.raises(CmpError):
         find(name)
 
 
 def test_the_empty_beginning_finds_only_what_is_alone(place):
-    keep_checkpoint(keep_run(place))
-    assert lookup.find_run("").id == find_unfinished("").run == RUN_ID
-    keep_checkpoint("fedcba987654" + "0" * 52)
-    with pytest.raises(CmpError, match="fedcba987654"):
-        find_unfinished("")
+    keep_run(place)
+    assert lookup.find_run("").id == lookup.find_any_run("").id == RUN_ID
+    keep_checkpoint(OTHER_ID)
+    with pytest.raises(CmpError, match="several runs"):
+        lookup.find_any_run("")
 
 
 def test_what_is_unfinished_is_told_without_reading_its_tensors(place, monkeypatch):
-    other, read = "fedcba987654" + "0" * 52, []
+    read = []
     keep_checkpoint(RUN_ID)
-    keep_checkpoint(other)
+    keep_checkpoint(OTHER_ID)
     monkeypatch.setattr(checkpoints, "load_file", lambda path: pytest.fail("read tensors"))
     monkeypatch.setattr(files, "file_digest", lambda path: pytest.fail("read tensors"))
-    assert {progress.run for progress in unfinished_runs()} == {RUN_ID, other}
+    assert {progress.run for progress in unfinished_runs()} == {RUN_ID, OTHER_ID}
     keep = checkpoints.read_progress
     monkeypatch.setattr(
         checkpoints, "read_progress", lambda path: read.append(path.parent.name) or keep(path)
     )
-    assert find_unfinished(other[:4]).run == other
-    assert read == [other[:12]]
+    assert lookup.find_any_run(OTHER_ID[:4]).id == OTHER_ID
+    assert read == [OTHER_ID[:12]]
 
 
 def test_all_of_an_id_counts(place):
@@ -155,13 +158,14 @@ def test_checkpoints_are_kept_under_a_name_only(place, name):
 RUN_CONFIG = config.parse(config.PROFILES["quick"])
 IDENTITY = {"config": RUN_CONFIG.changes()}
 RUN_ID = identity.json_digest(IDENTITY)
+ROW = {"task": 0, "scope": "full", "dataset": "shapes", "role": "eval", "score": 1.0}
+OTHER_ID = "fedcba987654" + "0" * 52
 
 
 def keep_run(place: Path) -> str:
     """A stored run of id `RUN_ID`."""
-    row = {"task": 0, "scope": "full", "dataset": "shapes", "role": "eval", "score": 1.0}
     result = RunResult(
-        pd.DataFrame([row]), torch.nn.Linear(1, 1), 1.0, {"threads": 1, "torch": "2"}
+        pd.DataFrame([ROW]), torch.nn.Linear(1, 1), 1.0, {"threads": 1, "torch": "2"}
     )
     store.save_run(store.make_stored_run(RUN_CONFIG, result, IDENTITY))
     return RUN_ID
@@ -169,20 +173,20 @@ def keep_run(place: Path) -> str:
 
 def first_state(run_id: str) -> checkpoints.RunState:
     """What a run saves before its first step."""
-    about = RUN_CONFIG.to_dict(), 0, 0, [], 0.0, {"threads": 1}
+    about = RUN_CONFIG.to_dict(), 0, 0, [ROW], 0.0, {"threads": 1}
     progress = checkpoints.Progress(checkpoints.SCHEMA, run_id, *about)
     return checkpoints.RunState(progress, {"weights/a": torch.zeros(1)})
 
 
 def keep_checkpoint(run_id: str) -> Path:
     """A checkpoint of an unfinished run."""
-    folder = checkpoints.checkpoint_folder(run_id)
+    folder = checkpoints.run_folder(run_id)
     return checkpoints.write_checkpoint(first_state(run_id), folder)
 
 
 def test_checkpoints_behind_a_link_are_neither_written_nor_deleted(place):
-    (place / "build" / "checkpoints").mkdir()
-    (place / "build" / "checkpoints" / "abc").symlink_to(place / "outside")
+    (place / "build" / "runs").mkdir()
+    (place / "build" / "runs" / "abc").symlink_to(place / "outside")
     before = content_of(place / "outside")
     with pytest.raises(CmpError, match="link"), checkpoints.CheckpointManager("abc"):
         pass
@@ -199,8 +203,7 @@ def test_what_is_no_checkpoint_is_left_alone(place):
         assert other.is_dir()
         assert (manager.folder / "link").is_symlink()
         manager.folder.joinpath("link").unlink()
-        with pytest.warns(UserWarning, match="other"):
-            manager.remove()
+        manager.remove()
         assert [*manager.folder.iterdir()] == [other]
     assert (place / "outside" / "secret").read_text() == "secret"
 

@@ -230,7 +230,7 @@ def test_a_pretraining_that_goes_on_publishes_no_other_run_s_weights(tmp_path, c
     other = pretrain("training.steps=4")
     assert other.keys() == whole.keys() and not {*other.values()} & {*whole.values()}
     assert pretrain() == whole and seen == [*range(7)]
-    assert not [*(tmp_path / "build").glob("checkpoints/*")]
+    assert not [*(tmp_path / "build").glob("runs/*")]
 
 
 @pytest.mark.defect
@@ -279,7 +279,7 @@ def test_a_pretraining_whose_base_is_damaged_says_so_before_it_goes_on(
 
     with pytest.raises(Interrupted):
         pretraining.pretrain(run_config, corpus, tmp_path / "models", Observer(step=stop))
-    [base] = tmp_path.glob("checkpoints/*/base-6-*")
+    [base] = tmp_path.glob("runs/*/base-6-*")
     base.write_bytes(base.read_bytes()[:-1] + b"\1")
     for word in ("damaged", "are missing"):
         with pytest.raises(CmpError, match=rf"{word}.*cmpt results rm"):

@@ -139,7 +139,7 @@ def test_an_interrupted_cell_leaves_a_sentence_and_a_state_and_goes_on(tmp_path,
     data = build_folder().resolve() / "data"
     (tmp_path / "data").symlink_to(data)
     monkeypatch.setenv("CMP_BUILD", str(tmp_path))
-    sent, state, again, reply = asyncio.run(interrupted(tmp_path / "checkpoints"))
+    sent, state, again, reply = asyncio.run(interrupted(tmp_path / "runs"))
     errors = [each["content"] for each in sent if each["msg_type"] == "error"]
     assert [each["traceback"] for each in errors] == [
         [

@@ -352,7 +352,7 @@ def test_the_whole_study_from_files_to_a_page_killed_and_resumed(build):
             )  # fmt: skip
 
     process = start()
-    logs = lambda: [*build.glob("logs/*.jsonl")]  # noqa: E731
+    logs = lambda: [*build.glob("runs/*/log.jsonl")]  # noqa: E731
     await_true(lambda: len(logs()) > 1 or process.poll() is not None, "a second run")
     assert process.poll() is None, (build / "said.txt").read_text()
     os.killpg(process.pid, signal.SIGKILL)

@@ -43,7 +43,7 @@ class MemoryManager:
     run_id, in_background, last = "memory", False, None
 
     def __init__(self, start: RunState | None = None):
-        self.start, self.states, self.launch, self.models = start, {}, {}, {}
+        self.start, self.states, self.models = start, {}, {}
 
     def load(self) -> RunState | None:
         return self.start
@@ -551,8 +551,7 @@ def test_a_file_that_a_user_put_among_the_checkpoints_stays(manager):
     keep(manager, 1)
     manager.save(some_state())
     manager.finish()
-    with pytest.warns(UserWarning, match=r"notes\.txt"):
-        manager.remove()
+    manager.remove()
     assert [path.name for path in manager.folder.iterdir()] == ["notes.txt"]
 
 

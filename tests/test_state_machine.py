@@ -67,7 +67,7 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.patch, self.place = pytest.MonkeyPatch(), tempfile.TemporaryDirectory()
         self.patch.setenv("CMP_BUILD", self.place.name)
-        self.folder = checkpoints.checkpoint_folder(self.run_id)
+        self.folder = checkpoints.run_folder(self.run_id)
         self.kept, self.damaged = [], 0
 
     def teardown(self):

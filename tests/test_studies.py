@@ -597,7 +597,7 @@ def test_nothing_is_left_of_a_study_that_is_killed(tmp_path, write):
             command, cwd=tmp_path, env=environment, stderr=said, start_new_session=True
         )
     try:
-        ready = lambda: len(list(build.glob("checkpoints/*/task-0*"))) == 2  # noqa: E731
+        ready = lambda: len(list(build.glob("runs/*/task-0*"))) == 2  # noqa: E731
         await_true(lambda: ready() or parent.poll() is not None, "at work on two runs")
         assert parent.poll() is None, (tmp_path / "said").read_text()
         session = members(parent.pid)

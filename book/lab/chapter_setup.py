@@ -120,7 +120,8 @@ def loss_curves(live: Mapping[Any, RunConfig]) -> str:
     lines = []
     for name, run_config in live.items():
         run_id = identity.known_id(run_config)
-        log = logs.read_log(run_id) if run_id else {}  # its weights are still downloading
+        # without an id, its weights are still downloading
+        log = logs.read_log(logs.log_path(run_id)) if run_id else {}
         losses = log["loss"].dropna() if "loss" in log else ()  # NaN where training diverged
         if not len(losses) or store.is_stored(run_id):
             continue

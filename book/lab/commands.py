@@ -409,7 +409,7 @@ def verify(
     for run in chosen:
         total = budgets.total_steps(run.config)
         with tqdm(total=total, desc="verify", unit=" steps") as bar:
-            place = shared.recorded_device(run.provenance, device)
+            place = device or ("cpu" if run.provenance.get("device") == "cpu" else "cuda")
             observer = progress_observer(bar)
             verdict = results.verify_published(run, observer, place, execution)
         typer.echo(f"{run.id[:SHORT_ID]}: {verdict.answer}: {verdict.sentence}")

@@ -83,7 +83,7 @@ async def _computed(
             if stop.is_set() and not ended.done():
                 yield {"words": "stopping"}
                 process.terminate()
-            log = logs.read_log(run_id)
+            log = logs.read_log(logs.log_path(run_id))
             if seen < len(log) and "loss" in log:
                 seen, steps = len(log), int(log["loss"].count())
                 yield {"words": f"step {steps} of {total}", "progress": steps / total}

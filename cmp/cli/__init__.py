@@ -27,7 +27,7 @@ PANELS = {
     "Keep a model current": {"update": "updates:update", "tune": "updates:tune",
                              "compare": "comparing:compare", "release": "releases:app",
                              "export": "exporting:export"},
-    "Run": {"run": "runs:run", "resume": "runs:resume", "eval": "runs:evaluate",
+    "Run": {"run": "runs:run", "eval": "runs:evaluate",
             "results": "results:app", "config": "tools:explain_keys"},
     "Data": {"data": "data:app", "stream": "streams:app"},
     "Tools": {"merge": "merging:merge", "budget": "budget:budget", "doctor": "tools:doctor",

@@ -112,9 +112,13 @@ def plan_run(run_config: config.RunConfig, device: str, execution: ExecutionConf
         return typer.echo("run: its id is known once its starting weights are on this machine")
     make_train_state(run_config, corpus, execution=replace(execution, compile_towers=False))
     run_id = identity.run_id_of(run_config, corpus)
-    saved = checkpoints.checkpoint_files(checkpoints.checkpoint_folder(run_id))
-    state = "continues from its last checkpoint" if saved else "to be computed"
-    typer.echo(f"run {run_id[:SHORT_ID]}: {'stored' if store.is_stored(run_id) else state}")
+    if store.is_stored(run_id):
+        state = "stored"
+    else:
+        checkpoints.refuse_unfinished(run_id)
+        saved = checkpoints.checkpoint_files(checkpoints.run_folder(run_id))
+        state = "continues from its last checkpoint" if saved else "to be computed"
+    typer.echo(f"run {run_id[:SHORT_ID]}: {state}")
 
 
 def report_checks(checks: list[preflight.Check]) -> None:
@@ -145,14 +149,12 @@ def print_run(stored: store.StoredRun) -> None:
 
 def print_log(path: Path) -> None:
     """Print the columns of a log as lines of bars, if there is one."""
-    log, damaged = logs.check_log(path)
+    log = logs.read_log(path)
     speeds = ("samples_per_second", "waiting", "peak_share", "memory")
     for name in ("loss", "gradient_norm", "rate", *speeds):
         if name in log and (known := log[name].dropna()).size:
             first, last = known.iloc[[0, -1]]
             typer.echo(f"{name:18} {first:.4g} {logs.sparkline(known)} {last:.4g}")
-    if damaged:
-        typer.echo(f"{path}: damaged or incomplete lines, which were skipped: {damaged}", err=True)
 
 
 def forecast_lines(plan: UpdatePlan, device: str, execution: ExecutionConfig) -> list[str]:

@@ -35,8 +35,6 @@ def ls() -> None:
             left_out.append(f"left out: {error}")
     for progress in lookup.unfinished_runs():
         try:
-            if store.is_stored(progress.run):  # a kill may leave checkpoints behind
-                continue
             run = lookup.run_so_far(progress, progress.task)
             rows.append(_row(run, f"{progress.task} of {run.config.stream.tasks} updates"))
         except CmpError as error:

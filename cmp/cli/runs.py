@@ -1,4 +1,4 @@
-"""The commands `run`, `resume` and `eval`, which train and score models."""
+"""The commands `run` and `eval`, which train and score models."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from cmp.cli import shared
-from cmp.errors import CmpError, Interrupted
-from cmp.files import SHORT_ID
+from cmp.errors import Interrupted
 
 
 def run(
@@ -49,7 +48,7 @@ def run(
 
     from cmp import starts
     from cmp.cli.computing import compute_run, plan_run
-    from cmp.runs import lookup
+    from cmp.runs.checkpoints import latest_progress, run_folder
     from cmp.runs.launch import resolve_run
     from cmp.scale import devices, processes
     from cmp.scale.execution import ExecutionConfig
@@ -66,68 +65,12 @@ def run(
         try:
             compute_run(resolved, local_device, execution, keep_weights, boards, stop_after)
         except Interrupted:
-            done = max((kept.task for kept in lookup.unfinished_runs(resolved.id)), default=0)
-            if not stop_after or done < stop_after:
+            kept = latest_progress(run_folder(resolved.id))
+            if not stop_after or not kept or kept.task < stop_after:
                 raise
             if processes.rank() == 0:
-                again = f"`cmpt resume {resolved.id[:SHORT_ID]}` continues"
+                again = "the same command without --stop-after continues"
                 typer.echo(f"stopped; {again}; compare the scores with `cmpt results ls`")
-
-
-def resume(
-    run_id: str,
-    threads: Annotated[int | None, typer.Option(min=1, max=1024)] = None,
-    device: str | None = None,
-    micro_batch: shared.OptionalPositive = None,
-    checkpoint_activations: bool | None = None,
-    compile: bool | None = None,
-    keep_weights: bool | None = None,
-) -> None:
-    """Continue a stopped or killed run from its last checkpoint.
-
-    Options that you omit keep their last values, except `--threads` and `--device`, which keep
-    those with which the run began. The run also keeps its TensorBoard folder, its W&B project and,
-    unless you set it again, CMP_WORKERS.
-
-    Args:
-        threads: Number of torch threads. Default: the number with which the run began.
-        device: Device: cpu or cuda. With several processes, each uses one GPU. Default: the device
-            on which the run began.
-        micro_batch: Samples to process at a time. Default: as before.
-
-    Example:
-        cmpt resume 3f2a
-    """
-    import torch
-
-    from cmp import config
-    from cmp.cli.computing import compute_run
-    from cmp.runs import launch, lookup, store
-    from cmp.scale import devices, processes
-
-    progress = lookup.find_unfinished(run_id)
-    name = f"run {progress.run[:SHORT_ID]}"
-    torch.set_num_threads(threads or progress.machine["threads"])
-    given = {"micro_batch": micro_batch, "checkpoint_activations": checkpoint_activations}
-    given |= {"compile_towers": compile, "keep_weights": keep_weights}
-    options = progress.launch | {key: value for key, value in given.items() if value is not None}
-    store.check_sources(progress.run, progress.options)
-    run_config = config.parse(progress.config, f"checkpoint of {name}")
-    execution, keep, boards = launch.take_launch(options)
-    device = shared.recorded_device(progress.machine, device)
-    with processes.init_distributed(device) as local_device:
-        devices.check_device(local_device)
-        resolved = launch.resolve_run(run_config)
-        if resolved.id != progress.run:
-            raise CmpError(
-                f"{name} began with different data or weights, or another version of this package; "
-                "use `cmpt run` to start again"
-            )
-        if processes.rank() == 0:
-            words = [f"{key} {value}" for key, value in sorted(options.items())]
-            words = ", ".join([f"{torch.get_num_threads()} thread(s)", *words])
-            typer.echo(f"{name} continues: {local_device}, {words}")
-        compute_run(resolved, local_device, execution, keep, boards)
 
 
 def evaluate(

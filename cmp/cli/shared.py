@@ -10,7 +10,7 @@ import math
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -227,11 +227,6 @@ def refuse_options(why: str, **given: object) -> None:
     for name, value in given.items():
         if value is not None and value is not False:
             raise CmpError(f"--{name.replace('_', '-')}: {why}")
-
-
-def recorded_device(machine: Mapping[str, Any], device: str | None) -> str:
-    """Return the given device, or by default the kind of device in a machine's record."""
-    return device or ("cpu" if machine.get("device") == "cpu" else "cuda")
 
 
 def name_boards(tensorboard: Path | None, wandb: str | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from cmp.releases import release
 from cmp.releases.compare import Comparison
 from cmp.releases.ledger import NAMED, ArrivalReport, changed_retention
 from cmp.releases.release import Release, UpdateRecord
-from cmp.runs.logs import check_log
+from cmp.runs.logs import read_log
 
 LAST_STEPS, GUESSING = 10, 0.99
 """How many last steps show a ruined model, and the share of log(batch), the loss of guessing, that
@@ -121,7 +121,7 @@ def describe_ruin(metrics: pd.DataFrame, log: Path, batch: int) -> str:
         log: The file of its log, which may be missing.
         batch: Its batch size.
     """
-    steps, guess, signs = check_log(log)[0], math.log(batch), []
+    steps, guess, signs = read_log(log), math.log(batch), []
     last = steps["loss"].dropna().tail(LAST_STEPS) if "loss" in steps else ()
     if len(last) == LAST_STEPS and last.mean() >= GUESSING * guess:
         signs.append(f"its last losses are {last.mean():.2f}, and those of guessing {guess:.2f}")

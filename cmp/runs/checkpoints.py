@@ -45,6 +45,8 @@ INTERVAL, MAX_SHARE = 120.0, 0.02
 take: after a slow save, the next one comes later."""
 REPORT = "diverged.json"
 """The file beside the checkpoints that describes a diverged step."""
+LOCK = "lock"
+"""The file by which a process holds a run."""
 _GROUP_KEYS = ("lr", "multiple", "weight_decay")
 """Keys of an optimiser's groups that follow from the config."""
 _FILE_NAME = re.compile(r"task-(\d{1,7})-step-(\d{1,10})-([0-9a-f]{64})\.safetensors")
@@ -95,9 +97,11 @@ REMEDY = "; delete the checkpoint or, if it is a release's, get the release agai
 """What to do about a state that cannot be used."""
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+@checked_dataclass(frozen=True, config=ConfigDict(extra="ignore", strict=True))
 class Progress:
     """Everything in a checkpoint except its tensors.
+
+    Other keys are ignored, such as `launch` of 0.3, which held options of the command.
 
     Attributes:
         schema: The version of the format.
@@ -110,7 +114,6 @@ class Progress:
         machine: The machine on which the run began, see `cmp.runs.machine.machine_record`, with
             `moved` if it was on another one since.
         options: Sources of options from outside the package, see `RunConfig.option_record`.
-        launch: Options of the last command that computed the run, which `cmpt resume` uses again.
     """
 
     schema: int
@@ -122,7 +125,6 @@ class Progress:
     seconds: float
     machine: dict[str, Any]
     options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    launch: dict[str, bool | int | str] = Field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,9 +285,19 @@ def read_progress(path: Path) -> Progress:
     return progress
 
 
-def checkpoint_folder(run_id: str) -> Path:
-    """Return the folder for the checkpoints of an unfinished run."""
-    return files.child_path(project.build_folder() / "checkpoints", run_id[: files.SHORT_ID])
+def run_folder(run_id: str) -> Path:
+    """Return the folder of a run, finished or not, see `cmp.runs.store`."""
+    return files.child_path(project.build_folder() / "runs", run_id[: files.SHORT_ID])
+
+
+def refuse_unfinished(run_id: str) -> None:
+    """Raise `CmpError` if version 0.3 left a run unfinished: its checkpoints are elsewhere."""
+    folder = files.child_path(project.build_folder() / "checkpoints", run_id[: files.SHORT_ID])
+    if checkpoint_files(folder):
+        raise CmpError(
+            f"{folder}: version 0.3 left this run unfinished, and this version cannot continue it; "
+            "finish it with 0.3, or delete this folder to start again"
+        )
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -364,7 +376,6 @@ class CheckpointManager:
         last: The checkpoint that was read or written last.
         in_background: Whether a thread writes, so that `save` returns once the state is copied, and
             `keep_model` immediately.
-        launch: As in `Progress`.
     """
 
     def __init__(
@@ -382,12 +393,11 @@ class CheckpointManager:
             interval: Seconds between checkpoints within a task; one is also written at its end.
             wait: Whether to wait for another process that computes the same run, instead of raising
                 `CmpError`.
-            folder: The folder for checkpoints. If None, the run's own folder in the build folder.
+            folder: The folder for checkpoints. If None, that of the run, see `run_folder`.
             in_background: Whether a thread writes, as for a run on a GPU, which then goes on.
         """
         self.run_id, self.interval, self.wait = run_id, interval, wait
-        self.launch: dict[str, bool | int | str] = {}
-        self.folder = folder or checkpoint_folder(run_id)
+        self.folder = folder or run_folder(run_id)
         self.last: Path | None = None
         self.in_background = in_background
         self._lock = contextlib.ExitStack()
@@ -417,7 +427,7 @@ class CheckpointManager:
         still exists. Without waiting, locking is retried for half a second, since
         `runs_in_progress` briefly takes the lock.
         """
-        path, end = self.folder / "lock", time.monotonic() + 0.5
+        path, end = self.folder / LOCK, time.monotonic() + 0.5
         with StopRequest() as stop:
             while not stop.signal:
                 files.make_folder(self.folder)
@@ -446,7 +456,7 @@ class CheckpointManager:
     def _delete_if_empty(self, lock: IO) -> None:
         """Delete the folder of a run that saved nothing, such as one that was refused, unless
         another process has begun the run again since `remove`."""
-        path = self.folder / "lock"
+        path = self.folder / LOCK
         with contextlib.suppress(OSError):
             is_own = os.path.samestat(os.fstat(lock.fileno()), path.stat())
             if is_own and [*self.folder.iterdir()] == [path]:
@@ -568,8 +578,10 @@ class CheckpointManager:
         return path
 
     def remove(self) -> None:
-        """Delete the checkpoints of a finished and stored run."""
+        """Delete the checkpoints of a finished and stored run, and its folder if nothing else is in
+        it."""
         futures.wait(self._writing)  # errors no longer matter
         own = [*checkpoint_files(self.folder), self.folder / REPORT]
         own += [path for kind in ("model", "base") for path in files_beside(self.folder, kind)]
-        files.delete_folder(self.folder, [*own, self.folder / "lock"])
+        # the lock last: `cmp.runs.launch.compute` calls this again as long as there is one
+        files.delete_files(self.folder, [*own, self.folder / LOCK])

@@ -96,7 +96,7 @@ def estimate_step(
             images are decoded to measure how long that takes. Otherwise, it is assumed.
         run_id: The run's id, that of its config as given; "" if it is not known.
     """
-    if run_id and (measured := measured_step_seconds(logs.read_log(run_id))):
+    if run_id and (measured := measured_step_seconds(logs.read_log(logs.log_path(run_id)))):
         return StepForecast(measured, f"measured over {MEASURED} steps of this run")
     execution, name = execution or ExecutionConfig(), run_config.model.name
     is_here = device not in ("cpu", *DEVICES) and is_present(device)

@@ -15,10 +15,8 @@ from cmp import budgets, config, models, starts
 from cmp.config import RunConfig
 from cmp.data import Corpus, load_data
 from cmp.errors import CmpError
-from cmp.files import delete_leftovers
 from cmp.runs import identity, lookup, store
-from cmp.runs.boards import BOARDS
-from cmp.runs.checkpoints import CheckpointManager, checkpoint_folder
+from cmp.runs.checkpoints import LOCK, CheckpointManager, refuse_unfinished, run_folder
 from cmp.runs.logs import RunLog, log_path
 from cmp.runs.runner import NO_OBSERVER, Observer, advance_bar, execute
 from cmp.scale import processes
@@ -210,7 +208,6 @@ def compute(
         CmpError: The run cannot be computed, or another process is computing it.
         Interrupted: SIGINT, SIGTERM or SIGHUP was received; the run's state is saved.
     """
-    delete_leftovers(store.run_folder(run.id).parent)
     execute_run = functools.partial(
         execute, run.config, run.corpus, device=device, execution=execution, fitted=run.fitted
     )
@@ -220,15 +217,15 @@ def compute(
             execute_run()
     elif is_kept(run.id, keep):
         processes.all_reduce_max(1)
-        # a kill may have come between the last two lines below, or another process is computing the
-        # run for its weights and needs its checkpoints
-        if checkpoint_folder(run.id).exists():
+        # a kill may have come between `save_run` and `remove` below; but if another process
+        # computes the run again for its weights, that one needs its checkpoints
+        if (run_folder(run.id) / LOCK).exists():
             with contextlib.suppress(CmpError), CheckpointManager(run.id) as manager:
                 manager.remove()
     else:
+        refuse_unfinished(run.id)
         on_gpu = device != "cpu"
         with CheckpointManager(run.id, wait=wait, in_background=on_gpu) as manager:
-            manager.launch = launch_options(execution or ExecutionConfig(), keep, boards)
             stored = is_kept(run.id, keep)  # another process may have been faster
             processes.all_reduce_max(stored)
             if not stored:
@@ -241,30 +238,6 @@ def compute(
             manager.remove()
     processes.barrier()
     return store.load_run(run.id)
-
-
-def launch_options(
-    execution: ExecutionConfig, keep: bool, boards: Mapping[str, str] | None
-) -> dict[str, bool | int | str]:
-    """Return the options of a command in the form of `cmp.runs.checkpoints.Progress.launch`,
-    without those at their default."""
-    options: dict[str, Any] = execution.settings() | {"keep_weights": keep} | dict(boards or {})
-    options["workers"] = os.environ.get("CMP_WORKERS")
-    return {name: value for name, value in options.items() if value}
-
-
-def take_launch(
-    options: dict[str, bool | int | str],
-) -> tuple[ExecutionConfig, bool, dict[str, str]]:
-    """Return the arguments of `launch_options`. The number of decoding processes is restored,
-    unless this environment sets one."""
-    options = {**options}
-    keep = bool(options.pop("keep_weights", False))
-    boards = {name: str(options.pop(name)) for name in BOARDS if name in options}
-    if decoders := options.pop("workers", None):
-        os.environ.setdefault("CMP_WORKERS", str(decoders))
-    execution: Any = options
-    return ExecutionConfig(**execution), keep, boards
 
 
 def is_kept(run_id: str, weights: bool) -> bool:

@@ -4,18 +4,16 @@ The line of a step has `task`, `step`, `loss`, `gradient_norm` (before clipping)
 (Unix seconds), `samples_per_second`, and `waiting`, the share of the time that was spent waiting
 for images. On a GPU it also has `memory`, the peak in bytes so far, and `peak_share`, the share of
 the GPU's peak FLOP/s, with a step's FLOPs as `cmp.budgets` counts them. The line of an evaluation
-has `done` (tasks) and those of `A_KA`, `A_ZS` and `GM` that were scored. Each line ends in `check`,
-a checksum of the rest. Damaged lines are skipped when the log is read, and a log that cannot be
-written only gives a warning.
+has `done` (tasks) and those of `A_KA`, `A_ZS` and `GM` that were scored. A kill may leave half a
+line at the end, which is left out when the log is read, and removed when the run goes on. A log
+that cannot be written only gives a warning.
 """
 
 import contextlib
 import itertools
 import json
-import math
 import time
 import warnings
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -29,10 +27,9 @@ from cmp import budgets
 from cmp.config import RunConfig
 from cmp.errors import CmpError
 from cmp.evaluation import Scores
-from cmp.files import SHORT_ID, child_path, make_folder
-from cmp.parsing import parse_json
-from cmp.project import build_folder
+from cmp.files import make_folder
 from cmp.runs.boards import open_board
+from cmp.runs.checkpoints import run_folder
 from cmp.runs.runner import Observer
 from cmp.scale import decoding, processes
 from cmp.scale.devices import find_device
@@ -43,61 +40,24 @@ FLUSH_SECONDS = 5.0
 written."""
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
-NUMBER_LIMIT = 2**63
-"""A bound far above any number in a log."""
-_TYPES = dict.fromkeys(("task", "step", "done"), (int,)) | dict.fromkeys(
-    (
-        *("loss", "gradient_norm", "rate", "time", "samples_per_second", "memory", "waiting"),
-        *("peak_share", "A_KA", "A_ZS", "GM"),
-    ),
-    (int, float),
-)
-"""The keys that a line may have, and their types."""
 
 
 def log_path(run_id: str) -> Path:
     """Return the path of a run's log, which may not exist."""
-    return child_path(build_folder() / "logs", run_id[:SHORT_ID], ".jsonl")
+    return run_folder(run_id) / "log.jsonl"
 
 
-def read_log(run_id: str) -> pd.DataFrame:
-    """Return the log of a run, one row per line; empty if there is none."""
-    return check_log(log_path(run_id))[0]
+def read_log(path: Path) -> pd.DataFrame:
+    """Return a log, one row per line; empty if there is none, or if it cannot be read.
 
-
-def check_log(path: Path) -> tuple[pd.DataFrame, int]:
-    """Return a log, one row per line, and how many damaged lines were skipped.
-
-    The last line may be incomplete if the run is still going or was killed.
+    The last line may be incomplete if the run is still going or was killed, and is then left out.
     """
-    rows = [_parse_line(line) for line in filter(None, _read_lines(path))]
-    return pd.DataFrame([row for row in rows if row is not None]), rows.count(None)
-
-
-def _read_lines(path: Path) -> list[bytes]:
-    """Return the lines of a file, the last one without a line break, or none if it cannot be
-    read."""
+    rows = []
     with contextlib.suppress(OSError):
-        if path.is_file():
-            return path.read_bytes().split(b"\n")
-    return [b""]
-
-
-def _parse_line(line: bytes) -> dict[str, Any] | None:
-    """Return the row of a line, or None if it is damaged. Version 0.2.0 wrote no checksum."""
-    try:
-        row = parse_json(line.decode())
-        check = row.pop("check", None)
-        is_row = all(type(x) in _TYPES[name] for name, x in row.items())
-        is_row &= not any(NUMBER_LIMIT <= abs(x) < math.inf for x in row.values())
-    except (ValueError, LookupError, AttributeError, TypeError):
-        return None
-    is_row &= "done" in row or {"task", "step"} <= row.keys()
-    return row if is_row and check in (None, _checksum(row)) else None
-
-
-def _checksum(row: dict[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(row).encode()):08x}"
+        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+    return pd.DataFrame(rows)
 
 
 def sparkline(values: pd.Series) -> str:
@@ -231,7 +191,7 @@ class RunLog:
 
     def _write(self, row: dict[str, Any]) -> None:
         """Write a line to the file, and its numbers to the boards."""
-        line = json.dumps(row | {"check": _checksum(row)}).encode() + b"\n"
+        line = json.dumps(row).encode() + b"\n"
         numbers = {name: row[name] for name in row.keys() - {"task", "step", "time", "done"}}
         for name, sink in list(self.sinks.items()):
             with self._drop_if_failing(name):
@@ -241,18 +201,16 @@ class RunLog:
                     sink.add(numbers, self._place(row))
 
     def _cut(self, steps: int) -> None:
-        """Remove lines logged after the checkpoint that the run resumes from."""
-        kept, position = 0, 0
-        for line in _read_lines(self.path)[:-1]:
-            position += len(line) + 1
-            if row := _parse_line(line):
-                is_known = row.get("done", row.get("task")) < len(self.starts)
-                if not is_known or self._place(row) + ("step" in row) > steps:
-                    break
-                kept = position
+        """Remove lines logged after the checkpoint that the run resumes from, and half a line."""
+
+        def is_kept(line: bytes) -> bool:
+            row = json.loads(line) if line.endswith(b"\n") else None
+            return row is not None and self._place(row) + ("step" in row) <= steps
+
         with self._drop_if_failing("file"):
             if file := self.sinks.get("file"):
-                file.truncate(kept)
+                lines = self.path.read_bytes().splitlines(keepends=True)
+                file.truncate(sum(map(len, itertools.takewhile(is_kept, lines))))
 
     def _place(self, row: dict[str, Any]) -> int:
         """Return how many steps of the stream precede a row."""

@@ -10,17 +10,17 @@ import pandas as pd
 from cmp import config, models, starts
 from cmp.config import RunConfig
 from cmp.errors import CmpError
-from cmp.files import SHORT_ID, delete_folder
+from cmp.files import SHORT_ID, delete_files
 from cmp.project import build_folder
 from cmp.runs import checkpoints, logs
-from cmp.runs.checkpoints import Progress, latest_progress
+from cmp.runs.checkpoints import LOCK, Progress, latest_progress, run_folder
 from cmp.runs.store import (
     FILES,
+    RECORD,
     StoredRun,
     final_model,
     kept_path,
     load_run,
-    run_folder,
     stored_ids,
 )
 from cmp.scale import processes
@@ -89,10 +89,12 @@ def unfinished_runs(prefix: str = "") -> list[Progress]:
 
     Runs whose checkpoints cannot be read here, or by this version, give a warning.
     """
-    folders = sorted((build_folder() / "checkpoints").glob("*/"))
+    folders = sorted((build_folder() / "runs").glob("[0-9a-f]*/"))
     named = [folder for folder in folders if folder.name.startswith(prefix[:SHORT_ID])]
     readable = []
     for folder in named:
+        if (folder / RECORD).exists():
+            continue
         try:
             readable.append(latest_progress(folder))
         except CmpError as error:  # the other runs do not depend on it
@@ -100,21 +102,10 @@ def unfinished_runs(prefix: str = "") -> list[Progress]:
     return [progress for progress in readable if progress and progress.run.startswith(prefix)]
 
 
-def find_unfinished(prefix: str) -> Progress:
-    """Return the only unfinished run whose id starts with a prefix; raise `CmpError` otherwise."""
-    matching = unfinished_runs(prefix)
-    if len(matching) != 1:
-        names = ", ".join(progress.run[:SHORT_ID] for progress in unfinished_runs()) or "none"
-        raise CmpError(
-            f"{prefix!r}: not the id of exactly one unfinished run; unfinished runs: {names}"
-        )
-    return matching[0]
-
-
 def runs_in_progress() -> int:
     """Return how many runs of this build folder are being computed, by any process."""
     count = 0
-    for path in (build_folder() / "checkpoints").glob("*/lock"):
+    for path in (build_folder() / "runs").glob(f"*/{LOCK}"):
         try:
             with path.open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -139,13 +130,12 @@ def find_model(prefix: str) -> tuple[StoredRun, models.Network]:
         run = find_run(prefix)
         return run, final_model(run)
     name = f"run {progress.run[:SHORT_ID]}"
-    folder = checkpoints.checkpoint_folder(progress.run)
-    kept = checkpoints.files_beside(folder, "model")
+    kept = checkpoints.files_beside(run_folder(progress.run), "model")
     numbers = {checkpoints.file_number(path): path for path in kept}
     done = max((number for number in numbers if number <= progress.task), default=0)
     if not done:
         raise CmpError(
-            f"{name}: no task is finished; `cmpt resume {progress.run[:SHORT_ID]}` continues it"
+            f"{name}: no task is finished; repeat the command that began it, which continues it"
         )
     run = run_so_far(progress, done)
     try:
@@ -168,11 +158,9 @@ def find_any_run(prefix: str) -> StoredRun:
 def _progress_of(prefix: str) -> Progress | None:
     """Return the only unfinished run whose id starts with a prefix, or None if no unfinished one
     has it; raise `CmpError` if others have it, too."""
-    stored = [name for name in stored_ids() if name.startswith(prefix[:SHORT_ID])]
-    # of a stored run, checkpoints may be left
-    unfinished = [x for x in unfinished_runs(prefix) if x.run[:SHORT_ID] not in stored]
-    if not unfinished:
+    if not (unfinished := unfinished_runs(prefix)):
         return None
+    stored = [name for name in stored_ids() if name.startswith(prefix[:SHORT_ID])]
     if len(stored) + len(unfinished) > 1:
         raise CmpError(
             f"{prefix!r}: several runs have an id that starts so; `cmpt results ls` lists all runs"
@@ -202,9 +190,8 @@ def delete_run(prefix: str) -> tuple[str, int]:
     Raises:
         CmpError: The id does not match exactly one run, or a process is computing it.
     """
-    places = (build_folder() / "runs", build_folder() / "checkpoints")
-    run_ids = {path.name for place in places for path in place.glob("[0-9a-f]*/")}
-    names = [name for name in run_ids if name.startswith(prefix[:SHORT_ID])]
+    names = [path.name for path in (build_folder() / "runs").glob("[0-9a-f]*/")]
+    names = [name for name in names if name.startswith(prefix[:SHORT_ID])]
     if len(names) != 1 or not prefix:
         raise CmpError(
             f"{prefix!r}: {len(names) or 'no'} runs have this id; `cmpt results ls` lists all runs"
@@ -213,14 +200,19 @@ def delete_run(prefix: str) -> tuple[str, int]:
     if len(prefix) > SHORT_ID and not unfinished_runs(prefix):
         find_run(prefix)  # compares the digits that the folder's name lacks
     with checkpoints.CheckpointManager(name) as manager:
-        folder, log = run_folder(name), logs.log_path(name)
+        folder = manager.folder
 
         def held() -> int:
-            paths = [log, *folder.rglob("*"), *manager.folder.rglob("*")]
-            return sum(path.stat().st_size for path in paths if path.is_file())
+            return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
         size = held()
-        log.unlink(missing_ok=True)
-        delete_folder(folder, [folder / file for file in FILES])
+        delete_files(folder, [*(folder / file for file in FILES), logs.log_path(name)])
         manager.remove()
+        if others := sorted(path.name for path in folder.glob("*")):
+            names = ", ".join(others[:3] if len(others) <= 3 else [*others[:3], "..."])
+            warnings.warn(
+                f"{folder}: kept, since it contains files that cmpt did not write ({names}); move "
+                "or delete it",
+                stacklevel=2,
+            )
         return name, size - held()

@@ -343,7 +343,7 @@ class Run:
             machine = began | {"moved": True}
         progress = Progress(
             SCHEMA, self.manager.run_id, self.config.to_dict(), task, step, self.rows,
-            self.seconds(), machine, self.config.option_record(), self.manager.launch,
+            self.seconds(), machine, self.config.option_record(),
         )  # fmt: skip
         parts = {
             "trunk": self.trunk,

@@ -4,16 +4,31 @@ A run's id is the hash of what determines its result: config, data, starting wei
 Everything else that may affect its last bits (versions, processor, threads) is stored with the
 result.
 
-A run is a folder with `run.json`, `metrics.parquet`, `hits.safetensors` if whole test sets were
-scored, and `weights.safetensors` if the weights were kept. `run.json` contains what the id is the
-hash of, and the sha256 of the other files and of itself. All of these are checked when a run is
-read.
+Everything about a run is in one folder, `runs/ID` of the build folder. While it is computed, this
+contains:
+
+* `lock`, by which one process at a time computes the run;
+* the last two checkpoints, `task-T-step-S-HASH.safetensors`, see `cmp.runs.checkpoints`, whose
+  headers say what the run is: its config, its machine with versions, and the sources of options of
+  the user's own;
+* `model-T-HASH.safetensors`, the model deployed after the last task, and `base-S-HASH.safetensors`,
+  the base before the cooldown of a pretraining;
+* `log.jsonl`, see `cmp.runs.logs`, and `diverged.json` if training diverged.
+
+At the end come `metrics.parquet`, `hits.safetensors` if whole test sets were scored,
+`weights.safetensors` if the weights are kept, and last `run.json`, which marks the run as finished.
+It contains what the id is the hash of, and the sha256 of the other three and of itself. All of
+these are checked when a run is read. Version 0.3 left finished runs in the same files.
+
+Once `run.json` is on the disk, the checkpoints and the lock are deleted, and the log stays. If the
+process is killed before that, the next call for this run deletes them. `cmpt results rm ID` deletes
+a run, finished or not, but keeps files that a user has put into its folder.
 """
 
 import contextlib
 import datetime
 import json
-import shutil
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +43,18 @@ from cmp import config, models, registry
 from cmp.config import RunConfig
 from cmp.errors import CmpError, explain_errors
 from cmp.evaluation import ROLES
-from cmp.files import SHORT_ID, WEIGHTS, atomic_folder, child_path, file_digest, save_tensors
+from cmp.files import (
+    SHORT_ID,
+    WEIGHTS,
+    file_digest,
+    partial_folder,
+    report_disk_errors,
+    save_tensors,
+    sync_to_disk,
+)
 from cmp.parsing import parse_json, parse_record, read_json, read_table, refuse_later
 from cmp.project import build_folder
+from cmp.runs.checkpoints import run_folder
 from cmp.runs.identity import PLACEHOLDERS, json_digest
 from cmp.runs.runner import RunResult
 from cmp.starts import RUN_PREFIX
@@ -42,10 +66,11 @@ METRIC_KEYS = ["task", "scope", "dataset"]
 RUN_KEYS = ["setting", "replicate"]
 """Columns that distinguish the runs of a study."""
 RUN_FORMAT = 3
-METRICS, HITS = "metrics.parquet", "hits.safetensors"
-"""Files of a run besides its record and its weights."""
-FILES = ("run.json", METRICS, HITS, WEIGHTS)
-"""All files of a stored run."""
+RECORD, METRICS, HITS = "run.json", "metrics.parquet", "hits.safetensors"
+"""Files of a run besides its weights."""
+FILES = (RECORD, METRICS, HITS, WEIGHTS)
+"""All files of a finished run. The record comes last when they are written, and first when they are
+deleted."""
 COUNTS = "counts"
 """The key in the header of `HITS` with the number of questions of each dataset."""
 RERUN = "; delete the folder and rerun"
@@ -102,11 +127,6 @@ class StoredRun:
     hits: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def run_folder(run_id: str) -> Path:
-    """Return the folder in which a run is stored."""
-    return child_path(build_folder() / "runs", run_id[:SHORT_ID])
-
-
 def weights_path(run_id: str) -> Path:
     """Return the path of a run's final weights, which exists only if they were kept."""
     return run_folder(run_id) / WEIGHTS
@@ -130,13 +150,23 @@ def make_stored_run(
 
 
 def save_run(run: StoredRun, model: models.Network | None = None) -> None:
-    """Store a finished run atomically, keeping files that a user has put into its folder.
+    """Store a finished run atomically.
+
+    A run that is stored again, since its weights were not kept before, is unfinished for a moment.
+    If a kill comes then, it is finished from its last checkpoint.
 
     Args:
         run: The run.
         model: The run's network, if its final weights should be kept.
+
+    Raises:
+        CmpError: Writing failed; the checkpoints are unchanged.
     """
-    with atomic_folder(run_folder(run.id)) as folder:
+    target = run_folder(run.id)
+    with (
+        report_disk_errors(f"{target}:", "its checkpoints are kept"),
+        partial_folder(target) as folder,
+    ):
         run.metrics.to_parquet(folder / METRICS, index=False)
         if run.hits:
             bits = {name: torch.from_numpy(np.packbits(hits)) for name, hits in run.hits.items()}
@@ -150,12 +180,16 @@ def save_run(run: StoredRun, model: models.Network | None = None) -> None:
         content = (run.id, run.identity, tree, run.weights, run.provenance, files)
         record = asdict(RunRecord(RUN_FORMAT, *content))
         record["sha256"] = json_digest(record)
-        (folder / "run.json").write_text(json.dumps(record, indent=1))
-        for other in {*run_folder(run.id).glob("*")} - {run_folder(run.id) / x for x in FILES}:
-            if other.is_dir() and not other.is_symlink():
-                shutil.copytree(other, folder / other.name, symlinks=True)
-            else:
-                shutil.copy2(other, folder / other.name, follow_symlinks=False)
+        (folder / RECORD).write_text(json.dumps(record, indent=1))
+        for path in folder.iterdir():
+            sync_to_disk(path)
+        for name in FILES:
+            (target / name).unlink(missing_ok=True)
+        for name in files:
+            os.replace(folder / name, target / name)
+        sync_to_disk(target)  # a record on the disk means that the other files are there, too
+        os.replace(folder / RECORD, target / RECORD)
+        sync_to_disk(target)
 
 
 def final_model(run: StoredRun) -> models.Network:
@@ -215,7 +249,7 @@ def load_record(run_id: str) -> tuple[RunRecord, RunConfig]:
     """Return a stored run's record and config; raise `CmpError` as `load_run` does."""
     folder = run_folder(run_id)
     with explain_errors(f"{folder}: cannot be read as a run", RERUN):
-        record = _read_record(folder / "run.json")
+        record = _read_record(folder / RECORD)
         if not record.id.startswith(run_id):
             raise CmpError(
                 f"{folder}: contains run {record.id[:SHORT_ID]}, not {run_id[:SHORT_ID]}"
@@ -271,13 +305,13 @@ def check_sources(run_id: str, options: dict[str, dict[str, Any]], digests: bool
 
 def is_stored(run_id: str) -> bool:
     """Return whether a run with this id is finished."""
-    return (run_folder(run_id) / "run.json").exists()
+    return (run_folder(run_id) / RECORD).exists()
 
 
 def stored_ids() -> list[str]:
     """Return the short ids of all finished runs, oldest first."""
     saved_at = {}
-    for path in (build_folder() / "runs").glob("[0-9a-f]*/run.json"):
+    for path in (build_folder() / "runs").glob(f"[0-9a-f]*/{RECORD}"):
         with contextlib.suppress(FileNotFoundError):  # it has just been deleted
             saved_at[path.parent.name] = path.stat().st_mtime
     return sorted(saved_at, key=lambda name: saved_at[name])

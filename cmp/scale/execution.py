@@ -44,10 +44,6 @@ class ExecutionConfig(Execution):
         """Whether a step sees its whole batch at once."""
         return self.micro_batch is None and processes.world_size() == 1
 
-    def settings(self) -> dict[str, bool | int]:
-        """Return the settings that differ from the defaults, by name."""
-        return {name: value for name, value in vars(self).items() if value}
-
     def record(self) -> dict[str, str]:
         """Return this execution's entry in a run's provenance; empty for the default."""
         count = processes.world_size()

@@ -473,10 +473,10 @@ def test_a_kernel_that_is_gone_while_it_trains_is_said_of_the_run(served):
 @pytest.mark.long
 def test_a_long_cell_shows_progress_is_interrupted_and_goes_on(served, build):
     with lab.opened(*served, "long.ipynb") as watched:
-        page, others = watched.page, set((build / "logs").glob("*"))
+        page, others = watched.page, set(build.glob("runs/*/log.jsonl"))
         watched.begin("notebook:run-all-cells")
         expect(page.get_by_text("runs:").first).to_be_visible()
-        wait_for_steps(build / "logs", others)
+        wait_for_steps(build, others)
         watched.command("notebook:interrupt-kernel")
         stopped = page.locator(".jp-OutputArea-output", has_text="stopped")
         words = (
@@ -484,7 +484,7 @@ def test_a_long_cell_shows_progress_is_interrupted_and_goes_on(served, build):
             "cell again"
         )
         expect(stopped).to_have_text(words)
-        assert list((build / "checkpoints").glob("*/task-0-step-*"))
+        assert list(build.glob("runs/*/task-0-step-*"))
         watched.idle()
         watched.command("notebook:run-all-cells")
         expect(page.get_by_text("1 done")).to_be_visible()
@@ -492,9 +492,9 @@ def test_a_long_cell_shows_progress_is_interrupted_and_goes_on(served, build):
     assert watched.elsewhere == []
 
 
-def wait_for_steps(logs, others):
-    """Until a run that is not among the others has noted steps."""
+def wait_for_steps(build, others):
+    """Until a run whose log is not among the others has noted steps."""
     end = time.monotonic() + SECONDS
-    while not any(log.stat().st_size for log in set(logs.glob("*")) - others):
-        assert time.monotonic() < end, f"no run notes its steps in {logs}"
+    while not any(log.stat().st_size for log in set(build.glob("runs/*/log.jsonl")) - others):
+        assert time.monotonic() < end, f"no run notes its steps in {build}"
         time.sleep(0.1)
