@@ -38,7 +38,6 @@ from cmp.releases import (
     gate,
     hugging_face,
     release,
-    report,
     templates,
     tuning,
     update,
@@ -792,4 +791,4 @@ def test_a_file_whose_metadata_cannot_be_followed_is_named(tmp_path):
 def test_a_page_keeps_joined_letters_and_no_reversed_text_or_half_characters():
     """Words of Persian, a family and a flag are kept, which other characters join."""
     joined = "می\u200cخواهم \U0001f468\u200d\U0001f469 \U0001f3f4\U000e0067\U000e0062\U000e007f"
-    assert report._text(f"{joined}\u202e\n\x1b<b>\udcff") == f"{joined} \n &lt;b&gt;"
+    assert templates.escape_html(f"{joined}\u202e\n\x1b<b>\udcff") == f"{joined} \n &lt;b&gt;"
