@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 import cmp
+from cmp.config import read_config
 from cmp.data import normalise, to_rgb
 from cmp.models import preprocessing, tokenizer
 
@@ -26,7 +27,7 @@ peak = 1e-5 if profile == "gpu" else 0.0048
 
 # %% The data, what each delivery may draw from, and the network you serve today
 
-config = cmp.config.read_config(profile)
+config = read_config(profile)
 steps, batch = config.training.steps, config.training.batch
 corpus = cmp.load_data(config.data)
 deliveries = cmp.task_pools(config, corpus)
