@@ -29,14 +29,6 @@ def cells():
     return re.split(r"^# %%.*\n", PATH.read_text("utf-8"), flags=re.MULTILINE)
 
 
-def test_the_draft_of_the_chapter_has_the_same_cells():
-    draft = chapters.notebook(chapters.BOOK / "drafts" / "01_the_recipe.md")
-    shown = [cell.source for cell in draft.cells if cell.cell_type == "code"]
-    own = [cell.strip() for cell in cells()[2:]]  # without imports and parameters
-    first = shown.index(own[0])
-    assert shown[first : first + len(own)] == own
-
-
 def run_cells(some, namespace):
     for cell in some:
         exec(compile(cell, PATH, "exec"), namespace)
