@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 # Where it is set, each of the many processes that the tests start would compile every module again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env study lab site test test-numbers test-long readme-test kill-test study-kill-test flip-test lint clean
+.PHONY: env study lab site publish published test test-numbers test-long readme-test kill-test study-kill-test flip-test lint clean
 
 # the environment alone
 env: $(READY)
@@ -23,6 +23,15 @@ lab: $(READY)
 
 site: $(READY)
 	$(BIN)/cmpt site
+
+# which committed notebooks are stale, and why
+published: $(READY)
+	$(BIN)/cmpt book --publish --dry-run
+
+# writes these notebooks again
+publish: $(READY)
+	$(BIN)/cmpt data build
+	$(BIN)/cmpt book --publish --jobs 2
 
 test: $(READY)
 	$(BIN)/cmpt data build
@@ -98,5 +107,5 @@ $(READY): constraints.txt pyproject.toml setup.py
 
 # what a reader made or downloaded stays: copies of chapters, runs and their logs, models, lists, pictures
 clean:
-	rm -rf $(addprefix _build/,checked data grids html html-tested node packages published site tokens quick cpu gpu)
+	rm -rf $(addprefix _build/,checked data grids html html-tested node packages published site quick cpu gpu)
 	rm -rf .venv $(addprefix book/_theme/,data vendor public/explorers public/vendor)

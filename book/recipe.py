@@ -3,8 +3,7 @@
     python book/recipe.py        # a small network and five deliveries, on a laptop
     python book/recipe.py gpu    # the paper's network and data, on a graphics card
 
-Only the data, the network and the scores come from our package. Chapter 01 explains
-the loop. Each part that begins with %% is a cell there.
+Only the data, the network and the scores come from our package.
 """
 
 import math

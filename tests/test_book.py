@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -69,7 +70,7 @@ def texts(path):
     return "".join(output.get("text", "") for output in outputs)
 
 
-def stale_notebooks(folder=chapters.BOOK):
+def stale_notebooks(folder):
     """The chapters whose committed notebook is missing or was made from something else."""
     changed = run.changed_since(run.committed_tasks(folder=folder))
     return [target.stem for target, parts in changed.items() if parts]
@@ -612,6 +613,43 @@ def test_what_is_published_is_stable_and_goes_stale(tmp_path, monkeypatch):
     assert stale_notebooks(tmp_path) == ["00_a"]
 
 
+def test_a_new_sentence_is_filled_in_without_running_the_chapter(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CMP_BUILD", str(tmp_path / "build"))
+    source, path = write(tmp_path, "00_a", "print(2)", "1 / 0"), tmp_path / "00_a.ipynb"
+    book, made = chapters.notebook(source), stamps.make_stamp(source)
+    shown = nbformat.v4.new_output("stream", text="as it was")
+    book.cells[-1] |= {"execution_count": 3, "outputs": [shown]}
+    made |= stamps.digest_files(["merging.parquet"])
+    book.metadata["cmp"] = {"stamp": made, "parameters": DECLARED}
+    nbformat.write(book, path)
+    assert run.check_committed(folder=tmp_path)
+    source.write_text(source.read_text() + "\nIn Paris {cite:p}`roth2024practitioner`.\n")
+    assert not run.check_committed(folder=tmp_path)
+    assert "00_a: stale (text changed); only its text is written again" in capsys.readouterr().out
+    run.commit_notebooks(folder=tmp_path)
+    *_, last, added = nbformat.read(path, 4).cells
+    assert last.outputs == [shown] and last.execution_count == 3
+    assert added.source.startswith("In Paris ([Roth et al., 2024](http")
+    assert {"merging.parquet", "references.bib"} <= run.run_record(path)["stamp"].keys()
+    assert run.check_committed(folder=tmp_path)
+    edit(source, ("print(2)", "print(3)"))
+    capsys.readouterr()
+    assert not run.check_committed(folder=tmp_path)
+    assert "00_a: stale (text changed)\n" in capsys.readouterr().out
+
+
+def test_a_notebook_that_says_nothing_of_its_making_is_named_with_the_way_out(tmp_path, capsys):
+    for number, content in enumerate(["{}", '{"metadata": {"cmp": {"stamp": 3}}}', '{"meta']):
+        write(tmp_path, f"0{number}_a").with_suffix(".ipynb").write_text(content)
+    (tmp_path / "07_b.ipynb").write_text("{}")
+    assert not run.check_committed(folder=tmp_path)
+    printed = capsys.readouterr().out
+    for number in range(3):
+        assert f"0{number}_a: to run, since its stamp cannot be read" in printed
+    assert "cmpt book --publish --chapter 00 --chapter 01 --chapter 02" in printed
+    assert f"07_b: there is no 07_b.md; delete it: git rm {tmp_path / '07_b.ipynb'}" in printed
+
+
 def test_every_chapter_of_the_book_declares_its_parameters():
     for source in chapters.select():
         assert {"profile", "seeds", "jobs", "device"} <= set(chapters.parameters(source))
@@ -645,8 +683,51 @@ def test_a_name_that_other_cells_use_is_given_in_one_cell_of_its_chapter():
         assert [name for name in used if given[name] > 1] == [], source.name
 
 
-def test_the_committed_notebooks_are_current():
-    assert stale_notebooks() == [], "write them again: cmpt book --publish --chapter NN"
+def strange_cells(source):
+    """The cells of a committed notebook that differ from its chapter's by more than what was filled
+    in. If the stamp says that the text has changed, there are none: then `make published` names
+    the notebook."""
+    target = source.with_suffix(".ipynb")
+    if run.run_record(target)["stamp"]["text"] != stamps.digest_text(source):
+        return []
+    pairs = zip(nbformat.read(target, 4).cells, chapters.notebook(source).cells, strict=True)
+    return [cell.source for cell, origin in pairs if not is_filled(cell, origin)]
+
+
+FILLED_IN = {
+    r"\{\{(?!caption)[^{}]+\}\}|\{cite:p\}`[^`]+`": "\0",
+    r"\{\{caption [\w-]+: ([^{}]+)\}\}": "\0 \\1",
+}
+"""What stands for any text in a chapter -> NUL, with what is left of it."""
+
+
+def is_filled(cell, origin):
+    text = origin.source
+    if cell.cell_type == "markdown":
+        for pattern, left in FILLED_IN.items():
+            text = re.sub(pattern, left, text)
+    typed = map(re.escape, text.split("\0"))
+    return cell.cell_type == origin.cell_type and bool(
+        re.fullmatch("(?s:.+?)".join(typed), cell.source)
+    )
+
+
+def test_a_committed_notebook_says_what_its_chapter_says():
+    for source in chapters.select():
+        assert strange_cells(source) == [], source.name
+
+
+@pytest.mark.parametrize("kind", ["markdown", "code"])
+def test_a_sentence_that_a_chapter_lacks_is_found_in_its_committed_notebook(tmp_path, kind):
+    [original] = chapters.select(["03"])
+    source = Path(shutil.copy(original, tmp_path))
+    book = nbformat.read(original.with_suffix(".ipynb"), 4)
+    last = [cell for cell in book.cells if cell.cell_type == kind][-1]
+    last.source += " # a line"
+    nbformat.write(book, source.with_suffix(".ipynb"))
+    assert strange_cells(source) == [last.source]
+    source.write_text(source.read_text() + "\na line\n")
+    assert strange_cells(source) == []  # which is stale now
 
 
 def test_the_site_can_show_what_committed_notebooks_hold():

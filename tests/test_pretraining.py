@@ -191,16 +191,6 @@ def test_a_shipped_base_scores_what_its_card_says(name):
         assert scores.aggregate(key)[0] == pytest.approx(expected["value"], abs=0.5)
 
 
-def test_a_run_is_a_pretraining_if_its_recipe_is():
-    assert pretraining.is_pretraining(pretraining.pretraining_config("tiny", 3))
-    shorter = ("training.steps=20", "schedule.name=cosine", "evaluation.full=false")
-    assert pretraining.is_pretraining(pretraining.pretraining_config("tiny", 0, *shorter))
-    own = {"start": "random", "name": "tiny"}
-    mixture = {"pretraining": 1.0, "update": 0.0, "buffer": 0.0}
-    for tree in ({"model": own, "mixture": mixture}, {"model": own | {"name": "ViT-B-32"}}):
-        assert not pretraining.is_pretraining(config.parse(tree))
-
-
 @pytest.mark.defect
 def test_a_pretraining_that_goes_on_publishes_no_other_run_s_weights(tmp_path, corpus, monkeypatch):
     """Both bases are those of an undisturbed run, whatever was made under their names meanwhile."""

@@ -126,6 +126,10 @@ def test_no_link_dangles_and_nothing_is_asked_of_elsewhere(pages):
         assert not re.findall(r'(?:src|<link[^>]+href)="(https?:[^"]*)', page.read_text())
 
 
+def test_nothing_is_left_of_what_an_earlier_edition_built(pages):
+    assert "gone" not in {path.name for path in pages.rglob("*")}
+
+
 def test_dangling_links_are_found(tmp_path):
     (tmp_path / "b").mkdir()
     links = ["/b", "/b#there", "/b#gone", "#here", "#nor", "/c", "x.md", "https://elsewhere.org#a"]

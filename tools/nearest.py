@@ -1,6 +1,6 @@
 """Name the tests nearest to a module: `python -m tools.nearest cmp/mixtures.py` prints their files.
 
-`make test-fast FILE=cmp/mixtures.py` runs them. They are `tests/test_NAME.py` for a module NAME,
+They are `tests/test_NAME.py` for a module NAME,
 unless `NEAREST` says otherwise. The whole suite tests more of a module than they do.
 """
 

@@ -49,15 +49,6 @@ def pretraining_config(name: str, seed: int, *assignments: str) -> config.RunCon
     return config.parse(tree, f"pretraining of {name}")
 
 
-def is_pretraining(run_config: config.RunConfig) -> bool:
-    """Return whether a run makes a base, that is, follows the recipe except for length and
-    schedule."""
-    name, seed = run_config.model.name, run_config.seeds.init
-    usual = name in starts.family_names() and pretraining_config(name, seed)
-    parts = ("data", "model", "stream", "mixture", "method", "merging", "seeds")
-    return usual and all(getattr(run_config, part) == getattr(usual, part) for part in parts)
-
-
 def pretrain(
     run_config: config.RunConfig, corpus: Corpus, folder: Path, observer: Observer
 ) -> dict[str, Card]:

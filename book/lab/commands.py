@@ -158,7 +158,8 @@ def book(
             index.
         seeds: Number of streams per point of a grid.
         jobs: Number of chapters at a time.
-        publish: Write the committed notebooks, with the default parameters.
+        publish: Write the committed notebooks, with the default parameters. With --dry-run, the
+            exit status is 1 if one is stale.
 
     Example:
         cmpt book --chapter 04 -P peak=0.0008,0.0016 --seeds 3
@@ -169,7 +170,10 @@ def book(
         if parameter or profile != "quick" or seeds > 1:
             options = "--profile, --seeds and -P"
             raise CmpError(f"--publish: uses the default parameters; leave out {options}")
-        run.commit_notebooks(chapter, jobs, dry_run)
+        if not dry_run:
+            run.commit_notebooks(chapter, jobs)
+        elif not run.check_committed(chapter, jobs):
+            raise typer.Exit(1)
         return
     given = parameter or []
     if wrong := [assignment for assignment in given if "=" not in assignment]:

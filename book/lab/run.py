@@ -13,7 +13,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,12 +48,14 @@ class Task(NamedTuple):
         target: The path for its executed notebook.
         parameters: All parameter values.
         is_published: Whether the notebook is written in the form to commit.
+        keeps_outputs: Whether only the text is written again, without running the chapter.
     """
 
     source: Path
     target: Path
     parameters: dict[str, object]
     is_published: bool = False
+    keeps_outputs: bool = False
 
     @property
     def seconds(self) -> float | None:
@@ -75,35 +77,12 @@ def run_record(target: Path) -> dict:
 def execute_chapter(task: Task) -> None:
     """Run a chapter in its folder, and write its target only if it succeeds.
 
-    While it runs, the notebook so far is `.NAME.part.ipynb` beside the target.
-
     Raises:
         CmpError: A cell failed or the kernel died; the notebook so far is in `NAME.failed.ipynb`.
     """
-    from papermill.exceptions import PapermillExecutionError
-
-    source, target, stamp = task.source, task.target, stamps.make_stamp(task.source)
-    folder = build_folder() / "published" if task.is_published else target.resolve().parent
-    part = folder / f".{target.stem}.part.ipynb"
-    failed = folder / f"{target.stem}.failed.ipynb"
-    defaults = {p.name: p.default for p in chapters.parameters(source).values()}
-    changed = {key: value for key, value in task.parameters.items() if value != defaults[key]}
-    started = []
-
-    def on_start(cell, cell_index: int) -> None:
-        started.extend([cell.source] if cell.cell_type == "code" else [])
-
-    began = time.monotonic()
-    try:
-        executed = _execute(source, part, changed, on_start)
-    except (PapermillExecutionError, RuntimeError) as error:
-        os.replace(part, failed)
-        raise _failure(source, failed, started, error) from error
-    finally:
-        part.unlink(missing_ok=True)
+    stamp, began = stamps.make_stamp(task.source), time.monotonic()
+    executed, record = _execute(task, chapters.notebook(task.source))
     drop_widgets(executed)
-    printed = [x["text"] for x in executed.cells.pop()["outputs"] if x.get("name") == "stdout"]
-    record = parse_json("".join(printed))
     texts = iter(record.pop("texts"))
     for cell in executed.cells:
         cell.source = next(texts) if cell.cell_type == "markdown" else cell.source
@@ -114,9 +93,33 @@ def execute_chapter(task: Task) -> None:
         "seconds": round(time.monotonic() - began, 1),
     }
     del executed.metadata["papermill"]
-    page = stable_notebook(executed, source) if task.is_published else executed
-    write_atomic(target, nbformat.writes(page))
-    failed.unlink(missing_ok=True)
+    page = stable_notebook(executed, task.source) if task.is_published else executed
+    write_atomic(task.target, nbformat.writes(page))
+
+
+def refill_text(task: Task) -> None:
+    """Write a chapter's committed notebook with its present text and the outputs that it has.
+
+    Raises:
+        CmpError: A mark of the text cannot be filled in.
+    """
+    stamp, page = stamps.make_stamp(task.source), chapters.notebook(task.source)
+    committed, empty = nbformat.read(task.target, 4), chapters.notebook(task.source)
+    empty.cells = []
+    _, record = _execute(task, empty)  # which fills in the text
+    texts = iter(record["texts"])
+    cells = iter([cell for cell in committed.cells if cell.cell_type == "code"])
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            cell.source = next(texts)
+        else:
+            ran = next(cells)
+            cell.update(execution_count=ran.execution_count, outputs=ran.outputs)
+    page.metadata = committed.metadata
+    about = page.metadata["cmp"]
+    read = [name for name in about["stamp"] if name.endswith(stamps.SUFFIXES)]
+    about["stamp"] = stamp | stamps.digest_files([*read, *record["files"]])
+    write_atomic(task.target, nbformat.writes(page))
 
 
 def drop_widgets(executed) -> None:
@@ -140,30 +143,50 @@ def drop_widgets(executed) -> None:
         cell.outputs = kept
 
 
-def _execute(source: Path, part: Path, changed: dict, on_start: Callable):
-    """Run papermill quietly in the chapter's folder, with the notebook so far at `part`."""
+def _execute(task: Task, notebook) -> tuple[nbformat.NotebookNode, dict]:
+    """Run a notebook quietly in its chapter's folder, and return it with the chapter's record, see
+    `lab.chapter_setup.print_record`. While it runs, the notebook so far is `.NAME.part.ipynb`."""
     import papermill
+    from papermill.exceptions import PapermillExecutionError
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
-    notebook = chapters.notebook(source)
-    last = RECORD.format(str(source.resolve()))
+    source, target = task.source, task.target
+    folder = build_folder() / "published" if task.is_published else target.resolve().parent
+    part = folder / f".{target.stem}.part.ipynb"
+    failed = folder / f"{target.stem}.failed.ipynb"
+    defaults = {p.name: p.default for p in chapters.parameters(source).values()}
+    changed = {key: value for key, value in task.parameters.items() if value != defaults[key]}
+    last, started = RECORD.format(str(source.resolve())), []
+
+    def on_start(cell, cell_index: int) -> None:
+        started.extend([cell.source] if cell.cell_type == "code" else [])
+
     notebook.cells.append(nbformat.v4.new_code_cell(last, id="record"))
     write_atomic(part, nbformat.writes(notebook))
     path = str(part).replace("{", "{{").replace("}", "}}")  # papermill formats its paths
-    return papermill.execute_notebook(
-        path,
-        path,
-        changed,
-        progress_bar=False,
-        start_timeout=120,
-        kernel_manager_class=kernel_manager(),
-        extra_arguments=["--IPKernelApp.extra_extensions=lab.reads"],
-        resources={"metadata": {"path": str(source.resolve().parent)}},
-        shutdown_kernel="immediate",  # a graceful shutdown interrupts, and the kernel may complain
-        record_timing=False,
-        coalesce_streams=True,
-        on_cell_start=on_start,
-    )
+    try:
+        executed = papermill.execute_notebook(
+            path,
+            path,
+            changed,
+            progress_bar=False,
+            start_timeout=120,
+            kernel_manager_class=kernel_manager(),
+            extra_arguments=["--IPKernelApp.extra_extensions=lab.reads"],
+            resources={"metadata": {"path": str(source.resolve().parent)}},
+            shutdown_kernel="immediate",  # a graceful one interrupts, and the kernel may complain
+            record_timing=False,
+            coalesce_streams=True,
+            on_cell_start=on_start,
+        )
+    except (PapermillExecutionError, RuntimeError) as error:
+        os.replace(part, failed)
+        raise _failure(source, failed, started, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
+    printed = [x["text"] for x in executed.cells.pop()["outputs"] if x.get("name") == "stdout"]
+    return executed, parse_json("".join(printed))
 
 
 def kernel_manager() -> type:
@@ -218,6 +241,34 @@ def changed_since(tasks: list[Task]) -> dict[Path, list[str]]:
     return changed
 
 
+def print_plan(tasks: list[Task], jobs: int = 1) -> list[Task]:
+    """Print what is to be done about each task, and return the tasks that are not current.
+
+    Args:
+        tasks: The tasks.
+        jobs: The number of chapters at a time.
+    """
+    changed, todo = changed_since(tasks), []
+    for task in tasks:
+        if parts := changed[task.target]:
+            todo.append(task._replace(keeps_outputs=_is_only_text(task, parts)))
+        tqdm.write(f"{task.target.stem}: {_state(todo[-1] if parts else task, parts)}")
+    known = [seconds for task in todo if not task.keeps_outputs and (seconds := task.seconds)]
+    total = sum(known) / max(1, min(jobs, len(todo)))
+    forecast = f", about {total:.0f} s for the {len(known)} that ran before" if known else ""
+    tqdm.write(f"{len(todo)} of {len(tasks)} chapters to run{forecast}")
+    return todo
+
+
+def _is_only_text(task: Task, changed: list[str]) -> bool:
+    """Return whether a committed notebook differs from its chapter in Markdown alone."""
+    if not task.is_published or changed != ["text"]:
+        return False
+    books = nbformat.read(task.target, 4), chapters.notebook(task.source)
+    ran, now = ([c.source for c in book.cells if c.cell_type == "code"] for book in books)
+    return ran == now
+
+
 def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[Path, CmpError]:
     """Run the tasks that are not current, and copy the diagrams to their notebooks.
 
@@ -229,16 +280,7 @@ def run_tasks(tasks: list[Task], jobs: int = 1, dry_run: bool = False) -> dict[P
     Returns:
         Target -> why it failed, in the order of the tasks.
     """
-    changed = changed_since(tasks)
-    todo = [task for task in tasks if changed[task.target]]
-    took = {task.target: task.seconds for task in tasks}
-    for task in tasks:
-        tqdm.write(f"{task.target.stem}: {_state(task, changed[task.target])}")
-    known = [seconds for task in todo if (seconds := took[task.target])]
-    total = sum(known) / max(1, min(jobs, len(todo)))
-    forecast = f", about {total:.0f} s for the {len(known)} that ran before" if known else ""
-    tqdm.write(f"{len(todo)} of {len(tasks)} chapters to run{forecast}")
-    failures = {}
+    todo, failures = print_plan(tasks, jobs), {}
     if dry_run:
         return failures
     for task, error in tqdm(_finished(todo, jobs), "book", len(todo), disable=None):
@@ -257,11 +299,14 @@ def _state(task: Task, changed: list[str]) -> str:
     """Return what is to be done about a task, and why."""
     if not changed:
         return "current, skipped"
-    if not run_record(task.target):
+    if not task.target.exists():
         return "to run, first time"
+    if not run_record(task.target).get("stamp"):
+        return "to run, since its stamp cannot be read"
     more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+    kept = "; only its text is written again" if task.keeps_outputs else ""
     took = f"; took {task.seconds:.0f} s" if task.seconds else ""
-    return f"stale ({', '.join(changed[:MOST_NAMED])}{more} changed){took}"
+    return f"stale ({', '.join(changed[:MOST_NAMED])}{more} changed){kept}{took}"
 
 
 def _finished(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, Exception | None]]:
@@ -276,7 +321,7 @@ def _finished(tasks: list[Task], jobs: int) -> Iterator[tuple[Task, Exception | 
     def work() -> None:
         for task in waiting:  # shared by all threads: each takes the next task
             try:
-                execute_chapter(task)
+                (refill_text if task.keeps_outputs else execute_chapter)(task)
                 finished.put((task, None))
             except Exception as error:
                 finished.put((task, error))
@@ -390,23 +435,43 @@ def committed_tasks(
 
 
 def commit_notebooks(
-    numbers: Iterable[str] | None = None,
-    jobs: int = 1,
-    dry_run: bool = False,
-    folder: Path = chapters.BOOK,
+    numbers: Iterable[str] | None = None, jobs: int = 1, folder: Path = chapters.BOOK
 ) -> None:
-    """Write the committed notebooks that are stale, see `committed_tasks`.
+    """Write the committed notebooks that are stale, see `committed_tasks`. Where only Markdown
+    changed, the chapter's outputs stay, and its text is written again without running it.
 
     Args:
         numbers: The chapters; all by default.
         jobs: The number of chapters at a time.
-        dry_run: Whether to only print which are stale.
         folder: The book.
 
     Raises:
         CmpError: Chapters failed; their committed notebooks are unchanged.
     """
-    failures = run_tasks(committed_tasks(numbers, folder), jobs, dry_run)
-    if not dry_run:
-        print(f"notebooks: {folder}")
+    failures = run_tasks(committed_tasks(numbers, folder), jobs)
+    print(f"notebooks: {folder}")
     raise_failures(failures)
+
+
+def check_committed(
+    numbers: Iterable[str] | None = None, jobs: int = 1, folder: Path = chapters.BOOK
+) -> bool:
+    """Print which committed notebooks are stale and why, or have no chapter, and how to mend it.
+
+    Args:
+        numbers: The chapters; all by default.
+        jobs: The number of chapters at a time, for the forecast.
+        folder: The book.
+
+    Returns:
+        Whether all of them are current.
+    """
+    stale = print_plan(committed_tasks(numbers, folder), jobs)
+    if stale:
+        chosen = "".join(f" --chapter {task.source.name[:2]}" for task in stale)
+        tqdm.write(f"write them again: cmpt book --publish{chosen}")
+    named = [x for x in folder.glob("*.ipynb") if chapters.CHAPTER.fullmatch(f"{x.stem}.md")]
+    left = [path for path in sorted(named) if not path.with_suffix(".md").exists() and not numbers]
+    for path in left:
+        tqdm.write(f"{path.stem}: there is no {path.stem}.md; delete it: git rm {path}")
+    return not stale and not left

@@ -75,6 +75,7 @@ def write_lookups() -> None:
     """Write the files that pages load: captions, and the scripts and tables of explorers."""
     write_atomic(THEME / "data" / "figures.json", json.dumps(figure_captions(), indent=0))
     scripts = THEME / "public" / "explorers"
+    shutil.rmtree(scripts, ignore_errors=True)  # which may have explorers of an earlier edition
     for path in explorers.SCRIPTS.glob("[!.]*.*s"):
         write_atomic(scripts / path.name, path.read_text(encoding="utf-8"))
     write_atomic(scripts / "d3.js", explorers.script("d3"))

@@ -44,7 +44,12 @@ MARKED = {"lab.values._claim": "{{verdict ", "lab.values._value": "{{(?!diagram|
 
 def make_stamp(source: Path) -> dict[str, str]:
     """Return the stamp of a chapter, part -> digest, without the files that it reads."""
-    return {"text": _digest(chapters.source_text(source))} | digest_code(source)
+    return {"text": digest_text(source)} | digest_code(source)
+
+
+def digest_text(source: Path) -> str:
+    """Return the digest of a chapter's text."""
+    return _digest(chapters.source_text(source))
 
 
 def changed_parts(stamp: dict[str, str], now: dict[str, str]) -> list[str]:

@@ -17,7 +17,6 @@ from cmp.data import Batch, Corpus
 CONFIGS = Path(__file__).resolve().parent / "model_configs"
 open_clip.add_model_config(CONFIGS)
 
-BENCH = tuple(sorted(path.stem for path in CONFIGS.glob("*.json")))
 LARGE = "ViT-B-16"
 """A real model, which needs a GPU."""
 SIZES = {"bench-mid": 64, LARGE: 512}
