@@ -564,7 +564,7 @@ def test_a_book_goes_on_after_a_failure_and_skips_what_is_current(tmp_path, caps
     run_all(1, "out1", ["1"])
     printed = capsys.readouterr().out
     assert first.stat().st_mtime_ns == before
-    assert "01_b: current, skipped" in printed and "0 of 1 chapters to run" in printed
+    assert "01_b: current, skipped" in printed and "0 of 1 chapters to write" in printed
     assert str(first.parent) in printed
 
 
@@ -577,7 +577,7 @@ def test_nothing_starts_where_a_parameter_is_wrong_or_the_run_is_dry(tmp_path, c
     with pytest.raises(CmpError, match="00_a: profile: 'huge' must be one of quick"):
         run.run_book("huge", None, {}, folder=tmp_path)
     run.run_book("quick", None, {}, dry_run=True, folder=tmp_path)
-    assert "2 of 2 chapters to run" in capsys.readouterr().out
+    assert "2 of 2 chapters to write" in capsys.readouterr().out
     assert not (tmp_path / "build").exists()
 
 

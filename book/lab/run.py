@@ -256,7 +256,7 @@ def print_plan(tasks: list[Task], jobs: int = 1) -> list[Task]:
     known = [seconds for task in todo if not task.keeps_outputs and (seconds := task.seconds)]
     total = sum(known) / max(1, min(jobs, len(todo)))
     forecast = f", about {total:.0f} s for the {len(known)} that ran before" if known else ""
-    tqdm.write(f"{len(todo)} of {len(tasks)} chapters to run{forecast}")
+    tqdm.write(f"{len(todo)} of {len(tasks)} chapters to write{forecast}")
     return todo
 
 
