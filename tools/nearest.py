@@ -1,7 +1,7 @@
 """Name the tests nearest to a module: `python -m tools.nearest cmp/mixtures.py` prints their files.
 
-They are `tests/test_NAME.py` for a module NAME,
-unless `NEAREST` says otherwise. The whole suite tests more of a module than they do.
+They are `tests/test_NAME.py` for a module NAME, unless `NEAREST` says otherwise. The whole suite
+tests more of a module than they do.
 """
 
 import sys
